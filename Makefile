@@ -1,0 +1,39 @@
+# make study   accuracy along the spectrum, in minutes        make test   everything that is tested
+# make check   lint, types and the fast tests                 make clean  remove the environment
+PYTHON ?= python3
+BIN := .venv/bin
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+STUDY ?= experiments/quickstart.toml
+
+.PHONY: study test check lint types fast-tests clean
+.DEFAULT_GOAL := check
+
+study: .venv/for-use
+	$(BIN)/spectrum run $(STUDY)
+
+test: lint types
+	$(BIN)/python -m pytest -n auto
+
+check: lint types
+	$(BIN)/python -m pytest -n auto -m "not slow"
+
+lint: .venv/for-development
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: .venv/for-development
+	$(BIN)/mypy
+
+.venv/for-use: pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.12 ...")'
+	$(PYTHON) -m venv .venv
+	@echo "installing spectrum and what it needs into .venv (once, some minutes) ..."
+	$(INSTALL) --editable .
+	@touch $@
+
+.venv/for-development: .venv/for-use
+	$(INSTALL) --editable '.[dev]'
+	@touch $@
+
+clean:
+	rm -rf .venv

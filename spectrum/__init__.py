@@ -1,0 +1,65 @@
+"""spectrum: how should a convolution be split, and what does each split cost and buy?
+
+    from spectrum import SegmentedConv2d, build_model, measure_cost
+    SegmentedConv2d(128, 128, segments=1)                # a 1×1, then a regular convolution
+    SegmentedConv2d(128, 128, segments=3)                # an Inception module's three towers
+    SegmentedConv2d(128, 128, segments="per_channel")    # extreme Inception
+
+    from spectrum import load_study, run_study, load_results, plots, stats
+
+Names are imported when they are first used, so `import spectrum` and reading a study file load no torch.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "SegmentedConv2d": "spectrum.conv.segmented",
+    "build_model": "spectrum.models",
+    "list_models": "spectrum.models",
+    "register_model": "spectrum.models",
+    "measure_cost": "spectrum.cost.count",
+    "Point": "spectrum.study.spec",
+    "Study": "spectrum.study.spec",
+    "load_study": "spectrum.study.spec",
+    "load_results": "spectrum.study.store",
+    "run_study": "spectrum.study.sweep",
+    "plots": "spectrum.analysis.plots",
+    "stats": "spectrum.analysis.stats",
+}
+__all__ = [
+    "Point",
+    "SegmentedConv2d",
+    "Study",
+    "build_model",
+    "list_models",
+    "load_results",
+    "load_study",
+    "measure_cost",
+    "plots",
+    "register_model",
+    "run_study",
+    "stats",
+]
+
+if TYPE_CHECKING:
+    from spectrum.analysis import plots, stats
+    from spectrum.conv.segmented import SegmentedConv2d
+    from spectrum.cost.count import measure_cost
+    from spectrum.models import build_model, list_models, register_model
+    from spectrum.study.spec import Point, Study, load_study
+    from spectrum.study.store import load_results
+    from spectrum.study.sweep import run_study
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'spectrum' has no attribute {name!r}")
+    home = import_module(_HOME[name])
+    return home if name in ("plots", "stats") else getattr(home, name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_HOME])

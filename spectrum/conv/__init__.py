@@ -1,0 +1,1 @@
+"""The operation: one convolution for the whole spectrum."""

@@ -1,0 +1,99 @@
+"""How C channels fall into S independent segments.
+
+A segment is a run of neighbouring channels that the spatial convolution mixes among themselves only: 1 segment is
+a regular convolution, one a channel is a depthwise convolution, 3 or 4 are an Inception module. C need not be
+divisible by S; sizes then differ by at most one, the larger ones first. Pure functions, no torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import groupby
+from typing import Literal, NamedTuple
+
+PER_CHANNEL: Literal["per_channel"] = "per_channel"
+
+Segments = int | Literal["per_channel"] | Sequence[int]
+"""A number of segments, `"per_channel"`, or the explicit sizes of all segments."""
+
+
+class Run(NamedTuple):
+    """`count` neighbouring segments of one shape; one grouped convolution serves them all."""
+
+    count: int
+    in_size: int  # input channels of each segment
+    out_size: int  # output channels of each segment
+
+
+def segment_sizes(channels: int, segments: Segments) -> tuple[int, ...]:
+    """Sizes of the segments into which `channels` fall, in channel order.
+
+    >>> segment_sizes(128, 3)
+    (43, 43, 42)
+    >>> segment_sizes(4, "per_channel")
+    (1, 1, 1, 1)
+    >>> segment_sizes(256, (96, 96, 64))
+    (96, 96, 64)
+
+    Raises ValueError when there are fewer than 1 or more than `channels` segments, or sizes do not sum to `channels`.
+    """
+    if segments == PER_CHANNEL:
+        return (1,) * channels
+    if isinstance(segments, bool) or isinstance(segments, str):
+        raise ValueError(f'segments={segments!r}: expected a number, "per_channel", or a list of sizes')
+    if isinstance(segments, int):
+        _check_count(channels, segments)
+        size, larger = divmod(channels, segments)
+        return (size + 1,) * larger + (size,) * (segments - larger)
+    return _explicit_sizes(channels, segments)
+
+
+def clamp_segments(channels: int, segments: int | Literal["per_channel"]) -> int:
+    """The number of segments that a layer of `channels` channels can have: `segments`, or all its channels."""
+    return channels if segments == PER_CHANNEL else min(segments, channels)
+
+
+def segments_of_width(channels: int, width: int) -> int:
+    """The number of segments of about `width` channels each: channels / width rounded to nearest, at least 1."""
+    if width < 1:
+        raise ValueError(f"segment_width={width}: a segment has at least 1 channel; try 1, 2 or 4")
+    return max(1, (2 * channels + width) // (2 * width))
+
+
+def segment_runs(in_sizes: Sequence[int], out_sizes: Sequence[int]) -> tuple[Run, ...]:
+    """Neighbouring segments of equal shape, joined into runs."""
+    assert len(in_sizes) == len(out_sizes)
+    shapes = groupby(zip(in_sizes, out_sizes, strict=True))
+    return tuple(Run(len(list(same)), *shape) for shape, same in shapes)
+
+
+def interleaved(channels: int, segments: int) -> tuple[int, ...]:
+    """A permutation that deals channels round: position c gets a channel of segment c mod `segments`.
+
+    Entry c is the channel that comes to position c. Sizes as in `segment_sizes`, so any number of segments works.
+
+    >>> interleaved(6, 2)
+    (0, 3, 1, 4, 2, 5)
+    """
+    sizes = segment_sizes(channels, segments)
+    starts = [sum(sizes[:s]) for s in range(segments)]
+    return tuple(starts[c % segments] + c // segments for c in range(channels))
+
+
+def _check_count(channels: int, segments: int) -> None:
+    if segments < 1:
+        raise ValueError(f'segments={segments}: at least 1 segment is needed; try 1 … {channels} or "per_channel"')
+    if segments > channels:
+        raise ValueError(f'segments={segments}: more than the {channels} channels; try 1 … {channels} or "per_channel"')
+
+
+def _explicit_sizes(channels: int, sizes: Sequence[int]) -> tuple[int, ...]:
+    sizes = tuple(sizes)
+    wrong = [size for size in sizes if isinstance(size, bool) or not isinstance(size, int) or size < 1]
+    if not sizes or wrong:
+        raise ValueError(f"segments={list(sizes)}: a list of sizes needs whole numbers of at least 1")
+    if sum(sizes) != channels:
+        rest = channels - sum(sizes[:-1])
+        hint = f"; try {[*sizes[:-1], rest]}" if rest > 0 else ""
+        raise ValueError(f"segments={list(sizes)}: the sizes sum to {sum(sizes)}, not to {channels} channels{hint}")
+    return sizes

@@ -1,0 +1,71 @@
+"""What the families share: an operation from an architecture, and the residual block of Xception's middle flow.
+
+Shapes: x_nchw is (N, C, H, W); blocks keep H and W.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from spectrum.conv.segmented import SegmentedConv2d
+from spectrum.conv.segments import PER_CHANNEL, clamp_segments, segments_of_width
+from spectrum.models import Architecture
+
+
+def segmented(arch: Architecture, in_channels: int, out_channels: int) -> SegmentedConv2d:
+    """The 3×3 operation that the architecture asks for, its segments clamped to the channels that there are."""
+    if not arch.pointwise:
+        channels = min(in_channels, out_channels)
+    elif arch.order == "pointwise_first":
+        channels = out_channels
+    else:
+        channels = in_channels
+    if arch.segment_width is not None:
+        segments = segments_of_width(channels, arch.segment_width)
+    else:
+        segments = clamp_segments(channels, arch.segments or PER_CHANNEL)
+    return SegmentedConv2d(
+        in_channels,
+        out_channels,
+        segments=segments,
+        order=arch.order,
+        activation=arch.activation,
+        norm=arch.norm,
+        pointwise=arch.pointwise,
+        pointwise_segments=arch.pointwise_segments,
+        shuffle=arch.shuffle,
+    )
+
+
+def realised_segments(model: nn.Module) -> list[int]:
+    """The segments that each segmented convolution of a network really has, in the order of its modules."""
+    return [module.segments for module in model.modules() if isinstance(module, SegmentedConv2d)]
+
+
+class MiddleFlowBlock(nn.Module):
+    """ReLU, operation, BN, twice; added to the input (through a 1×1 and BN where the channels change).
+
+    Xception's middle flow has this three times over (Chollet 2017, Fig. 5).
+    """
+
+    def __init__(self, arch: Architecture, in_channels: int, out_channels: int) -> None:
+        super().__init__()
+        self.body = nn.Sequential(
+            nn.ReLU(),
+            segmented(arch, in_channels, out_channels),
+            nn.BatchNorm2d(out_channels),
+            nn.ReLU(),
+            segmented(arch, out_channels, out_channels),
+            nn.BatchNorm2d(out_channels),
+        )
+        self.skip: nn.Module | None = None
+        if arch.residual:
+            self.skip = (
+                nn.Identity()
+                if in_channels == out_channels
+                else nn.Sequential(nn.Conv2d(in_channels, out_channels, 1, bias=False), nn.BatchNorm2d(out_channels))
+            )
+
+    def forward(self, x_nchw: Tensor) -> Tensor:
+        y_nchw: Tensor = self.body(x_nchw)
+        return y_nchw if self.skip is None else y_nchw + self.skip(x_nchw)

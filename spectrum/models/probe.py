@@ -1,0 +1,75 @@
+"""probe: a small network for images of 8 to 32 pixels, in the manner of Xception's middle flow.
+
+    stem     3×3 convolution, BN            stride 2 from 16 px up
+    stage i  max-pool (from the second on), then `depth` × MiddleFlowBlock(widths[i])
+    exit     ReLU, global average pool, dropout, logistic regression
+
+Resolution changes in the pools only, never inside the operation, so that swapping the order of its halves does not
+move the 1×1 across a stride. At 28×28×1 and the default widths the network has 1.6 million MACs with one segment a
+channel and 13.3 million with 1 segment.
+"""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+from torch import Tensor, nn
+
+from spectrum.models import Architecture
+from spectrum.models.blocks import MiddleFlowBlock
+
+WIDTHS = (32, 64, 128)
+DEPTH = 1
+
+
+def build_probe(arch: Architecture) -> nn.Module:
+    """Build the probe network. Raises ValueError when the images are too small for its stages."""
+    return Probe(arch, probe_widths(arch), DEPTH if arch.depth is None else arch.depth)
+
+
+def probe_widths(arch: Architecture) -> tuple[int, ...]:
+    """Stage widths in channels: explicit ones, or the default times `width`, rounded to whole channels."""
+    if arch.widths is not None:
+        if arch.width != 1.0:
+            raise ValueError("width and widths: give one of the two")
+        return arch.widths
+    return tuple(max(1, round(arch.width * width)) for width in WIDTHS)
+
+
+class Probe(nn.Module):
+    """Images (N, in_channels, H, W), normalised, to logits (N, num_classes)."""
+
+    def __init__(self, arch: Architecture, widths: tuple[int, ...], depth: int) -> None:
+        super().__init__()
+        stem_stride = 2 if arch.image_size >= 16 else 1
+        smallest = arch.image_size // stem_stride // 2 ** (len(widths) - 1)
+        if smallest < 1:
+            raise ValueError(
+                f"image_size={arch.image_size}: too small for {len(widths)} stages; give fewer widths or larger images"
+            )
+        self.stem = nn.Sequential(
+            nn.Conv2d(arch.in_channels, widths[0], 3, stem_stride, padding=1, bias=False),
+            nn.BatchNorm2d(widths[0]),
+        )
+        stages = [self._stage(arch, widths[0], widths[0], depth)]
+        for before, after in pairwise(widths):
+            stages.append(nn.MaxPool2d(3, stride=2, padding=1))
+            stages.append(self._stage(arch, before, after, depth))
+        self.stages = nn.Sequential(*stages)
+        self.exit = nn.Sequential(
+            nn.ReLU(),
+            nn.AdaptiveAvgPool2d(1),
+            nn.Flatten(),
+            nn.Dropout(arch.dropout),
+            nn.Linear(widths[-1], arch.num_classes),
+        )
+
+    @staticmethod
+    def _stage(arch: Architecture, before: int, after: int, depth: int) -> nn.Module:
+        return nn.Sequential(
+            *(MiddleFlowBlock(arch, after if i else before, after) for i in range(depth)),
+        )
+
+    def forward(self, x_nchw: Tensor) -> Tensor:
+        logits_nk: Tensor = self.exit(self.stages(self.stem(x_nchw)))
+        return logits_nk

@@ -1,0 +1,1 @@
+"""A study: points along the spectrum, trained alike."""

@@ -1,0 +1,162 @@
+"""Where points are trained. An engine takes points and gives back one outcome a point, in the order they end.
+
+`LocalEngine` keeps N worker processes of this machine busy. A worker that dies is replaced and its point tried again a
+few times; an exception in a point is that point's failure and no other's.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import threading
+import traceback
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, wait
+from dataclasses import asdict, dataclass
+from importlib import import_module
+from multiprocessing.connection import wait as wait_for_handles
+from pathlib import Path
+from typing import Any
+
+from pebble import ProcessExpired, ProcessFuture, ProcessPool
+
+from spectrum.study.spec import Point
+
+ATTEMPTS = 3
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How one point ended: with a result and its provenance, or with the reason why there is none."""
+
+    point: Point
+    result: dict[str, Any] | None  # fields of train.Result, and "provenance"
+    reason: str | None
+    attempts: int
+
+
+class LocalEngine:
+    """Worker processes on this machine, each with an equal share of the cores.
+
+    Args:
+        workers: processes; by default one a core, at most one a point.
+        device: "cpu", "cuda", "mps", or "auto" for the best that torch has.
+        imports: modules to import in every worker first, for models of one's own.
+    """
+
+    def __init__(self, workers: int | None = None, *, device: str = "auto", imports: Sequence[str] = ()) -> None:
+        cores = available_cores()
+        self.workers = workers or cores
+        self.threads = max(1, cores // self.workers)
+        self.device = device
+        self.imports = tuple(imports)
+
+    def run(self, points: Iterable[Point]) -> Iterator[Outcome]:
+        """Train all points. Closing the iterator, or an exception in its consumer, ends the workers at once."""
+        waiting = deque((point, 1) for point in points)
+        workers = min(self.workers, len(waiting)) or 1
+        pool = ProcessPool(
+            max_workers=workers,
+            initializer=_start_worker,
+            initargs=(self.threads, self.imports),
+            context=multiprocessing.get_context("spawn"),
+        )
+        running: dict[ProcessFuture, tuple[Point, int]] = {}
+        try:
+            while waiting or running:
+                while waiting and len(running) < workers:
+                    point, attempt = waiting.popleft()
+                    running[pool.schedule(_train_one, args=[point, self.device])] = (point, attempt)
+                for future in wait(running, return_when=FIRST_COMPLETED).done:
+                    point, attempt = running.pop(future)
+                    error = future.exception()
+                    if isinstance(error, ProcessExpired) and attempt < ATTEMPTS:
+                        waiting.append((point, attempt + 1))
+                    else:
+                        yield _outcome(point, attempt, future, error)
+            pool.close()
+        finally:
+            pool.stop()
+            pool.join()
+
+
+def available_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _outcome(point: Point, attempt: int, future: ProcessFuture, error: BaseException | None) -> Outcome:
+    if error is None:
+        return Outcome(point, future.result(), None, attempt)
+    if isinstance(error, ProcessExpired):
+        reason = f"the worker process died {attempt} times, last with exit code {error.exitcode}"
+    else:
+        reason = f"{type(error).__name__}: {error}"
+    return Outcome(point, None, reason, attempt)
+
+
+def _start_worker(threads: int, imports: Sequence[str]) -> None:
+    threading.Thread(target=_end_with_driver, daemon=True).start()
+    os.environ["OMP_NUM_THREADS"] = str(threads)
+    import torch
+
+    from spectrum.study.provenance import code_revision
+
+    torch.set_num_threads(threads)
+    code_revision()  # of the code as it is now, not as it is when the first point ends
+    for module in imports:
+        import_module(module)
+
+
+def _end_with_driver() -> None:
+    """No worker outlives the process that started it, however that one ended."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        wait_for_handles([parent.sentinel])
+        os._exit(1)
+
+
+def _train_one(point: Point, device: str) -> dict[str, Any]:
+    from spectrum.study.data import load_images
+    from spectrum.study.provenance import best_device, provenance
+    from spectrum.study.train import train
+
+    device = best_device() if device == "auto" else device
+    images = load_images(point.dataset, point.image_size)
+    _reset_peak_memory()
+    try:
+        result = train(point, images, device=device)
+    except RuntimeError as error:
+        if "DefaultCPUAllocator" in str(error) or "out of memory" in str(error):
+            raise MemoryError("oom: not enough memory for this point") from error
+        raise RuntimeError(f"{error} ({_innermost(error)})") from error
+    return {
+        **asdict(result),
+        "peak_memory_mb": _peak_memory_mb(),
+        "provenance": provenance(images, device),
+    }
+
+
+def _innermost(error: BaseException) -> str:
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{Path(frame.filename).name}, line {frame.lineno}"
+
+
+def _reset_peak_memory() -> None:
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        return  # then the peak is over the worker's life
+
+
+def _peak_memory_mb() -> float:
+    """Largest resident memory of this process in MB, since the last reset where the system can reset it."""
+    try:
+        status = Path("/proc/self/status").read_text()
+        peak = next(line for line in status.splitlines() if line.startswith("VmHWM"))
+        return int(peak.split()[1]) / 1000
+    except (OSError, StopIteration):
+        import resource
+
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1000

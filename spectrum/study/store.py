@@ -1,0 +1,237 @@
+"""A study's folder: rows that are only ever appended, by one writer.
+
+    results.jsonl   one row a finished or failed point, written and synced at once
+    history.jsonl   one row an epoch
+    results.bad     rows that were torn or garbled, moved there by the next run
+    plan.json       the points of the study as they were frozen
+
+The writer holds a kernel lock on the folder itself: a killed writer frees it, and there is no lock file to go stale.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import socket
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+ROWS, HISTORY, BAD, PLAN, WRITER = (
+    "results.jsonl",
+    "history.jsonl",
+    "results.bad",
+    "plan.json",
+    ".writer.json",
+)
+FINISHED = ("done", "diverged")
+Row = dict[str, Any]
+
+
+class StoreError(RuntimeError):
+    """A results folder that cannot be written or read."""
+
+
+class Store:
+    """Exclusive writer of one study's folder. Use it in a `with` statement.
+
+    Raises StoreError when the folder cannot be written, or another process writes to it.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def __enter__(self) -> Self:
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._lock = os.open(self.folder, os.O_RDONLY)
+        except OSError as error:
+            raise StoreError(f"{self.folder}: cannot be made ({error.strerror})") from None
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(self._lock)
+            raise StoreError(f"{self.folder}: another run is writing here{_who(self.folder)}") from None
+        try:
+            _replace(self.folder / WRITER, json.dumps({"pid": os.getpid(), "host": socket.gethostname()}))
+            self.set_aside = self._set_bad_rows_aside()
+            self._files = {name: (self.folder / name).open("ab") for name in (ROWS, HISTORY)}
+        except OSError as error:
+            os.close(self._lock)
+            raise StoreError(f"{self.folder}: cannot be written ({error.strerror})") from None
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for file in self._files.values():
+            file.close()
+        (self.folder / WRITER).unlink(missing_ok=True)
+        os.close(self._lock)
+
+    def append(self, row: Row) -> None:
+        """Write one row and wait until it is on disk. Strict JSON: NaN raises ValueError."""
+        self._append(ROWS, [row])
+
+    def append_history(self, rows: Iterable[Row]) -> None:
+        """Write the epochs of one point."""
+        self._append(HISTORY, rows)
+
+    def freeze(self, plan: Mapping[str, Any]) -> None:
+        """Write plan.json; an earlier plan of other points is kept as plan-<its hash>.json."""
+        path = self.folder / PLAN
+        old = read_plan(self.folder)
+        if old is not None:
+            if old.get("hash") == plan["hash"]:
+                return
+            path.replace(self.folder / f"plan-{old.get('hash', 'unknown')}.json")
+        _replace(path, json.dumps(plan, indent=1, allow_nan=False) + "\n")
+
+    def _append(self, name: str, rows: Iterable[Row]) -> None:
+        lines = "".join(json.dumps(row, allow_nan=False, ensure_ascii=False) + "\n" for row in rows)
+        file = self._files[name]
+        before = file.tell()
+        try:
+            file.write(lines.encode())
+            file.flush()
+            os.fsync(file.fileno())
+        except OSError as error:
+            os.ftruncate(file.fileno(), before)  # half a row is worse than none
+            raise StoreError(f"{self.folder / name}: cannot be written ({error.strerror})") from error
+
+    def _set_bad_rows_aside(self) -> int:
+        """Move torn and garbled rows to results.bad; how many there were."""
+        count = 0
+        for name, check in ((ROWS, _is_row), (HISTORY, _is_json_object)):
+            good, bad = _read_lines(self.folder / name, check)
+            if bad:
+                with (self.folder / BAD).open("ab") as file:
+                    file.writelines(line + b"\n" for line in bad)
+                    file.flush()
+                    os.fsync(file.fileno())
+                _replace(self.folder / name, b"".join(line + b"\n" for line in good))
+                count += len(bad)
+            elif good and not (self.folder / name).read_bytes().endswith(b"\n"):
+                with (self.folder / name).open("ab") as file:
+                    file.write(b"\n")
+        return count
+
+
+def read_rows(folder: Path) -> list[Row]:
+    """All readable rows, in the order in which they were written."""
+    good, _ = _read_lines(folder / ROWS, _is_row)
+    return [json.loads(line) for line in good]
+
+
+def latest_rows(folder: Path) -> dict[str, Row]:
+    """One row a point, by id: its finished one, else its last."""
+    latest: dict[str, Row] = {}
+    for row in read_rows(folder):
+        earlier = latest.get(row["id"])
+        if earlier is None or earlier["status"] not in FINISHED:
+            latest[row["id"]] = row
+    return latest
+
+
+def read_plan(folder: Path) -> dict[str, Any] | None:
+    """The frozen plan, or None where there is none yet. Raises StoreError when it is garbled."""
+    path = folder / PLAN
+    if not path.exists():
+        return None
+    try:
+        plan = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        raise StoreError(f"{path}: garbled; remove it, and the next run writes it anew") from None
+    if not isinstance(plan, dict):
+        raise StoreError(f"{path}: garbled; remove it, and the next run writes it anew")
+    return plan
+
+
+def load_results(folder: str | Path, *, all_points: bool = False) -> pd.DataFrame:
+    """A study's rows as a table, one row a point.
+
+    Args:
+        folder: where `spectrum run` wrote, such as "results/quickstart".
+        all_points: also points that an earlier version of the study had.
+
+    Columns: every field of `Point`; `status` (done, diverged, failed), accuracies from 0 to 1, params, macs, seconds,
+    provenance. A failed point has no accuracy; a diverged one is scored at chance. Raises StoreError where there is no
+    such folder or no row.
+    """
+    import pandas as pd
+
+    folder = Path(folder)
+    if not (folder / ROWS).exists():
+        raise StoreError(f"{folder}: has no {ROWS}; run the study first: spectrum run FILE")
+    rows = list(latest_rows(folder).values())
+    plan = read_plan(folder)
+    if plan is not None and not all_points:
+        wanted = [point["id"] for point in plan["points"]]
+        by_id = {row["id"]: row for row in rows}
+        rows = [by_id[id] for id in wanted if id in by_id]
+    if not rows:
+        raise StoreError(f"{folder}: has no rows yet; run the study first: spectrum run FILE")
+    return pd.DataFrame(rows)
+
+
+def load_history(folder: str | Path) -> pd.DataFrame:
+    """The epochs of all points: id, epoch, lr, train_loss, val_loss, val_accuracy, train_seconds."""
+    import pandas as pd
+
+    good, _ = _read_lines(Path(folder) / HISTORY, _is_json_object)
+    history = pd.DataFrame([json.loads(line) for line in good])
+    return history.drop_duplicates(["id", "epoch"], keep="last") if len(history) else history
+
+
+def _read_lines(path: Path, check: Any) -> tuple[list[bytes], list[bytes]]:
+    if not path.exists():
+        return [], []
+    good: list[bytes] = []
+    bad: list[bytes] = []
+    for line in path.read_bytes().split(b"\n"):
+        if line.strip():
+            (good if check(line) else bad).append(line)
+    return good, bad
+
+
+def _is_json_object(line: bytes) -> bool:
+    try:
+        return isinstance(json.loads(line), dict)
+    except (ValueError, RecursionError):
+        return False
+
+
+def _is_row(line: bytes) -> bool:
+    if not _is_json_object(line):
+        return False
+    row = json.loads(line)
+    return isinstance(row.get("id"), str) and row.get("status") in (*FINISHED, "failed")
+
+
+def _replace(path: Path, content: str | bytes) -> None:
+    """Write a whole file: the old one or the new one is there at any moment, never a mix."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with temporary.open("wb") as file:
+            file.write(content.encode() if isinstance(content, str) else content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+        folder = os.open(path.parent, os.O_RDONLY)
+        os.fsync(folder)
+        os.close(folder)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _who(folder: Path) -> str:
+    try:
+        writer = json.loads((folder / WRITER).read_text())
+        return f" (process {writer['pid']} on {writer['host']})"
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""

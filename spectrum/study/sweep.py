@@ -1,0 +1,300 @@
+"""From a study to its rows: cost of every point first, then training of those that have no row yet.
+
+plan_study   lists points and costs, writes nothing
+run_study    freezes the plan, trains what is left, appends a row a point
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from spectrum.study.spec import Point, SpecError, Study
+from spectrum.study.store import FINISHED, Row, Store, StoreError, latest_rows
+
+if TYPE_CHECKING:
+    from spectrum.study.data import Images
+
+IDENTITY = ("id", "study", "status")
+RESULT_COLUMNS = (
+    "test_accuracy",
+    "test_loss",
+    "val_accuracy",
+    "val_loss",
+    "train_loss",
+    "train_seconds",
+    "images_per_second",
+    "peak_memory_mb",
+    "weights_sha256",
+)
+
+
+@dataclass(frozen=True)
+class PlannedPoint:
+    """A point and what it costs, known before it is trained."""
+
+    point: Point
+    params: int
+    macs: int  # one image, forward
+    activations: int
+    realised_segments: tuple[int, ...]  # of each segmented convolution
+    seconds: float | None = None  # estimated training time on one worker
+
+    @property
+    def clamped_layers(self) -> int:
+        """How many convolutions have fewer channels than the point asks segments for."""
+        asked = self.point.segments
+        return sum(have < asked for have in self.realised_segments) if isinstance(asked, int) else 0
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a run stands. `outcome` is the row that has just been written, None at the start."""
+
+    total: int
+    reused: int
+    done: int = 0
+    diverged: int = 0
+    failed: int = 0
+    row: Row | None = None
+
+    @property
+    def left(self) -> int:
+        return self.total - self.reused - self.done - self.diverged - self.failed
+
+
+@dataclass(frozen=True)
+class Summary:
+    """How a run of a study ended."""
+
+    folder: Path
+    total: int
+    reused: int
+    trained: int
+    diverged: int
+    failed: int
+    set_aside: int  # torn rows moved to results.bad
+
+
+def plan_study(study: Study, *, imports: Sequence[str] = (), time_steps: bool = False) -> list[PlannedPoint]:
+    """Cost of every point of a study. Trains nothing and writes nothing.
+
+    Args:
+        imports: modules to import first, for models of one's own.
+        time_steps: also time some training steps of each network, which takes a second or so each.
+
+    Raises SpecError for a point whose network cannot be built, DataError for a missing data set.
+    """
+    import_modules(imports)
+    from spectrum.study.data import split
+
+    planned: list[PlannedPoint] = []
+    costs: dict[Any, PlannedPoint] = {}
+    for point in study.points():
+        images = _images(point)
+        key = (point.model_copy(update={"seed": 0}),)
+        if key not in costs:
+            costs[key] = _planned(point, images)
+            data = split(images, point.validation_fraction, point.train_images)
+            if time_steps:
+                costs[key] = _timed(costs[key], images, len(data.train_y))
+        cost = costs[key]
+        planned.append(
+            PlannedPoint(point, cost.params, cost.macs, cost.activations, cost.realised_segments, cost.seconds)
+        )
+    return planned
+
+
+def run_study(
+    study: Study,
+    out: str | Path | None = None,
+    *,
+    workers: int | None = None,
+    device: str = "auto",
+    imports: Sequence[str] = (),
+    on_progress: Callable[[Progress], None] | None = None,
+) -> Summary:
+    """Train every point of a study that has no finished row yet, and append a row for each.
+
+    Args:
+        study: from `load_study`.
+        out: folder of the results; by default results/<name of the study>/ below the current folder.
+        workers: processes that train side by side; by default one a core.
+        device: "cpu", "cuda", "mps", or "auto".
+        imports: modules to import in every worker first, for models of one's own.
+        on_progress: called at the start and after every point.
+
+    A point that fails gets a row with status "failed" and the reason; it is tried again by the next run. Raises
+    SpecError, DataError or StoreError before anything is trained.
+    """
+    folder = Path("results", study.name) if out is None else Path(out)
+    points = study.points()
+    finished = _finished(folder)
+    left = [point for point in points if point.id not in finished]
+    planned: list[PlannedPoint] = []
+    if left or not (folder / "plan.json").exists():
+        planned = plan_study(study, imports=imports)
+        _check_same_images(folder, finished, points)
+    with Store(folder) as store:
+        finished = _finished(folder)  # another run may have written between the two looks
+        left = [point for point in points if point.id not in finished]
+        store.freeze(_plan(study, planned) if planned else _reused_plan(study, finished))
+        counts: Counter[str] = Counter()
+        reused = len(points) - len(left)
+
+        def tell(row: Row | None) -> None:
+            if on_progress is not None:
+                numbers = (counts[status] for status in ("done", "diverged", "failed"))
+                on_progress(Progress(len(points), reused, *numbers, row=row))
+
+        tell(None)
+        if left:
+            costs = {cost.point.id: cost for cost in planned}
+            for row, history in _train(left, costs, study, workers, device, imports):
+                store.append_history(history)
+                store.append(row)
+                counts[row["status"]] += 1
+                tell(row)
+        return Summary(
+            folder, len(points), reused, counts["done"], counts["diverged"], counts["failed"], store.set_aside
+        )
+
+
+def import_modules(names: Iterable[str]) -> None:
+    """Import a user's modules. Raises SpecError for one that cannot be."""
+    for name in names:
+        try:
+            import_module(name)
+        except ImportError as error:
+            raise SpecError(f"--import {name}: {error}; give a module that python can import") from None
+
+
+def _train(
+    points: Sequence[Point],
+    costs: dict[str, PlannedPoint],
+    study: Study,
+    workers: int | None,
+    device: str,
+    imports: Sequence[str],
+) -> Iterable[tuple[Row, list[Row]]]:
+    from spectrum.study.engines import LocalEngine
+
+    engine = LocalEngine(workers, device=device, imports=imports)
+    for outcome in engine.run(points):
+        row = _row(study, costs[outcome.point.id])
+        history: list[Row] = []
+        if outcome.result is None:
+            row |= {"status": "failed", "reason": outcome.reason}
+        else:
+            result = outcome.result
+            row |= {name: result[name] for name in ("status", *RESULT_COLUMNS)}
+            row["provenance"] = result["provenance"]
+            history = [{"id": row["id"], **epoch} for epoch in result["history"]]
+        row["attempts"] = outcome.attempts
+        yield row, history
+
+
+def _row(study: Study, planned: PlannedPoint) -> Row:
+    return {
+        "id": planned.point.id,
+        "study": study.name,
+        "status": "failed",
+        **planned.point.model_dump(mode="json"),
+        "match": study.budget.match,
+        "budget_mismatch": None,
+        "params": planned.params,
+        "macs": planned.macs,
+        "flops": 2 * planned.macs,
+        "activations": planned.activations,
+        "realised_segments": list(planned.realised_segments),
+        **dict.fromkeys(RESULT_COLUMNS),
+    }
+
+
+def _plan(study: Study, planned: Sequence[PlannedPoint]) -> dict[str, Any]:
+    return {
+        "study": study.name,
+        "question": study.question,
+        "hash": study.hash,
+        "budget": study.budget.model_dump(mode="json"),
+        "varied": study.varied(),
+        "points": [
+            {
+                "id": cost.point.id,
+                "params": cost.params,
+                "macs": cost.macs,
+                "activations": cost.activations,
+                "realised_segments": list(cost.realised_segments),
+                "point": cost.point.model_dump(mode="json", exclude_defaults=True),
+            }
+            for cost in planned
+        ],
+    }
+
+
+def _reused_plan(study: Study, rows: dict[str, Row]) -> dict[str, Any]:
+    """The plan of a study all of whose points have rows, from these."""
+    planned = []
+    for point in study.points():
+        row = rows[point.id]
+        planned.append(
+            PlannedPoint(point, row["params"], row["macs"], row["activations"], tuple(row["realised_segments"]))
+        )
+    return _plan(study, planned)
+
+
+def _finished(folder: Path) -> dict[str, Row]:
+    return {id: row for id, row in latest_rows(folder).items() if row["status"] in FINISHED}
+
+
+def _check_same_images(folder: Path, finished: dict[str, Row], points: Sequence[Point]) -> None:
+    for point in points:
+        row = finished.get(point.id)
+        if row is not None and row["provenance"]["data_fingerprint"] != _images(point).fingerprint:
+            raise StoreError(
+                f"{folder}: its rows were trained on other images of {point.dataset!r} than those found now; "
+                "give another --out, or the earlier images"
+            )
+
+
+def _images(point: Point) -> Images:
+    from spectrum.study.data import load_images
+
+    return load_images(point.dataset, point.image_size)
+
+
+def _planned(point: Point, images: Images) -> PlannedPoint:
+    from spectrum.cost.count import measure_cost
+    from spectrum.models import build_model
+    from spectrum.models.blocks import realised_segments
+
+    channels, side, _ = images.shape
+    try:
+        model = build_model(point.model, point.architecture(channels, images.classes, side))
+    except ValueError as error:
+        raise SpecError(f"segments = {point.segments}, model = {point.model!r}: {error}") from None
+    realised = tuple(realised_segments(model))
+    if isinstance(point.segments, int) and realised and point.segments > max(realised):
+        raise SpecError(
+            f"segments = {point.segments}: no layer of {point.model!r} has so many channels; "
+            f'the widest has {max(realised)}; try that, or "per_channel"'
+        )
+    cost = measure_cost(model, images.shape)
+    return PlannedPoint(point, cost.params, cost.macs, cost.activations, realised)
+
+
+def _timed(planned: PlannedPoint, images: Images, train_images: int) -> PlannedPoint:
+    from spectrum.cost.timing import time_training_step
+    from spectrum.models import build_model
+
+    point = planned.point
+    channels, side, _ = images.shape
+    batch = min(point.batch_size, train_images)
+    model = build_model(point.model, point.architecture(channels, images.classes, side))
+    step = time_training_step(model, (batch, *images.shape), images.classes)
+    seconds = step * (train_images // batch) * point.epochs
+    return PlannedPoint(point, planned.params, planned.macs, planned.activations, planned.realised_segments, seconds)

@@ -1,0 +1,217 @@
+"""One training run: a Point and its images in, a Result out.
+
+The weights that are scored are the last ones, or with `ema` their exponential average. The average takes in BN's running
+statistics as it does the weights, so that the scored statistics belong to the scored weights. Validation accuracy is
+measured after every epoch; the test set is read once, at the end. A loss that is not finite ends the run as
+`diverged`, which is a result and scored at chance.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+from torch.optim.swa_utils import AveragedModel
+
+from spectrum.models import build_model
+from spectrum.study.data import Images, batches, split
+from spectrum.study.spec import Point
+
+EVALUATION_BATCH = 500
+
+
+@dataclass(frozen=True)
+class Result:
+    """What one point gave. Accuracies from 0 to 1, losses in nats, times in seconds."""
+
+    status: str  # "done" or "diverged"
+    test_accuracy: float
+    test_loss: float | None  # None: diverged
+    val_accuracy: float
+    val_loss: float | None
+    train_loss: float | None  # mean over the last epoch
+    train_seconds: float  # in training steps, without evaluation
+    images_per_second: float
+    weights_sha256: str  # of the weights and buffers that were scored
+    history: list[dict[str, Any]] = field(default_factory=list)  # one entry an epoch
+
+
+def train(
+    point: Point,
+    images: Images,
+    *,
+    device: torch.device | str = "cpu",
+    on_epoch: Callable[[dict[str, Any]], None] | None = None,
+) -> Result:
+    """Train one point. Raises ValueError when the network cannot be built for these images."""
+    device = torch.device(device)
+    torch.manual_seed(point.seed)
+    data = split(images, point.validation_fraction, point.train_images)
+    channels, side, _ = images.shape
+    model = build_model(point.model, point.architecture(channels, images.classes, side))
+    model = model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    average = AveragedModel(model, multi_avg_fn=_ema(point.ema), use_buffers=True) if point.ema else None
+    scored: nn.Module = model if average is None else average.module
+    run = torch.compile(model) if point.compile else model
+    optimizer = make_optimizer(point, model)
+    steps_per_epoch = max(1, len(data.train_y) // point.batch_size)
+    test = (images.test_x, images.test_y)
+    validation = (data.validation_x, data.validation_y)
+
+    history: list[dict[str, Any]] = []
+    seconds, step, loss_value, val_loss, val_accuracy = 0.0, 0, math.nan, math.nan, 0.0
+    diverged = False
+    for epoch in range(point.epochs):
+        model.train()
+        started = time.perf_counter()
+        epoch_loss = torch.zeros((), device=device)
+        for x_nchw, y_n in batches(
+            data,
+            batch_size=point.batch_size,
+            seed=point.seed,
+            epoch=epoch,
+            flip=point.flip,
+            shift=point.shift,
+            cutout=point.cutout,
+            device=device,
+        ):
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate(point, step / steps_per_epoch)
+            with torch.autocast(device.type, torch.bfloat16, enabled=point.autocast):
+                loss = cross_entropy(run(x_nchw), y_n, label_smoothing=point.label_smoothing)
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+            if average is not None:
+                average.update_parameters(model)
+            epoch_loss += loss.detach()
+            step += 1
+        loss_value = epoch_loss.item() / steps_per_epoch
+        seconds += time.perf_counter() - started
+        val_loss, val_accuracy = evaluate(scored, data.normalise, *validation, device=device)
+        diverged = not (math.isfinite(loss_value) and math.isfinite(val_loss))
+        entry = {
+            "epoch": epoch + 1,
+            "lr": optimizer.param_groups[0]["lr"],
+            "train_loss": _finite(loss_value),
+            "val_loss": _finite(val_loss),
+            "val_accuracy": 1 / images.classes if diverged else val_accuracy,
+            "train_seconds": seconds,
+        }
+        history.append(entry)
+        if on_epoch is not None:
+            on_epoch(entry)
+        if diverged:
+            break
+
+    chance = 1 / images.classes
+    test_loss, test_accuracy = (
+        (math.nan, chance) if diverged else evaluate(scored, data.normalise, *test, device=device)
+    )
+    return Result(
+        status="diverged" if diverged else "done",
+        test_accuracy=test_accuracy,
+        test_loss=_finite(test_loss),
+        val_accuracy=chance if diverged else val_accuracy,
+        val_loss=_finite(val_loss),
+        train_loss=_finite(loss_value),
+        train_seconds=seconds,
+        images_per_second=step * min(point.batch_size, len(data.train_y)) / seconds,
+        weights_sha256=hash_weights(scored),
+        history=history,
+    )
+
+
+def learning_rate(point: Point, epoch: float) -> float:
+    """The learning rate at a moment, in epochs from the start.
+
+    Linear warm-up from 0 over `warmup_epochs`; then, with t from 0 to 1 over the rest,
+    cosine: lr · (1 + cos πt) / 2 (Loshchilov & Hutter 2017); exponential: lr · decay^⌊epochs since / decay_epochs⌋
+    (Chollet 2017: 0.94 every 2 epochs); one_cycle: up from lr/25 to lr in the first 30 %, then down to lr/10⁴, both
+    along cosines (Smith & Topin 2018).
+    """
+    if epoch < point.warmup_epochs:
+        return point.lr * epoch / point.warmup_epochs
+    since = epoch - point.warmup_epochs
+    t = since / (point.epochs - point.warmup_epochs)
+    if point.schedule == "exponential":
+        return point.lr * point.decay ** math.floor(since / point.decay_epochs)
+    if point.schedule == "cosine":
+        return _along_cosine(point.lr, 0.0, t)
+    peak = 0.3
+    if t < peak:
+        return _along_cosine(point.lr / 25, point.lr, t / peak)
+    return _along_cosine(point.lr, point.lr / 1e4, (t - peak) / (1 - peak))
+
+
+def _along_cosine(start: float, end: float, t: float) -> float:
+    return end + (start - end) * (1 + math.cos(math.pi * t)) / 2
+
+
+def make_optimizer(point: Point, model: nn.Module) -> torch.optim.Optimizer:
+    """The optimiser of a point; weight decay goes to weights of two and more dimensions, not to BN or bias."""
+    trained = [p for p in model.parameters() if p.requires_grad]
+    groups = [
+        {"params": [p for p in trained if p.ndim > 1], "weight_decay": point.weight_decay},
+        {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+    if point.optimizer == "sgd":
+        return torch.optim.SGD(groups, lr=point.lr, momentum=point.momentum, nesterov=point.momentum > 0)
+    if point.optimizer == "adamw":
+        return torch.optim.AdamW(groups, lr=point.lr, betas=(point.momentum, 0.999))
+    return torch.optim.RMSprop(groups, lr=point.lr, alpha=0.9, eps=1e-3, momentum=point.momentum)
+
+
+@torch.inference_mode()
+def evaluate(
+    model: nn.Module,
+    normalise: Callable[[Tensor], Tensor],
+    x_nchw: Tensor,
+    y_n: Tensor,
+    *,
+    device: torch.device | str,
+) -> tuple[float, float]:
+    """Mean cross-entropy in nats and accuracy from 0 to 1, each image counted once, in evaluation mode."""
+    model.eval()
+    loss, correct = 0.0, 0
+    for x, y in zip(x_nchw.split(EVALUATION_BATCH), y_n.split(EVALUATION_BATCH), strict=True):
+        logits = model(normalise(x.to(device)).contiguous(memory_format=torch.channels_last))
+        loss += cross_entropy(logits, y.to(device), reduction="sum").item()
+        correct += int((logits.argmax(1) == y.to(device)).sum())
+    return loss / len(y_n), correct / len(y_n)
+
+
+def hash_weights(model: nn.Module) -> str:
+    """SHA-256 over names, shapes, types and bytes of all weights and buffers."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def _ema(decay: float) -> Callable[[list[Tensor], list[Tensor], Tensor | int], None]:
+    """Exponential average whose decay grows as (1 + n) / (10 + n), so that the first weights are soon forgotten."""
+
+    @torch.no_grad()
+    def update(averages: list[Tensor], weights: list[Tensor], count: Tensor | int) -> None:
+        n = int(count)
+        keep = min(decay, (1 + n) / (10 + n))
+        for average, weight in zip(averages, weights, strict=True):
+            if average.is_floating_point():
+                average.lerp_(weight, 1 - keep)
+            else:
+                average.copy_(weight)
+
+    return update
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
