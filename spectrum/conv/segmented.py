@@ -178,12 +178,12 @@ class SegmentedHalf(nn.Module):
             torch.empty(run.count * run.out_size, run.in_size, *kernel_size) for run in runs
         )
         for weight in self.weights:
-            bound = 1 / math.sqrt(math.prod(weight.shape[1:]))
+            bound = 1 / math.sqrt(weight[0].numel())
             nn.init.uniform_(weight, -bound, bound)
 
     @property
     def largest_fan_in(self) -> int:
-        return max(math.prod(weight.shape[1:]) for weight in self.weights)
+        return max(int(weight[0].numel()) for weight in self.weights)
 
     def forward(self, x_nchw: Tensor) -> Tensor:
         run = LOWERINGS[self.lowering]

@@ -8,8 +8,9 @@ divisible by S; sizes then differ by at most one, the larger ones first. Pure fu
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import groupby
-from typing import Literal, NamedTuple
+from typing import Literal
 
 PER_CHANNEL: Literal["per_channel"] = "per_channel"
 
@@ -17,7 +18,8 @@ Segments = int | Literal["per_channel"] | Sequence[int]
 """A number of segments, `"per_channel"`, or the explicit sizes of all segments."""
 
 
-class Run(NamedTuple):
+@dataclass(frozen=True)
+class Run:
     """`count` neighbouring segments of one shape; one grouped convolution serves them all."""
 
     count: int
@@ -39,7 +41,7 @@ def segment_sizes(channels: int, segments: Segments) -> tuple[int, ...]:
     """
     if segments == PER_CHANNEL:
         return (1,) * channels
-    if isinstance(segments, bool) or isinstance(segments, str):
+    if isinstance(segments, (bool, str)):
         raise ValueError(f'segments={segments!r}: expected a number, "per_channel", or a list of sizes')
     if isinstance(segments, int):
         _check_count(channels, segments)

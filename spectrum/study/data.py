@@ -2,8 +2,8 @@
 
     load_images(name) → Images → split(…) → Split → batches(…) → (x_nchw, y_n) a step
 
-Where a data set is looked for: `$SPECTRUM_DATA/<name>/` first (Parquet in the hub's layout, or a folder an image class),
-then the hub's cache or a download. Decoded images are cached under `$SPECTRUM_CACHE` (~/.cache/spectrum otherwise).
+Where a data set is looked for: `$SPECTRUM_DATA/<name>/` first (Parquet in the hub's layout, or a folder a class), then
+the hub's cache or a download. Decoded images are cached under `$SPECTRUM_CACHE` (~/.cache/spectrum otherwise).
 The test set is whatever the source calls "test", else its "validation" split, else a fixed sixth of its images.
 """
 
@@ -237,9 +237,9 @@ def _pixels(
         where = f"dataset={source.name!r}: image {number} of the {split_name} split"
         try:
             data = stored["bytes"] if stored["bytes"] is not None else Path(stored["path"]).read_bytes()
-            image = Image.open(io.BytesIO(data))
-            mode = mode or ("L" if image.mode in ("1", "L", "I", "I;16", "F") else "RGB")
-            image = image.convert(mode)
+            encoded = Image.open(io.BytesIO(data))
+            mode = mode or ("L" if encoded.mode in ("1", "L", "I", "I;16", "F") else "RGB")
+            image = encoded.convert(mode)
         except (UnidentifiedImageError, OSError, SyntaxError, TypeError, KeyError) as error:
             file = stored.get("path") if isinstance(stored, dict) else None
             raise DataError(
@@ -289,7 +289,7 @@ def _images(train_x: Tensor, train_y: Tensor, test_x: Tensor, test_y: Tensor) ->
     digest = hashlib.sha256()
     for tensor in tensors:
         digest.update(repr(tuple(tensor.shape)).encode())
-        digest.update(tensor.contiguous().numpy())
+        digest.update(tensor.contiguous().numpy().data)
     return Images(*tensors, classes=int(train_y.max()) + 1, fingerprint=digest.hexdigest()[:16])
 
 
@@ -335,9 +335,7 @@ def carve(labels: Tensor, fraction: float) -> tuple[Tensor, Tensor]:
 
     The same for every seed, so that nothing that was chosen on it ever sees training.
     """
-    carved = []
-    for members in _by_class(labels):
-        carved.append(members[: max(1, round(fraction * len(members)))])
+    carved = [members[: max(1, round(fraction * len(members)))] for members in _by_class(labels)]
     part = torch.cat(carved).sort().values
     kept = torch.ones(len(labels), dtype=torch.bool)
     kept[part] = False

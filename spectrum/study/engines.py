@@ -12,14 +12,14 @@ import threading
 import traceback
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, wait
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import asdict, dataclass
 from importlib import import_module
 from multiprocessing.connection import wait as wait_for_handles
 from pathlib import Path
 from typing import Any
 
-from pebble import ProcessExpired, ProcessFuture, ProcessPool
+from pebble import ProcessExpired, ProcessPool
 
 from spectrum.study.spec import Point
 
@@ -62,7 +62,7 @@ class LocalEngine:
             initargs=(self.threads, self.imports),
             context=multiprocessing.get_context("spawn"),
         )
-        running: dict[ProcessFuture, tuple[Point, int]] = {}
+        running: dict[Future[Any], tuple[Point, int]] = {}
         try:
             while waiting or running:
                 while waiting and len(running) < workers:
@@ -86,7 +86,7 @@ def available_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _outcome(point: Point, attempt: int, future: ProcessFuture, error: BaseException | None) -> Outcome:
+def _outcome(point: Point, attempt: int, future: Future[Any], error: BaseException | None) -> Outcome:
     if error is None:
         return Outcome(point, future.result(), None, attempt)
     if isinstance(error, ProcessExpired):

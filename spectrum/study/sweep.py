@@ -53,7 +53,7 @@ class PlannedPoint:
 
 @dataclass(frozen=True)
 class Progress:
-    """Where a run stands. `outcome` is the row that has just been written, None at the start."""
+    """Where a run stands. `row` is the one just written, None at the start."""
 
     total: int
     reused: int
@@ -148,8 +148,8 @@ def run_study(
 
         def tell(row: Row | None) -> None:
             if on_progress is not None:
-                numbers = (counts[status] for status in ("done", "diverged", "failed"))
-                on_progress(Progress(len(points), reused, *numbers, row=row))
+                done, diverged, failed = (counts[status] for status in ("done", "diverged", "failed"))
+                on_progress(Progress(len(points), reused, done, diverged, failed, row))
 
         tell(None)
         if left:
@@ -221,6 +221,7 @@ def _plan(study: Study, planned: Sequence[PlannedPoint]) -> dict[str, Any]:
         "question": study.question,
         "hash": study.hash,
         "budget": study.budget.model_dump(mode="json"),
+        "base": study.base.model_dump(mode="json"),
         "varied": study.varied(),
         "points": [
             {

@@ -1,9 +1,9 @@
 """One training run: a Point and its images in, a Result out.
 
-The weights that are scored are the last ones, or with `ema` their exponential average. The average takes in BN's running
-statistics as it does the weights, so that the scored statistics belong to the scored weights. Validation accuracy is
-measured after every epoch; the test set is read once, at the end. A loss that is not finite ends the run as
-`diverged`, which is a result and scored at chance.
+The weights that are scored are the last ones, or with `ema` their exponential average. The average takes in BN's
+running statistics as it does the weights, so that the scored statistics belong to the scored weights. Validation
+accuracy is measured after every epoch; the test set is read once, at the end. A loss that is not finite ends the run
+as `diverged`, which is a result and scored at chance.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from spectrum.study.data import Images, batches, split
 from spectrum.study.spec import Point
 
 EVALUATION_BATCH = 500
+Tensors = tuple[Tensor, ...] | list[Tensor]
 
 
 @dataclass(frozen=True)
@@ -87,7 +88,7 @@ def train(
             with torch.autocast(device.type, torch.bfloat16, enabled=point.autocast):
                 loss = cross_entropy(run(x_nchw), y_n, label_smoothing=point.label_smoothing)
             optimizer.zero_grad(set_to_none=True)
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             optimizer.step()
             if average is not None:
                 average.update_parameters(model)
@@ -197,11 +198,11 @@ def hash_weights(model: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def _ema(decay: float) -> Callable[[list[Tensor], list[Tensor], Tensor | int], None]:
+def _ema(decay: float) -> Callable[[Tensors, Tensors, Tensor | int], None]:
     """Exponential average whose decay grows as (1 + n) / (10 + n), so that the first weights are soon forgotten."""
 
     @torch.no_grad()
-    def update(averages: list[Tensor], weights: list[Tensor], count: Tensor | int) -> None:
+    def update(averages: Tensors, weights: Tensors, count: Tensor | int) -> None:
         n = int(count)
         keep = min(decay, (1 + n) / (10 + n))
         for average, weight in zip(averages, weights, strict=True):

@@ -1,0 +1,1 @@
+"""What a table of results shows. Nothing here knows of training."""

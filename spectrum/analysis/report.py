@@ -1,0 +1,158 @@
+"""A study's table, figures and page, from its rows.
+
+`write_report` leaves figures/*.svg and *.png and one self-contained report.html in the study's folder: no script, and
+nothing fetched from anywhere.
+"""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from matplotlib.figure import Figure
+
+from spectrum.analysis import plots
+from spectrum.analysis.stats import segments_label, summarise
+
+FEW_SEEDS = 6
+
+
+@dataclass(frozen=True)
+class Report:
+    """What was written: paths, and the table that the page shows."""
+
+    page: Path
+    figures: list[Path]
+    table: pd.DataFrame
+
+
+def summary_table(results: pd.DataFrame, varied: list[str]) -> pd.DataFrame:
+    """One row a point of the spectrum: segments, what else varies, n, params, MACs, accuracy with interval, seconds.
+
+    Accuracies in per cent; the text column `accuracy` reads "mean ± half width of the 95 % t-interval".
+    """
+    others = [name for name in varied if name not in ("segments", "segment_width", "pointwise")]
+    by = ["segments", "segment_width", "pointwise", *others]
+    summary = summarise(results, by)
+    if summary.empty:
+        return summary
+    half = 100 * (summary["high"] - summary["low"]) / 2
+    names = [segments_label(*key) for key in summary[by[:3]].itertuples(index=False)]
+    table = pd.DataFrame({"segments": names, **{name: summary[name] for name in others}})
+    return table.assign(
+        n=summary["n"],
+        params=summary["params"],
+        macs=summary["macs"],
+        accuracy=[
+            f"{100 * mean:.2f} ± {h:.2f}" if h == h else f"{100 * mean:.2f}"
+            for mean, h in zip(summary["mean"], half, strict=True)
+        ],
+        seconds=summary["seconds"],
+    )
+
+
+def draw_figures(results: pd.DataFrame, history: pd.DataFrame, varied: list[str]) -> dict[str, tuple[str, Figure]]:
+    """The standard figures of a study: stem → (title, figure). Empty when nothing is finished."""
+    if not results["test_accuracy"].notna().any():
+        return {}
+    by = next((name for name in varied if name not in ("segments", "segment_width", "pointwise")), None)
+    figures = {
+        "spectrum": ("Accuracy along the spectrum", plots.spectrum_curve(results, by=by)),
+        "params": ("Accuracy against parameters", plots.accuracy_against(results, "params")),
+        "macs": ("Accuracy against MACs", plots.accuracy_against(results, "macs")),
+    }
+    if len(history):
+        figures["learning"] = ("Learning curves", plots.learning_curves(history, results))
+    return figures
+
+
+def write_report(folder: Path, results: pd.DataFrame, history: pd.DataFrame, plan: Mapping[str, Any]) -> Report:
+    """Write figures/ and report.html into a study's folder.
+
+    Args:
+        folder: the study's folder.
+        results: its rows, from `load_results`.
+        history: its epochs, from `load_history`.
+        plan: its frozen plan: study, question, hash, budget, base, varied, points.
+    """
+    varied = list(plan["varied"])
+    table = summary_table(results, varied)
+    drawn = draw_figures(results, history, varied)
+    paths = [
+        path for stem, (_, figure) in drawn.items() for path in plots.save_figure(figure, folder / "figures" / stem)
+    ]
+    page = folder / "report.html"
+    page.write_text(_page(folder, results, plan, table, drawn), encoding="utf-8")
+    return Report(page, paths, table)
+
+
+def _page(
+    folder: Path,
+    results: pd.DataFrame,
+    plan: Mapping[str, Any],
+    table: pd.DataFrame,
+    drawn: Mapping[str, tuple[str, Figure]],
+) -> str:
+    finished = results[results["test_accuracy"].notna()]
+    seeds = int(table["n"].min()) if len(table) else 0
+    environment = Environment(
+        loader=PackageLoader("spectrum.analysis", "."), autoescape=True, undefined=StrictUndefined, trim_blocks=True
+    )
+    return environment.get_template("report.html.jinja").render(
+        study=plan["study"],
+        question=plan["question"],
+        hash=plan["hash"],
+        planned=len(plan["points"]),
+        finished=len(finished),
+        unmatched=plan["budget"]["match"] == "none",
+        few_seeds=seeds if 0 < seeds < FEW_SEEDS else 0,
+        columns=list(table.columns),
+        rows=[[_cell(str(name), value) for name, value in row.items()] for _, row in table.iterrows()],
+        figures=[
+            {"title": title, "png": base64.b64encode((folder / "figures" / f"{stem}.png").read_bytes()).decode()}
+            for stem, (title, _) in drawn.items()
+        ],
+        problems=_problems(results),
+        held=[(name, _said(value)) for name, value in plan["base"].items() if name not in ("seed", *plan["varied"])],
+        environment=_environment(finished),
+    )
+
+
+def _cell(name: str, value: Any) -> str:
+    if name == "seconds":
+        return f"{value:.1f}"
+    return f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def _problems(results: pd.DataFrame) -> list[dict[str, str]]:
+    """Rows that failed or diverged, with the reason."""
+    return [
+        {
+            "name": f"{plots.point_label(row)}, seed {row['seed']}",
+            "status": row["status"],
+            "reason": row.get("reason") or "a loss that is not finite; scored at chance",
+        }
+        for _, row in results[results["status"] != "done"].iterrows()
+    ]
+
+
+def _environment(finished: pd.DataFrame) -> list[tuple[str, str]]:
+    if finished.empty:
+        return []
+    records = pd.DataFrame(list(finished["provenance"]))
+    return [(str(name).replace("_", " "), _all_values(records[name])) for name in records]
+
+
+def _all_values(column: pd.Series) -> str:
+    return ", ".join(dict.fromkeys(_said(value) for value in column))
+
+
+def _said(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return "not set" if value is None or value != value else str(value)

@@ -1,0 +1,75 @@
+"""Statistics over seeds. Pure functions on a table of results, one row a training run.
+
+A diverged run counts, at chance, as its row has it; a failed one has no accuracy and is left out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+from numpy.typing import ArrayLike
+from scipy import stats
+
+PER_CHANNEL = "per_channel"
+
+
+def t_interval(values: ArrayLike, confidence: float = 0.95) -> tuple[float, float, float]:
+    """Mean and its Student t-interval: (mean, low, high). With one value the interval is unknown, NaN.
+
+    Assumes values that are independent and about normal. Raises ValueError for no value at all.
+    """
+    x = np.asarray(values, dtype=float)
+    if len(x) == 0:
+        raise ValueError("t_interval: no values")
+    mean = float(x.mean())
+    if len(x) == 1:
+        return mean, float("nan"), float("nan")
+    half = float(stats.t.ppf((1 + confidence) / 2, len(x) - 1) * x.std(ddof=1) / np.sqrt(len(x)))
+    return mean, mean - half, mean + half
+
+
+def summarise(
+    results: pd.DataFrame, by: Sequence[str], metric: str = "test_accuracy", confidence: float = 0.95
+) -> pd.DataFrame:
+    """One row a group: n, mean, low and high ends of the t-interval, sd, and the group's params, macs and seconds.
+
+    Groups come in the order of the table. Columns `by` first; `params`, `macs` where all rows of a group agree.
+    """
+    scored = results[results[metric].notna()]
+    rows = []
+    for key, group in scored.groupby(list(by), sort=False, dropna=False):
+        mean, low, high = t_interval(group[metric], confidence)
+        row = dict(zip(by, key, strict=True))
+        row |= {"n": len(group), "mean": mean, "low": low, "high": high, "sd": group[metric].std(ddof=1)}
+        row |= {name: group[name].iloc[0] for name in ("params", "macs") if group[name].nunique() == 1}
+        row["seconds"] = group["train_seconds"].mean()
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def pareto_front(cost: ArrayLike, value: ArrayLike) -> list[int]:
+    """Positions, by rising cost, of the points that no other beats: none costs as little and is worth more."""
+    costs, values = np.asarray(cost, dtype=float), np.asarray(value, dtype=float)
+    front: list[int] = []
+    for position in np.lexsort((-values, costs)):
+        if not front or values[position] > values[front[-1]]:
+            front.append(int(position))
+    return front
+
+
+def spectrum_position(results: pd.DataFrame) -> pd.Series:
+    """Where on the spectrum a row lies: the segments that its widest convolution really has."""
+    return results["realised_segments"].map(lambda have: max(have) if len(have) else np.nan).astype(float)
+
+
+def segments_label(segments: object, segment_width: object = None, pointwise: bool = True) -> str:
+    """What a row's point is called in tables and on axes."""
+    if segments == PER_CHANNEL:
+        label = "per channel"
+    elif segments is None or (isinstance(segments, float) and np.isnan(segments)):
+        label = f"width {int(segment_width)}" if isinstance(segment_width, (int, float)) else "?"
+    else:
+        label = f"{int(str(segments).split('.')[0])}"
+    return label if pointwise else f"{label}, no 1×1"

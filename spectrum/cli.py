@@ -1,0 +1,418 @@
+"""The command `spectrum`: the only place that parses arguments or prints.
+
+Exit status: 0 all well · 1 some points failed · 2 wrong input, nothing done · 130 and 143 stopped by a signal.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from time import monotonic
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import tyro
+from rich.console import Console
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
+from rich.table import Table
+
+from spectrum.study.spec import Point, SpecError, Study, load_study
+from spectrum.study.store import StoreError
+
+if TYPE_CHECKING:
+    from spectrum.study.sweep import PlannedPoint
+    from spectrum.study.sweep import Progress as Standing
+
+File = Annotated[Path, tyro.conf.Positional]
+Overrides = tyro.conf.OmitArgPrefixes[Point]
+Imports = Annotated[tuple[str, ...], tyro.conf.arg(name="import", metavar="MODULE"), tyro.conf.UseAppendAction]
+
+out = Console(highlight=False, soft_wrap=True)
+err = Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+@dataclass
+class Plan:
+    """List a study's points, what each costs, and how long they will take. Trains and writes nothing."""
+
+    file: File
+    """The study, a TOML file."""
+    workers: int | None = None
+    """Processes that would train side by side; by default one a core."""
+    imports: Imports = ()
+    """Import a module first, for models of your own."""
+    point: Overrides = field(default_factory=Point)
+    """Override the study's base point."""
+
+
+@dataclass
+class Run:
+    """Train every point that has no result yet; ends with a table, figures and a page."""
+
+    file: File
+    """The study, a TOML file."""
+    out: Path | None = None
+    """Folder of the results; by default results/NAME/ below the current folder."""
+    workers: int | None = None
+    """Processes that train side by side; by default one a core."""
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    """Where to train; by default the best that torch has."""
+    imports: Imports = ()
+    """Import a module in every worker first, for models of your own."""
+    point: Overrides = field(default_factory=Point)
+    """Override the study's base point."""
+
+
+@dataclass
+class Status:
+    """How many points of a study are done, diverged, failed and left."""
+
+    study: File
+    """A study's TOML file, or its folder of results."""
+    out: Path | None = None
+    """Folder of the results, if it is not results/NAME/."""
+
+
+@dataclass
+class Report:
+    """Draw the figures and write the page anew, from the rows that there are."""
+
+    study: File
+    """A study's TOML file, or its folder of results."""
+    out: Path | None = None
+    """Folder of the results, if it is not results/NAME/."""
+
+
+@dataclass
+class Export:
+    """Write the rows as one table."""
+
+    study: File
+    """A study's TOML file, or its folder of results."""
+    to: Path = Path("results.csv")
+    """File to write; its ending says how: .csv, .parquet or .json (lines)."""
+    out: Path | None = None
+    """Folder of the results, if it is not results/NAME/."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; returns the exit status."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    with _stopped_by_signals():
+        try:
+            command = _parse(words)
+            return COMMANDS[type(command)](command)
+        except (SpecError, ValueError) as error:
+            return _refuse(error)
+        except StoreError as error:
+            return _refuse(error)
+        except KeyboardInterrupt:
+            err.print("stopped; finished points are kept, run the same command again to go on")
+            return 130
+        except BrokenPipeError:
+            sys.stderr.close()
+            return 1
+
+
+def _parse(words: list[str]) -> Any:
+    """The command that was given. Overrides of the base point start from what the study's file says."""
+    base, study = Point(), None
+    if words and words[0] in ("plan", "run") and "--help" not in words and "-h" not in words:
+        file = next((word for word in words[1:] if word.endswith(".toml")), None)
+        if file is not None:
+            _import_first(words)
+            study = load_study(file)
+            base = study.base
+    parsed: Any = tyro.cli(
+        tyro.extras.subcommand_type_from_defaults(
+            {
+                "plan": Plan(tyro.MISSING, point=base),
+                "run": Run(tyro.MISSING, point=base),
+                "status": Status(tyro.MISSING),
+                "report": Report(tyro.MISSING),
+                "export": Export(tyro.MISSING),
+            },
+            sort_subcommands=False,
+        ),
+        prog="spectrum",
+        description="Studies of what lies between a regular and a depthwise separable convolution.",
+        args=words or ["--help"],
+    )
+    return parsed
+
+
+def _import_first(words: Sequence[str]) -> None:
+    """Modules named by --import, which may register the models that the study's file names."""
+    modules = [following for word, following in zip(words, words[1:], strict=False) if word == "--import"]
+    modules += [word.removeprefix("--import=") for word in words if word.startswith("--import=")]
+    if modules:
+        from spectrum.study.sweep import import_modules
+
+        sys.path.insert(0, str(Path.cwd()))
+        import_modules(modules)
+
+
+def _study(command: Plan | Run) -> Study:
+    study = load_study(command.file)
+    changed = {
+        name: value for name, value in command.point.model_dump().items() if value != getattr(study.base, name)
+    }
+    return study.with_base(**changed) if changed else study
+
+
+def _plan(command: Plan) -> int:
+    from spectrum.study.engines import LocalEngine
+    from spectrum.study.sweep import plan_study
+
+    study = _study(command)
+    with err.status("counting and timing …") if err.is_terminal else contextlib.nullcontext():
+        planned = plan_study(study, imports=command.imports, time_steps=True)
+    table = Table(title=study.question or study.name, title_justify="left", box=None, pad_edge=False)
+    others = [name for name in study.varied() if name not in ("segments", "segment_width", "pointwise")]
+    for name in ("segments", *others, "seeds", "params", "MACs", "clamped layers", "seconds"):
+        table.add_column(name, justify="left" if name == "segments" else "right")
+    groups: dict[Any, list[PlannedPoint]] = {}
+    for cost in planned:
+        groups.setdefault(cost.point.model_copy(update={"seed": 0}).id, []).append(cost)
+    for group in groups.values():
+        first = group[0]
+        clamped = f"{first.clamped_layers} of {len(first.realised_segments)}" if first.clamped_layers else "none"
+        cells = [str(getattr(first.point, name)) for name in others]
+        table.add_row(
+            _point_name(first.point),
+            *cells,
+            str(len(group)),
+            f"{first.params:,}",
+            f"{first.macs:,}",
+            clamped,
+            f"{first.seconds:.0f}",
+        )
+    out.print(table)
+    workers = LocalEngine(command.workers).workers
+    total = sum(cost.seconds or 0 for cost in planned) / workers
+    out.print(f"\n{len(planned)} points · about {_duration(total)} with {workers} workers (training only)")
+    out.print(f"budget: {study.budget.match}" + (" (unmatched)" if study.budget.match == "none" else ""))
+    return 0
+
+
+def _run(command: Run) -> int:
+    from spectrum.study.sweep import run_study
+
+    study = _study(command)
+    if command.workers is not None and command.workers < 1:
+        raise SpecError(f"--workers {command.workers}: expected at least 1")
+    started = monotonic()
+    with _progress(study) as on_progress:
+        summary = run_study(
+            study,
+            command.out,
+            workers=command.workers,
+            device=command.device,
+            imports=command.imports,
+            on_progress=on_progress,
+        )
+    if summary.set_aside:
+        err.print(f"{summary.set_aside} torn or garbled lines were moved to {summary.folder / 'results.bad'}")
+    if summary.reused:
+        out.print(f"{summary.reused} of {summary.total} points had a result already and were reused")
+    if summary.reused < summary.total:
+        out.print(f"{summary.total - summary.reused} points took {_duration(monotonic() - started)}")
+    _show_report(summary.folder)
+    if summary.failed:
+        err.print(f"{summary.failed} points failed; run the same command again to try them again")
+        return 1
+    return 0
+
+
+def _status(command: Status) -> int:
+    from spectrum.study.store import latest_rows, read_plan
+
+    folder, study = _folder(command.study, command.out)
+    if study is not None:
+        ids = [point.id for point in study.points()]
+    else:
+        plan = read_plan(folder)
+        if plan is None:
+            raise StoreError(f"{folder}: has no plan.json; run the study first: spectrum run FILE")
+        ids = [point["id"] for point in plan["points"]]
+    rows = latest_rows(folder)
+    statuses = [rows[id]["status"] if id in rows else "left" for id in ids]
+    counts = " · ".join(f"{statuses.count(status)} {status}" for status in ("done", "diverged", "failed", "left"))
+    out.print(f"{folder}: {len(ids)} points · {counts}")
+    for id in ids:
+        if id in rows and rows[id]["status"] == "failed":
+            out.print(f"  failed {id}: {rows[id].get('reason')}", markup=False)
+    return 0
+
+
+def _report(command: Report) -> int:
+    folder, _ = _folder(command.study, command.out)
+    _show_report(folder)
+    return 0
+
+
+def _export(command: Export) -> int:
+    from spectrum.study.store import load_results
+
+    folder, _ = _folder(command.study, command.out)
+    results = load_results(folder, all_points=True)
+    kind = command.to.suffix
+    if kind == ".csv":
+        results.map(_inert).to_csv(command.to, index=False)
+    elif kind == ".parquet":
+        results.assign(segments=results["segments"].astype("string")).to_parquet(command.to, index=False)
+    elif kind == ".json":
+        results.to_json(command.to, orient="records", lines=True)
+    else:
+        raise SpecError(f"--to {command.to}: expected a name that ends in .csv, .parquet or .json")
+    out.print(f"{len(results)} rows written to {command.to}", markup=False)
+    return 0
+
+
+COMMANDS: dict[type, Callable[[Any], int]] = {
+    Plan: _plan,
+    Run: _run,
+    Status: _status,
+    Report: _report,
+    Export: _export,
+}
+
+
+def _folder(study: Path, out: Path | None) -> tuple[Path, Study | None]:
+    """The folder of results that is meant, and the study if its file was given."""
+    if study.suffix == ".toml":
+        loaded = load_study(study)
+        return out or Path("results", loaded.name), loaded
+    if not study.is_dir():
+        raise SpecError(f"{study}: neither a study's TOML file nor a folder of results")
+    return study, None
+
+
+def _show_report(folder: Path) -> None:
+    from spectrum.analysis.report import write_report
+    from spectrum.study.store import ROWS, load_history, load_results, read_plan
+
+    plan = read_plan(folder)
+    if plan is None:
+        raise StoreError(f"{folder}: has no plan.json; run the study first: spectrum run FILE")
+    report = write_report(folder, load_results(folder), load_history(folder), plan)
+    table = Table(box=None, pad_edge=False)
+    for name in report.table:
+        title = {"macs": "MACs", "accuracy": "accuracy, % ± 95 % t"}.get(str(name), str(name))
+        table.add_column(title, justify="left" if name == "segments" else "right")
+    for _, row in report.table.iterrows():
+        cells = [
+            f"{value:.1f}" if name == "seconds" else f"{value:,}" if isinstance(value, int) else str(value)
+            for name, value in row.items()
+        ]
+        table.add_row(*cells)
+    out.print()
+    out.print(table)
+    out.print()
+    for name, path in (
+        ("figure", next((path for path in report.figures if path.name == "spectrum.png"), None)),
+        ("report", report.page),
+        ("rows", folder / ROWS),
+    ):
+        if path is not None:
+            out.print(f"{name:7} {path}", markup=False)
+
+
+@contextlib.contextmanager
+def _progress(study: Study) -> Iterator[Callable[[Standing], None]]:
+    """A bar on a terminal, else a plain line a point."""
+    started: list[float] = []
+
+    def eta(standing: Standing) -> str:
+        started or started.append(monotonic())
+        ended = standing.total - standing.reused - standing.left
+        if not ended:
+            return ""
+        return _duration((monotonic() - started[0]) / ended * standing.left)
+
+    if not err.is_terminal:
+
+        def line(standing: Standing) -> None:
+            left = eta(standing)
+            if standing.row is None:
+                err.print(f"{study.name}: {standing.left} of {standing.total} points to train", markup=False)
+            else:
+                ended = standing.total - standing.left
+                err.print(
+                    f"{ended}/{standing.total} {_row_name(standing.row)} · {left} left", markup=False
+                )
+
+        yield line
+        return
+
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[counts]}"))
+    with Progress(*columns, console=err, transient=True) as bar:
+        task = bar.add_task(study.name, counts="")
+
+        def update(standing: Standing) -> None:
+            counts = f"{standing.total - standing.left} of {standing.total} done · {standing.failed} failed"
+            left = eta(standing)
+            if left and standing.left:
+                counts += f" · {left} left"
+            bar.update(task, total=standing.total, completed=standing.total - standing.left, counts=counts)
+            if standing.row is not None and standing.row["status"] != "done":
+                err.print(_row_name(standing.row), markup=False)
+
+        yield update
+
+
+def _row_name(row: dict[str, Any]) -> str:
+    name = f"segments={row['segments']}" if row["segments"] else f"segment_width={row['segment_width']}"
+    if not row["pointwise"]:
+        name += " (no 1×1)"
+    if row["status"] == "failed":
+        return f"{name} seed={row['seed']} failed: {row['reason']}"
+    diverged = " (diverged)" if row["status"] == "diverged" else ""
+    return f"{name} seed={row['seed']} test {row['test_accuracy']:.4f}{diverged} · {row['train_seconds']:.0f} s"
+
+
+def _point_name(point: Point) -> str:
+    from spectrum.analysis.stats import segments_label
+
+    return segments_label(point.segments, point.segment_width, point.pointwise)
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes:02} min"
+    return f"{minutes} min {rest:02} s" if minutes else f"{rest} s"
+
+
+def _inert(value: object) -> object:
+    """A spreadsheet would run a cell that starts with one of these; a leading quote makes it text."""
+    if isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r")):
+        return "'" + value
+    return value
+
+
+def _refuse(error: Exception) -> int:
+    err.print(f"spectrum: {error}", markup=False)
+    return 2
+
+
+@contextlib.contextmanager
+def _stopped_by_signals() -> Iterator[None]:
+    """SIGTERM ends the command as Ctrl-C does, workers included, with status 143."""
+
+    def terminate(number: int, frame: object) -> None:
+        sys.exit(143)
+
+    try:
+        before = signal.signal(signal.SIGTERM, terminate)
+    except ValueError:  # not the main thread
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
