@@ -1,11 +1,11 @@
 # make study   accuracy along the spectrum, in minutes        make test   everything that is tested
-# make check   lint, types and the fast tests                 make clean  remove the environment
+# make check   lint, types and the fast tests                 make notebooks  execute them on the committed results
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 STUDY ?= experiments/quickstart.toml
 
-.PHONY: study test check lint types fast-tests clean
+.PHONY: study test check lint types notebooks clean
 .DEFAULT_GOAL := check
 
 study: .venv/for-use
@@ -34,6 +34,9 @@ types: .venv/for-development
 .venv/for-development: .venv/for-use
 	$(INSTALL) --editable '.[dev]'
 	@touch $@
+
+notebooks: .venv/for-development
+	$(BIN)/python notebooks/execute.py
 
 clean:
 	rm -rf .venv

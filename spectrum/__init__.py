@@ -5,7 +5,7 @@
     SegmentedConv2d(128, 128, segments=3)                # an Inception module's three towers
     SegmentedConv2d(128, 128, segments="per_channel")    # extreme Inception
 
-    from spectrum import load_study, run_study, load_results, plots, stats
+    from spectrum import load_study, run_study, load_results, load_history, plots, stats
 
 Names are imported when they are first used, so `import spectrum` and reading a study file load no torch.
 """
@@ -24,6 +24,7 @@ _HOME = {
     "Point": "spectrum.study.spec",
     "Study": "spectrum.study.spec",
     "load_study": "spectrum.study.spec",
+    "load_history": "spectrum.study.store",
     "load_results": "spectrum.study.store",
     "run_study": "spectrum.study.sweep",
     "plots": "spectrum.analysis.plots",
@@ -35,6 +36,7 @@ __all__ = [
     "Study",
     "build_model",
     "list_models",
+    "load_history",
     "load_results",
     "load_study",
     "measure_cost",
@@ -50,7 +52,7 @@ if TYPE_CHECKING:
     from spectrum.cost.count import measure_cost
     from spectrum.models import build_model, list_models, register_model
     from spectrum.study.spec import Point, Study, load_study
-    from spectrum.study.store import load_results
+    from spectrum.study.store import load_history, load_results
     from spectrum.study.sweep import run_study
 
 

@@ -10,6 +10,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from time import monotonic
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -146,7 +147,7 @@ def _parse(words: list[str]) -> Any:
 
 def _import_first(words: Sequence[str]) -> None:
     """Modules named by --import, which may register the models that the study's file names."""
-    modules = [following for word, following in zip(words, words[1:], strict=False) if word == "--import"]
+    modules = [following for word, following in pairwise(words) if word == "--import"]
     modules += [word.removeprefix("--import=") for word in words if word.startswith("--import=")]
     if modules:
         from spectrum.study.sweep import import_modules
@@ -157,9 +158,7 @@ def _import_first(words: Sequence[str]) -> None:
 
 def _study(command: Plan | Run) -> Study:
     study = load_study(command.file)
-    changed = {
-        name: value for name, value in command.point.model_dump().items() if value != getattr(study.base, name)
-    }
+    changed = {name: value for name, value in command.point.model_dump().items() if value != getattr(study.base, name)}
     return study.with_base(**changed) if changed else study
 
 
@@ -188,7 +187,7 @@ def _plan(command: Plan) -> int:
             f"{first.params:,}",
             f"{first.macs:,}",
             clamped,
-            f"{first.seconds:.0f}",
+            f"{first.seconds:.1f}",
         )
     out.print(table)
     workers = LocalEngine(command.workers).workers
@@ -324,14 +323,16 @@ def _show_report(folder: Path) -> None:
 @contextlib.contextmanager
 def _progress(study: Study) -> Iterator[Callable[[Standing], None]]:
     """A bar on a terminal, else a plain line a point."""
-    started: list[float] = []
+    marks = [(monotonic(), 0)]  # when, and how many points had ended
 
     def eta(standing: Standing) -> str:
-        started or started.append(monotonic())
         ended = standing.total - standing.reused - standing.left
         if not ended:
             return ""
-        return _duration((monotonic() - started[0]) / ended * standing.left)
+        if len(marks) == 1 and ended > 1:
+            marks.append((monotonic(), ended))
+        start, before = marks[-1] if ended > marks[-1][1] else marks[0]  # the first points pay for starting workers
+        return _duration((monotonic() - start) / (ended - before) * standing.left)
 
     if not err.is_terminal:
 
@@ -341,9 +342,7 @@ def _progress(study: Study) -> Iterator[Callable[[Standing], None]]:
                 err.print(f"{study.name}: {standing.left} of {standing.total} points to train", markup=False)
             else:
                 ended = standing.total - standing.left
-                err.print(
-                    f"{ended}/{standing.total} {_row_name(standing.row)} · {left} left", markup=False
-                )
+                err.print(f"{ended}/{standing.total} {_row_name(standing.row)} · {left} left", markup=False)
 
         yield line
         return

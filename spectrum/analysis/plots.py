@@ -6,7 +6,7 @@ plots.spectrum_curve(load_results("results/segments_fashion"))
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import wraps
 from pathlib import Path
@@ -21,7 +21,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
-from spectrum.analysis.stats import pareto_front, segments_label, spectrum_position, summarise
+from spectrum.analysis.stats import SPLIT, pareto_front, segments_label, spectrum_position, summarise, varied_settings
 
 STYLE = Path(__file__).with_name("spectrum.mplstyle")
 COST_LABELS = {
@@ -30,7 +30,6 @@ COST_LABELS = {
     "train_seconds": "training time in seconds",
 }
 METRIC_LABELS = {"test_accuracy": "test accuracy, %", "val_accuracy": "validation accuracy, %"}
-POINT = ["segments", "segment_width", "pointwise"]
 P = ParamSpec("P")
 
 
@@ -52,34 +51,36 @@ def _styled(draw: Callable[P, Figure]) -> Callable[P, Figure]:
 
 @_styled
 def spectrum_curve(
-    results: pd.DataFrame, *, ax: Axes | None = None, metric: str = "test_accuracy", by: str | None = None
+    results: pd.DataFrame,
+    *,
+    ax: Axes | None = None,
+    metric: str = "test_accuracy",
+    by: str | Sequence[str] | None = None,
 ) -> Figure:
     """Accuracy along the spectrum: every run, the mean over seeds and its 95 % t-interval, on a log₂ axis.
 
     Args:
         results: from `load_results`.
         metric: a column of accuracies from 0 to 1; shown in per cent.
-        by: a column, such as "activation" or "order", that gives one curve a value.
+        by: the column or columns, such as "activation", each of whose values gets a curve; by default all settings
+            that vary.
 
     A point lies at the segments that its widest layer really has. A bare convolution (no 1×1) stands beside the curve.
     Raises ValueError when no row has the metric.
     """
     ax = _axes(ax)
     table = _scored(results, metric)
-    values = list(dict.fromkeys(table[by])) if by else [None]
-    for number, value in enumerate(values):
-        part = table if by is None else table[table[by] == value]
-        look = _look(number)
-        drawn = False
+    names = varied_settings(table) if by is None else [by] if isinstance(by, str) else list(by)
+    curves = list(table.groupby(names, sort=False, dropna=False)) if names else [((), table)]
+    for number, (values, part) in enumerate(curves):
         for bare, group in part.groupby(~part["pointwise"].astype(bool), sort=True):
-            label = None if by is None or drawn else f"{by} {value}"
-            drawn = True
-            _curve(ax, group, metric, bare=bool(bare), offset=_offset(number, len(values)), look=look, label=label)
+            label = ", ".join(f"{name} {value}" for name, value in zip(names, values, strict=True))
+            offset = _offset(number, len(curves))
+            _curve(ax, group, metric, bare=bool(bare), offset=offset, look=_look(number), label=None if bare else label)
     _spectrum_axis(ax, table)
-    _accuracy_axis(ax, metric)
-    if by or (~table["pointwise"].astype(bool)).any():
-        _legend(ax, bare=bool((~table["pointwise"].astype(bool)).any()))
-    _say(ax, table, "dots: runs · line and bars: mean and 95 % t-interval")
+    ax.set_ylabel(METRIC_LABELS.get(metric, metric))
+    _legend(ax, bare=bool((~table["pointwise"].astype(bool)).any()))
+    _say(ax, table, names, "dots: runs · line and bars: mean and 95 % t-interval")
     return _figure(ax)
 
 
@@ -90,31 +91,44 @@ def accuracy_against(
     """Mean accuracy against a cost on a log axis, every point labelled by its segments, the Pareto front drawn.
 
     Args:
+        results: from `load_results`.
         cost: "params", "macs" or "train_seconds".
+        metric: a column of accuracies from 0 to 1; shown in per cent.
 
     Raises ValueError when no row has the metric.
     """
     ax = _axes(ax)
     table = _scored(results, metric)
-    groups = summarise(table, [*_varied(table)], metric)
-    costs = table.groupby([*_varied(table)], sort=False, dropna=False)[cost].mean().to_numpy()
-    means = 100 * groups["mean"].to_numpy()
-    errors = 100 * np.abs(groups[["low", "high"]].to_numpy() - groups[["mean"]].to_numpy()).T
-    look = _look(0)
-    ax.errorbar(costs, means, np.nan_to_num(errors), fmt="o", color=look["color"], capsize=2, lw=1, zorder=3)
-    front = pareto_front(costs, means)
-    ax.plot(costs[front], means[front], "--", color=_look(1)["color"], marker="", label="Pareto front of the means")
-    for x, y, (_, group) in zip(costs, means, groups.iterrows(), strict=True):
-        ax.annotate(point_label(group), (x, y), xytext=(4, 4), textcoords="offset points", fontsize=7.5)
+    names = varied_settings(table)
+    by = [*SPLIT, *names]
+    groups = summarise(table, by, metric)
+    groups["cost"] = table.groupby(by, sort=False, dropna=False)[cost].mean().to_numpy()
+    looks = list(groups.groupby(names, sort=False, dropna=False)) if names else [((), groups)]
+    for number, (values, part) in enumerate(looks):
+        label = ", ".join(f"{name} {value}" for name, value in zip(names, values, strict=True))
+        look = {"color": _look(number)["color"], "fmt": _look(number)["marker"]}
+        ax.errorbar(part["cost"], 100 * part["mean"], _bars(part), capsize=2, lw=1, zorder=3, label=label, **look)
+    front = pareto_front(groups["cost"], groups["mean"])
+    ax.plot(
+        groups["cost"].iloc[front],
+        100 * groups["mean"].iloc[front],
+        ls="--",
+        color="0.35",
+        marker="",
+        label="Pareto front of the means",
+    )
+    for _, group in groups.iterrows():
+        where = (group["cost"], 100 * group["mean"])
+        ax.annotate(point_label(group), where, xytext=(4, 4), textcoords="offset points", fontsize=7.5)
     ax.set_xscale("log")
     ax.margins(x=0.1)
     ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     ax.xaxis.set_major_formatter(FuncFormatter(_engineering))
     ax.xaxis.set_minor_formatter(NullFormatter())
     ax.set_xlabel(COST_LABELS.get(cost, cost))
-    _accuracy_axis(ax, metric)
+    ax.set_ylabel(METRIC_LABELS.get(metric, metric))
     ax.legend()
-    _say(ax, table, "labels: segments · bars: 95 % t-interval")
+    _say(ax, table, names, "labels: segments · bars: 95 % t-interval")
     return _figure(ax)
 
 
@@ -122,28 +136,38 @@ def accuracy_against(
 def learning_curves(
     history: pd.DataFrame, results: pd.DataFrame, *, ax: Axes | None = None, metric: str = "val_accuracy"
 ) -> Figure:
-    """Validation accuracy by epoch, mean over seeds, one line a segment count, light to dark along the spectrum.
+    """Validation accuracy by epoch, mean over seeds, one line a point, light to dark along the spectrum.
 
     Args:
         history: from `load_history`.
         results: from `load_results`; says which point each run is.
+        metric: a column of the history, from 0 to 1; shown in per cent.
+
+    Raises ValueError when the history has no epoch of these results.
     """
     ax = _axes(ax)
+    names = varied_settings(results)
     known = results.assign(position=spectrum_position(results))
-    joined = history.merge(known[["id", "position", *POINT]], on="id")
+    joined = history.merge(known[["id", "position", *SPLIT, *names]], on="id", suffixes=("", "_setting"))
     if joined.empty:
         raise ValueError("learning_curves: no epoch of these results is in the history")
-    groups = list(joined.sort_values("position").groupby(POINT, sort=False, dropna=False))
-    shades = mpl.colormaps["viridis_r"](np.linspace(0.12, 1, len(groups)))
-    for shade, (_, group) in zip(shades, groups, strict=True):
-        mean = group.groupby("epoch")[metric].mean()
-        bare = not bool(group["pointwise"].iloc[0])
-        ax.plot(mean.index, 100 * mean, color=shade, marker="", ls=":" if bare else "-", label=point_label(group.iloc[0]))
+    names = [f"{name}_setting" if name in history else name for name in names]
+    kinds = list(joined.groupby(names, sort=False, dropna=False)) if names else [((), joined)]
+    for number, (values, kind) in enumerate(kinds):
+        groups = list(kind.sort_values("position").groupby([*SPLIT], sort=False, dropna=False))
+        shades = mpl.colormaps["viridis_r"](np.linspace(0.12, 1, len(groups)))
+        for shade, (_, group) in zip(shades, groups, strict=True):
+            mean = group.groupby("epoch")[metric].mean()
+            label = ", ".join([point_label(group.iloc[0]), *map(str, values)])
+            bare = not bool(group["pointwise"].iloc[0])
+            line = ":" if bare else _look(number)["linestyle"]
+            ax.plot(mean.index, 100 * mean, color=shade, marker="", ls=line, label=label)
     ax.set_xlabel("epoch")
-    _accuracy_axis(ax, metric)
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
-    ax.legend(title="segments", ncols=2)
-    _say(ax, results, "lines: mean over seeds")
+    ax.set_ylabel(METRIC_LABELS.get(metric, metric))
+    title = ", ".join(["segments", *(name.removesuffix("_setting") for name in names)])
+    ax.legend(title=title, ncols=2, fontsize=7.5 if len(ax.lines) > 8 else None)
+    _say(ax, results, varied_settings(results), "lines: mean over seeds")
     return _figure(ax)
 
 
@@ -166,11 +190,10 @@ def _curve(
         table["position"] * 2**-0.07, 100 * table[metric], ls="", marker=".", ms=3.5, color=color, alpha=0.45, zorder=2
     )
     groups = summarise(table, ["position"], metric)
-    errors = 100 * np.abs(groups[["low", "high"]].to_numpy() - groups[["mean"]].to_numpy()).T
     ax.errorbar(
         groups["position"],
         100 * groups["mean"],
-        np.nan_to_num(errors),
+        _bars(groups),
         color=color,
         marker="*" if bare else look["marker"],
         ms=9 if bare else 5,
@@ -196,32 +219,29 @@ def _spectrum_axis(ax: Axes, table: pd.DataFrame) -> None:
     ax.set_xlabel("segments of the spatial convolution")
 
 
-def _accuracy_axis(ax: Axes, metric: str) -> None:
-    ax.set_ylabel(METRIC_LABELS.get(metric, metric))
-    if ax.get_ylim()[1] > 100:  # a t-interval knows no such bound, an accuracy does
-        ax.set_ylim(top=100.05)
+def _bars(groups: pd.DataFrame) -> np.ndarray[Any, Any]:
+    """Lengths of the error bars in per cent, below and above the mean; 0 where there is no interval."""
+    ends = groups[["low", "high"]].sub(groups["mean"], axis=0).abs()
+    return np.asarray(100 * ends.fillna(0.0)).T
 
 
 def _legend(ax: Axes, *, bare: bool) -> None:
     handles, _ = ax.get_legend_handles_labels()
     if bare:
         handles += [mpl.lines.Line2D([], [], color="0.3", ls="", marker="*", ms=9, mfc="white", label="no 1×1 (bare)")]
-    ax.legend(handles=handles)
+    if handles:
+        ax.legend(handles=handles)
 
 
-def _say(ax: Axes, table: pd.DataFrame, what: str) -> None:
+def _say(ax: Axes, table: pd.DataFrame, names: Sequence[str], what: str) -> None:
     """What a reader must know to judge the picture: data set, seeds, budget."""
-    seeds = table.groupby([*_varied(table)], sort=False, dropna=False).size()
-    n = f"n = {seeds.min()}" if seeds.min() == seeds.max() else f"n = {seeds.min()}–{seeds.max()}"
+    runs = table.groupby([*SPLIT, *names], sort=False, dropna=False).size()
+    few, many = runs.min(), runs.max()
+    n = f"n = {few}" if few == many else f"n = {few}–{many}"
     data = ", ".join(dict.fromkeys(table["dataset"]))
     budget = ", ".join("unmatched" if match == "none" else f"equal {match}" for match in dict.fromkeys(table["match"]))
-    ax.set_title(f"{data} · {n} seeds · budget: {budget}\n{what}", color="0.25", fontsize=8)
-
-
-def _varied(table: pd.DataFrame) -> list[str]:
-    """Columns that tell the points of a table apart, seeds left out."""
-    candidates = [*POINT, "order", "activation", "norm", "residual", "model", "width", "lr", "dataset", "match"]
-    return [*POINT, *(c for c in candidates[3:] if c in table and table[c].nunique(dropna=False) > 1)]
+    seeds = "seed" if many == 1 else "seeds"
+    ax.set_title(f"{data} · {n} {seeds} a point · budget: {budget}\n{what}", color="0.25", fontsize=8)
 
 
 def point_label(row: pd.Series) -> str:

@@ -17,7 +17,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from matplotlib.figure import Figure
 
 from spectrum.analysis import plots
-from spectrum.analysis.stats import segments_label, summarise
+from spectrum.analysis.stats import SPLIT, segments_label, summarise, varied_settings
 
 FEW_SEEDS = 6
 
@@ -31,38 +31,35 @@ class Report:
     table: pd.DataFrame
 
 
-def summary_table(results: pd.DataFrame, varied: list[str]) -> pd.DataFrame:
+def summary_table(results: pd.DataFrame) -> pd.DataFrame:
     """One row a point of the spectrum: segments, what else varies, n, params, MACs, accuracy with interval, seconds.
 
-    Accuracies in per cent; the text column `accuracy` reads "mean ± half width of the 95 % t-interval".
+    The text column `accuracy` is in per cent and reads "mean ± half width of the 95 % t-interval".
     """
-    others = [name for name in varied if name not in ("segments", "segment_width", "pointwise")]
-    by = ["segments", "segment_width", "pointwise", *others]
-    summary = summarise(results, by)
+    names = varied_settings(results)
+    summary = summarise(results, [*SPLIT, *names])
     if summary.empty:
         return summary
-    half = 100 * (summary["high"] - summary["low"]) / 2
-    names = [segments_label(*key) for key in summary[by[:3]].itertuples(index=False)]
-    table = pd.DataFrame({"segments": names, **{name: summary[name] for name in others}})
+    labels = [segments_label(*key) for key in summary[[*SPLIT]].itertuples(index=False)]
+    table = pd.DataFrame({"segments": labels, **{name: summary[name] for name in names}})
     return table.assign(
         n=summary["n"],
         params=summary["params"],
         macs=summary["macs"],
         accuracy=[
-            f"{100 * mean:.2f} ± {h:.2f}" if h == h else f"{100 * mean:.2f}"
-            for mean, h in zip(summary["mean"], half, strict=True)
+            f"{100 * mean:.2f} ± {100 * half:.2f}" if half == half else f"{100 * mean:.2f}"
+            for mean, half in zip(summary["mean"], summary["half"], strict=True)
         ],
         seconds=summary["seconds"],
     )
 
 
-def draw_figures(results: pd.DataFrame, history: pd.DataFrame, varied: list[str]) -> dict[str, tuple[str, Figure]]:
+def draw_figures(results: pd.DataFrame, history: pd.DataFrame) -> dict[str, tuple[str, Figure]]:
     """The standard figures of a study: stem → (title, figure). Empty when nothing is finished."""
     if not results["test_accuracy"].notna().any():
         return {}
-    by = next((name for name in varied if name not in ("segments", "segment_width", "pointwise")), None)
     figures = {
-        "spectrum": ("Accuracy along the spectrum", plots.spectrum_curve(results, by=by)),
+        "spectrum": ("Accuracy along the spectrum", plots.spectrum_curve(results)),
         "params": ("Accuracy against parameters", plots.accuracy_against(results, "params")),
         "macs": ("Accuracy against MACs", plots.accuracy_against(results, "macs")),
     }
@@ -80,9 +77,8 @@ def write_report(folder: Path, results: pd.DataFrame, history: pd.DataFrame, pla
         history: its epochs, from `load_history`.
         plan: its frozen plan: study, question, hash, budget, base, varied, points.
     """
-    varied = list(plan["varied"])
-    table = summary_table(results, varied)
-    drawn = draw_figures(results, history, varied)
+    table = summary_table(results)
+    drawn = draw_figures(results, history)
     paths = [
         path for stem, (_, figure) in drawn.items() for path in plots.save_figure(figure, folder / "figures" / stem)
     ]

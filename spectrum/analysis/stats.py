@@ -13,6 +13,12 @@ from numpy.typing import ArrayLike
 from scipy import stats
 
 PER_CHANNEL = "per_channel"
+SPLIT = ("segments", "segment_width", "pointwise")  # the columns that say where on the spectrum a point lies
+NOT_SETTINGS = frozenset(
+    """id study status seed reason attempts params macs flops activations realised_segments budget_mismatch
+    test_accuracy test_loss val_accuracy val_loss train_loss train_seconds images_per_second peak_memory_mb
+    weights_sha256 provenance""".split()
+)
 
 
 def t_interval(values: ArrayLike, confidence: float = 0.95) -> tuple[float, float, float]:
@@ -33,20 +39,30 @@ def t_interval(values: ArrayLike, confidence: float = 0.95) -> tuple[float, floa
 def summarise(
     results: pd.DataFrame, by: Sequence[str], metric: str = "test_accuracy", confidence: float = 0.95
 ) -> pd.DataFrame:
-    """One row a group: n, mean, low and high ends of the t-interval, sd, and the group's params, macs and seconds.
+    """One row a group: n, mean, sd, the t-interval's half width and ends, and the group's params, macs and seconds.
 
-    Groups come in the order of the table. Columns `by` first; `params`, `macs` where all rows of a group agree.
+    Groups come in the order of the table, with the columns `by` first; `params` and `macs` where all rows of a group
+    agree. The ends of an interval for an accuracy are cut at 0 and 1, which it cannot leave; `half` is not.
     """
     scored = results[results[metric].notna()]
     rows = []
     for key, group in scored.groupby(list(by), sort=False, dropna=False):
         mean, low, high = t_interval(group[metric], confidence)
         row = dict(zip(by, key, strict=True))
-        row |= {"n": len(group), "mean": mean, "low": low, "high": high, "sd": group[metric].std(ddof=1)}
+        row |= {"n": len(group), "mean": mean, "sd": group[metric].std(ddof=1), "half": high - mean}
+        row |= {"low": low, "high": high}
+        if metric.endswith("accuracy"):
+            row |= {"low": max(low, 0.0) if low == low else low, "high": min(high, 1.0) if high == high else high}
         row |= {name: group[name].iloc[0] for name in ("params", "macs") if group[name].nunique() == 1}
         row["seconds"] = group["train_seconds"].mean()
         rows.append(row)
     return pd.DataFrame(rows)
+
+
+def varied_settings(results: pd.DataFrame) -> list[str]:
+    """Columns beside the segments and the seed that tell the points of a table apart, such as "activation"."""
+    settings = [name for name in results if name not in NOT_SETTINGS and name not in SPLIT]
+    return [str(name) for name in settings if results[name].map(repr).nunique() > 1]
 
 
 def pareto_front(cost: ArrayLike, value: ArrayLike) -> list[int]:

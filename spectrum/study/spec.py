@@ -312,6 +312,8 @@ def _checked(study: Study) -> Study:
         for key in case:
             if key not in Point.model_fields:
                 raise SpecError(f"cases.{number}.{key}: {_unknown_key(key, list(Point.model_fields))}")
+            if key in study.axes:
+                raise SpecError(f"cases.{number}.{key}: is an axis too, which would override it; keep one of the two")
     for axis, values in study.axes.items():
         faults = []
         for value in values:

@@ -1,0 +1,125 @@
+"""What the figures show, read back from the axes that they are drawn on."""
+
+import hashlib
+import itertools
+
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib.figure import Figure
+
+from spectrum import plots
+
+CHANNELS = 16
+
+
+def results(**settings):
+    """A made-up study: accuracy falls by a point each time the segments double, seeds lie half a point apart."""
+    rows = []
+    axes = {"segments": [1, 2, 3, "per_channel"], "seed": [0, 1]} | dict(settings.items())
+    for number, values in enumerate(itertools.product(*axes.values())):
+        row = dict(zip(axes, values, strict=True))
+        count = CHANNELS if row["segments"] == "per_channel" else row["segments"]
+        rows.append(
+            {
+                "id": f"{number:016x}", "study": "made-up", "status": "done", "dataset": "digits", "match": "none",
+                "segment_width": None, "pointwise": True, "params": 1000 // count, "macs": 100_000 // count,
+                "train_seconds": 2.0, "realised_segments": [count], "val_accuracy": 0.9,
+                "test_accuracy": 0.9 - 0.01 * np.log2(count) + 0.005 * row["seed"], **row,
+            }
+        )  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def history(table):
+    return pd.DataFrame(
+        [{"id": id, "epoch": e, "lr": 0.1, "val_accuracy": 0.5 + 0.1 * e} for id in table["id"] for e in (1, 2, 3)]
+    )
+
+
+def line(ax, label):
+    return next(handle for handle, text in zip(*ax.get_legend_handles_labels(), strict=True) if text == label)
+
+
+def drawn(figure, stem):
+    figure.canvas.draw()
+    paths = plots.save_figure(figure, stem)
+    return [hashlib.sha256(path.read_bytes()).hexdigest() for path in paths]
+
+
+def test_the_curve_shows_every_run_and_the_means_on_a_log_axis():
+    ax = plots.spectrum_curve(results()).axes[0]
+    dots, means = ax.lines[0], ax.lines[1]
+    assert len(dots.get_xdata()) == 8
+    assert list(means.get_xdata()) == [1, 2, 3, 16]
+    assert list(means.get_ydata()) == pytest.approx(100 * (0.9025 - 0.01 * np.log2([1, 2, 3, 16])))
+    assert ax.get_xscale() == "log"
+    assert [tick.get_text() for tick in ax.get_xticklabels()] == ["1", "2", "3", "per\nchannel"]
+    title = ax.get_title(loc="left")
+    assert "digits" in title
+    assert "n = 2 seeds" in title
+    assert "unmatched" in title
+
+
+def test_the_curve_draws_one_line_a_setting_that_varies():
+    table = results(activation=["none", "relu"], lr=[0.1, 0.2])
+    labels = plots.spectrum_curve(table).axes[0].get_legend_handles_labels()[1]
+    assert labels == [f"activation {a}, lr {lr}" for a in ("none", "relu") for lr in (0.1, 0.2)]
+    only = plots.spectrum_curve(table, by="activation").axes[0].get_legend_handles_labels()[1]
+    assert only == ["activation none", "activation relu"]
+
+
+def test_a_bare_convolution_stands_beside_the_curve():
+    table = pd.concat([results(), results().iloc[:2].assign(pointwise=False, test_accuracy=0.95)])
+    ax = plots.spectrum_curve(table).axes[0]
+    curves = [line for line in ax.lines if len(line.get_xdata()) == 4 and line.get_linestyle() == "-"]
+    assert len(curves) == 1
+    assert max(curves[0].get_ydata()) < 95
+    assert "no 1×1 (bare)" in [text.get_text() for text in ax.get_legend().get_texts()]
+
+
+@pytest.mark.parametrize("cost", ["params", "macs", "train_seconds"])
+def test_accuracy_against_a_cost_labels_every_point(cost):
+    ax = plots.accuracy_against(results(), cost).axes[0]
+    assert {text.get_text() for text in ax.texts} == {"1", "2", "3", "per channel"}
+    assert ax.get_xscale() == "log"
+
+
+def test_the_front_joins_the_points_that_no_other_beats():
+    table = results()
+    table.loc[table["segments"] == 2, "test_accuracy"] = 0.5
+    ax = plots.accuracy_against(table, "params").axes[0]
+    front = line(ax, "Pareto front of the means")
+    assert list(front.get_xdata()) == [1000 // 16, 1000 // 3, 1000]
+
+
+def test_learning_curves_are_means_over_seeds():
+    table = results(order=["pointwise_first", "spatial_first"])
+    ax = plots.learning_curves(history(table), table).axes[0]
+    assert len(ax.lines) == 8
+    assert all(list(line.get_ydata()) == pytest.approx([60, 70, 80]) for line in ax.lines)
+
+
+def test_learning_curves_survive_a_setting_that_the_history_has_too():
+    table = results(lr=[0.1, 0.2])
+    assert len(plots.learning_curves(history(table), table).axes[0].lines) == 8
+
+
+def test_figures_can_be_drawn_on_axes_of_ones_own():
+    figure = Figure()
+    left, right = figure.subplots(1, 2)
+    assert plots.spectrum_curve(results(), ax=left) is figure
+    assert plots.accuracy_against(results(), ax=right) is figure
+
+
+def test_the_same_table_gives_the_same_files(tmp_path):
+    first = drawn(plots.spectrum_curve(results()), tmp_path / "a" / "curve")
+    second = drawn(plots.spectrum_curve(results()), tmp_path / "b" / "curve")
+    assert first == second
+
+
+def test_nothing_to_draw_is_an_error():
+    with pytest.raises(ValueError, match="no row has test_accuracy"):
+        plots.spectrum_curve(results().assign(test_accuracy=None))
+    with pytest.raises(ValueError, match="no epoch of these results"):
+        plots.learning_curves(history(results()).assign(id="other"), results())

@@ -1,0 +1,110 @@
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from spectrum.analysis.stats import (
+    pareto_front,
+    segments_label,
+    spectrum_position,
+    summarise,
+    t_interval,
+    varied_settings,
+)
+
+
+def test_the_interval_of_a_textbook_sample():
+    # n = 5, mean 3, sd √2.5, and the 97.5 % quantile of Student's t with 4 degrees of freedom is 2.776445
+    mean, low, high = t_interval([1, 2, 3, 4, 5])
+    half = 2.7764451 * math.sqrt(2.5) / math.sqrt(5)
+    assert (mean, low, high) == pytest.approx((3, 3 - half, 3 + half), rel=1e-7)
+
+
+def test_an_interval_holds_the_true_mean_as_often_as_it_says():
+    samples = np.random.default_rng(0).normal(0.9, 0.01, size=(4000, 3))
+    held = np.mean([low <= 0.9 <= high for _, low, high in map(t_interval, samples)])
+    assert 0.94 < held < 0.96
+
+
+def test_one_value_has_no_interval_and_none_is_an_error():
+    mean, low, high = t_interval([0.5])
+    assert mean == 0.5
+    assert math.isnan(low)
+    assert math.isnan(high)
+    with pytest.raises(ValueError, match="no values"):
+        t_interval([])
+
+
+@given(st.lists(st.tuples(st.integers(0, 20), st.integers(0, 20)), min_size=1, max_size=30))
+def test_the_front_is_what_no_other_point_beats(points):
+    cost, value = zip(*points, strict=True)
+    front = pareto_front(cost, value)
+    kept = {points[i] for i in front}
+    for c, v in points:
+        beaten = any((c2 <= c and v2 > v) or (c2 < c and v2 >= v) for c2, v2 in points)
+        assert ((c, v) in kept) == (not beaten)
+    assert [cost[i] for i in front] == sorted({c for c, _ in kept})
+
+
+def table(**columns):
+    rows = {
+        "segments": [1, 1, "per_channel", "per_channel"],
+        "segment_width": None,
+        "pointwise": True,
+        "seed": [0, 1, 0, 1],
+        "status": "done",
+        "test_accuracy": [0.9, 0.92, 0.8, 0.8],
+        "train_seconds": [1.0, 3.0, 1.0, 1.0],
+        "params": [10, 10, 5, 5],
+        "macs": [20, 20, 9, 9],
+        "realised_segments": [[1, 1], [1, 1], [8, 16], [8, 16]],
+        "provenance": [{"threads": 1}, {"threads": 2}] * 2,
+    }
+    return pd.DataFrame(rows | columns)
+
+
+def test_a_summary_has_a_row_a_point():
+    summary = summarise(table(), ["segments"])
+    assert list(summary["segments"]) == [1, "per_channel"]
+    assert list(summary["n"]) == [2, 2]
+    assert list(summary["mean"]) == pytest.approx([0.91, 0.8])
+    assert list(summary["params"]) == [10, 5]
+    assert list(summary["seconds"]) == [2.0, 1.0]
+
+
+def test_failed_runs_are_left_out_and_diverged_ones_count():
+    summary = summarise(table(test_accuracy=[0.9, None, 0.8, 0.1]), ["segments"])
+    assert list(summary["n"]) == [1, 2]
+    assert summary["mean"][1] == pytest.approx(0.45)
+
+
+def test_the_interval_of_an_accuracy_stays_between_0_and_1():
+    summary = summarise(table(test_accuracy=[0.95, 0.99, 0.01, 0.05]), ["segments"])
+    assert summary["high"][0] == 1.0
+    assert summary["low"][1] == 0.0
+    assert summary["mean"][0] + summary["half"][0] > 1  # what is printed after ± is not cut
+
+
+def test_settings_that_vary_are_found_and_results_are_not_settings():
+    assert varied_settings(table()) == []
+    assert varied_settings(table(activation=["none", "relu"] * 2, lr=0.1)) == ["activation"]
+
+
+def test_a_point_lies_where_its_widest_layer_is():
+    assert list(spectrum_position(table())) == [1, 1, 16, 16]
+
+
+@pytest.mark.parametrize(
+    ("key", "label"),
+    [
+        ((4, None, True), "4"),
+        (("per_channel", float("nan"), True), "per channel"),
+        ((None, 8.0, True), "width 8"),
+        ((1, None, False), "1, no 1×1"),
+    ],
+)
+def test_points_are_called_by_their_segments(key, label):
+    assert segments_label(*key) == label

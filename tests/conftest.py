@@ -1,0 +1,17 @@
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+torch.set_num_threads(1)  # tests run side by side
+
+
+@pytest.fixture
+def study_folder(tmp_path, monkeypatch):
+    """A current folder of its own, in which worker processes find the tests' models."""
+    root = str(Path(__file__).parents[1])
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("SPECTRUM_TEST_FOLDER", str(tmp_path))
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])]))
+    return tmp_path

@@ -1,0 +1,58 @@
+"""Families that fail in the ways that real ones do. Workers import this module by name."""
+
+import os
+import signal
+import time
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from spectrum import register_model
+from spectrum.models import Architecture
+
+
+class Linear(nn.Module):
+    """A classifier of pixels that does something else first."""
+
+    def __init__(self, arch: Architecture, before=None) -> None:
+        super().__init__()
+        self.classifier = nn.Linear(arch.in_channels * arch.image_size**2, arch.num_classes)
+        self.before = before
+
+    def forward(self, x):
+        if self.before is not None and self.training:
+            self.before()
+        return self.classifier(x.flatten(1))
+
+
+def die():
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def die_once():
+    marker = Path(os.environ["SPECTRUM_TEST_FOLDER"]) / "died"
+    if not marker.exists():
+        marker.touch()
+        die()
+
+
+def run_out_of_memory():
+    torch.empty(2**50)
+
+
+def dawdle():
+    (Path(os.environ["SPECTRUM_TEST_FOLDER"]) / f"worker-{os.getpid()}").touch()
+    time.sleep(0.05)
+
+
+def fail():
+    raise ValueError("this model never works")
+
+
+register_model("linear", Linear)
+register_model("dies", lambda arch: Linear(arch, die))
+register_model("dies_once", lambda arch: Linear(arch, die_once))
+register_model("out_of_memory", lambda arch: Linear(arch, run_out_of_memory))
+register_model("slow", lambda arch: Linear(arch, dawdle))
+register_model("fails", lambda arch: Linear(arch, fail))

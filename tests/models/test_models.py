@@ -1,0 +1,135 @@
+"""One check over every family, and what is particular to the probe."""
+
+import pytest
+import torch
+from torch import nn
+from torch.testing import assert_close
+
+from spectrum import SegmentedConv2d, build_model, list_models, measure_cost, register_model
+from spectrum.models import Architecture
+from spectrum.models.blocks import realised_segments
+
+SMALL = {"in_channels": 1, "image_size": 12, "num_classes": 5, "width": 0.25}
+CASES = {
+    "one segment": {"segments": 1},
+    "not dividing": {"segments": 3},
+    "per channel": {"segments": "per_channel", "activation": "relu", "norm": True},
+    "spatial first": {"segments": 4, "order": "spatial_first", "residual": False},
+    "by width": {"segment_width": 2, "activation": "gelu", "dropout": 0.5},
+    "shuffled": {"segments": 2, "pointwise_segments": 2, "shuffle": True},
+    "bare": {"segments": 2, "pointwise": False},
+}
+every_family = pytest.mark.parametrize("family", list_models())
+every_case = pytest.mark.parametrize("options", CASES.values(), ids=CASES.keys())
+
+
+@every_family
+@every_case
+def test_a_network_trains_exports_and_keeps_its_layout(family, options):
+    torch.manual_seed(0)
+    model = build_model(family, **SMALL, **options)
+    x = torch.randn(3, 1, 12, 12)
+    logits = model(x)
+    assert logits.shape == (3, 5)
+    logits.square().sum().backward()
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in model.parameters() if p.ndim > 1)
+
+    model.eval()
+    assert_close(torch.export.export(model, (x,)).module()(x), model(x))
+    channels_last = model.to(memory_format=torch.channels_last)(x.to(memory_format=torch.channels_last))
+    assert_close(channels_last, model(x), rtol=1e-4, atol=1e-5)
+
+
+@every_family
+@every_case
+def test_a_state_dict_fits_a_network_of_the_same_architecture_only(family, options):
+    model, other = (build_model(family, **SMALL, **options) for _ in range(2))
+    other.load_state_dict(model.state_dict())
+    x = torch.randn(2, 1, 12, 12)
+    assert torch.equal(model.eval()(x), other.eval()(x))
+    with pytest.raises(RuntimeError, match="Error"):
+        build_model(family, **SMALL | {"num_classes": 6}, **options).load_state_dict(model.state_dict())
+
+
+@pytest.mark.slow
+@every_family
+def test_a_compiled_network_gives_the_same(family):
+    model = build_model(family, **SMALL, segments=3).eval()
+    x = torch.randn(2, 1, 12, 12)
+    assert_close(torch.compile(model)(x), model(x), rtol=1e-4, atol=1e-4)
+
+
+def test_the_default_probe_has_one_to_three_million_macs_at_28_pixels():
+    cost = measure_cost(build_model("probe", in_channels=1, image_size=28), (1, 28, 28))
+    assert 1e6 <= cost.macs <= 3e6
+
+
+@pytest.mark.parametrize("size", [8, 12, 16, 28, 32])
+def test_the_probe_takes_images_of_8_to_32_pixels(size):
+    model = build_model("probe", image_size=size, width=0.25)
+    assert model(torch.randn(2, 3, size, size)).shape == (2, 10)
+
+
+def test_widths_and_depth_are_data():
+    model = build_model("probe", widths=(8, 24), depth=3, image_size=8)
+    operations = [m for m in model.modules() if isinstance(m, SegmentedConv2d)]
+    assert [m.out_channels for m in operations] == [8] * 6 + [24] * 6
+
+
+def test_without_residuals_no_block_has_a_skip():
+    with_skips, without = (build_model("probe", residual=residual) for residual in (True, False))
+    assert "skip" in str(with_skips)
+    assert "skip" not in str(without)
+
+
+def test_swapping_the_order_moves_no_stride_and_changes_only_the_operations():
+    for order in ("pointwise_first", "spatial_first"):
+        model = build_model("probe", order=order, segments=4)
+        assert all(m.spatial.stride == (1, 1) for m in model.modules() if isinstance(m, SegmentedConv2d))
+    others = [
+        [str(m) for m in build_model("probe", order=order).modules() if isinstance(m, (nn.BatchNorm2d, nn.ReLU))]
+        for order in ("pointwise_first", "spatial_first")
+    ]
+    assert others[0] == others[1]
+
+
+def test_segments_are_clamped_layer_by_layer():
+    assert realised_segments(build_model("probe", segments=64)) == [32, 32, 64, 64, 64, 64]
+    assert realised_segments(build_model("probe", segments="per_channel")) == [32, 32, 64, 64, 128, 128]
+    assert realised_segments(build_model("probe", segment_width=16)) == [2, 2, 4, 4, 8, 8]
+
+
+def test_a_family_of_ones_own_is_built_by_name():
+    def build_tiny(architecture: Architecture) -> nn.Module:
+        return nn.Sequential(
+            SegmentedConv2d(architecture.in_channels, 8, segments=architecture.segments),
+            nn.Flatten(),
+            nn.LazyLinear(architecture.num_classes),
+        )
+
+    register_model("tiny of this test", build_tiny)
+    assert "tiny of this test" in list_models()
+    assert build_model("tiny of this test", segments=2)(torch.randn(2, 3, 8, 8)).shape == (2, 10)
+    with pytest.raises(ValueError, match="is registered already"):
+        register_model("tiny of this test", lambda architecture: nn.Identity())
+    from spectrum import models
+
+    del models._FAMILIES["tiny of this test"]
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "says"),
+    [
+        ("prob", {}, "model='prob': unknown; did you mean 'probe'?"),
+        ("zzz", {}, "model='zzz': unknown; try 'probe'"),
+        ("probe", {"segment": 3}, "segment: unknown option of build_model; did you mean 'segments'?"),
+        ("probe", {"segments": 3, "segment_width": 2}, "give one of the two"),
+        ("probe", {"widths": (8, 8), "width": 2.0}, "width and widths"),
+        ("probe", {"image_size": 2}, "image_size=2: too small for 3 stages"),
+        ("probe", {"activation": "rellu"}, "activation='rellu'"),
+        ("probe", {"architecture": Architecture(), "depth": 2}, "not both"),
+    ],
+)
+def test_wrong_input_is_named(name, options, says):
+    with pytest.raises(ValueError, match=says.replace("?", r"\?")):
+        build_model(name, **options)

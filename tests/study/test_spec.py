@@ -1,0 +1,190 @@
+import json
+import subprocess
+import sys
+import time
+import tomllib
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from spectrum import Point, load_study
+from spectrum.study.spec import SpecError, parse_study
+
+EXPERIMENTS = sorted((Path(__file__).parents[2] / "experiments").glob("*.toml"))
+
+
+def refuse(said):
+    with pytest.raises(SpecError) as caught:
+        parse_study(said, "x")
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("said", "says"),
+    [
+        ({"base": {"epoch": 2}}, 'base.epoch: unknown key; did you mean "epochs"?'),
+        ({"bas": {}}, 'bas: unknown key; did you mean "base"?'),
+        ({"axes": {"sede": [1]}}, 'axes.sede: unknown key; did you mean "seed"?'),
+        ({"cases": [{"segmets": 1}]}, 'cases.0.segmets: unknown key; did you mean "segments"?'),
+        ({"axes": {"segments": []}}, "axes.segments: empty"),
+        ({"axes": {"segments": 3}}, "axes.segments: expected a list of values, as in segments = [3]"),
+        ({"axes": {"segments": [1, 2, 1]}}, "axes.segments: 1 is listed twice"),
+        ({"axes": {"segments": [0]}}, "axes.segments: 0 is not a number of segments; try 1, 2"),
+        ({"axes": {"segments": [-1]}}, "axes.segments: -1 is not a number of segments"),
+        ({"axes": {"segments": [10**9]}}, "axes.segments: 1000000000 is not a number of segments"),
+        ({"axes": {"segments": [2.0]}}, "axes.segments: 2.0 is not"),
+        ({"axes": {"segments": [True]}}, "axes.segments: True is not"),
+        ({"base": {"activation": "rellu"}}, "base.activation: 'rellu' is unknown; did you mean \"relu\"?"),
+        ({"base": {"order": "sideways"}}, "base.order: 'sideways' is unknown; try 'pointwise_first' or"),
+        ({"base": {"lr": -1.0}}, "base.lr: input should be greater than 0 (got -1.0)"),
+        ({"base": {"lr": float("nan")}}, "base.lr: input should be a finite number"),
+        ({"base": {"epochs": "8"}}, "base.epochs: input should be a valid integer (got '8')"),
+        ({"base": {"widths": [8, 0]}}, "base.widths.1"),
+        ({"base": {"model": "prob"}}, "model='prob': unknown; did you mean 'probe'?"),
+        ({"base": {"segments": 4, "segment_width": 2}}, "segments and segment_width: give one of the two"),
+        ({"base": {"shuffle": True}}, "shuffle: only relabels rows"),
+        ({"base": {"pointwise": False, "norm": True}}, "norm: there is no second half"),
+        ({"base": {"warmup_epochs": 8.0}}, "warmup_epochs: 8.0 leaves nothing of 8 epochs"),
+        ({"budget": {"match": "params"}}, "budget.match: 'params' is unknown; try 'none'"),
+        ({"cases": [{"segments": 1}, {"segments": 1}]}, "cases: two of them are the same point"),
+        ({"base": 3}, "base: expected a table"),
+        ({"axes": {"activation": ["none", "relu"], "pointwise": [False]}}, "at activation = 'relu'"),
+        ({"name": "y"}, "name: a study is called as its file is"),
+    ],
+)
+def test_a_wrong_study_says_which_field_and_what_would_work(said, says):
+    assert says in refuse(said)
+
+
+def test_all_faults_are_told_at_once():
+    said = refuse({"base": {"epoch": 2, "lr": "x"}, "question": 3})
+    assert len(said.splitlines()) == 3
+
+
+values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
+    max_leaves=6,
+)
+keys = st.sampled_from(["question", "base", "axes", "cases", "budget", *list(Point.model_fields)[:8], "junk"])
+fields = st.dictionaries(st.sampled_from([*Point.model_fields, "junk"]), values, max_size=4)
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.dictionaries(keys, values | fields, max_size=4))
+def test_whatever_a_file_says_is_a_study_or_refused(said):
+    try:
+        assert parse_study(said, "x").points()
+    except SpecError as error:
+        message = str(error).strip()
+        assert message
+
+
+def test_axes_multiply_and_seeds_are_outermost():
+    study = parse_study({"axes": {"segments": [1, "per_channel"], "seed": [0, 1]}}, "x")
+    assert [(p.segments, p.seed) for p in study.points()] == [
+        (1, 0),
+        ("per_channel", 0),
+        (1, 1),
+        ("per_channel", 1),
+    ]
+
+
+def test_cases_are_listed_one_by_one_and_multiply_with_axes():
+    said = {"cases": [{"segments": 1, "pointwise": False}, {"segment_width": 4}], "axes": {"seed": [0, 1]}}
+    points = parse_study(said, "x").points()
+    assert [(p.segments, p.segment_width, p.pointwise) for p in points[:2]] == [(1, None, False), (None, 4, True)]
+    assert len(points) == 4
+
+
+def test_segments_and_segment_width_exclude_each_other_along_an_axis():
+    study = parse_study({"base": {"segments": 4}, "axes": {"segment_width": [1, 2]}}, "x")
+    assert [(p.segments, p.segment_width) for p in study.points()] == [(None, 1), (None, 2)]
+
+
+def test_an_id_depends_on_what_differs_from_the_defaults_only():
+    assert Point().id == Point(segments="per_channel", epochs=8, lr=0.1).id
+    assert Point(lr=1).id == Point(lr=1.0).id
+    # As it was in the first version: rows that were written then must keep their meaning.
+    assert Point().id == "de94776cc8fb4454"
+    assert Point(dataset="cifar10", segments=3, seed=7, widths=(8, 16)).id == "a2a8d420f2c89c32"
+
+
+@given(st.sampled_from(sorted(Point.model_fields)), st.integers(0, 5))
+def test_every_field_is_part_of_the_id(field, seed):
+    other = {
+        "dataset": "cifar10", "image_size": 16, "train_images": 100, "validation_fraction": 0.2, "flip": True,
+        "shift": 1, "cutout": 2, "model": None, "width": 2.0, "widths": (4,), "depth": 2, "segments": 4,
+        "segment_width": 4, "order": "spatial_first", "activation": "relu", "norm": True, "pointwise": False,
+        "pointwise_segments": 2, "shuffle": None, "residual": False, "dropout": 0.5, "epochs": 9, "batch_size": 64,
+        "optimizer": "adamw", "lr": 0.2, "momentum": 0.8, "weight_decay": 0.0, "schedule": "one_cycle",
+        "warmup_epochs": 1.0, "decay": 0.9, "decay_epochs": 1.0, "label_smoothing": 0.1, "ema": 0.9,
+        "autocast": True, "compile": True, "seed": 100,
+    }  # fmt: skip
+    assert other.keys() == Point.model_fields.keys()
+    if other[field] is None:  # needs another field, or another family
+        return
+    assert Point(**{"seed": seed, field: other[field]}).id != Point(seed=seed).id
+
+
+def test_a_study_keeps_its_hash_when_only_words_change():
+    said = {"axes": {"segments": [1, 2]}}
+    assert parse_study(said, "x").hash == parse_study(said | {"question": "Why?"}, "y").hash
+    assert parse_study(said, "x").hash != parse_study({"axes": {"segments": [1, 3]}}, "x").hash
+
+
+def test_the_base_can_be_overridden_but_not_an_axis():
+    study = parse_study({"axes": {"segments": [1, 2]}}, "x")
+    assert {p.epochs for p in study.with_base(epochs=2).points()} == {2}
+    with pytest.raises(SpecError, match="segments: varies in this study"):
+        study.with_base(segments=4)
+
+
+@pytest.mark.parametrize("path", EXPERIMENTS, ids=[path.stem for path in EXPERIMENTS])
+def test_the_experiments_can_be_read_in_a_minute(path):
+    study = load_study(path)
+    assert study.question.endswith("?")
+    assert len(study.points()) >= 6
+    assert len(path.read_text().splitlines()) <= 45
+    assert tomllib.loads(path.read_text())["axes"]["seed"]
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (b"[base\n", "not valid TOML"),
+        (b"\xff\xfe", "cannot be read"),
+        (b"[base]\nepoch = 1\n", 'base.epoch: unknown key; did you mean "epochs"?'),
+    ],
+)
+def test_a_broken_file_is_named(tmp_path, content, says):
+    path = tmp_path / "broken.toml"
+    path.write_bytes(content)
+    with pytest.raises(SpecError, match="broken.toml: .*" + says.replace("?", r"\?")):
+        load_study(path)
+
+
+def test_a_missing_file_gets_a_guess(tmp_path):
+    (tmp_path / "quickstart.toml").write_text("")
+    with pytest.raises(SpecError, match=r"no such file; did you mean .*quickstart\.toml"):
+        load_study(tmp_path / "quikstart.toml")
+
+
+def test_a_bad_file_is_refused_within_two_seconds_and_nothing_is_written(tmp_path):
+    (tmp_path / "bad.toml").write_text("[axes]\nsegments = [0]\n")
+    started = time.monotonic()
+    done = subprocess.run(
+        [sys.executable, "-m", "spectrum", "run", "bad.toml"], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert done.returncode == 2
+    assert "axes.segments: 0 is not a number of segments" in done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["bad.toml"]
+    assert time.monotonic() - started < 10  # a bound for a busy machine; it takes half a second on an idle one
+
+
+def test_a_point_survives_json():
+    point = Point(segments=3, widths=(4, 8), lr=0.3)
+    fields = json.loads(json.dumps(point.model_dump(mode="json")))
+    assert Point(**fields) == point

@@ -1,0 +1,212 @@
+"""A study from points to rows, with real worker processes and real faults."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from spectrum import load_results, run_study
+from spectrum.study.engines import LocalEngine, available_cores
+from spectrum.study.spec import SpecError, parse_study
+from spectrum.study.store import StoreError, load_history, read_rows
+from spectrum.study.sweep import plan_study
+from tests import faulty_models
+
+TINY = {"dataset": "digits", "train_images": 100, "batch_size": 50, "epochs": 2, "width": 0.25}
+IMPORTS = (faulty_models.__name__,)
+
+
+def tiny(name="tiny", **said):
+    base = TINY | said.pop("base", {})
+    return parse_study({"base": base, "axes": {"segments": [1, "per_channel"]}} | said, name)
+
+
+def test_a_plan_knows_costs_and_clamps_before_training(study_folder):
+    planned = plan_study(tiny(axes={"segments": [1, 3, 32, "per_channel"]}))
+    assert [cost.realised_segments for cost in planned] == [
+        (1,) * 6,
+        (3,) * 6,
+        (8, 8, 16, 16, 32, 32),
+        (8, 8, 16, 16, 32, 32),
+    ]
+    assert [cost.clamped_layers for cost in planned] == [0, 0, 4, 0]
+    assert planned[0].macs > planned[1].macs > planned[2].macs == planned[3].macs
+    assert not list(study_folder.iterdir())
+
+
+def test_more_segments_than_any_layer_has_channels_are_refused(study_folder):
+    with pytest.raises(SpecError, match="segments = 33: no layer of 'probe' has so many channels; the widest has 32"):
+        run_study(tiny(axes={"segments": [1, 33]}))
+    assert not list(study_folder.iterdir())
+
+
+def test_an_engine_shares_the_cores_between_its_workers():
+    engine = LocalEngine()
+    assert engine.workers * engine.threads <= max(available_cores(), engine.workers)
+    assert LocalEngine(1).threads == available_cores()
+    assert LocalEngine(10_000).threads == 1
+
+
+@pytest.mark.slow
+def test_a_study_runs_once_and_is_reused_then(study_folder):
+    study = tiny(axes={"segments": [1, "per_channel"], "seed": [0, 1]})
+    seen = []
+    first = run_study(study, workers=2, on_progress=seen.append)
+    assert (first.total, first.reused, first.trained, first.failed) == (4, 0, 4, 0)
+    assert [standing.left for standing in seen] == [4, 3, 2, 1, 0]
+
+    folder = study_folder / "results" / "tiny"
+    assert {path.name for path in folder.iterdir()} == {"plan.json", "results.jsonl", "history.jsonl"}
+    rows = read_rows(folder)
+    assert {row["id"] for row in rows} == {point.id for point in study.points()}
+    needed = (
+        "id study status dataset model width segments segment_width pointwise order activation norm residual lr seed "
+        "match params macs budget_mismatch train_seconds val_accuracy test_accuracy weights_sha256"
+    ).split()
+    table = load_results(folder)
+    assert set(needed) <= set(table.columns)
+    assert table["test_accuracy"].between(0, 1).all()
+    assert set(table["provenance"][0]) >= {"torch", "threads", "device", "lowering", "revision", "data_fingerprint"}
+    assert len(load_history(folder)) == 4 * 2
+
+    before = (folder / "results.jsonl").read_bytes()
+    again = run_study(study, workers=2)
+    assert (again.total, again.reused, again.trained) == (4, 4, 0)
+    assert (folder / "results.jsonl").read_bytes() == before
+
+    grown = tiny(axes={"segments": [1, 3], "seed": [0, 1]})
+    changed = run_study(grown, workers=1)
+    assert (changed.total, changed.reused, changed.trained) == (4, 2, 2)
+    assert (folder / "results.jsonl").read_bytes().startswith(before)
+    assert len(load_results(folder)) == 4
+    assert len(load_results(folder, all_points=True)) == 6
+    assert len(list(folder.glob("plan*.json"))) == 2
+
+    # The same point gives the same weights, in whichever process and beside whatever else it is trained.
+    elsewhere = run_study(study, study_folder / "elsewhere", workers=2)
+    assert elsewhere.trained == 4
+    hashes = [{row["id"]: row["weights_sha256"] for row in read_rows(f)} for f in (folder, study_folder / "elsewhere")]
+    assert hashes[1].items() <= hashes[0].items()
+
+
+@pytest.mark.slow
+def test_one_bad_point_stops_no_other(study_folder):
+    study = parse_study(
+        {
+            "base": TINY,
+            "cases": [{"model": name} for name in ("linear", "dies", "dies_once", "out_of_memory", "fails")],
+        },
+        "faults",
+    )
+    summary = run_study(study, workers=2, imports=IMPORTS)
+    rows = {row["model"]: row for row in read_rows(summary.folder)}
+    assert summary.failed == 3
+    assert {name: row["status"] for name, row in rows.items()} == {
+        "linear": "done",
+        "dies": "failed",
+        "dies_once": "done",
+        "out_of_memory": "failed",
+        "fails": "failed",
+    }
+    assert "died 3 times" in rows["dies"]["reason"]
+    assert rows["dies_once"]["attempts"] == 2
+    assert "oom" in rows["out_of_memory"]["reason"]
+    assert rows["out_of_memory"]["attempts"] == rows["fails"]["attempts"] == 1
+    assert "this model never works" in rows["fails"]["reason"]
+    assert load_results(summary.folder).set_index("model")["test_accuracy"].isna().sum() == 3
+
+    (study_folder / "died").touch()
+    again = run_study(study, workers=2, imports=IMPORTS)
+    assert (again.reused, again.failed) == (2, 3)  # what failed is tried again
+
+
+@pytest.mark.slow
+def test_a_diverged_run_is_a_result(study_folder):
+    study = tiny(base={"lr": 1e30}, axes={"segments": [1]})
+    summary = run_study(study, workers=1)
+    (row,) = read_rows(summary.folder)
+    assert (summary.diverged, summary.failed) == (1, 0)
+    assert row["status"] == "diverged"
+    assert row["test_accuracy"] == row["val_accuracy"] == 0.1
+    assert row["test_loss"] is None
+    assert run_study(study, workers=1).reused == 1
+
+
+def start_slow_run(folder):
+    """A run of slow points in a process of its own, started; returns when both workers train."""
+    (folder / "slow.toml").write_text(
+        '[base]\nmodel = "slow"\ndataset = "digits"\nepochs = 100\n[axes]\nseed = [0, 1, 2, 3]\n'
+    )
+    command = [sys.executable, "-m", "spectrum", "run", "slow.toml", "--workers", "2", "--import", IMPORTS[0]]
+    run = subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    while len(list(folder.glob("worker-*"))) < 2:
+        assert run.poll() is None, run.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    return run, [int(path.name.removeprefix("worker-")) for path in folder.glob("worker-*")]
+
+
+def wait_until_gone(pids, seconds):
+    deadline = time.monotonic() + seconds
+    while any(is_alive(pid) for pid in pids):
+        assert time.monotonic() < deadline, f"still alive: {[pid for pid in pids if is_alive(pid)]}"
+        time.sleep(0.05)
+
+
+def is_alive(pid):
+    try:
+        with open(f"/proc/{pid}/stat") as file:
+            return file.read().rsplit(")", 1)[1].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="reads /proc")
+@pytest.mark.parametrize(
+    ("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGKILL, -signal.SIGKILL)]
+)
+def test_a_stopped_driver_leaves_no_worker_and_a_folder_that_goes_on(study_folder, number, status):
+    run, workers = start_slow_run(study_folder)
+    run.send_signal(number)
+    run.communicate(timeout=30)
+    assert run.returncode == status
+    wait_until_gone(workers, seconds=5)
+    folder = study_folder / "results" / "slow"
+    assert read_rows(folder) == []
+    study = parse_study({"base": TINY | {"model": "linear"}, "axes": {"seed": [0]}}, "slow")
+    assert run_study(study, folder, workers=1, imports=IMPORTS).trained == 1
+
+
+@pytest.mark.slow
+def test_a_second_run_of_a_study_is_refused_with_the_pid_of_the_first(study_folder):
+    run, workers = start_slow_run(study_folder)
+    try:
+        with pytest.raises(StoreError, match=f"another run is writing here .process {run.pid} on"):
+            run_study(tiny(), study_folder / "results" / "slow", workers=1)
+    finally:
+        run.kill()
+        run.communicate()
+        wait_until_gone(workers, seconds=5)
+
+
+@pytest.mark.slow
+def test_rows_of_other_images_are_not_mixed_in(study_folder):
+    study = tiny()
+    summary = run_study(study, workers=2)
+    path = summary.folder / "results.jsonl"
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    rows[0]["provenance"]["data_fingerprint"] = "0" * 16
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(StoreError, match="trained on other images of 'digits'"):
+        run_study(tiny(axes={"segments": [1, 2, "per_channel"]}), summary.folder, workers=1)
+
+
+def test_a_module_that_cannot_be_imported_is_named(study_folder):
+    with pytest.raises(SpecError, match="--import no_such_module"):
+        run_study(tiny(), imports=["no_such_module"])

@@ -1,0 +1,78 @@
+"""Dependencies point one way: a module imports only from rooms above its own."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[1] / "spectrum"
+ROOMS = ("conv", "models", "cost", "study", "analysis", "cli")
+FORBIDDEN = {"analysis": ("study",)}  # it reads tables of results and knows nothing of training
+FILES = sorted(PACKAGE.rglob("*.py"))
+
+
+def room(parts):
+    return next((ROOMS.index(name) for part in parts[:1] for name in ROOMS if part.removesuffix(".py") == name), None)
+
+
+def imports_of_spectrum(path):
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.level:
+            pytest.fail(f"{path.name}: relative import; say where from")
+        modules = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+        if isinstance(node, ast.ImportFrom) and node.module:
+            modules = [node.module]
+        yield from (module.split(".")[1:] for module in modules if module.split(".")[0] == "spectrum")
+
+
+@pytest.mark.parametrize("path", FILES, ids=[str(path.relative_to(PACKAGE)) for path in FILES])
+def test_a_module_imports_only_from_rooms_above_it(path):
+    own = room(path.relative_to(PACKAGE).parts)
+    if own is None:
+        return  # the package's front door may open every room
+    for imported in imports_of_spectrum(path):
+        theirs = room(imported)
+        assert theirs is None or theirs <= own, f"{path} imports from {ROOMS[theirs]}, which is below"
+        assert theirs is None or ROOMS[theirs] not in FORBIDDEN.get(ROOMS[own], ()), f"{path} imports {imported}"
+
+
+def test_only_the_command_prints():
+    for path in FILES:
+        if path.name == "cli.py":
+            continue
+        calls = [node.func for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)]
+        assert not [call for call in calls if isinstance(call, ast.Name) and call.id == "print"], path
+
+
+def test_torchs_word_for_segments_stays_in_the_lowering():
+    for path in FILES:
+        if path.name in ("lowering.py",):
+            continue
+        words = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.keyword)]
+        assert not [word for word in words if word.arg == "groups"], path
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import spectrum",
+        "import spectrum; spectrum.load_study('experiments/quickstart.toml')",
+        "import spectrum; spectrum.list_models()",
+        "import spectrum.cli",
+    ],
+)
+def test_reading_a_study_loads_no_torch(code):
+    code += "; import sys; sys.exit('torch' in sys.modules or 'pandas' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=PACKAGE.parent).returncode == 0
+
+
+def test_public_names_are_there():
+    import spectrum
+
+    for name in spectrum.__all__:
+        assert getattr(spectrum, name) is not None
+        assert name in dir(spectrum)
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        spectrum.nothing  # noqa: B018
