@@ -68,35 +68,33 @@ class Run:
 
 
 @dataclass
-class Status:
+class Results:
+    """What the commands that read results take."""
+
+    study: File
+    """A study's TOML file, or its folder of results."""
+    out: Path | None = None
+    """Folder of the results, if it is not results/NAME/."""
+    imports: Imports = ()
+    """Import a module first, for models of your own."""
+
+
+@dataclass
+class Status(Results):
     """How many points of a study are done, diverged, failed and left."""
 
-    study: File
-    """A study's TOML file, or its folder of results."""
-    out: Path | None = None
-    """Folder of the results, if it is not results/NAME/."""
-
 
 @dataclass
-class Report:
+class Report(Results):
     """Draw the figures and write the page anew, from the rows that there are."""
 
-    study: File
-    """A study's TOML file, or its folder of results."""
-    out: Path | None = None
-    """Folder of the results, if it is not results/NAME/."""
-
 
 @dataclass
-class Export:
+class Export(Results):
     """Write the rows as one table."""
 
-    study: File
-    """A study's TOML file, or its folder of results."""
     to: Path = Path("results.csv")
     """File to write; its ending says how: .csv, .parquet or .json (lines)."""
-    out: Path | None = None
-    """Folder of the results, if it is not results/NAME/."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -120,13 +118,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _parse(words: list[str]) -> Any:
     """The command that was given. Overrides of the base point start from what the study's file says."""
-    base, study = Point(), None
-    if words and words[0] in ("plan", "run") and "--help" not in words and "-h" not in words:
+    base = Point()
+    _import_first(words)
+    if words[:1] in (["plan"], ["run"]) and not {"--help", "-h"} & set(words):
         file = next((word for word in words[1:] if word.endswith(".toml")), None)
         if file is not None:
-            _import_first(words)
-            study = load_study(file)
-            base = study.base
+            base = load_study(file).base
     parsed: Any = tyro.cli(
         tyro.extras.subcommand_type_from_defaults(
             {

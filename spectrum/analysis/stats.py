@@ -14,10 +14,10 @@ from scipy import stats
 
 PER_CHANNEL = "per_channel"
 SPLIT = ("segments", "segment_width", "pointwise")  # the columns that say where on the spectrum a point lies
-NOT_SETTINGS = frozenset(
-    """id study status seed reason attempts params macs flops activations realised_segments budget_mismatch
-    test_accuracy test_loss val_accuracy val_loss train_loss train_seconds images_per_second peak_memory_mb
-    weights_sha256 provenance""".split()
+SETTINGS = tuple(  # the columns that say what else a point is, the seed left out
+    """dataset image_size train_images validation_fraction flip shift cutout model width widths depth order activation
+    norm pointwise_segments shuffle residual dropout epochs batch_size optimizer lr momentum weight_decay schedule
+    warmup_epochs decay decay_epochs label_smoothing ema autocast compile match""".split()
 )
 
 
@@ -61,8 +61,7 @@ def summarise(
 
 def varied_settings(results: pd.DataFrame) -> list[str]:
     """Columns beside the segments and the seed that tell the points of a table apart, such as "activation"."""
-    settings = [name for name in results if name not in NOT_SETTINGS and name not in SPLIT]
-    return [str(name) for name in settings if results[name].map(repr).nunique() > 1]
+    return [name for name in SETTINGS if name in results and results[name].map(repr).nunique() > 1]
 
 
 def pareto_front(cost: ArrayLike, value: ArrayLike) -> list[int]:

@@ -6,7 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from spectrum import Point
 from spectrum.analysis.stats import (
+    SETTINGS,
+    SPLIT,
     pareto_front,
     segments_label,
     spectrum_position,
@@ -88,8 +91,12 @@ def test_the_interval_of_an_accuracy_stays_between_0_and_1():
     assert summary["mean"][0] + summary["half"][0] > 1  # what is printed after ± is not cut
 
 
-def test_settings_that_vary_are_found_and_results_are_not_settings():
-    assert varied_settings(table()) == []
+def test_every_field_of_a_point_is_a_setting_or_tells_the_split_or_the_seed():
+    assert {*SETTINGS, *SPLIT, "seed"} == {*Point.model_fields, "match"}
+
+
+def test_settings_that_vary_are_found_and_other_columns_are_no_settings():
+    assert varied_settings(table(label=["a", "b", "c", "d"])) == []
     assert varied_settings(table(activation=["none", "relu"] * 2, lr=0.1)) == ["activation"]
 
 
