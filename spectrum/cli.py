@@ -288,23 +288,19 @@ def _folder(study: Path, out: Path | None) -> tuple[Path, Study | None]:
 
 
 def _show_report(folder: Path) -> None:
-    from spectrum.analysis.report import write_report
+    from spectrum.analysis.report import as_text, write_report
     from spectrum.study.store import ROWS, load_history, load_results, read_plan
 
     plan = read_plan(folder)
     if plan is None:
         raise StoreError(f"{folder}: has no plan.json; run the study first: spectrum run FILE")
     report = write_report(folder, load_results(folder), load_history(folder), plan)
+    titles, rows = as_text(report.table)
     table = Table(box=None, pad_edge=False)
-    for name in report.table:
-        title = {"macs": "MACs", "accuracy": "accuracy, % ± 95 % t"}.get(str(name), str(name))
-        table.add_column(title, justify="left" if name == "segments" else "right")
-    for _, row in report.table.iterrows():
-        cells = [
-            f"{value:.1f}" if name == "seconds" else f"{value:,}" if isinstance(value, int) else str(value)
-            for name, value in row.items()
-        ]
-        table.add_row(*cells)
+    for title in titles:
+        table.add_column(title, justify="left" if title == "segments" else "right")
+    for row in rows:
+        table.add_row(*row)
     out.print()
     out.print(table)
     out.print()

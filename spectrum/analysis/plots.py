@@ -19,6 +19,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
+from matplotlib.patheffects import withStroke
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from spectrum.analysis.stats import SPLIT, pareto_front, segments_label, spectrum_position, summarise, varied_settings
@@ -75,7 +76,7 @@ def spectrum_curve(
     for number, (values, part) in enumerate(curves):
         for bare, group in part.groupby(~part["pointwise"].astype(bool), sort=True):
             label = ", ".join(f"{name} {value}" for name, value in zip(names, values, strict=True))
-            offset = _offset(number, len(curves))
+            offset = _offset(number, len(curves)) * (2**-0.2 if bare else 1)
             _curve(ax, group, metric, bare=bool(bare), offset=offset, look=_look(number), label=None if bare else label)
     _spectrum_axis(ax, table)
     ax.set_ylabel(METRIC_LABELS.get(metric, metric))
@@ -119,7 +120,8 @@ def accuracy_against(
     )
     for _, group in groups.iterrows():
         where = (group["cost"], 100 * group["mean"])
-        ax.annotate(point_label(group), where, xytext=(4, 4), textcoords="offset points", fontsize=7.5)
+        text = ax.annotate(point_label(group), where, xytext=(4, 4), textcoords="offset points", fontsize=7.5, zorder=4)
+        text.set_path_effects([withStroke(linewidth=2.5, foreground="white")])  # legible across bars
     ax.set_xscale("log")
     ax.margins(x=0.1)
     ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
@@ -161,7 +163,8 @@ def learning_curves(
             label = ", ".join([point_label(group.iloc[0]), *map(str, values)])
             bare = not bool(group["pointwise"].iloc[0])
             line = ":" if bare else _look(number)["linestyle"]
-            ax.plot(mean.index, 100 * mean, color=shade, marker="", ls=line, label=label)
+            marker = "" if len(mean) > 1 else _look(number)["marker"]
+            ax.plot(mean.index, 100 * mean, color=shade, marker=marker, ls=line, label=label)
     ax.set_xlabel("epoch")
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     ax.set_ylabel(METRIC_LABELS.get(metric, metric))

@@ -54,6 +54,19 @@ def summary_table(results: pd.DataFrame) -> pd.DataFrame:
     )
 
 
+def as_text(table: pd.DataFrame) -> tuple[list[str], list[list[str]]]:
+    """Titles and cells of a summary table, as the command and the page show them."""
+
+    def cell(name: str, value: Any) -> str:
+        if name == "seconds":
+            return f"{value:.1f}"
+        return f"{value:,}" if isinstance(value, int) else str(value)
+
+    titles = {"macs": "MACs", "accuracy": "accuracy, % ± 95 % t"}
+    rows = [[cell(str(name), value) for name, value in row.items()] for _, row in table.iterrows()]
+    return [titles.get(str(name), str(name)) for name in table], rows
+
+
 def draw_figures(results: pd.DataFrame, history: pd.DataFrame) -> dict[str, tuple[str, Figure]]:
     """The standard figures of a study: stem → (title, figure). Empty when nothing is finished."""
     if not results["test_accuracy"].notna().any():
@@ -96,6 +109,7 @@ def _page(
 ) -> str:
     finished = results[results["test_accuracy"].notna()]
     seeds = int(table["n"].min()) if len(table) else 0
+    columns, rows = as_text(table)
     environment = Environment(
         loader=PackageLoader("spectrum.analysis", "."), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
@@ -107,8 +121,8 @@ def _page(
         finished=len(finished),
         unmatched=plan["budget"]["match"] == "none",
         few_seeds=seeds if 0 < seeds < FEW_SEEDS else 0,
-        columns=list(table.columns),
-        rows=[[_cell(str(name), value) for name, value in row.items()] for _, row in table.iterrows()],
+        columns=columns,
+        rows=rows,
         figures=[
             {"title": title, "png": base64.b64encode((folder / "figures" / f"{stem}.png").read_bytes()).decode()}
             for stem, (title, _) in drawn.items()
@@ -117,12 +131,6 @@ def _page(
         held=[(name, _said(value)) for name, value in plan["base"].items() if name not in ("seed", *plan["varied"])],
         environment=_environment(finished),
     )
-
-
-def _cell(name: str, value: Any) -> str:
-    if name == "seconds":
-        return f"{value:.1f}"
-    return f"{value:,}" if isinstance(value, int) else str(value)
 
 
 def _problems(results: pd.DataFrame) -> list[dict[str, str]]:
