@@ -20,6 +20,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
 from rich.table import Table
 
+from spectrum import __version__
 from spectrum.study.spec import Point, SpecError, Study, load_study
 from spectrum.study.store import StoreError
 
@@ -58,7 +59,7 @@ class Run:
     out: Path | None = None
     """Folder of the results; by default results/NAME/ below the current folder."""
     workers: int | None = None
-    """Processes that train side by side; by default one a core."""
+    """Processes that train side by side; by default one a core, and one on a GPU."""
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     """Where to train; by default the best that torch has."""
     imports: Imports = ()
@@ -100,6 +101,9 @@ class Export(Results):
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit status."""
     words = list(sys.argv[1:] if argv is None else argv)
+    if words == ["--version"]:
+        out.print(f"spectrum {__version__}")
+        return 0
     with _stopped_by_signals():
         try:
             command = _parse(words)

@@ -3,8 +3,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import settings
 
 torch.set_num_threads(1)  # tests run side by side
+settings.register_profile("spectrum", deadline=None, print_blob=True)  # no timed tests: machines are busy
+settings.load_profile("spectrum")
 
 
 @pytest.fixture

@@ -14,6 +14,7 @@ import io
 import os
 import socket
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -164,6 +165,12 @@ def _decode(source: _Source, image_size: int | None) -> Images:
     if test_name is None:
         if len(names) < 2:
             raise DataError(f"dataset={source.name!r}: needs at least two classes, got {len(names)}")
+        rare = [name for name, count in zip(names, labels.bincount().tolist(), strict=True) if count < 2]
+        if rare:
+            raise DataError(
+                f"dataset={source.name!r}: class {rare[0]!r} has one image, and there is no test split; "
+                "add images, or a test split"
+            )
         keep, test = carve(labels, 1 / 6)
         return _images(train_x[keep], labels[keep], train_x[test], labels[test])
     test_x, _ = _pixels(source, test_name, parts[test_name], image, image_size, modes)
@@ -191,7 +198,10 @@ def _go_offline_without_network() -> None:
 def _parquet_files(folder: Path) -> dict[str, list[str]]:
     files: dict[str, list[str]] = {}
     for path in sorted(folder.rglob("*.parquet")):
-        files.setdefault(path.stem.split("-")[0], []).append(str(path))
+        # train-00000-of-00001.parquet, or train/0000.parquet as the hub converts it
+        words = [path.stem.split("-")[0], *reversed(path.relative_to(folder).parts[:-1])]
+        split_name = next((word for word in words if word in ("train", *TEST_SPLITS)), words[0])
+        files.setdefault(split_name, []).append(str(path))
     return files
 
 
@@ -227,7 +237,7 @@ def _pixels(
 ) -> tuple[Tensor, str]:
     """Decode one split to uint8 (N, C, H, W); grey images stay one channel, all others become RGB."""
     import datasets
-    from PIL import Image, UnidentifiedImageError
+    from PIL import Image
 
     if isinstance(part.features[column], datasets.Image):
         part = part.cast_column(column, datasets.Image(decode=False))
@@ -240,7 +250,7 @@ def _pixels(
             encoded = Image.open(io.BytesIO(data))
             mode = mode or ("L" if encoded.mode in ("1", "L", "I", "I;16", "F") else "RGB")
             image = encoded.convert(mode)
-        except (UnidentifiedImageError, OSError, SyntaxError, TypeError, KeyError) as error:
+        except (OSError, SyntaxError, TypeError, KeyError, ValueError, Image.DecompressionBombError) as error:
             file = stored.get("path") if isinstance(stored, dict) else None
             raise DataError(
                 f"{where}{f' ({file})' if file else ''} cannot be decoded ({error}); mend or remove it"
@@ -278,7 +288,7 @@ def _digits(image_size: int | None) -> Images:
     pixels = torch.from_numpy(digits.images * (255 / 16)).round().unsqueeze(1)
     if image_size is not None:
         pixels = torch.nn.functional.interpolate(pixels, (image_size, image_size), mode="bilinear", antialias=True)
-    pixels = pixels.clamp(0, 255).to(torch.uint8)
+    pixels = pixels.round().clamp(0, 255).to(torch.uint8)
     labels = torch.from_numpy(digits.target).long()
     train, test = carve(labels, 1 / 6)
     return _images(pixels[train], labels[train], pixels[test], labels[test])
@@ -323,8 +333,9 @@ def _write_cache(path: Path, images: Images) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         save_file(tensors, str(temporary), metadata={"fingerprint": images.fingerprint})
         temporary.replace(path)
-    except OSError:  # a cache is a convenience: without room for it, images are decoded every time
-        temporary.unlink(missing_ok=True)
+    except (OSError, SafetensorError):  # a cache is a convenience: without room for it, images are decoded every time
+        with suppress(OSError):
+            temporary.unlink()
 
 
 # Splitting

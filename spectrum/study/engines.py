@@ -40,14 +40,14 @@ class LocalEngine:
     """Worker processes on this machine, each with an equal share of the cores.
 
     Args:
-        workers: processes; by default one a core, at most one a point.
-        device: "cpu", "cuda", "mps", or "auto" for the best that torch has.
+        workers: processes; by default one a core, or one alone where they would share a GPU. At most one a point.
+        device: "cpu", "cuda" or "mps".
         imports: modules to import in every worker first, for models of one's own.
     """
 
-    def __init__(self, workers: int | None = None, *, device: str = "auto", imports: Sequence[str] = ()) -> None:
+    def __init__(self, workers: int | None = None, *, device: str = "cpu", imports: Sequence[str] = ()) -> None:
         cores = available_cores()
-        self.workers = workers or cores
+        self.workers = workers or (cores if device == "cpu" else 1)
         self.threads = max(1, cores // self.workers)
         self.device = device
         self.imports = tuple(imports)
@@ -119,10 +119,9 @@ def _end_with_driver() -> None:
 
 def _train_one(point: Point, device: str) -> dict[str, Any]:
     from spectrum.study.data import load_images
-    from spectrum.study.provenance import best_device, provenance
+    from spectrum.study.provenance import provenance
     from spectrum.study.train import train
 
-    device = best_device() if device == "auto" else device
     images = load_images(point.dataset, point.image_size)
     _reset_peak_memory()
     try:

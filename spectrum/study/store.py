@@ -60,7 +60,7 @@ class Store:
         try:
             _replace(self.folder / WRITER, json.dumps({"pid": os.getpid(), "host": socket.gethostname()}))
             self.set_aside = self._set_bad_rows_aside()
-            self._files = {name: (self.folder / name).open("ab") for name in (ROWS, HISTORY)}
+            self._files = {name: (self.folder / name).open("ab", buffering=0) for name in (ROWS, HISTORY)}
         except OSError as error:
             os.close(self._lock)
             raise StoreError(f"{self.folder}: cannot be written ({error.strerror})") from None
@@ -93,15 +93,15 @@ class Store:
         _replace(path, json.dumps(plan, indent=1, allow_nan=False) + "\n")
 
     def _append(self, name: str, rows: Iterable[Row]) -> None:
-        lines = "".join(json.dumps(row, allow_nan=False, ensure_ascii=False) + "\n" for row in rows)
-        file = self._files[name]
-        before = file.tell()
+        lines = "".join(json.dumps(row, allow_nan=False, ensure_ascii=False) + "\n" for row in rows).encode()
+        descriptor = self._files[name].fileno()
+        before = os.fstat(descriptor).st_size
         try:
-            file.write(lines.encode())
-            file.flush()
-            os.fsync(file.fileno())
+            while lines:
+                lines = lines[os.write(descriptor, lines) :]
+            os.fsync(descriptor)
         except OSError as error:
-            os.ftruncate(file.fileno(), before)  # half a row is worse than none
+            os.ftruncate(descriptor, before)  # half a row is worse than none
             raise StoreError(f"{self.folder / name}: cannot be written ({error.strerror})") from error
 
     def _set_bad_rows_aside(self) -> int:

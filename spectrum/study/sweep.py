@@ -123,7 +123,7 @@ def run_study(
     Args:
         study: from `load_study`.
         out: folder of the results; by default results/<name of the study>/ below the current folder.
-        workers: processes that train side by side; by default one a core.
+        workers: processes that train side by side; by default one a core, and one on a GPU.
         device: "cpu", "cuda", "mps", or "auto".
         imports: modules to import in every worker first, for models of one's own.
         on_progress: called at the start and after every point.
@@ -182,7 +182,9 @@ def _train(
     imports: Sequence[str],
 ) -> Iterable[tuple[Row, list[Row]]]:
     from spectrum.study.engines import LocalEngine
+    from spectrum.study.provenance import best_device
 
+    device = best_device() if device == "auto" else device
     engine = LocalEngine(workers, device=device, imports=imports)
     for outcome in engine.run(points):
         row = _row(study, costs[outcome.point.id])

@@ -143,7 +143,7 @@ def learning_rate(point: Point, epoch: float) -> float:
     since = epoch - point.warmup_epochs
     t = since / (point.epochs - point.warmup_epochs)
     if point.schedule == "exponential":
-        return point.lr * point.decay ** math.floor(since / point.decay_epochs)
+        return point.lr * point.decay ** math.floor(since / point.decay_epochs + 1e-9)  # 0.3 / 0.1 is less than 3
     if point.schedule == "cosine":
         return _along_cosine(point.lr, 0.0, t)
     peak = 0.3

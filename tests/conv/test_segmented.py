@@ -77,7 +77,7 @@ def operations(draw):
     return module, x
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(operations())
 def test_any_operation_equals_its_slow_definition(case):
     module, x = case
@@ -91,7 +91,7 @@ def test_any_operation_equals_its_slow_definition(case):
     )
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.integers(1, 12), st.integers(1, 12), st.sampled_from([1, 2]), st.sampled_from([1, 2]))
 def test_one_segment_bare_is_a_regular_convolution(in_channels, out_channels, stride, dilation):
     ours = SegmentedConv2d(in_channels, out_channels, pointwise=False, stride=stride, dilation=dilation, bias=True)
@@ -102,7 +102,7 @@ def test_one_segment_bare_is_a_regular_convolution(in_channels, out_channels, st
     assert_same(ours, theirs, x, [ours.bias, ours.spatial.weights[0]], [theirs.bias, theirs.weight])
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.integers(1, 12), st.integers(1, 12), st.sampled_from(ORDERS))
 def test_one_segment_is_a_1x1_and_a_regular_convolution(in_channels, out_channels, order):
     ours = SegmentedConv2d(in_channels, out_channels, order=order).double()
@@ -122,7 +122,7 @@ def test_one_segment_is_a_1x1_and_a_regular_convolution(in_channels, out_channel
     )
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.integers(1, 12), st.integers(1, 12), st.sampled_from([1, 2]))
 def test_per_channel_spatial_first_is_a_depthwise_separable_convolution(in_channels, out_channels, stride):
     ours = SegmentedConv2d(
@@ -162,7 +162,7 @@ def test_three_segments_are_three_inception_towers(segments, activation):
     assert_same(ours, towers, x, list(ours.parameters()))
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.integers(1, 12).flatmap(lambda c: st.tuples(st.just(c), st.integers(1, c))))
 def test_any_segments_are_a_dense_convolution_with_a_block_diagonal_kernel(case):
     channels, segments = case

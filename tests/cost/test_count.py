@@ -36,7 +36,7 @@ def closed_form_macs(model, shape):
     return total
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.integers(1, 24), st.integers(1, 24), st.data())
 def test_an_operation_costs_what_its_segments_say(in_channels, out_channels, data):
     segments = data.draw(st.integers(1, out_channels))

@@ -39,6 +39,7 @@ def refuse(said):
         ({"base": {"activation": "rellu"}}, "base.activation: 'rellu' is unknown; did you mean \"relu\"?"),
         ({"base": {"order": "sideways"}}, "base.order: 'sideways' is unknown; try 'pointwise_first' or"),
         ({"base": {"lr": -1.0}}, "base.lr: input should be greater than 0 (got -1.0)"),
+        ({"base": {"lr": 1e39}}, "base.lr: input should be less than or equal to 1e+38"),
         ({"base": {"lr": float("nan")}}, "base.lr: input should be a finite number"),
         ({"base": {"epochs": "8"}}, "base.epochs: input should be a valid integer (got '8')"),
         ({"base": {"widths": [8, 0]}}, "base.widths.1"),
@@ -72,7 +73,7 @@ keys = st.sampled_from(["question", "base", "axes", "cases", "budget", *list(Poi
 fields = st.dictionaries(st.sampled_from([*Point.model_fields, "junk"]), values, max_size=4)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.dictionaries(keys, values | fields, max_size=4))
 def test_whatever_a_file_says_is_a_study_or_refused(said):
     try:

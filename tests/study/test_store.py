@@ -1,0 +1,473 @@
+"""The results folder: rows that are whole or absent, one writer, and nothing lost. Every fault here is a real one."""
+
+import json
+import os
+import resource
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from spectrum.study.store import (
+    BAD,
+    HISTORY,
+    PLAN,
+    ROWS,
+    Store,
+    StoreError,
+    latest_rows,
+    load_history,
+    load_results,
+    read_plan,
+    read_rows,
+)
+
+
+def row(id: str, status: str = "done", **more: Any) -> dict[str, Any]:
+    return {"id": id, "status": status, **more}
+
+
+def plan_of(*ids: str, hash: str) -> dict[str, Any]:
+    return {"hash": hash, "points": [{"id": id} for id in ids]}
+
+
+def write(folder: Path, *rows: dict[str, Any]) -> None:
+    with Store(folder) as store:
+        for one in rows:
+            store.append(one)
+
+
+def in_another_process(script: str, *arguments: object, **options: Any) -> subprocess.Popen[str]:
+    """Start a Python process on `script`; its output is piped."""
+    words = [sys.executable, "-c", script, *map(str, arguments)]
+    return subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options)
+
+
+# Rows
+
+
+def test_rows_come_back_as_they_were_written_and_in_order(tmp_path: Path) -> None:
+    rows = [
+        row("a", accuracy=0.1 + 0.2, params=2**60, none=None, widths=[8, 16]),
+        row("b", "failed", reason="two\nlines, \u2028 another, a \x00, ünïcödé 🦉 and \x85"),
+        row("c", "diverged", tiny=5e-324),
+    ]
+    write(tmp_path / "new" / "folder", *rows)
+    assert read_rows(tmp_path / "new" / "folder") == rows
+
+
+def test_a_row_is_on_disk_as_soon_as_it_is_appended(tmp_path: Path) -> None:
+    with Store(tmp_path) as store:
+        for count, id in enumerate("abc", start=1):
+            store.append(row(id))
+            assert len(read_rows(tmp_path)) == count
+
+
+def test_a_second_run_appends_and_changes_nothing_that_is_there(tmp_path: Path) -> None:
+    write(tmp_path, row("a"), row("b"))
+    before = (tmp_path / ROWS).read_bytes()
+    write(tmp_path, row("c"))
+    after = (tmp_path / ROWS).read_bytes()
+    assert after.startswith(before)
+    assert [one["id"] for one in read_rows(tmp_path)] == ["a", "b", "c"]
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf"), {"deep": [float("nan")]}, "\ud800"])
+def test_what_is_not_strict_json_raises_and_leaves_no_trace(tmp_path: Path, value: object) -> None:
+    with Store(tmp_path) as store:
+        store.append(row("a"))
+        with pytest.raises(ValueError, match=r"JSON|surrogates"):
+            store.append(row("b", loss=value))
+        with pytest.raises(ValueError, match=r"JSON|surrogates"):
+            store.append_history([{"id": "b", "epoch": 1}, {"id": "b", "epoch": 2, "loss": value}])
+        store.append(row("c"))
+    assert read_rows(tmp_path) == [row("a"), row("c")]
+    assert (tmp_path / HISTORY).read_bytes() == b""
+
+
+@pytest.mark.parametrize(
+    ("statuses", "expected"),
+    [
+        (["failed"], 0),
+        (["failed", "failed"], 1),
+        (["failed", "done"], 1),
+        (["done", "failed"], 0),
+        (["failed", "diverged", "failed"], 1),
+        (["failed", "failed", "done", "failed"], 2),
+    ],
+)
+def test_a_points_latest_row_is_its_finished_one_else_its_last(
+    tmp_path: Path, statuses: list[str], expected: int
+) -> None:
+    rows = [row("a", status, number=number) for number, status in enumerate(statuses)]
+    write(tmp_path, row("other"), *rows)
+    assert latest_rows(tmp_path) == {"other": row("other"), "a": rows[expected]}
+
+
+# Torn and garbled rows
+
+JUNK = {
+    "half a row": b'{"id": "b", "status": "do',
+    "random bytes": bytes(range(256)) * 3,
+    "zeros": b"\x00" * 512,
+    "a list": b"[1, 2, 3]",
+    "a number": b"3",
+    "an empty record": b"{}",
+    "a record without id": b'{"status": "done"}',
+    "an id that is no text": b'{"id": 3, "status": "done"}',
+    "an unknown status": b'{"id": "b", "status": "almost"}',
+    "no JSON": b"id,status",
+    "deep nesting": b"[" * 100_000,
+    "a number of 5,000 digits": b'{"id": "b", "status": "done", "params": ' + b"9" * 5000 + b"}",
+}
+
+
+@pytest.mark.parametrize("junk", JUNK.values(), ids=JUNK.keys())
+@pytest.mark.parametrize("where", ["first", "between", "last", "last, without a line end"])
+def test_a_bad_row_is_left_out_at_once_and_set_aside_by_the_next_run(tmp_path: Path, junk: bytes, where: str) -> None:
+    write(tmp_path, row("a"), row("c"))
+    lines = (tmp_path / ROWS).read_bytes().splitlines(keepends=True)
+    lines.insert({"first": 0, "between": 1}.get(where, 2), junk + (b"" if "without" in where else b"\n"))
+    (tmp_path / ROWS).write_bytes(b"".join(lines))
+    bad_lines = [line for line in junk.split(b"\n") if line.strip()]
+
+    assert read_rows(tmp_path) == [row("a"), row("c")]
+    assert list(load_results(tmp_path)["id"]) == ["a", "c"]
+    assert not (tmp_path / BAD).exists(), "reading moves nothing"
+
+    with Store(tmp_path) as store:
+        assert store.set_aside == len(bad_lines)
+        store.append(row("d"))
+    assert (tmp_path / ROWS).read_bytes() == b"".join(json.dumps(row(id)).encode() + b"\n" for id in "acd")
+    assert (tmp_path / BAD).read_bytes().split(b"\n") == [*bad_lines, b""]
+
+    with Store(tmp_path) as store:
+        assert store.set_aside == 0
+
+
+@given(junk=st.lists(st.binary(min_size=1, max_size=40), max_size=5))
+@example(junk=[b"\xef\xbb\xbf", b"\xff\xfe{\x00}\x00"])
+@settings(max_examples=40)
+def test_no_bytes_between_rows_lose_a_row(junk: list[bytes]) -> None:
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        rows = [row(str(number)) for number in range(len(junk) + 1)]
+        lines = [json.dumps(one).encode() for one in rows]
+        mixed = [lines[0], *(line for pair in zip(junk, lines[1:], strict=True) for line in pair)]
+        (folder / ROWS).write_bytes(b"\n".join(mixed) + b"\n")
+        bad_lines = [line for line in b"\n".join(junk).split(b"\n") if line.strip()]
+        assert read_rows(folder) == rows
+        with Store(folder) as store:
+            assert store.set_aside == len(bad_lines)
+        assert read_rows(folder) == rows
+
+
+def test_a_whole_last_row_without_a_line_end_is_kept_and_not_glued_to_the_next(tmp_path: Path) -> None:
+    (tmp_path / ROWS).write_text('{"id": "a", "status": "done"}')
+    with Store(tmp_path) as store:
+        assert store.set_aside == 0
+        store.append(row("b"))
+    assert read_rows(tmp_path) == [row("a"), row("b")]
+
+
+def test_rows_that_were_set_aside_are_kept_for_good(tmp_path: Path) -> None:
+    for junk in (b"first", b"second"):
+        with (tmp_path / ROWS).open("ab") as file:
+            file.write(junk)
+        with Store(tmp_path) as store:
+            assert store.set_aside == 1
+    assert (tmp_path / BAD).read_bytes() == b"first\nsecond\n"
+
+
+def test_a_torn_line_of_the_history_is_set_aside_too(tmp_path: Path) -> None:
+    with Store(tmp_path) as store:
+        store.append_history([{"id": "a", "epoch": 1}, {"id": "a", "epoch": 2}])
+    with (tmp_path / HISTORY).open("ab") as file:
+        file.write(b'{"id": "a", "epo')
+    assert list(load_history(tmp_path)["epoch"]) == [1, 2]
+    with Store(tmp_path) as store:
+        assert store.set_aside == 1
+        store.append_history([{"id": "a", "epoch": 3}])
+    assert list(load_history(tmp_path)["epoch"]) == [1, 2, 3]
+    assert (tmp_path / BAD).read_bytes() == b'{"id": "a", "epo\n'
+
+
+# One writer
+
+HOLD = """
+import sys
+from pathlib import Path
+from spectrum.study.store import Store
+with Store(Path(sys.argv[1])) as store:
+    store.append({"id": "held", "status": "done"})
+    print("ready", flush=True)
+    sys.stdin.read()
+"""
+
+
+@contextmanager
+def another_writer(folder: Path) -> Iterator[subprocess.Popen[str]]:
+    """A process that holds the folder until the block ends, at the latest."""
+    holder = in_another_process(HOLD, folder, stdin=subprocess.PIPE)
+    with holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == "ready\n"
+        try:
+            yield holder
+        finally:
+            holder.kill()
+
+
+def test_a_second_process_is_refused_with_pid_and_host_of_the_first(tmp_path: Path) -> None:
+    with another_writer(tmp_path) as holder:
+        with pytest.raises(StoreError, match="another run is writing here") as refused, Store(tmp_path):
+            pass
+        assert f"process {holder.pid} on {socket.gethostname()}" in str(refused.value)
+        assert read_rows(tmp_path) == [row("held")], "reading is free"
+        holder.communicate("")
+    write(tmp_path, row("next"))
+    assert read_rows(tmp_path) == [row("held"), row("next")]
+
+
+def test_a_killed_writer_frees_the_folder(tmp_path: Path) -> None:
+    with another_writer(tmp_path) as holder:
+        holder.send_signal(signal.SIGKILL)
+        assert holder.wait(10) == -signal.SIGKILL
+        write(tmp_path, row("next"))
+    assert read_rows(tmp_path) == [row("held"), row("next")]
+
+
+def test_a_refused_writer_leaves_the_first_one_alone(tmp_path: Path) -> None:
+    with Store(tmp_path) as first:
+        first.append(row("a"))
+        for _ in range(2):
+            with pytest.raises(StoreError, match=f"process {os.getpid()} on"), Store(tmp_path):
+                pass
+        first.append(row("b"))
+    assert read_rows(tmp_path) == [row("a"), row("b")]
+
+
+def test_a_finished_run_leaves_only_its_rows_and_history(tmp_path: Path) -> None:
+    write(tmp_path, row("a"))
+    assert sorted(path.name for path in tmp_path.iterdir()) == [HISTORY, ROWS]
+
+
+def test_an_exception_in_the_run_frees_the_folder(tmp_path: Path) -> None:
+    def interrupted() -> None:
+        with Store(tmp_path) as store:
+            store.append(row("a"))
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    write(tmp_path, row("b"))
+    assert read_rows(tmp_path) == [row("a"), row("b")]
+
+
+# Disk full, folder read-only, process killed
+
+FILL = """
+import resource, signal, sys
+from pathlib import Path
+from spectrum.study.store import Store, StoreError
+
+folder, size, then = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
+try:
+    with Store(folder) as store:
+        for id in "abc":
+            store.append({"id": id, "status": "done", "text": "x" * 100})
+        resource.setrlimit(resource.RLIMIT_FSIZE, (600, hard))
+        if then == "give up":
+            store.append({"id": "large", "status": "done", "text": "y" * size})
+        try:
+            store.append({"id": "large", "status": "done", "text": "y" * size})
+        except StoreError as error:
+            print(error)
+        if then == "room again":
+            resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
+            store.append({"id": "later", "status": "done"})
+except StoreError as error:
+    print(error)
+"""
+
+
+@pytest.mark.parametrize("size", [400, 3_000, 100_000])
+@pytest.mark.parametrize("then", ["give up", "go on", "room again"])
+def test_a_full_disk_is_a_clear_error_and_tears_no_row(tmp_path: Path, size: int, then: str) -> None:
+    if resource.getrlimit(resource.RLIMIT_FSIZE)[1] != resource.RLIM_INFINITY:
+        pytest.skip("file sizes are limited here already")
+    with in_another_process(FILL, tmp_path, size, then) as writer:
+        said, error = writer.communicate()
+    assert (error, writer.returncode) == ("", 0)
+    assert said == f"{tmp_path / ROWS}: cannot be written (File too large)\n"
+    ids = ["a", "b", "c", *(["later"] if then == "room again" else [])]
+    assert [json.loads(line)["id"] for line in (tmp_path / ROWS).read_bytes().splitlines()] == ids
+    with Store(tmp_path) as store:
+        assert store.set_aside == 0
+
+
+def test_a_folder_that_cannot_be_made_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    for folder in (tmp_path / "file", tmp_path / "file" / "below"):
+        with pytest.raises(StoreError, match="cannot be made"), Store(folder):
+            pass
+    assert (tmp_path / "file").read_text() == "in the way"
+
+
+@contextmanager
+def ordinary_user() -> Iterator[None]:
+    """Without the rights of root, whom no read-only folder stops."""
+    user = os.geteuid()
+    os.seteuid(user or 65534)
+    try:
+        yield
+    finally:
+        os.seteuid(user)
+
+
+def test_a_read_only_folder_is_refused() -> None:
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        folder.chmod(0o555)
+        with (
+            ordinary_user(),
+            pytest.raises(StoreError, match=r"cannot be written \(Permission denied\)"),
+            Store(folder),
+        ):
+            pass
+        assert list(folder.iterdir()) == []
+
+
+def test_a_folder_whose_rows_cannot_be_opened_is_refused_and_freed(tmp_path: Path) -> None:
+    (tmp_path / HISTORY).mkdir()
+    for _ in range(2):  # the second time would say "another run" if the first had kept the lock
+        with pytest.raises(StoreError, match=r"cannot be written \(Is a directory\)"), Store(tmp_path):
+            pass
+
+
+KILLED = """
+import os, sys
+from pathlib import Path
+from spectrum.study.store import Store
+
+step, number, moment = sys.argv[2], int(sys.argv[3]), sys.argv[4]
+owner, name = {"sync": (os, "fsync"), "rename": (Path, "replace")}[step]
+real = getattr(owner, name)
+
+def die(*arguments):
+    global number
+    number -= 1
+    if number or moment == "after":
+        real(*arguments)
+    if not number:
+        os._exit(9)
+
+with Store(Path(sys.argv[1])) as store:
+    setattr(owner, name, die)
+    store.freeze({"hash": "new", "points": [{"id": "b"}]})
+"""
+
+
+@pytest.mark.parametrize("step", ["sync", "rename"])
+@pytest.mark.parametrize("number", [1, 2])
+@pytest.mark.parametrize("moment", ["before", "after"])
+def test_a_process_killed_while_freezing_leaves_no_mix_and_loses_no_plan(
+    tmp_path: Path, step: str, number: int, moment: str
+) -> None:
+    old, new = plan_of("a", hash="old"), plan_of("b", hash="new")
+    with Store(tmp_path) as store:
+        store.freeze(old)
+    with in_another_process(KILLED, tmp_path, step, number, moment) as writer:
+        assert writer.wait(20) == 9
+    assert read_plan(tmp_path) in (old, None, new)
+    with Store(tmp_path) as store:
+        store.freeze(new)
+    assert read_plan(tmp_path) == new
+    assert json.loads((tmp_path / "plan-old.json").read_text()) == old
+
+
+# The plan
+
+
+def test_an_earlier_plan_is_kept_under_its_hash(tmp_path: Path) -> None:
+    plans = [plan_of("a", hash="111"), plan_of("a", "b", hash="222"), plan_of("c", hash="333")]
+    with Store(tmp_path) as store:
+        for plan in plans:
+            store.freeze(plan)
+    assert read_plan(tmp_path) == plans[2]
+    kept = {path.name: json.loads(path.read_text()) for path in tmp_path.glob("plan-*.json")}
+    assert kept == {"plan-111.json": plans[0], "plan-222.json": plans[1]}
+
+
+def test_the_same_plan_is_not_written_again(tmp_path: Path) -> None:
+    with Store(tmp_path) as store:
+        store.freeze(plan_of("a", hash="111"))
+        (tmp_path / PLAN).write_text('{"hash": "111", "points": [], "measured": "earlier"}')
+        store.freeze(plan_of("a", hash="111"))
+    assert read_plan(tmp_path) == {"hash": "111", "points": [], "measured": "earlier"}
+    assert list(tmp_path.glob("plan-*.json")) == []
+
+
+@pytest.mark.parametrize("text", ["", '{"hash": "1', "[]", "null", "\udcff"])
+def test_a_garbled_plan_is_said_with_its_remedy(tmp_path: Path, text: str) -> None:
+    (tmp_path / PLAN).write_bytes(text.encode(errors="surrogateescape"))
+    with pytest.raises(StoreError, match=r"plan\.json: garbled; remove it"):
+        read_plan(tmp_path)
+
+
+def test_there_is_no_plan_before_the_first_run(tmp_path: Path) -> None:
+    assert read_plan(tmp_path) is None
+
+
+# Tables
+
+
+def test_results_are_the_points_of_the_plan_in_its_order(tmp_path: Path) -> None:
+    with Store(tmp_path) as store:
+        store.freeze(plan_of("c", "not yet run", "a", hash="111"))
+        for id in "abc":
+            store.append(row(id, accuracy=0.5))
+        store.append(row("a", "failed"))
+    assert list(load_results(tmp_path)["id"]) == ["c", "a"]
+    assert list(load_results(tmp_path)["status"]) == ["done", "done"]
+    assert list(load_results(str(tmp_path), all_points=True)["id"]) == ["a", "b", "c"]
+
+
+def test_a_failed_point_has_a_row_without_accuracy(tmp_path: Path) -> None:
+    write(tmp_path, row("a", accuracy=0.5), row("b", "failed", reason="oom"))
+    results = load_results(tmp_path).set_index("id")
+    assert results.loc["b", "status"] == "failed"
+    assert results["accuracy"].isna().to_dict() == {"a": False, "b": True}
+
+
+def test_a_folder_without_results_says_how_to_get_them(tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match="run the study first"):
+        load_results(tmp_path / "none")
+    with Store(tmp_path):
+        pass
+    with pytest.raises(StoreError, match="no rows yet"):
+        load_results(tmp_path)
+
+
+def test_of_an_epoch_that_was_run_twice_the_last_is_kept(tmp_path: Path) -> None:
+    with Store(tmp_path) as store:
+        store.append_history([{"id": "a", "epoch": epoch, "loss": 1.0} for epoch in (1, 2)])
+        store.append_history([{"id": "b", "epoch": 1, "loss": 2.0}])
+        store.append_history([{"id": "a", "epoch": epoch, "loss": 3.0} for epoch in (2, 3)])
+    history = load_history(tmp_path).set_index(["id", "epoch"])["loss"]
+    assert history.to_dict() == {("a", 1): 1.0, ("a", 2): 3.0, ("a", 3): 3.0, ("b", 1): 2.0}
+
+
+def test_a_folder_without_history_gives_an_empty_table(tmp_path: Path) -> None:
+    assert len(load_history(tmp_path)) == 0

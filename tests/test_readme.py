@@ -1,0 +1,68 @@
+"""What the README shows works, and its numbers are those of the rows."""
+
+import re
+import tomllib
+from pathlib import Path
+
+import pytest
+import torch
+
+from spectrum import build_model, load_results, measure_cost, models
+from spectrum.analysis.report import as_text, summary_table
+from spectrum.study.spec import parse_study
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+STUDIES = sorted(path.parent for path in ROOT.glob("results/*/results.jsonl") if path.parent.name != "quickstart")
+
+
+def blocks(language):
+    return re.findall(rf"^```{language}\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+
+
+def block_with(language, text):
+    (block,) = [block for block in blocks(language) if text in block]
+    return block
+
+
+def test_every_line_of_the_operation_runs():
+    names = {}
+    exec(block_with("python", "SegmentedConv2d(64, 128, segments=1)(x)"), names)
+    for line in block_with("python", "SegmentedConv2d(64, 128, segments=1)(x)").splitlines():
+        if line.startswith("SegmentedConv2d"):
+            assert eval(line, names).shape == (8, 128, 32, 32)
+
+
+def test_the_cost_that_is_quoted_is_the_cost():
+    model = build_model("probe", segments=8, in_channels=1, image_size=28)
+    cost = measure_cost(model, (1, 28, 28))
+    assert f"Cost(params={cost.params}, macs={cost.macs}," in README
+
+
+def test_the_study_is_a_study_with_as_many_runs_as_it_says():
+    study = parse_study(tomllib.loads(block_with("toml", "my_study.toml")), "my_study")
+    assert f"asks for {len(study.points())} training runs" in README
+
+
+def test_the_model_of_ones_own_is_built_and_trained():
+    exec(block_with("python", "# my_models.py"), {})
+    try:
+        for segments in (1, 3, "per_channel"):
+            model = build_model("plain", segments=segments, activation="relu", image_size=28)
+            assert model(torch.randn(2, 3, 28, 28)).shape == (2, 10)
+    finally:
+        del models._FAMILIES["plain"]
+
+
+def test_files_that_the_readme_points_to_exist():
+    for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", README):
+        assert (ROOT / target).exists(), target
+
+
+@pytest.mark.parametrize("folder", STUDIES, ids=lambda folder: folder.name)
+def test_the_table_of_a_study_is_that_of_its_rows(folder):
+    text = (folder / "README.md").read_text()
+    table = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line[:1] == "|"]
+    titles, rows = as_text(summary_table(load_results(folder)))
+    assert table[0] == titles
+    assert table[2:] == rows
