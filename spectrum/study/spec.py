@@ -48,8 +48,8 @@ def _as_tuple(value: object) -> object:
 
 Positive = Annotated[int, Field(ge=1)]
 Fraction = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)]
-Rate = Annotated[float, Field(gt=0, le=1e38, allow_inf_nan=False)]  # fits into float32
-NotNegative = Annotated[float, Field(ge=0, le=1e38, allow_inf_nan=False)]
+Rate = Annotated[float, Field(gt=0, le=1e30, allow_inf_nan=False)]  # beyond, steps leave float32
+NotNegative = Annotated[float, Field(ge=0, le=1e30, allow_inf_nan=False)]
 
 
 class Point(Record):

@@ -57,6 +57,9 @@ class Store:
         except BlockingIOError:
             os.close(self._lock)
             raise StoreError(f"{self.folder}: another run is writing here{_who(self.folder)}") from None
+        except OSError as error:
+            os.close(self._lock)
+            raise StoreError(f"{self.folder}: its file system has no locks ({error.strerror})") from None
         try:
             _replace(self.folder / WRITER, json.dumps({"pid": os.getpid(), "host": socket.gethostname()}))
             self.set_aside = self._set_bad_rows_aside()
@@ -107,7 +110,7 @@ class Store:
     def _set_bad_rows_aside(self) -> int:
         """Move torn and garbled rows to results.bad; how many there were."""
         count = 0
-        for name, check in ((ROWS, _is_row), (HISTORY, _is_json_object)):
+        for name, check in ((ROWS, _is_row), (HISTORY, _is_epoch)):
             good, bad = _read_lines(self.folder / name, check)
             if bad:
                 with (self.folder / BAD).open("ab") as file:
@@ -147,7 +150,7 @@ def read_plan(folder: Path) -> dict[str, Any] | None:
         plan = json.loads(path.read_text(encoding="utf-8"))
     except ValueError:
         raise StoreError(f"{path}: garbled; remove it, and the next run writes it anew") from None
-    if not isinstance(plan, dict):
+    if not isinstance(plan, dict) or not isinstance(plan.get("points"), list):
         raise StoreError(f"{path}: garbled; remove it, and the next run writes it anew")
     return plan
 
@@ -183,7 +186,7 @@ def load_history(folder: str | Path) -> pd.DataFrame:
     """The epochs of all points: id, epoch, lr, train_loss, val_loss, val_accuracy, train_seconds."""
     import pandas as pd
 
-    good, _ = _read_lines(Path(folder) / HISTORY, _is_json_object)
+    good, _ = _read_lines(Path(folder) / HISTORY, _is_epoch)
     history = pd.DataFrame([json.loads(line) for line in good])
     return history.drop_duplicates(["id", "epoch"], keep="last") if len(history) else history
 
@@ -199,18 +202,23 @@ def _read_lines(path: Path, check: Any) -> tuple[list[bytes], list[bytes]]:
     return good, bad
 
 
-def _is_json_object(line: bytes) -> bool:
-    try:
-        return isinstance(json.loads(line), dict)
-    except (ValueError, RecursionError):
-        return False
-
-
 def _is_row(line: bytes) -> bool:
-    if not _is_json_object(line):
-        return False
-    row = json.loads(line)
+    row = _json_object(line)
     return isinstance(row.get("id"), str) and row.get("status") in (*FINISHED, "failed")
+
+
+def _is_epoch(line: bytes) -> bool:
+    row = _json_object(line)
+    return isinstance(row.get("id"), str) and isinstance(row.get("epoch"), int)
+
+
+def _json_object(line: bytes) -> Row:
+    """The object that a line holds; an empty one where it holds none."""
+    try:
+        value = json.loads(line)
+    except (ValueError, RecursionError):
+        return {}
+    return value if isinstance(value, dict) else {}
 
 
 def _replace(path: Path, content: str | bytes) -> None:

@@ -39,7 +39,7 @@ def refuse(said):
         ({"base": {"activation": "rellu"}}, "base.activation: 'rellu' is unknown; did you mean \"relu\"?"),
         ({"base": {"order": "sideways"}}, "base.order: 'sideways' is unknown; try 'pointwise_first' or"),
         ({"base": {"lr": -1.0}}, "base.lr: input should be greater than 0 (got -1.0)"),
-        ({"base": {"lr": 1e39}}, "base.lr: input should be less than or equal to 1e+38"),
+        ({"base": {"lr": 1e31}}, "base.lr: input should be less than or equal to 1e+30"),
         ({"base": {"lr": float("nan")}}, "base.lr: input should be a finite number"),
         ({"base": {"epochs": "8"}}, "base.epochs: input should be a valid integer (got '8')"),
         ({"base": {"widths": [8, 0]}}, "base.widths.1"),
