@@ -9,7 +9,7 @@ import contextlib
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, make_dataclass
 from itertools import pairwise
 from pathlib import Path
 from time import monotonic
@@ -29,11 +29,31 @@ if TYPE_CHECKING:
     from spectrum.study.sweep import Progress as Standing
 
 File = Annotated[Path, tyro.conf.Positional]
-Overrides = tyro.conf.OmitArgPrefixes[Point]
 Imports = Annotated[tuple[str, ...], tyro.conf.arg(name="import", metavar="MODULE"), tyro.conf.UseAppendAction]
 
-out = Console(highlight=False, soft_wrap=True)
-err = Console(stderr=True, highlight=False, soft_wrap=True)
+
+def _console(stderr: bool) -> Console:
+    """Plain text: what a user wrote is never markup, and off a terminal no table is squeezed."""
+    console = Console(stderr=stderr, highlight=False, markup=False, soft_wrap=True)
+    if not console.is_terminal:
+        console.width = 200
+    return console
+
+
+out, err = _console(stderr=False), _console(stderr=True)
+
+
+def _overrides() -> type:
+    """A record with the fields of a Point, for the command line to fill: not checked yet, and help for each."""
+    fields = [
+        (name, Annotated[info.annotation, tyro.conf.arg(help=info.description)], field(default=info.default))
+        for name, info in Point.model_fields.items()
+    ]
+    return make_dataclass("Overrides", fields)
+
+
+PointFields = _overrides()
+Overrides = Annotated[Any, tyro.conf.OmitArgPrefixes, tyro.conf.arg(constructor=PointFields)]
 
 
 @dataclass
@@ -46,7 +66,7 @@ class Plan:
     """Processes that would train side by side; by default one a core."""
     imports: Imports = ()
     """Import a module first, for models of your own."""
-    point: Overrides = field(default_factory=Point)
+    point: Overrides = field(default_factory=PointFields)
     """Override the study's base point."""
 
 
@@ -64,7 +84,7 @@ class Run:
     """Where to train; by default the best that torch has."""
     imports: Imports = ()
     """Import a module in every worker first, for models of your own."""
-    point: Overrides = field(default_factory=Point)
+    point: Overrides = field(default_factory=PointFields)
     """Override the study's base point."""
 
 
@@ -108,31 +128,26 @@ def main(argv: Sequence[str] | None = None) -> int:
         try:
             command = _parse(words)
             return COMMANDS[type(command)](command)
-        except (SpecError, ValueError) as error:
-            return _refuse(error)
-        except StoreError as error:
-            return _refuse(error)
+        except (ValueError, StoreError) as error:
+            return _refuse(str(error))
         except KeyboardInterrupt:
             err.print("stopped; finished points are kept, run the same command again to go on")
             return 130
         except BrokenPipeError:
             sys.stderr.close()
             return 1
+        except OSError as error:
+            return _refuse(f"{error.filename}: {error.strerror}" if error.filename else str(error))
 
 
 def _parse(words: list[str]) -> Any:
-    """The command that was given. Overrides of the base point start from what the study's file says."""
-    base = Point()
+    """The command that was given; for plan and run, `point` holds just the fields that the words name."""
     _import_first(words)
-    if words[:1] in (["plan"], ["run"]) and not {"--help", "-h"} & set(words):
-        file = next((word for word in words[1:] if word.endswith(".toml")), None)
-        if file is not None:
-            base = load_study(file).base
-    parsed: Any = tyro.cli(
+    command: Any = tyro.cli(
         tyro.extras.subcommand_type_from_defaults(
             {
-                "plan": Plan(tyro.MISSING, point=base),
-                "run": Run(tyro.MISSING, point=base),
+                "plan": Plan(tyro.MISSING),
+                "run": Run(tyro.MISSING),
                 "status": Status(tyro.MISSING),
                 "report": Report(tyro.MISSING),
                 "export": Export(tyro.MISSING),
@@ -143,7 +158,17 @@ def _parse(words: list[str]) -> Any:
         description="Studies of what lies between a regular and a depthwise separable convolution.",
         args=words or ["--help"],
     )
-    return parsed
+    if isinstance(command, Plan | Run):
+        flags = {word.partition("=")[0].replace("_", "-") for word in words}
+        said = {
+            name: getattr(command.point, name)
+            for name in Point.model_fields
+            if {f"--{name.replace('_', '-')}", f"--no-{name.replace('_', '-')}"} & flags
+        }
+        command.point = said
+        if command.workers is not None and command.workers < 1:
+            raise SpecError(f"--workers {command.workers}: expected at least 1")
+    return command
 
 
 def _import_first(words: Sequence[str]) -> None:
@@ -159,12 +184,11 @@ def _import_first(words: Sequence[str]) -> None:
 
 def _study(command: Plan | Run) -> Study:
     study = load_study(command.file)
-    changed = {name: value for name, value in command.point.model_dump().items() if value != getattr(study.base, name)}
-    return study.with_base(**changed) if changed else study
+    return study.with_base(**command.point) if command.point else study
 
 
 def _plan(command: Plan) -> int:
-    from spectrum.study.engines import LocalEngine
+    from spectrum.study.engines import LocalEngine, available_cores
     from spectrum.study.sweep import plan_study
 
     study = _study(command)
@@ -172,14 +196,17 @@ def _plan(command: Plan) -> int:
         planned = plan_study(study, imports=command.imports, time_steps=True)
     table = Table(title=study.question or study.name, title_justify="left", box=None, pad_edge=False)
     others = [name for name in study.varied() if name not in ("segments", "segment_width", "pointwise")]
-    for name in ("segments", *others, "seeds", "params", "MACs", "clamped layers", "seconds"):
+    for name in ("segments", *others, "seeds", "params", "MACs", "realised segments", "seconds"):
         table.add_column(name, justify="left" if name == "segments" else "right")
     groups: dict[Any, list[PlannedPoint]] = {}
     for cost in planned:
         groups.setdefault(cost.point.model_copy(update={"seed": 0}).id, []).append(cost)
     for group in groups.values():
         first = group[0]
-        clamped = f"{first.clamped_layers} of {len(first.realised_segments)}" if first.clamped_layers else "none"
+        least, most = min(first.realised_segments, default=0), max(first.realised_segments, default=0)
+        realised = str(most) if least == most else f"{least} … {most}"
+        if first.clamped_layers:
+            realised += f" ({first.clamped_layers} of {len(first.realised_segments)} layers clamped)"
         cells = [str(getattr(first.point, name)) for name in others]
         table.add_row(
             _point_name(first.point),
@@ -187,33 +214,36 @@ def _plan(command: Plan) -> int:
             str(len(group)),
             f"{first.params:,}",
             f"{first.macs:,}",
-            clamped,
+            realised,
             f"{first.seconds:.1f}",
         )
     out.print(table)
-    workers = LocalEngine(command.workers).workers
+    workers = min(LocalEngine(command.workers).workers, available_cores(), len(planned))
     total = sum(cost.seconds or 0 for cost in planned) / workers
-    out.print(f"\n{len(planned)} points · about {_duration(total)} with {workers} workers (training only)")
+    out.print(f"\n{len(planned)} points · about {_duration(total)} of training steps on {workers} CPU cores")
     out.print(f"budget: {study.budget.match}" + (" (unmatched)" if study.budget.match == "none" else ""))
     return 0
 
 
 def _run(command: Run) -> int:
+    from spectrum.study.engines import EngineError
     from spectrum.study.sweep import run_study
 
     study = _study(command)
-    if command.workers is not None and command.workers < 1:
-        raise SpecError(f"--workers {command.workers}: expected at least 1")
     started = monotonic()
-    with _progress(study) as on_progress:
-        summary = run_study(
-            study,
-            command.out,
-            workers=command.workers,
-            device=command.device,
-            imports=command.imports,
-            on_progress=on_progress,
-        )
+    try:
+        with _progress(study) as on_progress:
+            summary = run_study(
+                study,
+                command.out,
+                workers=command.workers,
+                device=command.device,
+                imports=command.imports,
+                on_progress=on_progress,
+            )
+    except EngineError as error:
+        err.print(f"spectrum: {error}")
+        return 1
     if summary.set_aside:
         err.print(f"{summary.set_aside} torn or garbled lines were moved to {summary.folder / 'results.bad'}")
     if summary.reused:
@@ -221,6 +251,8 @@ def _run(command: Run) -> int:
     if summary.reused < summary.total:
         out.print(f"{summary.total - summary.reused} points took {_duration(monotonic() - started)}")
     _show_report(summary.folder)
+    if summary.diverged:
+        err.print(f"{summary.diverged} points diverged; they count, at chance")
     if summary.failed:
         err.print(f"{summary.failed} points failed; run the same command again to try them again")
         return 1
@@ -244,7 +276,7 @@ def _status(command: Status) -> int:
     out.print(f"{folder}: {len(ids)} points · {counts}")
     for id in ids:
         if id in rows and rows[id]["status"] == "failed":
-            out.print(f"  failed {id}: {rows[id].get('reason')}", markup=False)
+            out.print(f"  failed {id}: {rows[id].get('reason')}")
     return 0
 
 
@@ -268,7 +300,7 @@ def _export(command: Export) -> int:
         results.to_json(command.to, orient="records", lines=True)
     else:
         raise SpecError(f"--to {command.to}: expected a name that ends in .csv, .parquet or .json")
-    out.print(f"{len(results)} rows written to {command.to}", markup=False)
+    out.print(f"{len(results)} rows written to {command.to}")
     return 0
 
 
@@ -314,7 +346,7 @@ def _show_report(folder: Path) -> None:
         ("rows", folder / ROWS),
     ):
         if path is not None:
-            out.print(f"{name:7} {path}", markup=False)
+            out.print(f"{name:7} {path}")
 
 
 @contextlib.contextmanager
@@ -336,38 +368,43 @@ def _progress(study: Study) -> Iterator[Callable[[Standing], None]]:
         def line(standing: Standing) -> None:
             left = eta(standing)
             if standing.row is None:
-                err.print(f"{study.name}: {standing.left} of {standing.total} points to train", markup=False)
+                err.print(f"{study.name}: {standing.left} of {standing.total} points to train")
             else:
                 ended = standing.total - standing.left
-                err.print(f"{ended}/{standing.total} {_row_name(standing.row)} · {left} left", markup=False)
+                err.print(f"{ended}/{standing.total} {_row_name(standing.row, study)} · {left} left")
 
         yield line
         return
 
-    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[counts]}"))
+    columns = (
+        SpinnerColumn(),
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        TextColumn("{task.fields[counts]}", markup=False),
+    )
     with Progress(*columns, console=err, transient=True) as bar:
         task = bar.add_task(study.name, counts="")
 
         def update(standing: Standing) -> None:
-            counts = f"{standing.total - standing.left} of {standing.total} done · {standing.failed} failed"
+            counts = f"{standing.total - standing.left} done · {standing.failed} failed · {standing.left} left"
             left = eta(standing)
             if left and standing.left:
-                counts += f" · {left} left"
+                counts += f" · about {left}"
             bar.update(task, total=standing.total, completed=standing.total - standing.left, counts=counts)
             if standing.row is not None and standing.row["status"] != "done":
-                err.print(_row_name(standing.row), markup=False)
+                err.print(_row_name(standing.row, study))
 
         yield update
 
 
-def _row_name(row: dict[str, Any]) -> str:
-    name = f"segments={row['segments']}" if row["segments"] else f"segment_width={row['segment_width']}"
-    if not row["pointwise"]:
-        name += " (no 1×1)"
+def _row_name(row: dict[str, Any], study: Study) -> str:
+    split = [name for name in ("segments", "segment_width") if row[name] is not None]
+    names = [*split, *(name for name in study.varied() if name not in ("segments", "segment_width")), "seed"]
+    said = " ".join(f"{name}={row[name]}" for name in names)
     if row["status"] == "failed":
-        return f"{name} seed={row['seed']} failed: {row['reason']}"
+        return f"{said} failed: {row['reason']}"
     diverged = " (diverged)" if row["status"] == "diverged" else ""
-    return f"{name} seed={row['seed']} test {row['test_accuracy']:.4f}{diverged} · {row['train_seconds']:.0f} s"
+    return f"{said} · test {row['test_accuracy']:.4f}{diverged} · {row['train_seconds']:.0f} s"
 
 
 def _point_name(point: Point) -> str:
@@ -391,8 +428,8 @@ def _inert(value: object) -> object:
     return value
 
 
-def _refuse(error: Exception) -> int:
-    err.print(f"spectrum: {error}", markup=False)
+def _refuse(why: str) -> int:
+    err.print(f"spectrum: {why}")
     return 2
 
 

@@ -1,5 +1,6 @@
 """Families that fail in the ways that real ones do. Workers import this module by name."""
 
+import multiprocessing
 import os
 import signal
 import time
@@ -49,6 +50,9 @@ def dawdle():
 def fail():
     raise ValueError("this model never works")
 
+
+if os.environ.get("SPECTRUM_TEST_IMPORT") == "dies" and multiprocessing.parent_process() is not None:
+    die()
 
 register_model("linear", Linear)
 register_model("dies", lambda arch: Linear(arch, die))

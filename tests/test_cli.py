@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+import torch
 
 from spectrum.cli import main
 
@@ -67,18 +68,21 @@ def test_the_whole_way_from_a_study_to_its_table(study, capsys):
     tables = [pd.read_csv("rows.csv"), pd.read_parquet("rows.parquet"), pd.read_json("rows.json", lines=True)]
     assert all(len(table) == 6 and table["test_accuracy"].notna().all() for table in tables)
 
-    # Another base makes other points; the first ones stay.
+    # Another base makes another study, beside the first.
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     assert run("run", "tiny.toml", "--no-residual", "--workers", "2") == 0
-    rows = [json.loads(line) for line in (folder / "results.jsonl").read_text().splitlines()]
-    assert [row["residual"] for row in rows] == [True] * 6 + [False] * 6
+    other = folder.with_name("tiny--residual-False")
+    rows = [json.loads(line) for line in (other / "results.jsonl").read_text().splitlines()]
+    assert [row["residual"] for row in rows] == [False] * 6
+    assert "spectrum run tiny.toml --no-residual" in (other / "report.html").read_text()
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
 
 
 @pytest.mark.slow
 def test_a_failed_point_makes_the_status_non_zero(study, capsys):
     assert run("run", "tiny.toml", "--workers", "1", "--import", "tests.faulty_models", "--model", "fails") == 1
     assert "6 points failed" in capsys.readouterr().err
-    assert run("status", "tiny.toml") == 0
-    assert run("status", "results/tiny") == 0
+    assert run("status", "results/tiny--model-fails") == 0
     assert "this model never works" in capsys.readouterr().out
 
 
@@ -89,6 +93,42 @@ def test_a_plan_lists_points_and_writes_nothing(study, capsys):
     assert "6 points" in said
     assert "unmatched" in said
     assert [path.name for path in study.iterdir()] == ["tiny.toml"]
+
+
+def test_a_study_is_its_file_whatever_it_is_called(study, capsys):
+    (study / "other name.txt").write_text(STUDY.replace("Does it run?", "Is [segments] better than [/3]?"))
+    (study / "old.toml").write_text(STUDY.replace("width = 0.25", "width = 0.5"))
+    run("plan", "tiny.toml")
+    before = capsys.readouterr().out
+    assert run("plan", "other name.txt") == 0
+    out = capsys.readouterr().out
+    without_seconds = [[line.rsplit(None, 1)[0] for line in said.splitlines()[1:5]] for said in (out, before)]
+    assert without_seconds[0] == without_seconds[1]
+
+
+@pytest.mark.parametrize("flag", [["--segment-width", "4"], ["--segments", "2"]])
+def test_one_way_to_say_the_split_replaces_the_other(study, capsys, flag):
+    text = STUDY.replace('segments = [1, 3, "per_channel"]\n', "")
+    (study / "one.toml").write_text(text)
+    (study / "two.toml").write_text(text.replace("width = 0.25", "width = 0.25\nsegment_width = 2"))
+    points = []
+    for name in ("one.toml", "two.toml"):
+        assert run("plan", name, *flag) == 0
+        points.append([line.rsplit(None, 1)[0] for line in capsys.readouterr().out.splitlines()[1:3]])
+    assert points[0] == points[1]
+
+
+def test_files_that_cannot_be_written_or_read_end_in_status_2(study, capsys):
+    folder = study / "results" / "tiny"
+    folder.mkdir(parents=True)
+    (folder / "plan.json").write_text("{}")
+    for words in (["status", "results/tiny"], ["report", "results/tiny"]):
+        assert run(*words) == 2
+        assert "plan.json: garbled" in capsys.readouterr().err
+    (folder / "plan.json").unlink()
+    (folder / "results.jsonl").write_text('{"id": "0", "status": "failed", "segments": 1}\n')
+    assert run("export", "results/tiny", "--to", "nowhere/rows.csv") == 2
+    assert "nowhere" in capsys.readouterr().err
 
 
 def test_an_override_reaches_the_plan(study, capsys):
@@ -106,6 +146,10 @@ def test_an_override_reaches_the_plan(study, capsys):
         (["run", "tiny.toml", "--lr", "x"], "lr"),
         (["run", "tiny.toml", "--activation", "rellu"], "activation"),
         (["run", "tiny.toml", "--epoch", "2"], "--epoch"),
+        (["run", "tiny.toml", "--width", "1e9"], "width: input should be less than"),
+        (["run", "tiny.toml", "--device", "mps" if torch.cuda.is_available() else "cuda"], "torch has none here"),
+        (["plan", "tiny.toml", "--workers", "-3"], "--workers -3: expected at least 1"),
+        (["run", "tiny.toml", "--import", "broken_module"], "--import broken_module: SyntaxError"),
         (["run", "tiny.toml", "--workers", "0"], "--workers 0: expected at least 1"),
         (["run", "tiny.toml", "--import", "no_such_module"], "--import no_such_module"),
         (["run", "tiny.toml", "--model", "prob"], "did you mean"),
@@ -121,8 +165,12 @@ def test_an_override_reaches_the_plan(study, capsys):
         (["fly"], "fly"),
     ],
 )
-def test_wrong_input_is_named_with_status_2_and_nothing_is_written(study, capsys, words, says):
-    status = run(*words)
+def test_wrong_input_is_named_with_status_2_and_nothing_is_written(study, capsys, tmp_path_factory, words, says):
+    modules = tmp_path_factory.mktemp("modules")
+    (modules / "broken_module.py").write_text("this is no Python")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(modules)
+        status = run(*words)
     said = capsys.readouterr()
     assert says in " ".join((said.out + said.err).split())
     assert status == (0 if "6 left" in says else 2)

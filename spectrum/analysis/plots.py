@@ -109,15 +109,11 @@ def accuracy_against(
         label = ", ".join(f"{name} {value}" for name, value in zip(names, values, strict=True))
         look = {"color": _look(number)["color"], "fmt": _look(number)["marker"]}
         ax.errorbar(part["cost"], 100 * part["mean"], _bars(part), capsize=2, lw=1, zorder=3, label=label, **look)
-    front = pareto_front(groups["cost"], groups["mean"])
-    ax.plot(
-        groups["cost"].iloc[front],
-        100 * groups["mean"].iloc[front],
-        ls="--",
-        color="0.35",
-        marker="",
-        label="Pareto front of the means",
-    )
+    by_dataset = [part for _, part in groups.groupby("dataset")] if "dataset" in groups else [groups]
+    for part in by_dataset:
+        front = part.iloc[pareto_front(part["cost"], part["mean"])]
+        name = "Pareto front of the means" if part is by_dataset[0] else None
+        ax.plot(front["cost"], 100 * front["mean"], ls="--", color="0.35", marker="", label=name)
     for _, group in groups.iterrows():
         where = (group["cost"], 100 * group["mean"])
         text = ax.annotate(point_label(group), where, xytext=(4, 4), textcoords="offset points", fontsize=7.5, zorder=4)
@@ -150,7 +146,7 @@ def learning_curves(
     ax = _axes(ax)
     names = varied_settings(results)
     known = results.assign(position=spectrum_position(results))
-    joined = history.merge(known[["id", "position", *SPLIT, *names]], on="id", suffixes=("", "_setting"))
+    joined = history.merge(known[["id", "status", "position", *SPLIT, *names]], on="id", suffixes=("", "_setting"))
     if joined.empty:
         raise ValueError("learning_curves: no epoch of these results is in the history")
     names = [f"{name}_setting" if name in history else name for name in names]
@@ -159,7 +155,7 @@ def learning_curves(
         groups = list(kind.sort_values("position").groupby([*SPLIT], sort=False, dropna=False))
         shades = mpl.colormaps["viridis_r"](np.linspace(0.12, 1, len(groups)))
         for shade, (_, group) in zip(shades, groups, strict=True):
-            mean = group.groupby("epoch")[metric].mean()
+            mean = _mean_by_epoch(group, metric)
             label = ", ".join([point_label(group.iloc[0]), *map(str, values)])
             bare = not bool(group["pointwise"].iloc[0])
             line = ":" if bare else _look(number)["linestyle"]
@@ -170,8 +166,16 @@ def learning_curves(
     ax.set_ylabel(METRIC_LABELS.get(metric, metric))
     title = ", ".join(["segments", *(name.removesuffix("_setting") for name in names)])
     ax.legend(title=title, ncols=2, fontsize=7.5 if len(ax.lines) > 8 else None)
-    _say(ax, results, varied_settings(results), "lines: mean over seeds")
+    _say(ax, results, varied_settings(results), "lines: mean over seeds, diverged runs at chance")
     return _figure(ax)
+
+
+def _mean_by_epoch(epochs: pd.DataFrame, metric: str) -> pd.Series:
+    """Mean over runs at every epoch. A diverged run stays in it, at chance, after its last epoch."""
+    runs = epochs.pivot_table(index="epoch", columns="id", values=metric)
+    diverged = epochs.loc[epochs["status"] == "diverged", "id"].unique().tolist()
+    runs[diverged] = runs[diverged].ffill()
+    return runs.mean(axis=1)
 
 
 def save_figure(figure: Figure, stem: str | Path) -> list[Path]:
@@ -192,7 +196,7 @@ def _curve(
     ax.plot(
         table["position"] * 2**-0.07, 100 * table[metric], ls="", marker=".", ms=3.5, color=color, alpha=0.45, zorder=2
     )
-    groups = summarise(table, ["position"], metric)
+    groups = summarise(table, [*SPLIT, "position"], metric)  # points that realise the same segments stay apart
     ax.errorbar(
         groups["position"],
         100 * groups["mean"],

@@ -7,6 +7,7 @@ nothing fetched from anywhere.
 from __future__ import annotations
 
 import base64
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,7 +35,8 @@ class Report:
 def summary_table(results: pd.DataFrame) -> pd.DataFrame:
     """One row a point of the spectrum: segments, what else varies, n, params, MACs, accuracy with interval, seconds.
 
-    The text column `accuracy` is in per cent and reads "mean ± half width of the 95 % t-interval".
+    The text column `accuracy` is in per cent and reads "mean ± half width of the 95 % t-interval". Where a run
+    diverged, a column says how many of the n did; they count, at chance.
     """
     names = varied_settings(results)
     summary = summarise(results, [*SPLIT, *names])
@@ -42,8 +44,14 @@ def summary_table(results: pd.DataFrame) -> pd.DataFrame:
         return summary
     labels = [segments_label(*key) for key in summary[[*SPLIT]].itertuples(index=False)]
     table = pd.DataFrame({"segments": labels, **{name: summary[name] for name in names}})
+    scored = results[results["test_accuracy"].notna()]
+    diverged = scored.assign(diverged=scored["status"] == "diverged").groupby(
+        [*SPLIT, *names], sort=False, dropna=False
+    )
+    counts = diverged["diverged"].sum().to_numpy()
     return table.assign(
         n=summary["n"],
+        **({"diverged": counts} if counts.any() else {}),
         params=summary["params"],
         macs=summary["macs"],
         accuracy=[
@@ -88,7 +96,7 @@ def write_report(folder: Path, results: pd.DataFrame, history: pd.DataFrame, pla
         folder: the study's folder.
         results: its rows, from `load_results`.
         history: its epochs, from `load_history`.
-        plan: its frozen plan: study, question, hash, budget, base, varied, points.
+        plan: its frozen plan, as `spectrum run` writes it.
     """
     table = summary_table(results)
     drawn = draw_figures(results, history)
@@ -109,6 +117,9 @@ def _page(
 ) -> str:
     finished = results[results["test_accuracy"].notna()]
     seeds = int(table["n"].min()) if len(table) else 0
+    varied = {"seed", *plan["varied"]}
+    if varied & {"segments", "segment_width"}:
+        varied |= {"segments", "segment_width"}
     columns, rows = as_text(table)
     environment = Environment(
         loader=PackageLoader("spectrum.analysis", "."), autoescape=True, undefined=StrictUndefined, trim_blocks=True
@@ -128,18 +139,36 @@ def _page(
             for stem, (title, _) in drawn.items()
         ],
         problems=_problems(results),
-        held=[(name, _said(value)) for name, value in plan["base"].items() if name not in ("seed", *plan["varied"])],
+        held=[(name, _said(value)) for name, value in plan["base"].items() if name not in varied],
+        command=_command(plan),
         environment=_environment(finished),
     )
 
 
+def _command(plan: Mapping[str, Any]) -> str:
+    """The words that trained these points."""
+    words = ["spectrum", "run", plan["file"]]
+    for name, value in plan["overrides"].items():
+        flag = name.replace("_", "-")
+        if isinstance(value, bool):
+            words.append(f"--{flag}" if value else f"--no-{flag}")
+        else:
+            words += [f"--{flag}", *(map(str, value) if isinstance(value, list | tuple) else [str(value)])]
+    for module in plan["imports"]:
+        words += ["--import", module]
+    return shlex.join(words)
+
+
 def _problems(results: pd.DataFrame) -> list[dict[str, str]]:
     """Rows that failed or diverged, with the reason."""
+    names = varied_settings(results)
     return [
         {
-            "name": f"{plots.point_label(row)}, seed {row['seed']}",
+            "name": ", ".join(
+                [plots.point_label(row), *(f"{name} {row[name]}" for name in names), f"seed {row['seed']}"]
+            ),
             "status": row["status"],
-            "reason": row.get("reason") or "a loss that is not finite; scored at chance",
+            "reason": "a loss that is not finite; scored at chance" if row["status"] == "diverged" else row["reason"],
         }
         for _, row in results[results["status"] != "done"].iterrows()
     ]

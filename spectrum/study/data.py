@@ -227,7 +227,8 @@ def _columns(source: _Source, part: Any) -> tuple[str, str]:
     if not images or not labels:
         raise DataError(
             f"dataset={source.name!r}: found the columns {', '.join(features)}; expected an image "
-            f"({', '.join(IMAGE_COLUMNS)}) and a label ({', '.join(LABEL_COLUMNS)})"
+            f"({', '.join(IMAGE_COLUMNS)}) and a label ({', '.join(LABEL_COLUMNS)}). A folder of images needs two or "
+            "more folders of classes, none of them called train, test or validation"
         )
     return images[0], labels[0]
 
@@ -248,8 +249,8 @@ def _pixels(
         try:
             data = stored["bytes"] if stored["bytes"] is not None else Path(stored["path"]).read_bytes()
             encoded = Image.open(io.BytesIO(data))
-            mode = mode or ("L" if encoded.mode in ("1", "L", "I", "I;16", "F") else "RGB")
-            image = encoded.convert(mode)
+            mode = mode or ("L" if encoded.mode in ("1", "L", "I") or encoded.mode.startswith("I;16") else "RGB")
+            image = _eight_bits(encoded).convert(mode)
         except (OSError, SyntaxError, TypeError, KeyError, ValueError, Image.DecompressionBombError) as error:
             file = stored.get("path") if isinstance(stored, dict) else None
             raise DataError(
@@ -269,6 +270,18 @@ def _pixels(
     stacked = torch.from_numpy(np.stack(pixels)).view(len(pixels), height, width, -1)
     assert mode is not None
     return stacked.permute(0, 3, 1, 2).contiguous(), mode
+
+
+def _eight_bits(image: Any) -> Any:
+    """The image, scaled to 8 bits if it has 16 (where Pillow would cut off). Raises ValueError for numbers beyond."""
+    from PIL import Image
+
+    if image.mode != "F" and image.mode != "I" and not image.mode.startswith("I;16"):
+        return image
+    values = np.asarray(image)
+    if image.mode == "F" or values.min() < 0 or values.max() > 65_535:
+        raise ValueError(f"pixels of mode {image.mode} have no known range; store them with 8 or 16 bits")
+    return Image.fromarray((values / 257).round().astype(np.uint8))
 
 
 def _labels(values: Sequence[Any], names: Sequence[Any] | None = None) -> tuple[Tensor, list[Any]]:
@@ -344,9 +357,10 @@ def _write_cache(path: Path, images: Images) -> None:
 def carve(labels: Tensor, fraction: float) -> tuple[Tensor, Tensor]:
     """Indices (kept, carved): a fixed, class-balanced part of about `fraction` of the images, at least one a class.
 
-    The same for every seed, so that nothing that was chosen on it ever sees training.
+    The same for every seed, so that nothing that was chosen on it ever sees training. At least one image of a class is
+    kept, so that of a class with one image none is carved.
     """
-    carved = [members[: max(1, round(fraction * len(members)))] for members in _by_class(labels)]
+    carved = [members[: min(max(1, round(fraction * len(members))), len(members) - 1)] for members in _by_class(labels)]
     part = torch.cat(carved).sort().values
     kept = torch.ones(len(labels), dtype=torch.bool)
     kept[part] = False
@@ -371,6 +385,8 @@ def split(images: Images, validation_fraction: float, train_images: int | None =
     Raises DataError when there are fewer images than asked for.
     """
     train, validation = carve(images.train_y, validation_fraction)
+    if not len(validation):
+        raise DataError("the training set has one image a class, and so none to spare for validation")
     mean, std = _moments(images.train_x[train])
     if train_images is not None:
         if train_images > len(train):

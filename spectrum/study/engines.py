@@ -8,12 +8,17 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
+import sys
 import threading
 import traceback
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import cache
 from importlib import import_module
 from multiprocessing.connection import wait as wait_for_handles
 from pathlib import Path
@@ -53,22 +58,39 @@ class LocalEngine:
         self.imports = tuple(imports)
 
     def run(self, points: Iterable[Point]) -> Iterator[Outcome]:
-        """Train all points. Closing the iterator, or an exception in its consumer, ends the workers at once."""
+        """Train all points. Closing the iterator, or an exception in its consumer, ends the workers at once.
+
+        Raises EngineError when workers die again and again before they take a point.
+        """
         waiting = deque((point, 1) for point in points)
         workers = min(self.workers, len(waiting)) or 1
-        pool = ProcessPool(
-            max_workers=workers,
-            initializer=_start_worker,
-            initargs=(self.threads, self.imports),
-            context=multiprocessing.get_context("spawn"),
-        )
         running: dict[Future[Any], tuple[Point, int]] = {}
+        broken = 0
+        pool = self._pool(workers)
         try:
             while waiting or running:
-                while waiting and len(running) < workers:
-                    point, attempt = waiting.popleft()
-                    running[pool.schedule(_train_one, args=[point, self.device])] = (point, attempt)
-                for future in wait(running, return_when=FIRST_COMPLETED).done:
+                with _interrupts_blocked():  # what the pool starts inherits it: Ctrl-C is for the driver to handle
+                    while waiting and len(running) < workers:
+                        point, attempt = waiting.popleft()
+                        running[pool.schedule(_train_one, args=[point, self.device, self.threads, self.imports])] = (
+                            point,
+                            attempt,
+                        )
+                ended = wait(running, return_when=FIRST_COMPLETED).done
+                if any(isinstance(future.exception(), BrokenProcessPool) for future in ended):
+                    broken += 1
+                    if broken > ATTEMPTS:
+                        raise EngineError(
+                            "worker processes die before they take a point. Is there memory for them? A script that "
+                            'calls run_study must do so below `if __name__ == "__main__":`'
+                        )
+                    waiting.extendleft(running.values())
+                    running.clear()
+                    pool.stop()
+                    pool.join()
+                    pool = self._pool(workers)
+                    continue
+                for future in ended:
                     point, attempt = running.pop(future)
                     error = future.exception()
                     if isinstance(error, ProcessExpired) and attempt < ATTEMPTS:
@@ -79,6 +101,24 @@ class LocalEngine:
         finally:
             pool.stop()
             pool.join()
+
+    def _pool(self, workers: int) -> ProcessPool:
+        context = multiprocessing.get_context("spawn")
+        with _interrupts_blocked():
+            return ProcessPool(max_workers=workers, initializer=_start_worker, context=context)
+
+
+class EngineError(RuntimeError):
+    """Workers that cannot be kept alive."""
+
+
+@contextmanager
+def _interrupts_blocked() -> Iterator[None]:
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def available_cores() -> int:
@@ -96,8 +136,21 @@ def _outcome(point: Point, attempt: int, future: Future[Any], error: BaseExcepti
     return Outcome(point, None, reason, attempt)
 
 
-def _start_worker(threads: int, imports: Sequence[str]) -> None:
+def _start_worker() -> None:
     threading.Thread(target=_end_with_driver, daemon=True).start()
+
+
+def _end_with_driver() -> None:
+    """No worker outlives the process that started it, however that one ended."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        wait_for_handles([parent.sentinel])
+        os._exit(1)
+
+
+@cache
+def _prepare(threads: int, imports: tuple[str, ...]) -> None:
+    """What a worker does before its first point; an error here is that point's."""
     os.environ["OMP_NUM_THREADS"] = str(threads)
     import torch
 
@@ -109,15 +162,8 @@ def _start_worker(threads: int, imports: Sequence[str]) -> None:
         import_module(module)
 
 
-def _end_with_driver() -> None:
-    """No worker outlives the process that started it, however that one ended."""
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        wait_for_handles([parent.sentinel])
-        os._exit(1)
-
-
-def _train_one(point: Point, device: str) -> dict[str, Any]:
+def _train_one(point: Point, device: str, threads: int, imports: tuple[str, ...]) -> dict[str, Any]:
+    _prepare(threads, imports)
     from spectrum.study.data import load_images
     from spectrum.study.provenance import provenance
     from spectrum.study.train import train
@@ -158,4 +204,5 @@ def _peak_memory_mb() -> float:
     except (OSError, StopIteration):
         import resource
 
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1000
+        largest = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return largest / (1e6 if sys.platform == "darwin" else 1e3)  # bytes there, kilobytes elsewhere

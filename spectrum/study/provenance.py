@@ -41,11 +41,24 @@ def best_device() -> str:
     return "mps" if torch.backends.mps.is_available() else "cpu"
 
 
+def check_device(device: str) -> str:
+    """The device, "auto" resolved. Raises ValueError for one that torch does not have here."""
+    if device == "auto":
+        return best_device()
+    try:
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ValueError(f"device={device}: torch has none here ({reason}); try auto or cpu") from None
+    return device
+
+
 @cache
 def code_revision() -> str | None:
     """The git commit of this package's source, with "+" if the package was changed since; None when not in git."""
     folder = Path(__file__).parents[1]
     try:
+        _git(folder, "ls-files", "--error-unmatch", "__init__.py")  # else it is somebody else's repository
         commit = _git(folder, "rev-parse", "--short=12", "HEAD")
         changed = _git(folder, "status", "--porcelain", "--", str(folder))
     except (OSError, subprocess.SubprocessError):

@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import re
 import tomllib
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
@@ -31,7 +32,7 @@ class SpecError(ValueError):
 
 
 class Record(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True)
 
 
 def _segments(value: object) -> object:
@@ -74,7 +75,7 @@ class Point(Record):
     # network
     model: str = "probe"
     """A family: see list_models()."""
-    width: Rate = 1.0
+    width: float = Field(1.0, gt=0, le=64, allow_inf_nan=False)
     """Factor on the family's stage widths."""
     widths: Annotated[tuple[Positive, ...] | None, BeforeValidator(_as_tuple)] = Field(None, min_length=1)
     """Explicit stage widths in channels, instead of width."""
@@ -109,7 +110,7 @@ class Point(Record):
     optimizer: Literal["sgd", "adamw", "rmsprop"] = "sgd"
     """SGD with Nesterov momentum, AdamW, or RMSprop with momentum."""
     lr: Rate = 0.1
-    """Peak learning rate."""
+    """Peak learning rate; the default suits SGD, the other optimisers need a far smaller one."""
     momentum: Fraction = 0.9
     """Momentum of SGD and RMSprop, first beta of AdamW."""
     weight_decay: NotNegative = 5e-4
@@ -184,8 +185,13 @@ class Study(Record):
     """A question, and the points that answer it: the product of all axes, for each of the cases."""
 
     name: str
+    """As the file is called; says where results go."""
     question: str = ""
+    """What the study is to answer."""
     base: Point = Point()
+    """What all points share."""
+    overrides: dict[str, Any] = {}
+    """What the command line changed of the base point that the file gives."""
     axes: dict[str, tuple[Any, ...]] = {}
     cases: tuple[dict[str, Any], ...] = ()
     budget: Budget = Budget()
@@ -204,17 +210,28 @@ class Study(Record):
         """Of all points and the budget; not of names or of the question."""
         return _digest({"points": sorted({point.id for point in self.points()}), "budget": self.budget.model_dump()})
 
+    @property
+    def file_name(self) -> str:
+        """The name of the study's file, without what overrides add to it."""
+        return self.name.removesuffix(_suffix(self.overrides))
+
     def varied(self) -> list[str]:
         """Names of the fields that vary, the seed left out."""
         names = [*self.axes, *(name for case in self.cases for name in case)]
         return [name for name in dict.fromkeys(names) if name != "seed"]
 
     def with_base(self, **changes: Any) -> Study:
-        """The same study from a changed base point. Raises SpecError for a field that an axis varies."""
+        """The study from a changed base point, under a name that says so, since its results are others.
+
+        Raises SpecError for a field that an axis varies.
+        """
         for name in changes:
             if name in self.axes or any(name in case for case in self.cases):
                 raise SpecError(f"{name}: varies in this study; change its values in the file")
-        return _checked(self.model_copy(update={"base": _merged(self.base, changes)}))
+        overrides = self.overrides | changes
+        name = self.file_name + _suffix(overrides)
+        base = _merged(self.base, changes)
+        return _checked(self.model_copy(update={"name": name, "base": base, "overrides": overrides}))
 
 
 def load_study(path: str | Path) -> Study:
@@ -223,6 +240,8 @@ def load_study(path: str | Path) -> Study:
     Raises SpecError (a ValueError) with one line a fault: file, field, what came and what would work.
     """
     path = Path(path)
+    if not path.stem.strip("."):
+        raise SpecError(f"{path}: a study is called as its file is; give it a name")
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
@@ -251,7 +270,8 @@ def parse_study(said: Mapping[str, Any], name: str) -> Study:
     said["axes"] = {axis: tuple(_as_tuple(value) for value in values) for axis, values in axes.items()}
     if isinstance(said.get("cases"), list):
         said["cases"] = tuple(said["cases"])
-    said.pop("name", None) if said.get("name") == name else None
+    if "overrides" in said:
+        raise SpecError("overrides: come from the command line only; write them into base")
     try:
         study = Study(name=name, **said)
     except TypeError:
@@ -343,6 +363,11 @@ def _merged(base: Point, changes: Mapping[str, Any]) -> Point:
     except ValidationError as error:
         said = ", ".join(f"{name} = {value!r}" for name, value in changes.items())
         raise SpecError("\n".join(f"{line} (at {said})" for line in explain(error, Point).splitlines())) from None
+
+
+def _suffix(overrides: Mapping[str, Any]) -> str:
+    said = "".join(f"--{name}-{value}" for name, value in overrides.items())
+    return re.sub(r"[^A-Za-z0-9._-]+", "_", said)[:100]
 
 
 def _digest(value: object) -> str:

@@ -5,7 +5,8 @@
     results.bad     rows that were torn or garbled, moved there by the next run
     plan.json       the points of the study as they were frozen
 
-The writer holds a kernel lock on the folder itself: a killed writer frees it, and there is no lock file to go stale.
+The writer holds a kernel lock on `.writer`, which says who it is. A killed writer frees the lock; that the file is
+there means nothing, so nothing goes stale.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ ROWS, HISTORY, BAD, PLAN, WRITER = (
     "history.jsonl",
     "results.bad",
     "plan.json",
-    ".writer.json",
+    ".writer",
 )
 FINISHED = ("done", "diverged")
 Row = dict[str, Any]
@@ -49,24 +50,19 @@ class Store:
     def __enter__(self) -> Self:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            self._lock = os.open(self.folder, os.O_RDONLY)
+            self._lock = os.open(self.folder / WRITER, os.O_RDWR | os.O_CREAT, 0o644)
         except OSError as error:
-            raise StoreError(f"{self.folder}: cannot be made ({error.strerror})") from None
+            raise StoreError(f"{self.folder}: cannot be written ({error.strerror})") from None
         try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(self._lock)
-            raise StoreError(f"{self.folder}: another run is writing here{_who(self.folder)}") from None
-        except OSError as error:
-            os.close(self._lock)
-            raise StoreError(f"{self.folder}: its file system has no locks ({error.strerror})") from None
-        try:
-            _replace(self.folder / WRITER, json.dumps({"pid": os.getpid(), "host": socket.gethostname()}))
+            self._take_lock()
             self.set_aside = self._set_bad_rows_aside()
             self._files = {name: (self.folder / name).open("ab", buffering=0) for name in (ROWS, HISTORY)}
         except OSError as error:
             os.close(self._lock)
             raise StoreError(f"{self.folder}: cannot be written ({error.strerror})") from None
+        except StoreError:
+            os.close(self._lock)
+            raise
         return self
 
     def __exit__(
@@ -74,8 +70,18 @@ class Store:
     ) -> None:
         for file in self._files.values():
             file.close()
-        (self.folder / WRITER).unlink(missing_ok=True)
+        os.ftruncate(self._lock, 0)
         os.close(self._lock)
+
+    def _take_lock(self) -> None:
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise StoreError(f"{self.folder}: another run is writing here{_who(self.folder)}") from None
+        except OSError as error:
+            raise StoreError(f"{self.folder}: its file system has no locks ({error.strerror})") from None
+        os.ftruncate(self._lock, 0)
+        os.write(self._lock, json.dumps({"pid": os.getpid(), "host": socket.gethostname()}).encode())
 
     def append(self, row: Row) -> None:
         """Write one row and wait until it is on disk. Strict JSON: NaN raises ValueError."""
@@ -179,7 +185,11 @@ def load_results(folder: str | Path, *, all_points: bool = False) -> pd.DataFram
         rows = [by_id[id] for id in wanted if id in by_id]
     if not rows:
         raise StoreError(f"{folder}: has no rows yet; run the study first: spectrum run FILE")
-    return pd.DataFrame(rows)
+    table = pd.DataFrame(rows)
+    for name in table:  # lists cannot be grouped by
+        if table[name].map(lambda value: isinstance(value, list)).any():
+            table[name] = table[name].map(lambda value: tuple(value) if isinstance(value, list) else value)
+    return table
 
 
 def load_history(folder: str | Path) -> pd.DataFrame:

@@ -137,12 +137,16 @@ def run_study(
     left = [point for point in points if point.id not in finished]
     planned: list[PlannedPoint] = []
     if left or not (folder / "plan.json").exists():
+        from spectrum.study.provenance import check_device
+
+        device = check_device(device)
         planned = plan_study(study, imports=imports)
         _check_same_images(folder, finished, points)
     with Store(folder) as store:
         finished = _finished(folder)  # another run may have written between the two looks
         left = [point for point in points if point.id not in finished]
-        store.freeze(_plan(study, planned) if planned else _reused_plan(study, finished))
+        plan = _plan(study, planned) if planned else _reused_plan(study, finished)
+        store.freeze(plan | {"imports": list(imports)})
         counts: Counter[str] = Counter()
         reused = len(points) - len(left)
 
@@ -169,8 +173,10 @@ def import_modules(names: Iterable[str]) -> None:
     for name in names:
         try:
             import_module(name)
-        except ImportError as error:
-            raise SpecError(f"--import {name}: {error}; give a module that python can import") from None
+        except Exception as error:  # whatever a user's module raises
+            raise SpecError(
+                f"--import {name}: {type(error).__name__}: {error}; mend it, or give another module"
+            ) from error
 
 
 def _train(
@@ -182,9 +188,7 @@ def _train(
     imports: Sequence[str],
 ) -> Iterable[tuple[Row, list[Row]]]:
     from spectrum.study.engines import LocalEngine
-    from spectrum.study.provenance import best_device
 
-    device = best_device() if device == "auto" else device
     engine = LocalEngine(workers, device=device, imports=imports)
     for outcome in engine.run(points):
         row = _row(study, costs[outcome.point.id])
@@ -221,6 +225,8 @@ def _plan(study: Study, planned: Sequence[PlannedPoint]) -> dict[str, Any]:
     return {
         "study": study.name,
         "question": study.question,
+        "file": f"{study.file_name}.toml",
+        "overrides": study.overrides,
         "hash": study.hash,
         "budget": study.budget.model_dump(mode="json"),
         "base": study.base.model_dump(mode="json"),
@@ -257,7 +263,8 @@ def _finished(folder: Path) -> dict[str, Row]:
 def _check_same_images(folder: Path, finished: dict[str, Row], points: Sequence[Point]) -> None:
     for point in points:
         row = finished.get(point.id)
-        if row is not None and row["provenance"]["data_fingerprint"] != _images(point).fingerprint:
+        known = (row or {}).get("provenance") or {}
+        if known.get("data_fingerprint", _images(point).fingerprint) != _images(point).fingerprint:
             raise StoreError(
                 f"{folder}: its rows were trained on other images of {point.dataset!r} than those found now; "
                 "give another --out, or the earlier images"
@@ -278,8 +285,8 @@ def _planned(point: Point, images: Images) -> PlannedPoint:
     channels, side, _ = images.shape
     try:
         model = build_model(point.model, point.architecture(channels, images.classes, side))
-    except ValueError as error:
-        raise SpecError(f"segments = {point.segments}, model = {point.model!r}: {error}") from None
+    except (ValueError, TypeError, RuntimeError, MemoryError) as error:  # too large, or a user's own family
+        raise SpecError(f"model = {point.model!r}, segments = {point.segments}: {error}") from error
     realised = tuple(realised_segments(model))
     if isinstance(point.segments, int) and realised and point.segments > max(realised):
         raise SpecError(
@@ -293,11 +300,12 @@ def _planned(point: Point, images: Images) -> PlannedPoint:
 def _timed(planned: PlannedPoint, images: Images, train_images: int) -> PlannedPoint:
     from spectrum.cost.timing import time_training_step
     from spectrum.models import build_model
+    from spectrum.study.train import make_optimizer
 
     point = planned.point
     channels, side, _ = images.shape
     batch = min(point.batch_size, train_images)
     model = build_model(point.model, point.architecture(channels, images.classes, side))
-    step = time_training_step(model, (batch, *images.shape), images.classes)
+    step = time_training_step(model, make_optimizer(point, model), (batch, *images.shape), images.classes)
     seconds = step * (train_images // batch) * point.epochs
     return PlannedPoint(point, planned.params, planned.macs, planned.activations, planned.realised_segments, seconds)

@@ -61,6 +61,12 @@ def test_the_curve_shows_every_run_and_the_means_on_a_log_axis():
     assert "unmatched" in title
 
 
+def test_points_that_realise_the_same_segments_stay_apart():
+    table = results(segments=[1, 16, "per_channel"])
+    ax = plots.spectrum_curve(table).axes[0]
+    assert list(ax.lines[1].get_xdata()) == [1, 16, 16]
+
+
 def test_the_curve_draws_one_line_a_setting_that_varies():
     table = results(activation=["none", "relu"], lr=[0.1, 0.2])
     labels = plots.spectrum_curve(table).axes[0].get_legend_handles_labels()[1]
@@ -98,6 +104,23 @@ def test_learning_curves_are_means_over_seeds():
     ax = plots.learning_curves(history(table), table).axes[0]
     assert len(ax.lines) == 8
     assert all(list(line.get_ydata()) == pytest.approx([60, 70, 80]) for line in ax.lines)
+
+
+def test_a_diverged_run_stays_in_the_mean_at_chance():
+    table = results(segments=[1])
+    epochs = history(table)
+    table.loc[1, "status"] = "diverged"
+    epochs = epochs[(epochs["id"] != table["id"][1]) | (epochs["epoch"] == 1)]
+    epochs.loc[epochs["id"] == table["id"][1], "val_accuracy"] = 0.1
+    (drawn_line,) = plots.learning_curves(epochs, table).axes[0].lines
+    assert list(drawn_line.get_ydata()) == pytest.approx([35, 40, 45])
+
+
+def test_every_data_set_has_a_front_of_its_own():
+    easy, hard = results(dataset=["digits"]), results(dataset=["cifar10"])
+    table = pd.concat([easy, hard.assign(test_accuracy=hard["test_accuracy"] - 0.3)])
+    ax = plots.accuracy_against(table, "params").axes[0]
+    assert len([line for line in ax.lines if line.get_linestyle() == "--" and len(line.get_xdata()) > 2]) == 2
 
 
 def test_learning_curves_survive_a_setting_that_the_history_has_too():

@@ -22,7 +22,10 @@ class Tags(HTMLParser):
 @pytest.fixture
 def plan():
     return {
-        "study": "made-up",
+        "study": "made up--epochs-3",
+        "file": "made up.toml",
+        "overrides": {"epochs": 3, "flip": False},
+        "imports": ["my_models"],
         "question": "What lies between?",
         "hash": "0123456789abcdef",
         "budget": {"match": "none"},
@@ -59,6 +62,8 @@ def test_a_page_is_self_contained_and_says_what_a_reader_must_know(tmp_path, pla
     assert all(attrs["src"].startswith("data:image/png;base64,") for tag, attrs in tags if tag == "img")
     assert len([tag for tag, _ in tags if tag == "img"]) == 4
     assert not re.findall(r"https?://", page)
+    assert "spectrum run &#39;made up.toml&#39; --epochs 3 --no-flip --import my_models" in page
+    assert "<dt>segments</dt>" not in page
     for said in ("What lies between?", "unmatched", "2 seeds a point are few", "90.25 ± 3.18", "epochs", "threads"):
         assert said in page
 
@@ -71,6 +76,8 @@ def test_failures_and_divergences_are_listed(tmp_path, plan):
     assert "the worker process died 3 times" in page
     assert "1, seed 0" in page
     assert "scored at chance" in page
+    assert "nan" not in page
+    assert summary_table(table)["diverged"].tolist() == [1, 0, 0, 0]
 
 
 def test_a_study_with_no_finished_point_still_has_a_page(tmp_path, plan):

@@ -86,4 +86,7 @@ def test_a_wrong_shape_is_named(shape):
 
 def test_a_training_step_takes_time():
     model = build_model("probe", width=0.25, image_size=8)
-    assert 0 < time_training_step(model, (4, 3, 8, 8), 10) < 5
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    before = model.stem[0].weight.clone()
+    assert 0 < time_training_step(model, optimizer, (4, 3, 8, 8), 10) < 5
+    assert not torch.equal(before, model.stem[0].weight), "the update is timed too"

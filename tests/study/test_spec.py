@@ -39,7 +39,7 @@ def refuse(said):
         ({"base": {"activation": "rellu"}}, "base.activation: 'rellu' is unknown; did you mean \"relu\"?"),
         ({"base": {"order": "sideways"}}, "base.order: 'sideways' is unknown; try 'pointwise_first' or"),
         ({"base": {"lr": -1.0}}, "base.lr: input should be greater than 0 (got -1.0)"),
-        ({"base": {"lr": 1e31}}, "base.lr: input should be less than or equal to 1e+30"),
+        ({"base": {"lr": 1e31}}, "base.lr: input should be less than or equal to 1000000"),
         ({"base": {"lr": float("nan")}}, "base.lr: input should be a finite number"),
         ({"base": {"epochs": "8"}}, "base.epochs: input should be a valid integer (got '8')"),
         ({"base": {"widths": [8, 0]}}, "base.widths.1"),
@@ -113,21 +113,21 @@ def test_an_id_depends_on_what_differs_from_the_defaults_only():
     assert Point(dataset="cifar10", segments=3, seed=7, widths=(8, 16)).id == "a2a8d420f2c89c32"
 
 
-@given(st.sampled_from(sorted(Point.model_fields)), st.integers(0, 5))
-def test_every_field_is_part_of_the_id(field, seed):
-    other = {
-        "dataset": "cifar10", "image_size": 16, "train_images": 100, "validation_fraction": 0.2, "flip": True,
-        "shift": 1, "cutout": 2, "model": None, "width": 2.0, "widths": (4,), "depth": 2, "segments": 4,
-        "segment_width": 4, "order": "spatial_first", "activation": "relu", "norm": True, "pointwise": False,
-        "pointwise_segments": 2, "shuffle": None, "residual": False, "dropout": 0.5, "epochs": 9, "batch_size": 64,
-        "optimizer": "adamw", "lr": 0.2, "momentum": 0.8, "weight_decay": 0.0, "schedule": "one_cycle",
-        "warmup_epochs": 1.0, "decay": 0.9, "decay_epochs": 1.0, "label_smoothing": 0.1, "ema": 0.9,
-        "autocast": True, "compile": True, "seed": 100,
-    }  # fmt: skip
-    assert other.keys() == Point.model_fields.keys()
-    if other[field] is None:  # needs another field, or another family
-        return
-    assert Point(**{"seed": seed, field: other[field]}).id != Point(seed=seed).id
+OTHER = {
+    "dataset": "cifar10", "image_size": 16, "train_images": 100, "validation_fraction": 0.2, "flip": True,
+    "shift": 1, "cutout": 2, "model": "another", "width": 2.0, "widths": (4,), "depth": 2, "segments": 4,
+    "segment_width": 4, "order": "spatial_first", "activation": "relu", "norm": True, "pointwise": False,
+    "pointwise_segments": 2, "shuffle": True, "residual": False, "dropout": 0.5, "epochs": 9, "batch_size": 64,
+    "optimizer": "adamw", "lr": 0.2, "momentum": 0.8, "weight_decay": 0.0, "schedule": "one_cycle",
+    "warmup_epochs": 1.0, "decay": 0.9, "decay_epochs": 1.0, "label_smoothing": 0.1, "ema": 0.9,
+    "autocast": True, "compile": True, "seed": 100,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("field", Point.model_fields)
+def test_every_field_is_part_of_the_id(field):
+    changed = Point().model_copy(update={field: OTHER[field]})  # unchecked: some fields need another one beside them
+    assert changed.id != Point().id
 
 
 def test_a_study_keeps_its_hash_when_only_words_change():

@@ -22,6 +22,7 @@ from spectrum.study.store import (
     HISTORY,
     PLAN,
     ROWS,
+    WRITER,
     Store,
     StoreError,
     latest_rows,
@@ -258,7 +259,8 @@ def test_a_refused_writer_leaves_the_first_one_alone(tmp_path: Path) -> None:
 
 def test_a_finished_run_leaves_only_its_rows_and_history(tmp_path: Path) -> None:
     write(tmp_path, row("a"))
-    assert sorted(path.name for path in tmp_path.iterdir()) == [HISTORY, ROWS]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [WRITER, HISTORY, ROWS]
+    assert (tmp_path / WRITER).read_bytes() == b"", "nobody writes"
 
 
 def test_an_exception_in_the_run_frees_the_folder(tmp_path: Path) -> None:
@@ -320,7 +322,7 @@ def test_a_full_disk_is_a_clear_error_and_tears_no_row(tmp_path: Path, size: int
 def test_a_folder_that_cannot_be_made_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     for folder in (tmp_path / "file", tmp_path / "file" / "below"):
-        with pytest.raises(StoreError, match="cannot be made"), Store(folder):
+        with pytest.raises(StoreError, match="cannot be written"), Store(folder):
             pass
     assert (tmp_path / "file").read_text() == "in the way"
 

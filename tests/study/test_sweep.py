@@ -45,8 +45,8 @@ def test_more_segments_than_any_layer_has_channels_are_refused(study_folder):
 
 
 def test_an_engine_shares_the_cores_between_its_workers():
-    engine = LocalEngine()
-    assert engine.workers * engine.threads <= max(available_cores(), engine.workers)
+    assert (LocalEngine().workers, LocalEngine().threads) == (available_cores(), 1)
+    assert LocalEngine(device="cuda").workers == 1
     assert LocalEngine(1).threads == available_cores()
     assert LocalEngine(10_000).threads == 1
 
@@ -60,7 +60,7 @@ def test_a_study_runs_once_and_is_reused_then(study_folder):
     assert [standing.left for standing in seen] == [4, 3, 2, 1, 0]
 
     folder = study_folder / "results" / "tiny"
-    assert {path.name for path in folder.iterdir()} == {"plan.json", "results.jsonl", "history.jsonl"}
+    assert {path.name for path in folder.iterdir()} == {"plan.json", "results.jsonl", "history.jsonl", ".writer"}
     rows = read_rows(folder)
     assert {row["id"] for row in rows} == {point.id for point in study.points()}
     needed = (
@@ -136,13 +136,43 @@ def test_a_diverged_run_is_a_result(study_folder):
     assert run_study(study, workers=1).reused == 1
 
 
+@pytest.mark.slow
+def test_workers_that_die_while_they_start_are_given_up_with_the_reason(study_folder, monkeypatch):
+    monkeypatch.setenv("SPECTRUM_TEST_IMPORT", "dies")
+    study = parse_study({"base": TINY | {"model": "linear"}, "axes": {"seed": [0, 1]}}, "dying")
+    summary = run_study(study, workers=2, imports=IMPORTS)
+    assert summary.failed == 2
+    assert all("died 3 times" in row["reason"] for row in read_rows(summary.folder))
+    monkeypatch.delenv("SPECTRUM_TEST_IMPORT")
+    assert run_study(study, workers=2, imports=IMPORTS).trained == 2
+
+
+@pytest.mark.slow
+def test_a_script_without_a_guard_is_told_so(study_folder):
+    (study_folder / "script.py").write_text(
+        f"from spectrum import Point, Study, run_study\nrun_study(Study(name='x', base=Point(**{TINY!r})), workers=1)\n"
+    )
+    done = subprocess.run([sys.executable, "script.py"], capture_output=True, text=True, timeout=250)
+    assert done.returncode != 0
+    assert 'below `if __name__ == "__main__":`' in done.stderr
+
+
+@pytest.mark.slow
+def test_an_axis_of_lists_gives_a_report(study_folder):
+    from spectrum.analysis.report import summary_table
+
+    summary = run_study(tiny(axes={"widths": [[4, 8], [8, 16]]}, base={"width": 1.0}), workers=2)
+    assert list(summary_table(load_results(summary.folder))["widths"]) == [(4, 8), (8, 16)]
+
+
 def start_slow_run(folder):
     """A run of slow points in a process of its own, started; returns when both workers train."""
     (folder / "slow.toml").write_text(
         '[base]\nmodel = "slow"\ndataset = "digits"\nepochs = 100\n[axes]\nseed = [0, 1, 2, 3]\n'
     )
     command = [sys.executable, "-m", "spectrum", "run", "slow.toml", "--workers", "2", "--import", IMPORTS[0]]
-    run = subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    run = subprocess.Popen(command, cwd=folder, text=True, start_new_session=True, **pipes)
     deadline = time.monotonic() + 120
     while len(list(folder.glob("worker-*"))) < 2:
         assert run.poll() is None, run.communicate()
@@ -173,9 +203,13 @@ def is_alive(pid):
 )
 def test_a_stopped_driver_leaves_no_worker_and_a_folder_that_goes_on(study_folder, number, status):
     run, workers = start_slow_run(study_folder)
-    run.send_signal(number)
-    run.communicate(timeout=30)
+    if number == signal.SIGINT:
+        os.killpg(run.pid, number)  # as a terminal does
+    else:
+        run.send_signal(number)
+    _, said = run.communicate(timeout=30)
     assert run.returncode == status
+    assert "Traceback" not in said
     wait_until_gone(workers, seconds=5)
     folder = study_folder / "results" / "slow"
     assert read_rows(folder) == []
