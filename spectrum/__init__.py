@@ -13,7 +13,7 @@ Names are imported when they are first used, so `import spectrum` and reading a 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+from spectrum._version import __version__
 
 _HOME = {
     "SegmentedConv2d": "spectrum.conv.segmented",
@@ -34,6 +34,7 @@ __all__ = [
     "Point",
     "SegmentedConv2d",
     "Study",
+    "__version__",
     "build_model",
     "list_models",
     "load_history",

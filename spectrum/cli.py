@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
 from rich.table import Table
 
-from spectrum import __version__
+from spectrum._version import __version__
 from spectrum.study.spec import Point, SpecError, Study, load_study
 from spectrum.study.store import StoreError
 
@@ -57,13 +57,13 @@ Overrides = Annotated[Any, tyro.conf.OmitArgPrefixes, tyro.conf.arg(constructor=
 
 
 @dataclass
-class Plan:
-    """List a study's points, what each costs, and how long they will take. Trains and writes nothing."""
+class OnStudy:
+    """What the commands that read a study's file take."""
 
     file: File
     """The study, a TOML file."""
     workers: int | None = None
-    """Processes that would train side by side; by default one a core."""
+    """Processes that train side by side; by default one a core, and one on a GPU."""
     imports: Imports = ()
     """Import a module first, for models of your own."""
     point: Overrides = field(default_factory=PointFields)
@@ -71,21 +71,18 @@ class Plan:
 
 
 @dataclass
-class Run:
+class Plan(OnStudy):
+    """List a study's points, what each costs, and how long they will take. Trains and writes nothing."""
+
+
+@dataclass
+class Run(OnStudy):
     """Train every point that has no result yet; ends with a table, figures and a page."""
 
-    file: File
-    """The study, a TOML file."""
     out: Path | None = None
     """Folder of the results; by default results/NAME/ below the current folder."""
-    workers: int | None = None
-    """Processes that train side by side; by default one a core, and one on a GPU."""
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     """Where to train; by default the best that torch has."""
-    imports: Imports = ()
-    """Import a module in every worker first, for models of your own."""
-    point: Overrides = field(default_factory=PointFields)
-    """Override the study's base point."""
 
 
 @dataclass
@@ -158,7 +155,7 @@ def _parse(words: list[str]) -> Any:
         description="Studies of what lies between a regular and a depthwise separable convolution.",
         args=words or ["--help"],
     )
-    if isinstance(command, Plan | Run):
+    if isinstance(command, OnStudy):
         flags = {word.partition("=")[0].replace("_", "-") for word in words}
         said = {
             name: getattr(command.point, name)
@@ -182,7 +179,7 @@ def _import_first(words: Sequence[str]) -> None:
         import_modules(modules)
 
 
-def _study(command: Plan | Run) -> Study:
+def _study(command: OnStudy) -> Study:
     study = load_study(command.file)
     return study.with_base(**command.point) if command.point else study
 

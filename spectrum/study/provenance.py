@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from spectrum import __version__
+from spectrum._version import __version__
 from spectrum.conv.lowering import lowering_name
 from spectrum.study.data import Images
 

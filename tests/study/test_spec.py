@@ -147,7 +147,7 @@ def test_the_base_can_be_overridden_but_not_an_axis():
 def test_the_experiments_can_be_read_in_a_minute(path):
     study = load_study(path)
     assert study.question.endswith("?")
-    assert len(study.points()) >= 6
+    assert len(study.points()) >= (2 if path.stem.startswith("pilot") else 6)
     assert len(path.read_text().splitlines()) <= 45
     assert tomllib.loads(path.read_text())["axes"]["seed"]
 
