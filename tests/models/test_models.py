@@ -121,7 +121,7 @@ def test_a_family_of_ones_own_is_built_by_name():
     ("name", "options", "says"),
     [
         ("prob", {}, "model='prob': unknown; did you mean 'probe'?"),
-        ("zzz", {}, "model='zzz': unknown; try 'probe'"),
+        ("zzz", {}, "model='zzz': unknown; try .*'probe'"),
         ("probe", {"segment": 3}, "segment: unknown option of build_model; did you mean 'segments'?"),
         ("probe", {"segments": 3, "segment_width": 2}, "give one of the two"),
         ("probe", {"widths": (8, 8), "width": 2.0}, "width and widths"),
