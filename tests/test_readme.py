@@ -54,6 +54,11 @@ def test_the_model_of_ones_own_is_built_and_trained():
         del models._FAMILIES["plain"]
 
 
+def test_nothing_is_left_to_be_filled_in():
+    assert "@@" not in README
+    assert "TODO" not in README
+
+
 def test_files_that_the_readme_points_to_exist():
     for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", README):
         assert (ROOT / target).exists(), target
