@@ -14,9 +14,10 @@ from spectrum.study.engines import LocalEngine, available_cores
 from spectrum.study.spec import SpecError, parse_study
 from spectrum.study.store import StoreError, load_history, read_rows
 from spectrum.study.sweep import plan_study
+from tests import faulty_models
 
 TINY = {"dataset": "digits", "train_images": 100, "batch_size": 50, "epochs": 2, "width": 0.25}
-IMPORTS = ("tests.faulty_models",)
+IMPORTS = (faulty_models.__name__,)
 
 
 def tiny(name="tiny", **said):
