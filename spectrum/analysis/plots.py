@@ -115,9 +115,19 @@ def accuracy_against(
         name = "Pareto front of the means" if part is by_dataset[0] else None
         ax.plot(front["cost"], 100 * front["mean"], ls="--", color="0.35", marker="", label=name)
     for _, group in groups.iterrows():
-        where = (group["cost"], 100 * group["mean"])
-        text = ax.annotate(point_label(group), where, xytext=(4, 4), textcoords="offset points", fontsize=7.5, zorder=4)
-        text.set_path_effects([withStroke(linewidth=2.5, foreground="white")])  # legible across bars
+        top = group["high"] if group["high"] == group["high"] else group["mean"]
+        offset = 2 if top > group["mean"] else 5  # above the bar, or above the mark where there is no bar
+        text = ax.annotate(
+            point_label(group),
+            (group["cost"], 100 * top),
+            xytext=(0, offset),
+            textcoords="offset points",
+            ha="center",
+            va="bottom",
+            fontsize=7.5,
+            zorder=2.5,
+        )
+        text.set_path_effects([withStroke(linewidth=2.5, foreground="white")])  # legible across bars, below marks
     ax.set_xscale("log")
     ax.margins(x=0.1)
     ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))

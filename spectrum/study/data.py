@@ -238,7 +238,7 @@ def _pixels(
 ) -> tuple[Tensor, str]:
     """Decode one split to uint8 (N, C, H, W); grey images stay one channel, all others become RGB."""
     import datasets
-    from PIL import Image
+    from PIL import Image, UnidentifiedImageError
 
     if isinstance(part.features[column], datasets.Image):
         part = part.cast_column(column, datasets.Image(decode=False))
@@ -253,8 +253,9 @@ def _pixels(
             image = _eight_bits(encoded).convert(mode)
         except (OSError, SyntaxError, TypeError, KeyError, ValueError, Image.DecompressionBombError) as error:
             file = stored.get("path") if isinstance(stored, dict) else None
+            why = "no known image format" if isinstance(error, UnidentifiedImageError) else error
             raise DataError(
-                f"{where}{f' ({file})' if file else ''} cannot be decoded ({error}); mend or remove it"
+                f"{where}{f' ({file})' if file else ''} cannot be decoded ({why}); mend or remove it"
             ) from error
         if image_size is not None:
             image = image.resize((image_size, image_size), Image.Resampling.BILINEAR, reducing_gap=3.0)
