@@ -185,6 +185,7 @@ def _study(command: OnStudy) -> Study:
 
 
 def _plan(command: Plan) -> int:
+    from spectrum.analysis.stats import SPLIT
     from spectrum.study.engines import LocalEngine, available_cores
     from spectrum.study.sweep import plan_study
 
@@ -192,7 +193,7 @@ def _plan(command: Plan) -> int:
     with err.status("counting and timing …") if err.is_terminal else contextlib.nullcontext():
         planned = plan_study(study, imports=command.imports, time_steps=True)
     table = Table(title=study.question or study.name, title_justify="left", box=None, pad_edge=False)
-    others = [name for name in study.varied() if name not in ("segments", "segment_width", "pointwise")]
+    others = [name for name in study.varied() if name not in SPLIT]
     for name in ("segments", *others, "seeds", "params", "MACs", "realised segments", "seconds"):
         table.add_column(name, justify="left" if name == "segments" else "right")
     groups: dict[Any, list[PlannedPoint]] = {}
@@ -257,16 +258,13 @@ def _run(command: Run) -> int:
 
 
 def _status(command: Status) -> int:
-    from spectrum.study.store import latest_rows, read_plan
+    from spectrum.study.store import latest_rows
 
     folder, study = _folder(command.study, command.out)
     if study is not None:
         ids = [point.id for point in study.points()]
     else:
-        plan = read_plan(folder)
-        if plan is None:
-            raise StoreError(f"{folder}: has no plan.json; run the study first: spectrum run FILE")
-        ids = [point["id"] for point in plan["points"]]
+        ids = [point["id"] for point in _frozen_plan(folder)["points"]]
     rows = latest_rows(folder)
     statuses = [rows[id]["status"] if id in rows else "left" for id in ids]
     counts = " · ".join(f"{statuses.count(status)} {status}" for status in ("done", "diverged", "failed", "left"))
@@ -320,13 +318,20 @@ def _folder(study: Path, out: Path | None) -> tuple[Path, Study | None]:
     return study, None
 
 
-def _show_report(folder: Path) -> None:
-    from spectrum.analysis.report import as_text, write_report
-    from spectrum.study.store import ROWS, load_history, load_results, read_plan
+def _frozen_plan(folder: Path) -> dict[str, Any]:
+    from spectrum.study.store import read_plan
 
     plan = read_plan(folder)
     if plan is None:
         raise StoreError(f"{folder}: has no plan.json; run the study first: spectrum run FILE")
+    return plan
+
+
+def _show_report(folder: Path) -> None:
+    from spectrum.analysis.report import as_text, write_report
+    from spectrum.study.store import ROWS, load_history, load_results
+
+    plan = _frozen_plan(folder)
     report = write_report(folder, load_results(folder), load_history(folder), plan)
     titles, rows = as_text(report.table)
     table = Table(box=None, pad_edge=False)

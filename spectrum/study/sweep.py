@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from spectrum.study.spec import Point, SpecError, Study
-from spectrum.study.store import FINISHED, Row, Store, StoreError, latest_rows
+from spectrum.study.store import FINISHED, PLAN, Row, Store, StoreError, latest_rows
 
 if TYPE_CHECKING:
     from spectrum.study.data import Images
@@ -93,19 +93,18 @@ def plan_study(study: Study, *, imports: Sequence[str] = (), time_steps: bool = 
     from spectrum.study.data import split
 
     planned: list[PlannedPoint] = []
-    costs: dict[Any, PlannedPoint] = {}
+    costs: dict[Point, PlannedPoint] = {}
+    sizes: dict[Any, int] = {}  # of training splits, which most points of a study share
     for point in study.points():
         images = _images(point)
-        key = (point.model_copy(update={"seed": 0}),)
-        if key not in costs:
-            costs[key] = _planned(point, images)
-            data = split(images, point.validation_fraction, point.train_images)
-            if time_steps:
-                costs[key] = _timed(costs[key], images, len(data.train_y))
-        cost = costs[key]
-        planned.append(
-            PlannedPoint(point, cost.params, cost.macs, cost.activations, cost.realised_segments, cost.seconds)
-        )
+        data = (images.fingerprint, point.validation_fraction, point.train_images)
+        if data not in sizes:
+            sizes[data] = len(split(images, point.validation_fraction, point.train_images).train_y)
+        unseeded = point.model_copy(update={"seed": 0})
+        if unseeded not in costs:
+            cost = _planned(point, images)
+            costs[unseeded] = _timed(cost, images, sizes[data]) if time_steps else cost
+        planned.append(replace(costs[unseeded], point=point))
     return planned
 
 
@@ -136,7 +135,7 @@ def run_study(
     finished = _finished(folder)
     left = [point for point in points if point.id not in finished]
     planned: list[PlannedPoint] = []
-    if left or not (folder / "plan.json").exists():
+    if left or not (folder / PLAN).exists():
         from spectrum.study.provenance import check_device
 
         device = check_device(device)
@@ -307,5 +306,4 @@ def _timed(planned: PlannedPoint, images: Images, train_images: int) -> PlannedP
     batch = min(point.batch_size, train_images)
     model = build_model(point.model, point.architecture(channels, images.classes, side))
     step = time_training_step(model, make_optimizer(point, model), (batch, *images.shape), images.classes)
-    seconds = step * (train_images // batch) * point.epochs
-    return PlannedPoint(point, planned.params, planned.macs, planned.activations, planned.realised_segments, seconds)
+    return replace(planned, seconds=step * (train_images // batch) * point.epochs)
