@@ -1,7 +1,16 @@
-"""Exact ways to run a segmented convolution, and which one is used.
+"""Exact ways to run a segmented convolution, and which one is used where.
 
-Every lowering computes the same function of (input, one weight a run of equal segments); they differ in speed only.
-`groups`, torch's word for equal segments, appears nowhere else.
+Every lowering computes the same function of (input, one weight a run of equal segments); they differ in speed only, and
+in the last bits.
+
+    native      the library's grouped convolution, one call a run
+    coalesced   several narrow segments as one wider group with a block-diagonal kernel
+    compiled    kernels of our own (kernels/): 3×3, stride 1, float32, CPU
+    folded      both halves as one convolution, where nothing stands between them and that is cheaper
+
+`$SPECTRUM_LOWERING` says how to choose: "auto" (the table below), "native" (always), or one of "coalesced" and
+"compiled" (wherever it can serve, for measurements). While a counter or an exporter traces a network, native is used,
+so that it sees the true convolutions. `groups`, torch's word for equal segments, appears nowhere else.
 
 Shapes: x (N, C_in, H, W); weights one tensor a run, (count·out_size, in_size, kh, kw); result (N, C_out, H', W').
 """
@@ -10,44 +19,175 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
+from spectrum.conv.kernels import ops
+from spectrum.conv.kernels.build import library
 from spectrum.conv.segments import Run
 
 Pair = tuple[int, int]
-Lowering = Callable[[Tensor, Sequence[Tensor], Sequence[Run], Pair, Pair, Pair], Tensor]
+CHOICES = ("auto", "native", "coalesced", "compiled")
+
+# The table, measured by `spectrum bench op` on CPUs (results/bench/). On CUDA it was never measured.
+WIDEST_COMPILED = 32  # channels a segment; from there on the library is as fast
+COALESCED_CPU = {2: 8, 3: 9, 4: 8}  # channels a segment: channels of the group that takes several of them in
+COALESCED_CUDA = {2: 16, 3: 15, 4: 16, 8: 16}
 
 
-def native(
-    x_nchw: Tensor,
-    weights: Sequence[Tensor],
-    runs: Sequence[Run],
-    stride: Pair,
-    padding: Pair,
-    dilation: Pair,
-) -> Tensor:
+@dataclass(frozen=True)
+class Geometry:
+    """What of a convolution is known before its input."""
+
+    runs: tuple[Run, ...]
+    kernel_size: Pair
+    stride: Pair = (1, 1)
+    padding: Pair = (0, 0)
+    dilation: Pair = (1, 1)
+
+
+Lowering = Callable[[Tensor, Sequence[Tensor], Geometry], Tensor]
+
+
+def native(x_nchw: Tensor, weights: Sequence[Tensor], geometry: Geometry) -> Tensor:
     """The library's own grouped convolution, one call a run of equal segments."""
-    if len(runs) == 1:
-        return F.conv2d(x_nchw, weights[0], None, stride, padding, dilation, runs[0].count)
-    slices = x_nchw.split([run.count * run.in_size for run in runs], dim=1)
-    return torch.cat(
-        [
-            F.conv2d(part, weight, None, stride, padding, dilation, run.count)
-            for part, weight, run in zip(slices, weights, runs, strict=True)
-        ],
-        dim=1,
-    )
+    return _by_run(x_nchw, weights, geometry, coalesce=lambda run: 1)
 
 
-LOWERINGS: dict[str, Lowering] = {"native": native}
+def coalesced(x_nchw: Tensor, weights: Sequence[Tensor], geometry: Geometry) -> Tensor:
+    """Neighbouring narrow segments side by side in one group, with zeros between them in its kernel.
+
+    Does several times the arithmetic of the segments, at many times the library's speed on them.
+    """
+    widths = COALESCED_CUDA if x_nchw.device.type == "cuda" else COALESCED_CPU
+    return _by_run(x_nchw, weights, geometry, coalesce=lambda run: _together(run, widths))
+
+
+def compiled(x_nchw: Tensor, weights: Sequence[Tensor], geometry: Geometry) -> Tensor:
+    """The kernels of this project. Input in any layout; the result has the input's."""
+    y_nchw = ops.segmented_conv2d(x_nchw, weights, geometry.runs, geometry.padding)
+    return y_nchw.contiguous(memory_format=layout_of(x_nchw))
+
+
+LOWERINGS: dict[str, Lowering] = {"native": native, "coalesced": coalesced, "compiled": compiled}
 
 
 def lowering_name() -> str:
-    """The lowering in use: `$SPECTRUM_LOWERING` or "native". Raises ValueError for one that does not exist."""
-    name = os.environ.get("SPECTRUM_LOWERING", "native")
-    if name not in LOWERINGS:
-        raise ValueError(f"SPECTRUM_LOWERING={name}: no such lowering; try {', '.join(LOWERINGS)}")
-    return name
+    """How lowerings are chosen from here on: `$SPECTRUM_LOWERING`, or "auto"; "library" is "auto" without kernels.
+
+    Builds the kernels if they are not there yet. Raises ValueError for a name that does not exist.
+    """
+    name = os.environ.get("SPECTRUM_LOWERING", "auto")
+    if name not in CHOICES:
+        raise ValueError(f"SPECTRUM_LOWERING={name}: no such lowering; try {', '.join(CHOICES)}")
+    if name not in ("auto", "compiled") or library() is not None:
+        return name
+    if name == "compiled":
+        raise ValueError("SPECTRUM_LOWERING=compiled: the kernels could not be built here; try auto")
+    return "library"
+
+
+def choose(name: str, x_nchw: Tensor, geometry: Geometry) -> str:
+    """The lowering that serves this input, a key of LOWERINGS; `name` as `lowering_name` gives it."""
+    if name == "native" or is_traced(x_nchw):
+        return "native"
+    if name in ("auto", "compiled") and _can_compile(x_nchw, geometry):
+        sizes = [size for run in geometry.runs for size in (run.in_size, run.out_size)]
+        # Another layout has to be converted there and back, which pays where the library is slowest.
+        if name == "compiled" or (
+            max(sizes) <= WIDEST_COMPILED and (_is_channels_last(x_nchw) or 2 <= max(sizes) <= 8)
+        ):
+            return "compiled"
+    if name != "compiled" and (x_nchw.is_cuda or _is_channels_last(x_nchw)):
+        widths = COALESCED_CUDA if x_nchw.is_cuda else COALESCED_CPU
+        if any(_together(run, widths) > 1 for run in geometry.runs):
+            return "coalesced"
+    return "native"
+
+
+def is_traced(x_nchw: Tensor) -> bool:
+    """Whether something looks on that should see the library's own operations: a counter, an exporter, fake tensors."""
+    if torch.compiler.is_compiling():
+        return bool(getattr(torch.compiler, "is_exporting", lambda: False)())
+    return (
+        torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
+        or is_in_torch_dispatch_mode()
+        or type(x_nchw) not in (Tensor, torch.nn.Parameter)
+    )
+
+
+def takes_kernels(x_nchw: Tensor) -> bool:
+    """Whether the kernels can work on this tensor at all: float32 on the CPU, and not under autocast."""
+    return x_nchw.device.type == "cpu" and x_nchw.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
+
+
+def fold(first: Tensor, second: Tensor) -> Tensor:
+    """The kernel of one convolution that does `first` and then `second`, one of which is 1×1; both dense.
+
+    (mid, in, ·, ·) and (out, mid, ·, ·) to (out, in, kh, kw). Exact also with zero padding, since the 1×1 has no bias.
+    """
+    if first.shape[2:] == (1, 1):
+        return torch.einsum("omhw,mi->oihw", second, first[:, :, 0, 0])
+    return torch.einsum("om,mihw->oihw", second[:, :, 0, 0], first)
+
+
+def worth_folding(name: str, x_nchw: Tensor, first: Tensor, second: Tensor) -> bool:
+    """Whether the folded convolution, with the folding and its gradient, takes fewer MACs than the two.
+
+    Assumes stride 1 and "same" padding, where every pixel costs alike.
+    """
+    if name == "native" or is_traced(x_nchw):
+        return False
+    pixels = x_nchw.shape[0] * x_nchw.shape[2] * x_nchw.shape[3]
+    (out, mid), taps = second.shape[:2], (first[0, 0].numel() * second[0, 0].numel())
+    inputs = first.shape[1]
+    return pixels * taps * out * inputs + taps * out * mid * inputs < pixels * (first.numel() + second.numel())
+
+
+def _by_run(x_nchw: Tensor, weights: Sequence[Tensor], geometry: Geometry, coalesce: Callable[[Run], int]) -> Tensor:
+    runs = geometry.runs
+    slices = [x_nchw] if len(runs) == 1 else x_nchw.split([run.count * run.in_size for run in runs], dim=1)
+    parts = []
+    for part, weight, run in zip(slices, weights, runs, strict=True):
+        together = coalesce(run)
+        if together > 1:
+            weight = _block_diagonal(weight, run, together)
+        groups = run.count // together
+        parts.append(F.conv2d(part, weight, None, geometry.stride, geometry.padding, geometry.dilation, groups))
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
+
+
+def _together(run: Run, widths: dict[int, int]) -> int:
+    """How many segments of a run one group takes in: up to the table's width, and a divisor of their number."""
+    most = widths.get(run.in_size, run.in_size) // run.in_size
+    return next(n for n in range(most, 0, -1) if run.count % n == 0)
+
+
+def _block_diagonal(weight: Tensor, run: Run, together: int) -> Tensor:
+    """(count·out, in, kh, kw) to (count·out, together·in, kh, kw), by a product with zeros and ones."""
+    kernel = weight.shape[2:]
+    eye = torch.eye(together, dtype=weight.dtype, device=weight.device).view(1, together, 1, together, 1, 1, 1)
+    blocks = weight.view(-1, together, run.out_size, 1, run.in_size, *kernel) * eye
+    return blocks.reshape(run.count * run.out_size, together * run.in_size, *kernel)
+
+
+def _can_compile(x_nchw: Tensor, geometry: Geometry) -> bool:
+    return (
+        takes_kernels(x_nchw)
+        and geometry.kernel_size == (3, 3)
+        and geometry.stride == geometry.dilation == (1, 1)
+        and max(geometry.padding) <= 2
+    )
+
+
+def layout_of(x_nchw: Tensor) -> torch.memory_format:
+    """channels_last where the tensor is laid out so, else contiguous."""
+    return torch.channels_last if _is_channels_last(x_nchw) else torch.contiguous_format
+
+
+def _is_channels_last(x_nchw: Tensor) -> bool:
+    return x_nchw.is_contiguous(memory_format=torch.channels_last)

@@ -16,12 +16,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from spectrum.conv.lowering import LOWERINGS, Pair, lowering_name
+from spectrum.conv.lowering import LOWERINGS, Geometry, Pair, choose, fold, layout_of, lowering_name, worth_folding
+from spectrum.conv.norm import BatchNormAct2d
 from spectrum.conv.segments import (
     PER_CHANNEL,
     Run,
@@ -125,9 +127,11 @@ class SegmentedConv2d(nn.Module):
                 raise ValueError(f"pointwise_segments={pointwise_segments}: expected 1 … {smaller}")
             halves = (segment_sizes(c, pointwise_segments) for c in (in_channels, out_channels))
             self.pointwise = SegmentedHalf(segment_runs(*halves), (1, 1))
-            self.between = nn.Sequential(
-                nn.BatchNorm2d(spatial_in) if norm else nn.Identity(), ACTIVATIONS[activation]()
-            )
+            self.between = _between(spatial_in, norm, activation)
+
+        # Nothing stands between two dense halves: together they are one convolution.
+        self.folds = pointwise and not norm and activation == "none" and stride == (1, 1)
+        self.folds = self.folds and self.segments == pointwise_segments == 1
 
         self.shuffle: Tensor | None
         self.register_buffer("shuffle", None, persistent=False)
@@ -148,10 +152,14 @@ class SegmentedConv2d(nn.Module):
         else:
             pointwise_first = self.order == "pointwise_first"
             first, second = (self.pointwise, self.spatial) if pointwise_first else (self.spatial, self.pointwise)
-            x_nchw = self.between(first(x_nchw))
-            if self.shuffle is not None:
-                x_nchw = x_nchw.index_select(1, self.shuffle)
-            x_nchw = second(x_nchw)
+            if self.folds and worth_folding(self.spatial.lowering, x_nchw, first.weights[0], second.weights[0]):
+                x_nchw = self.spatial.convolve(x_nchw, fold(first.weights[0], second.weights[0]))
+            else:
+                x_nchw = self.between(first(x_nchw))
+                if self.shuffle is not None:
+                    layout = layout_of(x_nchw)  # which index_select forgets
+                    x_nchw = x_nchw.index_select(1, self.shuffle).contiguous(memory_format=layout)
+                x_nchw = second(x_nchw)
         return x_nchw if self.bias is None else x_nchw + self.bias.view(1, -1, 1, 1)
 
     def extra_repr(self) -> str:
@@ -171,9 +179,8 @@ class SegmentedHalf(nn.Module):
         dilation: Pair = (1, 1),
     ) -> None:
         super().__init__()
-        self.runs = runs
+        self.geometry = Geometry(runs, kernel_size, stride, padding, dilation)
         self.lowering = lowering_name()
-        self.stride, self.padding, self.dilation = stride, padding, dilation
         self.weights = nn.ParameterList(
             torch.empty(run.count * run.out_size, run.in_size, *kernel_size) for run in runs
         )
@@ -186,12 +193,24 @@ class SegmentedHalf(nn.Module):
         return max(int(weight[0].numel()) for weight in self.weights)
 
     def forward(self, x_nchw: Tensor) -> Tensor:
-        run = LOWERINGS[self.lowering]
-        return run(x_nchw, list(self.weights), self.runs, self.stride, self.padding, self.dilation)
+        lowering = LOWERINGS[choose(self.lowering, x_nchw, self.geometry)]
+        return lowering(x_nchw, list(self.weights), self.geometry)
+
+    def convolve(self, x_nchw: Tensor, weight: Tensor) -> Tensor:
+        """This half's convolution, dense, with another weight (out, in, kh, kw)."""
+        run = Run(1, weight.shape[1], weight.shape[0])
+        return LOWERINGS["native"](x_nchw, [weight], replace(self.geometry, runs=(run,)))
 
     def extra_repr(self) -> str:
-        runs = " + ".join(f"{run.count}×({run.in_size}→{run.out_size})" for run in self.runs)
-        return f"{runs}, stride={self.stride}, padding={self.padding}, dilation={self.dilation}"
+        g = self.geometry
+        runs = " + ".join(f"{run.count}×({run.in_size}→{run.out_size})" for run in g.runs)
+        return f"{runs}, stride={g.stride}, padding={g.padding}, dilation={g.dilation}"
+
+
+def _between(channels: int, norm: bool, activation: str) -> nn.Module:
+    if norm and activation == "relu":
+        return nn.Sequential(BatchNormAct2d(channels, relu=True))
+    return nn.Sequential(BatchNormAct2d(channels) if norm else nn.Identity(), ACTIVATIONS[activation]())
 
 
 def _spatial_sizes(in_channels: int, out_channels: int, segments: Segments) -> tuple[tuple[int, ...], tuple[int, ...]]:

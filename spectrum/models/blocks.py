@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from spectrum.conv.norm import BatchNormAct2d
 from spectrum.conv.segmented import SegmentedConv2d
 from spectrum.conv.segments import PER_CHANNEL, clamp_segments, segments_of_width
 from spectrum.models import Architecture
@@ -53,19 +54,19 @@ class MiddleFlowBlock(nn.Module):
         self.body = nn.Sequential(
             nn.ReLU(),
             segmented(arch, in_channels, out_channels),
-            nn.BatchNorm2d(out_channels),
-            nn.ReLU(),
+            BatchNormAct2d(out_channels, relu=True),
             segmented(arch, out_channels, out_channels),
-            nn.BatchNorm2d(out_channels),
         )
+        self.norm = BatchNormAct2d(out_channels)
         self.skip: nn.Module | None = None
         if arch.residual:
             self.skip = (
                 nn.Identity()
                 if in_channels == out_channels
-                else nn.Sequential(nn.Conv2d(in_channels, out_channels, 1, bias=False), nn.BatchNorm2d(out_channels))
+                else nn.Sequential(nn.Conv2d(in_channels, out_channels, 1, bias=False), BatchNormAct2d(out_channels))
             )
 
     def forward(self, x_nchw: Tensor) -> Tensor:
-        y_nchw: Tensor = self.body(x_nchw)
-        return y_nchw if self.skip is None else y_nchw + self.skip(x_nchw)
+        added_nchw = None if self.skip is None else self.skip(x_nchw)
+        y_nchw: Tensor = self.norm(self.body(x_nchw), added_nchw)
+        return y_nchw

@@ -15,6 +15,7 @@ from itertools import pairwise
 
 from torch import Tensor, nn
 
+from spectrum.conv.norm import BatchNormAct2d
 from spectrum.models import Architecture
 from spectrum.models.blocks import MiddleFlowBlock
 
@@ -49,7 +50,7 @@ class Probe(nn.Module):
             )
         self.stem = nn.Sequential(
             nn.Conv2d(arch.in_channels, widths[0], 3, stem_stride, padding=1, bias=False),
-            nn.BatchNorm2d(widths[0]),
+            BatchNormAct2d(widths[0]),
         )
         stages = [self._stage(arch, widths[0], widths[0], depth)]
         for before, after in pairwise(widths):

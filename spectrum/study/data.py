@@ -28,6 +28,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from spectrum._cache import cache_folder
+
 HUB_IDS = {
     "fashion_mnist": "zalando-datasets/fashion_mnist",
     "cifar10": "uoft-cs/cifar10",
@@ -321,9 +323,8 @@ def _images(train_x: Tensor, train_y: Tensor, test_x: Tensor, test_y: Tensor) ->
 
 
 def _cache_file(source: _Source, image_size: int | None) -> Path:
-    root = Path(os.environ.get("SPECTRUM_CACHE") or Path.home() / ".cache" / "spectrum")
     key = hashlib.sha256(f"1\n{image_size}\n{source.key}".encode()).hexdigest()[:32]
-    return root / f"{key}.safetensors"
+    return cache_folder() / f"{key}.safetensors"
 
 
 def _read_cache(path: Path) -> Images | None:

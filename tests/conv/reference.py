@@ -25,7 +25,9 @@ def dense_convolution(x_nchw, weight_oikk, stride, padding, dilation):
 def kernels_by_segment(half):
     """The kernel of each segment, in channel order, from the tensors that serve runs of equal segments."""
     return [
-        kernel for run, weight in zip(half.runs, half.weights, strict=True) for kernel in weight.split(run.out_size)
+        kernel
+        for run, weight in zip(half.geometry.runs, half.weights, strict=True)
+        for kernel in weight.split(run.out_size)
     ]
 
 
@@ -34,7 +36,9 @@ def segmented_half(x_nchw, half, kernels):
     start, parts = 0, []
     for kernel in kernels:
         part = x_nchw[:, start : start + kernel.shape[1]]
-        parts.append(dense_convolution(part, kernel, half.stride, half.padding, half.dilation))
+        parts.append(
+            dense_convolution(part, kernel, half.geometry.stride, half.geometry.padding, half.geometry.dilation)
+        )
         start += kernel.shape[1]
     assert start == x_nchw.shape[1]
     return torch.cat(parts, dim=1)
@@ -70,7 +74,7 @@ def segmented_conv2d(module, x_nchw):
         segmented_half(x_nchw, module.spatial, kernels_by_segment(module.spatial)) if module.pointwise is None else None
     )
     if module.pointwise is not None:
-        segments = sum(run.count for run in module.pointwise.runs)
+        segments = sum(run.count for run in module.pointwise.geometry.runs)
         first, second = module.pointwise, module.spatial
         rearrange = deal_round
         if module.order == "spatial_first":

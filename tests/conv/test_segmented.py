@@ -314,5 +314,5 @@ def test_a_bare_operation_cannot_be_per_channel_into_fewer_channels():
 
 def test_an_unknown_lowering_is_refused(monkeypatch):
     monkeypatch.setenv("SPECTRUM_LOWERING", "magic")
-    with pytest.raises(ValueError, match="SPECTRUM_LOWERING=magic: no such lowering; try native"):
+    with pytest.raises(ValueError, match="SPECTRUM_LOWERING=magic: no such lowering; try auto, native"):
         SegmentedConv2d(4, 4)

@@ -86,7 +86,7 @@ def test_without_residuals_no_block_has_a_skip():
 def test_swapping_the_order_moves_no_stride_and_changes_only_the_operations():
     for order in ("pointwise_first", "spatial_first"):
         model = build_model("probe", order=order, segments=4)
-        assert all(m.spatial.stride == (1, 1) for m in model.modules() if isinstance(m, SegmentedConv2d))
+        assert all(m.spatial.geometry.stride == (1, 1) for m in model.modules() if isinstance(m, SegmentedConv2d))
     others = [
         [str(m) for m in build_model("probe", order=order).modules() if isinstance(m, (nn.BatchNorm2d, nn.ReLU))]
         for order in ("pointwise_first", "spatial_first")

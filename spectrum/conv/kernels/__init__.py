@@ -1,0 +1,1 @@
+"""Compiled kernels, each only where it is measured faster than every library path (docs/performance.md)."""

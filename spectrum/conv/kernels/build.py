@@ -1,0 +1,143 @@
+"""The compiled kernels as a library: built once a machine with its C++ compiler, for its own processor.
+
+The sources have a plain C interface and need no headers but the compiler's own. A build takes some seconds and is kept
+in the cache folder under a name that covers sources, compiler, flags and processor, so that machines may share the
+folder. It is put there by renaming, so that any number of processes may build at once. Where there is no compiler or
+no build comes about, that is said once and everything runs on torch's own operations.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import os
+import platform
+import re
+import shutil
+import subprocess
+import tempfile
+import warnings
+from functools import cache
+from pathlib import Path
+
+from spectrum._cache import cache_folder
+
+SOURCES = ("segmented.cpp", "norm.cpp")
+HEADERS = ("vector.h", "planes.h", "convolve.h", "gradient.h")
+FLAGS = ("-std=c++17", "-O2", "-ftree-vectorize", "-march=native", "-fPIC", "-fvisibility=default")
+FOLDER = Path(__file__).parent
+BUILD_SECONDS = 300  # then it counts as failed
+
+
+class BuildError(Exception):
+    """The kernels could not be built or loaded; the message says why."""
+
+
+@cache
+def library() -> ctypes.CDLL | None:
+    """The kernels, built first if need be; None, after a warning, where that fails."""
+    try:
+        return load(build(cache_folder() / "kernels"))
+    except BuildError as error:
+        warnings.warn(
+            f"compiled kernels are not used: {error}. Everything runs on torch's own operations, which are several "
+            "times slower at 2 to 8 channels a segment",
+            stacklevel=2,
+        )
+        return None
+
+
+def build(folder: Path, flags: tuple[str, ...] = FLAGS) -> Path:
+    """The library's file in `folder`, compiled unless it is there. Raises BuildError."""
+    compiler = _compiler()
+    openmp = _loaded_openmp()
+    path = folder / f"{_key(compiler, flags, openmp)}.so"
+    if path.exists():
+        return path
+    try:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        temporary = tempfile.mkdtemp(prefix="build-", dir=folder)
+    except OSError:  # no room or no permission: for this process alone
+        temporary = tempfile.mkdtemp(prefix="spectrum-kernels-")
+        path = Path(temporary) / path.name
+    work = Path(temporary)
+    try:
+        objects = [str(work / f"{Path(source).stem}.o") for source in SOURCES]
+        parallel = ["-fopenmp"] if openmp else []
+        for source, made in zip(SOURCES, objects, strict=True):
+            _run([compiler, *flags, *parallel, "-c", str(FOLDER / source), "-o", made])
+        # torch's own OpenMP runtime is linked, by its path: a second one would bring threads that compete with torch's.
+        _run([compiler, "-shared", *objects, *([openmp] if openmp else []), "-o", str(work / "kernels.so")])
+        (work / "kernels.so").replace(path)
+        return path
+    except OSError as error:
+        raise BuildError(str(error)) from None
+    finally:
+        if path.parent != work:
+            shutil.rmtree(work, ignore_errors=True)
+
+
+def load(path: Path) -> ctypes.CDLL:
+    """Open a built library. Raises BuildError; a file that cannot be opened is removed, so that it is built again."""
+    try:
+        kernels = ctypes.CDLL(str(path))
+        kernels.spectrum_lanes.restype = ctypes.c_int
+        kernels.spectrum_lanes()
+    except (OSError, AttributeError) as error:
+        path.unlink(missing_ok=True)
+        raise BuildError(f"{path}: {error}") from None
+    return kernels
+
+
+def _compiler() -> str:
+    asked = os.environ.get("CXX")
+    for name in [asked] if asked else ["g++", "clang++", "c++"]:
+        found = shutil.which(name)
+        if found:
+            return found
+    raise BuildError(f"CXX={asked} is not there" if asked else "there is no C++ compiler (install g++ or set CXX)")
+
+
+def _key(compiler: str, flags: tuple[str, ...], openmp: str | None) -> str:
+    digest = hashlib.sha256()
+    for name in (*SOURCES, *HEADERS):
+        digest.update((FOLDER / name).read_bytes())
+    version = _run([compiler, "--version"])
+    for part in (version, *flags, openmp or "", platform.machine(), _processor()):
+        digest.update(part.encode() + b"\n")
+    return digest.hexdigest()[:32]
+
+
+def _processor() -> str:
+    """What decides which instructions -march=native may use."""
+    try:
+        text = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return platform.processor()
+    first = text.split("\n\n")[0]
+    return "\n".join(line for line in first.splitlines() if re.match(r"(model name|flags|Features|CPU part)\b", line))
+
+
+def _loaded_openmp() -> str | None:
+    """The OpenMP runtime that this process has loaded with torch; None where that cannot be told."""
+    import torch
+
+    try:
+        maps = Path("/proc/self/maps").read_text()
+    except OSError:
+        return None
+    # A second libgomp may have come with another package (scikit-learn brings its own): torch's lies beside torch.
+    found = sorted(set(re.findall(r"(/\S*/lib(?:gomp|iomp5|omp)\b[^/\s]*)$", maps, re.MULTILINE)))
+    torch_folder = str(Path(torch.__file__).parent)
+    return next((path for path in found if path.startswith(torch_folder)), found[0] if found else None)
+
+
+def _run(words: list[str]) -> str:
+    try:
+        done = subprocess.run(words, capture_output=True, text=True, timeout=BUILD_SECONDS, check=False)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise BuildError(f"{words[0]}: {error}") from None
+    if done.returncode:
+        reason = (done.stderr.strip().splitlines() or ["no reason given"])[0]
+        raise BuildError(f"{words[0]} failed: {reason}")
+    return done.stdout

@@ -1,0 +1,337 @@
+"""The compiled kernels as torch operations: differentiable to any order, and known to torch.compile.
+
+    segmented_conv2d   the spatial half: 3×3, stride 1, dilation 1
+    batch_norm_act     batch normalisation in training with what follows it
+
+Both take float32 tensors on the CPU and work in channels_last; other layouts are converted. They use as many threads as
+torch does, and give the same bits again for the same number of them.
+
+Each is there twice, from the same functions: as an `autograd.Function`, which costs little to call, and as a
+`torch.library` operation for torch.compile, which costs a tenth of a millisecond.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from spectrum.conv.kernels.build import library
+from spectrum.conv.segments import Run
+
+LAST = torch.channels_last
+
+
+def _operation(
+    name: str,
+    kernel: Callable[..., Any],
+    like: Callable[..., Any],
+    save: Callable[..., None],
+    backward: Callable[..., Any],
+) -> Callable[..., Any]:
+    """A torch operation from its kernel, what allocates its results, and its derivative."""
+    operation = torch.library.custom_op(f"spectrum::{name}", kernel, mutates_args=(), device_types="cpu")
+    operation.register_fake(like)
+    operation.register_autograd(backward, setup_context=save)
+
+    def forward(ctx: Any, *inputs: Any) -> Any:  # a separate setup_context would bind a signature in every call
+        output = kernel(*inputs)
+        save(ctx, inputs, output)
+        return output
+
+    parts = {"forward": staticmethod(forward), "backward": staticmethod(backward)}
+    function = type(name, (torch.autograd.Function,), parts)
+
+    def call(x: Tensor, *others: Any) -> Any:
+        plain = type(x) in (Tensor, torch.nn.Parameter) and not torch.compiler.is_compiling()
+        return function.apply(x, *others) if plain else operation(x, *others)  # type: ignore[attr-defined]
+
+    return call
+
+
+class _Shape(ctypes.Structure):
+    _fields_ = [
+        (name, ctypes.c_int64)
+        for name in (
+            *("images", "height", "width", "out_height", "out_width", "in_channels", "out_channels"),
+            *("count", "in_size", "out_size", "pad_h", "pad_w"),
+        )
+    ]
+
+
+class _Norm(ctypes.Structure):
+    _fields_ = [
+        *((name, ctypes.c_int64) for name in ("pixels", "channels")),
+        *((name, ctypes.c_int32) for name in ("relu", "threads")),
+        ("eps", ctypes.c_float),
+    ]
+
+
+def segmented_conv2d(
+    x_nchw: Tensor, weights: Sequence[Tensor], runs: Sequence[Run], padding: tuple[int, int]
+) -> Tensor:
+    """A 3×3 convolution inside each segment.
+
+    Args:
+        x_nchw: (N, C_in, H, W), float32, CPU.
+        weights: one tensor a run, (count·out_size, in_size, 3, 3).
+        runs: of equal segments, in channel order.
+        padding: zeros (above and below, left and right), 0 to 2.
+
+    Returns (N, C_out, H + 2·padding − 2, W + 2·padding − 2) in channels_last.
+    """
+    flat = weights[0].flatten() if len(weights) == 1 else torch.cat([weight.flatten() for weight in weights])
+    sizes = [number for run in runs for number in (run.count, run.in_size, run.out_size)]
+    y_nchw: Tensor = _convolve(x_nchw, flat, sizes, list(padding))
+    return y_nchw
+
+
+def batch_norm_act(
+    x_nchw: Tensor, added_nchw: Tensor | None, weight: Tensor, bias: Tensor, eps: float, relu: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """act(batch norm of x [+ added]), with this batch's mean and biased variance, (C,) each, which carry no gradient.
+
+    Returns (y, mean, variance); y like x in channels_last.
+    """
+    y_nchw, mean, variance, _ = _norm(x_nchw, added_nchw, weight, bias, eps, relu)
+    return y_nchw, mean.detach(), variance.detach()
+
+
+# The convolution. `flat`: the weights of all runs one after another; `sizes`: count, in_size, out_size of each run.
+
+
+def _convolve_kernel(x: Tensor, flat: Tensor, sizes: list[int], padding: list[int]) -> Tensor:
+    x, flat = x.contiguous(memory_format=LAST), flat.contiguous()
+    y = _result_of(x, sizes, padding)
+    for shape, at_x, at_w, at_y in _run_shapes(x, y, sizes, padding):
+        _kernels().spectrum_forward(
+            ctypes.byref(shape), _pointer(x, at_x), _pointer(flat, at_w), _pointer(y, at_y), torch.get_num_threads()
+        )
+    return y
+
+
+def _convolve_like(x: Tensor, flat: Tensor, sizes: list[int], padding: list[int]) -> Tensor:
+    return _result_of(x, sizes, padding)
+
+
+def _convolve_backward_kernel(
+    x: Tensor, flat: Tensor, gy: Tensor, sizes: list[int], padding: list[int], needs_x: bool, needs_w: bool
+) -> tuple[Tensor, Tensor]:
+    x, flat, gy = x.contiguous(memory_format=LAST), flat.contiguous(), gy.contiguous(memory_format=LAST)
+    gx, gw = _gradients_of(x, flat, needs_x, needs_w)
+    for shape, at_x, at_w, at_y in _run_shapes(x, gy, sizes, padding):
+        _kernels().spectrum_backward(
+            ctypes.byref(shape),
+            _pointer(x, at_x),
+            _pointer(flat, at_w),
+            _pointer(gy, at_y),
+            _pointer(gx, at_x) if needs_x else None,
+            _pointer(gw, at_w) if needs_w else None,
+            torch.get_num_threads(),
+        )
+    return gx, gw
+
+
+def _convolve_backward_like(
+    x: Tensor, flat: Tensor, gy: Tensor, sizes: list[int], padding: list[int], needs_x: bool, needs_w: bool
+) -> tuple[Tensor, Tensor]:
+    return _gradients_of(x, flat, needs_x, needs_w)
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    x, flat, ctx.sizes, ctx.padding = inputs
+    ctx.save_for_backward(x, flat)
+
+
+def _backward(ctx: Any, gy: Tensor) -> tuple[Tensor | None, ...]:
+    x, flat = ctx.saved_tensors
+    needs_x, needs_w = ctx.needs_input_grad[:2]
+    gx, gw = _convolve_backward(x, flat, gy, ctx.sizes, ctx.padding, needs_x, needs_w)
+    return gx if needs_x else None, gw if needs_w else None, None, None
+
+
+def _save_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    x, flat, gy, ctx.sizes, ctx.padding, ctx.needs_x, ctx.needs_w = inputs
+    ctx.save_for_backward(x, flat, gy)
+
+
+def _backward_of_backward(ctx: Any, ggx: Tensor, ggw: Tensor) -> tuple[Tensor | None, ...]:
+    # gx is linear in (gy, w) and gw in (x, gy), so their derivatives are the same three operations.
+    x, flat, gy = ctx.saved_tensors
+    grad_x = grad_w = grad_gy = None
+    needs_x, needs_w, needs_gy = ctx.needs_input_grad[:3]
+    if ctx.needs_x:
+        if needs_w:
+            grad_w = _convolve_backward(ggx, flat, gy, ctx.sizes, ctx.padding, False, True)[1]
+        if needs_gy:
+            grad_gy = _convolve(ggx, flat, ctx.sizes, ctx.padding)
+    if ctx.needs_w:
+        if needs_x:
+            grad_x = _convolve_backward(x, ggw, gy, ctx.sizes, ctx.padding, True, False)[0]
+        if needs_gy:
+            more = _convolve(x, ggw, ctx.sizes, ctx.padding)
+            grad_gy = more if grad_gy is None else grad_gy + more
+    return grad_x, grad_w, grad_gy, None, None, None, None
+
+
+_convolve = _operation("segmented_conv2d", _convolve_kernel, _convolve_like, _save, _backward)
+_convolve_backward = _operation(
+    "segmented_conv2d_backward",
+    _convolve_backward_kernel,
+    _convolve_backward_like,
+    _save_backward,
+    _backward_of_backward,
+)
+
+
+def _result_of(x: Tensor, sizes: list[int], padding: list[int]) -> Tensor:
+    out_channels = sum(count * out for count, out in zip(sizes[::3], sizes[2::3], strict=True))
+    height, width = x.shape[2] + 2 * padding[0] - 2, x.shape[3] + 2 * padding[1] - 2
+    shape = (x.shape[0], out_channels, height, width)
+    return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=LAST)
+
+
+def _gradients_of(x: Tensor, flat: Tensor, needs_x: bool, needs_w: bool) -> tuple[Tensor, Tensor]:
+    """Room for both gradients; what is not wanted is empty."""
+    gx = torch.empty_like(x, memory_format=LAST) if needs_x else x.new_empty(0)
+    return gx, torch.empty_like(flat) if needs_w else flat.new_empty(0)
+
+
+def _run_shapes(x: Tensor, y: Tensor, sizes: list[int], padding: list[int]) -> list[tuple[_Shape, int, int, int]]:
+    """Each run's shape, and where its first channel and its first weight lie."""
+    shapes, at_x, at_w, at_y = [], 0, 0, 0
+    if x.numel() == 0 or y.numel() == 0:
+        return []
+    for count, in_size, out_size in zip(sizes[::3], sizes[1::3], sizes[2::3], strict=True):
+        shape = _Shape(
+            *(x.shape[0], x.shape[2], x.shape[3], y.shape[2], y.shape[3], x.shape[1], y.shape[1]),
+            *(count, in_size, out_size, padding[0], padding[1]),
+        )
+        shapes.append((shape, at_x, at_w, at_y))
+        at_x, at_y, at_w = at_x + count * in_size, at_y + count * out_size, at_w + 9 * count * in_size * out_size
+    return shapes
+
+
+# Normalisation
+
+
+def _norm_kernel(
+    x: Tensor, added: Tensor | None, weight: Tensor, bias: Tensor, eps: float, relu: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    x = x.contiguous(memory_format=LAST)
+    added = None if added is None else added.contiguous(memory_format=LAST)
+    y, mean, variance, rstd = _normed(x, weight)
+    _kernels().spectrum_norm_forward(
+        ctypes.byref(_norm_shape(x, eps, relu)),
+        *(
+            None if tensor is None else _pointer(tensor)
+            for tensor in (x, added, weight.contiguous(), bias.contiguous())
+        ),
+        *(_pointer(tensor) for tensor in (y, mean, variance, rstd)),
+    )
+    return y, mean, variance, rstd
+
+
+def _norm_like(
+    x: Tensor, added: Tensor | None, weight: Tensor, bias: Tensor, eps: float, relu: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    return _normed(x, weight)
+
+
+def _norm_backward_kernel(
+    x: Tensor, y: Tensor, gy: Tensor, weight: Tensor, mean: Tensor, rstd: Tensor, relu: bool, added: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    x, y, gy = (tensor.contiguous(memory_format=LAST) for tensor in (x, y, gy))
+    gx, gadded, gweight, gbias = _normed_gradients(x, weight, added and relu)
+    _kernels().spectrum_norm_backward(
+        ctypes.byref(_norm_shape(x, 0.0, relu)),
+        *(_pointer(tensor) for tensor in (x, y, gy, weight.contiguous(), mean, rstd, gx)),
+        _pointer(gadded) if added and relu else None,
+        *(_pointer(tensor) for tensor in (gweight, gbias)),
+    )
+    return gx, gadded, gweight, gbias
+
+
+def _norm_backward_like(
+    x: Tensor, y: Tensor, gy: Tensor, weight: Tensor, mean: Tensor, rstd: Tensor, relu: bool, added: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    return _normed_gradients(x, weight, added and relu)
+
+
+def _save_norm(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    x, added, weight, bias, ctx.eps, ctx.relu = inputs
+    ctx.has_added = added is not None
+    y, mean, _, rstd = output
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(x, added, weight, bias, y, mean, rstd)
+
+
+def _backward_of_norm(ctx: Any, gy: Tensor | None, *others: Tensor | None) -> tuple[Tensor | None, ...]:
+    if gy is None:
+        return (None,) * 6
+    x, added, weight, bias, y, mean, rstd = ctx.saved_tensors
+    if torch.is_grad_enabled():  # a derivative of this one is wanted: torch's own operations have it
+        inputs = [tensor for tensor in (x, added, weight, bias) if tensor is not None and tensor.requires_grad]
+        again = plain_batch_norm_act(x, added, weight, bias, ctx.eps, ctx.relu)
+        grads = iter(torch.autograd.grad(again, inputs, gy, create_graph=True))
+        return (
+            *(next(grads) if t is not None and t.requires_grad else None for t in (x, added, weight, bias)),
+            None,
+            None,
+        )
+    gx, gadded, gweight, gbias = _norm_backward(x, y, gy, weight, mean, rstd, ctx.relu, ctx.has_added)
+    if not ctx.has_added:
+        return gx, None, gweight, gbias, None, None
+    return gx, gadded if ctx.relu else gy, gweight, gbias, None, None
+
+
+def _no_backward(ctx: Any, *gradients: Tensor) -> None:
+    raise NotImplementedError("batch_norm_act: a second derivative goes through plain_batch_norm_act")
+
+
+_norm = _operation("batch_norm_act", _norm_kernel, _norm_like, _save_norm, _backward_of_norm)
+_norm_backward = _operation(
+    "batch_norm_act_backward",
+    _norm_backward_kernel,
+    _norm_backward_like,
+    lambda ctx, inputs, output: None,
+    _no_backward,
+)
+
+
+def plain_batch_norm_act(
+    x: Tensor, added: Tensor | None, weight: Tensor | None, bias: Tensor | None, eps: float, relu: bool
+) -> Tensor:
+    """What `batch_norm_act` computes, by torch's own operations."""
+    y = F.batch_norm(x, None, None, weight, bias, True, 0.0, eps)
+    y = y if added is None else y + added
+    return F.relu(y) if relu else y
+
+
+def _normed(x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    moments = (torch.empty_like(weight) for _ in range(3))
+    return torch.empty_like(x, memory_format=LAST), *moments  # type: ignore[return-value]
+
+
+def _normed_gradients(x: Tensor, weight: Tensor, added: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    gx = torch.empty_like(x, memory_format=LAST)
+    gadded = torch.empty_like(gx) if added else x.new_empty(0)
+    return gx, gadded, torch.empty_like(weight), torch.empty_like(weight)
+
+
+def _norm_shape(x: Tensor, eps: float, relu: bool) -> _Norm:
+    return _Norm(x.numel() // x.shape[1], x.shape[1], relu, torch.get_num_threads(), eps)
+
+
+def _pointer(tensor: Tensor, offset: int = 0) -> ctypes.c_void_p:
+    return ctypes.c_void_p(tensor.data_ptr() + 4 * offset)
+
+
+def _kernels() -> ctypes.CDLL:
+    kernels = library()
+    assert kernels is not None, "callers ask first"
+    return kernels

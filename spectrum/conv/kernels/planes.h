@@ -1,0 +1,59 @@
+// A convolution's operand as the inner loops want it: a small copy of a few rows, with zeros around them.
+//
+// The copy is what makes the loops know no borders, and it stays in the cache near the core. A plane holds the channels
+// of one block (what fits a vector, or one segment); pixels lie `pixel` floats apart and rows `pitch` pixels.
+
+#pragma once
+
+#include <algorithm>
+
+#include "vector.h"
+
+struct Planes {
+  float* data;
+  int64_t channels;  // of a block
+  int64_t pixel, pitch, rows;
+  int64_t plane() const { return rows * pitch * pixel; }
+  int64_t row() const { return pitch * pixel; }
+};
+
+// An image, or a block of its channels: `channels` from the first pixel's first to the next pixel's.
+struct Image {
+  const float* data;
+  int64_t channels, height, width;
+};
+
+// Rows [first, end) of `blocks` neighbouring blocks into planes, from column `left` on; rows outside the image become
+// zeros. `used`: channels that there are from the first block on; `readable`: those that may be read, at least as many.
+static void fill(const Planes& p, const Image& x, int64_t first, int64_t end, int64_t left, int64_t blocks, int64_t used,
+                 int64_t readable) {
+  constexpr int64_t ahead = 8;  // pixels, by which cache lines are called for: a part of the channels is no plain stream
+  const int64_t plane = p.plane();
+  for (int64_t h = first; h < end; h++) {
+    float* row = p.data + ((h - first) * p.pitch + left) * p.pixel;
+    if (h < 0 || h >= x.height) {
+      for (int64_t b = 0; b < blocks; b++) std::memset(row + b * plane, 0, x.width * p.pixel * sizeof(float));
+      continue;
+    }
+    const float* from = x.data + h * x.width * x.channels;
+    if (p.pixel == LANES) {  // a vector a pixel; what it holds beside its block's channels is never stored
+      const int64_t whole = std::min(blocks, readable >= LANES ? (readable - LANES) / p.channels + 1 : 0);
+      for (int64_t w = 0; w < x.width; w++, from += x.channels, row += LANES) {
+        for (int64_t b = 0; b < whole; b += 16 / LANES) __builtin_prefetch(from + ahead * x.channels + b * p.channels);
+        for (int64_t b = 0; b < whole; b++) store(row + b * plane, load(from + b * p.channels));
+        for (int64_t b = whole; b < blocks; b++)
+          std::memcpy(row + b * plane, from + b * p.channels,
+                      std::min(p.channels, used - b * p.channels) * sizeof(float));
+      }
+    } else {
+      for (int64_t w = 0; w < x.width; w++, from += x.channels, row += p.pixel)
+        for (int64_t b = 0; b < blocks; b++) {
+          float* to = row + b * plane;
+          const float* source = from + b * p.channels;
+          int64_t c = 0;
+          for (; c + LANES <= p.channels; c += LANES) store(to + c, load(source + c));
+          for (; c < p.channels; c++) to[c] = source[c];
+        }
+    }
+  }
+}

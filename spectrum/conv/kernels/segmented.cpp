@@ -1,0 +1,233 @@
+// The spatial half of a segmented convolution: 3×3, stride 1, channels last, float32; forward and backward.
+//
+// x is (images, height, width, in_channels) in memory and y likewise. One run of `count` equal segments is served, whose
+// first channel the pointers point at. weights: (count · out_size, in_size, 3, 3).
+//
+// Threads share images and groups of channels; each copies a strip of rows into planes and works on them. The gradient of
+// the input is the convolution of gy with the kernels turned round; that of the weights needs gy too, so one pass makes
+// both. Sums over images are taken in an order that depends on the number of threads alone.
+
+#include <vector>
+
+#include "convolve.h"
+#include "gradient.h"
+
+struct Shape {
+  int64_t images, height, width, out_height, out_width;
+  int64_t in_channels, out_channels;  // of the whole tensors
+  int64_t count, in_size, out_size;
+  int64_t pad_h, pad_w;
+};
+
+static bool is_narrow(const Shape& s) { return s.in_size == s.out_size && s.in_size <= std::min(4, LANES); }
+
+// How the work is cut: blocks of channels (what a vector holds, or a segment), groups of blocks that are copied together,
+// strips of rows.
+struct Cut {
+  int64_t in_block, out_block, blocks, group, groups, strips;
+};
+
+static Cut cut(const Shape& s, int operands) {
+  constexpr int64_t most_channels = 256, most_floats = 128 * 1024;  // of a group; half a megabyte, what L2 caches hold
+  Cut c;
+  if (is_narrow(s)) {
+    c.in_block = c.out_block = LANES / s.in_size * s.in_size;
+    c.blocks = (s.count * s.in_size + c.in_block - 1) / c.in_block;
+  } else {
+    c.in_block = s.in_size, c.out_block = s.out_size, c.blocks = s.count;
+  }
+  const int64_t channels = std::max<int64_t>({c.in_block, c.out_block, LANES});
+  const int64_t fewest = (c.blocks * channels + most_channels - 1) / most_channels;
+  c.group = std::max<int64_t>(1, (c.blocks + fewest - 1) / fewest);
+  if (channels == LANES) c.group = std::min((c.group + 1) / 2 * 2, c.blocks);  // whole cache lines
+  c.groups = (c.blocks + c.group - 1) / c.group;
+  const int64_t height = std::max(s.height, s.out_height), width = std::max(s.width, s.out_width) + 2;
+  const int64_t rows = std::max<int64_t>(4, most_floats / operands / (width * channels * c.group) - 2);
+  c.strips = std::max<int64_t>(1, (height + rows - 1) / rows);
+  return c;
+}
+
+static Planes planes_of(const Shape& s, int64_t block, int64_t width, int64_t out_width, int64_t pad, int64_t rows) {
+  return {nullptr, block, is_narrow(s) ? LANES : block, std::max(width + 2 * pad, out_width + 2), rows};
+}
+
+static int64_t packed_size(const Shape& s, bool turned) {
+  if (is_narrow(s)) return cut(s, 1).blocks * 9 * s.in_size * LANES;
+  return s.count * 9 * (turned ? s.out_size * vectors(s.in_size) : s.in_size * vectors(s.out_size)) * LANES;
+}
+
+// The weights in the order in which the loops read them; `turned`: for the gradient of the input, kernels turned round
+// and in and out exchanged.
+static Buffer pack(const Shape& s, const float* w, bool turned) {
+  Buffer packed(packed_size(s, turned));
+  const int64_t in = s.in_size, out = s.out_size;
+  if (is_narrow(s)) {
+    const int64_t held = LANES / in * in;
+    for (int64_t c = 0; c < s.count * in; c++)
+      for (int64_t r = 0; r < in; r++) {
+        const int64_t i = c % in, other = (i + r) % in;
+        const float* kernel = turned ? w + ((c - i + other) * in + i) * 9 : w + (c * in + other) * 9;
+        for (int64_t k = 0; k < 9; k++)
+          packed.data[(((c / held * 3 + k / 3) * in + r) * 3 + k % 3) * LANES + c % held] = kernel[turned ? 8 - k : k];
+      }
+    return packed;
+  }
+  const int64_t from = turned ? out : in, step = vectors(turned ? in : out) * LANES;
+  for (int64_t s0 = 0; s0 < s.count; s0++)
+    for (int64_t o = 0; o < out; o++)
+      for (int64_t i = 0; i < in; i++)
+        for (int64_t k = 0; k < 9; k++)
+          packed.data[turned ? ((s0 * 9 + 8 - k) * from + o) * step + i : ((s0 * 9 + k) * from + i) * step + o] =
+              w[((s0 * out + o) * in + i) * 9 + k];
+  return packed;
+}
+
+template <int SIZE>
+static void narrow_tiles(const Planes& x, const float* w, Result y, int64_t blocks, int64_t made) {
+  in_tiles<4, 8>(y.width, [&](auto tile, int64_t begin, int64_t end) {
+    y.begin = begin, y.end = end;
+    convolve_narrow<SIZE, decltype(tile)::value>(x, w, y, blocks, made);
+  });
+}
+
+// SIZE: as in convolve_column. One vector of outputs needs many pixels at a time to hide the processor's latency.
+template <int SIZE>
+static void wide_tiles(const Planes& x, const float* w, Result y, int64_t segments, int64_t out) {
+  in_tiles<SIZE ? 4 : 3, SIZE ? 12 : 6>(y.width, [&](auto tile, int64_t begin, int64_t end) {
+    y.begin = begin, y.end = end;
+    convolve_wide<SIZE, decltype(tile)::value>(x, w, y, segments, out);
+  });
+}
+
+// `blocks` blocks of planes into y, `made` channels of it.
+static void convolve(const Shape& s, bool turned, const Planes& x, const float* w, const Result& y, int64_t blocks,
+                     int64_t made) {
+  const int64_t in = turned ? s.out_size : s.in_size, out = turned ? s.in_size : s.out_size;
+  if (is_narrow(s)) {
+    switch (in) {
+      case 1: return narrow_tiles<1>(x, w, y, blocks, made);
+      case 2: return narrow_tiles<2>(x, w, y, blocks, made);
+      case 3: return narrow_tiles<3>(x, w, y, blocks, made);
+      default: return narrow_tiles<4>(x, w, y, blocks, made);
+    }
+  }
+  if (out <= LANES) {
+    switch (in) {
+      case 5: return wide_tiles<5>(x, w, y, blocks, out);
+      case 6: return wide_tiles<6>(x, w, y, blocks, out);
+      case 7: return wide_tiles<7>(x, w, y, blocks, out);
+      case 8: return wide_tiles<8>(x, w, y, blocks, out);
+    }
+  }
+  wide_tiles<0>(x, w, y, blocks, out);
+}
+
+extern "C" {
+
+int spectrum_lanes() { return LANES; }
+
+void spectrum_forward(const Shape* shape, const float* x, const float* w, float* y, int threads) {
+  const Shape& s = *shape;
+  const Cut c = cut(s, 1);
+  const Buffer packed = pack(s, w, false);
+  const int64_t block_weights = packed_size(s, false) / c.blocks;
+  const int64_t strip = (s.out_height + c.strips - 1) / c.strips;
+  share(s.images * c.groups, threads, [&](int64_t, int64_t begin, int64_t end) {
+    Planes p = planes_of(s, c.in_block, s.width, s.out_width, s.pad_w, strip + 2);
+    const Buffer copy(p.plane() * c.group + 8 * p.pixel);
+    p.data = copy.data;
+    for (int64_t item = begin; item < end; item++) {
+      const int64_t n = item / c.groups, first = item % c.groups * c.group;
+      const int64_t blocks = std::min(c.group, c.blocks - first);
+      const int64_t in_first = first * c.in_block, in_left = s.count * s.in_size - in_first;
+      const int64_t out_first = first * c.out_block, out_left = s.count * s.out_size - out_first;
+      const Image image{x + n * s.height * s.width * s.in_channels + in_first, s.in_channels, s.height, s.width};
+      for (int64_t h = 0; h < s.out_height; h += strip) {
+        const int64_t rows = std::min(strip, s.out_height - h);
+        fill(p, image, h - s.pad_h, h - s.pad_h + rows + 2, s.pad_w, blocks, std::min(blocks * c.in_block, in_left),
+             in_left);
+        float* to = y + (n * s.out_height + h) * s.out_width * s.out_channels + out_first;
+        convolve(s, false, p, packed.data + first * block_weights, {to, s.out_channels, rows, s.out_width, 0, 0}, blocks,
+                 std::min(blocks * c.out_block, out_left));
+      }
+    }
+  });
+}
+
+// gx and gw: null where not wanted.
+void spectrum_backward(const Shape* shape, const float* x, const float* w, const float* gy, float* gx, float* gw,
+                       int threads) {
+  const Shape& s = *shape;
+  const bool narrow = is_narrow(s);
+  const Cut c = cut(s, gw ? 2 : 1);
+  const Buffer packed = gx ? pack(s, w, true) : Buffer(0);
+  const int64_t block_weights = packed_size(s, true) / c.blocks;
+  const int64_t in_vectors = narrow ? 1 : vectors(s.in_size), out_vectors = narrow ? 1 : vectors(s.out_size);
+  const int64_t period = s.in_size == s.out_size && s.in_size <= LANES ? s.in_size : LANES;
+  const int64_t pair_sums = period * 9 * LANES, block_sums = in_vectors * out_vectors * pair_sums;
+  const int64_t turned_h = 2 - s.pad_h, turned_w = 2 - s.pad_w;  // padding of the input's gradient
+  const int64_t strip = (std::max(s.height, s.out_height) + c.strips - 1) / c.strips;
+
+  std::vector<Buffer> sums;
+  for (int t = 0; gw && t < threads; t++) sums.emplace_back(c.blocks * block_sums);
+  share(s.images * c.groups, threads, [&](int64_t thread, int64_t begin, int64_t end) {
+    Planes px = planes_of(s, c.in_block, s.width, s.out_width, s.pad_w, strip + 2);
+    Planes pg = planes_of(s, c.out_block, s.out_width, s.width, turned_w, strip + 4);  // serves gx and gw
+    const Buffer x_copy(gw ? px.plane() * c.group + 8 * px.pixel : 0), gy_copy(pg.plane() * c.group + 8 * pg.pixel);
+    px.data = x_copy.data, pg.data = gy_copy.data;
+    for (int64_t item = begin; item < end; item++) {
+      const int64_t n = item / c.groups, first = item % c.groups * c.group;
+      const int64_t blocks = std::min(c.group, c.blocks - first);
+      const int64_t in_first = first * c.in_block, in_left = s.count * s.in_size - in_first;
+      const int64_t out_first = first * c.out_block, out_left = s.count * s.out_size - out_first;
+      const int64_t used = std::min(blocks * c.in_block, in_left), made = std::min(blocks * c.out_block, out_left);
+      const Image image{x + n * s.height * s.width * s.in_channels + in_first, s.in_channels, s.height, s.width};
+      const Image grad{gy + n * s.out_height * s.out_width * s.out_channels + out_first, s.out_channels, s.out_height,
+                       s.out_width};
+      for (int64_t k = 0; k < c.strips; k++) {
+        const int64_t y0 = std::min(k * strip, s.out_height), y1 = std::min(y0 + strip, s.out_height);
+        const int64_t x0 = std::min(k * strip, s.height), x1 = std::min(x0 + strip, s.height);
+        const bool makes_gx = gx && x0 < x1, makes_gw = gw && y0 < y1;
+        if (!makes_gx && !makes_gw) continue;
+        int64_t row0 = makes_gx ? x0 - turned_h : y0, row1 = makes_gx ? x1 - turned_h + 2 : y1;
+        if (makes_gw) row0 = std::min(row0, y0), row1 = std::max(row1, y1);
+        fill(pg, grad, row0, row1, turned_w, blocks, made, out_left);
+        if (makes_gx) {
+          Planes from = pg;
+          from.data += (x0 - turned_h - row0) * pg.row();
+          float* to = gx + (n * s.height + x0) * s.width * s.in_channels + in_first;
+          convolve(s, true, from, packed.data + first * block_weights, {to, s.in_channels, x1 - x0, s.width, 0, 0}, blocks,
+                   used);
+        }
+        if (makes_gw) {
+          fill(px, image, y0 - s.pad_h, y1 - s.pad_h + 2, s.pad_w, blocks, used, in_left);
+          for (int64_t b = 0; b < blocks; b++)
+            for (int64_t i = 0; i < in_vectors; i++)
+              for (int64_t o = 0; o < out_vectors; o++) {
+                const float* from = pg.data + b * pg.plane() + (y0 - row0) * pg.row() + turned_w * pg.pixel + o * LANES;
+                add_gradient(period,
+                             {px.data + b * px.plane() + i * LANES, from, px.pixel, px.row(), pg.pixel, pg.row(), y1 - y0,
+                              s.out_width},
+                             sums[thread].data + (first + b) * block_sums + (i * out_vectors + o) * pair_sums);
+              }
+        }
+      }
+    }
+  });
+  if (!gw) return;
+  const int64_t held = narrow ? c.in_block / s.in_size : 1;  // segments in a block
+  for (int64_t segment = 0; segment < s.count; segment++)
+    for (int64_t o = 0; o < s.out_size; o++)
+      for (int64_t i = 0; i < s.in_size; i++) {
+        const int64_t lane = narrow ? segment % held * s.in_size + i : i;
+        const int64_t turn = ((o - i) % period + period) % period;
+        const int64_t pair = lane / LANES * out_vectors + (narrow ? 0 : o / LANES);
+        for (int64_t k = 0; k < 9; k++) {
+          const int64_t at = segment / held * block_sums + pair * pair_sums + (turn * 9 + k) * LANES + lane % LANES;
+          float sum = 0;
+          for (const Buffer& part : sums) sum += part.data[at];
+          gw[((segment * s.out_size + o) * s.in_size + i) * 9 + k] = sum;
+        }
+      }
+}
+}
