@@ -76,7 +76,7 @@ class Split:
     def normalise(self, x_nchw: Tensor) -> Tensor:
         """uint8 pixels to float32 of mean 0 and standard deviation 1 over the training split."""
         mean, std = (t.to(x_nchw.device).view(1, -1, 1, 1) for t in (self.mean, self.std))
-        return (x_nchw.float() - mean) / std
+        return (x_nchw.float() - mean).div_(std)
 
 
 # Loading
@@ -395,7 +395,7 @@ def split(images: Images, validation_fraction: float, train_images: int | None =
             raise DataError(f"train_images={train_images}: only {len(train)} are left beside the validation split")
         train = train[balanced(images.train_y[train], train_images)]
     return Split(
-        images.train_x[train],
+        images.train_x[train].contiguous(memory_format=torch.channels_last),  # as batches want it
         images.train_y[train],
         images.train_x[validation],
         images.train_y[validation],
@@ -437,54 +437,53 @@ def batches(
     count = len(data.train_y)
     batch_size = min(batch_size, count)
     order = torch.randperm(count, generator=torch.Generator().manual_seed(seed * 1_000_003 + epoch))
-    augmented = augmentation(seed, epoch, flip=flip, shift=shift, cutout=cutout)
+    train_nhwc = data.train_x.permute(0, 2, 3, 1)
+    _, height, width, channels = train_nhwc.shape
+    padded_width = width + 2 * shift
+    mean, std = (t.repeat(padded_width).to(device) for t in (data.mean, data.std))  # of a row: one long loop, not many
     for start in range(0, count - batch_size + 1, batch_size):
         chosen = order[start : start + batch_size]
-        x_nchw, masked_nhw = augmented(data.train_x[chosen], chosen)
-        x_nchw = data.normalise(x_nchw.to(device, non_blocking=True))
-        if masked_nhw is not None:
-            x_nchw = x_nchw.masked_fill(masked_nhw.unsqueeze(1).to(device), 0.0)
-        yield (
-            x_nchw.contiguous(memory_format=torch.channels_last),
-            data.train_y[chosen].to(device, non_blocking=True),
-        )
+        padded = torch.nn.functional.pad(train_nhwc.index_select(0, chosen), (0, 0, *(shift,) * 4)).to(device)
+        pixels = torch.zeros(padded.numel() // channels + 1, channels, device=device)  # the last: what is cut out
+        rows = pixels[:-1].view(-1, padded_width * channels)
+        torch.sub(padded.view_as(rows), mean, out=rows).div_(std)
+        sources = augmentation(seed, epoch, chosen, (height, width), flip=flip, shift=shift, cutout=cutout)
+        x_nhwc = pixels.index_select(0, sources.flatten().to(device)).view(batch_size, height, width, channels)
+        yield x_nhwc.permute(0, 3, 1, 2), data.train_y[chosen].to(device, non_blocking=True)
 
 
 def augmentation(
-    seed: int, epoch: int, *, flip: bool, shift: int, cutout: int
-) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor | None]]:
-    """A function from pixels (N, C, H, W) and image numbers (N,) to moved pixels and, for cutout, a mask (N, H, W)."""
+    seed: int, epoch: int, numbers: Tensor, size: tuple[int, int], *, flip: bool, shift: int, cutout: int
+) -> Tensor:
+    """Where each pixel of a batch comes from: (N, H, W), positions among the N·(H + 2·shift)·(W + 2·shift) pixels of the
+    batch padded by `shift` on each side; for what is cut out, one past them.
 
-    def augment(x_nchw: Tensor, numbers: Tensor) -> tuple[Tensor, Tensor | None]:
-        count, _, height, width = x_nchw.shape
+    Args:
+        numbers: (N,), which images they are.
+        size: (H, W) of an image.
+    """
 
-        def draw(stream: int, choices: int) -> Tensor:
-            return _draw(seed, epoch, numbers, stream, choices).view(count, 1)
+    def draw(stream: int, choices: int) -> Tensor:
+        return _draw(seed, epoch, numbers, stream, choices).view(-1, 1)
 
-        if flip or shift:
-            rows, columns = torch.arange(height).view(1, -1), torch.arange(width).view(1, -1)
-            if flip:
-                columns = torch.where(draw(0, 2) == 1, width - 1 - columns, columns)
-            if shift:
-                x_nchw = torch.nn.functional.pad(x_nchw, (shift,) * 4)
-                rows, columns = rows + draw(1, 2 * shift + 1), columns + draw(2, 2 * shift + 1)
-            x_nhwc = x_nchw[
-                torch.arange(count).view(-1, 1, 1),
-                :,
-                rows.unsqueeze(2),
-                columns.expand(count, -1).unsqueeze(1),
-            ]
-            x_nchw = x_nhwc.permute(0, 3, 1, 2)
-        if not cutout:
-            return x_nchw, None
+    height, width = size
+    rows, columns = torch.arange(height).view(1, -1), torch.arange(width).view(1, -1)
+    if flip:
+        columns = torch.where(draw(0, 2) == 1, width - 1 - columns, columns)
+    if shift:
+        rows, columns = rows + draw(1, 2 * shift + 1), columns + draw(2, 2 * shift + 1)
+    padded_height, padded_width = height + 2 * shift, width + 2 * shift
+    first = torch.arange(len(numbers)).view(-1, 1) * padded_height
+    sources = ((first + rows) * padded_width).unsqueeze(2) + columns.unsqueeze(1)
+    if cutout:
         near = [
             (torch.arange(side).view(1, -1) - draw(stream, side)).add(cutout // 2)
             for stream, side in ((3, height), (4, width))
         ]
         inside_nh, inside_nw = ((offset >= 0) & (offset < cutout) for offset in near)
-        return x_nchw, inside_nh.unsqueeze(2) & inside_nw.unsqueeze(1)
-
-    return augment
+        cut = inside_nh.unsqueeze(2) & inside_nw.unsqueeze(1)
+        sources.masked_fill_(cut, len(numbers) * padded_height * padded_width)
+    return sources
 
 
 def _draw(seed: int, epoch: int, numbers: Tensor, stream: int, choices: int) -> Tensor:

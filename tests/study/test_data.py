@@ -757,9 +757,9 @@ def marked(count: int, side: int, row: int, column: int) -> torch.Tensor:
 
 def test_flips_and_all_shifts_are_equally_frequent_and_independent() -> None:
     count, shift, side = 20_000, 2, 13
-    augment = data.augmentation(7, 1, flip=True, shift=shift, cutout=0)
-    x_nchw, mask = augment(marked(count, side, 6, 3), torch.arange(count))
-    assert mask is None
+    sources = data.augmentation(7, 1, torch.arange(count), (side, side), flip=True, shift=shift, cutout=0)
+    padded = torch.nn.functional.pad(marked(count, side, 6, 3), (shift,) * 4)
+    x_nchw = padded.flatten()[sources].unsqueeze(1)
     assert x_nchw.flatten(1).long().sum(1).unique().tolist() == [255], "no mark is lost or doubled"
     places = Counter(x_nchw.flatten(1).long().argmax(1).tolist())
     expected = {
@@ -800,9 +800,8 @@ def test_cutout_sets_one_square_to_the_mean_and_never_more_than_asked(cutout: in
 
 
 def test_every_pixel_is_cut_out_sometimes() -> None:
-    _, mask = data.augmentation(0, 0, flip=False, shift=0, cutout=1)(marked(9_000, 6, 0, 0), torch.arange(9_000))
-    assert mask is not None
-    assert stats.chisquare(mask.sum(0).flatten().tolist()).pvalue > 1e-4
+    sources = data.augmentation(0, 0, torch.arange(9_000), (6, 6), flip=False, shift=0, cutout=1)
+    assert stats.chisquare((sources == 9_000 * 36).sum(0).flatten().tolist()).pvalue > 1e-4
 
 
 def test_augmentation_leaves_the_images_themselves_alone() -> None:
