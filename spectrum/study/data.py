@@ -13,7 +13,7 @@ import hashlib
 import io
 import os
 import socket
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
@@ -455,8 +455,8 @@ def batches(
 def augmentation(
     seed: int, epoch: int, numbers: Tensor, size: tuple[int, int], *, flip: bool, shift: int, cutout: int
 ) -> Tensor:
-    """Where each pixel of a batch comes from: (N, H, W), positions among the N·(H + 2·shift)·(W + 2·shift) pixels of the
-    batch padded by `shift` on each side; for what is cut out, one past them.
+    """Where each pixel of a batch comes from: (N, H, W), positions among the N·(H + 2·shift)·(W + 2·shift) pixels of
+    the batch padded by `shift` on each side; for what is cut out, one past them.
 
     Args:
         numbers: (N,), which images they are.

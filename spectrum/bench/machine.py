@@ -1,0 +1,57 @@
+"""What was measured on, and how fast that is."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import shutil
+import subprocess
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+
+from spectrum._version import __version__
+from spectrum.conv.kernels.build import library
+from spectrum.study.provenance import code_revision
+
+
+def machine() -> dict[str, Any]:
+    """Processor, cores, versions, code, date."""
+    compiler = shutil.which(os.environ.get("CXX") or "g++")
+    version = subprocess.run([compiler, "--version"], capture_output=True, text=True) if compiler else None
+    kernels = library()
+    return {
+        "date": datetime.now(UTC).date().isoformat(),
+        "processor": _processor(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "system": platform.platform(terse=True),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "capability": torch.backends.cpu.get_cpu_capability(),
+        "compiler": version.stdout.splitlines()[0] if version and version.stdout else None,
+        "kernel_lanes": kernels.spectrum_lanes() if kernels is not None else None,
+        "spectrum": __version__,
+        "revision": code_revision(),
+    }
+
+
+def save(table: pd.DataFrame, path: Path, **settings: Any) -> None:
+    """Write a table as CSV, and beside it, as NAME.machine.json, what it was measured on and how."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    table.to_csv(path, index=False, float_format="%.6g")
+    record = {**machine(), **settings}
+    path.with_suffix(".machine.json").write_text(json.dumps(record, indent=1) + "\n")
+
+
+def _processor() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()

@@ -1,0 +1,195 @@
+"""The spatial half of a segmented convolution, forward and backward, beside every way that the library has.
+
+The yardstick is a roofline: 3 × the larger of a forward pass's arithmetic over the measured rate of a matrix product
+and its bytes (input and output once) over the measured copy bandwidth. Forward and backward do 3 × that arithmetic.
+Both rates are measured in the same rounds as everything else. A tensor that stays in the cache can beat the latter.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import contextmanager, suppress
+from typing import Any
+
+import pandas as pd
+import torch
+from torch import Tensor, nn
+
+from spectrum.bench.rounds import alternate, spread
+from spectrum.conv.lowering import choose
+from spectrum.conv.segmented import SegmentedConv2d
+from spectrum.study.train import keep_freed_memory
+
+Shape = tuple[int, int, int, int]
+SHAPES: tuple[Shape, ...] = ((32, 128, 16, 16), (16, 256, 16, 16), (64, 64, 32, 32), (8, 728, 19, 19))
+UNEVEN = (3, 100)  # segments of 128 channels
+OURS = "spectrum"
+PEERS = ("grouped, NCHW", "grouped", "torch.compile", "block-diagonal", "separate")
+
+
+def measure(
+    shapes: Iterable[Shape] = SHAPES,
+    segments: Sequence[int] | None = None,
+    *,
+    threads: int = 2,
+    on_row: Callable[[str], None] = lambda said: None,
+) -> pd.DataFrame:
+    """One row a shape, a number of segments and a way to compute: milliseconds, and per cent of the yardstick.
+
+    Args:
+        shapes: (N, C, H, W).
+        segments: numbers of segments; by default every divisor of C, and a few that leave uneven ones.
+        threads: that torch may use.
+        on_row: called with a line for each shape and number of segments.
+    """
+    keep_freed_memory()
+    torch.set_num_threads(threads)
+    rows: list[dict[str, Any]] = []
+    for shape in shapes:
+        channels = shape[1]
+        counts = [s for s in range(1, channels + 1) if channels % s == 0] if segments is None else list(segments)
+        if segments is None and channels == 128:
+            counts = sorted({*counts, *UNEVEN})
+        for count in counts:
+            rows += _measure_one(shape, count)
+            ours = rows[-1]
+            on_row(f"{shape} {count:4d} segments · {ours['ms']:8.3f} ms · {ours['percent']:4.0f} % of the yardstick")
+    return pd.DataFrame(rows)
+
+
+def _measure_one(shape: Shape, segments: int) -> list[dict[str, Any]]:
+    images, channels, height, width = shape
+    torch.manual_seed(0)
+    a, source = torch.randn(1024, 1024), torch.randn(2**24)
+    target = torch.empty_like(source)
+    things: dict[str, Callable[[], Any]] = {"product": lambda: a @ a, "copy": lambda: target.copy_(source)}
+    ways = _ways(shape, segments)
+    things |= {name: way for name, (way, _) in ways.items()}
+    times = {name: spread(seconds) for name, seconds in alternate(things).items()}
+    product = 2 * 1024**3 / (times["product"]["ms"] / 1e3)  # operations a second
+    bandwidth = 2 * 4 * 2**24 / (times["copy"]["ms"] / 1e3)  # bytes a second, read and written
+    weights = ways[OURS][1]
+    macs = images * height * width * weights
+    yardstick = 3e3 * max(2 * macs / product, 2 * 4 * images * channels * height * width / bandwidth)
+    return [
+        {
+            "shape": "×".join(map(str, shape)),
+            "segments": segments,
+            "channels_per_segment": channels / segments,
+            "way": name,
+            **times[name],
+            "yardstick_ms": yardstick,
+            "percent": 100 * yardstick / times[name]["ms"],
+            "gflops": 6 * macs / times[name]["ms"] / 1e6,
+            "product_gflops": product / 1e9,
+            "copy_gbs": bandwidth / 1e9,
+            "lowering": _lowering(shape, segments) if name == OURS else "",
+        }
+        for name in (*[peer for peer in PEERS if peer in ways], OURS)
+    ]
+
+
+def _ways(shape: Shape, segments: int) -> dict[str, tuple[Callable[[], Any], int]]:
+    """Forward and backward of each way, with its number of true weights."""
+    channels = shape[1]
+    ours = _operation(channels, segments, "auto")
+    plain = _operation(channels, segments, "native")
+    weights = sum(weight.numel() for weight in ours.parameters())
+    last, first = (_pass_of(shape, layout) for layout in (torch.channels_last, torch.contiguous_format))
+    plain_last = _operation(channels, segments, "native").to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    ways = {
+        "grouped, NCHW": first(plain),
+        "grouped": last(plain_last),
+        OURS: last(ours.to(memory_format=torch.channels_last)),  # type: ignore[call-overload]
+    }
+    with suppress(Exception):  # where torch's compiler does not work, there is no such peer
+        compiled = torch.compile(plain_last)
+        last(compiled)()
+        ways["torch.compile"] = last(compiled)
+    if segments > 1:
+        dense = _operation(channels, 1, "native").to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        ways["block-diagonal"] = last(dense)
+        ways["separate"] = last(_Separate(plain_last))
+    return {name: (way, weights) for name, way in ways.items()}
+
+
+class _Separate(nn.Module):
+    """A list of convolutions, one a segment, as Inception modules are often written."""
+
+    def __init__(self, grouped: SegmentedConv2d) -> None:
+        super().__init__()
+        self.sizes = list(grouped.segment_sizes)
+        self.branches = nn.ModuleList(
+            nn.Conv2d(size, size, 3, padding=1, bias=False).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            for size in self.sizes
+        )
+
+    def forward(self, x_nchw: Tensor) -> Tensor:
+        parts = x_nchw.split(self.sizes, dim=1)
+        return torch.cat([branch(part) for branch, part in zip(self.branches, parts, strict=True)], dim=1)
+
+
+def _pass_of(shape: Shape, layout: torch.memory_format) -> Callable[[Any], Callable[[], Any]]:
+    x_nchw = torch.randn(shape).to(memory_format=layout).requires_grad_()
+    gradient_nchw = torch.randn(shape).to(memory_format=layout)
+
+    def of(module: Any) -> Callable[[], Any]:
+        inputs = [x_nchw, *module.parameters()]
+        return lambda: torch.autograd.grad(module(x_nchw), inputs, gradient_nchw)
+
+    return of
+
+
+def _operation(channels: int, segments: int, lowering: str) -> SegmentedConv2d:
+    with lowerings(lowering):
+        return SegmentedConv2d(channels, channels, segments=segments, pointwise=False)
+
+
+def _lowering(shape: Shape, segments: int) -> str:
+    spatial = _operation(shape[1], segments, "auto").spatial
+    return choose(spatial.lowering, torch.empty(shape).to(memory_format=torch.channels_last), spatial.geometry)
+
+
+@contextmanager
+def lowerings(name: str) -> Any:
+    """Modules that are made inside choose their lowering so."""
+    before = os.environ.get("SPECTRUM_LOWERING")
+    os.environ["SPECTRUM_LOWERING"] = name
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["SPECTRUM_LOWERING"]
+        else:
+            os.environ["SPECTRUM_LOWERING"] = before
+
+
+def findings(table: pd.DataFrame) -> dict[str, Any]:
+    """What the table says: the worst and the best of each comparison, from the medians."""
+    by = ["shape", "segments"]
+    ours = table[table.way == OURS].set_index(by)
+    best = table[table.way != OURS].groupby(by).ms.min()
+    even = ours[ours.channels_per_segment % 1 == 0]
+    speedup = (best / ours.ms).rename("speedup")
+    found: dict[str, Any] = {
+        "least per cent of the yardstick": float(even.percent.min()),
+        "median per cent of the yardstick": float(even.percent.median()),
+        "points below 50 %": int((even.percent < 50).sum()),
+        "points": len(even),
+        "slowest against the best peer": float(1 / speedup.min()),
+    }
+    for width in (1, 2, 4, 8, 16):
+        chosen = speedup[ours.channels_per_segment == width]
+        if len(chosen):
+            found[f"times the best peer at {width} a segment"] = [float(chosen.min()), float(chosen.max())]
+    for shape, count, ms in ours[ours.channels_per_segment % 1 != 0].ms.reset_index().to_numpy().tolist():
+        neighbours = even.ms.loc[shape]
+        below, above = neighbours[neighbours.index < count], neighbours[neighbours.index > count]
+        slower = max(float(side.iloc[at]) for side, at in ((below, -1), (above, 0)) if len(side))
+        found[f"{count} segments against the slower even neighbour"] = ms / slower
+    times = {(shape, count): ms for shape, count, ms in even.ms.reset_index().to_numpy().tolist()}
+    doubled = [times[shape, 2 * count] / ms for (shape, count), ms in times.items() if (shape, 2 * count) in times]
+    if doubled:
+        found["most that time rises as segments double"] = float(max(doubled))
+    return found
