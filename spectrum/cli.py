@@ -115,6 +115,20 @@ class Export(Results):
     """File to write; its ending says how: .csv, .parquet or .json (lines)."""
 
 
+@dataclass
+class Bench:
+    """Measure speed on this machine: of the operation, of a training step, of a whole study. Takes minutes."""
+
+    what: Annotated[Literal["op", "train", "sweep"], tyro.conf.Positional]
+    """op: the spatial half beside every library path; train: a step beside other loops; sweep: a study beside a script."""
+    out: Path = Path("results/bench")
+    """Folder for WHAT.csv and WHAT.machine.json."""
+    shape: tuple[int, int, int, int] | None = None
+    """op only: one shape N C H W instead of the four standard ones."""
+    threads: int = 2
+    """Threads that torch may use; for sweep, processes."""
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit status."""
     words = list(sys.argv[1:] if argv is None else argv)
@@ -148,6 +162,7 @@ def _parse(words: list[str]) -> Any:
                 "status": Status(tyro.MISSING),
                 "report": Report(tyro.MISSING),
                 "export": Export(tyro.MISSING),
+                "bench": Bench(tyro.MISSING),
             },
             sort_subcommands=False,
         ),
@@ -299,12 +314,39 @@ def _export(command: Export) -> int:
     return 0
 
 
+def _bench(command: Bench) -> int:
+    from spectrum.bench import op, sweep, train
+    from spectrum.bench.machine import save
+
+    if command.threads < 1:
+        raise SpecError(f"--threads {command.threads}: expected at least 1")
+    if command.shape is not None and (command.what != "op" or min(command.shape) < 1):
+        raise SpecError("--shape N C H W: four whole numbers of at least 1, for op only")
+    if command.what == "op":
+        shapes = op.SHAPES if command.shape is None else (command.shape,)
+        table, findings = op.measure(shapes, threads=command.threads, on_row=err.print), op.findings
+    elif command.what == "train":
+        table, findings = train.measure(threads=command.threads, on_row=err.print), train.findings
+    else:
+        table, findings = sweep.measure(cores=command.threads, on_row=err.print), sweep.findings
+    path = command.out / f"{command.what}.csv"
+    save(table, path, threads=command.threads)
+    out.print(table.to_string(index=False, float_format="%.3g", na_rep=""))
+    out.print()
+    for name, value in findings(table).items():
+        values = value if isinstance(value, list) else [value]
+        out.print(f"{name}: {' … '.join(f'{v:.4g}' for v in values)}")
+    out.print(f"\ntable {path}")
+    return 0
+
+
 COMMANDS: dict[type, Callable[[Any], int]] = {
     Plan: _plan,
     Run: _run,
     Status: _status,
     Report: _report,
     Export: _export,
+    Bench: _bench,
 }
 
 

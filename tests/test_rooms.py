@@ -10,8 +10,8 @@ import pytest
 import spectrum
 
 PACKAGE = Path(__file__).parents[1] / "spectrum"
-ROOMS = ("conv", "models", "cost", "study", "analysis", "cli")
-FORBIDDEN = {"analysis": ("study",)}  # it reads tables of results and knows nothing of training
+ROOMS = ("conv", "models", "cost", "study", "bench", "analysis", "cli")
+FORBIDDEN = {"analysis": ("study", "bench")}  # it reads tables of results and knows nothing of training
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 

@@ -1,0 +1,102 @@
+"""A whole study: a script that trains its points one after another in the default loop, against `spectrum run`.
+
+Both train the same points on the same images with the same batch size and schedule, and test them at the end. The script
+uses two threads, the study two processes of one thread each. The script's clock starts when its images are in memory;
+that of the study counts everything, the start of its processes too.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+
+from spectrum.bench.default_loop import DefaultLoop
+from spectrum.bench.train import CURVE
+from spectrum.study.data import load_images
+from spectrum.study.spec import Point, Study
+from spectrum.study.store import load_results
+from spectrum.study.sweep import run_study
+
+SCRIPT, OURS = "default loop", "spectrum run"
+
+
+def measure(
+    curve: Sequence[dict[str, Any]] = CURVE,
+    *,
+    dataset: str = "cifar10",
+    train_images: int = 10_000,
+    epochs: int = 2,
+    seeds: int = 2,
+    cores: int = 2,
+    on_row: Callable[[str], None] = lambda said: None,
+) -> pd.DataFrame:
+    """One row a point of the curve and a way: seconds a point, and mean test accuracy over the seeds.
+
+    For `spectrum run` a point's seconds are its own training seconds divided by the points that train side by side; the
+    last column has the wall time of everything over the number of points.
+    """
+    base = Point(dataset=dataset, train_images=train_images, epochs=epochs, flip=True, shift=4, lr=0.1)
+    study = Study(name="bench", base=base, axes={"seed": tuple(range(seeds))}, cases=tuple(curve))
+    points = study.points()
+    load_images(dataset)  # decoded once, for both
+    rows: list[dict[str, Any]] = []
+
+    with tempfile.TemporaryDirectory() as folder:
+        started = time.perf_counter()
+        run_study(study, Path(folder) / "bench", workers=cores, device="cpu")
+        wall = time.perf_counter() - started
+        results = load_results(Path(folder) / "bench")
+        for row in results.to_dict("records"):
+            rows.append(_row(row, OURS, row["train_seconds"] / cores, row["test_accuracy"], wall / len(points)))
+        on_row(f"{OURS}: {len(points)} points in {wall:.0f} s")
+
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        answers = pool.submit(_script, [point.model_dump() for point in points], dataset, cores).result()
+    wall = sum(answer["seconds"] for answer in answers)
+    for point, answer in zip(points, answers, strict=True):
+        rows.append(_row(point.model_dump(), SCRIPT, answer["seconds"], answer["test_accuracy"], wall / len(points)))
+    on_row(f"{SCRIPT}: {len(points)} points in {wall:.0f} s")
+    table = pd.DataFrame(rows)
+    by = ["segments", "segment_width", "way", "wall_seconds_a_point"]
+    return table.groupby(by, dropna=False, sort=False)[["seconds", "test_accuracy"]].mean().reset_index()
+
+
+def findings(table: pd.DataFrame) -> dict[str, Any]:
+    """Points an hour, and how many times those of the script, over the curve and at each point of it."""
+    wall = table.groupby("way").wall_seconds_a_point.first()
+    where = table.segment_width.map(lambda width: "1 segment" if pd.isna(width) else f"{width:.0f} a segment")
+    seconds = table.assign(where=where).pivot(index="where", columns="way", values="seconds")
+    accuracy = table.groupby("way").test_accuracy.mean()
+    return {
+        "points an hour, spectrum run": float(3600 / wall[OURS]),
+        "points an hour, default loop": float(3600 / wall[SCRIPT]),
+        "times the default loop, whole curve": float(wall[SCRIPT] / wall[OURS]),
+        **{f"{at}: times the default loop": float(row[SCRIPT] / row[OURS]) for at, row in seconds.iterrows()},
+        "mean test accuracy, spectrum run": float(accuracy[OURS]),
+        "mean test accuracy, default loop": float(accuracy[SCRIPT]),
+    }
+
+
+def _row(point: dict[str, Any], way: str, seconds: float, accuracy: float, wall: float) -> dict[str, Any]:
+    return {
+        "segments": point["segments"],
+        "segment_width": point["segment_width"],
+        "way": way,
+        "seconds": seconds,
+        "test_accuracy": accuracy,
+        "wall_seconds_a_point": wall,
+    }
+
+
+def _script(points: list[dict[str, Any]], dataset: str, threads: int) -> list[dict[str, Any]]:
+    torch.set_num_threads(threads)
+    images = load_images(dataset)
+    return [DefaultLoop(Point(**point), images).train() for point in points]

@@ -1,0 +1,186 @@
+"""A whole training step, data and update with it, of the probe network at the size of CIFAR-10.
+
+Each way to train runs in a process of its own, since allocators and compilers are settings of a process, and the
+processes take turns. Images are random: no time here depends on what they show.
+
+    default loop               NCHW, eager, DataLoader with flips and crops
+    channels_last              eager, batches as `spectrum run` makes them, torch's own operations
+    channels_last, compiled    the same by torch.compile
+    spectrum                   what `spectrum run` does
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import time
+from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
+from multiprocessing.connection import Connection
+from typing import Any
+
+import pandas as pd
+import torch
+
+from spectrum.bench.default_loop import DefaultLoop
+from spectrum.bench.op import lowerings
+from spectrum.bench.rounds import spread
+from spectrum.models import build_model
+from spectrum.study.data import Images, batches, split
+from spectrum.study.spec import Point
+from spectrum.study.train import keep_freed_memory, make_optimizer, training_step
+
+OURS = "spectrum"
+WAYS = ("default loop", "channels_last", "channels_last, compiled", OURS)
+CURVE: tuple[dict[str, int], ...] = ({"segments": 1}, *({"segment_width": width} for width in (32, 16, 8, 4, 2, 1)))
+RECIPE: dict[str, Any] = {"dataset": "cifar10", "flip": True, "shift": 4}
+
+
+def measure(
+    curve: Sequence[dict[str, Any]] = CURVE,
+    ways: Sequence[str] = WAYS,
+    *,
+    threads: int = 2,
+    rounds: int = 9,
+    steps: int = 5,
+    on_row: Callable[[str], None] = lambda said: None,
+) -> pd.DataFrame:
+    """One row a point of the curve and a way to train: milliseconds a step, and the share of them spent on data.
+
+    Args:
+        curve: fields of a Point that say where on the spectrum it lies.
+        ways: of WAYS.
+        threads: that torch may use in each process; one process works at a time.
+        rounds: in which each way takes `steps` steps.
+    """
+    rows = []
+    for where in curve:
+        point = Point(**RECIPE, **where)
+        with _Workers(point, ways, threads) as workers:
+            times: dict[str, list[tuple[float, float]]] = {way: [] for way in ways}
+            for _ in range(rounds):
+                for way in ways:
+                    times[way].append(workers.take(way, steps))
+        for way in ways:
+            whole = [seconds for seconds, _ in times[way]]
+            row = {
+                "segments": point.segments,
+                "segment_width": point.segment_width,
+                "way": way,
+                **spread(whole),
+                "images_per_second": point.batch_size / pd.Series(whole).median(),
+                "data_percent": 100 * pd.Series([data / seconds for seconds, data in times[way]]).median(),
+            }
+            rows.append(row)
+            on_row(f"{where} · {way:24} {row['ms']:7.1f} ms a step")
+    return pd.DataFrame(rows)
+
+
+def findings(table: pd.DataFrame) -> dict[str, Any]:
+    """How many times faster than each other way, along the curve."""
+    ms = table.assign(where=table.segment_width.map(lambda w: "1 segment" if pd.isna(w) else f"{w:.0f} a segment"))
+    wide = ms.pivot(index="where", columns="way", values="ms")
+    found: dict[str, Any] = {}
+    for where, row in wide.iterrows():
+        found[f"{where}: times the default loop"] = float(row["default loop"] / row[OURS])
+        tuned = [way for way in WAYS if way.startswith("channels_last") and way in row]
+        if tuned:
+            found[f"{where}: times the best tuned loop"] = float(row[tuned].min() / row[OURS])
+    found["most of a step spent on data, per cent"] = float(table[table.way == OURS].data_percent.max())
+    return found
+
+
+class _Workers:
+    """A process a way, which trains only when asked."""
+
+    def __init__(self, point: Point, ways: Sequence[str], threads: int) -> None:
+        context = multiprocessing.get_context("spawn")
+        self.pipes: dict[str, Connection] = {}
+        self.processes = []
+        for way in ways:
+            here, there = context.Pipe()
+            process = context.Process(target=_serve, args=(there, way, point, threads), daemon=True)
+            process.start()
+            self.pipes[way] = here
+            self.processes.append(process)
+            here.recv()  # ready
+
+    def take(self, way: str, steps: int) -> tuple[float, float]:
+        """Mean seconds of a step, and of its data."""
+        self.pipes[way].send(steps)
+        answer: tuple[float, float] = self.pipes[way].recv()
+        return answer
+
+    def __enter__(self) -> _Workers:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for pipe, process in zip(self.pipes.values(), self.processes, strict=True):
+            pipe.send(0)
+            process.join()
+
+
+def _serve(pipe: Connection, way: str, point: Point, threads: int) -> None:
+    torch.set_num_threads(threads)
+    torch.manual_seed(0)
+    x, y = torch.randint(256, (6000, 3, 32, 32), dtype=torch.uint8), torch.randint(10, (6000,))
+    images = Images(x, y, x[:500], y[:500], classes=10, fingerprint="random")
+    steps = _default_steps(point, images) if way == "default loop" else _steps(point, images, way)
+    for _ in islice(steps, 4):  # warm up; compile
+        pass
+    pipe.send("ready")
+    while count := pipe.recv():
+        started = time.perf_counter()
+        data = sum(islice(steps, count))
+        pipe.send(((time.perf_counter() - started) / count, data / count))
+
+
+def _default_steps(point: Point, images: Images) -> Iterator[float]:
+    loop = DefaultLoop(point, images)
+    while True:
+        clock = _Clocked(loop.loader)
+        for x_nchw, y_n in clock:
+            loop.step(x_nchw, y_n)
+            yield clock.take()
+
+
+class _Clocked:
+    """An iterable that adds up how long it takes to give."""
+
+    def __init__(self, source: Any) -> None:
+        self.source, self.seconds = source, 0.0
+
+    def __iter__(self) -> Iterator[Any]:
+        giver = iter(self.source)
+        while True:
+            started = time.perf_counter()
+            try:
+                given = next(giver)
+            except StopIteration:
+                return
+            self.seconds += time.perf_counter() - started
+            yield given
+
+    def take(self) -> float:
+        seconds, self.seconds = self.seconds, 0.0
+        return seconds
+
+
+def _steps(point: Point, images: Images, way: str) -> Iterator[float]:
+    if way == OURS:
+        keep_freed_memory()
+    data = split(images, point.validation_fraction)
+    with lowerings("auto" if way == OURS else "native"):
+        model = build_model(point.model, point.architecture(3, 10, 32))
+    model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    run = torch.compile(model) if way.endswith("compiled") else model
+    optimizer = make_optimizer(point, model)
+    model.train()
+    epoch = 0
+    while True:
+        clock = _Clocked(
+            batches(data, batch_size=point.batch_size, seed=0, epoch=epoch, flip=point.flip, shift=point.shift)
+        )
+        for x_nchw, y_n in clock:
+            training_step(point, run, optimizer, x_nchw, y_n)
+            yield clock.take()
+        epoch += 1
