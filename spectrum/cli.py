@@ -120,7 +120,7 @@ class Bench:
     """Measure speed on this machine: of the operation, of a training step, of a whole study. Takes minutes."""
 
     what: Annotated[Literal["op", "train", "sweep"], tyro.conf.Positional]
-    """op: the spatial half beside every library path; train: a step beside other loops; sweep: a study beside a script."""
+    """op: the spatial half beside the library's; train: a step beside other loops; sweep: a study beside a script."""
     out: Path = Path("results/bench")
     """Folder for WHAT.csv and WHAT.machine.json."""
     shape: tuple[int, int, int, int] | None = None

@@ -1,8 +1,8 @@
 """A whole study: a script that trains its points one after another in the default loop, against `spectrum run`.
 
-Both train the same points on the same images with the same batch size and schedule, and test them at the end. The script
-uses two threads, the study two processes of one thread each. The script's clock starts when its images are in memory;
-that of the study counts everything, the start of its processes too.
+Both train the same points on the same images with the same batch size and schedule, and test them at the end. The
+script uses two threads, the study two processes of one thread each. The script's clock starts when its images are in
+memory; that of the study counts everything, the start of its processes too.
 """
 
 from __future__ import annotations
@@ -55,7 +55,8 @@ def measure(
         wall = time.perf_counter() - started
         results = load_results(Path(folder) / "bench")
         for row in results.to_dict("records"):
-            rows.append(_row(row, OURS, row["train_seconds"] / cores, row["test_accuracy"], wall / len(points)))
+            seconds, accuracy = row["train_seconds"] / cores, row["test_accuracy"]
+            rows += [_row({str(name): row[name] for name in row}, OURS, seconds, accuracy, wall / len(points))]
         on_row(f"{OURS}: {len(points)} points in {wall:.0f} s")
 
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
