@@ -141,6 +141,47 @@ def accuracy_against(
 
 
 @_styled
+def yardstick_curve(table: pd.DataFrame, *, ax: Axes | None = None, shape: str | None = None) -> Figure:
+    """Speed along the spectrum: per cent of the yardstick, one line a way to compute, on a log₂ axis.
+
+    Args:
+        table: of `spectrum bench op`, read from its CSV.
+        shape: one of its shapes; by default the first.
+
+    Numbers of segments that leave uneven ones are left out. Raises ValueError for a shape that is not there.
+    """
+    ax = _axes(ax)
+    shape = table["shape"].iloc[0] if shape is None else shape
+    part = table[(table["shape"] == shape) & (table["channels_per_segment"] % 1 == 0)]
+    if part.empty:
+        raise ValueError(f"shape={shape}: not measured; try {', '.join(table['shape'].unique())}")
+    ways = list(part["way"].unique())
+    for number, way in enumerate([ways[-1], *ways[:-1]]):  # the last is ours
+        line = part[part["way"] == way]
+        look, ours = _look(number), number == 0
+        low, high = (100 * line["yardstick_ms"] / line[q] for q in ("ms_q3", "ms_q1"))
+        ax.fill_between(line["segments"], low, high, color=look["color"], alpha=0.2, linewidth=0)
+        ax.plot(
+            line["segments"],
+            line["percent"],
+            color=look["color"],
+            marker=look["marker"],
+            linewidth=2.2 if ours else 1.0,
+            zorder=3 if ours else 2,
+            label=way,
+        )
+    ax.axhline(100, color="0.6", linewidth=0.8, linestyle=":")
+    ax.set_xscale("log", base=2)
+    ax.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
+    ax.set_xlabel("segments")
+    ax.set_ylabel("speed, % of the yardstick")
+    ax.set_ylim(bottom=0)
+    ax.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False)
+    ax.set_title(f"3×3, {shape}, forward and backward; line: median, band: quartiles", fontsize="small")
+    return _figure(ax)
+
+
+@_styled
 def learning_curves(
     history: pd.DataFrame, results: pd.DataFrame, *, ax: Axes | None = None, metric: str = "val_accuracy"
 ) -> Figure:

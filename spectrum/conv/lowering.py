@@ -69,6 +69,11 @@ def coalesced(x_nchw: Tensor, weights: Sequence[Tensor], geometry: Geometry) -> 
 
 def compiled(x_nchw: Tensor, weights: Sequence[Tensor], geometry: Geometry) -> Tensor:
     """The kernels of this project. Input in any layout; the result has the input's."""
+    channels = sum(run.count * run.in_size for run in geometry.runs)
+    fits = x_nchw.dim() == 4 and x_nchw.shape[1] == channels
+    fits = fits and all(side + 2 * pad >= 3 for side, pad in zip(x_nchw.shape[2:], geometry.padding, strict=True))
+    if not fits or any(weight.dtype != x_nchw.dtype or weight.device != x_nchw.device for weight in weights):
+        return native(x_nchw, weights, geometry)  # which says what is wrong
     y_nchw = ops.segmented_conv2d(x_nchw, weights, geometry.runs, geometry.padding)
     return y_nchw.contiguous(memory_format=layout_of(x_nchw))
 
@@ -91,6 +96,11 @@ def lowering_name() -> str:
     return "library"
 
 
+def still_there(name: str) -> str:
+    """A choice that was made elsewhere, for a module that was stored: without kernels here, "auto" is "library"."""
+    return "library" if name in ("auto", "compiled") and library() is None else name
+
+
 def choose(name: str, x_nchw: Tensor, geometry: Geometry) -> str:
     """The lowering that serves this input, a key of LOWERINGS; `name` as `lowering_name` gives it."""
     if name == "native" or is_traced(x_nchw):
@@ -110,12 +120,14 @@ def choose(name: str, x_nchw: Tensor, geometry: Geometry) -> str:
 
 
 def is_traced(x_nchw: Tensor) -> bool:
-    """Whether something looks on that should see the library's own operations: a counter, an exporter, fake tensors."""
+    """Whether something looks on that should see the library's own operations: a counter, an exporter,
+    a function transform, fake tensors."""
     if torch.compiler.is_compiling():
         return bool(getattr(torch.compiler, "is_exporting", lambda: False)())
     return (
         torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
         or is_in_torch_dispatch_mode()
+        or torch._C._functorch.peek_interpreter_stack() is not None
         or type(x_nchw) not in (Tensor, torch.nn.Parameter)
     )
 
@@ -131,8 +143,8 @@ def fold(first: Tensor, second: Tensor) -> Tensor:
     (mid, in, ·, ·) and (out, mid, ·, ·) to (out, in, kh, kw). Exact also with zero padding, since the 1×1 has no bias.
     """
     if first.shape[2:] == (1, 1):
-        return torch.einsum("omhw,mi->oihw", second, first[:, :, 0, 0])
-    return torch.einsum("om,mihw->oihw", second[:, :, 0, 0], first)
+        return torch.einsum("omhw,mi->oihw", second, first[:, :, 0, 0]).contiguous()
+    return torch.einsum("om,mihw->oihw", second[:, :, 0, 0], first).contiguous()
 
 
 def worth_folding(name: str, x_nchw: Tensor, first: Tensor, second: Tensor) -> bool:

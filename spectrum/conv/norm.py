@@ -8,11 +8,13 @@ Shapes: x_nchw is (N, C, H, W).
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
 from spectrum.conv.kernels import ops
-from spectrum.conv.lowering import is_traced, lowering_name, takes_kernels
+from spectrum.conv.lowering import is_traced, lowering_name, still_there, takes_kernels
 
 
 class BatchNormAct2d(nn.BatchNorm2d):
@@ -32,7 +34,7 @@ class BatchNormAct2d(nn.BatchNorm2d):
         self.lowering = lowering_name()
 
     def forward(self, x_nchw: Tensor, added_nchw: Tensor | None = None) -> Tensor:
-        if self._takes(x_nchw) and (added_nchw is None or added_nchw.shape == x_nchw.shape):
+        if self._takes(x_nchw) and (added_nchw is None or _alike(added_nchw, x_nchw)):
             return self._compiled(x_nchw, added_nchw)
         y_nchw = super().forward(x_nchw)
         y_nchw = y_nchw if added_nchw is None else y_nchw + added_nchw
@@ -42,10 +44,14 @@ class BatchNormAct2d(nn.BatchNorm2d):
         return (
             self.training
             and self.lowering in ("auto", "compiled")
+            and not is_traced(x_nchw)
+            and self.momentum is not None
+            and x_nchw.dim() == 4
+            and x_nchw.shape[1] == self.num_features
             and x_nchw.numel() > x_nchw.shape[1] > 0  # torch refuses one value a channel, and says why
             and x_nchw.is_contiguous(memory_format=torch.channels_last)
             and takes_kernels(x_nchw)
-            and not is_traced(x_nchw)
+            and self.weight.dtype == torch.float32
         )
 
     def _compiled(self, x_nchw: Tensor, added_nchw: Tensor | None) -> Tensor:
@@ -61,5 +67,13 @@ class BatchNormAct2d(nn.BatchNorm2d):
             self.running_var.lerp_(variance * (count / (count - 1)), self.momentum)
         return y_nchw
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        self.lowering = still_there(self.lowering)
+
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, relu={self.relu}"  # type: ignore[no-untyped-call]
+
+
+def _alike(a: Tensor, b: Tensor) -> bool:
+    return a.shape == b.shape and a.dtype == b.dtype and a.device == b.device

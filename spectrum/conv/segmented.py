@@ -22,7 +22,17 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from spectrum.conv.lowering import LOWERINGS, Geometry, Pair, choose, fold, layout_of, lowering_name, worth_folding
+from spectrum.conv.lowering import (
+    LOWERINGS,
+    Geometry,
+    Pair,
+    choose,
+    fold,
+    layout_of,
+    lowering_name,
+    still_there,
+    worth_folding,
+)
 from spectrum.conv.norm import BatchNormAct2d
 from spectrum.conv.segments import (
     PER_CHANNEL,
@@ -195,6 +205,10 @@ class SegmentedHalf(nn.Module):
     def forward(self, x_nchw: Tensor) -> Tensor:
         lowering = LOWERINGS[choose(self.lowering, x_nchw, self.geometry)]
         return lowering(x_nchw, list(self.weights), self.geometry)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        self.lowering = still_there(self.lowering)
 
     def convolve(self, x_nchw: Tensor, weight: Tensor) -> Tensor:
         """This half's convolution, dense, with another weight (out, in, kh, kw)."""

@@ -13,6 +13,7 @@ import hashlib
 import os
 import platform
 import re
+import shlex
 import shutil
 import subprocess
 import tempfile
@@ -48,33 +49,33 @@ def library() -> ctypes.CDLL | None:
 
 
 def build(folder: Path, flags: tuple[str, ...] = FLAGS) -> Path:
-    """The library's file in `folder`, compiled unless it is there. Raises BuildError."""
+    """The library's file in `folder`, compiled unless it is there and whole. Raises BuildError."""
     compiler = _compiler()
     openmp = _loaded_openmp()
     path = folder / f"{_key(compiler, flags, openmp)}.so"
-    if path.exists():
+    if _is_whole(path):
         return path
     try:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        temporary = tempfile.mkdtemp(prefix="build-", dir=folder)
+        work = Path(tempfile.mkdtemp(prefix="build-", dir=folder))
     except OSError:  # no room or no permission: for this process alone
-        temporary = tempfile.mkdtemp(prefix="spectrum-kernels-")
-        path = Path(temporary) / path.name
-    work = Path(temporary)
+        work = Path(tempfile.mkdtemp(prefix="spectrum-kernels-"))
+        path = work / path.name
     try:
         objects = [str(work / f"{Path(source).stem}.o") for source in SOURCES]
         parallel = ["-fopenmp"] if openmp else []
         for source, made in zip(SOURCES, objects, strict=True):
-            _run([compiler, *flags, *parallel, "-c", str(FOLDER / source), "-o", made])
+            _run([*compiler, *flags, *parallel, "-c", str(FOLDER / source), "-o", made])
         # torch's own OpenMP runtime is linked, by its path: a second one would bring threads that compete with torch's.
-        _run([compiler, "-shared", *objects, *([openmp] if openmp else []), "-o", str(work / "kernels.so")])
+        _run([*compiler, "-shared", *objects, *([openmp] if openmp else []), "-o", str(work / "kernels.so")])
+        _seal(work / "kernels.so")
         (work / "kernels.so").replace(path)
-        return path
-    except OSError as error:
-        raise BuildError(str(error)) from None
-    finally:
-        if path.parent != work:
-            shutil.rmtree(work, ignore_errors=True)
+    except (BuildError, OSError) as error:
+        shutil.rmtree(work, ignore_errors=True)
+        raise error if isinstance(error, BuildError) else BuildError(str(error)) from None
+    if path.parent != work:
+        shutil.rmtree(work, ignore_errors=True)
+    return path
 
 
 def load(path: Path) -> ctypes.CDLL:
@@ -89,21 +90,38 @@ def load(path: Path) -> ctypes.CDLL:
     return kernels
 
 
-def _compiler() -> str:
-    asked = os.environ.get("CXX")
-    for name in [asked] if asked else ["g++", "clang++", "c++"]:
-        found = shutil.which(name)
+def _seal(path: Path) -> None:
+    """Append the file's SHA-256, which loaders pass over: to open a library cut short would end the process."""
+    with path.open("ab") as file:
+        file.write(hashlib.sha256(path.read_bytes()).digest())
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _is_whole(path: Path) -> bool:
+    try:
+        content = path.read_bytes()
+    except OSError:
+        return False
+    return hashlib.sha256(content[:-32]).digest() == content[-32:]
+
+
+def _compiler() -> list[str]:
+    """The compiler's words; $CXX may hold arguments, as for make."""
+    asked = shlex.split(os.environ.get("CXX", ""))
+    for words in [asked] if asked else [["g++"], ["clang++"], ["c++"]]:
+        found = shutil.which(words[0])
         if found:
-            return found
-    raise BuildError(f"CXX={asked} is not there" if asked else "there is no C++ compiler (install g++ or set CXX)")
+            return [found, *words[1:]]
+    raise BuildError(f"CXX={asked[0]} is not there" if asked else "there is no C++ compiler (install g++ or set CXX)")
 
 
-def _key(compiler: str, flags: tuple[str, ...], openmp: str | None) -> str:
+def _key(compiler: list[str], flags: tuple[str, ...], openmp: str | None) -> str:
     digest = hashlib.sha256()
     for name in (*SOURCES, *HEADERS):
         digest.update((FOLDER / name).read_bytes())
-    version = _run([compiler, "--version"])
-    for part in (version, *flags, openmp or "", platform.machine(), _processor()):
+    version = _run([*compiler, "--version"])
+    for part in (version, *compiler, *flags, openmp or "", platform.machine(), _processor()):
         digest.update(part.encode() + b"\n")
     return digest.hexdigest()[:32]
 
@@ -134,7 +152,9 @@ def _loaded_openmp() -> str | None:
 
 def _run(words: list[str]) -> str:
     try:
-        done = subprocess.run(words, capture_output=True, text=True, timeout=BUILD_SECONDS, check=False)
+        done = subprocess.run(
+            words, capture_output=True, encoding="utf-8", errors="replace", timeout=BUILD_SECONDS, check=False
+        )
     except (OSError, subprocess.TimeoutExpired) as error:
         raise BuildError(f"{words[0]}: {error}") from None
     if done.returncode:

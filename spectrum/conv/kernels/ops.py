@@ -123,6 +123,8 @@ def _convolve_backward_kernel(
 ) -> tuple[Tensor, Tensor]:
     x, flat, gy = x.contiguous(memory_format=LAST), flat.contiguous(), gy.contiguous(memory_format=LAST)
     gx, gw = _gradients_of(x, flat, needs_x, needs_w)
+    if gy.numel() == 0 or x.numel() == 0:
+        return gx.zero_(), gw.zero_()
     for shape, at_x, at_w, at_y in _run_shapes(x, gy, sizes, padding):
         _kernels().spectrum_backward(
             ctypes.byref(shape),
@@ -222,7 +224,7 @@ def _run_shapes(x: Tensor, y: Tensor, sizes: list[int], padding: list[int]) -> l
 def _norm_kernel(
     x: Tensor, added: Tensor | None, weight: Tensor, bias: Tensor, eps: float, relu: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    x = x.contiguous(memory_format=LAST)
+    x, weight, bias = x.contiguous(memory_format=LAST), weight.contiguous(), bias.contiguous()
     added = None if added is None else added.contiguous(memory_format=LAST)
     y, mean, variance, rstd = _normed(x, weight)
     _kernels().spectrum_norm_forward(
@@ -246,10 +248,11 @@ def _norm_backward_kernel(
     x: Tensor, y: Tensor, gy: Tensor, weight: Tensor, mean: Tensor, rstd: Tensor, relu: bool, added: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     x, y, gy = (tensor.contiguous(memory_format=LAST) for tensor in (x, y, gy))
+    weight, mean, rstd = weight.contiguous(), mean.contiguous(), rstd.contiguous()
     gx, gadded, gweight, gbias = _normed_gradients(x, weight, added and relu)
     _kernels().spectrum_norm_backward(
         ctypes.byref(_norm_shape(x, 0.0, relu)),
-        *(_pointer(tensor) for tensor in (x, y, gy, weight.contiguous(), mean, rstd, gx)),
+        *(_pointer(tensor) for tensor in (x, y, gy, weight, mean, rstd, gx)),
         _pointer(gadded) if added and relu else None,
         *(_pointer(tensor) for tensor in (gweight, gbias)),
     )
@@ -267,22 +270,21 @@ def _save_norm(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) ->
     ctx.has_added = added is not None
     y, mean, _, rstd = output
     ctx.set_materialize_grads(False)
-    ctx.save_for_backward(x, added, weight, bias, y, mean, rstd)
+    # y only where its sign is needed, and never what was added: both may be changed in place afterwards, as with torch.
+    ctx.save_for_backward(x, weight, bias, y if ctx.relu else x, mean, rstd)
 
 
 def _backward_of_norm(ctx: Any, gy: Tensor | None, *others: Tensor | None) -> tuple[Tensor | None, ...]:
     if gy is None:
         return (None,) * 6
-    x, added, weight, bias, y, mean, rstd = ctx.saved_tensors
+    x, weight, bias, y, mean, rstd = ctx.saved_tensors
     if torch.is_grad_enabled():  # a derivative of this one is wanted: torch's own operations have it
-        inputs = [tensor for tensor in (x, added, weight, bias) if tensor is not None and tensor.requires_grad]
-        again = plain_batch_norm_act(x, added, weight, bias, ctx.eps, ctx.relu)
-        grads = iter(torch.autograd.grad(again, inputs, gy, create_graph=True))
-        return (
-            *(next(grads) if t is not None and t.requires_grad else None for t in (x, added, weight, bias)),
-            None,
-            None,
-        )
+        through = torch.where(y > 0, gy, 0.0) if ctx.relu else gy
+        inputs = [tensor for tensor in (x, weight, bias) if tensor.requires_grad]
+        again = plain_batch_norm_act(x, None, weight, bias, ctx.eps, False)
+        grads = iter(torch.autograd.grad(again, inputs, through, create_graph=True))
+        gx, gweight, gbias = (next(grads) if tensor.requires_grad else None for tensor in (x, weight, bias))
+        return gx, through if ctx.has_added else None, gweight, gbias, None, None
     gx, gadded, gweight, gbias = _norm_backward(x, y, gy, weight, mean, rstd, ctx.relu, ctx.has_added)
     if not ctx.has_added:
         return gx, None, gweight, gbias, None, None
