@@ -66,7 +66,7 @@ def _measure_one(shape: Shape, segments: int) -> list[dict[str, Any]]:
     things: dict[str, Callable[[], Any]] = {"product": lambda: a @ a, "copy": lambda: target.copy_(source)}
     ways = _ways(shape, segments)
     things |= {name: way for name, (way, _) in ways.items()}
-    times = {name: spread(seconds) for name, seconds in alternate(things).items()}
+    times = {name: spread(seconds) for name, seconds in alternate(things, most=15, seconds=0.7).items()}
     product = 2 * 1024**3 / (times["product"]["ms"] / 1e3)  # operations a second
     bandwidth = 2 * 4 * 2**24 / (times["copy"]["ms"] / 1e3)  # bytes a second, read and written
     weights = ways[OURS][1]
