@@ -4,11 +4,13 @@ import re
 import tomllib
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import torch
 
 from spectrum import build_model, load_results, measure_cost, models
 from spectrum.analysis.report import as_text, summary_table
+from spectrum.bench import op
 from spectrum.study.spec import parse_study
 
 ROOT = Path(__file__).parents[1]
@@ -71,3 +73,8 @@ def test_the_table_of_a_study_is_that_of_its_rows(folder):
     titles, rows = as_text(summary_table(load_results(folder)))
     assert table[0] == titles
     assert table[2:] == rows
+
+
+def test_the_table_of_the_bench_is_that_of_its_measurements():
+    folder = ROOT / "results/bench"
+    assert op.as_markdown(pd.read_csv(folder / "op.csv")) in (folder / "README.md").read_text()

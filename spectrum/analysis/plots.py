@@ -141,12 +141,15 @@ def accuracy_against(
 
 
 @_styled
-def yardstick_curve(table: pd.DataFrame, *, ax: Axes | None = None, shape: str | None = None) -> Figure:
+def yardstick_curve(
+    table: pd.DataFrame, *, ax: Axes | None = None, shape: str | None = None, ours: str = "spectrum"
+) -> Figure:
     """Speed along the spectrum: per cent of the yardstick, one line a way to compute, on a log₂ axis.
 
     Args:
         table: of `spectrum bench op`, read from its CSV.
         shape: one of its shapes; by default the first.
+        ours: the way that is drawn first and thick.
 
     Numbers of segments that leave uneven ones are left out. Raises ValueError for a shape that is not there.
     """
@@ -155,10 +158,8 @@ def yardstick_curve(table: pd.DataFrame, *, ax: Axes | None = None, shape: str |
     part = table[(table["shape"] == shape) & (table["channels_per_segment"] % 1 == 0)]
     if part.empty:
         raise ValueError(f"shape={shape}: not measured; try {', '.join(table['shape'].unique())}")
-    ways = list(part["way"].unique())
-    for number, way in enumerate([ways[-1], *ways[:-1]]):  # the last is ours
-        line = part[part["way"] == way]
-        look, ours = _look(number), number == 0
+    for number, way in enumerate(sorted(part["way"].unique(), key=lambda way: (way != ours, way))):
+        line, look = part[part["way"] == way], _look(number)
         low, high = (100 * line["yardstick_ms"] / line[q] for q in ("ms_q3", "ms_q1"))
         ax.fill_between(line["segments"], low, high, color=look["color"], alpha=0.2, linewidth=0)
         ax.plot(
@@ -166,8 +167,8 @@ def yardstick_curve(table: pd.DataFrame, *, ax: Axes | None = None, shape: str |
             line["percent"],
             color=look["color"],
             marker=look["marker"],
-            linewidth=2.2 if ours else 1.0,
-            zorder=3 if ours else 2,
+            linewidth=2.2 if way == ours else 1.0,
+            zorder=3 if way == ours else 2,
             label=way,
         )
     ax.axhline(100, color="0.6", linewidth=0.8, linestyle=":")

@@ -66,7 +66,7 @@ def _measure_one(shape: Shape, segments: int) -> list[dict[str, Any]]:
     things: dict[str, Callable[[], Any]] = {"product": lambda: a @ a, "copy": lambda: target.copy_(source)}
     ways = _ways(shape, segments)
     things |= {name: way for name, (way, _) in ways.items()}
-    times = {name: spread(seconds) for name, seconds in alternate(things, most=15, seconds=0.7).items()}
+    times = {name: spread(seconds) for name, seconds in alternate(things, least=3, most=15, seconds=0.5).items()}
     product = 2 * 1024**3 / (times["product"]["ms"] / 1e3)  # operations a second
     bandwidth = 2 * 4 * 2**24 / (times["copy"]["ms"] / 1e3)  # bytes a second, read and written
     weights = ways[OURS][1]
@@ -103,6 +103,7 @@ def _ways(shape: Shape, segments: int) -> dict[str, tuple[Callable[[], Any], int
         "grouped": last(plain_last),
         OURS: last(ours.to(memory_format=torch.channels_last)),  # type: ignore[call-overload]
     }
+    torch.compiler.reset()  # else it gives up on a function that it has compiled for several sizes
     with suppress(Exception):  # where torch's compiler does not work, there is no such peer
         compiled = torch.compile(plain_last)
         last(compiled)()
@@ -193,3 +194,17 @@ def findings(table: pd.DataFrame) -> dict[str, Any]:
     if doubled:
         found["most that time rises as segments double"] = float(max(doubled))
     return found
+
+
+def as_markdown(table: pd.DataFrame) -> str:
+    """The table on one page: a row a shape and a number of segments, ours beside the best of the others."""
+    lines = ["| shape | segments | ms | quartiles | % of the yardstick | best other way | ms | times as fast |"]
+    lines.append("|" + "---|" * 8)
+    for (shape, segments), group in table.groupby(["shape", "segments"], sort=False):
+        ours = group[group.way == OURS].iloc[0]
+        best = group[group.way != OURS].sort_values("ms").iloc[0]
+        lines.append(
+            f"| {shape} | {segments} | {ours.ms:.2f} | {ours.ms_q1:.2f} to {ours.ms_q3:.2f} | {ours.percent:.0f} "
+            f"| {best.way} | {best.ms:.2f} | {best.ms / ours.ms:.2f} |"
+        )
+    return "\n".join(lines)
