@@ -73,8 +73,10 @@ def assert_module_exact(module, x_nchw, gradients=with_gradients):
     inputs = inputs_of(module, x_nchw)
     exact = gradients(function_of(Definition(module)), doubled(inputs))
     n, c, h, w = x_nchw.shape
-    terms = max(25 * max(c, module.out_channels), n * h * w)  # of a half; norm and activation add some
-    assert_exact(gradients(function_of(module), inputs), exact, 4 * terms)
+    terms = 4 * max(25 * max(c, module.out_channels), n * h * w)  # of two halves and the activation
+    if any(isinstance(part, nn.BatchNorm2d) for part in module.modules()):
+        terms *= 16  # the gradient of what is normalised is a small difference of such sums
+    assert_exact(gradients(function_of(module), inputs), exact, terms)
 
 
 @pytest.fixture(autouse=True)
@@ -120,6 +122,10 @@ def operations(draw):
         "order": order,
         "bias": draw(st.booleans()),
     }
+    if options["kernel_size"] == 1:
+        # oneDNN's gradient of a strided 1×1 kernel over fewer than 16 channels_last channels writes past its workspace
+        # (uxlfoundation/oneDNN issue 6035), and the process ends in an abort soon or later.
+        options["stride"] = 1
     channels = smaller = min(in_channels, out_channels)
     if pointwise:
         channels = out_channels if order == "pointwise_first" else in_channels
