@@ -326,5 +326,6 @@ def test_nothing_undefined_happens_and_no_memory_is_read_that_is_not_theirs(lane
 
 
 def _library_file(name):
-    answer = subprocess.run([*build._compiler(), f"-print-file-name={name}"], capture_output=True, text=True, check=True)
+    words = [*build._compiler(), f"-print-file-name={name}"]
+    answer = subprocess.run(words, capture_output=True, text=True, check=True)
     return Path(answer.stdout.strip())
