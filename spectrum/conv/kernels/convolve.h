@@ -19,6 +19,8 @@ struct Result {
   int64_t channels, rows, width, begin, end;
 };
 
+constexpr int AHEAD = 16;  // pixels, by which the cache lines to be written are called for
+
 // weights: [block][dy][r][dx][LANES]
 template <int SIZE, int TILE, int R>
 static inline __attribute__((always_inline)) void turns(Vector (&sums)[TILE], const float* row, const float* w) {
@@ -41,7 +43,6 @@ template <int SIZE, int TILE>
 static void convolve_narrow(const Planes& x, const float* weights, const Result& y, int64_t blocks, int64_t made) {
   constexpr int held = LANES / SIZE * SIZE;  // channels in a vector
   constexpr int64_t together = 8;            // vectors of a pixel, so that whole cache lines are written soon
-  constexpr int ahead = 16;                  // pixels, by which the lines to be written are called for
   const int64_t plane = x.plane(), row = x.row();
   for (int64_t first = 0; first < blocks; first += together)
     for (int64_t h = 0; h < y.rows; h++)
@@ -55,7 +56,7 @@ static void convolve_narrow(const Planes& x, const float* weights, const Result&
           float* to = y.data + (h * y.width + w) * y.channels + b * held;
           if (b % 2 == 0)
 #pragma GCC unroll 16
-            for (int t = 0; t < TILE; t++) __builtin_prefetch(to + (t + ahead) * y.channels, 1);
+            for (int t = 0; t < TILE; t++) __builtin_prefetch(to + (t + AHEAD) * y.channels, 1);
           const int64_t left = made - b * held;
           if (left >= LANES && w + TILE <= y.end) {  // lanes past `held` are made again by the next block
 #pragma GCC unroll 16
@@ -68,7 +69,8 @@ static void convolve_narrow(const Planes& x, const float* weights, const Result&
 }
 
 // weights: [segment][dy][dx · channels][out vectors][LANES], `step` floats from one input to the next. SIZE: channels of
-// a segment where they are few and known, so that the loop is laid out for them; else 0.
+// a segment where they are few and known, so that the loop is laid out for them; else 0. `made`: channels of the result
+// from the first of these on, those of later segments with them, which write over what is written too much.
 template <int SIZE, int TILE, int VECTORS>
 static void convolve_column(const Planes& x, int64_t segment, const float* weights, int64_t step, const Result& y,
                             int64_t made) {
@@ -77,6 +79,9 @@ static void convolve_column(const Planes& x, int64_t segment, const float* weigh
     for (int64_t column = y.begin; column < y.end; column += TILE) {
       Vector sums[TILE][VECTORS] = {};
       const float* w = weights;
+      float* to = y.data + (h * y.width + column) * y.channels;
+#pragma GCC unroll 16
+      for (int t = 0; t < TILE; t++) __builtin_prefetch(to + (t + AHEAD) * y.channels, 1);
       for (int dy = 0; dy < 3; dy++) {
         const float* from = x.data + segment * x.plane() + (h + dy) * x.row() + column * size;
         const float* pixel[TILE];
@@ -95,7 +100,6 @@ static void convolve_column(const Planes& x, int64_t segment, const float* weigh
           }
         }
       }
-      float* to = y.data + (h * y.width + column) * y.channels;
       if (column + TILE <= y.end && made >= VECTORS * LANES) {
 #pragma GCC unroll 16
         for (int t = 0; t < TILE; t++)
@@ -109,20 +113,19 @@ static void convolve_column(const Planes& x, int64_t segment, const float* weigh
     }
 }
 
-static inline int64_t vectors(int64_t size) { return (size + LANES - 1) / LANES; }
-
 template <int SIZE, int TILE>
 static void convolve_wide(const Planes& x, const float* weights, const Result& y, int64_t segments, int64_t out) {
   const int64_t step = vectors(out) * LANES;
   for (int64_t s = 0; s < segments; s++)
     for (int64_t o = 0; o < out; o += 2 * LANES) {
       const float* w = weights + s * 9 * x.channels * step + o;
+      const int64_t made = (segments - s) * out - o;
       Result part = y;
       part.data += s * out + o;
       if (SIZE == 0 && o + LANES < out)
-        convolve_column<0, TILE, 2>(x, s, w, step, part, out - o);
+        convolve_column<0, TILE, 2>(x, s, w, step, part, made);
       else
-        convolve_column<SIZE, TILE, 1>(x, s, w, step, part, out - o);
+        convolve_column<SIZE, TILE, 1>(x, s, w, step, part, made);
     }
 }
 

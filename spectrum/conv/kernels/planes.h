@@ -28,7 +28,7 @@ struct Image {
 static void fill(const Planes& p, const Image& x, int64_t first, int64_t end, int64_t left, int64_t blocks, int64_t used,
                  int64_t readable) {
   constexpr int64_t ahead = 8;  // pixels, by which cache lines are called for: a part of the channels is no plain stream
-  const int64_t plane = p.plane();
+  const int64_t plane = p.plane(), rounded = vectors(p.channels) * LANES;
   for (int64_t h = first; h < end; h++) {
     float* row = p.data + ((h - first) * p.pitch + left) * p.pixel;
     if (h < 0 || h >= x.height) {
@@ -46,14 +46,16 @@ static void fill(const Planes& p, const Image& x, int64_t first, int64_t end, in
                       std::min(p.channels, used - b * p.channels) * sizeof(float));
       }
     } else {
-      for (int64_t w = 0; w < x.width; w++, from += x.channels, row += p.pixel)
-        for (int64_t b = 0; b < blocks; b++) {
-          float* to = row + b * plane;
-          const float* source = from + b * p.channels;
-          int64_t c = 0;
-          for (; c + LANES <= p.channels; c += LANES) store(to + c, load(source + c));
-          for (; c < p.channels; c++) to[c] = source[c];
-        }
+      // Whole vectors: what one writes past its pixel's channels, the next pixel's write over. The last pixels of a row
+      // have none behind them that would.
+      const int64_t whole = std::min(blocks, readable >= rounded ? (readable - rounded) / p.channels + 1 : 0);
+      for (int64_t w = 0; w < x.width; w++, from += x.channels, row += p.pixel) {
+        const int64_t vectored = (x.width - w) * p.channels >= rounded ? whole : 0;
+        for (int64_t b = 0; b < vectored; b++)
+          for (int64_t c = 0; c < rounded; c += LANES) store(row + b * plane + c, load(from + b * p.channels + c));
+        for (int64_t b = vectored; b < blocks; b++)
+          for (int64_t c = 0; c < p.channels; c++) row[b * plane + c] = from[b * p.channels + c];
+      }
     }
   }
 }

@@ -28,7 +28,7 @@ struct Cut {
 };
 
 static Cut cut(const Shape& s, int operands) {
-  constexpr int64_t most_channels = 256, most_floats = 128 * 1024;  // of a group; half a megabyte, what L2 caches hold
+  constexpr int64_t most_channels = 64, most_floats = 128 * 1024;  // of a group; half a megabyte, what L2 caches hold
   Cut c;
   if (is_narrow(s)) {
     c.in_block = c.out_block = LANES / s.in_size * s.in_size;
@@ -122,6 +122,16 @@ static void convolve(const Shape& s, bool turned, const Planes& x, const float* 
   wide_tiles<0>(x, w, y, blocks, out);
 }
 
+static void add_gradient(const Shape& s, const Pair& p, float* sums) {
+  if (!is_narrow(s)) return add_wide(p, s.in_size, s.out_size, sums);
+  switch (s.in_size) {
+    case 1: return add_narrow<1>(p, sums);
+    case 2: return add_narrow<2>(p, sums);
+    case 3: return add_narrow<3>(p, sums);
+    default: return add_narrow<4>(p, sums);
+  }
+}
+
 extern "C" {
 
 int spectrum_lanes() { return LANES; }
@@ -162,9 +172,8 @@ void spectrum_backward(const Shape* shape, const float* x, const float* w, const
   const Cut c = cut(s, gw ? 2 : 1);
   const Buffer packed = gx ? pack(s, w, true) : Buffer(0);
   const int64_t block_weights = packed_size(s, true) / c.blocks;
-  const int64_t in_vectors = narrow ? 1 : vectors(s.in_size), out_vectors = narrow ? 1 : vectors(s.out_size);
-  const int64_t period = s.in_size == s.out_size && s.in_size <= LANES ? s.in_size : LANES;
-  const int64_t pair_sums = period * 9 * LANES, block_sums = in_vectors * out_vectors * pair_sums;
+  const int64_t step = vectors(s.out_size) * LANES;
+  const int64_t block_sums = 9 * s.in_size * (narrow ? LANES : step);
   const int64_t turned_h = 2 - s.pad_h, turned_w = 2 - s.pad_w;  // padding of the input's gradient
   const int64_t strip = (std::max(s.height, s.out_height) + c.strips - 1) / c.strips;
 
@@ -202,14 +211,11 @@ void spectrum_backward(const Shape* shape, const float* x, const float* w, const
         if (makes_gw) {
           fill(px, image, y0 - s.pad_h, y1 - s.pad_h + 2, s.pad_w, blocks, used, in_left);
           for (int64_t b = 0; b < blocks; b++)
-            for (int64_t i = 0; i < in_vectors; i++)
-              for (int64_t o = 0; o < out_vectors; o++) {
-                const float* from = pg.data + b * pg.plane() + (y0 - row0) * pg.row() + turned_w * pg.pixel + o * LANES;
-                add_gradient(period,
-                             {px.data + b * px.plane() + i * LANES, from, px.pixel, px.row(), pg.pixel, pg.row(), y1 - y0,
-                              s.out_width},
-                             sums[thread].data + (first + b) * block_sums + (i * out_vectors + o) * pair_sums);
-              }
+            add_gradient(s,
+                         {px.data + b * px.plane(),
+                          pg.data + b * pg.plane() + (y0 - row0) * pg.row() + turned_w * pg.pixel, px.pixel, px.row(),
+                          pg.pixel, pg.row(), y1 - y0, s.out_width},
+                         sums[thread].data + (first + b) * block_sums);
         }
       }
     }
@@ -219,13 +225,11 @@ void spectrum_backward(const Shape* shape, const float* x, const float* w, const
   for (int64_t segment = 0; segment < s.count; segment++)
     for (int64_t o = 0; o < s.out_size; o++)
       for (int64_t i = 0; i < s.in_size; i++) {
-        const int64_t lane = narrow ? segment % held * s.in_size + i : i;
-        const int64_t turn = ((o - i) % period + period) % period;
-        const int64_t pair = lane / LANES * out_vectors + (narrow ? 0 : o / LANES);
+        const int64_t turn = (o - i + s.in_size) % s.in_size, lane = segment % held * s.in_size + i;
+        const int64_t at = segment / held * block_sums + (narrow ? turn * 9 * LANES + lane : i * 9 * step + o);
         for (int64_t k = 0; k < 9; k++) {
-          const int64_t at = segment / held * block_sums + pair * pair_sums + (turn * 9 + k) * LANES + lane % LANES;
           float sum = 0;
-          for (const Buffer& part : sums) sum += part.data[at];
+          for (const Buffer& part : sums) sum += part.data[at + k * (narrow ? LANES : step)];
           gw[((segment * s.out_size + o) * s.in_size + i) * 9 + k] = sum;
         }
       }

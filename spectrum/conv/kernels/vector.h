@@ -24,6 +24,8 @@ constexpr int LANES = 4;
 typedef float Vector __attribute__((vector_size(LANES * 4), aligned(4), may_alias));
 typedef int32_t Indices __attribute__((vector_size(LANES * 4)));
 
+static inline int64_t vectors(int64_t channels) { return (channels + LANES - 1) / LANES; }
+
 static inline Vector load(const float* from) { return *(const Vector*)from; }
 static inline void store(float* to, Vector v) { *(Vector*)to = v; }
 static inline Vector splat(float f) { return f - (Vector){}; }
