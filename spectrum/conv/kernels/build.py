@@ -84,6 +84,11 @@ def load(path: Path) -> ctypes.CDLL:
         kernels = ctypes.CDLL(str(path))
         kernels.spectrum_lanes.restype = ctypes.c_int
         kernels.spectrum_lanes()
+        pointer = ctypes.c_void_p  # of the arguments, so that plain whole numbers are passed as addresses
+        kernels.spectrum_forward.argtypes = [pointer] * 4 + [ctypes.c_int]
+        kernels.spectrum_backward.argtypes = [pointer] * 6 + [ctypes.c_int]
+        kernels.spectrum_norm_forward.argtypes = [pointer] * 9
+        kernels.spectrum_norm_backward.argtypes = [pointer] * 11
     except (OSError, AttributeError) as error:
         path.unlink(missing_ok=True)
         raise BuildError(f"{path}: {error}") from None

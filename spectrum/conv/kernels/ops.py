@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -58,7 +59,7 @@ class _Shape(ctypes.Structure):
         (name, ctypes.c_int64)
         for name in (
             *("images", "height", "width", "out_height", "out_width", "in_channels", "out_channels"),
-            *("count", "in_size", "out_size", "pad_h", "pad_w"),
+            *("count", "in_size", "out_size", "pad_h", "pad_w", "w_out", "w_in", "w_tap"),
         )
     ]
 
@@ -84,9 +85,9 @@ def segmented_conv2d(
 
     Returns (N, C_out, H + 2·padding − 2, W + 2·padding − 2) in channels_last.
     """
-    flat = weights[0].flatten() if len(weights) == 1 else torch.cat([weight.flatten() for weight in weights])
+    weight = weights[0] if len(weights) == 1 else torch.cat([weight.flatten() for weight in weights])
     sizes = [number for run in runs for number in (run.count, run.in_size, run.out_size)]
-    y_nchw: Tensor = _convolve(x_nchw, flat, sizes, list(padding))
+    y_nchw: Tensor = _convolve(x_nchw, weight, sizes, list(padding))
     return y_nchw
 
 
@@ -101,76 +102,79 @@ def batch_norm_act(
     return y_nchw, mean.detach(), variance.detach()
 
 
-# The convolution. `flat`: the weights of all runs one after another; `sizes`: count, in_size, out_size of each run.
+# The convolution. `weight`: that of the one run, or those of all runs in a row; `sizes`: count, in_size, out_size of each.
 
 
-def _convolve_kernel(x: Tensor, flat: Tensor, sizes: list[int], padding: list[int]) -> Tensor:
-    x, flat = x.contiguous(memory_format=LAST), flat.contiguous()
+def _convolve_kernel(x: Tensor, weight: Tensor, sizes: list[int], padding: list[int]) -> Tensor:
+    x, weight = x.contiguous(memory_format=LAST), _evenly_laid(weight)
     y = _result_of(x, sizes, padding)
-    for shape, at_x, at_w, at_y in _run_shapes(x, y, sizes, padding):
-        _kernels().spectrum_forward(
-            ctypes.byref(shape), _pointer(x, at_x), _pointer(flat, at_w), _pointer(y, at_y), torch.get_num_threads()
-        )
+    if y.numel() and x.numel():
+        forward, threads = _kernels().spectrum_forward, torch.get_num_threads()
+        x_at, w_at, y_at = x.data_ptr(), weight.data_ptr(), y.data_ptr()
+        for shape, x_past, w_past, y_past in _run_shapes(x.shape, weight.stride(), tuple(sizes), tuple(padding)):
+            forward(shape, x_at + x_past, w_at + w_past, y_at + y_past, threads)
     return y
 
 
-def _convolve_like(x: Tensor, flat: Tensor, sizes: list[int], padding: list[int]) -> Tensor:
+def _convolve_like(x: Tensor, weight: Tensor, sizes: list[int], padding: list[int]) -> Tensor:
     return _result_of(x, sizes, padding)
 
 
 def _convolve_backward_kernel(
-    x: Tensor, flat: Tensor, gy: Tensor, sizes: list[int], padding: list[int], needs_x: bool, needs_w: bool
+    x: Tensor, weight: Tensor, gy: Tensor, sizes: list[int], padding: list[int], needs_x: bool, needs_w: bool
 ) -> tuple[Tensor, Tensor]:
-    x, flat, gy = x.contiguous(memory_format=LAST), flat.contiguous(), gy.contiguous(memory_format=LAST)
-    gx, gw = _gradients_of(x, flat, needs_x, needs_w)
+    x, weight, gy = x.contiguous(memory_format=LAST), _evenly_laid(weight), gy.contiguous(memory_format=LAST)
+    gx, gw = _gradients_of(x, weight, needs_x, needs_w)
     if gy.numel() == 0 or x.numel() == 0:
         return gx.zero_(), gw.zero_()
-    for shape, at_x, at_w, at_y in _run_shapes(x, gy, sizes, padding):
-        _kernels().spectrum_backward(
-            ctypes.byref(shape),
-            _pointer(x, at_x),
-            _pointer(flat, at_w),
-            _pointer(gy, at_y),
-            _pointer(gx, at_x) if needs_x else None,
-            _pointer(gw, at_w) if needs_w else None,
-            torch.get_num_threads(),
+    backward, threads = _kernels().spectrum_backward, torch.get_num_threads()
+    x_at, w_at, gy_at, gx_at, gw_at = (tensor.data_ptr() for tensor in (x, weight, gy, gx, gw))
+    for shape, x_past, w_past, y_past in _run_shapes(x.shape, weight.stride(), tuple(sizes), tuple(padding)):
+        backward(
+            shape,
+            x_at + x_past,
+            w_at + w_past,
+            gy_at + y_past,
+            gx_at + x_past if needs_x else None,
+            gw_at + w_past if needs_w else None,
+            threads,
         )
     return gx, gw
 
 
 def _convolve_backward_like(
-    x: Tensor, flat: Tensor, gy: Tensor, sizes: list[int], padding: list[int], needs_x: bool, needs_w: bool
+    x: Tensor, weight: Tensor, gy: Tensor, sizes: list[int], padding: list[int], needs_x: bool, needs_w: bool
 ) -> tuple[Tensor, Tensor]:
-    return _gradients_of(x, flat, needs_x, needs_w)
+    return _gradients_of(x, weight, needs_x, needs_w)
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    x, flat, ctx.sizes, ctx.padding = inputs
-    ctx.save_for_backward(x, flat)
+    x, weight, ctx.sizes, ctx.padding = inputs
+    ctx.save_for_backward(x, weight)
 
 
 def _backward(ctx: Any, gy: Tensor) -> tuple[Tensor | None, ...]:
-    x, flat = ctx.saved_tensors
+    x, weight = ctx.saved_tensors
     needs_x, needs_w = ctx.needs_input_grad[:2]
-    gx, gw = _convolve_backward(x, flat, gy, ctx.sizes, ctx.padding, needs_x, needs_w)
+    gx, gw = _convolve_backward(x, weight, gy, ctx.sizes, ctx.padding, needs_x, needs_w)
     return gx if needs_x else None, gw if needs_w else None, None, None
 
 
 def _save_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    x, flat, gy, ctx.sizes, ctx.padding, ctx.needs_x, ctx.needs_w = inputs
-    ctx.save_for_backward(x, flat, gy)
+    x, weight, gy, ctx.sizes, ctx.padding, ctx.needs_x, ctx.needs_w = inputs
+    ctx.save_for_backward(x, weight, gy)
 
 
 def _backward_of_backward(ctx: Any, ggx: Tensor, ggw: Tensor) -> tuple[Tensor | None, ...]:
     # gx is linear in (gy, w) and gw in (x, gy), so their derivatives are the same three operations.
-    x, flat, gy = ctx.saved_tensors
+    x, weight, gy = ctx.saved_tensors
     grad_x = grad_w = grad_gy = None
     needs_x, needs_w, needs_gy = ctx.needs_input_grad[:3]
     if ctx.needs_x:
         if needs_w:
-            grad_w = _convolve_backward(ggx, flat, gy, ctx.sizes, ctx.padding, False, True)[1]
+            grad_w = _convolve_backward(ggx, weight, gy, ctx.sizes, ctx.padding, False, True)[1]
         if needs_gy:
-            grad_gy = _convolve(ggx, flat, ctx.sizes, ctx.padding)
+            grad_gy = _convolve(ggx, weight, ctx.sizes, ctx.padding)
     if ctx.needs_w:
         if needs_x:
             grad_x = _convolve_backward(x, ggw, gy, ctx.sizes, ctx.padding, True, False)[0]
@@ -197,24 +201,47 @@ def _result_of(x: Tensor, sizes: list[int], padding: list[int]) -> Tensor:
     return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=LAST)
 
 
-def _gradients_of(x: Tensor, flat: Tensor, needs_x: bool, needs_w: bool) -> tuple[Tensor, Tensor]:
+def _gradients_of(x: Tensor, weight: Tensor, needs_x: bool, needs_w: bool) -> tuple[Tensor, Tensor]:
     """Room for both gradients; what is not wanted is empty."""
     gx = torch.empty_like(x, memory_format=LAST) if needs_x else x.new_empty(0)
-    return gx, torch.empty_like(flat) if needs_w else flat.new_empty(0)
+    return gx, torch.empty_like(weight) if needs_w else weight.new_empty(0)
 
 
-def _run_shapes(x: Tensor, y: Tensor, sizes: list[int], padding: list[int]) -> list[tuple[_Shape, int, int, int]]:
-    """Each run's shape, and where its first channel and its first weight lie."""
-    shapes, at_x, at_w, at_y = [], 0, 0, 0
-    if x.numel() == 0 or y.numel() == 0:
-        return []
+def _evenly_laid(weight: Tensor) -> Tensor:
+    """The weights, copied unless the kernels can walk through them where they are."""
+    if weight.dim() == 4 and weight.stride(2) == 3 * weight.stride(3) and _is_dense(weight):
+        return weight
+    return weight.contiguous()
+
+
+def _is_dense(weight: Tensor) -> bool:
+    return weight.is_contiguous() or weight.is_contiguous(memory_format=LAST)
+
+
+@lru_cache(maxsize=1024)
+def _run_shapes(
+    x_shape: tuple[int, ...], strides: tuple[int, ...], sizes: tuple[int, ...], padding: tuple[int, ...]
+) -> list[tuple[Any, int, int, int]]:
+    """Each run's shape, and how far its first channel of x, its first weight and its first channel of y lie, in bytes.
+
+    strides: of the weight, whose dimensions are four or, with the weights of all runs in a row, one.
+    """
+    images, in_channels, height, width = x_shape
+    out_height, out_width = height + 2 * padding[0] - 2, width + 2 * padding[1] - 2
+    out_channels = sum(count * out for count, out in zip(sizes[::3], sizes[2::3], strict=True))
+    shapes, x_past, w_past, y_past = [], 0, 0, 0
     for count, in_size, out_size in zip(sizes[::3], sizes[1::3], sizes[2::3], strict=True):
+        out_step, in_step, _, tap_step = strides if len(strides) == 4 else (9 * in_size, 9, 3, 1)
         shape = _Shape(
-            *(x.shape[0], x.shape[2], x.shape[3], y.shape[2], y.shape[3], x.shape[1], y.shape[1]),
-            *(count, in_size, out_size, padding[0], padding[1]),
+            *(images, height, width, out_height, out_width, in_channels, out_channels),
+            *(count, in_size, out_size, *padding, out_step, in_step, tap_step),
         )
-        shapes.append((shape, at_x, at_w, at_y))
-        at_x, at_y, at_w = at_x + count * in_size, at_y + count * out_size, at_w + 9 * count * in_size * out_size
+        shapes.append((ctypes.byref(shape), 4 * x_past, 4 * w_past, 4 * y_past))
+        x_past, y_past, w_past = (
+            x_past + count * in_size,
+            y_past + count * out_size,
+            w_past + 9 * count * in_size * out_size,
+        )
     return shapes
 
 
@@ -228,12 +255,10 @@ def _norm_kernel(
     added = None if added is None else added.contiguous(memory_format=LAST)
     y, mean, variance, rstd = _normed(x, weight)
     _kernels().spectrum_norm_forward(
-        ctypes.byref(_norm_shape(x, eps, relu)),
-        *(
-            None if tensor is None else _pointer(tensor)
-            for tensor in (x, added, weight.contiguous(), bias.contiguous())
-        ),
-        *(_pointer(tensor) for tensor in (y, mean, variance, rstd)),
+        _norm_shape(x.shape, eps, relu, torch.get_num_threads()),
+        x.data_ptr(),
+        None if added is None else added.data_ptr(),
+        *(tensor.data_ptr() for tensor in (weight, bias, y, mean, variance, rstd)),
     )
     return y, mean, variance, rstd
 
@@ -251,10 +276,11 @@ def _norm_backward_kernel(
     weight, mean, rstd = weight.contiguous(), mean.contiguous(), rstd.contiguous()
     gx, gadded, gweight, gbias = _normed_gradients(x, weight, added and relu)
     _kernels().spectrum_norm_backward(
-        ctypes.byref(_norm_shape(x, 0.0, relu)),
-        *(_pointer(tensor) for tensor in (x, y, gy, weight, mean, rstd, gx)),
-        _pointer(gadded) if added and relu else None,
-        *(_pointer(tensor) for tensor in (gweight, gbias)),
+        _norm_shape(x.shape, 0.0, relu, torch.get_num_threads()),
+        *(tensor.data_ptr() for tensor in (x, y, gy, weight, mean, rstd, gx)),
+        gadded.data_ptr() if added and relu else None,
+        gweight.data_ptr(),
+        gbias.data_ptr(),
     )
     return gx, gadded, gweight, gbias
 
@@ -325,12 +351,10 @@ def _normed_gradients(x: Tensor, weight: Tensor, added: bool) -> tuple[Tensor, T
     return gx, gadded, torch.empty_like(weight), torch.empty_like(weight)
 
 
-def _norm_shape(x: Tensor, eps: float, relu: bool) -> _Norm:
-    return _Norm(x.numel() // x.shape[1], x.shape[1], relu, torch.get_num_threads(), eps)
-
-
-def _pointer(tensor: Tensor, offset: int = 0) -> ctypes.c_void_p:
-    return ctypes.c_void_p(tensor.data_ptr() + 4 * offset)
+@lru_cache(maxsize=1024)
+def _norm_shape(x_shape: tuple[int, ...], eps: float, relu: bool, threads: int) -> Any:
+    images, channels, height, width = x_shape
+    return ctypes.byref(_Norm(images * height * width, channels, relu, threads, eps))
 
 
 def _kernels() -> ctypes.CDLL:

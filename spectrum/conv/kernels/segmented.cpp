@@ -1,7 +1,8 @@
 // The spatial half of a segmented convolution: 3×3, stride 1, channels last, float32; forward and backward.
 //
 // x is (images, height, width, in_channels) in memory and y likewise. One run of `count` equal segments is served, whose
-// first channel the pointers point at. weights: (count · out_size, in_size, 3, 3).
+// first channel the pointers point at. weights: (count · out_size, in_size, 3, 3), in any order of which a row of taps is
+// three steps of a tap.
 //
 // Threads share images and groups of channels; each copies a strip of rows into planes and works on them. The gradient of
 // the input is the convolution of gy with the kernels turned round; that of the weights needs gy too, so one pass makes
@@ -17,6 +18,7 @@ struct Shape {
   int64_t in_channels, out_channels;  // of the whole tensors
   int64_t count, in_size, out_size;
   int64_t pad_h, pad_w;
+  int64_t w_out, w_in, w_tap;  // distances in the weights and their gradient
 };
 
 static bool is_narrow(const Shape& s) { return s.in_size == s.out_size && s.in_size <= std::min(4, LANES); }
@@ -66,9 +68,10 @@ static Buffer pack(const Shape& s, const float* w, bool turned) {
     for (int64_t c = 0; c < s.count * in; c++)
       for (int64_t r = 0; r < in; r++) {
         const int64_t i = c % in, other = (i + r) % in;
-        const float* kernel = turned ? w + ((c - i + other) * in + i) * 9 : w + (c * in + other) * 9;
+        const float* kernel = turned ? w + (c - i + other) * s.w_out + i * s.w_in : w + c * s.w_out + other * s.w_in;
+        float* to = packed.data + (c / held * 9 * in + r * 3) * LANES + c % held;
         for (int64_t k = 0; k < 9; k++)
-          packed.data[(((c / held * 3 + k / 3) * in + r) * 3 + k % 3) * LANES + c % held] = kernel[turned ? 8 - k : k];
+          to[(k / 3 * 3 * in + k % 3) * LANES] = kernel[(turned ? 8 - k : k) * s.w_tap];
       }
     return packed;
   }
@@ -78,7 +81,7 @@ static Buffer pack(const Shape& s, const float* w, bool turned) {
       for (int64_t i = 0; i < in; i++)
         for (int64_t k = 0; k < 9; k++)
           packed.data[turned ? ((s0 * 9 + 8 - k) * from + o) * step + i : ((s0 * 9 + k) * from + i) * step + o] =
-              w[((s0 * out + o) * in + i) * 9 + k];
+              w[(s0 * out + o) * s.w_out + i * s.w_in + k * s.w_tap];
   return packed;
 }
 
@@ -230,7 +233,7 @@ void spectrum_backward(const Shape* shape, const float* x, const float* w, const
         for (int64_t k = 0; k < 9; k++) {
           float sum = 0;
           for (const Buffer& part : sums) sum += part.data[at + k * (narrow ? LANES : step)];
-          gw[((segment * s.out_size + o) * s.in_size + i) * 9 + k] = sum;
+          gw[(segment * s.out_size + o) * s.w_out + i * s.w_in + k * s.w_tap] = sum;
         }
       }
 }
