@@ -438,52 +438,63 @@ def batches(
     batch_size = min(batch_size, count)
     order = torch.randperm(count, generator=torch.Generator().manual_seed(seed * 1_000_003 + epoch))
     train_nhwc = data.train_x.permute(0, 2, 3, 1)
-    _, height, width, channels = train_nhwc.shape
-    padded_width = width + 2 * shift
-    mean, std = (t.repeat(padded_width).to(device) for t in (data.mean, data.std))  # of a row: one long loop, not many
+    height, width = train_nhwc.shape[1:3]
+    drawn = draw_augmentation(seed, epoch, count, (height, width), shift=shift)
+    mean, std = (t.repeat(height * width).to(device) for t in (data.mean, data.std))  # one long loop, not many
     for start in range(0, count - batch_size + 1, batch_size):
         chosen = order[start : start + batch_size]
-        padded = torch.nn.functional.pad(train_nhwc.index_select(0, chosen), (0, 0, *(shift,) * 4)).to(device)
-        pixels = torch.zeros(padded.numel() // channels + 1, channels, device=device)  # the last: what is cut out
-        rows = pixels[:-1].view(-1, padded_width * channels)
-        torch.sub(padded.view_as(rows), mean, out=rows).div_(std)
-        sources = augmentation(seed, epoch, chosen, (height, width), flip=flip, shift=shift, cutout=cutout)
-        x_nhwc = pixels.index_select(0, sources.flatten().to(device)).view(batch_size, height, width, channels)
+        x_nhwc = train_nhwc.index_select(0, chosen)
+        if flip or shift:
+            x_nhwc = move(x_nhwc, drawn.mirrored[chosen] & flip, drawn.down[chosen], drawn.right[chosen], shift)
+        x_nhwc = torch.sub(x_nhwc.view(batch_size, -1).to(device), mean).div_(std).view(x_nhwc.shape)
+        if cutout:
+            cut = square((height, width), drawn.cut_row[chosen], drawn.cut_column[chosen], cutout)
+            x_nhwc.masked_fill_(cut.unsqueeze(3).to(device), 0.0)
         yield x_nhwc.permute(0, 3, 1, 2), data.train_y[chosen].to(device, non_blocking=True)
 
 
-def augmentation(
-    seed: int, epoch: int, numbers: Tensor, size: tuple[int, int], *, flip: bool, shift: int, cutout: int
-) -> Tensor:
-    """Where each pixel of a batch comes from: (N, H, W), positions among the N·(H + 2·shift)·(W + 2·shift) pixels of
-    the batch padded by `shift` on each side; for what is cut out, one past them.
+@dataclass(frozen=True)
+class Drawn:
+    """What happens to each image in one epoch: (N,) each."""
 
-    Args:
-        numbers: (N,), which images they are.
-        size: (H, W) of an image.
+    mirrored: Tensor  # whether, if images are flipped at all
+    down: Tensor  # first row of the window in the padded image, 0 to 2 · shift
+    right: Tensor  # first column
+    cut_row: Tensor  # near the middle of what is cut out
+    cut_column: Tensor
+
+
+def draw_augmentation(seed: int, epoch: int, count: int, size: tuple[int, int], *, shift: int) -> Drawn:
+    """Draw for the images 0 … count − 1, of `size` (H, W)."""
+    choices = (2, 2 * shift + 1, 2 * shift + 1, *size)
+    numbers = torch.arange(count)
+    mirrored, *others = (_draw(seed, epoch, numbers, stream, most) for stream, most in enumerate(choices))
+    return Drawn(mirrored == 1, *others)
+
+
+def move(x_nhwc: Tensor, mirrored: Tensor, down: Tensor, right: Tensor, shift: int) -> Tensor:
+    """Pad images by `shift` zeros on each side, cut windows of the old size out of them, and mirror some.
+
+    Row by row, from a view in which each pixel of the images and of their mirror images begins a window's row.
     """
-
-    def draw(stream: int, choices: int) -> Tensor:
-        return _draw(seed, epoch, numbers, stream, choices).view(-1, 1)
-
-    height, width = size
-    rows, columns = torch.arange(height).view(1, -1), torch.arange(width).view(1, -1)
-    if flip:
-        columns = torch.where(draw(0, 2) == 1, width - 1 - columns, columns)
-    if shift:
-        rows, columns = rows + draw(1, 2 * shift + 1), columns + draw(2, 2 * shift + 1)
+    count, height, width, channels = x_nhwc.shape
+    both = torch.cat([x_nhwc, x_nhwc.permute(0, 3, 1, 2).flip(3).permute(0, 2, 3, 1)])  # torch is fast on this flip
+    padded = torch.nn.functional.pad(both, (0, 0, *(shift,) * 4))
     padded_height, padded_width = height + 2 * shift, width + 2 * shift
-    first = torch.arange(len(numbers)).view(-1, 1) * padded_height
-    sources = ((first + rows) * padded_width).unsqueeze(2) + columns.unsqueeze(1)
-    if cutout:
-        near = [
-            (torch.arange(side).view(1, -1) - draw(stream, side)).add(cutout // 2)
-            for stream, side in ((3, height), (4, width))
-        ]
-        inside_nh, inside_nw = ((offset >= 0) & (offset < cutout) for offset in near)
-        cut = inside_nh.unsqueeze(2) & inside_nw.unsqueeze(1)
-        sources.masked_fill_(cut, len(numbers) * padded_height * padded_width)
-    return sources
+    rows = padded.as_strided((2 * count * padded_height * padded_width - width + 1, width * channels), (channels, 1))
+    image = torch.arange(count) + count * mirrored
+    row = (image * padded_height + down).view(-1, 1) + torch.arange(height)
+    starts = row * padded_width + torch.where(mirrored, 2 * shift - right, right).view(-1, 1)
+    return rows.index_select(0, starts.flatten()).view(x_nhwc.shape)
+
+
+def square(size: tuple[int, int], row: Tensor, column: Tensor, side: int) -> Tensor:
+    """(N, H, W), true inside the square of `side` pixels round (row, column), as far as it lies in the image."""
+    inside = []
+    for length, middle in zip(size, (row, column), strict=True):
+        offset = torch.arange(length) - middle.view(-1, 1) + side // 2
+        inside.append((offset >= 0) & (offset < side))
+    return inside[0].unsqueeze(2) & inside[1].unsqueeze(1)
 
 
 def _draw(seed: int, epoch: int, numbers: Tensor, stream: int, choices: int) -> Tensor:

@@ -757,9 +757,9 @@ def marked(count: int, side: int, row: int, column: int) -> torch.Tensor:
 
 def test_flips_and_all_shifts_are_equally_frequent_and_independent() -> None:
     count, shift, side = 20_000, 2, 13
-    sources = data.augmentation(7, 1, torch.arange(count), (side, side), flip=True, shift=shift, cutout=0)
-    padded = torch.nn.functional.pad(marked(count, side, 6, 3), (shift,) * 4)
-    x_nchw = padded.flatten()[sources].unsqueeze(1)
+    drawn = data.draw_augmentation(7, 1, count, (side, side), shift=shift)
+    x_nhwc = marked(count, side, 6, 3).permute(0, 2, 3, 1)
+    x_nchw = data.move(x_nhwc, drawn.mirrored, drawn.down, drawn.right, shift).permute(0, 3, 1, 2)
     assert x_nchw.flatten(1).long().sum(1).unique().tolist() == [255], "no mark is lost or doubled"
     places = Counter(x_nchw.flatten(1).long().argmax(1).tolist())
     expected = {
@@ -800,8 +800,9 @@ def test_cutout_sets_one_square_to_the_mean_and_never_more_than_asked(cutout: in
 
 
 def test_every_pixel_is_cut_out_sometimes() -> None:
-    sources = data.augmentation(0, 0, torch.arange(9_000), (6, 6), flip=False, shift=0, cutout=1)
-    assert stats.chisquare((sources == 9_000 * 36).sum(0).flatten().tolist()).pvalue > 1e-4
+    drawn = data.draw_augmentation(0, 0, 9_000, (6, 6), shift=0)
+    cut = data.square((6, 6), drawn.cut_row, drawn.cut_column, 1)
+    assert stats.chisquare(cut.sum(0).flatten().tolist()).pvalue > 1e-4
 
 
 def test_augmentation_leaves_the_images_themselves_alone() -> None:
