@@ -27,7 +27,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 from spectrum.conv.kernels import ops
-from spectrum.conv.kernels.build import library
+from spectrum.conv.kernels.build import binding, library
 from spectrum.conv.segments import Run
 
 Pair = tuple[int, int]
@@ -89,7 +89,10 @@ def lowering_name() -> str:
     name = os.environ.get("SPECTRUM_LOWERING", "auto")
     if name not in CHOICES:
         raise ValueError(f"SPECTRUM_LOWERING={name}: no such lowering; try {', '.join(CHOICES)}")
-    if name not in ("auto", "compiled") or library() is not None:
+    if name not in ("auto", "compiled"):
+        return name
+    if library() is not None:
+        binding()  # now, lest the first step wait for it, and once before processes start that would all build it
         return name
     if name == "compiled":
         raise ValueError("SPECTRUM_LOWERING=compiled: the kernels could not be built here; try auto")

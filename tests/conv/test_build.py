@@ -14,7 +14,7 @@ import torch.nn.functional as F
 
 from spectrum import SegmentedConv2d
 from spectrum._cache import cache_folder
-from spectrum.conv.kernels import build
+from spectrum.conv.kernels import build, ops
 from spectrum.conv.lowering import lowering_name
 
 ROOT = Path(__file__).parents[2]
@@ -26,6 +26,7 @@ pytestmark = pytest.mark.skipif(COMPILER is None, reason="there is no C++ compil
 @pytest.fixture
 def fresh(tmp_path, monkeypatch):
     """A cache folder that is empty, for a process that has no kernels yet."""
+    build.binding()  # that of this process, which torch takes only once
     monkeypatch.setenv("SPECTRUM_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(build.tempfile, "tempdir", str(tmp_path))
     build.library.cache_clear()
@@ -43,7 +44,8 @@ def script(path, *lines):
 def quick(tmp_path, monkeypatch):
     """A compiler that does not optimise, and a file with one line a call of it."""
     log = tmp_path / "calls"
-    name = script(tmp_path / "quick-c++", f'echo "$*" >> {log}', f'exec {COMPILER} "$@" -O0')
+    no_binding = 'case "$*" in *binding*) exit 1;; esac'
+    name = script(tmp_path / "quick-c++", no_binding, f'echo "$*" >> {log}', f'exec {COMPILER} "$@" -O0')
     monkeypatch.setenv("CXX", name)
     return log
 
@@ -138,7 +140,7 @@ def test_every_source_is_packaged():
     }
     there = {path for path in build.FOLDER.iterdir() if path.suffix in (".cpp", ".h")}
     assert there <= packaged
-    assert there == {build.FOLDER / name for name in (*build.SOURCES, *build.HEADERS)}
+    assert there == {build.FOLDER / name for name in (*build.SOURCES, *build.HEADERS, *build.BINDING)}
 
 
 TOGETHER = """
@@ -176,6 +178,32 @@ def test_any_number_of_processes_may_build_at_once(fresh, quick):
         assert process.returncode == 0, err
     assert [path.suffix for path in fresh.iterdir()] == [".so"]
     assert sum("-shared" in line for line in quick.read_text().splitlines()) > 1  # they did so at once
+
+
+# The binding
+
+
+def test_the_kernels_are_bound_to_torch_once_for_all():
+    folder = cache_folder() / "kernels"
+    assert build.binding()
+    path = build.build_binding(folder)
+    assert build.build_binding(folder) == path != build.build(folder)
+    assert ops._bound("segmented_conv2d")
+    assert ops._bound("batch_norm_act")
+
+
+def test_kernels_that_cannot_be_bound_are_called_from_python(fresh, quick):
+    """As where torch came without its headers."""
+    code = """
+import warnings
+warnings.simplefilter("error")
+from spectrum.conv.kernels import build, ops
+from tests.conv.test_build import convolves_exactly, lowering_name
+assert lowering_name() == "auto" and convolves_exactly()
+print(build.binding(), ops._bound("segmented_conv2d"))
+"""
+    answer = said(run(code, SPECTRUM_CACHE=str(fresh.parent), SPECTRUM_LOWERING=None))
+    assert answer == ["False None"]
 
 
 # Where no library comes about

@@ -261,6 +261,34 @@ def test_the_operations_are_what_torch_asks_of_operations():
     torch.library.opcheck(library.batch_norm_act, (x, None, weight, bias, 1e-5, False))
 
 
+@pytest.mark.parametrize("bound", [True, False])
+def test_bound_or_called_from_python_the_kernels_give_the_same_bits(bound, monkeypatch):
+    case = convolution([Run(3, 4, 4), Run(2, 5, 3)], 2, 7, 9)
+    x, added, weight, bias = (t.contiguous(memory_format=LAST) if t.dim() > 1 else t for t in norm_inputs())
+    both = {
+        "convolution": (case.ours, [case.x_nchw, *case.weights]),
+        "norm": (lambda *inputs: ops.batch_norm_act(*inputs, 1e-5, True)[0], [x, added, weight, bias]),
+    }
+    plain = {}
+    for name, (function, inputs) in both.items():
+        plain[name] = with_gradients(function, inputs)
+    calls = []
+    find = ops._bound
+
+    def watched(name):
+        calls.append(name)
+        return find(name) if bound else None
+
+    monkeypatch.setattr(ops, "_bound", watched)
+    for name, (function, inputs) in both.items():
+        assert all(map(torch.equal, with_gradients(function, inputs), plain[name]))
+    assert set(calls) >= {"segmented_conv2d", "batch_norm_act"}
+
+
+def norm_inputs():
+    return torch.randn(3, 11, 4, 5), torch.randn(3, 11, 4, 5), torch.rand(11) + 0.5, torch.randn(11)
+
+
 def widths_case(in_size, out_size, padding=(1, 1)):
     """More channels than a vector holds and a number that it does not divide, twice over."""
     count = 35 // in_size + 2
@@ -268,8 +296,9 @@ def widths_case(in_size, out_size, padding=(1, 1)):
 
 
 def check_library(library):
-    """Both operations of a library, with segments of all sizes."""
-    before, ops._kernels = ops._kernels, lambda: library
+    """Both operations of a library, with segments of all sizes, called from Python."""
+    before = ops._kernels, ops._bound
+    ops._kernels, ops._bound = lambda: library, lambda name: None
     try:
         for size in SIZES:
             assert_convolves_exactly(widths_case(size, size))
@@ -283,7 +312,7 @@ def check_library(library):
             )
             assert_exact(ours, exact, 60)
     finally:
-        ops._kernels = before
+        ops._kernels, ops._bound = before
 
 
 def library_of(folder, lanes, *flags):

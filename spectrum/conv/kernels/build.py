@@ -1,9 +1,12 @@
 """The compiled kernels as a library: built once a machine with its C++ compiler, for its own processor.
 
-The sources have a plain C interface and need no headers but the compiler's own. A build takes some seconds and is kept
+The kernels have a plain C interface and need no headers but the compiler's own. A build takes some seconds and is kept
 in the cache folder under a name that covers sources, compiler, flags and processor, so that machines may share the
 folder. It is put there by renaming, so that any number of processes may build at once. Where there is no compiler or
 no build comes about, that is said once and everything runs on torch's own operations.
+
+A second library binds the kernels to torch, which takes torch's headers and three times as long. Without it they are
+called from Python.
 """
 
 from __future__ import annotations
@@ -18,13 +21,15 @@ import shutil
 import subprocess
 import tempfile
 import warnings
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
 from spectrum._cache import cache_folder
 
 SOURCES = ("segmented.cpp", "norm.cpp")
-HEADERS = ("vector.h", "planes.h", "convolve.h", "gradient.h")
+HEADERS = ("interface.h", "vector.h", "planes.h", "convolve.h", "gradient.h")
+BINDING, BINDING_HEADERS = ("binding.cpp",), ("interface.h",)
 FLAGS = ("-std=c++17", "-O2", "-ftree-vectorize", "-march=native", "-fPIC", "-fvisibility=default")
 FOLDER = Path(__file__).parent
 BUILD_SECONDS = 300  # then it counts as failed
@@ -48,11 +53,56 @@ def library() -> ctypes.CDLL | None:
         return None
 
 
+@cache
+def binding() -> bool:
+    """Whether the kernels are operations of torch's, in `torch.ops.spectrum_eager`; built first if need be.
+
+    Where that fails, for want of torch's headers say, the kernels are called from Python, a little more slowly.
+    """
+    import torch
+
+    kernels = library()
+    if kernels is None:
+        return False
+    names = ("forward", "backward", "norm_forward", "norm_backward")
+    addresses = [ctypes.cast(getattr(kernels, f"spectrum_{name}"), ctypes.c_void_p).value for name in names]
+    try:
+        torch.ops.load_library(build_binding(cache_folder() / "kernels"))
+        torch.ops.spectrum_eager.use(addresses)
+    except (BuildError, OSError, AttributeError):
+        return False
+    return True
+
+
 def build(folder: Path, flags: tuple[str, ...] = FLAGS) -> Path:
-    """The library's file in `folder`, compiled unless it is there and whole. Raises BuildError."""
-    compiler = _compiler()
+    """The kernels' file in `folder`, compiled unless it is there and whole. Raises BuildError."""
     openmp = _loaded_openmp()
-    path = folder / f"{_key(compiler, flags, openmp)}.so"
+    # torch's own OpenMP runtime is linked, by its path: a second one would bring threads that compete with torch's.
+    parallel, links = (("-fopenmp",), (openmp,)) if openmp else ((), ())
+    return _build(folder, SOURCES, HEADERS, (*flags, *parallel), links, _processor())
+
+
+def build_binding(folder: Path) -> Path:
+    """The binding's file in `folder`, compiled against this torch unless it is there and whole. Raises BuildError."""
+    import torch
+
+    place = Path(torch.__file__).parent
+    flags = ("-std=c++20", "-O1", "-w", "-fPIC", f"-D_GLIBCXX_USE_CXX11_ABI={int(torch.compiled_with_cxx11_abi())}")
+    headers = ("-isystem", str(place / "include"))
+    links = (f"-L{place / 'lib'}", "-lc10", "-ltorch_cpu")
+    return _build(folder, BINDING, BINDING_HEADERS, (*flags, *headers), links, torch.__version__)
+
+
+def _build(
+    folder: Path,
+    sources: Sequence[str],
+    headers: Sequence[str],
+    flags: Sequence[str],
+    links: Sequence[str],
+    made_for: str,
+) -> Path:
+    compiler = _compiler()
+    path = folder / f"{_key(compiler, sources, headers, (*flags, *links, made_for))}.so"
     if _is_whole(path):
         return path
     try:
@@ -62,14 +112,12 @@ def build(folder: Path, flags: tuple[str, ...] = FLAGS) -> Path:
         work = Path(tempfile.mkdtemp(prefix="spectrum-kernels-"))
         path = work / path.name
     try:
-        objects = [str(work / f"{Path(source).stem}.o") for source in SOURCES]
-        parallel = ["-fopenmp"] if openmp else []
-        for source, made in zip(SOURCES, objects, strict=True):
-            _run([*compiler, *flags, *parallel, "-c", str(FOLDER / source), "-o", made])
-        # torch's own OpenMP runtime is linked, by its path: a second one would bring threads that compete with torch's.
-        _run([*compiler, "-shared", *objects, *([openmp] if openmp else []), "-o", str(work / "kernels.so")])
-        _seal(work / "kernels.so")
-        (work / "kernels.so").replace(path)
+        objects = [str(work / f"{Path(source).stem}.o") for source in sources]
+        for source, made in zip(sources, objects, strict=True):
+            _run([*compiler, *flags, "-c", str(FOLDER / source), "-o", made])
+        _run([*compiler, "-shared", *objects, *links, "-o", str(work / "made.so")])
+        _seal(work / "made.so")
+        (work / "made.so").replace(path)
     except (BuildError, OSError) as error:
         shutil.rmtree(work, ignore_errors=True)
         raise error if isinstance(error, BuildError) else BuildError(str(error)) from None
@@ -121,12 +169,12 @@ def _compiler() -> list[str]:
     raise BuildError(f"CXX={asked[0]} is not there" if asked else "there is no C++ compiler (install g++ or set CXX)")
 
 
-def _key(compiler: list[str], flags: tuple[str, ...], openmp: str | None) -> str:
+def _key(compiler: list[str], sources: Sequence[str], headers: Sequence[str], others: Sequence[str]) -> str:
     digest = hashlib.sha256()
-    for name in (*SOURCES, *HEADERS):
+    for name in (*sources, *headers):
         digest.update((FOLDER / name).read_bytes())
     version = _run([*compiler, "--version"])
-    for part in (version, *compiler, *flags, openmp or "", platform.machine(), _processor()):
+    for part in (version, *compiler, *others, platform.machine()):
         digest.update(part.encode() + b"\n")
     return digest.hexdigest()[:32]
 

@@ -8,13 +8,8 @@
 #include <cmath>
 #include <vector>
 
+#include "interface.h"
 #include "vector.h"
-
-struct Norm {
-  int64_t pixels, channels;
-  int32_t relu, threads;
-  float eps;
-};
 
 constexpr int64_t CHUNK = 64;  // pixels whose sums are taken in float32; sums of chunks are float64
 
@@ -105,7 +100,6 @@ static void backward(const Norm& n, const float* x, const float* y, const float*
 
 extern "C" {
 
-// mean, var, rstd: written; var is biased. added: null where nothing is added.
 void spectrum_norm_forward(const Norm* norm, const float* x, const float* added, const float* weight, const float* bias,
                            float* y, float* mean, float* var, float* rstd) {
   const Norm& n = *norm;
@@ -137,7 +131,6 @@ void spectrum_norm_forward(const Norm* norm, const float* x, const float* added,
   write(n, x, added, scale.data(), offset.data(), y);
 }
 
-// y: read with ReLU only. gadded: null where nothing was added, or where its gradient is gy itself.
 void spectrum_norm_backward(const Norm* norm, const float* x, const float* y, const float* gy, const float* weight,
                             const float* mean, const float* rstd, float* gx, float* gadded, float* gweight, float* gbias) {
   (norm->relu ? backward<true> : backward<false>)(*norm, x, y, gy, weight, mean, rstd, gx, gadded, gweight, gbias);

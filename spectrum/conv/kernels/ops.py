@@ -6,22 +6,22 @@
 Both take float32 tensors on the CPU and work in channels_last; other layouts are converted. They use as many threads as
 torch does, and give the same bits again for the same number of them.
 
-Each is there twice, from the same functions: as an `autograd.Function`, which costs little to call, and as a
-`torch.library` operation for torch.compile, which costs a tenth of a millisecond.
+Both are there twice: as `torch.library` operations, which torch.compile sees, and bound to torch in C++ (binding.cpp)
+for the eager mode, where a call from Python would cost as much as a small kernel.
 """
 
 from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable, Sequence
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from spectrum.conv.kernels.build import library
+from spectrum.conv.kernels.build import binding, library
 from spectrum.conv.segments import Run
 
 LAST = torch.channels_last
@@ -39,19 +39,19 @@ def _operation(
     operation.register_fake(like)
     operation.register_autograd(backward, setup_context=save)
 
-    def forward(ctx: Any, *inputs: Any) -> Any:  # a separate setup_context would bind a signature in every call
-        output = kernel(*inputs)
-        save(ctx, inputs, output)
-        return output
-
-    parts = {"forward": staticmethod(forward), "backward": staticmethod(backward)}
-    function = type(name, (torch.autograd.Function,), parts)
-
     def call(x: Tensor, *others: Any) -> Any:
         plain = type(x) in (Tensor, torch.nn.Parameter) and not torch.compiler.is_compiling()
-        return function.apply(x, *others) if plain else operation(x, *others)  # type: ignore[attr-defined]
+        bound = _bound(name) if plain else None
+        return (bound or operation)(x, *others)
 
     return call
+
+
+@cache
+def _bound(name: str) -> Callable[..., Any] | None:
+    """The operation as the binding has it, if there is one."""
+    packet = getattr(torch.ops.spectrum_eager, name, None) if binding() else None
+    return None if packet is None else packet.default
 
 
 class _Shape(ctypes.Structure):
@@ -102,7 +102,7 @@ def batch_norm_act(
     return y_nchw, mean.detach(), variance.detach()
 
 
-# The convolution. `weight`: that of the one run, or those of all runs in a row; `sizes`: count, in_size, out_size of each.
+# The convolution. `weight`: of the one run, or of all runs in a row; `sizes`: count, in_size, out_size of each.
 
 
 def _convolve_kernel(x: Tensor, weight: Tensor, sizes: list[int], padding: list[int]) -> Tensor:

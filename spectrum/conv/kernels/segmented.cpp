@@ -1,9 +1,5 @@
 // The spatial half of a segmented convolution: 3×3, stride 1, channels last, float32; forward and backward.
 //
-// x is (images, height, width, in_channels) in memory and y likewise. One run of `count` equal segments is served, whose
-// first channel the pointers point at. weights: (count · out_size, in_size, 3, 3), in any order of which a row of taps is
-// three steps of a tap.
-//
 // Threads share images and groups of channels; each copies a strip of rows into planes and works on them. The gradient of
 // the input is the convolution of gy with the kernels turned round; that of the weights needs gy too, so one pass makes
 // both. Sums over images are taken in an order that depends on the number of threads alone.
@@ -12,14 +8,7 @@
 
 #include "convolve.h"
 #include "gradient.h"
-
-struct Shape {
-  int64_t images, height, width, out_height, out_width;
-  int64_t in_channels, out_channels;  // of the whole tensors
-  int64_t count, in_size, out_size;
-  int64_t pad_h, pad_w;
-  int64_t w_out, w_in, w_tap;  // distances in the weights and their gradient
-};
+#include "interface.h"
 
 static bool is_narrow(const Shape& s) { return s.in_size == s.out_size && s.in_size <= std::min(4, LANES); }
 
@@ -167,7 +156,6 @@ void spectrum_forward(const Shape* shape, const float* x, const float* w, float*
   });
 }
 
-// gx and gw: null where not wanted.
 void spectrum_backward(const Shape* shape, const float* x, const float* w, const float* gy, float* gx, float* gw,
                        int threads) {
   const Shape& s = *shape;

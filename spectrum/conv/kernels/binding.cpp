@@ -1,0 +1,184 @@
+// The kernels as differentiable operations of torch, for the eager mode: what ops.py does in Python for torch.compile,
+// without Python's tenth of a millisecond a call, which a cold cache makes a quarter.
+//
+// The kernels themselves are another library, whose addresses `use` takes.
+
+#include <ATen/core/Tensor.h>
+#include <ATen/Parallel.h>
+#include <ATen/core/dispatch/Dispatcher.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/empty_like.h>
+#include <ATen/ops/gt.h>
+#include <ATen/ops/native_batch_norm_backward.h>
+#include <ATen/ops/where.h>
+#include <ATen/ops/zeros_like.h>
+#include <torch/csrc/autograd/custom_function.h>
+#include <torch/library.h>
+
+#include <array>
+#include <optional>
+#include <tuple>
+#include <vector>
+
+#include "interface.h"
+
+using at::Tensor;
+using torch::autograd::AutogradContext;
+using torch::autograd::tensor_list;
+
+namespace {
+
+constexpr auto LAST = at::MemoryFormat::ChannelsLast;
+
+struct {
+  decltype(&spectrum_forward) forward;
+  decltype(&spectrum_backward) backward;
+  decltype(&spectrum_norm_forward) norm_forward;
+  decltype(&spectrum_norm_backward) norm_backward;
+} kernels;
+
+void use(at::IntArrayRef addresses) {
+  TORCH_CHECK(addresses.size() == 4, "four addresses, as in interface.h");
+  kernels.forward = reinterpret_cast<decltype(kernels.forward)>(addresses[0]);
+  kernels.backward = reinterpret_cast<decltype(kernels.backward)>(addresses[1]);
+  kernels.norm_forward = reinterpret_cast<decltype(kernels.norm_forward)>(addresses[2]);
+  kernels.norm_backward = reinterpret_cast<decltype(kernels.norm_backward)>(addresses[3]);
+}
+
+Tensor evenly_laid(const Tensor& weight) {
+  const bool even = weight.dim() == 4 && weight.stride(2) == 3 * weight.stride(3) &&
+                    (weight.is_contiguous() || weight.is_contiguous(LAST));
+  return even ? weight : weight.contiguous();
+}
+
+float* at_element(const Tensor& tensor, int64_t past = 0) { return tensor.data_ptr<float>() + past; }
+
+// run(shape, elements before the run's first channel of x, first weight, first channel of y) for each run.
+template <typename Do>
+void for_runs(const Tensor& x, const Tensor& weight, const Tensor& y, at::IntArrayRef sizes, at::IntArrayRef padding,
+              Do run) {
+  int64_t x_past = 0, w_past = 0, y_past = 0;
+  for (size_t i = 0; i + 2 < sizes.size(); i += 3) {
+    const int64_t count = sizes[i], in = sizes[i + 1], out = sizes[i + 2];
+    const bool four = weight.dim() == 4;
+    const Shape shape{x.size(0), x.size(2), x.size(3), y.size(2), y.size(3), x.size(1), y.size(1), count, in, out,
+                      padding[0], padding[1], four ? weight.stride(0) : 9 * in, four ? weight.stride(1) : 9,
+                      four ? weight.stride(3) : 1};
+    run(shape, x_past, w_past, y_past);
+    x_past += count * in, y_past += count * out, w_past += 9 * count * in * out;
+  }
+}
+
+struct Convolution : torch::autograd::Function<Convolution> {
+  static Tensor forward(AutogradContext* ctx, const Tensor& given, const Tensor& weight, std::vector<int64_t> sizes,
+                        std::vector<int64_t> padding) {
+    const Tensor x = given.contiguous(LAST), w = evenly_laid(weight);
+    int64_t channels = 0;
+    for (size_t i = 0; i + 2 < sizes.size(); i += 3) channels += sizes[i] * sizes[i + 2];
+    const Tensor y = at::empty({x.size(0), channels, x.size(2) + 2 * padding[0] - 2, x.size(3) + 2 * padding[1] - 2},
+                               x.options(), LAST);
+    if (x.numel() && y.numel())
+      for_runs(x, w, y, sizes, padding, [&](const Shape& shape, int64_t x_past, int64_t w_past, int64_t y_past) {
+        kernels.forward(&shape, at_element(x, x_past), at_element(w, w_past), at_element(y, y_past),
+                        at::get_num_threads());
+      });
+    ctx->save_for_backward({given, weight});
+    ctx->saved_data["sizes"] = std::move(sizes);
+    ctx->saved_data["padding"] = std::move(padding);
+    return y;
+  }
+
+  static tensor_list backward(AutogradContext* ctx, const tensor_list& grads) {
+    const tensor_list saved = ctx->get_saved_variables();
+    const std::vector<int64_t> sizes = ctx->saved_data["sizes"].toIntVector();
+    const std::vector<int64_t> padding = ctx->saved_data["padding"].toIntVector();
+    const bool needs_x = ctx->needs_input_grad(0), needs_w = ctx->needs_input_grad(1);
+    if (at::GradMode::is_enabled()) {  // a derivative of this one is wanted
+      static const auto again = c10::Dispatcher::singleton()
+                                    .findSchemaOrThrow("spectrum::segmented_conv2d_backward", "")
+                                    .typed<std::tuple<Tensor, Tensor>(const Tensor&, const Tensor&, const Tensor&,
+                                                                      at::IntArrayRef, at::IntArrayRef, bool, bool)>();
+      const auto [gx, gw] = again.call(saved[0], saved[1], grads[0], sizes, padding, needs_x, needs_w);
+      return {needs_x ? gx : Tensor(), needs_w ? gw : Tensor(), Tensor(), Tensor()};
+    }
+    const Tensor x = saved[0].contiguous(LAST), w = evenly_laid(saved[1]), gy = grads[0].contiguous(LAST);
+    const bool nothing = x.numel() == 0 || gy.numel() == 0;
+    const auto room = [&](const Tensor& like) { return nothing ? at::zeros_like(like) : at::empty_like(like); };
+    const Tensor gx = needs_x ? room(x) : Tensor(), gw = needs_w ? room(w) : Tensor();
+    if (!nothing)
+      for_runs(x, w, gy, sizes, padding, [&](const Shape& shape, int64_t x_past, int64_t w_past, int64_t y_past) {
+        kernels.backward(&shape, at_element(x, x_past), at_element(w, w_past), at_element(gy, y_past),
+                         needs_x ? at_element(gx, x_past) : nullptr, needs_w ? at_element(gw, w_past) : nullptr,
+                         at::get_num_threads());
+      });
+    return {gx, gw, Tensor(), Tensor()};
+  }
+};
+
+Tensor convolve(const Tensor& x, const Tensor& weight, at::IntArrayRef sizes, at::IntArrayRef padding) {
+  return Convolution::apply(x, weight, sizes.vec(), padding.vec());
+}
+
+Norm norm_of(const Tensor& x, double eps, bool relu) {
+  return {x.size(0) * x.size(2) * x.size(3), x.size(1), relu, at::get_num_threads(), static_cast<float>(eps)};
+}
+
+struct Normalisation : torch::autograd::Function<Normalisation> {
+  static tensor_list forward(AutogradContext* ctx, const Tensor& given, const std::optional<Tensor>& added,
+                             const Tensor& weight, const Tensor& bias, double eps, bool relu) {
+    const Tensor x = given.contiguous(LAST), w = weight.contiguous(), b = bias.contiguous();
+    const Tensor more = added ? added->contiguous(LAST) : Tensor();
+    const Tensor y = at::empty_like(x), mean = at::empty_like(w), variance = at::empty_like(w), rstd = at::empty_like(w);
+    const Norm norm = norm_of(x, eps, relu);
+    kernels.norm_forward(&norm, at_element(x), added ? at_element(more) : nullptr, at_element(w), at_element(b),
+                         at_element(y), at_element(mean), at_element(variance), at_element(rstd));
+    // y only where its sign is needed, and never what was added: both may be changed in place afterwards.
+    ctx->save_for_backward({given, weight, relu ? y : given, mean, rstd});
+    ctx->saved_data["eps"] = eps;
+    ctx->saved_data["relu"] = relu;
+    ctx->saved_data["added"] = added.has_value();
+    ctx->mark_non_differentiable({mean, variance, rstd});
+    ctx->set_materialize_grads(false);
+    return {y, mean, variance, rstd};
+  }
+
+  static tensor_list backward(AutogradContext* ctx, const tensor_list& grads) {
+    if (!grads[0].defined()) return tensor_list(6);
+    const tensor_list saved = ctx->get_saved_variables();
+    const double eps = ctx->saved_data["eps"].toDouble();
+    const bool relu = ctx->saved_data["relu"].toBool(), added = ctx->saved_data["added"].toBool();
+    const Tensor &given = saved[0], &weight = saved[1], &mean = saved[3], &rstd = saved[4];
+    if (at::GradMode::is_enabled()) {  // a derivative of this one is wanted: torch's own operations have it
+      const Tensor through = relu ? at::where(at::gt(saved[2], 0), grads[0], 0.0) : grads[0];
+      const auto [gx, gweight, gbias] = at::native_batch_norm_backward(through, given, weight, {}, {}, mean, rstd, true,
+                                                                       eps, {true, true, true});
+      return {gx, added ? through : Tensor(), gweight, gbias, Tensor(), Tensor()};
+    }
+    const Tensor x = given.contiguous(LAST), y = saved[2].contiguous(LAST), gy = grads[0].contiguous(LAST);
+    const Tensor w = weight.contiguous();
+    const Tensor gx = at::empty_like(x), gadded = added && relu ? at::empty_like(x) : Tensor();
+    const Tensor gweight = at::empty_like(w), gbias = at::empty_like(w);
+    const Norm norm = norm_of(x, eps, relu);
+    kernels.norm_backward(&norm, at_element(x), at_element(y), at_element(gy), at_element(w), at_element(mean),
+                          at_element(rstd), at_element(gx), gadded.defined() ? at_element(gadded) : nullptr,
+                          at_element(gweight), at_element(gbias));
+    return {gx, !added ? Tensor() : relu ? gadded : grads[0], gweight, gbias, Tensor(), Tensor()};
+  }
+};
+
+std::tuple<Tensor, Tensor, Tensor, Tensor> normalise(const Tensor& x, const std::optional<Tensor>& added,
+                                                     const Tensor& weight, const Tensor& bias, double eps, bool relu) {
+  const tensor_list made = Normalisation::apply(x, added, weight, bias, eps, relu);
+  return {made[0], made[1], made[2], made[3]};
+}
+
+}  // namespace
+
+TORCH_LIBRARY(spectrum_eager, m) {
+  m.def("use(int[] addresses) -> ()", &use);
+  m.def("segmented_conv2d(Tensor x, Tensor weight, int[] sizes, int[] padding) -> Tensor", &convolve);
+  m.def(
+      "batch_norm_act(Tensor x, Tensor? added, Tensor weight, Tensor bias, float eps, bool relu) "
+      "-> (Tensor, Tensor, Tensor, Tensor)",
+      &normalise);
+}

@@ -1,0 +1,38 @@
+// What the kernels are called with. Sizes in elements.
+
+#pragma once
+
+#include <cstdint>
+
+// One run of `count` equal segments of a 3×3 convolution with stride 1. x: (images, height, width, in_channels) in
+// memory; y likewise; the pointers that go with this point at the run's first channels. The weights (count · out_size,
+// in_size, 3, 3) may lie in any order of which a row of taps is three steps of a tap.
+struct Shape {
+  int64_t images, height, width, out_height, out_width;
+  int64_t in_channels, out_channels;  // of the whole tensors
+  int64_t count, in_size, out_size;
+  int64_t pad_h, pad_w;
+  int64_t w_out, w_in, w_tap;  // distances in the weights and their gradient
+};
+
+// x, y and what is added are (pixels, channels) in memory.
+struct Norm {
+  int64_t pixels, channels;
+  int32_t relu, threads;
+  float eps;
+};
+
+extern "C" {
+void spectrum_forward(const Shape*, const float* x, const float* w, float* y, int threads);
+
+// gx and gw: null where not wanted.
+void spectrum_backward(const Shape*, const float* x, const float* w, const float* gy, float* gx, float* gw, int threads);
+
+// mean, var (biased) and rstd are written. added: null where nothing is added.
+void spectrum_norm_forward(const Norm*, const float* x, const float* added, const float* weight, const float* bias,
+                           float* y, float* mean, float* var, float* rstd);
+
+// y: read with ReLU only. gadded: null where nothing was added, or where its gradient is gy itself.
+void spectrum_norm_backward(const Norm*, const float* x, const float* y, const float* gy, const float* weight,
+                            const float* mean, const float* rstd, float* gx, float* gadded, float* gweight, float* gbias);
+}
