@@ -19,7 +19,7 @@ import pandas as pd
 import torch
 
 from spectrum.bench.default_loop import DefaultLoop
-from spectrum.bench.train import CURVE
+from spectrum.bench.train import CURVE, where_of
 from spectrum.study.data import load_images
 from spectrum.study.spec import Point, Study
 from spectrum.study.store import load_results
@@ -73,8 +73,7 @@ def measure(
 def findings(table: pd.DataFrame) -> dict[str, Any]:
     """Points an hour, and how many times those of the script, over the curve and at each point of it."""
     wall = table.groupby("way").wall_seconds_a_point.first()
-    where = table.segment_width.map(lambda width: "1 segment" if pd.isna(width) else f"{width:.0f} a segment")
-    seconds = table.assign(where=where).pivot(index="where", columns="way", values="seconds")
+    seconds = _wide(table, "seconds")
     accuracy = table.groupby("way").test_accuracy.mean()
     return {
         "points an hour, spectrum run": float(3600 / wall[OURS]),
@@ -84,6 +83,25 @@ def findings(table: pd.DataFrame) -> dict[str, Any]:
         "mean test accuracy, spectrum run": float(accuracy[OURS]),
         "mean test accuracy, default loop": float(accuracy[SCRIPT]),
     }
+
+
+def as_markdown(table: pd.DataFrame) -> str:
+    """The table on one page: a row a point of the curve, with seconds a point and mean test accuracy of both."""
+    seconds, accuracy = _wide(table, "seconds"), 100 * _wide(table, "test_accuracy")
+    lines = [f"| where | {SCRIPT}, s | {OURS}, s | times as fast | {SCRIPT}, % | {OURS}, % |", "|" + "---|" * 6]
+    for (where, row), (_, right) in zip(seconds.iterrows(), accuracy.iterrows(), strict=True):
+        lines.append(
+            f"| {where} | {row[SCRIPT]:.1f} | {row[OURS]:.1f} | {row[SCRIPT] / row[OURS]:.2f} "
+            f"| {right[SCRIPT]:.1f} | {right[OURS]:.1f} |"
+        )
+    return "\n".join(lines)
+
+
+def _wide(table: pd.DataFrame, values: str) -> pd.DataFrame:
+    """A row a point in the curve's order and a column a way."""
+    where = where_of(table)
+    wide = table.assign(where=where).pivot(index="where", columns="way", values=values)
+    return wide.loc[list(dict.fromkeys(where))]
 
 
 def _row(point: dict[str, Any], way: str, seconds: float, accuracy: float, wall: float) -> dict[str, Any]:

@@ -29,8 +29,9 @@ from spectrum.study.data import Images, batches, split
 from spectrum.study.spec import Point
 from spectrum.study.train import keep_freed_memory, make_optimizer, training_step
 
-OURS = "spectrum"
-WAYS = ("default loop", "channels_last", "channels_last, compiled", OURS)
+DEFAULT, OURS = "default loop", "spectrum"
+TUNED = ("channels_last", "channels_last, compiled")
+WAYS = (DEFAULT, *TUNED, OURS)
 CURVE: tuple[dict[str, int], ...] = ({"segments": 1}, *({"segment_width": width} for width in (32, 16, 8, 4, 2, 1)))
 RECIPE: dict[str, Any] = {"dataset": "cifar10", "flip": True, "shift": 4}
 
@@ -77,16 +78,41 @@ def measure(
 
 def findings(table: pd.DataFrame) -> dict[str, Any]:
     """How many times faster than each other way, along the curve."""
-    ms = table.assign(where=table.segment_width.map(lambda w: "1 segment" if pd.isna(w) else f"{w:.0f} a segment"))
-    wide = ms.pivot(index="where", columns="way", values="ms")
     found: dict[str, Any] = {}
-    for where, row in wide.iterrows():
-        found[f"{where}: times the default loop"] = float(row["default loop"] / row[OURS])
-        tuned = [way for way in WAYS if way.startswith("channels_last") and way in row]
-        if tuned:
-            found[f"{where}: times the best tuned loop"] = float(row[tuned].min() / row[OURS])
+    for where, row in _wide(table).iterrows():
+        found[f"{where}: times the default loop"] = float(row[DEFAULT] / row[OURS])
+        if TUNED[0] in row:
+            found[f"{where}: times the best tuned loop"] = float(
+                row[[way for way in TUNED if way in row]].min() / row[OURS]
+            )
     found["most of a step spent on data, per cent"] = float(table[table.way == OURS].data_percent.max())
     return found
+
+
+def as_markdown(table: pd.DataFrame) -> str:
+    """The table on one page: a row a point of the curve, each way's milliseconds and how many times as fast ours is."""
+    wide = _wide(table)
+    ways = [way for way in WAYS if way in wide]
+    lines = [f"| where | {' | '.join(f'{way}, ms' for way in ways)} | data, % | × default loop | × best tuned |"]
+    lines.append("|" + "---|" * (len(ways) + 4))
+    data = table[table.way == OURS].data_percent
+    for (where, row), share in zip(wide.iterrows(), data, strict=True):
+        tuned = [row[way] for way in TUNED if way in row]
+        best = f"{min(tuned) / row[OURS]:.2f}" if tuned else ""
+        times = " | ".join(f"{row[way]:.1f}" for way in ways)
+        lines.append(f"| {where} | {times} | {share:.1f} | {row[DEFAULT] / row[OURS]:.2f} | {best} |")
+    return "\n".join(lines)
+
+
+def _wide(table: pd.DataFrame) -> pd.DataFrame:
+    """Milliseconds, a row a point in the curve's order and a column a way."""
+    ms = table.assign(where=where_of)
+    return ms.pivot(index="where", columns="way", values="ms").loc[list(dict.fromkeys(ms["where"]))]
+
+
+def where_of(table: pd.DataFrame) -> pd.Series:
+    """Where on the spectrum each row lies, in words."""
+    return table.segment_width.map(lambda width: "1 segment" if pd.isna(width) else f"{width:.0f} a segment")
 
 
 class _Workers:

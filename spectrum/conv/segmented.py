@@ -191,6 +191,7 @@ class SegmentedHalf(nn.Module):
         super().__init__()
         self.geometry = Geometry(runs, kernel_size, stride, padding, dilation)
         self.lowering = lowering_name()
+        self.used: str | None = None  # the lowering of the last call, a key of LOWERINGS or "folded"
         self.weights = nn.ParameterList(
             torch.empty(run.count * run.out_size, run.in_size, *kernel_size) for run in runs
         )
@@ -203,15 +204,22 @@ class SegmentedHalf(nn.Module):
         return max(int(weight[0].numel()) for weight in self.weights)
 
     def forward(self, x_nchw: Tensor) -> Tensor:
-        lowering = LOWERINGS[choose(self.lowering, x_nchw, self.geometry)]
-        return lowering(x_nchw, list(self.weights), self.geometry)
+        used = choose(self.lowering, x_nchw, self.geometry)
+        self._note(used)
+        return LOWERINGS[used](x_nchw, list(self.weights), self.geometry)
+
+    def _note(self, used: str) -> None:
+        if not torch.compiler.is_compiling():
+            self.__dict__["used"] = used  # past nn.Module, which would look whether it is a parameter
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)  # type: ignore[no-untyped-call]
         self.lowering = still_there(self.lowering)
+        self.__dict__.setdefault("used", None)  # stored by an earlier version
 
     def convolve(self, x_nchw: Tensor, weight: Tensor) -> Tensor:
         """This half's convolution, dense, with another weight (out, in, kh, kw)."""
+        self._note("folded")
         run = Run(1, weight.shape[1], weight.shape[0])
         return LOWERINGS["native"](x_nchw, [weight], replace(self.geometry, runs=(run,)))
 
@@ -219,6 +227,18 @@ class SegmentedHalf(nn.Module):
         g = self.geometry
         runs = " + ".join(f"{run.count}×({run.in_size}→{run.out_size})" for run in g.runs)
         return f"{runs}, stride={g.stride}, padding={g.padding}, dilation={g.dilation}"
+
+
+def used_lowerings(model: nn.Module) -> dict[str, str]:
+    """By which lowering each segmented convolution of a network, named as its module, computed its spatial half last.
+
+    Those that have not run yet, or only under torch.compile, are not there.
+    """
+    return {
+        name: module.spatial.used
+        for name, module in model.named_modules()
+        if isinstance(module, SegmentedConv2d) and module.spatial.used is not None
+    }
 
 
 def _between(channels: int, norm: bool, activation: str) -> nn.Module:

@@ -179,7 +179,7 @@ def _train_one(point: Point, device: str, threads: int, imports: tuple[str, ...]
     return {
         **asdict(result),
         "peak_memory_mb": _peak_memory_mb(),
-        "provenance": provenance(images, device),
+        "provenance": provenance(images, device) | {"lowerings": result.lowerings},
     }
 
 

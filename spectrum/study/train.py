@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.optim.swa_utils import AveragedModel
 
+from spectrum.conv.segmented import used_lowerings
 from spectrum.models import build_model
 from spectrum.study.data import Images, batches, split
 from spectrum.study.spec import Point
@@ -43,6 +44,7 @@ class Result:
     train_seconds: float  # in training steps, without evaluation
     images_per_second: float
     weights_sha256: str  # of the weights and buffers that were scored
+    lowerings: dict[str, str] = field(default_factory=dict)  # by which each segmented convolution was computed
     history: list[dict[str, Any]] = field(default_factory=list)  # one entry an epoch
 
 
@@ -124,6 +126,7 @@ def train(
         train_seconds=seconds,
         images_per_second=step * min(point.batch_size, len(data.train_y)) / seconds,
         weights_sha256=hash_weights(scored),
+        lowerings=used_lowerings(model),
         history=history,
     )
 

@@ -1,0 +1,113 @@
+"""Benchmarks measure what they say: small ones run to their end, and conclusions follow from tables."""
+
+import json
+
+import pandas as pd
+import pytest
+
+from spectrum.bench import op, sweep, train
+from spectrum.bench.rounds import alternate, spread
+from spectrum.cli import main
+
+
+def test_rounds_take_turns_until_each_thing_has_enough():
+    order = []
+    things = {name: (lambda name=name: order.append(name)) for name in "ab"}
+    times = alternate(things, least=2, most=3, seconds=1e9, block_seconds=0)
+    assert {name: len(seconds) for name, seconds in times.items()} == {"a": 3, "b": 3}
+    assert "".join(order) == "aabb" + "ab" * 3  # twice to learn how long each takes
+
+
+def test_spread_is_in_milliseconds():
+    assert spread([0.001, 0.002, 0.003, 0.004, 0.005]) == {"ms": 3.0, "ms_q1": 2.0, "ms_q3": 4.0, "rounds": 5}
+
+
+def op_row(segments, way, ms, shape="1×8×4×4", channels=8):
+    return {
+        "shape": shape,
+        "segments": segments,
+        "channels_per_segment": channels / segments,
+        "way": way,
+        "ms": ms,
+        "ms_q1": ms,
+        "ms_q3": ms,
+        "yardstick_ms": 1.0,
+        "percent": 100 / ms,
+    }
+
+
+def test_conclusions_about_the_operation_follow_from_its_table():
+    rows = [op_row(s, op.OURS, ms) for s, ms in ((1, 2.0), (2, 1.6), (3, 1.8), (4, 1.0), (8, 1.25))]
+    rows += [op_row(s, "grouped", ms) for s, ms in ((1, 1.9), (2, 1.6), (3, 9.0), (4, 4.0), (8, 1.5))]
+    rows += [op_row(s, "separate", 8.0) for s in (1, 2, 3, 4, 8)]
+    found = op.findings(pd.DataFrame(rows))
+    assert found["least per cent of the yardstick"] == 50
+    assert found["points below 50 %"] == 0
+    assert found["points"] == 4, "uneven segments are another comparison"
+    assert found["slowest against the best peer"] == pytest.approx(2.0 / 1.9)
+    assert found["times the best peer at 2 a segment"] == [4.0, 4.0]
+    assert found["3 segments against the slower even neighbour"] == pytest.approx(1.8 / 1.6)
+    assert found["most that time rises as segments double"] == 1.25
+
+
+def test_conclusions_about_a_step_follow_from_its_table():
+    rows = [
+        {"segments": 1, "segment_width": width, "way": way, "ms": ms, "data_percent": data}
+        for width, times in ((None, (30, 24, 20, 15)), (8, (30, 20, 25, 10)))
+        for way, ms, data in zip(train.WAYS, times, (9, 3, 4, 2), strict=True)
+    ]
+    found = train.findings(pd.DataFrame(rows))
+    assert found["1 segment: times the default loop"] == 2
+    assert found["8 a segment: times the default loop"] == 3
+    assert found["8 a segment: times the best tuned loop"] == 2
+    assert found["most of a step spent on data, per cent"] == 2
+
+
+@pytest.mark.slow
+def test_the_operation_is_measured_beside_its_peers(tmp_path, capsys):
+    assert main(["bench", "op", "--shape", "1", "2", "5", "4", "--out", str(tmp_path), "--threads", "1"]) == 0
+    table = pd.read_csv(tmp_path / "op.csv")
+    assert sorted(table.segments.unique()) == [1, 2]
+    assert {op.OURS, *op.PEERS} - {"torch.compile"} <= set(table[table.segments == 2].way)
+    assert (table.ms > 0).all()
+    assert table.percent.to_numpy() == pytest.approx((100 * table.yardstick_ms / table.ms).to_numpy(), rel=1e-3)
+    record = json.loads((tmp_path / "op.machine.json").read_text())
+    assert record["threads"] == 1
+    assert record["torch"]
+    assert "points below 50 %" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_a_step_is_measured_in_processes_that_take_turns():
+    table = train.measure([{"segments": 1}], ("default loop", train.OURS), threads=1, rounds=2, steps=1)
+    assert list(table.way) == ["default loop", train.OURS]
+    assert (table.images_per_second > 0).all()
+    assert table.data_percent.between(0, 100).all()
+    assert "| 1 segment |" in train.as_markdown(table)
+
+
+@pytest.mark.slow
+def test_a_study_and_a_script_train_the_same_points():
+    curve = ({"segments": 1}, {"segment_width": 4})
+    table = sweep.measure(curve, dataset="digits", train_images=300, epochs=1, seeds=1, cores=1)
+    assert len(table) == 4
+    assert table.test_accuracy.between(0, 1).all()
+    found = sweep.findings(table)
+    assert found["times the default loop, whole curve"] > 0
+    assert "| 4 a segment |" in sweep.as_markdown(table)
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["op", "--threads", "0"], "--threads 0: expected at least 1"),
+        (["op", "--shape", "1", "2", "0", "4"], "--shape"),
+        (["train", "--shape", "1", "2", "3", "4"], "for op only"),
+    ],
+)
+def test_wrong_input_is_named_and_measures_nothing(words, says, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(["bench", *words]) == 2
+    said = capsys.readouterr()
+    assert says in said.out + said.err
+    assert not list(tmp_path.iterdir())
