@@ -299,8 +299,9 @@ def _planned(point: Point, images: Images) -> PlannedPoint:
 def _timed(planned: PlannedPoint, images: Images, train_images: int) -> PlannedPoint:
     from spectrum.cost.timing import time_training_step
     from spectrum.models import build_model
-    from spectrum.study.train import make_optimizer
+    from spectrum.study.train import keep_freed_memory, make_optimizer
 
+    keep_freed_memory()  # as training does
     point = planned.point
     channels, side, _ = images.shape
     batch = min(point.batch_size, train_images)

@@ -13,6 +13,7 @@ struct Planes {
   float* data;
   int64_t channels;  // of a block
   int64_t pixel, pitch, rows;
+  bool clean;  // the image is in one strip, and so the zeros around it stay from the first image to the last
   int64_t plane() const { return rows * pitch * pixel; }
   int64_t row() const { return pitch * pixel; }
 };
@@ -32,6 +33,7 @@ static void fill(const Planes& p, const Image& x, int64_t first, int64_t end, in
   for (int64_t h = first; h < end; h++) {
     float* row = p.data + ((h - first) * p.pitch + left) * p.pixel;
     if (h < 0 || h >= x.height) {
+      if (p.clean) continue;
       for (int64_t b = 0; b < blocks; b++) std::memset(row + b * plane, 0, x.width * p.pixel * sizeof(float));
       continue;
     }
