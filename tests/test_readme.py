@@ -10,7 +10,7 @@ import torch
 
 from spectrum import build_model, load_results, measure_cost, models
 from spectrum.analysis.report import as_text, summary_table
-from spectrum.bench import op
+from spectrum.bench import op, sweep, train
 from spectrum.study.spec import parse_study
 
 ROOT = Path(__file__).parents[1]
@@ -75,6 +75,8 @@ def test_the_table_of_a_study_is_that_of_its_rows(folder):
     assert table[2:] == rows
 
 
-def test_the_table_of_the_bench_is_that_of_its_measurements():
+@pytest.mark.parametrize("bench", [op, train, sweep], ids=["op", "train", "sweep"])
+def test_the_table_of_a_bench_is_that_of_its_measurements(bench, request):
     folder = ROOT / "results/bench"
-    assert op.as_markdown(pd.read_csv(folder / "op.csv")) in (folder / "README.md").read_text()
+    table = pd.read_csv(folder / f"{request.node.callspec.id}.csv")
+    assert bench.as_markdown(table) in (folder / "README.md").read_text()
