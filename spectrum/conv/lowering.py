@@ -24,6 +24,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd import forward_ad
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 from spectrum.conv.kernels import ops
@@ -124,12 +125,13 @@ def choose(name: str, x_nchw: Tensor, geometry: Geometry) -> str:
 
 def is_traced(x_nchw: Tensor) -> bool:
     """Whether something looks on that should see the library's own operations: a counter, an exporter,
-    a function transform, fake tensors."""
+    a function transform, forward-mode differentiation, fake tensors."""
     if torch.compiler.is_compiling():
         return bool(getattr(torch.compiler, "is_exporting", lambda: False)())
     return (
         torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
         or is_in_torch_dispatch_mode()
+        or forward_ad._current_level >= 0
         or torch._C._functorch.peek_interpreter_stack() is not None
         or type(x_nchw) not in (Tensor, torch.nn.Parameter)
     )

@@ -15,6 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from spectrum import SegmentedConv2d, measure_cost
 from spectrum.conv import lowering, segmented
 from spectrum.conv.lowering import CHOICES, Geometry, choose, coalesced, fold
+from spectrum.conv.norm import BatchNormAct2d
 from spectrum.conv.segments import Run
 from tests.conv import reference
 from tests.conv.exact import (
@@ -565,3 +566,59 @@ def test_torchs_function_transforms_work(choice, transform):
     module, x_nchw = bare(choice, 16, 4), images(2, 16, 8, 8)
     exact = transform(copy.deepcopy(module).double(), x_nchw.double())
     assert_exact([transform(module, x_nchw)], [exact], 9 * 16)
+
+
+# What torch does to tensors behind one's back
+
+
+def modules_and_inputs():
+    x_nchw = torch.randn(2, 12, 5, 4).contiguous(memory_format=torch.channels_last)
+    return [(SegmentedConv2d(12, 12, segments=4, pointwise=False), x_nchw), (BatchNormAct2d(12, relu=True), x_nchw)]
+
+
+@pytest.mark.parametrize("which", [0, 1], ids=["convolution", "norm"])
+def test_a_tensor_that_is_only_marked_as_negative_is_negative(which):
+    module, x_nchw = modules_and_inputs()[which]
+    torch.testing.assert_close(module(torch._neg_view(x_nchw)), module(-x_nchw))
+    x_nchw.requires_grad_()
+    y_nchw = module(x_nchw)
+    gy_nchw = torch.randn_like(y_nchw)
+    inputs = [x_nchw, *module.parameters()]
+    marked = torch.autograd.grad(y_nchw, inputs, torch._neg_view(gy_nchw), retain_graph=True)
+    torch.testing.assert_close(marked, torch.autograd.grad(y_nchw, inputs, -gy_nchw))
+
+
+@pytest.mark.parametrize("which", [0, 1], ids=["convolution", "norm"])
+def test_a_batch_of_gradients_is_that_of_each(which):
+    module, x_nchw = modules_and_inputs()[which]
+    x_nchw.requires_grad_()
+    y_nchw = module(x_nchw)
+    several = torch.randn(3, *y_nchw.shape)
+    (together,) = torch.autograd.grad(y_nchw, x_nchw, several, is_grads_batched=True, retain_graph=True)
+    one_by_one = [torch.autograd.grad(y_nchw, x_nchw, gy_nchw, retain_graph=True)[0] for gy_nchw in several]
+    torch.testing.assert_close(together, torch.stack(one_by_one), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("which", [0, 1], ids=["convolution", "norm"])
+def test_forward_mode_differentiation_is_torchs_own(which):
+    module, x_nchw = modules_and_inputs()[which]
+    tangent = torch.randn_like(x_nchw)
+    with torch.autograd.forward_ad.dual_level():
+        y_nchw = module(torch.autograd.forward_ad.make_dual(x_nchw, tangent))
+        forward = torch.autograd.forward_ad.unpack_dual(y_nchw).tangent
+    double = copy.deepcopy(module).double()
+    _, exact = torch.autograd.functional.jvp(double, x_nchw.double(), tangent.double())
+    torch.testing.assert_close(forward.double(), exact, rtol=1e-4, atol=1e-5)
+
+
+def test_the_gradient_of_relu_passes_what_is_not_a_number_as_torchs_does():
+    ours, x_nchw = modules_and_inputs()[1]
+    plain = torch.nn.Sequential(torch.nn.BatchNorm2d(12))
+    for broken in (0, 1):
+        gradients = []
+        for function in (ours, lambda x, added: torch.relu(plain(x) + added)):
+            inputs = [x_nchw.clone(), torch.zeros_like(x_nchw)]
+            inputs[broken][0, 0, 0, 0] = float("nan")
+            inputs = [tensor.requires_grad_() for tensor in inputs]
+            gradients.append(torch.autograd.grad(function(*inputs).sum(), inputs))
+        torch.testing.assert_close(*gradients, equal_nan=True, rtol=1e-4, atol=1e-4)

@@ -8,7 +8,7 @@
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
-#include <ATen/ops/gt.h>
+#include <ATen/ops/le.h>
 #include <ATen/ops/native_batch_norm_backward.h>
 #include <ATen/ops/where.h>
 #include <ATen/ops/zeros_like.h>
@@ -45,10 +45,21 @@ void use(at::IntArrayRef addresses) {
   kernels.norm_backward = reinterpret_cast<decltype(kernels.norm_backward)>(addresses[3]);
 }
 
-Tensor evenly_laid(const Tensor& weight) {
+// As the kernels read it. A tensor may be marked as negative instead of being so.
+Tensor last(const Tensor& tensor) { return tensor.resolve_neg().contiguous(LAST); }
+
+Tensor evenly_laid(const Tensor& given) {
+  const Tensor weight = given.resolve_neg();
   const bool even = weight.dim() == 4 && weight.stride(2) == 3 * weight.stride(3) &&
                     (weight.is_contiguous() || weight.is_contiguous(LAST));
   return even ? weight : weight.contiguous();
+}
+
+// Whether a gradient is to be left to operations that torch can follow: a derivative of it is wanted, or it stands for a
+// batch of gradients.
+bool is_followed(const Tensor& grad) {
+  return at::GradMode::is_enabled() ||
+         grad.key_set().has_any({c10::DispatchKey::Batched, c10::DispatchKey::FuncTorchBatched});
 }
 
 float* at_element(const Tensor& tensor, int64_t past = 0) { return tensor.data_ptr<float>() + past; }
@@ -72,7 +83,7 @@ void for_runs(const Tensor& x, const Tensor& weight, const Tensor& y, at::IntArr
 struct Convolution : torch::autograd::Function<Convolution> {
   static Tensor forward(AutogradContext* ctx, const Tensor& given, const Tensor& weight, std::vector<int64_t> sizes,
                         std::vector<int64_t> padding) {
-    const Tensor x = given.contiguous(LAST), w = evenly_laid(weight);
+    const Tensor x = last(given), w = evenly_laid(weight);
     int64_t channels = 0;
     for (size_t i = 0; i + 2 < sizes.size(); i += 3) channels += sizes[i] * sizes[i + 2];
     const Tensor y = at::empty({x.size(0), channels, x.size(2) + 2 * padding[0] - 2, x.size(3) + 2 * padding[1] - 2},
@@ -93,7 +104,7 @@ struct Convolution : torch::autograd::Function<Convolution> {
     const std::vector<int64_t> sizes = ctx->saved_data["sizes"].toIntVector();
     const std::vector<int64_t> padding = ctx->saved_data["padding"].toIntVector();
     const bool needs_x = ctx->needs_input_grad(0), needs_w = ctx->needs_input_grad(1);
-    if (at::GradMode::is_enabled()) {  // a derivative of this one is wanted
+    if (is_followed(grads[0])) {
       static const auto again = c10::Dispatcher::singleton()
                                     .findSchemaOrThrow("spectrum::segmented_conv2d_backward", "")
                                     .typed<std::tuple<Tensor, Tensor>(const Tensor&, const Tensor&, const Tensor&,
@@ -101,7 +112,7 @@ struct Convolution : torch::autograd::Function<Convolution> {
       const auto [gx, gw] = again.call(saved[0], saved[1], grads[0], sizes, padding, needs_x, needs_w);
       return {needs_x ? gx : Tensor(), needs_w ? gw : Tensor(), Tensor(), Tensor()};
     }
-    const Tensor x = saved[0].contiguous(LAST), w = evenly_laid(saved[1]), gy = grads[0].contiguous(LAST);
+    const Tensor x = last(saved[0]), w = evenly_laid(saved[1]), gy = last(grads[0]);
     const bool nothing = x.numel() == 0 || gy.numel() == 0;
     const auto room = [&](const Tensor& like) { return nothing ? at::zeros_like(like) : at::empty_like(like); };
     const Tensor gx = needs_x ? room(x) : Tensor(), gw = needs_w ? room(w) : Tensor();
@@ -126,8 +137,8 @@ Norm norm_of(const Tensor& x, double eps, bool relu) {
 struct Normalisation : torch::autograd::Function<Normalisation> {
   static tensor_list forward(AutogradContext* ctx, const Tensor& given, const std::optional<Tensor>& added,
                              const Tensor& weight, const Tensor& bias, double eps, bool relu) {
-    const Tensor x = given.contiguous(LAST), w = weight.contiguous(), b = bias.contiguous();
-    const Tensor more = added ? added->contiguous(LAST) : Tensor();
+    const Tensor x = last(given), w = weight.resolve_neg().contiguous(), b = bias.resolve_neg().contiguous();
+    const Tensor more = added ? last(*added) : Tensor();
     const Tensor y = at::empty_like(x), mean = at::empty_like(w), variance = at::empty_like(w), rstd = at::empty_like(w);
     const Norm norm = norm_of(x, eps, relu);
     kernels.norm_forward(&norm, at_element(x), added ? at_element(more) : nullptr, at_element(w), at_element(b),
@@ -148,14 +159,13 @@ struct Normalisation : torch::autograd::Function<Normalisation> {
     const double eps = ctx->saved_data["eps"].toDouble();
     const bool relu = ctx->saved_data["relu"].toBool(), added = ctx->saved_data["added"].toBool();
     const Tensor &given = saved[0], &weight = saved[1], &mean = saved[3], &rstd = saved[4];
-    if (at::GradMode::is_enabled()) {  // a derivative of this one is wanted: torch's own operations have it
-      const Tensor through = relu ? at::where(at::gt(saved[2], 0), grads[0], 0.0) : grads[0];
+    if (is_followed(grads[0])) {
+      const Tensor through = relu ? at::where(at::le(saved[2], 0), 0.0, grads[0]) : grads[0];
       const auto [gx, gweight, gbias] = at::native_batch_norm_backward(through, given, weight, {}, {}, mean, rstd, true,
                                                                        eps, {true, true, true});
       return {gx, added ? through : Tensor(), gweight, gbias, Tensor(), Tensor()};
     }
-    const Tensor x = given.contiguous(LAST), y = saved[2].contiguous(LAST), gy = grads[0].contiguous(LAST);
-    const Tensor w = weight.contiguous();
+    const Tensor x = last(given), y = last(saved[2]), gy = last(grads[0]), w = weight.resolve_neg().contiguous();
     const Tensor gx = at::empty_like(x), gadded = added && relu ? at::empty_like(x) : Tensor();
     const Tensor gweight = at::empty_like(w), gbias = at::empty_like(w);
     const Norm norm = norm_of(x, eps, relu);

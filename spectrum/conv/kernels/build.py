@@ -69,7 +69,7 @@ def binding() -> bool:
     try:
         torch.ops.load_library(build_binding(cache_folder() / "kernels"))
         torch.ops.spectrum_eager.use(addresses)
-    except (BuildError, OSError, AttributeError):
+    except (BuildError, OSError, AttributeError, RuntimeError):
         return False
     return True
 
@@ -109,7 +109,7 @@ def _build(
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         work = Path(tempfile.mkdtemp(prefix="build-", dir=folder))
     except OSError:  # no room or no permission: for this process alone
-        work = Path(tempfile.mkdtemp(prefix="spectrum-kernels-"))
+        work = _own_folder()
         path = work / path.name
     try:
         objects = [str(work / f"{Path(source).stem}.o") for source in sources]
@@ -149,6 +149,13 @@ def _seal(path: Path) -> None:
         file.write(hashlib.sha256(path.read_bytes()).digest())
         file.flush()
         os.fsync(file.fileno())
+
+
+def _own_folder() -> Path:
+    try:
+        return Path(tempfile.mkdtemp(prefix="spectrum-kernels-"))
+    except OSError as error:
+        raise BuildError(str(error)) from None
 
 
 def _is_whole(path: Path) -> bool:

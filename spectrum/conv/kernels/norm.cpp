@@ -55,10 +55,10 @@ static void write_y(const Norm& n, const float* x, const float* added, const flo
   });
 }
 
-// gy where y > 0
+// gy unless y ≤ 0; as in torch, what is not a number lets it pass
 template <bool RELU>
 static inline float through(float gy, float y) {
-  return RELU && !(y > 0) ? 0 : gy;
+  return RELU && y <= 0 ? 0 : gy;
 }
 
 template <bool RELU>

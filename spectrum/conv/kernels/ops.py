@@ -41,6 +41,7 @@ def _operation(
 
     def call(x: Tensor, *others: Any) -> Any:
         plain = type(x) in (Tensor, torch.nn.Parameter) and not torch.compiler.is_compiling()
+        plain = plain and torch._C._functorch.peek_interpreter_stack() is None
         bound = _bound(name) if plain else None
         return (bound or operation)(x, *others)
 
@@ -305,7 +306,7 @@ def _backward_of_norm(ctx: Any, gy: Tensor | None, *others: Tensor | None) -> tu
         return (None,) * 6
     x, weight, bias, y, mean, rstd = ctx.saved_tensors
     if torch.is_grad_enabled():  # a derivative of this one is wanted: torch's own operations have it
-        through = torch.where(y > 0, gy, 0.0) if ctx.relu else gy
+        through = torch.where(y <= 0, 0.0, gy) if ctx.relu else gy
         inputs = [tensor for tensor in (x, weight, bias) if tensor.requires_grad]
         again = plain_batch_norm_act(x, None, weight, bias, ctx.eps, False)
         grads = iter(torch.autograd.grad(again, inputs, through, create_graph=True))
