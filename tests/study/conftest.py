@@ -12,13 +12,19 @@ def data_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]
     import datasets
     from huggingface_hub import constants
 
+    from spectrum._cache import cache_folder
     from spectrum.study.data import load_images
 
+    kernels = cache_folder() / "kernels"
     root = tmp_path / "data"
     root.mkdir()
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("SPECTRUM_DATA", str(root))
-    monkeypatch.setenv("SPECTRUM_CACHE", str(tmp_path / "decoded"))
+    decoded = tmp_path / "decoded"
+    decoded.mkdir()
+    kernels.mkdir(parents=True, exist_ok=True)
+    (decoded / "kernels").symlink_to(kernels)  # lest every process of every test compile them
+    monkeypatch.setenv("SPECTRUM_CACHE", str(decoded))
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "datasets")
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)

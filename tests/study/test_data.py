@@ -435,7 +435,7 @@ def same(one: Images, other: Images) -> bool:
 
 
 def cached_file() -> Path:
-    (path,) = Path(os.environ["SPECTRUM_CACHE"]).iterdir()
+    (path,) = Path(os.environ["SPECTRUM_CACHE"]).glob("*.safetensors")
     return path
 
 

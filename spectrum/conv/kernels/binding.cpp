@@ -59,7 +59,7 @@ Tensor evenly_laid(const Tensor& given) {
 // batch of gradients.
 bool is_followed(const Tensor& grad) {
   return at::GradMode::is_enabled() ||
-         grad.key_set().has_any({c10::DispatchKey::Batched, c10::DispatchKey::FuncTorchBatched});
+         grad.key_set().has_any(c10::DispatchKeySet({c10::DispatchKey::Batched, c10::DispatchKey::FuncTorchBatched}));
 }
 
 float* at_element(const Tensor& tensor, int64_t past = 0) { return tensor.data_ptr<float>() + past; }
