@@ -19,7 +19,7 @@ import pandas as pd
 import torch
 
 from spectrum.bench.default_loop import DefaultLoop
-from spectrum.bench.train import CURVE, where_of
+from spectrum.bench.train import CURVE, along_the_curve
 from spectrum.study.data import load_images
 from spectrum.study.spec import Point, Study
 from spectrum.study.store import load_results
@@ -73,7 +73,7 @@ def measure(
 def findings(table: pd.DataFrame) -> dict[str, Any]:
     """Points an hour, and how many times those of the script, over the curve and at each point of it."""
     wall = table.groupby("way").wall_seconds_a_point.first()
-    seconds = _wide(table, "seconds")
+    seconds = along_the_curve(table, "seconds")
     accuracy = table.groupby("way").test_accuracy.mean()
     return {
         "points an hour, spectrum run": float(3600 / wall[OURS]),
@@ -87,7 +87,7 @@ def findings(table: pd.DataFrame) -> dict[str, Any]:
 
 def as_markdown(table: pd.DataFrame) -> str:
     """The table on one page: a row a point of the curve, with seconds a point and mean test accuracy of both."""
-    seconds, accuracy = _wide(table, "seconds"), 100 * _wide(table, "test_accuracy")
+    seconds, accuracy = along_the_curve(table, "seconds"), 100 * along_the_curve(table, "test_accuracy")
     lines = [f"| where | {SCRIPT}, s | {OURS}, s | times as fast | {SCRIPT}, % | {OURS}, % |", "|" + "---|" * 6]
     for (where, row), (_, right) in zip(seconds.iterrows(), accuracy.iterrows(), strict=True):
         lines.append(
@@ -95,13 +95,6 @@ def as_markdown(table: pd.DataFrame) -> str:
             f"| {right[SCRIPT]:.1f} | {right[OURS]:.1f} |"
         )
     return "\n".join(lines)
-
-
-def _wide(table: pd.DataFrame, values: str) -> pd.DataFrame:
-    """A row a point in the curve's order and a column a way."""
-    where = where_of(table)
-    wide = table.assign(where=where).pivot(index="where", columns="way", values=values)
-    return wide.loc[list(dict.fromkeys(where))]
 
 
 def _row(point: dict[str, Any], way: str, seconds: float, accuracy: float, wall: float) -> dict[str, Any]:

@@ -79,40 +79,39 @@ def measure(
 def findings(table: pd.DataFrame) -> dict[str, Any]:
     """How many times faster than each other way, along the curve."""
     found: dict[str, Any] = {}
-    for where, row in _wide(table).iterrows():
+    for where, row in along_the_curve(table, "ms").iterrows():
         found[f"{where}: times the default loop"] = float(row[DEFAULT] / row[OURS])
-        if TUNED[0] in row:
-            found[f"{where}: times the best tuned loop"] = float(
-                row[[way for way in TUNED if way in row]].min() / row[OURS]
-            )
+        if tuned := _tuned(row):
+            found[f"{where}: times the best tuned loop"] = min(tuned) / float(row[OURS])
     found["most of a step spent on data, per cent"] = float(table[table.way == OURS].data_percent.max())
     return found
 
 
 def as_markdown(table: pd.DataFrame) -> str:
     """The table on one page: a row a point of the curve, each way's milliseconds and how many times as fast ours is."""
-    wide = _wide(table)
+    wide = along_the_curve(table, "ms")
     ways = [way for way in WAYS if way in wide]
     lines = [f"| where | {' | '.join(f'{way}, ms' for way in ways)} | data, % | × default loop | × best tuned |"]
     lines.append("|" + "---|" * (len(ways) + 4))
     data = table[table.way == OURS].data_percent
     for (where, row), share in zip(wide.iterrows(), data, strict=True):
-        tuned = [row[way] for way in TUNED if way in row]
+        tuned = _tuned(row)
         best = f"{min(tuned) / row[OURS]:.2f}" if tuned else ""
         times = " | ".join(f"{row[way]:.1f}" for way in ways)
         lines.append(f"| {where} | {times} | {share:.1f} | {row[DEFAULT] / row[OURS]:.2f} | {best} |")
     return "\n".join(lines)
 
 
-def _wide(table: pd.DataFrame) -> pd.DataFrame:
-    """Milliseconds, a row a point in the curve's order and a column a way."""
-    ms = table.assign(where=where_of)
-    return ms.pivot(index="where", columns="way", values="ms").loc[list(dict.fromkeys(ms["where"]))]
+def along_the_curve(table: pd.DataFrame, values: str) -> pd.DataFrame:
+    """One column of a table of a curve: a row a point, in the curve's order and named in words, and a column a way."""
+    where = table.segment_width.map(lambda width: "1 segment" if pd.isna(width) else f"{width:.0f} a segment")
+    wide = table.assign(where=where).pivot(index="where", columns="way", values=values)
+    return wide.loc[list(dict.fromkeys(where))]
 
 
-def where_of(table: pd.DataFrame) -> pd.Series:
-    """Where on the spectrum each row lies, in words."""
-    return table.segment_width.map(lambda width: "1 segment" if pd.isna(width) else f"{width:.0f} a segment")
+def _tuned(row: pd.Series) -> list[float]:
+    """Milliseconds of the tuned loops that were measured."""
+    return [float(row[way]) for way in TUNED if way in row]
 
 
 class _Workers:

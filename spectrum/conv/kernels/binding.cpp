@@ -15,7 +15,6 @@
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/library.h>
 
-#include <array>
 #include <optional>
 #include <tuple>
 #include <vector>

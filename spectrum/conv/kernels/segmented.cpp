@@ -38,9 +38,9 @@ static Cut cut(const Shape& s, int operands) {
   return c;
 }
 
-static Planes planes_of(const Shape& s, int64_t block, int64_t width, int64_t out_width, int64_t pad, int64_t rows,
-                        bool clean) {
-  return {nullptr, block, is_narrow(s) ? LANES : block, std::max(width + 2 * pad, out_width + 2), rows, clean};
+static Planes planes_of(const Shape& s, const Cut& c, int64_t block, int64_t width, int64_t out_width, int64_t pad,
+                        int64_t rows) {
+  return {nullptr, block, is_narrow(s) ? LANES : block, std::max(width + 2 * pad, out_width + 2), rows, c.strips == 1};
 }
 
 static int64_t packed_size(const Shape& s, bool turned) {
@@ -86,9 +86,10 @@ static void narrow_tiles(const Planes& x, const float* w, Result y, int64_t bloc
 // SIZE: as in convolve_column. One vector of outputs needs many pixels at a time to hide the processor's latency.
 template <int SIZE>
 static void wide_tiles(const Planes& x, const float* w, Result y, int64_t segments, int64_t out) {
-  in_tiles<SIZE ? 4 : 3, SIZE ? 12 : 6>(y.width, [&](auto tile, int64_t begin, int64_t end) {
+  constexpr int least = SIZE ? 4 : 3, most = SIZE ? 12 : 6;
+  in_tiles<least, most>(y.width, [&](auto tile, int64_t begin, int64_t end) {
     y.begin = begin, y.end = end;
-    convolve_wide<SIZE, 2 * tile <= (SIZE ? 12 : 6) ? 2 : 1, tile>(x, w, y, segments, out);
+    convolve_wide<SIZE, 2 * tile <= most ? 2 : 1, tile>(x, w, y, segments, out);
   });
 }
 
@@ -136,7 +137,7 @@ void spectrum_forward(const Shape* shape, const float* x, const float* w, float*
   const int64_t block_weights = packed_size(s, false) / c.blocks;
   const int64_t strip = (s.out_height + c.strips - 1) / c.strips;
   share(s.images * c.groups, threads, [&](int64_t, int64_t begin, int64_t end) {
-    Planes p = planes_of(s, c.in_block, s.width, s.out_width, s.pad_w, strip + 2, c.strips == 1);
+    Planes p = planes_of(s, c, c.in_block, s.width, s.out_width, s.pad_w, strip + 2);
     const Buffer copy(p.plane() * c.group + 8 * p.pixel);
     p.data = copy.data;
     for (int64_t item = begin; item < end; item++) {
@@ -172,8 +173,8 @@ void spectrum_backward(const Shape* shape, const float* x, const float* w, const
   std::vector<Buffer> sums;
   for (int t = 0; gw && t < threads; t++) sums.emplace_back(c.blocks * block_sums);
   share(s.images * c.groups, threads, [&](int64_t thread, int64_t begin, int64_t end) {
-    Planes px = planes_of(s, c.in_block, s.width, s.out_width, s.pad_w, strip + 2, c.strips == 1);
-    Planes pg = planes_of(s, c.out_block, s.out_width, s.width, turned_w, strip + 4, c.strips == 1);  // serves gx and gw
+    Planes px = planes_of(s, c, c.in_block, s.width, s.out_width, s.pad_w, strip + 2);
+    Planes pg = planes_of(s, c, c.out_block, s.out_width, s.width, turned_w, strip + 4);  // serves gx and gw
     const Buffer x_copy(gw ? px.plane() * c.group + 8 * px.pixel : 0), gy_copy(pg.plane() * c.group + 8 * pg.pixel);
     px.data = x_copy.data, pg.data = gy_copy.data;
     for (int64_t item = begin; item < end; item++) {
