@@ -15,7 +15,7 @@ import pandas as pd
 import torch
 
 from spectrum._version import __version__
-from spectrum.conv.kernels.build import library
+from spectrum.conv.kernels.build import binding, library
 from spectrum.study.provenance import code_revision
 
 
@@ -34,6 +34,7 @@ def machine() -> dict[str, Any]:
         "capability": torch.backends.cpu.get_cpu_capability(),
         "compiler": version.stdout.splitlines()[0] if version and version.stdout else None,
         "kernel_lanes": kernels.spectrum_lanes() if kernels is not None else None,
+        "kernels_bound": binding(),
         "spectrum": __version__,
         "revision": code_revision(),
     }

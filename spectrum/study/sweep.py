@@ -297,7 +297,7 @@ def _planned(point: Point, images: Images) -> PlannedPoint:
 
 
 def _timed(planned: PlannedPoint, images: Images, train_images: int) -> PlannedPoint:
-    from spectrum.cost.timing import time_training_step
+    from spectrum.cost.speed import time_training_step
     from spectrum.models import build_model
     from spectrum.study.train import keep_freed_memory, make_optimizer
 
@@ -307,4 +307,4 @@ def _timed(planned: PlannedPoint, images: Images, train_images: int) -> PlannedP
     batch = min(point.batch_size, train_images)
     model = build_model(point.model, point.architecture(channels, images.classes, side))
     step = time_training_step(model, make_optimizer(point, model), (batch, *images.shape), images.classes)
-    return replace(planned, seconds=step * (train_images // batch) * point.epochs)
+    return replace(planned, seconds=step.median * (train_images // batch) * point.epochs)

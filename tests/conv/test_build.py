@@ -158,7 +158,7 @@ def test_any_number_of_processes_may_build_at_once(fresh, quick):
     variables = {"SPECTRUM_CACHE": str(fresh.parent), "CXX": os.environ["CXX"], "OMP_NUM_THREADS": "1"}
     processes = [
         subprocess.Popen(
-            [sys.executable, "-W", "error", "-c", TOGETHER],
+            [sys.executable, "-W", "error", "-W", "ignore:the compiled kernels are called", "-c", TOGETHER],
             cwd=ROOT,
             env={**os.environ, **variables},
             stdin=subprocess.PIPE,
@@ -176,7 +176,7 @@ def test_any_number_of_processes_may_build_at_once(fresh, quick):
     for process in processes:
         _, err = process.communicate(timeout=120)
         assert process.returncode == 0, err
-    assert [path.suffix for path in fresh.iterdir()] == [".so"]
+    assert sorted(path.suffix for path in fresh.iterdir()) == [".failed", ".so"]  # the binding and the kernels
     assert sum("-shared" in line for line in quick.read_text().splitlines()) > 1  # they did so at once
 
 
@@ -196,14 +196,18 @@ def test_kernels_that_cannot_be_bound_are_called_from_python(fresh, quick):
     """As where torch came without its headers."""
     code = """
 import warnings
-warnings.simplefilter("error")
 from spectrum.conv.kernels import build, ops
 from tests.conv.test_build import convolves_exactly, lowering_name
-assert lowering_name() == "auto" and convolves_exactly()
-print(build.binding(), ops._bound("segmented_conv2d"))
+with warnings.catch_warnings(record=True) as caught:
+    warnings.simplefilter("always")
+    assert [lowering_name(), lowering_name()] == 2 * ["auto"] and convolves_exactly()
+print(build.binding(), ops._bound("segmented_conv2d"), *[warning.message for warning in caught])
 """
-    answer = said(run(code, SPECTRUM_CACHE=str(fresh.parent), SPECTRUM_LOWERING=None))
-    assert answer == ["False None"]
+    for remark in ("failed: no reason given", "to try again"):  # in a first process and in a second
+        (answer,) = said(run(code, SPECTRUM_CACHE=str(fresh.parent), SPECTRUM_LOWERING=None))
+        assert answer.startswith("False None the compiled kernels are called from Python, which is slower")
+        assert remark in answer
+        assert answer.count("slower") == 1
 
 
 # Where no library comes about
@@ -261,7 +265,34 @@ def test_a_compiler_that_fails_is_quoted(works_until, fresh, tmp_path, monkeypat
         assert [lowering_name(), lowering_name()] == 2 * ["library"]
     assert len(w) == 1
     assert convolves_exactly()
-    assert not fresh.exists() or not list(fresh.iterdir())
+    assert not fresh.exists() or {path.suffix for path in fresh.iterdir()} <= {".failed"}
+
+
+def test_what_the_compiler_refused_is_not_tried_again_for_a_day(fresh, tmp_path, monkeypatch):
+    log = tmp_path / "calls"
+    lines = ['[ "$1" = --version ] && exec echo 1.0', f"echo call >> {log}", "echo no such header >&2; exit 1"]
+    monkeypatch.setenv("CXX", script(tmp_path / "bad-c++", *lines))
+    for _ in range(2):
+        with pytest.raises(build.BuildError, match="no such header"):
+            build.build(fresh)
+    assert log.read_text().count("call") == 1
+    (note,) = fresh.iterdir()
+    with pytest.raises(build.BuildError, match=f"remove {note} to try again"):
+        build.build(fresh)
+    os.utime(note, (0, 0))
+    with pytest.raises(build.BuildError, match=r"no such header$"):
+        build.build(fresh)
+    assert log.read_text().count("call") == 2
+
+
+def test_a_compiler_that_was_killed_is_tried_again(fresh, tmp_path, monkeypatch):
+    log = tmp_path / "calls"
+    lines = ['[ "$1" = --version ] && exec echo 1.0', f"echo call >> {log}", "kill -9 $$"]
+    monkeypatch.setenv("CXX", script(tmp_path / "bad-c++", *lines))
+    for _ in range(2):
+        with pytest.raises(build.BuildError, match="signal 9"):
+            build.build(fresh)
+    assert log.read_text().count("call") == 2
 
 
 @pytest.mark.parametrize(
@@ -274,7 +305,7 @@ def test_a_compiler_that_does_not_do_its_work_is_no_fault_of_the_network(lines, 
     with pytest.warns(UserWarning, match="compiled kernels are not used"):
         assert lowering_name() == "library"
     assert convolves_exactly()
-    assert not list(fresh.iterdir())
+    assert {path.suffix for path in fresh.iterdir()} <= {".failed"}
 
 
 def test_a_file_that_is_no_program_is_no_compiler(fresh, tmp_path, monkeypatch):
@@ -325,18 +356,31 @@ def lies_below_a_file(folder):
         pytest.param(cannot_be_written, marks=pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")),
     ],
 )
-def test_a_folder_that_cannot_be_written_costs_each_process_a_build(spoil, fresh, instant, tmp_path):
+def test_without_a_cache_folder_a_build_is_kept_among_the_temporary_files(spoil, fresh, instant, tmp_path, monkeypatch):
     spoil(fresh)
     assert lowering_name() == "auto"
     assert convolves_exactly()
+    (path,) = build._second_folder().iterdir()
+    assert build._second_folder().parent == tmp_path
+    assert build._second_folder().stat().st_mode & 0o077 == 0
+    monkeypatch.setattr(build, "_work_folder", None)  # nothing is built
+    assert build.build(fresh) == path
 
 
-def test_a_build_that_fails_outside_the_cache_leaves_nothing(fresh, tmp_path, monkeypatch):
+def test_a_folder_that_others_may_write_to_is_not_trusted(fresh, instant):
+    lies_below_a_file(fresh)
+    build._second_folder().mkdir()
+    build._second_folder().chmod(0o777)
+    with pytest.raises(build.BuildError, match="others may write"):
+        build.build(fresh)
+
+
+def test_a_build_that_fails_outside_the_cache_leaves_its_reason_only(fresh, tmp_path, monkeypatch):
     lies_below_a_file(fresh)
     monkeypatch.setenv("CXX", script(tmp_path / "bad-c++", '[ "$1" = --version ] && exec echo 1.0; exit 1'))
     with pytest.warns(UserWarning, match="compiled kernels are not used"):
         assert lowering_name() == "library"
-    assert not list(tmp_path.glob("spectrum-kernels-*"))
+    assert {path.suffix for path in build._second_folder().iterdir()} == {".failed"}
 
 
 DAMAGES = {

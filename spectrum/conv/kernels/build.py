@@ -6,11 +6,15 @@ folder. It is put there by renaming, so that any number of processes may build a
 no build comes about, that is said once and everything runs on torch's own operations.
 
 A second library binds the kernels to torch, which takes torch's headers and three times as long. Without it they are
-called from Python.
+called from Python, which is said once too.
+
+What the compiler refuses is noted beside where the library would be, as NAME.failed, so that the processes of a study
+do not each try it again; for a day, or until the note is removed.
 """
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import hashlib
 import os
@@ -18,8 +22,10 @@ import platform
 import re
 import shlex
 import shutil
+import stat
 import subprocess
 import tempfile
+import time
 import warnings
 from collections.abc import Sequence
 from functools import cache
@@ -33,10 +39,15 @@ BINDING, BINDING_HEADERS = ("binding.cpp",), ("interface.h",)
 FLAGS = ("-std=c++17", "-O2", "-ftree-vectorize", "-march=native", "-fPIC", "-fvisibility=default")
 FOLDER = Path(__file__).parent
 BUILD_SECONDS = 300  # then it counts as failed
+RETRY_SECONDS = 24 * 3600  # what the compiler refused is not tried again before
 
 
 class BuildError(Exception):
     """The kernels could not be built or loaded; the message says why."""
+
+
+class CompilerRefused(BuildError):
+    """The compiler ran to its end and made nothing."""
 
 
 @cache
@@ -57,7 +68,7 @@ def library() -> ctypes.CDLL | None:
 def binding() -> bool:
     """Whether the kernels are operations of torch's, in `torch.ops.spectrum_eager`; built first if need be.
 
-    Where that fails, for want of torch's headers say, the kernels are called from Python, a little more slowly.
+    False, after a warning, where that fails, for want of torch's headers say: then they are called from Python.
     """
     import torch
 
@@ -69,7 +80,10 @@ def binding() -> bool:
     try:
         torch.ops.load_library(build_binding(cache_folder() / "kernels"))
         torch.ops.spectrum_eager.use(addresses)
-    except (BuildError, OSError, AttributeError, RuntimeError):
+    except (BuildError, OSError, AttributeError, RuntimeError) as error:
+        warnings.warn(
+            f"the compiled kernels are called from Python, which is slower for small inputs: {error}", stacklevel=2
+        )
         return False
     return True
 
@@ -102,15 +116,14 @@ def _build(
     made_for: str,
 ) -> Path:
     compiler = _compiler()
-    path = folder / f"{_key(compiler, sources, headers, (*flags, *links, made_for))}.so"
-    if _is_whole(path):
-        return path
-    try:
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        work = Path(tempfile.mkdtemp(prefix="build-", dir=folder))
-    except OSError:  # no room or no permission: for this process alone
-        work = _own_folder()
-        path = work / path.name
+    name = _key(compiler, sources, headers, (*flags, *links, made_for))
+    second = _second_folder()
+    for place in [folder, second] if _is_our_own(second) else [folder]:
+        if _is_whole(place / f"{name}.so"):
+            return place / f"{name}.so"
+        _raise_if_refused(place / f"{name}.failed")
+    work = _work_folder(folder)
+    path = work.parent / f"{name}.so"
     try:
         objects = [str(work / f"{Path(source).stem}.o") for source in sources]
         for source, made in zip(sources, objects, strict=True):
@@ -118,10 +131,13 @@ def _build(
         _run([*compiler, "-shared", *objects, *links, "-o", str(work / "made.so")])
         _seal(work / "made.so")
         (work / "made.so").replace(path)
-    except (BuildError, OSError) as error:
-        shutil.rmtree(work, ignore_errors=True)
-        raise error if isinstance(error, BuildError) else BuildError(str(error)) from None
-    if path.parent != work:
+    except CompilerRefused as error:
+        with contextlib.suppress(OSError):
+            path.with_suffix(".failed").write_text(str(error), encoding="utf-8")
+        raise
+    except OSError as error:
+        raise BuildError(str(error)) from None
+    finally:
         shutil.rmtree(work, ignore_errors=True)
     return path
 
@@ -151,11 +167,44 @@ def _seal(path: Path) -> None:
         os.fsync(file.fileno())
 
 
-def _own_folder() -> Path:
+def _work_folder(folder: Path) -> Path:
+    """A new folder to build in, inside `folder` or, where there is no room or no permission, the second one."""
     try:
-        return Path(tempfile.mkdtemp(prefix="spectrum-kernels-"))
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        return Path(tempfile.mkdtemp(prefix="build-", dir=folder))
+    except OSError:
+        pass
+    second = _second_folder()
+    try:
+        second.mkdir(exist_ok=True, mode=0o700)
+        if not _is_our_own(second):
+            raise BuildError(f"{second} belongs to another user, or others may write to it")
+        return Path(tempfile.mkdtemp(prefix="build-", dir=second))
     except OSError as error:
         raise BuildError(str(error)) from None
+
+
+def _second_folder() -> Path:
+    """Where a build is kept if the cache folder cannot be written: this user's own folder among the temporary ones."""
+    return Path(tempfile.gettempdir()) / f"spectrum-kernels-{os.getuid()}"
+
+
+def _is_our_own(folder: Path) -> bool:
+    """Whether it is a folder to which nobody else may write: what lies there is loaded into the process."""
+    try:
+        status = folder.lstat()
+    except OSError:
+        return False
+    return stat.S_ISDIR(status.st_mode) and status.st_uid == os.getuid() and not status.st_mode & 0o022
+
+
+def _raise_if_refused(note: Path) -> None:
+    try:
+        reason, age = note.read_text(encoding="utf-8"), time.time() - note.stat().st_mtime
+    except (OSError, UnicodeDecodeError):
+        return
+    if age < RETRY_SECONDS:
+        raise CompilerRefused(f"{reason} (remove {note} to try again)")
 
 
 def _is_whole(path: Path) -> bool:
@@ -217,7 +266,9 @@ def _run(words: list[str]) -> str:
         )
     except (OSError, subprocess.TimeoutExpired) as error:
         raise BuildError(f"{words[0]}: {error}") from None
+    if done.returncode < 0:
+        raise BuildError(f"{words[0]} was ended by signal {-done.returncode}")
     if done.returncode:
         reason = (done.stderr.strip().splitlines() or ["no reason given"])[0]
-        raise BuildError(f"{words[0]} failed: {reason}")
+        raise CompilerRefused(f"{words[0]} failed: {reason}")
     return done.stdout

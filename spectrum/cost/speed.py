@@ -1,0 +1,135 @@
+"""What a network takes on this machine, measured: latency, time of a training step, peak memory of one."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from copy import deepcopy
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+from torch.profiler import ProfilerActivity, profile
+from torch.utils.benchmark import Measurement, Timer
+
+MEASURED_SECONDS = 0.3  # of each time, at least
+
+
+@dataclass(frozen=True)
+class Speed:
+    """Measured times (medians and interquartile ranges, in seconds) and memory of one network, in channels_last."""
+
+    batch_size: int
+    threads: int
+    latency: float  # forward pass of one image, in evaluation mode
+    latency_iqr: float
+    step: float  # forward pass, backward pass and SGD update of a batch
+    step_iqr: float
+    peak_memory: int  # bytes of tensors at the fullest moment of a step: weights, gradients, optimiser, activations
+
+
+def measure_speed(model: nn.Module, batch_shape: tuple[int, int, int, int], *, threads: int = 1) -> Speed:
+    """Measure a classifier with random images; works on a copy of it.
+
+    Args:
+        model: from (N, C, H, W) to (N, classes), on the CPU or on CUDA.
+        batch_shape: (images, channels, height, width) of a training step.
+        threads: that torch may use.
+    """
+    model = deepcopy(model).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    device = next(model.parameters()).device
+    image_nchw = torch.randn(1, *batch_shape[1:], device=device).contiguous(memory_format=torch.channels_last)
+    model.eval()
+    latency = _timed(torch.inference_mode()(lambda: model(image_nchw)), threads)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-6, momentum=0.9)
+    classes = model(image_nchw).shape[1]
+    step = time_training_step(model, optimizer, batch_shape, classes, threads=threads)
+    return Speed(
+        batch_size=batch_shape[0],
+        threads=threads,
+        latency=latency.median,
+        latency_iqr=latency.iqr,
+        step=step.median,
+        step_iqr=step.iqr,
+        peak_memory=peak_memory(model, optimizer, batch_shape, classes),
+    )
+
+
+def time_training_step(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    batch_shape: tuple[int, int, int, int],
+    classes: int,
+    *,
+    threads: int = 1,
+) -> Measurement:
+    """Seconds of one forward pass, backward pass and update, in channels_last: a measurement with `median` and `iqr`.
+
+    Args:
+        model: a classifier; its weights change.
+        optimizer: of its parameters.
+        batch_shape: (images, channels, height, width).
+        classes: number of classes of the network's output.
+        threads: that torch may use.
+    """
+    model = model.to(memory_format=torch.channels_last).train()  # type: ignore[call-overload]
+    return _timed(_step(model, optimizer, *_batch(model, batch_shape, classes)), threads)
+
+
+def peak_memory(
+    model: nn.Module, optimizer: torch.optim.Optimizer, batch_shape: tuple[int, int, int, int], classes: int
+) -> int:
+    """Bytes of tensors at the fullest moment of a training step, weights, optimiser and batch among them.
+
+    Counted from what torch allocates and frees during one step (on CUDA from the allocator's own high-water mark), so
+    that nothing that ran before in the process is in it. What libraries take beside torch's allocator is not.
+    """
+    batch = _batch(model.train(), batch_shape, classes)
+    step = _step(model, optimizer, *batch)
+    step()  # makes what the optimiser keeps
+    optimizer.zero_grad(set_to_none=True)
+    device = batch[0].device
+    if device.type == "cuda":
+        before = torch.cuda.memory_allocated(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        step()
+        growth = torch.cuda.max_memory_allocated(device) - before
+    else:
+        os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # else it writes two lines a profile to standard error
+        with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+            step()
+        growth = _largest_growth(profiler)
+    kept = [value for state in optimizer.state.values() for value in state.values() if isinstance(value, Tensor)]
+    standing = {tensor.data_ptr(): tensor for tensor in [*model.parameters(), *model.buffers(), *kept, *batch]}
+    return sum(tensor.numel() * tensor.element_size() for tensor in standing.values()) + growth
+
+
+def _largest_growth(profiler: Any) -> int:
+    events = profiler.profiler.kineto_results.events()
+    held = most = 0
+    for event in sorted((e for e in events if e.name() == "[memory]"), key=lambda e: e.start_ns()):
+        held += event.nbytes()
+        most = max(most, held)
+    return most
+
+
+def _timed(function: Callable[[], Any], threads: int) -> Measurement:
+    timer = Timer("function()", globals={"function": function}, num_threads=threads)
+    return timer.blocked_autorange(min_run_time=MEASURED_SECONDS)
+
+
+def _batch(model: nn.Module, batch_shape: tuple[int, int, int, int], classes: int) -> tuple[Tensor, Tensor]:
+    device = next(model.parameters()).device
+    x_nchw = torch.randn(batch_shape, device=device).contiguous(memory_format=torch.channels_last)
+    return x_nchw, torch.randint(classes, batch_shape[:1], device=device)
+
+
+def _step(model: nn.Module, optimizer: torch.optim.Optimizer, x_nchw: Tensor, y_n: Tensor) -> Callable[[], None]:
+    def step() -> None:
+        optimizer.zero_grad(set_to_none=True)
+        cross_entropy(model(x_nchw), y_n).backward()
+        optimizer.step()
+
+    return step
