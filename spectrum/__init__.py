@@ -21,7 +21,7 @@ _HOME = {
     "list_models": "spectrum.models",
     "register_model": "spectrum.models",
     "measure_cost": "spectrum.cost.count",
-    "Point": "spectrum.study.spec",
+    "Point": "spectrum.study.point",
     "Study": "spectrum.study.spec",
     "load_study": "spectrum.study.spec",
     "load_history": "spectrum.study.store",
@@ -52,7 +52,8 @@ if TYPE_CHECKING:
     from spectrum.conv.segmented import SegmentedConv2d
     from spectrum.cost.count import measure_cost
     from spectrum.models import build_model, list_models, register_model
-    from spectrum.study.spec import Point, Study, load_study
+    from spectrum.study.point import Point
+    from spectrum.study.spec import Study, load_study
     from spectrum.study.store import load_history, load_results
     from spectrum.study.sweep import run_study
 

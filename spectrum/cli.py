@@ -6,6 +6,7 @@ Exit status: 0 all well · 1 some points failed · 2 wrong input, nothing done �
 from __future__ import annotations
 
 import contextlib
+import json
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -21,12 +22,14 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
 from rich.table import Table
 
 from spectrum._version import __version__
-from spectrum.study.spec import Point, SpecError, Study, load_study
+from spectrum.study.point import NETWORK, Point, SpecError, merged
+from spectrum.study.spec import Study, load_study
 from spectrum.study.store import StoreError
 
 if TYPE_CHECKING:
-    from spectrum.study.sweep import PlannedPoint
+    from spectrum.study.planning import PlannedPoint
     from spectrum.study.sweep import Progress as Standing
+    from spectrum.study.sweep import Summary
 
 File = Annotated[Path, tyro.conf.Positional]
 Imports = Annotated[tuple[str, ...], tyro.conf.arg(name="import", metavar="MODULE"), tyro.conf.UseAppendAction]
@@ -43,17 +46,26 @@ def _console(stderr: bool) -> Console:
 out, err = _console(stderr=False), _console(stderr=True)
 
 
-def _overrides() -> type:
-    """A record with the fields of a Point, for the command line to fill: not checked yet, and help for each."""
-    fields = [
-        (name, Annotated[info.annotation, tyro.conf.arg(help=info.description)], field(default=info.default))
-        for name, info in Point.model_fields.items()
-    ]
-    return make_dataclass("Overrides", fields)
+def _record(name: str, fields: Sequence[str]) -> type:
+    """A record with fields of a Point, for the command line to fill: not checked yet, and help for each."""
+    known = Point.model_fields
+    return make_dataclass(
+        name,
+        [
+            (
+                name,
+                Annotated[known[name].annotation, tyro.conf.arg(help=known[name].description)],
+                field(default=known[name].default),
+            )
+            for name in fields
+        ],
+    )
 
 
-PointFields = _overrides()
+PointFields = _record("PointFields", list(Point.model_fields))
+NetworkFields = _record("NetworkFields", [*(name for name in NETWORK if name != "model"), "width", "widths"])
 Overrides = Annotated[Any, tyro.conf.OmitArgPrefixes, tyro.conf.arg(constructor=PointFields)]
+NetworkOverrides = Annotated[Any, tyro.conf.OmitArgPrefixes, tyro.conf.arg(constructor=NetworkFields)]
 
 
 @dataclass
@@ -72,7 +84,12 @@ class OnStudy:
 
 @dataclass
 class Plan(OnStudy):
-    """List a study's points, what each costs, and how long they will take. Trains and writes nothing."""
+    """List a study's points, what each costs, how long they take, and what its contrasts change. Writes nothing."""
+
+    out: Path | None = None
+    """Folder of the results, whose plan is taken as it was frozen; by default results/NAME/."""
+    json: bool = False
+    """Print every figure for programs, as JSON."""
 
 
 @dataclass
@@ -83,6 +100,8 @@ class Run(OnStudy):
     """Folder of the results; by default results/NAME/ below the current folder."""
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     """Where to train; by default the best that torch has."""
+    confirm: bool = False
+    """Of a study that tunes: after the search, train its points, with fresh seeds, at the chosen values."""
 
 
 @dataclass
@@ -113,6 +132,28 @@ class Export(Results):
 
     to: Path = Path("results.csv")
     """File to write; its ending says how: .csv, .parquet or .json (lines)."""
+
+
+@dataclass
+class Audit:
+    """Count a network's cost, and explain how other counters differ from it."""
+
+    model: Annotated[str, tyro.conf.Positional]
+    """A family, such as probe."""
+    image_size: int = 32
+    """Side of the images in pixels."""
+    channels: int = 3
+    """Channels of the images."""
+    classes: int = 10
+    """Classes of the network."""
+    batch_size: int | None = None
+    """Also measure latency, and time and peak memory of a training step of so many images."""
+    layers: bool = False
+    """Also list every layer."""
+    imports: Imports = ()
+    """Import a module first, for models of your own."""
+    point: NetworkOverrides = field(default_factory=NetworkFields)
+    """Fields of the network."""
 
 
 @dataclass
@@ -162,6 +203,7 @@ def _parse(words: list[str]) -> Any:
                 "status": Status(tyro.MISSING),
                 "report": Report(tyro.MISSING),
                 "export": Export(tyro.MISSING),
+                "audit": Audit(tyro.MISSING),
                 "bench": Bench(tyro.MISSING),
             },
             sort_subcommands=False,
@@ -170,16 +212,16 @@ def _parse(words: list[str]) -> Any:
         description="Studies of what lies between a regular and a depthwise separable convolution.",
         args=words or ["--help"],
     )
-    if isinstance(command, OnStudy):
+    if isinstance(command, OnStudy | Audit):
         flags = {word.partition("=")[0].replace("_", "-") for word in words}
         said = {
             name: getattr(command.point, name)
-            for name in Point.model_fields
+            for name in vars(command.point)
             if {f"--{name.replace('_', '-')}", f"--no-{name.replace('_', '-')}"} & flags
         }
         command.point = said
-        if command.workers is not None and command.workers < 1:
-            raise SpecError(f"--workers {command.workers}: expected at least 1")
+    if isinstance(command, OnStudy) and command.workers is not None and command.workers < 1:
+        raise SpecError(f"--workers {command.workers}: expected at least 1")
     return command
 
 
@@ -188,7 +230,7 @@ def _import_first(words: Sequence[str]) -> None:
     modules = [following for word, following in pairwise(words) if word == "--import"]
     modules += [word.removeprefix("--import=") for word in words if word.startswith("--import=")]
     if modules:
-        from spectrum.study.sweep import import_modules
+        from spectrum.study.planning import import_modules
 
         sys.path.insert(0, str(Path.cwd()))
         import_modules(modules)
@@ -200,42 +242,89 @@ def _study(command: OnStudy) -> Study:
 
 
 def _plan(command: Plan) -> int:
-    from spectrum.analysis.stats import SPLIT
+    from spectrum.study.contrasts import examine
     from spectrum.study.engines import LocalEngine, available_cores
-    from spectrum.study.sweep import plan_study
+    from spectrum.study.planning import plan_study
+    from spectrum.study.store import read_plan
+    from spectrum.study.tuning import search
 
     study = _study(command)
+    frozen = read_plan(command.out or Path("results", study.name))
+    engine = LocalEngine(command.workers)
     with err.status("counting and timing …") if err.is_terminal else contextlib.nullcontext():
-        planned = plan_study(study, imports=command.imports, time_steps=True)
+        planned = plan_study(study, imports=command.imports, time_steps=True, frozen=frozen, threads=engine.threads)
+    examined = examine(study, planned)
+    searched = search(planned, study.tune.grid(), study.tune.seeds) if study.tune else []
+    workers = min(engine.workers, available_cores(), len(planned))
+    total = sum(one.seconds or 0 for one in [*planned, *searched]) / workers
+    if command.json:
+        points = [one.entry() | {"seed": one.point.seed, "seconds": one.seconds} for one in planned]
+        contrasts = [one.entry() for one in examined]
+        said = {"study": study.name, "hash": study.hash, "points": points, "contrasts": contrasts}
+        print(json.dumps(said | {"searched": len(searched), "workers": workers, "seconds": total}, indent=1))
+        return 0
+    out.print(_plan_table(study, planned))
+    more = f" and {len(searched)} of the search" if searched else ""
+    out.print(f"\n{len(planned)} points{more} · about {_duration(total)} of training steps on {workers} CPU cores")
+    out.print(_budget_line(study, planned))
+    for one in examined:
+        _print_contrast(one.entry())
+    return 0
+
+
+def _plan_table(study: Study, planned: Sequence[PlannedPoint]) -> Table:
+    from spectrum.analysis.stats import SPLIT
+
     table = Table(title=study.question or study.name, title_justify="left", box=None, pad_edge=False)
-    others = [name for name in study.varied() if name not in SPLIT]
-    for name in ("segments", *others, "seeds", "params", "MACs", "realised segments", "seconds"):
+    others = [name for name in study.varied() if name not in (*SPLIT, "match")]
+    matched = study.budget.match != ("none",)
+    titles = ["segments", *others, *(["budget", "widths"] if matched else []), "seeds", "params", "MACs"]
+    for name in [*titles, *(["mismatch"] if matched else []), "realised segments", "seconds"]:
         table.add_column(name, justify="left" if name == "segments" else "right")
     groups: dict[Any, list[PlannedPoint]] = {}
-    for cost in planned:
-        groups.setdefault(cost.point.model_copy(update={"seed": 0}).id, []).append(cost)
+    for one in planned:
+        groups.setdefault((one.match, one.asked.model_copy(update={"seed": 0}).id), []).append(one)
     for group in groups.values():
         first = group[0]
         least, most = min(first.realised_segments, default=0), max(first.realised_segments, default=0)
         realised = str(most) if least == most else f"{least} … {most}"
         if first.clamped_layers:
             realised += f" ({first.clamped_layers} of {len(first.realised_segments)} layers clamped)"
-        cells = [str(getattr(first.point, name)) for name in others]
+        widths = " ".join(map(str, first.point.widths)) if first.point.widths else f"× {first.point.width:g}"
+        mismatch = "" if first.mismatch is None else f"{first.mismatch:+.2%}"
         table.add_row(
-            _point_name(first.point),
-            *cells,
+            _point_name(first.asked),
+            *[str(getattr(first.asked, name)) for name in others],
+            *([first.match.replace("_", " "), widths] if matched else []),
             str(len(group)),
             f"{first.params:,}",
             f"{first.macs:,}",
+            *([mismatch] if matched else []),
             realised,
             f"{first.seconds:.1f}",
         )
-    out.print(table)
-    workers = min(LocalEngine(command.workers).workers, available_cores(), len(planned))
-    total = sum(cost.seconds or 0 for cost in planned) / workers
-    out.print(f"\n{len(planned)} points · about {_duration(total)} of training steps on {workers} CPU cores")
-    out.print(f"budget: {study.budget.match}" + (" (unmatched)" if study.budget.match == "none" else ""))
-    return 0
+    return table
+
+
+def _budget_line(study: Study, planned: Sequence[PlannedPoint]) -> str:
+    said = []
+    for match in study.budget.match:
+        if match == "none":
+            said.append("none (unmatched)")
+            continue
+        worst = max(abs(one.mismatch or 0) for one in planned if one.match == match)
+        said.append(f"equal {match.replace('_', ' ')}, within {worst:.2%}")
+    return f"budget: {' · '.join(said)}"
+
+
+def _print_contrast(contrast: dict[str, Any]) -> None:
+    """A contrast of a plan and its factors; one that changes more than one is flagged."""
+    if not contrast["confounded"]:
+        out.print(f"contrast {contrast['name']!r}: changes {', '.join(contrast['factors']) or 'nothing'}")
+        return
+    out.print(f"CONFOUNDED contrast {contrast['name']!r}: changes {len(contrast['factors'])} factors at once")
+    for factor in contrast["factors"]:
+        out.print(f"  - {factor}")
 
 
 def _run(command: Run) -> int:
@@ -252,6 +341,7 @@ def _run(command: Run) -> int:
                 workers=command.workers,
                 device=command.device,
                 imports=command.imports,
+                confirm=command.confirm,
                 on_progress=on_progress,
             )
     except EngineError as error:
@@ -263,6 +353,10 @@ def _run(command: Run) -> int:
         out.print(f"{summary.reused} of {summary.total} points had a result already and were reused")
     if summary.reused < summary.total:
         out.print(f"{summary.total - summary.reused} points took {_duration(monotonic() - started)}")
+    for contrast in _frozen_plan(summary.folder)["contrasts"]:
+        if contrast["confounded"]:
+            _print_contrast(contrast)
+    _print_choices(summary)
     _show_report(summary.folder)
     if summary.diverged:
         err.print(f"{summary.diverged} points diverged; they count, at chance")
@@ -272,14 +366,30 @@ def _run(command: Run) -> int:
     return 0
 
 
+def _print_choices(summary: Summary) -> None:
+    for choice in summary.choices:
+        values = " ".join(f"{name}={value:g}" for name, value in choice.values.items())
+        out.print(f"chosen for {_point_name(choice.point)}: {values} (validation {choice.val_accuracy:.4f})")
+        for name, side in [*((n, "smallest") for n in choice.low_edges), *((n, "largest") for n in choice.high_edges)]:
+            err.print(f"  {name}={choice.values[name]:g} is the {side} of the grid; a better value may lie beyond")
+    if not summary.confirmed and summary.choices:
+        out.print("the search is complete; run the same command with --confirm to train the points at these values")
+
+
 def _status(command: Status) -> int:
-    from spectrum.study.store import latest_rows
+    from spectrum.study.store import latest_rows, read_plan
 
     folder, study = _folder(command.study, command.out)
-    if study is not None:
+    plan = read_plan(folder)
+    if study is not None and (plan is None or plan["hash"] != study.hash):
+        if study.tune is not None or study.budget.match != ("none",):
+            out.print(f"{folder}: not run yet as the study is now; {len(study.wanted())} points left")
+            return 0
         ids = [point.id for point in study.points()]
     else:
-        ids = [point["id"] for point in _frozen_plan(folder)["points"]]
+        plan = _frozen_plan(folder)
+        entries = [*plan.get("tuning", {}).get("points", []), *plan["points"]]
+        ids = list(dict.fromkeys(entry["id"] for entry in entries))
     rows = latest_rows(folder)
     statuses = [rows[id]["status"] if id in rows else "left" for id in ids]
     counts = " · ".join(f"{statuses.count(status)} {status}" for status in ("done", "diverged", "failed", "left"))
@@ -314,6 +424,57 @@ def _export(command: Export) -> int:
     return 0
 
 
+def _audit(command: Audit) -> int:
+    from spectrum.cost.audit import as_prose, as_rows, audit
+    from spectrum.cost.count import measure_cost
+    from spectrum.models import build_model
+
+    fields = merged(Point(), command.point | {"model": command.model}).architecture(
+        command.channels, command.classes, command.image_size
+    )
+    model, shape = build_model(command.model, fields), (command.channels, command.image_size, command.image_size)
+    cost = measure_cost(model, shape, batch_size=command.batch_size)
+    if command.layers:
+        _print_table(
+            ["layer", "kind", "params", "MACs", "backward MACs", "activations"],
+            [
+                [
+                    layer.name,
+                    layer.kind,
+                    *(f"{n:,}" for n in (layer.params, layer.macs, layer.backward_macs, layer.activations)),
+                ]
+                for layer in cost.layers
+            ],
+        )
+        out.print()
+    out.print(
+        f"{command.model} on one image of {'×'.join(map(str, shape))}: {cost.params:,} parameters · {cost.macs:,} MACs "
+        f"({cost.flops:,} FLOPs) forward · {cost.backward_macs:,} MACs backward · {cost.activations:,} activations"
+    )
+    if cost.speed is not None:
+        speed = cost.speed
+        out.print(
+            f"measured, {speed.threads} thread: latency of one image {1e3 * speed.latency:.2f} ms "
+            f"(IQR {1e3 * speed.latency_iqr:.2f}) · training step of {speed.batch_size} images "
+            f"{1e3 * speed.step:.1f} ms (IQR {1e3 * speed.step_iqr:.1f}) · its peak memory "
+            f"{speed.peak_memory / 1e6:.1f} MB of tensors"
+        )
+    out.print()
+    audited = audit(model, shape)
+    _print_table(*as_rows(audited))
+    out.print(f"\n{as_prose(audited)}")
+    return 0
+
+
+def _print_table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    table = Table(box=None, pad_edge=False)
+    for number, title in enumerate(titles):
+        table.add_column(title, justify="left" if number == 0 or title == "reasons" else "right")
+    for row in rows:
+        table.add_row(*row)
+    out.print(table)
+
+
 def _bench(command: Bench) -> int:
     from spectrum.bench import op, sweep, train
     from spectrum.bench.machine import save
@@ -346,6 +507,7 @@ COMMANDS: dict[type, Callable[[Any], int]] = {
     Status: _status,
     Report: _report,
     Export: _export,
+    Audit: _audit,
     Bench: _bench,
 }
 
@@ -370,22 +532,22 @@ def _frozen_plan(folder: Path) -> dict[str, Any]:
 
 
 def _show_report(folder: Path) -> None:
+    import pandas as pd
+
     from spectrum.analysis.report import as_text, write_report
-    from spectrum.study.store import ROWS, load_history, load_results
+    from spectrum.study.store import ROWS, load_history, load_results, load_tuning
 
     plan = _frozen_plan(folder)
-    report = write_report(folder, load_results(folder), load_history(folder), plan)
-    titles, rows = as_text(report.table)
-    table = Table(box=None, pad_edge=False)
-    for title in titles:
-        table.add_column(title, justify="left" if title == "segments" else "right")
-    for row in rows:
-        table.add_row(*row)
+    results = load_results(folder) if plan["points"] else pd.DataFrame()
+    tuning = load_tuning(folder) if "tuning" in plan else None
+    report = write_report(folder, results, load_history(folder), plan, tuning)
     out.print()
-    out.print(table)
-    out.print()
+    if len(report.table):
+        _print_table(*as_text(report.table))
+        out.print()
+    first = "spectrum.png" if plan["points"] else "tuning.png"
     for name, path in (
-        ("figure", next((path for path in report.figures if path.name == "spectrum.png"), None)),
+        ("figure", next((path for path in report.figures if path.name == first), None)),
         ("report", report.page),
         ("rows", folder / ROWS),
     ):
@@ -444,11 +606,14 @@ def _progress(study: Study) -> Iterator[Callable[[Standing], None]]:
 def _row_name(row: dict[str, Any], study: Study) -> str:
     split = [name for name in ("segments", "segment_width") if row[name] is not None]
     names = [*split, *(name for name in study.varied() if name not in ("segments", "segment_width")), "seed"]
+    searched = study.tune is not None and row["scored_on"] == "validation" and row["seed"] in study.tune.seeds
+    names += list(study.tune.grid()) if study.tune is not None and searched else []
     said = " ".join(f"{name}={row[name]}" for name in names)
     if row["status"] == "failed":
         return f"{said} failed: {row['reason']}"
     diverged = " (diverged)" if row["status"] == "diverged" else ""
-    return f"{said} · test {row['test_accuracy']:.4f}{diverged} · {row['train_seconds']:.0f} s"
+    scored = "val" if row["test_accuracy"] is None else "test"
+    return f"{said} · {scored} {row[f'{scored}_accuracy']:.4f}{diverged} · {row['train_seconds']:.0f} s"
 
 
 def _point_name(point: Point) -> str:

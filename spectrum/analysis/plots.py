@@ -14,6 +14,7 @@ from typing import Any, ParamSpec
 
 import matplotlib as mpl
 import matplotlib.lines
+import matplotlib.patches
 import matplotlib.style
 import numpy as np
 import pandas as pd
@@ -22,7 +23,15 @@ from matplotlib.figure import Figure, SubFigure
 from matplotlib.patheffects import withStroke
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
-from spectrum.analysis.stats import SPLIT, pareto_front, segments_label, spectrum_position, summarise, varied_settings
+from spectrum.analysis.stats import (
+    SPLIT,
+    pareto_front,
+    segments_label,
+    spectrum_position,
+    summarise,
+    varied_settings,
+    worst_mismatch,
+)
 
 STYLE = Path(__file__).with_name("spectrum.mplstyle")
 COST_LABELS = {
@@ -30,6 +39,7 @@ COST_LABELS = {
     "macs": "MACs of one image, forward",
     "train_seconds": "training time in seconds",
 }
+SEARCHED_LABELS = {"lr": "peak learning rate", "weight_decay": "weight decay"}
 METRIC_LABELS = {"test_accuracy": "test accuracy, %", "val_accuracy": "validation accuracy, %"}
 P = ParamSpec("P")
 
@@ -75,7 +85,7 @@ def spectrum_curve(
     curves = list(table.groupby(names, sort=False, dropna=False)) if names else [((), table)]
     for number, (values, part) in enumerate(curves):
         for bare, group in part.groupby(~part["pointwise"].astype(bool), sort=True):
-            label = ", ".join(f"{name} {value}" for name, value in zip(names, values, strict=True))
+            label = _setting(names, values)
             offset = _offset(number, len(curves)) * (2**-0.2 if bare else 1)
             _curve(ax, group, metric, bare=bool(bare), offset=offset, look=_look(number), label=None if bare else label)
     _spectrum_axis(ax, table)
@@ -106,7 +116,7 @@ def accuracy_against(
     groups["cost"] = table.groupby(by, sort=False, dropna=False)[cost].mean().to_numpy()
     looks = list(groups.groupby(names, sort=False, dropna=False)) if names else [((), groups)]
     for number, (values, part) in enumerate(looks):
-        label = ", ".join(f"{name} {value}" for name, value in zip(names, values, strict=True))
+        label = _setting(names, values)
         look = {"color": _look(number)["color"], "fmt": _look(number)["marker"]}
         ax.errorbar(part["cost"], 100 * part["mean"], _bars(part), capsize=2, lw=1, zorder=3, label=label, **look)
     by_dataset = [part for _, part in groups.groupby("dataset")] if "dataset" in groups else [groups]
@@ -222,6 +232,60 @@ def learning_curves(
     return _figure(ax)
 
 
+@_styled
+def tuning_map(tuning: pd.DataFrame, *, ax: Axes | None = None) -> Figure:
+    """Validation accuracy of a search: a column a point of the spectrum, a row a value of the grid.
+
+    Args:
+        tuning: from `load_tuning`.
+
+    Cells are means over the search's seeds, in per cent; what was chosen is framed. Raises ValueError when no run of
+    the search has finished.
+    """
+    ax = _axes(ax)
+    table = _scored(tuning, "val_accuracy").assign(position=lambda rows: spectrum_position(rows))
+    grid = [name for name in ("lr", "weight_decay") if table[name].nunique() > 1] or ["lr"]
+    others = [name for name in varied_settings(table) if name not in grid]
+    columns = list(table.sort_values("position", kind="stable").groupby([*others, *SPLIT], sort=False, dropna=False))
+    rows = sorted(set(table[grid].itertuples(index=False, name=None)))
+    cells = np.full((len(rows), len(columns)), np.nan)
+    for across, (_, column) in enumerate(columns):
+        for values, cell in column.groupby(grid):
+            up = rows.index(values)
+            cells[up, across] = 100 * cell["val_accuracy"].mean()
+            if cell["chosen"].any():
+                frame = mpl.patches.Rectangle(
+                    (across - 0.5, up - 0.5), 1, 1, fill=False, ec="#d55e00", lw=2.2, zorder=3
+                )
+                ax.add_patch(frame)
+    low, high = np.nanpercentile(cells, 20), np.nanmax(cells)
+    image = ax.imshow(cells, origin="lower", aspect="auto", cmap="viridis", vmin=min(low, high - 1e-9), vmax=high)
+    for (up, across), value in np.ndenumerate(cells):
+        dark = value < (low + high) / 2
+        text = f"{value:.1f}" if value == value else ""
+        ax.text(across, up, text, ha="center", va="center", fontsize=7.5, color="white" if dark else "black")
+    labels = [_column_label(column.iloc[0], others) for _, column in columns]
+    ax.set_xticks(range(len(columns)), labels, rotation=0 if max(map(len, labels)) < 12 else 35)
+    ax.set_yticks(range(len(rows)), [", ".join(f"{value:g}" for value in values) for values in rows])
+    ax.grid(False)
+    ax.set_xlabel("segments of the spatial convolution")
+    ax.set_ylabel(" , ".join(SEARCHED_LABELS[name] for name in grid))
+    figure = _figure(ax)
+    figure.colorbar(image, ax=ax, label=METRIC_LABELS["val_accuracy"], extend="min")
+    seeds = table.groupby([*others, *SPLIT, *grid], dropna=False)["seed"].nunique().max()
+    ax.set_title(
+        f"{', '.join(dict.fromkeys(table['dataset']))} · n = {seeds} {'seed' if seeds == 1 else 'seeds'} a cell\n"
+        "framed: chosen, by validation images only",
+        color="0.25",
+        fontsize=8,
+    )
+    return figure
+
+
+def _column_label(row: pd.Series, others: Sequence[str]) -> str:
+    return "\n".join([point_label(row), *(str(row[name]).replace("_", " ") for name in others)])
+
+
 def _mean_by_epoch(epochs: pd.DataFrame, metric: str) -> pd.Series:
     """Mean over runs at every epoch. A diverged run stays in it, at chance, after its last epoch."""
     runs = epochs.pivot_table(index="epoch", columns="id", values=metric)
@@ -298,14 +362,32 @@ def _say(ax: Axes, table: pd.DataFrame, names: Sequence[str], what: str) -> None
     few, many = runs.min(), runs.max()
     n = f"n = {few}" if few == many else f"n = {few}–{many}"
     data = ", ".join(dict.fromkeys(table["dataset"]))
-    budget = ", ".join("unmatched" if match == "none" else f"equal {match}" for match in dict.fromkeys(table["match"]))
+    budget = ", ".join(_budget(table[table["match"] == match]) for match in dict.fromkeys(table["match"]))
     seeds = "seed" if many == 1 else "seeds"
     ax.set_title(f"{data} · {n} {seeds} a point · budget: {budget}\n{what}", color="0.25", fontsize=8)
+
+
+def _budget(table: pd.DataFrame) -> str:
+    match = table["match"].iloc[0]
+    if match == "none":
+        return "unmatched"
+    return f"equal {match.replace('_', ' ')} (within {worst_mismatch(table):.2%})"
 
 
 def point_label(row: pd.Series) -> str:
     """What a row is called: its segments, and whether the 1×1 is left out."""
     return segments_label(row["segments"], row["segment_width"], bool(row["pointwise"]))
+
+
+def _setting(names: Sequence[str], values: Sequence[Any]) -> str:
+    """What a curve is called: the values of the settings that vary; a budget in the words of the title."""
+    said = [
+        ("unmatched" if value == "none" else f"equal {value.replace('_', ' ')}")
+        if name == "match"
+        else f"{name} {value}"
+        for name, value in zip(names, values, strict=True)
+    ]
+    return ", ".join(said)
 
 
 def _scored(results: pd.DataFrame, metric: str) -> pd.DataFrame:

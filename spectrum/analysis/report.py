@@ -18,7 +18,15 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from matplotlib.figure import Figure
 
 from spectrum.analysis import plots
-from spectrum.analysis.stats import SPLIT, segments_label, summarise, varied_settings
+from spectrum.analysis.stats import (
+    PER_CHANNEL,
+    SPLIT,
+    scored_metric,
+    segments_label,
+    summarise,
+    varied_settings,
+    worst_mismatch,
+)
 
 FEW_SEEDS = 6
 
@@ -38,13 +46,14 @@ def summary_table(results: pd.DataFrame) -> pd.DataFrame:
     The text column `accuracy` is in per cent and reads "mean ± half width of the 95 % t-interval". Where a run
     diverged, a column says how many of the n did; they count, at chance.
     """
-    names = varied_settings(results)
-    summary = summarise(results, [*SPLIT, *names])
+    names, metric = varied_settings(results), scored_metric(results)
+    summary = summarise(results, [*SPLIT, *names], metric)
     if summary.empty:
         return summary
     labels = [segments_label(*key) for key in summary[[*SPLIT]].itertuples(index=False)]
     table = pd.DataFrame({"segments": labels, **{name: summary[name] for name in names}})
-    scored = results[results["test_accuracy"].notna()]
+    scored = results[results[metric].notna()]
+    mismatch = scored.groupby([*SPLIT, *names], sort=False, dropna=False)["budget_mismatch"].first()
     diverged = scored.assign(diverged=scored["status"] == "diverged").groupby(
         [*SPLIT, *names], sort=False, dropna=False
     )
@@ -54,6 +63,7 @@ def summary_table(results: pd.DataFrame) -> pd.DataFrame:
         **({"diverged": counts} if counts.any() else {}),
         params=summary["params"],
         macs=summary["macs"],
+        **({"mismatch": [_signed(value) for value in mismatch]} if mismatch.notna().any() else {}),
         accuracy=[
             f"{100 * mean:.2f} ± {100 * half:.2f}" if half == half else f"{100 * mean:.2f}"
             for mean, half in zip(summary["mean"], summary["half"], strict=True)
@@ -70,26 +80,37 @@ def as_text(table: pd.DataFrame) -> tuple[list[str], list[list[str]]]:
             return f"{value:.1f}"
         return f"{value:,}" if isinstance(value, int) else str(value)
 
-    titles = {"macs": "MACs", "accuracy": "accuracy, % ± 95 % t"}
+    titles = {"macs": "MACs", "match": "budget", "accuracy": "accuracy, % ± 95 % t"}
     rows = [[cell(str(name), value) for name, value in row.items()] for _, row in table.iterrows()]
     return [titles.get(str(name), str(name)) for name in table], rows
 
 
+def _signed(mismatch: float | None) -> str:
+    return "" if mismatch is None or mismatch != mismatch else f"{100 * mismatch:+.2f} %"
+
+
 def draw_figures(results: pd.DataFrame, history: pd.DataFrame) -> dict[str, tuple[str, Figure]]:
     """The standard figures of a study: stem → (title, figure). Empty when nothing is finished."""
-    if not results["test_accuracy"].notna().any():
+    metric = scored_metric(results)
+    if not results[metric].notna().any():
         return {}
     figures = {
-        "spectrum": ("Accuracy along the spectrum", plots.spectrum_curve(results)),
-        "params": ("Accuracy against parameters", plots.accuracy_against(results, "params")),
-        "macs": ("Accuracy against MACs", plots.accuracy_against(results, "macs")),
+        "spectrum": ("Accuracy along the spectrum", plots.spectrum_curve(results, metric=metric)),
+        "params": ("Accuracy against parameters", plots.accuracy_against(results, "params", metric=metric)),
+        "macs": ("Accuracy against MACs", plots.accuracy_against(results, "macs", metric=metric)),
     }
     if len(history):
         figures["learning"] = ("Learning curves", plots.learning_curves(history, results))
     return figures
 
 
-def write_report(folder: Path, results: pd.DataFrame, history: pd.DataFrame, plan: Mapping[str, Any]) -> Report:
+def write_report(
+    folder: Path,
+    results: pd.DataFrame,
+    history: pd.DataFrame,
+    plan: Mapping[str, Any],
+    tuning: pd.DataFrame | None = None,
+) -> Report:
     """Write figures/ and report.html into a study's folder.
 
     Args:
@@ -97,9 +118,12 @@ def write_report(folder: Path, results: pd.DataFrame, history: pd.DataFrame, pla
         results: its rows, from `load_results`.
         history: its epochs, from `load_history`.
         plan: its frozen plan, as `spectrum run` writes it.
+        tuning: its search, from `load_tuning`, if it has one.
     """
-    table = summary_table(results)
-    drawn = draw_figures(results, history)
+    table = summary_table(results) if len(results) else results
+    drawn = draw_figures(results, history) if len(results) else {}
+    if tuning is not None and len(tuning):
+        drawn["tuning"] = ("Search on validation images", plots.tuning_map(tuning))
     paths = [
         path for stem, (_, figure) in drawn.items() for path in plots.save_figure(figure, folder / "figures" / stem)
     ]
@@ -115,7 +139,7 @@ def _page(
     table: pd.DataFrame,
     drawn: Mapping[str, tuple[str, Figure]],
 ) -> str:
-    finished = results[results["test_accuracy"].notna()]
+    finished = results[results["status"] != "failed"] if len(results) else results
     seeds = int(table["n"].min()) if len(table) else 0
     varied = {"seed", *plan["varied"]}
     if varied & {"segments", "segment_width"}:
@@ -130,7 +154,12 @@ def _page(
         hash=plan["hash"],
         planned=len(plan["points"]),
         finished=len(finished),
-        unmatched=plan["budget"]["match"] == "none",
+        matches=_matches(plan),
+        worst=_signed(worst_mismatch(results)),
+        contrasts=plan.get("contrasts", []),
+        choices=_choices(plan),
+        tuned="tuning" in plan,
+        seen="validation images" if len(results) and scored_metric(results) == "val_accuracy" else "the test set",
         few_seeds=seeds if 0 < seeds < FEW_SEEDS else 0,
         columns=columns,
         rows=rows,
@@ -138,11 +167,41 @@ def _page(
             {"title": title, "png": base64.b64encode((folder / "figures" / f"{stem}.png").read_bytes()).decode()}
             for stem, (title, _) in drawn.items()
         ],
-        problems=_problems(results),
+        problems=_problems(results) if len(results) else [],
         held=[(name, _said(value)) for name, value in plan["base"].items() if name not in varied],
         command=_command(plan),
         environment=_environment(finished),
     )
+
+
+def _matches(plan: Mapping[str, Any]) -> list[str]:
+    """The budgets of a study; earlier versions had one."""
+    match = plan["budget"]["match"]
+    return [match] if isinstance(match, str) else list(match)
+
+
+def _choices(plan: Mapping[str, Any]) -> list[dict[str, str]]:
+    """What a search chose for each network, and where that lies on the grid's edge."""
+    if "tuning" not in plan:
+        return []
+    return [
+        {
+            "name": _choice_name(plan, choice),
+            "values": ", ".join(f"{name} {value:g}" for name, value in choice["values"].items()),
+            "accuracy": f"{100 * choice['val_accuracy']:.2f}",
+            "edges": ", ".join(choice["edges"]),
+        }
+        for choice in plan["tuning"]["choices"]
+    ]
+
+
+def _choice_name(plan: Mapping[str, Any], choice: Mapping[str, Any]) -> str:
+    point = choice["point"]
+    segments = None if "segment_width" in point else point.get("segments", PER_CHANNEL)
+    label = segments_label(segments, point.get("segment_width"), point.get("pointwise", True))
+    others = [name for name in plan["varied"] if name not in (*SPLIT, "match", "width")]
+    said = [f"{name} {point.get(name, plan['base'].get(name))}" for name in others]
+    return ", ".join([label, *said, *([f"equal {choice['match']}"] if len(_matches(plan)) > 1 else [])])
 
 
 def _command(plan: Mapping[str, Any]) -> str:
@@ -156,6 +215,7 @@ def _command(plan: Mapping[str, Any]) -> str:
             words += [f"--{flag}", *(map(str, value) if isinstance(value, list | tuple) else [str(value)])]
     for module in plan["imports"]:
         words += ["--import", module]
+    words += ["--confirm"] if "tuning" in plan and plan["points"] else []
     return shlex.join(words)
 
 

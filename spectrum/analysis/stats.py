@@ -15,9 +15,10 @@ from scipy import stats
 PER_CHANNEL = "per_channel"
 SPLIT = ("segments", "segment_width", "pointwise")  # the columns that say where on the spectrum a point lies
 SETTINGS = tuple(  # the columns that say what else a point is, the seed left out
-    """dataset image_size train_images validation_fraction flip shift cutout model width widths depth order activation
-    norm pointwise_segments shuffle residual dropout epochs batch_size optimizer lr momentum weight_decay schedule
-    warmup_epochs decay decay_epochs label_smoothing ema autocast compile match""".split()
+    """dataset image_size train_images validation_fraction flip shift cutout teacher_segments label_noise teacher_seed
+    model width widths depth order activation norm pointwise_segments shuffle downsampling residual dropout epochs
+    batch_size optimizer lr momentum weight_decay schedule warmup_epochs decay decay_epochs label_smoothing ema autocast
+    compile scored_on match""".split()
 )
 
 
@@ -60,8 +61,32 @@ def summarise(
 
 
 def varied_settings(results: pd.DataFrame) -> list[str]:
-    """Columns beside the segments and the seed that tell the points of a table apart, such as "activation"."""
-    return [name for name in SETTINGS if name in results and results[name].map(repr).nunique() > 1]
+    """Columns beside the segments and the seed that tell the points of a table apart, such as "activation".
+
+    Widths and learning rates that were solved or searched for each point are not: they follow from the others.
+    """
+    return [name for name in SETTINGS if name in results and _chosen(results, name).map(repr).nunique() > 1]
+
+
+def _chosen(results: pd.DataFrame, name: str) -> pd.Series:
+    """A setting where the study says it, not where a budget or a search found it."""
+    if name == "widths" and "match" in results:
+        return results.loc[results["match"] == "none", name]
+    if name in ("lr", "weight_decay") and "tuned" in results:
+        return results.loc[~results["tuned"].astype(bool), name]
+    return results[name]
+
+
+def scored_metric(results: pd.DataFrame) -> str:
+    """The accuracy that points are scored on: of the test set, or of validation images where that was not read."""
+    return "test_accuracy" if results["test_accuracy"].notna().any() else "val_accuracy"
+
+
+def worst_mismatch(results: pd.DataFrame) -> float:
+    """The largest distance of a point from its budget, as a part of it; NaN where no budget is held."""
+    if "budget_mismatch" not in results:
+        return float("nan")
+    return float(results["budget_mismatch"].astype(float).abs().max())
 
 
 def pareto_front(cost: ArrayLike, value: ArrayLike) -> list[int]:

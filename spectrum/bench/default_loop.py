@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 from spectrum.bench.op import lowerings
 from spectrum.models import build_model
 from spectrum.study.data import Images, split
-from spectrum.study.spec import Point
+from spectrum.study.point import Point
 from spectrum.study.train import learning_rate
 
 

@@ -21,7 +21,8 @@ import torch
 from spectrum.bench.default_loop import DefaultLoop
 from spectrum.bench.train import CURVE, along_the_curve
 from spectrum.study.data import load_images
-from spectrum.study.spec import Point, Study
+from spectrum.study.point import Point
+from spectrum.study.spec import Study
 from spectrum.study.store import load_results
 from spectrum.study.sweep import run_study
 

@@ -26,7 +26,7 @@ from spectrum.bench.op import lowerings
 from spectrum.bench.rounds import spread
 from spectrum.models import build_model
 from spectrum.study.data import Images, batches, split
-from spectrum.study.spec import Point
+from spectrum.study.point import Point
 from spectrum.study.train import keep_freed_memory, make_optimizer, training_step
 
 DEFAULT, OURS = "default loop", "spectrum"

@@ -45,6 +45,8 @@ class Cost:
     """What one network costs at one input size. Counts are of one image."""
 
     layers: tuple[LayerCost, ...]  # those with parameters or products, in the order of the modules
+    norms: int  # batch normalisations of a forward pass
+    nonlinearities: int  # ReLUs and the like of a forward pass
     speed: Speed | None = None  # measured, where `measure_cost` was asked to
 
     @property
@@ -100,15 +102,10 @@ def measure_cost(
         raise ValueError(f"input_shape={input_shape!r}: expected (channels, height, width)")
     if batch_size is not None and batch_size < 1:
         raise ValueError(f"batch_size={batch_size}: expected at least 1")
-    layers = _count(model, input_shape)
     speed = None if batch_size is None else measure_speed(model, (batch_size, *input_shape), threads=threads)
-    return Cost(layers, speed)
-
-
-def _count(model: nn.Module, input_shape: tuple[int, int, int]) -> tuple[LayerCost, ...]:
+    products = _Products()
     some = next(model.parameters(), torch.empty(0))
     image = torch.zeros(1, *input_shape, dtype=some.dtype, device=some.device)
-    products = _Products()
     with _evaluating(model), torch.enable_grad(), _telling(model, products), products:
         model(image)
     params = dict.fromkeys(_names(model), 0)
@@ -121,11 +118,12 @@ def _count(model: nn.Module, input_shape: tuple[int, int, int]) -> tuple[LayerCo
                 seen.add(parameter)
                 params[owners[name]] += parameter.numel()
     modules = dict(model.named_modules())
-    return tuple(
+    layers = tuple(
         LayerCost(name, type(modules[name]).__name__, params[name], *products.of.get(name, (0, 0, 0)))
         for name in params
         if params[name] or name in products.of
     )
+    return Cost(layers, products.norms, products.nonlinearities, speed)
 
 
 def _names(model: nn.Module) -> list[str]:
@@ -142,12 +140,15 @@ class _Products(TorchDispatchMode):
         super().__init__()  # type: ignore[no-untyped-call]
         self.running: list[str] = []
         self.of: dict[str, tuple[int, int, int]] = {}  # MACs, backward MACs, activations
+        self.norms = self.nonlinearities = 0
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         result = func(*args, **(kwargs or {}))
         packet = func._overloadpacket
+        self.norms += packet in _NORMS
+        self.nonlinearities += packet in _NONLINEARITIES
         if packet in _FORMULAS:
             first, formula = _FORMULAS[packet]
             macs = formula(args, result)
@@ -193,6 +194,13 @@ _FORMULAS: dict[Any, tuple[int, Formula]] = {  # where among the arguments the f
     aten.addmm: (1, _of_added_product),
     aten.baddbmm: (1, _of_added_product),
 }
+
+
+_NORMS = (aten.native_batch_norm, aten.cudnn_batch_norm, aten._native_batch_norm_legit_no_training)
+_NONLINEARITIES = (
+    *(aten.relu, aten.relu_, aten.elu, aten.elu_, aten.gelu, aten.silu, aten.silu_, aten.leaky_relu, aten.hardtanh),
+    *(aten.hardtanh_, aten.hardswish, aten.hardsigmoid, aten.mish, aten.softplus, aten.sigmoid, aten.tanh, aten.celu),
+)
 
 
 @contextmanager

@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import dataclass
+from statistics import median
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils.benchmark import Measurement, Timer
 
 MEASURED_SECONDS = 0.3  # of each time, at least
+ROUND_SECONDS = 0.06  # of each turn where two take turns
 
 
 @dataclass(frozen=True)
@@ -42,7 +44,7 @@ def measure_speed(model: nn.Module, batch_shape: tuple[int, int, int, int], *, t
     device = next(model.parameters()).device
     image_nchw = torch.randn(1, *batch_shape[1:], device=device).contiguous(memory_format=torch.channels_last)
     model.eval()
-    latency = _timed(torch.inference_mode()(lambda: model(image_nchw)), threads)
+    latency = timed(torch.inference_mode()(lambda: model(image_nchw)), threads)
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-6, momentum=0.9)
     classes = model(image_nchw).shape[1]
     step = time_training_step(model, optimizer, batch_shape, classes, threads=threads)
@@ -74,8 +76,38 @@ def time_training_step(
         classes: number of classes of the network's output.
         threads: that torch may use.
     """
+    return timed(training_stepper(model, optimizer, batch_shape, classes), threads)
+
+
+def training_stepper(
+    model: nn.Module, optimizer: torch.optim.Optimizer, batch_shape: tuple[int, int, int, int], classes: int
+) -> Callable[[], None]:
+    """A function that makes one training step on random images, in channels_last, each time it is called."""
     model = model.to(memory_format=torch.channels_last).train()  # type: ignore[call-overload]
-    return _timed(_step(model, optimizer, *_batch(model, batch_shape, classes)), threads)
+    return _step(model, optimizer, *_batch(model, batch_shape, classes))
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """How long one thing takes beside another, medians over rounds."""
+
+    ratio: float
+    standard: float  # seconds of the other
+
+
+def step_time_ratio(
+    step: Callable[[], None], standard: Callable[[], None], threads: int = 1, *, rounds: int = 9
+) -> Ratio:
+    """Time two functions in turn, so that a machine whose clock wanders slows both, and compare round by round."""
+    timers = [Timer("step()", globals={"step": function}, num_threads=threads) for function in (step, standard)]
+    numbers = [max(1, round(ROUND_SECONDS / timer.timeit(1).median)) for timer in timers]
+    ratios, seconds = [], []
+    for turn in range(rounds):
+        order = (0, 1) if turn % 2 else (1, 0)
+        times = {which: timers[which].timeit(numbers[which]).median for which in order}
+        ratios.append(times[0] / times[1])
+        seconds.append(times[1])
+    return Ratio(median(ratios), median(seconds))
 
 
 def peak_memory(
@@ -115,7 +147,8 @@ def _largest_growth(profiler: Any) -> int:
     return most
 
 
-def _timed(function: Callable[[], Any], threads: int) -> Measurement:
+def timed(function: Callable[[], Any], threads: int = 1) -> Measurement:
+    """Seconds of a call: a measurement with `median` and `iqr`."""
     timer = Timer("function()", globals={"function": function}, num_threads=threads)
     return timer.blocked_autorange(min_run_time=MEASURED_SECONDS)
 

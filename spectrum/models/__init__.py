@@ -37,6 +37,7 @@ class Architecture:
     pointwise: bool = True  # False: the bare spatial convolution
     pointwise_segments: int = 1
     shuffle: bool = False
+    downsampling: Literal["pool", "stride"] = "pool"  # between stages, or in the first spatial half of each
     residual: bool = True
     dropout: float = 0.0  # before the classifier
 
@@ -46,8 +47,18 @@ class Architecture:
 
 
 Builder = Callable[[Architecture], "nn.Module"]
+StageWidths = Callable[[Architecture], tuple[int, ...]]
 
-_FAMILIES: dict[str, str | Builder] = {"probe": "spectrum.models.probe:build_probe"}
+
+@dataclass(frozen=True)
+class _Family:
+    """A builder, and the stage widths that it gives an architecture; built-in ones are named and imported when used."""
+
+    build: str | Builder
+    widths: str | StageWidths | None
+
+
+_FAMILIES = {"probe": _Family("spectrum.models.probe:build_probe", "spectrum.models.probe:probe_widths")}
 
 
 def list_models() -> list[str]:
@@ -55,14 +66,29 @@ def list_models() -> list[str]:
     return sorted(_FAMILIES)
 
 
-def register_model(name: str, builder: Builder) -> None:
-    """Add a family of your own: `builder(architecture)` returns a `torch.nn.Module` on images (N, C, H, W).
+def register_model(name: str, builder: Builder, *, widths: StageWidths | None = None) -> None:
+    """Add a family of your own.
+
+    Args:
+        name: a new one.
+        builder: from an `Architecture` to a `torch.nn.Module` on images (N, C, H, W).
+        widths: from an `Architecture` to the stage widths that the builder gives it: those of `widths` if it has them,
+            else the family's own times `width`. Needed for budgets only, which are met by changing these.
 
     Raises ValueError when the name is taken.
     """
-    if name in _FAMILIES and _FAMILIES[name] is not builder:
+    family = _Family(builder, widths)
+    if _FAMILIES.setdefault(name, family) != family:
         raise ValueError(f"model {name!r} is registered already; choose another name")
-    _FAMILIES[name] = builder
+
+
+def stage_widths(name: str, architecture: Architecture) -> tuple[int, ...]:
+    """Channels of each stage of a family's network. Raises ValueError for a family that does not tell."""
+    check_model(name)
+    widths = _FAMILIES[name].widths
+    if widths is None:
+        raise ValueError(f"model={name!r}: does not tell its stage widths; give register_model its `widths`")
+    return tuple(_found(widths)(architecture))
 
 
 def check_model(name: str) -> None:
@@ -96,8 +122,12 @@ def build_model(name: str, architecture: Architecture | None = None, **options: 
         architecture = Architecture(**options)
     elif options:
         raise ValueError("build_model: give an Architecture or options by name, not both")
-    builder = _FAMILIES[name]
-    if isinstance(builder, str):
-        module, function = builder.split(":")
-        builder = getattr(import_module(module), function)
-    return builder(architecture)
+    network: nn.Module = _found(_FAMILIES[name].build)(architecture)
+    return network
+
+
+def _found(function: str | Callable[..., Any]) -> Callable[..., Any]:
+    if not isinstance(function, str):
+        return function
+    module, name = function.split(":")
+    return getattr(import_module(module), name)  # type: ignore[no-any-return]

@@ -1,6 +1,6 @@
 """What the families share: an operation from an architecture, and the residual block of Xception's middle flow.
 
-Shapes: x_nchw is (N, C, H, W); blocks keep H and W.
+Shapes: x_nchw is (N, C, H, W); blocks keep H and W, but for their stride.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from spectrum.conv.segments import PER_CHANNEL, clamp_segments, segments_of_widt
 from spectrum.models import Architecture
 
 
-def segmented(arch: Architecture, in_channels: int, out_channels: int) -> SegmentedConv2d:
+def segmented(arch: Architecture, in_channels: int, out_channels: int, stride: int = 1) -> SegmentedConv2d:
     """The 3×3 operation that the architecture asks for, its segments clamped to the channels that there are."""
     if not arch.pointwise:
         channels = min(in_channels, out_channels)
@@ -28,6 +28,7 @@ def segmented(arch: Architecture, in_channels: int, out_channels: int) -> Segmen
     return SegmentedConv2d(
         in_channels,
         out_channels,
+        stride=stride,
         segments=segments,
         order=arch.order,
         activation=arch.activation,
@@ -44,16 +45,16 @@ def realised_segments(model: nn.Module) -> list[int]:
 
 
 class MiddleFlowBlock(nn.Module):
-    """ReLU, operation, BN, twice; added to the input (through a 1×1 and BN where the channels change).
+    """ReLU, operation, BN, twice; added to the input (through a 1×1 and BN where the channels or the pixels change).
 
-    Xception's middle flow has this three times over (Chollet 2017, Fig. 5).
+    Xception's middle flow has this three times over (Chollet 2017, Fig. 5). A stride is the first operation's.
     """
 
-    def __init__(self, arch: Architecture, in_channels: int, out_channels: int) -> None:
+    def __init__(self, arch: Architecture, in_channels: int, out_channels: int, stride: int = 1) -> None:
         super().__init__()
         self.body = nn.Sequential(
             nn.ReLU(),
-            segmented(arch, in_channels, out_channels),
+            segmented(arch, in_channels, out_channels, stride),
             BatchNormAct2d(out_channels, relu=True),
             segmented(arch, out_channels, out_channels),
         )
@@ -62,8 +63,10 @@ class MiddleFlowBlock(nn.Module):
         if arch.residual:
             self.skip = (
                 nn.Identity()
-                if in_channels == out_channels
-                else nn.Sequential(nn.Conv2d(in_channels, out_channels, 1, bias=False), BatchNormAct2d(out_channels))
+                if in_channels == out_channels and stride == 1
+                else nn.Sequential(
+                    nn.Conv2d(in_channels, out_channels, 1, stride, bias=False), BatchNormAct2d(out_channels)
+                )
             )
 
     def forward(self, x_nchw: Tensor) -> Tensor:

@@ -5,8 +5,9 @@
     exit     ReLU, global average pool, dropout, logistic regression
 
 Resolution changes in the pools only, never inside the operation, so that swapping the order of its halves does not
-move the 1×1 across a stride. At 28×28×1 and the default widths the network has 1.6 million MACs with one segment a
-channel and 13.3 million with 1 segment.
+move the 1×1 across a stride. With downsampling="stride" there are no pools: the first spatial half of a later stage
+takes the stride, as in MobileNet, and the swap does move the 1×1. At 28×28×1 and the default widths the network has
+1.6 million MACs with one segment a channel and 13.3 million with 1 segment.
 """
 
 from __future__ import annotations
@@ -52,10 +53,12 @@ class Probe(nn.Module):
             nn.Conv2d(arch.in_channels, widths[0], 3, stem_stride, padding=1, bias=False),
             BatchNormAct2d(widths[0]),
         )
-        stages = [self._stage(arch, widths[0], widths[0], depth)]
+        pools = arch.downsampling == "pool"
+        stages = [self._stage(arch, widths[0], widths[0], depth, stride=1)]
         for before, after in pairwise(widths):
-            stages.append(nn.MaxPool2d(3, stride=2, padding=1))
-            stages.append(self._stage(arch, before, after, depth))
+            if pools:
+                stages.append(nn.MaxPool2d(3, stride=2, padding=1))
+            stages.append(self._stage(arch, before, after, depth, stride=1 if pools else 2))
         self.stages = nn.Sequential(*stages)
         self.exit = nn.Sequential(
             nn.ReLU(),
@@ -66,9 +69,10 @@ class Probe(nn.Module):
         )
 
     @staticmethod
-    def _stage(arch: Architecture, before: int, after: int, depth: int) -> nn.Module:
+    def _stage(arch: Architecture, before: int, after: int, depth: int, stride: int) -> nn.Module:
         return nn.Sequential(
-            *(MiddleFlowBlock(arch, after if i else before, after) for i in range(depth)),
+            MiddleFlowBlock(arch, before, after, stride),
+            *(MiddleFlowBlock(arch, after, after) for _ in range(depth - 1)),
         )
 
     def forward(self, x_nchw: Tensor) -> Tensor:

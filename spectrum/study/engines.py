@@ -26,7 +26,7 @@ from typing import Any
 
 from pebble import ProcessExpired, ProcessPool
 
-from spectrum.study.spec import Point
+from spectrum.study.point import Point
 
 ATTEMPTS = 3
 
@@ -164,11 +164,11 @@ def _prepare(threads: int, imports: tuple[str, ...]) -> None:
 
 def _train_one(point: Point, device: str, threads: int, imports: tuple[str, ...]) -> dict[str, Any]:
     _prepare(threads, imports)
-    from spectrum.study.data import load_images
+    from spectrum.study.images import images_of
     from spectrum.study.provenance import provenance
     from spectrum.study.train import train
 
-    images = load_images(point.dataset, point.image_size)
+    images = images_of(point)
     _reset_peak_memory()
     try:
         result = train(point, images, device=device)

@@ -1,184 +1,123 @@
-"""What a study says: a base point, the axes that vary, and the budget that is held equal.
+"""What a study says: a base point, the axes that vary, the budget that is held equal, what is tuned and compared.
 
     experiments/x.toml  →  load_study  →  Study  →  points()  →  one Point a training run
 
-Records are frozen and strict; a key that is not known is an error. Nothing here loads torch, so that a wrong file is
-refused at once.
+As in point.py records are strict, and nothing here loads torch.
 """
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import json
 import re
 import tomllib
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
-from spectrum.conv.segments import PER_CHANNEL
-from spectrum.models import Architecture, check_model
+from spectrum.study.point import (
+    NETWORK,
+    NotNegative,
+    Point,
+    Rate,
+    Record,
+    Seed,
+    SpecError,
+    as_listed,
+    as_tuple,
+    digest,
+    explain,
+    explain_one,
+    merged,
+    unknown_key,
+)
 
-SCHEMA = 1  # of a Point; raise it only when an old row would mean something else
-MOST_SEGMENTS = 65_536
-
-
-class SpecError(ValueError):
-    """A study that cannot be: which field, what came, what would work. One line a fault."""
-
-
-class Record(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True)
-
-
-def _segments(value: object) -> object:
-    if value is None or value == PER_CHANNEL:
-        return value
-    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= MOST_SEGMENTS:
-        raise ValueError(f'{value!r} is not a number of segments; try 1, 2, 3, 4, 8 … or "{PER_CHANNEL}"')
-    return value
-
-
-def _as_tuple(value: object) -> object:
-    return tuple(value) if isinstance(value, list) else value
-
-
-Positive = Annotated[int, Field(ge=1)]
-Fraction = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)]
-Rate = Annotated[float, Field(gt=0, le=1e30, allow_inf_nan=False)]  # beyond, steps leave float32
-NotNegative = Annotated[float, Field(ge=0, le=1e30, allow_inf_nan=False)]
-
-
-class Point(Record):
-    """One training run, fully described."""
-
-    # data
-    dataset: str = Field("digits", min_length=1)
-    """digits, fashion_mnist, cifar10, cifar100, a hub id (owner/name), or a folder (./path)."""
-    image_size: Positive | None = None
-    """Side in pixels that images are resized to; otherwise they keep theirs and must all have one size."""
-    train_images: Positive | None = None
-    """Size of a fixed, balanced part of the training split; otherwise all of it."""
-    validation_fraction: float = Field(0.1, gt=0, lt=1)
-    """Part of the official training set that is carved off, the same for every seed, for validation."""
-    flip: bool = False
-    """Mirror each training image left to right with probability 1/2."""
-    shift: int = Field(0, ge=0)
-    """Move each training image by up to so many pixels both ways, zeros moving in."""
-    cutout: int = Field(0, ge=0)
-    """Side in pixels of a square of each training image that is set to the mean."""
-
-    # network
-    model: str = "probe"
-    """A family: see list_models()."""
-    width: float = Field(1.0, gt=0, le=64, allow_inf_nan=False)
-    """Factor on the family's stage widths."""
-    widths: Annotated[tuple[Positive, ...] | None, BeforeValidator(_as_tuple)] = Field(None, min_length=1)
-    """Explicit stage widths in channels, instead of width."""
-    depth: Positive | None = None
-    """Blocks a stage; otherwise the family's own."""
-    segments: Annotated[int | Literal["per_channel"] | None, BeforeValidator(_segments)] = None
-    """Segments of every spatial convolution, clamped to its channels; per_channel if not said."""
-    segment_width: Positive | None = None
-    """Channels a segment, instead of segments."""
-    order: Literal["pointwise_first", "spatial_first"] = "pointwise_first"
-    """Which half of the operation runs first."""
-    activation: Literal["none", "relu", "elu", "gelu", "silu"] = "none"
-    """Non-linearity between the halves."""
-    norm: bool = False
-    """Batch normalisation between the halves."""
-    pointwise: bool = True
-    """False: the bare spatial convolution, without a 1×1."""
-    pointwise_segments: Positive = 1
-    """Segments of the 1×1 itself."""
-    shuffle: bool = False
-    """Interleave channels between the halves."""
-    residual: bool = True
-    """Whether blocks have skip connections."""
-    dropout: Fraction = 0.0
-    """Before the classifier."""
-
-    # training
-    epochs: Positive = 8
-    """Passes over the training images."""
-    batch_size: Positive = 128
-    """Images a step; the last, smaller batch of an epoch is left out."""
-    optimizer: Literal["sgd", "adamw", "rmsprop"] = "sgd"
-    """SGD with Nesterov momentum, AdamW, or RMSprop with momentum."""
-    lr: Rate = 0.1
-    """Peak learning rate; the default suits SGD, the other optimisers need a far smaller one."""
-    momentum: Fraction = 0.9
-    """Momentum of SGD and RMSprop, first beta of AdamW."""
-    weight_decay: NotNegative = 5e-4
-    """On convolution and classifier weights, not on BN or bias."""
-    schedule: Literal["cosine", "one_cycle", "exponential"] = "cosine"
-    """Of the learning rate, after the warm-up."""
-    warmup_epochs: NotNegative = 0.0
-    """Epochs in which the learning rate rises linearly from 0."""
-    decay: float = Field(0.94, gt=0, le=1)
-    """Factor of the exponential schedule every decay_epochs."""
-    decay_epochs: Rate = 2.0
-    """Epochs between two steps of the exponential schedule."""
-    label_smoothing: Fraction = 0.0
-    """Part of the target spread evenly over all classes."""
-    ema: Fraction = 0.0
-    """Decay of an exponential average of the weights, which is then what is scored; 0 is off."""
-    autocast: bool = False
-    """bfloat16 where torch's autocast has it."""
-    compile: bool = False
-    """torch.compile the network."""
-    seed: int = Field(0, ge=0, lt=2**31)
-    """Of initial weights, order of images, augmentation and dropout."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _default_segments(cls, values: Any) -> Any:
-        if isinstance(values, dict) and values.get("segments") is None and values.get("segment_width") is None:
-            return {**values, "segments": PER_CHANNEL}
-        return values
-
-    @model_validator(mode="after")
-    def _check(self) -> Point:
-        if self.segments is not None and self.segment_width is not None:
-            raise ValueError("segments and segment_width: give one of the two")
-        if self.widths is not None and self.width != 1.0:
-            raise ValueError("width and widths: give one of the two")
-        if self.shuffle and self.pointwise_segments == 1:
-            raise ValueError("shuffle: only relabels rows of a dense 1×1; set pointwise_segments above 1")
-        if not self.pointwise:
-            for field in ("activation", "norm", "pointwise_segments", "order"):
-                if getattr(self, field) != Point.model_fields[field].default:
-                    raise ValueError(f"{field}: there is no second half with pointwise = false; leave it out")
-        if self.warmup_epochs >= self.epochs:
-            raise ValueError(f"warmup_epochs: {self.warmup_epochs} leaves nothing of {self.epochs} epochs")
-        check_model(self.model)
-        return self
-
-    @property
-    def id(self) -> str:
-        """A hash of what differs from the defaults, so that a new field orphans no old row."""
-        said = self.model_dump(mode="json", exclude_defaults=True)
-        return _digest({"schema": SCHEMA, "point": said})
-
-    def architecture(self, in_channels: int, num_classes: int, image_size: int) -> Architecture:
-        """The network of this point, for images of one shape."""
-        shared = Architecture.__dataclass_fields__.keys() & Point.model_fields.keys() - {"image_size"}
-        return Architecture(
-            in_channels=in_channels,
-            num_classes=num_classes,
-            image_size=image_size,
-            **{name: getattr(self, name) for name in shared},
-        )
+Match = Literal["none", "params", "macs", "step_time"]
 
 
 class Budget(Record):
-    """What is held equal along the axes. Only "none" for now: parameters and MACs vary freely."""
+    """What is held equal along the axes, by changing the stage widths of every point."""
 
-    match: Literal["none"] = "none"
+    match: Annotated[tuple[Match, ...], BeforeValidator(as_listed)] = Field(("none",), min_length=1)
+    """One of "none", "params", "macs" (of a forward pass) and "step_time", or several: then the budget is an axis."""
+    reference: dict[str, Any] = Field(default_factory=dict)
+    """The point whose params, MACs or step time are the budget: fields of its network, the others as in the base."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Budget:
+        if len(set(self.match)) < len(self.match):
+            raise ValueError("match: lists a budget twice")
+        for field in self.reference:
+            if field not in (*NETWORK, "width", "widths"):
+                raise ValueError(f"reference.{field}: {unknown_key(field, [*NETWORK, 'width', 'widths'])}")
+        if self.match != ("none",) and not self.reference:
+            raise ValueError(
+                'reference: say which point sets the budget, as in reference = { segments = "per_channel" }'
+            )
+        return self
+
+    def reference_of(self, base: Point, point: Point) -> Point:
+        """The point that sets a point's budget: the base's network with what `reference` changes, on the point's data.
+
+        Width and training are the point's own, so that an axis of widths has a budget for each.
+        """
+        own = {name: value for name, value in point.model_dump().items() if name not in NETWORK}
+        network = {name: getattr(base, name) for name in NETWORK}
+        instead = {"width": 1.0} if "widths" in self.reference else {}
+        return merged(Point.model_construct(**own | network), instead | self.reference)
+
+
+class Contrast(Record):
+    """Two sides of a comparison that the study is to decide."""
+
+    name: str = Field(min_length=1)
+    """What is compared."""
+    between: Annotated[tuple[dict[str, Any], ...], BeforeValidator(as_tuple)] = Field(min_length=2, max_length=2)
+    """The two sides: values of what varies in the study. All points that have them belong to the side."""
+    margin: float | None = Field(None, gt=0, lt=1)
+    """Difference in accuracy, from 0 to 1, below which the sides count as equivalent."""
+
+
+class Tune(Record):
+    """The same search at every point: each value of the grid, with each seed, decided on validation images."""
+
+    lr: Annotated[tuple[Rate, ...], BeforeValidator(as_tuple)] = ()
+    """Learning rates."""
+    weight_decay: Annotated[tuple[NotNegative, ...], BeforeValidator(as_tuple)] = ()
+    """Weight decays."""
+    seeds: Annotated[tuple[Seed, ...], BeforeValidator(as_tuple)] = Field((1000,), min_length=1)
+    """Of the search alone; none of them trains a point that is scored."""
+    extend: int = Field(0, ge=0, le=10)
+    """How many values may be added, at every point, beyond an edge of the grid on which some point has its best."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Tune:
+        if len(self.lr) < 2 and len(self.weight_decay) < 2:
+            raise ValueError("give at least two values of lr or of weight_decay, as in lr = [0.025, 0.05, 0.1]")
+        for name in ("lr", "weight_decay", "seeds"):
+            values = getattr(self, name)
+            if len(set(values)) < len(values):
+                raise ValueError(f"{name}: lists a value twice")
+        if self.extend and any(0 in values for values in self.grid().values()):
+            raise ValueError("extend: has no next value beyond 0; leave 0 out of the grid")
+        return self
+
+    def grid(self) -> dict[str, tuple[float, ...]]:
+        """Fields that are searched, and their values, rising."""
+        grid = {"lr": tuple(sorted(self.lr)), "weight_decay": tuple(sorted(self.weight_decay))}
+        return {name: values for name, values in grid.items() if values}
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """A point as the study asks for it, and the budget that its widths are to meet."""
+
+    point: Point
+    match: Match
 
 
 class Study(Record):
@@ -190,25 +129,41 @@ class Study(Record):
     """What the study is to answer."""
     base: Point = Point()
     """What all points share."""
-    overrides: dict[str, Any] = {}
+    overrides: dict[str, Any] = Field(default_factory=dict)
     """What the command line changed of the base point that the file gives."""
-    axes: dict[str, tuple[Any, ...]] = {}
+    axes: dict[str, tuple[Any, ...]] = Field(default_factory=dict)
     cases: tuple[dict[str, Any], ...] = ()
     budget: Budget = Budget()
+    tune: Tune | None = None
+    contrasts: Annotated[tuple[Contrast, ...], BeforeValidator(as_tuple)] = ()
 
     def points(self) -> list[Point]:
-        """All points, the seeds outermost, so that a study cut short has a whole curve."""
+        """All points as they are asked for, the seeds outermost, so that a study cut short has a whole curve."""
         axes = sorted(self.axes.items(), key=lambda axis: axis[0] != "seed")
         points = []
         for values in itertools.product(*(values for _, values in axes)):
             varied = dict(zip((name for name, _ in axes), values, strict=True))
-            points += [_merged(self.base, case | varied) for case in self.cases or ({},)]
+            points += [merged(self.base, case | varied) for case in self.cases or ({},)]
         return points
+
+    def wanted(self) -> list[Wanted]:
+        """Every point under every budget; under one seed, one budget after the other."""
+        by_seed = itertools.groupby(self.points(), key=lambda point: point.seed)
+        return [
+            Wanted(point, match)
+            for points in [list(points) for _, points in by_seed]
+            for match in self.budget.match
+            for point in points
+        ]
 
     @property
     def hash(self) -> str:
-        """Of all points and the budget; not of names or of the question."""
-        return _digest({"points": sorted({point.id for point in self.points()}), "budget": self.budget.model_dump()})
+        """Of all points, the budget and the search; not of names, of the question or of what is compared."""
+        said: dict[str, Any] = {"points": sorted({point.id for point in self.points()})}
+        said["budget"] = {"match": "none"} if self.budget == Budget() else self.budget.model_dump(mode="json")
+        if self.tune is not None:
+            said["tune"] = self.tune.model_dump(mode="json")
+        return digest(said)
 
     @property
     def file_name(self) -> str:
@@ -218,6 +173,7 @@ class Study(Record):
     def varied(self) -> list[str]:
         """Names of the fields that vary, the seed left out."""
         names = [*self.axes, *(name for case in self.cases for name in case)]
+        names += ["match"] if len(self.budget.match) > 1 else []
         return [name for name in dict.fromkeys(names) if name != "seed"]
 
     def with_base(self, **changes: Any) -> Study:
@@ -230,7 +186,7 @@ class Study(Record):
                 raise SpecError(f"{name}: varies in this study; change its values in the file")
         overrides = self.overrides | changes
         name = self.file_name + _suffix(overrides)
-        base = _merged(self.base, changes)
+        base = merged(self.base, changes)
         return _checked(self.model_copy(update={"name": name, "base": base, "overrides": overrides}))
 
 
@@ -267,9 +223,13 @@ def parse_study(said: Mapping[str, Any], name: str) -> Study:
     axes = said.get("axes", {})
     for axis, values in axes.items():
         _check_axis(axis, values)
-    said["axes"] = {axis: tuple(_as_tuple(value) for value in values) for axis, values in axes.items()}
+    said["axes"] = {axis: tuple(as_tuple(value) for value in values) for axis, values in axes.items()}
     if isinstance(said.get("cases"), list):
         said["cases"] = tuple(said["cases"])
+    if isinstance(said.get("budget"), dict):
+        said["budget"] = _with_tuples(said["budget"], "reference")
+    if isinstance(said.get("contrasts"), list):
+        said["contrasts"] = tuple(_with_tuples(contrast, "between") for contrast in said["contrasts"])
     if "overrides" in said:
         raise SpecError("overrides: come from the command line only; write them into base")
     try:
@@ -281,42 +241,9 @@ def parse_study(said: Mapping[str, Any], name: str) -> Study:
     return _checked(study)
 
 
-def explain(error: ValidationError, record: type[BaseModel]) -> str:
-    """pydantic's findings, one line a field: what came and what would work."""
-    lines: dict[str, str] = {}
-    for fault in error.errors():
-        where = ".".join(str(part) for part in fault["loc"])
-        lines.setdefault(where, _explain_one(fault, record))
-    return "\n".join(f"{where}: {what}" if where else what for where, what in lines.items())
-
-
-def _explain_one(fault: Mapping[str, Any], record: type[BaseModel]) -> str:
-    if fault["type"] == "extra_forbidden":
-        owner = record
-        for part in fault["loc"][:-1]:
-            inner = owner.model_fields.get(str(part))
-            if inner is not None and isinstance(inner.annotation, type):
-                owner = inner.annotation
-        return _unknown_key(str(fault["loc"][-1]), list(owner.model_fields))
-    if fault["type"] == "literal_error":
-        known = fault["ctx"]["expected"]
-        choices = [choice.strip(" '") for choice in known.replace(" or ", ",").split(",")]
-        near = get_close_matches(str(fault["input"]), choices, n=1)
-        return f"{fault['input']!r} is unknown; " + (f'did you mean "{near[0]}"?' if near else f"try {known}")
-    if fault["type"] == "value_error":
-        return str(fault["ctx"]["error"])
-    message = fault["msg"]
-    return f"{message[0].lower()}{message[1:]} (got {fault['input']!r})"
-
-
-def _unknown_key(key: str, known: Sequence[str]) -> str:
-    near = get_close_matches(key, known, n=1)
-    return "unknown key; " + (f'did you mean "{near[0]}"?' if near else f"known are {', '.join(known)}")
-
-
 def _check_axis(axis: str, values: object) -> None:
     if axis not in Point.model_fields:
-        raise SpecError(f"axes.{axis}: {_unknown_key(axis, list(Point.model_fields))}")
+        raise SpecError(f"axes.{axis}: {unknown_key(axis, list(Point.model_fields))}")
     if not isinstance(values, list):
         raise SpecError(f"axes.{axis}: expected a list of values, as in {axis} = [{json.dumps(values)}]")
     if not values:
@@ -331,7 +258,7 @@ def _checked(study: Study) -> Study:
     for number, case in enumerate(study.cases):
         for key in case:
             if key not in Point.model_fields:
-                raise SpecError(f"cases.{number}.{key}: {_unknown_key(key, list(Point.model_fields))}")
+                raise SpecError(f"cases.{number}.{key}: {unknown_key(key, list(Point.model_fields))}")
             if key in study.axes:
                 raise SpecError(f"cases.{number}.{key}: is an axis too, which would override it; keep one of the two")
     for axis, values in study.axes.items():
@@ -341,40 +268,86 @@ def _checked(study: Study) -> Study:
                 Point.__pydantic_validator__.validate_assignment(Point.model_construct(), axis, value)
             except ValidationError as error:
                 own = [fault for fault in error.errors() if fault["loc"][:1] == (axis,)]
-                faults += [f"axes.{axis}: {_explain_one(fault, Point)}" for fault in own[:1]]
+                faults += [f"axes.{axis}: {explain_one(fault, Point)}" for fault in own[:1]]
         if faults:
             raise SpecError("\n".join(faults))
-    seen: dict[str, Point] = {}
-    for point in study.points():
-        if point.id in seen:
-            raise SpecError("cases: two of them are the same point; remove one")
-        seen[point.id] = point
+    points = study.points()
+    if len({point.id for point in points}) < len(points):
+        raise SpecError("cases: two of them are the same point; remove one")
+    _check_budget(study, points)
+    _check_tuning(study, points)
+    for number, contrast in enumerate(study.contrasts):
+        _check_contrast(study, points, contrast, f"contrasts.{number}")
     return study
 
 
-def _merged(base: Point, changes: Mapping[str, Any]) -> Point:
-    fields = base.model_dump() | dict(changes)
-    if "segment_width" in changes and "segments" not in changes:
-        fields["segments"] = None
-    if "segments" in changes and "segment_width" not in changes:
-        fields["segment_width"] = None
+def _check_budget(study: Study, points: Sequence[Point]) -> None:
+    if study.budget.match == ("none",):
+        return
+    if any(point.widths is not None for point in points):
+        raise SpecError('widths: are what a budget solves for; give width, or match = "none"')
     try:
-        return Point(**fields)
-    except ValidationError as error:
-        said = ", ".join(f"{name} = {value!r}" for name, value in changes.items())
-        raise SpecError("\n".join(f"{line} (at {said})" for line in explain(error, Point).splitlines())) from None
+        study.budget.reference_of(study.base, points[0])
+    except SpecError as error:
+        raise SpecError("\n".join(f"budget.reference: {line}" for line in str(error).splitlines())) from None
+
+
+def _check_tuning(study: Study, points: Sequence[Point]) -> None:
+    if study.tune is None:
+        return
+    for name in study.tune.grid():
+        if name in study.varied():
+            raise SpecError(f"tune.{name}: varies in this study; keep the axis or the search")
+    shared = {point.seed for point in points} & set(study.tune.seeds)
+    if shared:
+        raise SpecError(f"tune.seeds: {min(shared)} trains scored points too; try {max(shared) + 1000}")
+
+
+def _check_contrast(study: Study, points: Sequence[Point], contrast: Contrast, where: str) -> None:
+    varied = study.varied()
+    for number, side in enumerate(contrast.between):
+        for name, value in side.items():
+            place = f"{where}.between.{number}.{name}"
+            if name not in Point.model_fields and name != "match":
+                raise SpecError(f"{place}: {unknown_key(name, varied)}")
+            if name not in varied:
+                raise SpecError(
+                    f"{place}: does not vary in this study; what varies is {', '.join(varied) or 'nothing'}"
+                )
+            there = study.budget.match if name == "match" else dict.fromkeys(getattr(p, name) for p in points)
+            if as_tuple(value) not in there:
+                raise SpecError(f"{place}: no point has {value!r}; try {', '.join(map(repr, there))}")
+        if not select(study.wanted(), side):
+            raise SpecError(f"{where}.between.{number}: no point has all of these")
+    first, second = contrast.between
+    if first == second or not first or not second:
+        raise SpecError(f"{where}.between: give two different sides")
+
+
+def select(wanted: Sequence[Wanted], side: Mapping[str, Any]) -> list[Wanted]:
+    """Those that have all values of one side of a contrast."""
+    return [
+        one
+        for one in wanted
+        if all(
+            (one.match if name == "match" else getattr(one.point, name)) == as_tuple(value)
+            for name, value in side.items()
+        )
+    ]
+
+
+def _with_tuples(said: object, key: str) -> object:
+    """TOML's lists, where values of fields are given, as the tuples that fields hold."""
+    if not isinstance(said, dict) or key not in said:
+        return said
+
+    def convert(value: object) -> object:
+        return {name: as_tuple(v) for name, v in value.items()} if isinstance(value, dict) else value
+
+    inner = said[key]
+    return said | {key: tuple(convert(value) for value in inner) if isinstance(inner, list) else convert(inner)}
 
 
 def _suffix(overrides: Mapping[str, Any]) -> str:
     said = "".join(f"--{name}-{value}" for name, value in overrides.items())
     return re.sub(r"[^A-Za-z0-9._-]+", "_", said)[:100]
-
-
-def _digest(value: object) -> str:
-    canonical = json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
-    return hashlib.sha256(canonical.encode()).hexdigest()[:16]
-
-
-def choices(field: str) -> tuple[str, ...]:
-    """The values that a field of a Point with fixed choices can take."""
-    return get_args(Point.model_fields[field].annotation)

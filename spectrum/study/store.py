@@ -92,12 +92,12 @@ class Store:
         self._append(HISTORY, rows)
 
     def freeze(self, plan: Mapping[str, Any]) -> None:
-        """Write plan.json; an earlier plan of other points is kept as plan-<its hash>.json."""
+        """Write plan.json; an earlier plan of another study is kept as plan-<its hash>.json."""
         path = self.folder / PLAN
         old = read_plan(self.folder)
-        if old is not None:
-            if old.get("hash") == plan["hash"]:
-                return
+        if old == json.loads(json.dumps(plan)):
+            return
+        if old is not None and old.get("hash") != plan["hash"]:
             path.replace(self.folder / f"plan-{old.get('hash', 'unknown')}.json")
         _replace(path, json.dumps(plan, indent=1, allow_nan=False) + "\n")
 
@@ -166,30 +166,58 @@ def load_results(folder: str | Path, *, all_points: bool = False) -> pd.DataFram
 
     Args:
         folder: where `spectrum run` wrote, such as "results/quickstart".
-        all_points: also points that an earlier version of the study had.
+        all_points: also those of its search, and points that an earlier version of the study had.
 
     Columns: every field of `Point`; `status` (done, diverged, failed), accuracies from 0 to 1, params, macs, seconds,
     provenance. A failed point has no accuracy; a diverged one is scored at chance. Raises StoreError where there is no
     such folder or no row.
     """
-    import pandas as pd
-
     folder = Path(folder)
     if not (folder / ROWS).exists():
         raise StoreError(f"{folder}: has no {ROWS}; run the study first: spectrum run FILE")
-    rows = list(latest_rows(folder).values())
+    by_id = latest_rows(folder)
     plan = read_plan(folder)
-    if plan is not None and not all_points:
-        wanted = [point["id"] for point in plan["points"]]
-        by_id = {row["id"]: row for row in rows}
-        rows = [by_id[id] for id in wanted if id in by_id]
+    if plan is None:
+        rows = list(by_id.values())
+    else:
+        entries = [entry for entry in plan["points"] if entry["id"] in by_id]
+        rows = [_planned(by_id[entry["id"]], entry, tuned="tuning" in plan) for entry in entries]
+        if all_points:
+            listed = {entry["id"] for entry in entries}
+            rows += [row for id, row in by_id.items() if id not in listed]
     if not rows:
         raise StoreError(f"{folder}: has no rows yet; run the study first: spectrum run FILE")
-    table = pd.DataFrame(rows)
+    return _as_table(rows)
+
+
+def load_tuning(folder: str | Path) -> pd.DataFrame:
+    """The rows of a study's search, as `load_results` gives those of its points, and whether each was `chosen`.
+
+    `val_accuracy` is what decides; the columns of the test set are empty. Raises StoreError where there is none.
+    """
+    tuning = (read_plan(Path(folder)) or {}).get("tuning")
+    if tuning is None:
+        raise StoreError(f"{folder}: its study has no [tune], or was not run yet")
+    by_id = latest_rows(Path(folder))
+    chosen = {id for choice in tuning["choices"] for id in choice["searched"]}
+    entries = [entry for entry in tuning["points"] if entry["id"] in by_id]
+    return _as_table([_planned(by_id[entry["id"]], entry) | {"chosen": entry["id"] in chosen} for entry in entries])
+
+
+def _as_table(rows: Iterable[Row]) -> pd.DataFrame:
+    import pandas as pd
+
+    table = pd.DataFrame(list(rows))
     for name in table:  # lists cannot be grouped by
         if table[name].map(lambda value: isinstance(value, list)).any():
             table[name] = table[name].map(lambda value: tuple(value) if isinstance(value, list) else value)
     return table
+
+
+def _planned(row: Row, entry: Mapping[str, Any], *, tuned: bool = False) -> Row:
+    """A row as one point of a plan has it, since one network may serve several budgets."""
+    own = {"match": entry.get("match"), "budget_mismatch": entry.get("mismatch"), "width": entry.get("width")}
+    return row | {name: value for name, value in own.items() if value is not None} | {"tuned": tuned}
 
 
 def load_history(folder: str | Path) -> pd.DataFrame:

@@ -1,23 +1,24 @@
-"""From a study to its rows: cost of every point first, then training of those that have no row yet.
+"""From a study to its rows: the plan first, then training of the points that have no row yet.
 
-plan_study   lists points and costs, writes nothing
 run_study    freezes the plan, trains what is left, appends a row a point
+
+A study that tunes has two stages: the search, which sees validation images only, and the confirmation, which trains
+the study's own points, with seeds of their own, at the values that the search chose.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
-from importlib import import_module
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from spectrum.study.spec import Point, SpecError, Study
-from spectrum.study.store import FINISHED, PLAN, Row, Store, StoreError, latest_rows
-
-if TYPE_CHECKING:
-    from spectrum.study.data import Images
+from spectrum.study.contrasts import examine
+from spectrum.study.planning import PlannedPoint, from_entry, plan_study
+from spectrum.study.spec import Study
+from spectrum.study.store import FINISHED, Row, Store, StoreError, latest_rows, read_plan
+from spectrum.study.tuning import Choice, choose, confirmed, extended, search
 
 IDENTITY = ("id", "study", "status")
 RESULT_COLUMNS = (
@@ -31,24 +32,6 @@ RESULT_COLUMNS = (
     "peak_memory_mb",
     "weights_sha256",
 )
-
-
-@dataclass(frozen=True)
-class PlannedPoint:
-    """A point and what it costs, known before it is trained."""
-
-    point: Point
-    params: int
-    macs: int  # one image, forward
-    activations: int
-    realised_segments: tuple[int, ...]  # of each segmented convolution
-    seconds: float | None = None  # estimated training time on one worker
-
-    @property
-    def clamped_layers(self) -> int:
-        """How many convolutions have fewer channels than the point asks segments for."""
-        asked = self.point.segments
-        return sum(have < asked for have in self.realised_segments) if isinstance(asked, int) else 0
 
 
 @dataclass(frozen=True)
@@ -69,7 +52,7 @@ class Progress:
 
 @dataclass(frozen=True)
 class Summary:
-    """How a run of a study ended."""
+    """How a run of a study ended. Counts are of points."""
 
     folder: Path
     total: int
@@ -78,34 +61,8 @@ class Summary:
     diverged: int
     failed: int
     set_aside: int  # torn rows moved to results.bad
-
-
-def plan_study(study: Study, *, imports: Sequence[str] = (), time_steps: bool = False) -> list[PlannedPoint]:
-    """Cost of every point of a study. Trains nothing and writes nothing.
-
-    Args:
-        imports: modules to import first, for models of one's own.
-        time_steps: also time some training steps of each network, which takes a second or so each.
-
-    Raises SpecError for a point whose network cannot be built, DataError for a missing data set.
-    """
-    import_modules(imports)
-    from spectrum.study.data import split
-
-    planned: list[PlannedPoint] = []
-    costs: dict[Point, PlannedPoint] = {}
-    sizes: dict[Any, int] = {}  # of training splits, which most points of a study share
-    for point in study.points():
-        images = _images(point)
-        data = (images.fingerprint, point.validation_fraction, point.train_images)
-        if data not in sizes:
-            sizes[data] = len(split(images, point.validation_fraction, point.train_images).train_y)
-        unseeded = point.model_copy(update={"seed": 0})
-        if unseeded not in costs:
-            cost = _planned(point, images)
-            costs[unseeded] = _timed(cost, images, sizes[data]) if time_steps else cost
-        planned.append(replace(costs[unseeded], point=point))
-    return planned
+    choices: tuple[Choice, ...] = ()  # of the search, once it is complete
+    confirmed: bool = True  # False: the search alone has run
 
 
 def run_study(
@@ -115,6 +72,7 @@ def run_study(
     workers: int | None = None,
     device: str = "auto",
     imports: Sequence[str] = (),
+    confirm: bool = False,
     on_progress: Callable[[Progress], None] | None = None,
 ) -> Summary:
     """Train every point of a study that has no finished row yet, and append a row for each.
@@ -125,82 +83,154 @@ def run_study(
         workers: processes that train side by side; by default one a core, and one on a GPU.
         device: "cpu", "cuda", "mps", or "auto".
         imports: modules to import in every worker first, for models of one's own.
-        on_progress: called at the start and after every point.
+        confirm: of a study that tunes, also train the points at the chosen values, once the search is complete.
+        on_progress: called at the start of each stage and after every point.
 
     A point that fails gets a row with status "failed" and the reason; it is tried again by the next run. Raises
     SpecError, DataError or StoreError before anything is trained.
     """
     folder = Path("results", study.name) if out is None else Path(out)
-    points = study.points()
-    finished = _finished(folder)
-    left = [point for point in points if point.id not in finished]
-    planned: list[PlannedPoint] = []
-    if left or not (folder / PLAN).exists():
+    frozen = read_plan(folder)
+    planned = _from_plan(study, frozen)
+    if planned is None or not _all_finished(folder, frozen, study, confirm):
         from spectrum.study.provenance import check_device
 
         device = check_device(device)
-        planned = plan_study(study, imports=imports)
-        _check_same_images(folder, finished, points)
+        planned = plan_study(study, imports=imports, frozen=frozen)
+        _check_same_images(folder, planned)
     with Store(folder) as store:
-        finished = _finished(folder)  # another run may have written between the two looks
-        left = [point for point in points if point.id not in finished]
-        plan = _plan(study, planned) if planned else _reused_plan(study, finished)
-        store.freeze(plan | {"imports": list(imports)})
-        counts: Counter[str] = Counter()
-        reused = len(points) - len(left)
+        run = _Run(store, study, planned, workers, device, tuple(imports), on_progress)
+        if study.tune is None:
+            run.freeze(planned)
+            run.train(planned)
+            return run.summary()
+        once_confirmed = frozen is not None and frozen.get("hash") == study.hash and bool(frozen["points"])
+        return run.tune(study.tune.extend, _known_grid(study, frozen), confirm=confirm or once_confirmed)
 
-        def tell(row: Row | None) -> None:
-            if on_progress is not None:
-                done, diverged, failed = (counts[status] for status in ("done", "diverged", "failed"))
-                on_progress(Progress(len(points), reused, done, diverged, failed, row))
 
-        tell(None)
-        if left:
-            costs = {cost.point.id: cost for cost in planned}
-            for row, history in _train(left, costs, study, workers, device, imports):
-                store.append_history(history)
-                store.append(row)
-                counts[row["status"]] += 1
-                tell(row)
+class _Run:
+    """One run of a study: trains points, writes rows, counts."""
+
+    def __init__(
+        self,
+        store: Store,
+        study: Study,
+        planned: Sequence[PlannedPoint],
+        workers: int | None,
+        device: str,
+        imports: tuple[str, ...],
+        on_progress: Callable[[Progress], None] | None,
+    ) -> None:
+        self.store, self.study, self.planned = store, study, planned
+        self.workers, self.device, self.imports = workers, device, imports
+        self.on_progress = on_progress
+        self.counts: Counter[str] = Counter()
+        self.seen: set[str] = set()  # ids of the points that were asked for
+        self.reused = 0
+
+    def tune(self, extend: int, grid: dict[str, tuple[float, ...]], *, confirm: bool) -> Summary:
+        """The search, wider where its edges are best, and the confirmation if asked for."""
+        assert self.study.tune is not None
+        original = self.study.tune.grid()
+        while True:
+            searched = search(self.planned, grid, self.study.tune.seeds)
+            self.freeze([], searched, grid)
+            rows = self.train(searched)
+            if self.counts["failed"]:
+                return self.summary(is_confirmed=False)
+            choices = choose(searched, grid, rows)
+            wider = extended(grid, choices)
+            if wider == grid or any(len(wider[name]) > len(original[name]) + extend for name in grid):
+                break
+            grid = wider
+        points = confirmed(self.planned, choices)
+        self.freeze(points if confirm else [], searched, grid, choices)
+        if confirm:
+            self.train(points)
+        return self.summary(choices, is_confirmed=confirm)
+
+    def freeze(
+        self,
+        points: Sequence[PlannedPoint],
+        searched: Sequence[PlannedPoint] = (),
+        grid: dict[str, tuple[float, ...]] | None = None,
+        choices: Sequence[Choice] = (),
+    ) -> None:
+        """Write the plan as it stands."""
+        study = self.study
+        plan = {
+            "study": study.name,
+            "question": study.question,
+            "file": f"{study.file_name}.toml",
+            "overrides": study.overrides,
+            "imports": list(self.imports),
+            "hash": study.hash,
+            "budget": study.budget.model_dump(mode="json"),
+            "base": study.base.model_dump(mode="json"),
+            "varied": study.varied(),
+            "contrasts": [examined.entry() for examined in examine(study, self.planned)],
+            "points": [one.entry() for one in points],
+        }
+        if grid is not None:
+            plan["tuning"] = {
+                "grid": {name: list(values) for name, values in grid.items()},
+                "networks": [one.entry() for one in self.planned],
+                "points": [one.entry() for one in searched],
+                "choices": [choice.entry() for choice in choices],
+            }
+        self.store.freeze(plan)
+
+    def train(self, planned: Sequence[PlannedPoint]) -> dict[str, Row]:
+        """Train those that have no finished row; all finished rows by id."""
+        finished = _finished(self.store.folder)
+        by_id: dict[str, PlannedPoint] = {}
+        for one in planned:
+            by_id.setdefault(one.point.id, one)  # one network may serve several budgets
+        left = [one.point for id, one in by_id.items() if id not in finished]
+        self.reused += len(by_id.keys() & finished.keys() - self.seen)
+        self.seen |= by_id.keys()
+        self._tell(None)
+        if not left:
+            return finished
+        from spectrum.study.engines import LocalEngine
+
+        engine = LocalEngine(self.workers, device=self.device, imports=self.imports)
+        for outcome in engine.run(left):
+            row = _row(self.study, by_id[outcome.point.id])
+            history: list[Row] = []
+            if outcome.result is None:
+                row |= {"status": "failed", "reason": outcome.reason}
+            else:
+                result = outcome.result
+                row |= {name: result[name] for name in ("status", *RESULT_COLUMNS)}
+                row["provenance"] = result["provenance"]
+                history = [{"id": row["id"], **epoch} for epoch in result["history"]]
+                finished[row["id"]] = row
+            row["attempts"] = outcome.attempts
+            self.store.append_history(history)
+            self.store.append(row)
+            self.counts[row["status"]] += 1
+            self._tell(row)
+        return finished
+
+    def summary(self, choices: Sequence[Choice] = (), *, is_confirmed: bool = True) -> Summary:
+        done, diverged, failed = (self.counts[status] for status in ("done", "diverged", "failed"))
         return Summary(
-            folder, len(points), reused, counts["done"], counts["diverged"], counts["failed"], store.set_aside
+            folder=self.store.folder,
+            total=len(self.seen),
+            reused=self.reused,
+            trained=done,
+            diverged=diverged,
+            failed=failed,
+            set_aside=self.store.set_aside,
+            choices=tuple(choices),
+            confirmed=is_confirmed,
         )
 
-
-def import_modules(names: Iterable[str]) -> None:
-    """Import a user's modules. Raises SpecError for one that cannot be."""
-    for name in names:
-        try:
-            import_module(name)
-        except Exception as error:  # whatever a user's module raises
-            raise SpecError(
-                f"--import {name}: {type(error).__name__}: {error}; mend it, or give another module"
-            ) from error
-
-
-def _train(
-    points: Sequence[Point],
-    costs: dict[str, PlannedPoint],
-    study: Study,
-    workers: int | None,
-    device: str,
-    imports: Sequence[str],
-) -> Iterable[tuple[Row, list[Row]]]:
-    from spectrum.study.engines import LocalEngine
-
-    engine = LocalEngine(workers, device=device, imports=imports)
-    for outcome in engine.run(points):
-        row = _row(study, costs[outcome.point.id])
-        history: list[Row] = []
-        if outcome.result is None:
-            row |= {"status": "failed", "reason": outcome.reason}
-        else:
-            result = outcome.result
-            row |= {name: result[name] for name in ("status", *RESULT_COLUMNS)}
-            row["provenance"] = result["provenance"]
-            history = [{"id": row["id"], **epoch} for epoch in result["history"]]
-        row["attempts"] = outcome.attempts
-        yield row, history
+    def _tell(self, row: Row | None) -> None:
+        if self.on_progress is not None:
+            done, diverged, failed = (self.counts[status] for status in ("done", "diverged", "failed"))
+            self.on_progress(Progress(len(self.seen), self.reused, done, diverged, failed, row))
 
 
 def _row(study: Study, planned: PlannedPoint) -> Row:
@@ -209,8 +239,8 @@ def _row(study: Study, planned: PlannedPoint) -> Row:
         "study": study.name,
         "status": "failed",
         **planned.point.model_dump(mode="json"),
-        "match": study.budget.match,
-        "budget_mismatch": None,
+        "match": planned.match,
+        "budget_mismatch": planned.mismatch,
         "params": planned.params,
         "macs": planned.macs,
         "flops": 2 * planned.macs,
@@ -220,91 +250,49 @@ def _row(study: Study, planned: PlannedPoint) -> Row:
     }
 
 
-def _plan(study: Study, planned: Sequence[PlannedPoint]) -> dict[str, Any]:
-    return {
-        "study": study.name,
-        "question": study.question,
-        "file": f"{study.file_name}.toml",
-        "overrides": study.overrides,
-        "hash": study.hash,
-        "budget": study.budget.model_dump(mode="json"),
-        "base": study.base.model_dump(mode="json"),
-        "varied": study.varied(),
-        "points": [
-            {
-                "id": cost.point.id,
-                "params": cost.params,
-                "macs": cost.macs,
-                "activations": cost.activations,
-                "realised_segments": list(cost.realised_segments),
-                "point": cost.point.model_dump(mode="json", exclude_defaults=True),
-            }
-            for cost in planned
-        ],
-    }
+def _from_plan(study: Study, plan: dict[str, Any] | None) -> list[PlannedPoint] | None:
+    """The study's points with the widths that a plan froze, if it is a plan of this study."""
+    if plan is None or plan.get("hash") != study.hash:
+        return None
+    entries = plan["tuning"]["networks"] if "tuning" in plan else plan["points"]
+    kept = {(entry.get("asked", entry["id"]), entry.get("match", "none")): entry for entry in entries}
+    wanted = study.wanted()
+    if any((one.point.id, one.match) not in kept for one in wanted):
+        return None
+    return [from_entry(kept[one.point.id, one.match], one.point) for one in wanted]
 
 
-def _reused_plan(study: Study, rows: dict[str, Row]) -> dict[str, Any]:
-    """The plan of a study all of whose points have rows, from these."""
-    planned = []
-    for point in study.points():
-        row = rows[point.id]
-        planned.append(
-            PlannedPoint(point, row["params"], row["macs"], row["activations"], tuple(row["realised_segments"]))
-        )
-    return _plan(study, planned)
+def _all_finished(folder: Path, plan: dict[str, Any] | None, study: Study, confirm: bool) -> bool:
+    if plan is None:
+        return False
+    finished = _finished(folder)
+    searched = plan.get("tuning", {}).get("points", [])
+    if study.tune is not None and (not plan.get("tuning", {}).get("choices") or (confirm and not plan["points"])):
+        return False
+    return all(entry["id"] in finished for entry in [*plan["points"], *searched])
+
+
+def _known_grid(study: Study, plan: dict[str, Any] | None) -> dict[str, tuple[float, ...]]:
+    """The study's grid, as an earlier run of it extended it."""
+    assert study.tune is not None
+    if plan is None or plan.get("hash") != study.hash or "tuning" not in plan:
+        return study.tune.grid()
+    return {name: tuple(values) for name, values in plan["tuning"]["grid"].items()}
 
 
 def _finished(folder: Path) -> dict[str, Row]:
     return {id: row for id, row in latest_rows(folder).items() if row["status"] in FINISHED}
 
 
-def _check_same_images(folder: Path, finished: dict[str, Row], points: Sequence[Point]) -> None:
-    for point in points:
-        row = finished.get(point.id)
-        known = (row or {}).get("provenance") or {}
-        if known.get("data_fingerprint", _images(point).fingerprint) != _images(point).fingerprint:
+def _check_same_images(folder: Path, planned: Sequence[PlannedPoint]) -> None:
+    from spectrum.study.images import images_of
+
+    finished = _finished(folder)
+    for one in planned:
+        known = finished.get(one.point.id, {}).get("provenance") or {}
+        fingerprint = images_of(one.point).fingerprint
+        if known.get("data_fingerprint", fingerprint) != fingerprint:
             raise StoreError(
-                f"{folder}: its rows were trained on other images of {point.dataset!r} than those found now; "
+                f"{folder}: its rows were trained on other images of {one.point.dataset!r} than those found now; "
                 "give another --out, or the earlier images"
             )
-
-
-def _images(point: Point) -> Images:
-    from spectrum.study.data import load_images
-
-    return load_images(point.dataset, point.image_size)
-
-
-def _planned(point: Point, images: Images) -> PlannedPoint:
-    from spectrum.cost.count import measure_cost
-    from spectrum.models import build_model
-    from spectrum.models.blocks import realised_segments
-
-    channels, side, _ = images.shape
-    try:
-        model = build_model(point.model, point.architecture(channels, images.classes, side))
-    except (ValueError, TypeError, RuntimeError, MemoryError) as error:  # too large, or a user's own family
-        raise SpecError(f"model = {point.model!r}, segments = {point.segments}: {error}") from error
-    realised = tuple(realised_segments(model))
-    if isinstance(point.segments, int) and realised and point.segments > max(realised):
-        raise SpecError(
-            f"segments = {point.segments}: no layer of {point.model!r} has so many channels; "
-            f'the widest has {max(realised)}; try that, or "per_channel"'
-        )
-    cost = measure_cost(model, images.shape)
-    return PlannedPoint(point, cost.params, cost.macs, cost.activations, realised)
-
-
-def _timed(planned: PlannedPoint, images: Images, train_images: int) -> PlannedPoint:
-    from spectrum.cost.speed import time_training_step
-    from spectrum.models import build_model
-    from spectrum.study.train import keep_freed_memory, make_optimizer
-
-    keep_freed_memory()  # as training does
-    point = planned.point
-    channels, side, _ = images.shape
-    batch = min(point.batch_size, train_images)
-    model = build_model(point.model, point.architecture(channels, images.classes, side))
-    step = time_training_step(model, make_optimizer(point, model), (batch, *images.shape), images.classes)
-    return replace(planned, seconds=step.median * (train_images // batch) * point.epochs)

@@ -2,8 +2,8 @@
 
 The weights that are scored are the last ones, or with `ema` their exponential average. The average takes in BN's
 running statistics as it does the weights, so that the scored statistics belong to the scored weights. Validation
-accuracy is measured after every epoch; the test set is read once, at the end. A loss that is not finite ends the run
-as `diverged`, which is a result and scored at chance.
+accuracy is measured after every epoch; the test set is read once, at the end, or never. A loss that is not finite ends
+the run as `diverged`, which is a result and scored at chance.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from torch.optim.swa_utils import AveragedModel
 from spectrum.conv.segmented import used_lowerings
 from spectrum.models import build_model
 from spectrum.study.data import Images, batches, split
-from spectrum.study.spec import Point
+from spectrum.study.point import Point
 
 EVALUATION_BATCH = 500
 Tensors = tuple[Tensor, ...] | list[Tensor]
@@ -36,8 +36,8 @@ class Result:
     """What one point gave. Accuracies from 0 to 1, losses in nats, times in seconds."""
 
     status: str  # "done" or "diverged"
-    test_accuracy: float
-    test_loss: float | None  # None: diverged
+    test_accuracy: float | None  # None: the point is scored on validation images
+    test_loss: float | None  # None: so, or diverged
     val_accuracy: float
     val_loss: float | None
     train_loss: float | None  # mean over the last epoch
@@ -113,12 +113,12 @@ def train(
             break
 
     chance = 1 / images.classes
-    test_loss, test_accuracy = (
-        (math.nan, chance) if diverged else evaluate(scored, data.normalise, *test, device=device)
-    )
+    test_loss, test_accuracy = math.nan, chance
+    if not diverged and point.scored_on == "test":
+        test_loss, test_accuracy = evaluate(scored, data.normalise, *test, device=device)
     return Result(
         status="diverged" if diverged else "done",
-        test_accuracy=test_accuracy,
+        test_accuracy=test_accuracy if point.scored_on == "test" else None,
         test_loss=_finite(test_loss),
         val_accuracy=chance if diverged else val_accuracy,
         val_loss=_finite(val_loss),

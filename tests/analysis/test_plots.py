@@ -23,6 +23,7 @@ def results(**settings):
         rows.append(
             {
                 "id": f"{number:016x}", "study": "made-up", "status": "done", "dataset": "digits", "match": "none",
+                "budget_mismatch": None,
                 "segment_width": None, "pointwise": True, "params": 1000 // count, "macs": 100_000 // count,
                 "train_seconds": 2.0, "realised_segments": [count], "val_accuracy": 0.9,
                 "test_accuracy": 0.9 - 0.01 * np.log2(count) + 0.005 * row["seed"], **row,

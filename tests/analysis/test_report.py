@@ -81,7 +81,7 @@ def test_failures_and_divergences_are_listed(tmp_path, plan):
 
 
 def test_a_study_with_no_finished_point_still_has_a_page(tmp_path, plan):
-    table = provenance(results()).assign(status="failed", test_accuracy=None, reason="no luck")
+    table = provenance(results()).assign(status="failed", test_accuracy=None, val_accuracy=None, reason="no luck")
     report = write_report(tmp_path, table, history(table).iloc[:0], plan)
     assert report.figures == []
     assert "no luck" in report.page.read_text()

@@ -19,7 +19,7 @@ CASES = {
     "shuffled": {"segments": 2, "pointwise_segments": 2, "shuffle": True},
     "bare": {"segments": 2, "pointwise": False},
 }
-BUILT_IN = [name for name, builder in models._FAMILIES.items() if isinstance(builder, str)]
+BUILT_IN = [name for name, family in models._FAMILIES.items() if isinstance(family.build, str)]
 every_family = pytest.mark.parametrize("family", BUILT_IN)
 every_case = pytest.mark.parametrize("options", CASES.values(), ids=CASES.keys())
 

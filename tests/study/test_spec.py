@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from spectrum import Point, load_study
-from spectrum.study.spec import SpecError, parse_study
+from spectrum.study.point import SpecError
+from spectrum.study.spec import parse_study
 
 EXPERIMENTS = sorted((Path(__file__).parents[2] / "experiments").glob("*.toml"))
 
@@ -19,6 +20,11 @@ def refuse(said):
     with pytest.raises(SpecError) as caught:
         parse_study(said, "x")
     return str(caught.value)
+
+
+def contrast(side):
+    contrasts = [{"name": "x", "between": [side, {"segments": 2}]}]
+    return {"axes": {"segments": [1, 2]}, "contrasts": contrasts}
 
 
 @pytest.mark.parametrize(
@@ -48,7 +54,35 @@ def refuse(said):
         ({"base": {"shuffle": True}}, "shuffle: only relabels rows"),
         ({"base": {"pointwise": False, "norm": True}}, "norm: there is no second half"),
         ({"base": {"warmup_epochs": 8.0}}, "warmup_epochs: 8.0 leaves nothing of 8 epochs"),
-        ({"budget": {"match": "params"}}, "budget.match: 'params' is unknown; try 'none'"),
+        ({"budget": {"match": "weights"}}, "budget.match.0: 'weights' is unknown; try 'none'"),
+        ({"budget": {"match": []}}, "budget.match"),
+        ({"budget": {"match": ["params", "params"]}}, "match: lists a budget twice"),
+        ({"budget": {"match": "params"}}, "reference: say which point sets the budget, as in reference ="),
+        ({"budget": {"match": "macs", "reference": {"segmets": 1}}}, 'segmets: unknown key; did you mean "segments"?'),
+        ({"budget": {"match": "macs", "reference": {"lr": 0.1}}}, "lr: unknown key"),
+        ({"budget": {"match": "macs", "reference": {"segments": 0}}}, "budget.reference: segments: 0 is not a number"),
+        (
+            {"base": {"widths": [8, 16]}, "budget": {"match": "macs", "reference": {"segments": 1}}},
+            "widths: are what a budget solves for",
+        ),
+        ({"tune": {}}, "tune: give at least two values of lr or of weight_decay"),
+        ({"tune": {"lr": []}}, "tune: give at least two values of lr"),
+        ({"tune": {"lr": [0.1]}}, "tune: give at least two values of lr"),
+        ({"tune": {"lr": [0.1, 0.1]}}, "lr: lists a value twice"),
+        ({"tune": {"lr": [0.0, 0.1]}}, "tune.lr.0: input should be greater than 0"),
+        ({"tune": {"lr": [0.1, 0.2], "seeds": []}}, "tune.seeds"),
+        ({"tune": {"weight_decay": [0.0, 1e-4], "extend": 1}}, "extend: has no next value beyond 0"),
+        ({"tune": {"lr": [0.1, 0.2], "seeds": [0]}}, "tune.seeds: 0 trains scored points too; try 1000"),
+        ({"axes": {"lr": [0.1, 0.2]}, "tune": {"lr": [0.1, 0.2]}}, "tune.lr: varies in this study"),
+        (contrast({"order": "spatial_first"}), "between.0.order: does not vary in this study; what varies is segments"),
+        (contrast({"segments": 5}), "between.0.segments: no point has 5; try 1, 2"),
+        (contrast({"segmets": 1}), 'between.0.segmets: unknown key; did you mean "segments"?'),
+        (contrast({"segments": 2}), "give two different sides"),
+        (contrast({}), "give two different sides"),
+        (contrast({"match": "macs"}), "between.0.match: does not vary in this study"),
+        ({"contrasts": [{"name": "x", "between": [{"segments": 1}]}]}, "contrasts.0.between"),
+        ({"base": {"label_noise": 0.1}}, "label_noise: belongs to a teacher; set teacher_segments"),
+        ({"base": {"dataset": "gaussian"}}, "they have no labels of their own; set teacher_segments"),
         ({"cases": [{"segments": 1}, {"segments": 1}]}, "cases: two of them are the same point"),
         ({"base": 3}, "base: expected a table"),
         ({"axes": {"activation": ["none", "relu"], "pointwise": [False]}}, "at activation = 'relu'"),
@@ -69,7 +103,9 @@ values = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
     max_leaves=6,
 )
-keys = st.sampled_from(["question", "base", "axes", "cases", "budget", *list(Point.model_fields)[:8], "junk"])
+keys = st.sampled_from(
+    ["question", "base", "axes", "cases", "budget", "tune", "contrasts", *list(Point.model_fields)[:8], "junk"]
+)
 fields = st.dictionaries(st.sampled_from([*Point.model_fields, "junk"]), values, max_size=4)
 
 
@@ -120,7 +156,8 @@ OTHER = {
     "pointwise_segments": 2, "shuffle": True, "residual": False, "dropout": 0.5, "epochs": 9, "batch_size": 64,
     "optimizer": "adamw", "lr": 0.2, "momentum": 0.8, "weight_decay": 0.0, "schedule": "one_cycle",
     "warmup_epochs": 1.0, "decay": 0.9, "decay_epochs": 1.0, "label_smoothing": 0.1, "ema": 0.9,
-    "autocast": True, "compile": True, "seed": 100,
+    "autocast": True, "compile": True, "seed": 100, "teacher_segments": 2, "label_noise": 0.1, "teacher_seed": 1,
+    "downsampling": "stride", "scored_on": "validation",
 }  # fmt: skip
 
 

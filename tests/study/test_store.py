@@ -415,9 +415,11 @@ def test_an_earlier_plan_is_kept_under_its_hash(tmp_path: Path) -> None:
 def test_the_same_plan_is_not_written_again(tmp_path: Path) -> None:
     with Store(tmp_path) as store:
         store.freeze(plan_of("a", hash="111"))
-        (tmp_path / PLAN).write_text('{"hash": "111", "points": [], "measured": "earlier"}')
+        inode = (tmp_path / PLAN).stat().st_ino
         store.freeze(plan_of("a", hash="111"))
-    assert read_plan(tmp_path) == {"hash": "111", "points": [], "measured": "earlier"}
+        assert (tmp_path / PLAN).stat().st_ino == inode
+        store.freeze(plan_of("a", "b", hash="111"))  # a search that was extended is the same study still
+    assert read_plan(tmp_path) == plan_of("a", "b", hash="111")
     assert list(tmp_path.glob("plan-*.json")) == []
 
 
@@ -443,7 +445,7 @@ def test_results_are_the_points_of_the_plan_in_its_order(tmp_path: Path) -> None
         store.append(row("a", "failed"))
     assert list(load_results(tmp_path)["id"]) == ["c", "a"]
     assert list(load_results(tmp_path)["status"]) == ["done", "done"]
-    assert list(load_results(str(tmp_path), all_points=True)["id"]) == ["a", "b", "c"]
+    assert list(load_results(str(tmp_path), all_points=True)["id"]) == ["c", "a", "b"]
 
 
 def test_a_failed_point_has_a_row_without_accuracy(tmp_path: Path) -> None:

@@ -11,9 +11,10 @@ import pytest
 
 from spectrum import load_results, run_study
 from spectrum.study.engines import LocalEngine, available_cores
-from spectrum.study.spec import SpecError, parse_study
+from spectrum.study.planning import plan_study
+from spectrum.study.point import SpecError
+from spectrum.study.spec import parse_study
 from spectrum.study.store import StoreError, load_history, read_rows
-from spectrum.study.sweep import plan_study
 from tests import faulty_models
 
 TINY = {"dataset": "digits", "train_images": 100, "batch_size": 50, "epochs": 2, "width": 0.25}

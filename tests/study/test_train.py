@@ -20,7 +20,8 @@ from spectrum import models
 from spectrum.models import Architecture, build_model
 from spectrum.study import train as training
 from spectrum.study.data import Images, batches, carve, load_images, split
-from spectrum.study.spec import Point, choices
+from spectrum.study.images import images_of
+from spectrum.study.point import Point, choices
 from spectrum.study.train import Result, evaluate, hash_weights, learning_rate, make_optimizer, train
 
 TINY: dict[str, Any] = {"train_images": 200, "epochs": 1, "width": 0.25, "batch_size": 50}
@@ -382,7 +383,7 @@ def test_a_run_that_diverges_is_a_result_at_chance(
 
 
 def test_a_last_step_that_only_validation_sees_diverge_counts(digits: Images, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(models._FAMILIES, "flat", flat)
+    monkeypatch.setitem(models._FAMILIES, "flat", models._Family(flat, None))
     point = Point(**TINY | {"model": "flat", "batch_size": 200}).model_copy(update={"lr": 1e37})
     result = train(point, digits)
     assert result.train_loss == pytest.approx(math.log(10), rel=0.3), "before the only step"
@@ -488,6 +489,11 @@ KNOBS: dict[str, tuple[dict[str, Any], list[Any]]] = {
     "autocast": ({}, [False, True]),
     "compile": ({}, [False, True]),
     "seed": ({}, [0, 1]),
+    "teacher_segments": ({}, [None, 1, 4, "per_channel"]),
+    "label_noise": ({"teacher_segments": 1}, [0.0, 0.2]),
+    "teacher_seed": ({"teacher_segments": 1}, [0, 1]),
+    "downsampling": ({}, ["pool", "stride"]),
+    "scored_on": ({}, ["test", "validation"]),
 }
 
 
@@ -500,7 +506,7 @@ def test_every_field_of_a_point_is_tried() -> None:
 
 @cache
 def weights_of(point: Point) -> str:
-    return train(point, load_images(point.dataset, point.image_size)).weights_sha256
+    return train(point, images_of(point)).weights_sha256
 
 
 def write_letters(folder: Path) -> None:
@@ -513,13 +519,13 @@ def write_letters(folder: Path) -> None:
             Image.fromarray(pixels).save(folder / letter / f"{number}.png")
 
 
-@pytest.mark.parametrize("field", [field for field in KNOBS if field != "compile"])
+@pytest.mark.parametrize("field", [field for field in KNOBS if field not in ("compile", "scored_on")])
 def test_no_knob_does_nothing(field: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     if field == "dataset":
         request.getfixturevalue("data_root")
         write_letters(Path("letters"))
     if field == "model":
-        monkeypatch.setitem(models._FAMILIES, "flat", flat)
+        monkeypatch.setitem(models._FAMILIES, "flat", models._Family(flat, None))
     beside, values = KNOBS[field]
     points = [Point(**TINY | beside | {field: value}) for value in values]
     for point in points[1:]:
@@ -527,6 +533,15 @@ def test_no_knob_does_nothing(field: str, request: pytest.FixtureRequest, monkey
         assert changed == {field}
     weights = {value: weights_of(point) for value, point in zip(values, points, strict=True)}
     assert len(set(weights.values())) == len(values), weights
+
+
+def test_a_point_that_is_scored_on_validation_never_reads_the_test_set(digits: Images) -> None:
+    unread = replace(digits, test_x=None, test_y=None)  # type: ignore[arg-type]
+    result = train(Point(**TINY, scored_on="validation"), unread)
+    scored = train(Point(**TINY), digits)
+    assert (result.test_accuracy, result.test_loss) == (None, None)
+    assert (result.val_accuracy, result.weights_sha256) == (scored.val_accuracy, scored.weights_sha256)
+    assert scored.test_accuracy is not None
 
 
 def test_compile_trains_what_torch_compiles(digits: Images, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,432 @@
+"""What other counters say of a network, and exactly why they say something else.
+
+Every counter runs on a copy of the network, in evaluation mode. Its figure is turned into MACs, and the difference to
+`measure_cost` is taken apart into reasons. A reason follows from the layers' sizes by the counter's own rule, as its
+source has it, and never from the difference; so what is left over is nothing only where the rules are right. They cover
+this project's layers and the common ones of torch.nn; what another layer adds or lacks is left over, and is shown.
+
+The reason that matters most here is the group error. `torch.utils.flop_counter` leaves the segments of a convolution
+out of its weight's gradient, and so counts it as many times as there are segments.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from copy import deepcopy
+from dataclasses import dataclass, replace
+from importlib import import_module, metadata
+from io import StringIO
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.instancenorm import _InstanceNorm
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from spectrum._version import __version__
+from spectrum.cost.count import Cost, measure_cost
+
+aten = torch.ops.aten
+OURS, TORCH, TORCH_BOTH = "spectrum", "torch forward", "torch forward + backward"
+
+
+@dataclass(frozen=True)
+class Reason:
+    """Why a counter differs: what it adds (positive) or lacks (negative)."""
+
+    name: str
+    macs: int
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What one counter says of one network, for one image."""
+
+    counter: str
+    version: str | None  # None: not installed
+    word: str  # what it calls its figure
+    per_mac: int  # how much of its figure is one MAC
+    ours: int  # MACs that it should have found
+    figure: int | None = None  # None: see `problem`
+    params: int | None = None  # where it tells
+    reasons: tuple[Reason, ...] = ()
+    problem: str | None = None  # why there is no figure
+
+    @property
+    def unit(self) -> str:
+        """What its figure is, such as "FLOPs = 2 × MACs"."""
+        if self.word == "MACs":
+            return self.word
+        return f"{self.word} = {'' if self.per_mac == 1 else f'{self.per_mac} × '}MACs"
+
+    @property
+    def macs(self) -> int | None:
+        """Its figure in MACs."""
+        return None if self.figure is None else self.figure // self.per_mac
+
+    @property
+    def difference(self) -> int | None:
+        """Its MACs less ours."""
+        return None if self.macs is None else self.macs - self.ours
+
+    @property
+    def unexplained(self) -> int | None:
+        """What of the difference no reason accounts for."""
+        return None if self.difference is None else self.difference - sum(reason.macs for reason in self.reasons)
+
+
+@dataclass(frozen=True)
+class Audit:
+    """One network, counted by this package and by others."""
+
+    cost: Cost
+    readings: tuple[Reading, ...]  # ours first
+
+
+def audit(model: nn.Module, input_shape: tuple[int, int, int]) -> Audit:
+    """Count a network by every counter there is, and account for their differences to `measure_cost`.
+
+    Args:
+        model: eager (not compiled); it is left as it was. Memory for a copy of it is taken.
+        input_shape: (channels, height, width) of one image.
+
+    A counter that is not installed, or that fails on this network, has a reading that says so. Raises ValueError for a
+    shape that is not three positive numbers.
+    """
+    cost = measure_cost(model, input_shape)
+    some = next(model.parameters(), torch.empty(0))
+    image = torch.zeros(1, *input_shape, dtype=some.dtype, device=some.device)
+    seen = _look(model, image)
+    ours = Reading(OURS, __version__, "MACs", 1, cost.macs, cost.macs, cost.params)
+    return Audit(cost, (ours, *(_read(counter, model, image, seen, cost) for counter in _COUNTERS)))
+
+
+def as_rows(audited: Audit) -> tuple[list[str], list[list[str]]]:
+    """Titles and cells of the table that the command prints."""
+    return ["counter", "figure", "as MACs", "difference", "reasons"], [_row(reading) for reading in audited.readings]
+
+
+def _row(reading: Reading) -> list[str]:
+    counter = reading.counter if reading.version is None else f"{reading.counter} ({reading.version})"
+    if reading.figure is None:
+        return [counter, "", "", "", str(reading.problem)]
+    assert reading.difference is not None
+    reasons = [f"{reason.name} {_signed(reason.macs)}" for reason in reading.reasons]
+    if reading.unexplained:
+        reasons.append(f"unexplained {_signed(reading.unexplained)}")
+    return [
+        counter,
+        f"{reading.figure:,} {reading.unit}",
+        f"{reading.macs:,}",
+        _signed(reading.difference),
+        "; ".join(reasons),
+    ]
+
+
+def _signed(macs: int) -> str:
+    return f"{macs:+,}".replace("-", "−") if macs else "0"
+
+
+def as_prose(audited: Audit) -> str:
+    """One line on what forward and backward passes cost next to a forward pass, by our count and by torch's."""
+    cost = audited.cost
+    if not cost.macs:
+        return "The network has no convolutions or matrix products."
+    line = f"Forward + backward is {1 + cost.backward_macs / cost.macs:.3f} × forward"
+    line += ": 3, less the first layer's gradient of the image, which is not needed"
+    figures = {reading.counter: reading.figure for reading in audited.readings}
+    forward, both = figures[TORCH], figures[TORCH_BOTH]
+    return f"{line}; torch's counter says {both / forward:.3f} ×." if forward and both else f"{line}."
+
+
+@dataclass(frozen=True)
+class _Call:
+    """One call of one module: shapes of its first input and of its output."""
+
+    name: str
+    module: nn.Module
+    x: torch.Size
+    y: torch.Size
+
+
+class _Seen(TorchDispatchMode):
+    """What the rules need of a network: calls of modules, by hooks; convolutions, while entered."""
+
+    def __init__(self, modules: dict[str, nn.Module]) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.modules = modules
+        self.calls: list[_Call] = []
+        self.group_error = 0  # MACs
+        self.biases = 0  # numbers that a convolution or a matrix product adds a bias to
+
+    def hook(self, name: str) -> Callable[[nn.Module, Any, Any], None]:
+        def called(module: nn.Module, inputs: Any, output: Any) -> None:
+            if inputs and isinstance(inputs[0], Tensor) and isinstance(output, Tensor):
+                self.calls.append(_Call(name, module, inputs[0].shape, output.shape))
+
+        return called
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if func._overloadpacket is aten.convolution:
+            x, weight, bias, transposed, segments = args[0], args[1], args[2], args[6], args[8]
+            macs = (x if transposed else result).numel() * weight[0].numel()
+            self.group_error += (segments - 1) * macs if weight.requires_grad else 0
+            self.biases += 0 if bias is None else result.numel()
+        elif func._overloadpacket is aten.addmm:
+            self.biases += result.numel()
+        return result
+
+
+def _look(model: nn.Module, image: Tensor) -> _Seen:
+    model = deepcopy(model).eval()
+    seen = _Seen(dict(model.named_modules()))
+    for name, module in seen.modules.items():
+        module.register_forward_hook(seen.hook(name))
+    with torch.enable_grad(), seen:
+        model(image)
+    return seen
+
+
+Count = tuple[int, int | None]  # a counter's figure, and its parameters if it tells
+Reasons = Iterator[tuple[str, int]]
+
+
+@dataclass(frozen=True)
+class _Counter:
+    """How a counter is asked, and why it differs. `package` begins with the name it is installed under."""
+
+    name: str
+    package: str
+    word: str
+    per_mac: int
+    count: Callable[[Any, nn.Module, Tensor], Count]
+    reasons: Callable[[_Seen, Cost], Reasons]
+
+
+def _read(counter: _Counter, model: nn.Module, image: Tensor, seen: _Seen, cost: Cost) -> Reading:
+    ours = cost.macs + (cost.backward_macs if counter.name == TORCH_BOTH else 0)
+    reading = Reading(counter.name, None, counter.word, counter.per_mac, ours)
+    name = counter.package.partition(".")[0]
+    with _silence(), torch.enable_grad():  # without it torch may take other ways, which counters do not know
+        try:
+            import_module(name)  # which may be missing although a module in it was imported before
+            package = import_module(counter.package)
+            reading = replace(reading, version=metadata.version(name))
+        except ImportError as error:
+            return replace(reading, problem=f"not installed ({error})")
+        try:
+            figure, params = counter.count(package, deepcopy(model).eval(), image)
+        except Exception as error:
+            return replace(reading, problem=_first_line(error.__cause__ or error))
+    reasons: dict[str, int] = {}
+    for reason, macs in counter.reasons(seen, cost):
+        reasons[reason] = reasons.get(reason, 0) + macs
+    found = tuple(Reason(reason, macs) for reason, macs in reasons.items() if macs)
+    return replace(reading, figure=figure, params=params, reasons=found)
+
+
+def _first_line(error: BaseException) -> str:
+    return f"failed: {type(error).__name__}: {error}".partition("\n")[0]
+
+
+@contextmanager
+def _silence() -> Iterator[None]:
+    """Counters print, and warn of their own old code."""
+    with warnings.catch_warnings(), redirect_stdout(StringIO()), redirect_stderr(StringIO()):
+        warnings.simplefilter("ignore")
+        yield
+
+
+def _label(module: nn.Module) -> str:
+    return "BN" if isinstance(module, _BatchNorm) else type(module).__name__
+
+
+def _unknown_classes(seen: _Seen, cost: Cost) -> Reasons:
+    """Products of classes that are not torch's, which a counter that goes by a table of torch's classes passes over."""
+    for layer in cost.layers:
+        if layer.macs and not type(seen.modules[layer.name]).__module__.startswith("torch.nn."):
+            yield f"{layer.kind} not seen", -layer.macs
+
+
+# fvcore goes by the operations of a traced graph, and has rules beside those for products.
+
+
+def _count_by_fvcore(package: Any, model: nn.Module, image: Tensor) -> Count:
+    analysis = package.FlopCountAnalysis(model, image)
+    analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False)
+    return int(analysis.total()), None
+
+
+def _reasons_of_fvcore(seen: _Seen, cost: Cost) -> Reasons:
+    for call in seen.calls:
+        module = call.module
+        if isinstance(module, _BatchNorm) and module.running_mean is not None:
+            each = 1 if module.weight is None else 2
+        elif isinstance(module, (_BatchNorm, _InstanceNorm, nn.LayerNorm, nn.GroupNorm)):  # statistics of the image
+            each = 4 if module.weight is None else 5
+        elif isinstance(module, nn.AdaptiveAvgPool2d):
+            each = 1
+        else:
+            continue
+        yield f"{_label(module)} at {each} a number", each * call.x.numel()
+
+
+# torch goes by the operations that run, and has rules for products only.
+
+
+def _count_by_torch(package: Any, model: nn.Module, image: Tensor) -> Count:
+    with package.FlopCounterMode(display=False) as counter:
+        model(image)
+    return int(counter.get_total_flops()), None
+
+
+def _count_both_by_torch(package: Any, model: nn.Module, image: Tensor) -> Count:
+    with package.FlopCounterMode(display=False) as counter:
+        model(image).sum().backward()
+    return int(counter.get_total_flops()), None
+
+
+def _reasons_of_torch(seen: _Seen, cost: Cost) -> Reasons:
+    yield from ()
+
+
+def _reasons_of_both_by_torch(seen: _Seen, cost: Cost) -> Reasons:
+    yield "group error", seen.group_error
+
+
+# ptflops has two backends: aten goes by the operations that run; pytorch, its default, hooks modules of exactly the
+# classes in a table and patches torch.nn.functional, so that it counts what is in both twice.
+
+_ACTIVATIONS = (nn.ReLU, nn.ELU, nn.PReLU, nn.GELU)
+_POOLS = (nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d, nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d)
+_ADAPTIVE_POOLS = (
+    *(nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d, nn.AdaptiveMaxPool3d),
+    *(nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d),
+)
+_HOOKED = (*_ACTIVATIONS, nn.ReLU6, nn.LeakyReLU, *_POOLS, *_ADAPTIVE_POOLS)
+_PATCHED = (*_ACTIVATIONS, nn.SiLU, nn.Softmax, *_POOLS, *_ADAPTIVE_POOLS)
+_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+_NORMS = (
+    *(nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d),
+    *(nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d),
+    nn.LayerNorm,
+)
+
+
+def _count_by_aten(package: Any, model: nn.Module, image: Tensor) -> Count:
+    return _count_by_ptflops(package, model, image, "aten")
+
+
+def _count_by_hooks(package: Any, model: nn.Module, image: Tensor) -> Count:
+    return _count_by_ptflops(package, model, image, "pytorch")
+
+
+def _count_by_ptflops(package: Any, model: nn.Module, image: Tensor, backend: str) -> Count:
+    with redirect_stdout(StringIO()) as said:
+        macs, params = package.get_model_complexity_info(
+            model, tuple(image.shape[1:]), print_per_layer_stat=False, as_strings=False, backend=backend
+        )
+    if macs is None:  # it prints what went wrong, in its second line
+        raise RuntimeError(said.getvalue().partition("\n")[2])
+    return int(macs), int(params)
+
+
+def _reasons_of_aten(seen: _Seen, cost: Cost) -> Reasons:
+    yield "biases", seen.biases
+
+
+def _reasons_of_hooks(seen: _Seen, cost: Cost) -> Reasons:
+    yield from _unknown_classes(seen, cost)
+    for call in seen.calls:
+        module, kind = call.module, type(call.module)
+        if kind in (*_CONVOLUTIONS, nn.Linear):
+            yield "biases", 0 if module.bias is None else call.y.numel()
+        if kind in (*_NORMS, nn.GroupNorm):
+            each = 2 if getattr(module, "affine", False) else 1
+        else:
+            each = (kind in _HOOKED) + isinstance(module, _PATCHED)
+        if each:
+            yield f"{_label(module)} at {each} a number", each * call.x.numel()
+
+
+# thop hooks modules of exactly the classes in a table. Biases, activations and max-pools are nothing to it.
+
+
+def _count_by_thop(package: Any, model: nn.Module, image: Tensor) -> Count:
+    macs, params = package.profile(model, (image,), verbose=False)
+    return int(macs), int(params)
+
+
+def _reasons_of_thop(seen: _Seen, cost: Cost) -> Reasons:
+    yield from _unknown_classes(seen, cost)
+    for call in seen.calls:
+        module, kind = call.module, type(call.module)
+        if kind in (*_NORMS, nn.SyncBatchNorm):
+            each = 2 if module.weight is None else 4
+            yield f"{_label(module)} at {each} a number", each * call.x.numel()
+        elif kind is nn.PReLU:
+            yield "PReLU at 1 a number", call.x.numel()
+        elif isinstance(module, nn.Softmax) and kind is nn.Softmax:
+            assert module.dim is not None
+            channels = call.x[module.dim]
+            yield "Softmax at 3 a number less 1", call.x.numel() // channels * (3 * channels - 1)
+        elif kind in (nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d):
+            yield f"{kind.__name__} at 1 an output", call.y.numel()
+        elif kind in (nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d):
+            window = math.prod(x / y for x, y in zip(call.x[2:], call.y[2:], strict=True))
+            # as it does: in floating point, then cut off
+            yield f"{kind.__name__} at its window + 1 an output", int((window + 1) * call.y.numel())
+
+
+# torchinfo goes by the parameters of modules without children: each that is named a weight or a bias counts once an
+# image, or once an output pixel if the class is named a convolution.
+
+
+def _count_by_torchinfo(package: Any, model: nn.Module, image: Tensor) -> Count:
+    statistics = package.summary(model, input_data=image, verbose=0)
+    package.torchinfo.clear_cached_forward_pass()  # which would keep the copy
+    return int(statistics.total_mult_adds), int(statistics.total_params)
+
+
+def _reasons_of_torchinfo(seen: _Seen, cost: Cost) -> Reasons:
+    counted = {layer.name: 0 for layer in cost.layers if layer.macs}  # of weights
+    for call in seen.calls:
+        if any(call.module.children()):  # as it asks: an empty container is no child
+            continue
+        for name, parameter in call.module.named_parameters():
+            macs = parameter.numel() * _uses_in_torchinfo(call, name)
+            if call.name not in counted:
+                yield f"parameters of {_label(call.module)}", macs
+            elif "bias" in name:
+                yield "biases", macs
+            else:
+                counted[call.name] += macs
+    for layer in cost.layers:
+        if layer.macs:
+            how = "by its parameters" if counted[layer.name] else "not seen"
+            yield f"{layer.kind} {how}", counted[layer.name] - layer.macs
+
+
+def _uses_in_torchinfo(call: _Call, name: str) -> int:
+    if name in ("weight", "bias"):
+        pixels = call.y[2:] if "Conv" in type(call.module).__name__ else ()
+        return call.y[0] * math.prod(pixels)
+    return math.prod(call.y[:2]) if "weight" in name or "bias" in name else 0
+
+
+_COUNTERS = (
+    _Counter("fvcore", "fvcore.nn", "flops", 1, _count_by_fvcore, _reasons_of_fvcore),
+    _Counter(TORCH, "torch.utils.flop_counter", "FLOPs", 2, _count_by_torch, _reasons_of_torch),
+    _Counter(TORCH_BOTH, "torch.utils.flop_counter", "FLOPs", 2, _count_both_by_torch, _reasons_of_both_by_torch),
+    _Counter("ptflops aten", "ptflops", "MACs", 1, _count_by_aten, _reasons_of_aten),
+    _Counter("ptflops pytorch", "ptflops", "MACs", 1, _count_by_hooks, _reasons_of_hooks),
+    _Counter("thop", "thop", "MACs", 1, _count_by_thop, _reasons_of_thop),
+    _Counter("torchinfo", "torchinfo", "mult-adds", 1, _count_by_torchinfo, _reasons_of_torchinfo),
+)

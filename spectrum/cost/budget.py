@@ -1,0 +1,192 @@
+"""Stage widths at which a network meets a budget.
+
+    solve_count   for a count, such as parameters or MACs: exact and deterministic
+    solve_ratio   for a measured ratio, such as of step times
+
+Widths keep the ratios of a base: for some scale s every stage is within 10 % of s times its base width, or is the
+nearest whole number to it. They need not be divisible by anything. Pure functions; what a network of given widths costs
+is asked from a function.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+Widths = tuple[int, ...]
+
+LEEWAY = 0.1  # of a width, from its base's ratio
+COUNT_BOUND = 0.01  # of the budget: beyond, it counts as missed
+COUNT_AIM = 0.005  # what is looked for as long as there are widths to try
+TIME_BOUND = 0.03
+WIDEST = 65_536
+_MOST_TRIED = 4_000
+
+
+class BudgetError(ValueError):
+    """A budget that no widths meet; the message says which is the nearest that can be."""
+
+
+@dataclass(frozen=True)
+class Solution:
+    """Widths, what they cost, and how far that is from the budget: cost / budget − 1."""
+
+    widths: Widths
+    cost: float
+    mismatch: float
+
+
+def solve_count(count: Callable[[Widths], int], base: Widths, budget: int) -> Solution:
+    """Widths whose count comes nearest to a budget.
+
+    Bisection finds the scale; then whole-number neighbours are tried, those first that a linear model of the count
+    predicts to be best. Ends with at most 0.5 % mismatch where any widths within the leeway have that, else with the
+    nearest.
+
+    Args:
+        count: of a network with these stage widths; about monotone in each.
+        base: widths whose ratios are kept.
+        budget: at least 1.
+
+    Raises BudgetError where the nearest is more than 1 % away.
+    """
+    counts: dict[Widths, int] = {}
+
+    def miss(widths: Widths) -> float:
+        if widths not in counts:
+            counts[widths] = count(widths)
+        return counts[widths] / budget - 1
+
+    scale = _crossing(miss, base)
+    middle = scaled(base, scale)
+    best = min(counts, key=lambda widths: (abs(miss(widths)), widths))
+    slopes = [miss(_moved(middle, stage, 1)) - miss(middle) for stage in range(len(base))]
+    for candidates in _rings(base, middle):
+        likely = sorted(candidates, key=lambda widths: abs(_predicted(miss(middle), slopes, middle, widths)))
+        for widths in likely[:12]:
+            best = min(best, widths, key=lambda widths: (abs(miss(widths)), widths))
+        if abs(miss(best)) <= COUNT_AIM:
+            break
+    else:  # few whole numbers are near, or the count is far from linear: try them all
+        for widths in itertools.islice(_allowed(base, scale), _MOST_TRIED):
+            best = min(best, widths, key=lambda widths: (abs(miss(widths)), widths))
+    if abs(miss(best)) > COUNT_BOUND:
+        raise BudgetError(
+            f"{budget:,} cannot be met within {COUNT_BOUND:.0%}; the nearest that can is {counts[best]:,}, "
+            f"with widths {list(best)}"
+        )
+    return Solution(best, counts[best], miss(best))
+
+
+def solve_ratio(ratio: Callable[[Widths], float], base: Widths, *, tries: int = 12) -> Solution:
+    """Widths whose measured ratio to the budget comes within 3 % of 1, by the secant rule on logarithms.
+
+    Args:
+        ratio: of a network with these widths, budget = 1; measured, so that it varies from call to call. Widths that
+            look right are measured again, and count by the second measurement.
+        base: widths whose ratios are kept.
+        tries: different widths to measure at most.
+
+    Raises BudgetError where none of them comes within 3 %.
+    """
+    measured: dict[Widths, float] = {}
+    known: list[tuple[float, float]] = []  # log scale, log ratio
+    scale = 1.0
+    for _ in range(tries):
+        widths = scaled(base, scale)
+        if widths in measured:
+            break
+        measured[widths] = ratio(widths)
+        if abs(measured[widths] - 1) <= TIME_BOUND / 2:
+            again = ratio(widths)
+            if abs(again - 1) <= TIME_BOUND:
+                return Solution(widths, again, again - 1)
+            measured[widths] = again
+        known.append((math.log(scale), math.log(measured[widths])))
+        scale = max(math.exp(_zero(known)), smallest_scale(base))
+    best = min(measured, key=lambda widths: abs(measured[widths] - 1))
+    again = ratio(best)
+    if abs(again - 1) <= TIME_BOUND:
+        return Solution(best, again, again - 1)
+    raise BudgetError(
+        f"cannot be met within {TIME_BOUND:.0%}; the nearest that was found takes {again:.3f} times as long, "
+        f"with widths {list(best)}"
+    )
+
+
+def scaled(base: Widths, scale: float) -> Widths:
+    """The whole numbers nearest to `scale` times the base widths, at least 1."""
+    return tuple(max(1, math.floor(scale * width + 0.5)) for width in base)
+
+
+def smallest_scale(base: Widths) -> float:
+    """Below it the narrowest stage would have less than half a channel."""
+    return 0.5 / min(base)
+
+
+def keeps_ratios(base: Widths, widths: Widths) -> bool:
+    """Whether for some scale every width is within 10 % of its share, or the nearest whole number to it."""
+    low = max(min(w / (b * (1 + LEEWAY)), (w - 0.5) / b) for w, b in zip(widths, base, strict=True))
+    high = min(max(w / (b * (1 - LEEWAY)), (w + 0.5) / b) for w, b in zip(widths, base, strict=True))
+    return low <= high * (1 + 1e-12)
+
+
+def _crossing(miss: Callable[[Widths], float], base: Widths) -> float:
+    """A scale at which the rounded widths pass the budget, or the end of the scales on that side."""
+    low, high = smallest_scale(base), 1.0
+    if miss(scaled(base, low)) >= 0:
+        return low
+    while miss(scaled(base, high)) < 0:
+        low, high = high, 2 * high
+        if high * max(base) > WIDEST:
+            raise BudgetError(f"widths of up to {WIDEST:,} channels do not reach it")
+    while scaled(base, low) != scaled(base, high) and high / low > 1 + 1e-6:
+        middle = math.sqrt(low * high)
+        low, high = (middle, high) if miss(scaled(base, middle)) < 0 else (low, middle)
+    return min(low, high, key=lambda scale: abs(miss(scaled(base, scale))))
+
+
+def _rings(base: Widths, middle: Widths) -> Iterator[list[Widths]]:
+    """Neighbours within the leeway that are 1, then 2, 3, 4 channels away in some stage."""
+    for radius in (1, 2, 3, 4):
+        if (2 * radius + 1) ** len(base) > 50_000 and radius > 1:
+            return
+        offsets = itertools.product(range(-radius, radius + 1), repeat=len(base))
+        ring = (
+            tuple(w + offset for w, offset in zip(middle, change, strict=True))
+            for change in offsets
+            if max(map(abs, change)) == radius
+        )
+        yield [widths for widths in ring if min(widths) >= 1 and keeps_ratios(base, widths)]
+
+
+def _allowed(base: Widths, scale: float) -> Iterator[Widths]:
+    """All widths within the leeway whose scale is within a fifth of `scale`."""
+    ranges = [
+        range(max(1, math.floor(scale * width / 1.2 - 0.5)), math.ceil(scale * width * 1.2 + 0.5) + 1) for width in base
+    ]
+    return (widths for widths in itertools.product(*ranges) if keeps_ratios(base, widths))
+
+
+def _moved(widths: Widths, stage: int, by: int) -> Widths:
+    return (*widths[:stage], widths[stage] + by, *widths[stage + 1 :])
+
+
+def _predicted(miss: float, slopes: Sequence[float], middle: Widths, widths: Widths) -> float:
+    return miss + sum(slope * (w - m) for slope, w, m in zip(slopes, widths, middle, strict=True))
+
+
+def _zero(known: Sequence[tuple[float, float]]) -> float:
+    """Where the line through two measurements around zero, or through the last two, crosses it; slope 1.5 for one."""
+    below = max((point for point in known if point[1] < 0), default=None)
+    above = min((point for point in known if point[1] >= 0), default=None)
+    if below is not None and above is not None and below[0] < above[0]:
+        (x0, y0), (x1, y1) = below, above
+    elif len(known) > 1 and (known[-1][1] - known[-2][1]) / (known[-1][0] - known[-2][0]) > 0.3:
+        (x0, y0), (x1, y1) = known[-2], known[-1]
+    else:
+        x, y = known[-1]
+        return x - y / 1.5
+    return x0 - y0 * (x1 - x0) / (y1 - y0)

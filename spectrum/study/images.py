@@ -1,0 +1,32 @@
+"""The images of a point: loaded by name or made, their labels replaced where the point has a teacher."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+from spectrum.study.data import Images, load_images
+from spectrum.study.point import GAUSSIAN, Point
+
+GAUSSIAN_SIDE = 16  # pixels, unless the point has an image_size
+GAUSSIAN_CHANNELS = 3
+GAUSSIAN_TRAIN, GAUSSIAN_TEST = 20_000, 10_000
+CLASSES = 10  # of a teacher
+
+
+def images_of(point: Point) -> Images:
+    """What a point is trained and scored on. Raises DataError for a data set that cannot be had."""
+    if point.teacher_segments is None:
+        return load_images(point.dataset, point.image_size)
+    return _taught(point.dataset, point.image_size, point.teacher_segments, point.label_noise, point.teacher_seed)
+
+
+@lru_cache(maxsize=2)
+def _taught(dataset: str, image_size: int | None, segments: int | str, label_noise: float, seed: int) -> Images:
+    from spectrum.study.teacher import gaussian_images, relabelled
+
+    if dataset == GAUSSIAN:
+        side = image_size or GAUSSIAN_SIDE
+        images = gaussian_images(GAUSSIAN_TRAIN, GAUSSIAN_TEST, side, GAUSSIAN_CHANNELS, seed)
+    else:
+        images = load_images(dataset, image_size)
+    return relabelled(images, segments=segments, label_noise=label_noise, seed=seed, classes=CLASSES)

@@ -1,0 +1,322 @@
+"""What a study will train, known before anything is trained: the points with solved widths, and what each costs.
+
+Points differ in seeds and learning rates far more often than in networks, so every network is built, counted, solved
+for and timed once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from spectrum.study.point import NETWORK, Point, SpecError
+from spectrum.study.spec import Match, Study, Wanted
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from spectrum.cost.budget import Solution, Widths
+    from spectrum.cost.count import Cost
+    from spectrum.study.data import Images
+
+SHAPE = (*NETWORK, "width", "widths", "dropout")  # fields of a point that its network depends on
+
+
+@dataclass(frozen=True)
+class PlannedPoint:
+    """A point and what it costs."""
+
+    point: Point  # as it is trained, with solved widths
+    params: int
+    macs: int  # one image, forward
+    activations: int
+    realised_segments: tuple[int, ...]  # of each segmented convolution
+    asked: Point  # as the study has it
+    match: Match = "none"
+    budget: float | None = None  # params, MACs or seconds a step that the reference has
+    mismatch: float | None = None  # of this point: cost / budget − 1
+    norms: int = 0  # batch normalisations of a forward pass
+    nonlinearities: int = 0
+    pointwise_pixels: tuple[int, ...] = ()  # at which each 1×1 of a segmented convolution runs
+    step_seconds: float | None = None  # measured
+    seconds: float | None = None  # estimated training time on one worker
+
+    @property
+    def clamped_layers(self) -> int:
+        """How many convolutions have fewer channels than the point asks segments for."""
+        asked = self.point.segments
+        return sum(have < asked for have in self.realised_segments) if isinstance(asked, int) else 0
+
+    def entry(self) -> dict[str, Any]:
+        """What plan.json keeps of it."""
+        return {
+            "id": self.point.id,
+            "asked": self.asked.id,
+            "match": self.match,
+            "budget": self.budget,
+            "mismatch": self.mismatch,
+            "params": self.params,
+            "macs": self.macs,
+            "activations": self.activations,
+            "realised_segments": list(self.realised_segments),
+            "norms": self.norms,
+            "nonlinearities": self.nonlinearities,
+            "pointwise_pixels": list(self.pointwise_pixels),
+            "step_seconds": self.step_seconds,
+            "width": self.asked.width,
+            "point": self.point.model_dump(mode="json", exclude_defaults=True),
+        }
+
+
+def from_entry(entry: Mapping[str, Any], asked: Point) -> PlannedPoint:
+    """What `PlannedPoint.entry` kept."""
+    kept = {name: entry.get(name) for name in ("budget", "mismatch", "params", "macs", "activations", "step_seconds")}
+    return PlannedPoint(
+        point=Point(**entry["point"]),
+        asked=asked,
+        match=entry.get("match", "none"),
+        realised_segments=tuple(entry["realised_segments"]),
+        norms=entry.get("norms", 0),
+        nonlinearities=entry.get("nonlinearities", 0),
+        pointwise_pixels=tuple(entry.get("pointwise_pixels", ())),
+        **kept,  # type: ignore[arg-type]
+    )
+
+
+def plan_study(
+    study: Study,
+    *,
+    imports: Sequence[str] = (),
+    time_steps: bool = False,
+    frozen: Mapping[str, Any] | None = None,
+    threads: int = 1,
+) -> list[PlannedPoint]:
+    """Solve the widths of every point and count its cost. Trains nothing and writes nothing.
+
+    Args:
+        imports: modules to import first, for models of one's own.
+        time_steps: also time some training steps of each network, which takes half a second or so each.
+        frozen: an earlier plan; widths that were solved in it for the same budget are taken as they are.
+        threads: for what is timed.
+
+    Raises SpecError for a point whose network cannot be built or cannot meet its budget, DataError for a missing data
+    set.
+    """
+    import_modules(imports)
+    planner = _Planner(study, threads, _solved_before(study, frozen))
+    return [planner.plan(wanted, time_steps=time_steps) for wanted in study.wanted()]
+
+
+def import_modules(names: Iterable[str]) -> None:
+    """Import a user's modules. Raises SpecError for one that cannot be."""
+    for name in names:
+        try:
+            import_module(name)
+        except Exception as error:  # whatever a user's module raises
+            raise SpecError(
+                f"--import {name}: {type(error).__name__}: {error}; mend it, or give another module"
+            ) from error
+
+
+def _solved_before(study: Study, frozen: Mapping[str, Any] | None) -> dict[tuple[str, str], Mapping[str, Any]]:
+    """Entries of an earlier plan by (asked id, match), if it had the same budget."""
+    if frozen is None or frozen.get("budget") != study.budget.model_dump(mode="json"):
+        return {}
+    return {(entry["asked"], entry["match"]): entry for entry in frozen["points"] if "asked" in entry}
+
+
+class _Planner:
+    """Plans one point after the other, each network once."""
+
+    def __init__(self, study: Study, threads: int, before: Mapping[tuple[str, str], Mapping[str, Any]]) -> None:
+        self.study = study
+        self.threads = threads
+        self.before = before
+        self.planned: dict[Any, PlannedPoint] = {}
+        self.sizes: dict[Any, int] = {}  # of training splits
+        self.pixels: dict[Any, dict[str, int] | None] = {}
+
+    def plan(self, wanted: Wanted, *, time_steps: bool) -> PlannedPoint:
+        from spectrum.study.images import images_of
+
+        point = wanted.point
+        images = images_of(point)
+        key = (wanted.match, *_network(point), *_step(point), images.shape, images.classes)
+        if key not in self.planned:
+            self.planned[key] = self._plan_network(wanted, images)
+        found = self.planned[key]
+        if time_steps and found.step_seconds is None:
+            found = self.planned[key] = replace(found, step_seconds=self._time_step(found.point, images))
+        widths = {"width": found.point.width, "widths": found.point.widths}
+        same = point if widths == {"width": point.width, "widths": point.widths} else point.model_copy(update=widths)
+        if found.step_seconds is None:
+            return replace(found, point=same, asked=point)
+        images_an_epoch = self._train_images(point, images)
+        steps = images_an_epoch // min(point.batch_size, images_an_epoch) * point.epochs
+        return replace(found, point=same, asked=point, seconds=found.step_seconds * steps)
+
+    def _plan_network(self, wanted: Wanted, images: Images) -> PlannedPoint:
+        point, match = wanted.point, wanted.match
+        before = self.before.get((point.id, match))
+        if before is not None:
+            kept = from_entry(before, point)
+            return replace(_counted(kept.point, images), asked=point, match=match, budget=kept.budget,
+                           mismatch=kept.mismatch, step_seconds=kept.step_seconds)  # fmt: skip
+        if match == "none":
+            return replace(_counted(point, images), asked=point)
+        reference = self.study.budget.reference_of(self.study.base, point)
+        if _network(reference) == _network(point):
+            planned = _counted(point, images)
+            seconds = self._time_step(point, images) if match == "step_time" else None
+            budget = seconds if match == "step_time" else getattr(planned, match)
+            return replace(planned, asked=point, match=match, budget=budget, mismatch=0.0, step_seconds=seconds)
+        from spectrum.cost.budget import BudgetError
+
+        try:
+            if match == "step_time":
+                solution, budget = self._solve_time(point, reference, images)
+            else:
+                budget = getattr(_counted(reference, images), match)
+                solution = self._solve_count(point, match, budget, images)
+        except BudgetError as error:
+            where = f"segments = {point.segments}" if point.segments else f"segment_width = {point.segment_width}"
+            raise SpecError(
+                f"budget.match = {match!r}, {where}: {error}; try another reference or base.width"
+            ) from None
+        solved = _with_widths(point, solution.widths)
+        planned = replace(_counted(solved, images), asked=point, match=match, budget=budget, mismatch=solution.mismatch)
+        return replace(planned, step_seconds=solution.cost * budget) if match == "step_time" else planned
+
+    def _solve_count(self, point: Point, match: Match, budget: int, images: Images) -> Solution:
+        from spectrum.cost.budget import solve_count
+        from spectrum.cost.count import macs_of_weights, measure_cost, pixels_by_layer
+
+        base = _stage_widths(point, images)
+        counted = build_on_meta(point, images)
+        pixels = pixels_by_layer(counted, measure_cost(counted, images.shape).layers)
+
+        def count(widths: Widths) -> int:
+            model = build_on_meta(_with_widths(point, widths), images)
+            if match == "params":
+                return sum(p.numel() for p in model.parameters() if p.requires_grad)
+            return measure_cost(model, images.shape).macs if pixels is None else macs_of_weights(model, pixels)
+
+        return solve_count(count, base, budget)
+
+    def _solve_time(self, point: Point, reference: Point, images: Images) -> tuple[Solution, float]:
+        from spectrum.cost.budget import solve_ratio
+        from spectrum.cost.speed import step_time_ratio
+
+        budgets: list[float] = []
+        standard = self._stepper(reference, images)
+
+        def ratio(widths: Widths) -> float:
+            measured = step_time_ratio(self._stepper(_with_widths(point, widths), images), standard, self.threads)
+            budgets.append(measured.standard)
+            return measured.ratio
+
+        return solve_ratio(ratio, _stage_widths(point, images)), sorted(budgets)[len(budgets) // 2]
+
+    def _stepper(self, point: Point, images: Images) -> Callable[[], None]:
+        from spectrum.cost.speed import training_stepper
+        from spectrum.study.train import keep_freed_memory, make_optimizer
+
+        keep_freed_memory()  # as training does
+        model = _build(point, images)
+        batch = min(point.batch_size, self._train_images(point, images))
+        return training_stepper(model, make_optimizer(point, model), (batch, *images.shape), images.classes)
+
+    def _time_step(self, point: Point, images: Images) -> float:
+        from spectrum.cost.speed import timed
+
+        return float(timed(self._stepper(point, images), self.threads).median)
+
+    def _train_images(self, point: Point, images: Images) -> int:
+        from spectrum.study.data import split
+
+        key = (images.fingerprint, point.validation_fraction, point.train_images)
+        if key not in self.sizes:
+            self.sizes[key] = len(split(images, point.validation_fraction, point.train_images).train_y)
+        return self.sizes[key]
+
+
+def _network(point: Point) -> tuple[Any, ...]:
+    return tuple(getattr(point, name) for name in SHAPE)
+
+
+def _step(point: Point) -> tuple[Any, ...]:
+    """What the time of a step depends on beside the network."""
+    return point.batch_size, point.optimizer, point.autocast, point.compile, point.train_images
+
+
+def _with_widths(point: Point, widths: Widths) -> Point:
+    return point.model_copy(update={"width": 1.0, "widths": widths})
+
+
+def _stage_widths(point: Point, images: Images) -> Widths:
+    from spectrum.models import stage_widths
+
+    channels, side, _ = images.shape
+    try:
+        return stage_widths(point.model, point.architecture(channels, images.classes, side))
+    except ValueError as error:
+        raise SpecError(f"budget: {error}") from None
+
+
+def _build(point: Point, images: Images) -> nn.Module:
+    from spectrum.models import build_model
+
+    channels, side, _ = images.shape
+    try:
+        return build_model(point.model, point.architecture(channels, images.classes, side))
+    except (ValueError, TypeError, RuntimeError, MemoryError) as error:  # too large, or a user's own family
+        raise SpecError(f"model = {point.model!r}, segments = {point.segments}: {error}") from error
+
+
+def build_on_meta(point: Point, images: Images) -> nn.Module:
+    """The network without its numbers, for counting; with them, where a user's own family cannot be built so."""
+    import torch
+
+    try:
+        with torch.device("meta"):
+            return _build(point, images)
+    except SpecError:
+        return _build(point, images)
+
+
+def _counted(point: Point, images: Images) -> PlannedPoint:
+    from spectrum.models.blocks import realised_segments
+
+    model, cost = _cost(point, images)
+    realised = tuple(realised_segments(model))
+    if isinstance(point.segments, int) and realised and point.segments > max(realised):
+        raise SpecError(
+            f"segments = {point.segments}: no layer of {point.model!r} has so many channels; "
+            f'the widest has {max(realised)}; try that, or "per_channel"'
+        )
+    return PlannedPoint(
+        point=point,
+        asked=point,
+        params=cost.params,
+        macs=cost.macs,
+        activations=cost.activations,
+        realised_segments=realised,
+        norms=cost.norms,
+        nonlinearities=cost.nonlinearities,
+        pointwise_pixels=tuple(
+            layer.macs // layer.params for layer in cost.layers if layer.name.endswith("pointwise") and layer.params
+        ),
+    )
+
+
+def _cost(point: Point, images: Images) -> tuple[nn.Module, Cost]:
+    from spectrum.cost.count import measure_cost
+
+    model = build_on_meta(point, images)
+    try:
+        return model, measure_cost(model, images.shape)
+    except (NotImplementedError, RuntimeError):  # a user's own family may look at numbers
+        model = _build(point, images)
+        return model, measure_cost(model, images.shape)

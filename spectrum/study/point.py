@@ -1,0 +1,253 @@
+"""A Point: one training run, fully described by a flat frozen record.
+
+Records are strict; a key that is not known is an error. Nothing here loads torch, so that a wrong file is refused at
+once.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
+from typing import Annotated, Any, Literal, get_args
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+from spectrum.conv.segments import PER_CHANNEL
+from spectrum.models import Architecture, check_model
+
+SCHEMA = 1  # of a Point; raise it only when an old row would mean something else
+MOST_SEGMENTS = 65_536
+GAUSSIAN = "gaussian"  # images of noise, made on the spot for a teacher to label
+
+
+NETWORK = (  # fields of a Point that say which network it trains, but for its widths
+    *("model", "depth", "segments", "segment_width", "order", "activation", "norm", "pointwise", "pointwise_segments"),
+    *("shuffle", "downsampling", "residual"),
+)
+
+
+class SpecError(ValueError):
+    """A study that cannot be: which field, what came, what would work. One line a fault."""
+
+
+class Record(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True)
+
+
+def _segments(value: object) -> object:
+    if value is None or value == PER_CHANNEL:
+        return value
+    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= MOST_SEGMENTS:
+        raise ValueError(f'{value!r} is not a number of segments; try 1, 2, 3, 4, 8 … or "{PER_CHANNEL}"')
+    return value
+
+
+def as_tuple(value: object) -> object:
+    return tuple(value) if isinstance(value, list) else value
+
+
+def as_listed(value: object) -> object:
+    return (value,) if isinstance(value, str) else as_tuple(value)
+
+
+Positive = Annotated[int, Field(ge=1)]
+Fraction = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)]
+Rate = Annotated[float, Field(gt=0, le=1e30, allow_inf_nan=False)]  # beyond, steps leave float32
+Seed = Annotated[int, Field(ge=0, lt=2**31)]
+NotNegative = Annotated[float, Field(ge=0, le=1e30, allow_inf_nan=False)]
+
+
+class Point(Record):
+    """One training run, fully described."""
+
+    # data
+    dataset: str = Field("digits", min_length=1)
+    """digits, fashion_mnist, cifar10, cifar100, gaussian (with a teacher), a hub id (owner/name), a folder (./path)."""
+    image_size: Positive | None = None
+    """Side in pixels that images are resized to; otherwise they keep theirs and must all have one size."""
+    train_images: Positive | None = None
+    """Size of a fixed, balanced part of the training split; otherwise all of it."""
+    validation_fraction: float = Field(0.1, gt=0, lt=1)
+    """Part of the official training set that is carved off, the same for every seed, for validation."""
+    flip: bool = False
+    """Mirror each training image left to right with probability 1/2."""
+    shift: int = Field(0, ge=0)
+    """Move each training image by up to so many pixels both ways, zeros moving in."""
+    cutout: int = Field(0, ge=0)
+    """Side in pixels of a square of each training image that is set to the mean."""
+    teacher_segments: Annotated[int | Literal["per_channel"] | None, BeforeValidator(_segments)] = None
+    """Replace the labels by those of a random frozen network with so many segments."""
+    label_noise: Fraction = 0.0
+    """Part of a teacher's labels that is drawn anew, which bounds every accuracy."""
+    teacher_seed: Seed = 0
+    """Of the teacher's weights, its images where it has them made, and its noise."""
+
+    # network
+    model: str = "probe"
+    """A family: see list_models()."""
+    width: float = Field(1.0, gt=0, le=64, allow_inf_nan=False)
+    """Factor on the family's stage widths."""
+    widths: Annotated[tuple[Positive, ...] | None, BeforeValidator(as_tuple)] = Field(None, min_length=1)
+    """Explicit stage widths in channels, instead of width."""
+    depth: Positive | None = None
+    """Blocks a stage; otherwise the family's own."""
+    segments: Annotated[int | Literal["per_channel"] | None, BeforeValidator(_segments)] = None
+    """Segments of every spatial convolution, clamped to its channels; per_channel if not said."""
+    segment_width: Positive | None = None
+    """Channels a segment, instead of segments."""
+    order: Literal["pointwise_first", "spatial_first"] = "pointwise_first"
+    """Which half of the operation runs first."""
+    activation: Literal["none", "relu", "elu", "gelu", "silu"] = "none"
+    """Non-linearity between the halves."""
+    norm: bool = False
+    """Batch normalisation between the halves."""
+    pointwise: bool = True
+    """False: the bare spatial convolution, without a 1×1."""
+    pointwise_segments: Positive = 1
+    """Segments of the 1×1 itself."""
+    shuffle: bool = False
+    """Interleave channels between the halves."""
+    downsampling: Literal["pool", "stride"] = "pool"
+    """Where resolution falls: in pools between the stages, or in the first spatial half of each."""
+    residual: bool = True
+    """Whether blocks have skip connections."""
+    dropout: Fraction = 0.0
+    """Before the classifier."""
+
+    # training
+    epochs: Positive = 8
+    """Passes over the training images."""
+    batch_size: Positive = 128
+    """Images a step; the last, smaller batch of an epoch is left out."""
+    optimizer: Literal["sgd", "adamw", "rmsprop"] = "sgd"
+    """SGD with Nesterov momentum, AdamW, or RMSprop with momentum."""
+    lr: Rate = 0.1
+    """Peak learning rate; the default suits SGD, the other optimisers need a far smaller one."""
+    momentum: Fraction = 0.9
+    """Momentum of SGD and RMSprop, first beta of AdamW."""
+    weight_decay: NotNegative = 5e-4
+    """On convolution and classifier weights, not on BN or bias."""
+    schedule: Literal["cosine", "one_cycle", "exponential"] = "cosine"
+    """Of the learning rate, after the warm-up."""
+    warmup_epochs: NotNegative = 0.0
+    """Epochs in which the learning rate rises linearly from 0."""
+    decay: float = Field(0.94, gt=0, le=1)
+    """Factor of the exponential schedule every decay_epochs."""
+    decay_epochs: Rate = 2.0
+    """Epochs between two steps of the exponential schedule."""
+    label_smoothing: Fraction = 0.0
+    """Part of the target spread evenly over all classes."""
+    ema: Fraction = 0.0
+    """Decay of an exponential average of the weights, which is then what is scored; 0 is off."""
+    autocast: bool = False
+    """bfloat16 where torch's autocast has it."""
+    compile: bool = False
+    """torch.compile the network."""
+    seed: Seed = 0
+    """Of initial weights, order of images, augmentation and dropout."""
+    scored_on: Literal["test", "validation"] = "test"
+    """validation: the test set is not read, and its columns stay empty."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _default_segments(cls, values: Any) -> Any:
+        if isinstance(values, dict) and values.get("segments") is None and values.get("segment_width") is None:
+            return {**values, "segments": PER_CHANNEL}
+        return values
+
+    @model_validator(mode="after")
+    def _check(self) -> Point:
+        if self.segments is not None and self.segment_width is not None:
+            raise ValueError("segments and segment_width: give one of the two")
+        if self.widths is not None and self.width != 1.0:
+            raise ValueError("width and widths: give one of the two")
+        if self.shuffle and self.pointwise_segments == 1:
+            raise ValueError("shuffle: only relabels rows of a dense 1×1; set pointwise_segments above 1")
+        if not self.pointwise:
+            for field in ("activation", "norm", "pointwise_segments", "order"):
+                if getattr(self, field) != Point.model_fields[field].default:
+                    raise ValueError(f"{field}: there is no second half with pointwise = false; leave it out")
+        if self.warmup_epochs >= self.epochs:
+            raise ValueError(f"warmup_epochs: {self.warmup_epochs} leaves nothing of {self.epochs} epochs")
+        if self.teacher_segments is None:
+            for field in ("label_noise", "teacher_seed"):
+                if getattr(self, field):
+                    raise ValueError(f"{field}: belongs to a teacher; set teacher_segments")
+            if self.dataset == GAUSSIAN:
+                raise ValueError(f"dataset = {GAUSSIAN!r}: they have no labels of their own; set teacher_segments")
+        check_model(self.model)
+        return self
+
+    @property
+    def id(self) -> str:
+        """A hash of what differs from the defaults, so that a new field orphans no old row."""
+        said = self.model_dump(mode="json", exclude_defaults=True)
+        return digest({"schema": SCHEMA, "point": said})
+
+    def architecture(self, in_channels: int, num_classes: int, image_size: int) -> Architecture:
+        """The network of this point, for images of one shape."""
+        shared = Architecture.__dataclass_fields__.keys() & Point.model_fields.keys() - {"image_size"}
+        return Architecture(
+            in_channels=in_channels,
+            num_classes=num_classes,
+            image_size=image_size,
+            **{name: getattr(self, name) for name in shared},
+        )
+
+
+def explain(error: ValidationError, record: type[BaseModel]) -> str:
+    """pydantic's findings, one line a field: what came and what would work."""
+    lines: dict[str, str] = {}
+    for fault in error.errors():
+        where = ".".join(str(part) for part in fault["loc"])
+        lines.setdefault(where, explain_one(fault, record))
+    return "\n".join(f"{where}: {what}" if where else what for where, what in lines.items())
+
+
+def explain_one(fault: Mapping[str, Any], record: type[BaseModel]) -> str:
+    if fault["type"] == "extra_forbidden":
+        owner = record
+        for part in fault["loc"][:-1]:
+            inner = owner.model_fields.get(str(part))
+            if inner is not None and isinstance(inner.annotation, type):
+                owner = inner.annotation
+        return unknown_key(str(fault["loc"][-1]), list(owner.model_fields))
+    if fault["type"] == "literal_error":
+        known = fault["ctx"]["expected"]
+        choices = [choice.strip(" '") for choice in known.replace(" or ", ",").split(",")]
+        near = get_close_matches(str(fault["input"]), choices, n=1)
+        return f"{fault['input']!r} is unknown; " + (f'did you mean "{near[0]}"?' if near else f"try {known}")
+    if fault["type"] == "value_error":
+        return str(fault["ctx"]["error"])
+    message = fault["msg"]
+    return f"{message[0].lower()}{message[1:]} (got {fault['input']!r})"
+
+
+def unknown_key(key: str, known: Sequence[str]) -> str:
+    near = get_close_matches(key, known, n=1)
+    return "unknown key; " + (f'did you mean "{near[0]}"?' if near else f"known are {', '.join(known)}")
+
+
+def merged(base: Point, changes: Mapping[str, Any]) -> Point:
+    fields = base.model_dump() | dict(changes)
+    if "segment_width" in changes and "segments" not in changes:
+        fields["segments"] = None
+    if "segments" in changes and "segment_width" not in changes:
+        fields["segment_width"] = None
+    try:
+        return Point(**fields)
+    except ValidationError as error:
+        said = ", ".join(f"{name} = {value!r}" for name, value in changes.items())
+        raise SpecError("\n".join(f"{line} (at {said})" for line in explain(error, Point).splitlines())) from None
+
+
+def digest(value: object) -> str:
+    canonical = json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(canonical.encode()).hexdigest()[:16]
+
+
+def choices(field: str) -> tuple[str, ...]:
+    """The values that a field of a Point with fixed choices can take."""
+    return get_args(Point.model_fields[field].annotation)

@@ -1,0 +1,124 @@
+"""The same search for learning rate and weight decay at every point, decided on validation images.
+
+Every network gets the whole grid with the same seeds, which train nothing else; the best mean validation accuracy
+chooses. Pure functions on planned points and rows.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from statistics import fmean
+from typing import Any
+
+from spectrum.study.planning import PlannedPoint
+from spectrum.study.point import Point
+
+Grid = Mapping[str, tuple[float, ...]]  # field of a point → values, rising
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What the search found for one network."""
+
+    id: str  # of the point with seed 0 and the study's own learning rate
+    point: Point  # that point
+    match: str  # its budget, the first if it serves several
+    values: Mapping[str, float]  # chosen, by field
+    val_accuracy: float  # mean over the search's seeds, from 0 to 1
+    low_edges: tuple[str, ...]  # fields whose choice is the smallest value of the grid
+    high_edges: tuple[str, ...]  # fields whose choice is the largest
+    searched: tuple[str, ...] = ()  # ids of the search's points at these values
+
+    def entry(self) -> dict[str, Any]:
+        """What plan.json keeps of it."""
+        return {
+            "id": self.id,
+            "point": self.point.model_dump(mode="json", exclude_defaults=True),
+            "match": self.match,
+            "values": dict(self.values),
+            "val_accuracy": self.val_accuracy,
+            "edges": [*self.low_edges, *self.high_edges],
+            "searched": list(self.searched),
+        }
+
+
+def search(planned: Sequence[PlannedPoint], grid: Grid, seeds: Sequence[int]) -> list[PlannedPoint]:
+    """The points that the search trains; seeds outermost, so that a search cut short has seen the whole grid."""
+    networks = {_unseeded(one).id: one for one in planned}
+    return [
+        replace(one, point=_unseeded(one).model_copy(update={**values, "seed": seed, "scored_on": "validation"}))
+        for seed in seeds
+        for values in _values(grid)
+        for one in networks.values()
+    ]
+
+
+def choose(planned: Sequence[PlannedPoint], grid: Grid, rows: Mapping[str, Mapping[str, Any]]) -> list[Choice]:
+    """The best values of every network; of equal ones the smaller.
+
+    Args:
+        planned: what `search` gave for this grid.
+        grid: its values.
+        rows: finished rows by id, of all of `planned`. A diverged run counts, at chance.
+    """
+    found: dict[str, dict[tuple[float, ...], list[PlannedPoint]]] = {}
+    networks: dict[str, Point] = {}
+    for one in planned:
+        own: dict[str, Any] = {name: getattr(one.asked, name) for name in (*grid, "scored_on")}
+        network = one.point.model_copy(update={**own, "seed": 0})
+        networks[network.id] = network
+        values = tuple(getattr(one.point, name) for name in grid)
+        found.setdefault(network.id, {}).setdefault(values, []).append(one)
+    choices = []
+    for id, by_values in found.items():
+        scores = {
+            values: fmean(rows[one.point.id]["val_accuracy"] for one in points) for values, points in by_values.items()
+        }
+        best = min(scores, key=lambda values: (-scores[values], values))
+        chosen = dict(zip(grid, best, strict=True))
+        searched = {name: values for name, values in grid.items() if len(values) > 1}
+        choices.append(
+            Choice(
+                id=id,
+                point=networks[id],
+                match=by_values[best][0].match,
+                values=chosen,
+                val_accuracy=scores[best],
+                low_edges=tuple(name for name, values in searched.items() if chosen[name] == values[0]),
+                high_edges=tuple(name for name, values in searched.items() if chosen[name] == values[-1]),
+                searched=tuple(one.point.id for one in by_values[best]),
+            )
+        )
+    return choices
+
+
+def confirmed(planned: Sequence[PlannedPoint], choices: Sequence[Choice]) -> list[PlannedPoint]:
+    """The study's own points, each with the values that were chosen for its network."""
+    values = {choice.id: choice.values for choice in choices}
+    return [replace(one, point=one.point.model_copy(update=dict(values[_unseeded(one).id]))) for one in planned]
+
+
+def extended(grid: Grid, choices: Sequence[Choice]) -> dict[str, tuple[float, ...]]:
+    """The grid with one more value beyond each edge on which a network has its best, in the ratio of the last two."""
+    wider = dict(grid)
+    for name, values in grid.items():
+        if len(values) < 2:
+            continue
+        low = [values[0] ** 2 / values[1]] if any(name in choice.low_edges for choice in choices) else []
+        high = [values[-1] ** 2 / values[-2]] if any(name in choice.high_edges for choice in choices) else []
+        wider[name] = (*map(_rounded, low), *values, *map(_rounded, high))
+    return wider
+
+
+def _unseeded(planned: PlannedPoint) -> Point:
+    return planned.point.model_copy(update={"seed": 0})
+
+
+def _values(grid: Grid) -> list[dict[str, float]]:
+    return [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
+
+
+def _rounded(value: float) -> float:
+    return float(f"{value:.6g}")
