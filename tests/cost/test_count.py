@@ -1,16 +1,53 @@
-"""fvcore's counts against closed forms from the built modules."""
+"""Costs against fvcore, torch's counter, closed forms and counting one by one."""
 
+import itertools
+import logging
 import math
 
 import pytest
 import torch
+import torch.nn.functional as F
+from fvcore.nn import ActivationCountAnalysis, FlopCountAnalysis
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from spectrum import SegmentedConv2d, build_model, measure_cost
 from spectrum.conv.segments import segment_sizes
-from spectrum.cost.speed import time_training_step
+from spectrum.cost.speed import peak_memory, time_training_step
+
+
+def fvcore_macs(model, shape):
+    logging.getLogger("fvcore.nn.jit_analysis").setLevel(logging.ERROR)
+    counts = FlopCountAnalysis(model.eval(), torch.zeros(1, *shape)).by_operator()
+    return sum(count for name, count in counts.items() if name in ("conv", "linear", "addmm", "matmul"))
+
+
+def torch_macs(model, shape):
+    with FlopCounterMode(display=False) as counter:
+        model.eval()(torch.zeros(1, *shape))
+    assert counter.get_total_flops() % 2 == 0
+    return counter.get_total_flops() // 2
+
+
+def counted_one_by_one(module, shape):
+    """Multiply-adds of an operation, each counted by itself; padding is multiplied as any pixel is."""
+    total = 0
+    places = list(itertools.product(range(shape[1]), range(shape[2])))
+    halves = (
+        [module.pointwise, module.spatial] if module.order == "pointwise_first" else [module.spatial, module.pointwise]
+    )
+    for half in filter(None, halves):
+        g = half.geometry
+        if half is module.spatial:
+            spans = [d * (k - 1) + 1 for d, k in zip(g.dilation, g.kernel_size, strict=True)]
+            sides = [side + 2 * pad - span + 1 for side, pad, span in zip(shape[1:], g.padding, spans, strict=True)]
+            places = list(itertools.product(*(range(0, n, step) for n, step in zip(sides, g.stride, strict=True))))
+        for run in g.runs:
+            taps = itertools.product(*map(range, (run.count, run.out_size, run.in_size, *g.kernel_size)))
+            total += sum(1 for _ in taps for _ in places)
+    return total
 
 
 def closed_form_macs(model, shape):
@@ -48,13 +85,119 @@ def test_an_operation_costs_what_its_segments_say(in_channels, out_channels, dat
     assert cost.flops == 2 * cost.macs
 
 
+@settings(max_examples=60)
+@given(
+    st.integers(1, 9),
+    st.integers(1, 9),
+    st.data(),
+    st.sampled_from([1, 3, (3, 1)]),
+    st.sampled_from([1, 2]),
+    st.sampled_from([1, 2]),
+    st.sampled_from(["pointwise_first", "spatial_first"]),
+    st.booleans(),
+)
+def test_every_counter_that_can_count_agrees_on_any_operation(
+    in_channels, out_channels, data, kernel_size, stride, dilation, order, pointwise
+):
+    channels = min(in_channels, out_channels) if not pointwise else out_channels if order[0] == "p" else in_channels
+    module = SegmentedConv2d(
+        in_channels,
+        out_channels,
+        kernel_size,
+        segments=data.draw(st.integers(1, channels)),
+        stride=stride,
+        dilation=dilation,
+        order=order if pointwise else "pointwise_first",
+        pointwise=pointwise,
+        activation=data.draw(st.sampled_from(["none", "elu"])) if pointwise else None,
+    )
+    shape = (in_channels, 7, 6)
+    macs = measure_cost(module, shape).macs
+    assert macs == fvcore_macs(module, shape) == torch_macs(module, shape) == counted_one_by_one(module, shape)
+
+
+@pytest.mark.parametrize("lowering", ["auto", "native", "coalesced", "compiled"])
+def test_counts_are_those_of_the_operation_whatever_the_lowering(lowering, monkeypatch):
+    expected = measure_cost(build_model("probe", segments=16), (3, 32, 32))
+    monkeypatch.setenv("SPECTRUM_LOWERING", lowering)
+    model = build_model("probe", segments=16).to(memory_format=torch.channels_last)
+    assert measure_cost(model, (3, 32, 32)) == expected
+
+
+@pytest.mark.parametrize("segments", [1, 3, 16, "per_channel"])
+def test_the_backward_pass_is_what_runs_there(segments, monkeypatch):
+    """torch's own record of the backward pass, with the segments put right."""
+    monkeypatch.setenv("SPECTRUM_LOWERING", "native")
+    model = build_model("probe", segments=segments).eval()
+    macs = 0
+
+    class Backward(torch.utils._python_dispatch.TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            nonlocal macs
+            if func is torch.ops.aten.convolution_backward.default:
+                gradient, _, weight = args[:3]
+                macs += sum(args[10][:2]) * gradient.numel() * weight[0].numel()
+            elif func is torch.ops.aten.mm.default:
+                macs += args[0].numel() * args[1].shape[1]
+            return func(*args, **(kwargs or {}))
+
+    loss = model(torch.randn(1, 3, 32, 32)).sum()
+    with Backward():
+        loss.backward()
+    cost = measure_cost(model, (3, 32, 32))
+    assert cost.backward_macs == macs
+    stem = next(layer for layer in cost.layers if layer.name == "stem.0")
+    assert stem.backward_macs == stem.macs, "nobody needs the gradient of the image"
+    assert cost.backward_macs == 2 * cost.macs - stem.macs
+
+
+def test_layers_that_are_functions_are_counted_where_they_are_called():
+    class Functional(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.kernel = nn.Parameter(torch.zeros(6, 2, 3, 3))
+            self.mix = nn.Parameter(torch.zeros(6, 6), requires_grad=False)
+
+        def forward(self, x_nchw):
+            y_nchw = F.conv2d(x_nchw, self.kernel, groups=2).relu()
+            return torch.einsum("nchw,cd->nd", y_nchw, self.mix)
+
+    cost = measure_cost(nn.Sequential(Functional(), nn.Linear(6, 2)), (4, 5, 5))
+    assert [(layer.name, layer.params) for layer in cost.layers] == [("0", 108), ("1", 14)]
+    assert cost.layers[0].macs == 9 * 108 + 6 * 6
+    assert cost.layers[0].backward_macs == 9 * 108 + 6 * 6, "of the kernel, and of the product's input"
+    assert cost.nonlinearities == 1
+
+
+def test_a_transposed_convolution_spreads_its_inputs():
+    model = nn.ConvTranspose2d(4, 4, 3, stride=2, groups=2)
+    assert measure_cost(model, (4, 5, 6)).macs == 5 * 6 * 4 * 2 * 9 == torch_macs(model, (4, 5, 6))
+
+
+def test_a_network_without_numbers_can_be_counted():
+    with torch.device("meta"):
+        model = build_model("probe", segments=3, activation="relu", norm=True)
+    real = build_model("probe", segments=3, activation="relu", norm=True)
+    assert measure_cost(model, (3, 32, 32)) == measure_cost(real, (3, 32, 32))
+
+
+def test_norms_and_non_linearities_are_counted_as_they_run():
+    plain, rich = (build_model("probe", activation=a, norm=n, depth=2) for a, n in (("none", False), ("gelu", True)))
+    plain, rich = measure_cost(plain, (3, 32, 32)), measure_cost(rich, (3, 32, 32))
+    operations = 3 * 2 * 2
+    assert (plain.norms, plain.nonlinearities) == (1 + operations + 2, operations + 1)
+    assert (rich.norms, rich.nonlinearities) == (plain.norms + operations, plain.nonlinearities + operations)
+
+
 @pytest.mark.parametrize("segments", [1, 3, 8, "per_channel"])
 @pytest.mark.parametrize("order", ["pointwise_first", "spatial_first"])
 def test_a_network_costs_the_sum_of_its_layers(segments, order):
     model = build_model("probe", segments=segments, order=order, activation="elu", norm=True, image_size=28)
     cost = measure_cost(model, (3, 28, 28))
     assert cost.macs == closed_form_macs(model, (3, 28, 28))
+    assert cost.macs == fvcore_macs(model, (3, 28, 28)) == torch_macs(model, (3, 28, 28))
     assert cost.params == sum(p.numel() for p in model.parameters())
+    assert cost.activations == ActivationCountAnalysis(model, torch.zeros(1, 3, 28, 28)).total()
 
 
 def test_activations_are_the_outputs_of_convolutions_and_linear_layers():
@@ -90,3 +233,43 @@ def test_a_training_step_takes_time():
     before = model.stem[0].weight.clone()
     assert 0 < time_training_step(model, optimizer, (4, 3, 8, 8), 10).median < 5
     assert not torch.equal(before, model.stem[0].weight), "the update is timed too"
+
+
+def step_of(model, batch=8):
+    return peak_memory(model, torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9), (batch, 3, 16, 16), 10)
+
+
+def test_peak_memory_is_not_spoilt_by_what_ran_before():
+    model = build_model("probe", width=0.5, image_size=16)
+    alone = step_of(model)
+    ballast = torch.zeros(50_000_000)
+    step_of(build_model("probe", width=2, image_size=16))
+    assert step_of(model) == alone
+    del ballast
+
+
+def test_peak_memory_is_that_of_the_fullest_moment():
+    """One linear layer: weights, gradients, momentum, batch, and at most a few copies of what the loss keeps."""
+    model = nn.Sequential(nn.Flatten(), nn.Linear(3 * 16 * 16, 10, bias=False))
+    weights, batch = 768 * 10 * 4, 8 * 768 * 4
+    peak = step_of(model)
+    copies = 2 * batch  # Flatten turns channels_last into a row, by copying
+    assert 3 * weights + copies <= peak <= 3 * weights + copies + 5 * 8 * 10 * 4 + 2048
+    assert 15 * copies <= step_of(model, 128) - peak <= 15 * (copies + 5 * 8 * 10 * 4) + 2048
+    wide = nn.Sequential(nn.Conv2d(3, 64, 1), nn.ReLU(), nn.Flatten(), nn.Linear(64 * 256, 10))
+    assert step_of(wide) > step_of(model) + 2 * 8 * 64 * 256 * 4, "activations that the backward pass needs"
+
+
+def test_speed_is_measured_where_asked_and_leaves_the_network_alone():
+    model = build_model("probe", width=0.25, image_size=8)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    cost = measure_cost(model, (3, 8, 8), batch_size=4)
+    assert cost.speed is not None
+    assert cost.speed.batch_size == 4
+    assert 0 < cost.speed.latency < cost.speed.step < 5
+    assert cost.speed.latency_iqr >= 0
+    assert cost.speed.step_iqr >= 0
+    assert cost.speed.peak_memory > 4 * cost.params
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    with pytest.raises(ValueError, match="batch_size=0: expected at least 1"):
+        measure_cost(model, (3, 8, 8), batch_size=0)
