@@ -26,6 +26,7 @@ _HOME = {
     "load_study": "spectrum.study.spec",
     "load_history": "spectrum.study.store",
     "load_results": "spectrum.study.store",
+    "load_tuning": "spectrum.study.store",
     "run_study": "spectrum.study.sweep",
     "plots": "spectrum.analysis.plots",
     "stats": "spectrum.analysis.stats",
@@ -40,6 +41,7 @@ __all__ = [
     "load_history",
     "load_results",
     "load_study",
+    "load_tuning",
     "measure_cost",
     "plots",
     "register_model",
@@ -54,7 +56,7 @@ if TYPE_CHECKING:
     from spectrum.models import build_model, list_models, register_model
     from spectrum.study.point import Point
     from spectrum.study.spec import Study, load_study
-    from spectrum.study.store import load_history, load_results
+    from spectrum.study.store import load_history, load_results, load_tuning
     from spectrum.study.sweep import run_study
 
 

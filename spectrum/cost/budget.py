@@ -80,40 +80,49 @@ def solve_count(count: Callable[[Widths], int], base: Widths, budget: int) -> So
     return Solution(best, counts[best], miss(best))
 
 
-def solve_ratio(ratio: Callable[[Widths], float], base: Widths, *, tries: int = 12) -> Solution:
-    """Widths whose measured ratio to the budget comes within 3 % of 1, by the secant rule on logarithms.
+def solve_ratio(ratio: Callable[[Widths], float], base: Widths, *, tries: int = 16) -> Solution:
+    """Widths whose measured ratio to the budget is within 3 % of 1.
+
+    The secant rule on logarithms finds the scale; where it goes no further, single stages are moved by a channel.
+    Widths that look right are measured again, and count by the mean.
 
     Args:
-        ratio: of a network with these widths, budget = 1; measured, so that it varies from call to call. Widths that
-            look right are measured again, and count by the second measurement.
+        ratio: of a network with these widths, budget = 1; measured, so that it varies from call to call.
         base: widths whose ratios are kept.
-        tries: different widths to measure at most.
+        tries: measurements at most.
 
-    Raises BudgetError where none of them comes within 3 %.
+    Raises BudgetError where no mean of two measurements comes within 3 %.
     """
-    measured: dict[Widths, float] = {}
-    known: list[tuple[float, float]] = []  # log scale, log ratio
-    scale = 1.0
+    measured: dict[Widths, list[float]] = {}
+
+    def mean(widths: Widths) -> float:
+        return math.exp(sum(map(math.log, measured[widths])) / len(measured[widths]))
+
+    scale, known = 1.0, list[tuple[float, float]]()
+    widths = scaled(base, scale)
     for _ in range(tries):
-        widths = scaled(base, scale)
-        if widths in measured:
-            break
-        measured[widths] = ratio(widths)
-        if abs(measured[widths] - 1) <= TIME_BOUND / 2:
-            again = ratio(widths)
-            if abs(again - 1) <= TIME_BOUND:
-                return Solution(widths, again, again - 1)
-            measured[widths] = again
-        known.append((math.log(scale), math.log(measured[widths])))
-        scale = max(math.exp(_zero(known)), smallest_scale(base))
-    best = min(measured, key=lambda widths: abs(measured[widths] - 1))
-    again = ratio(best)
-    if abs(again - 1) <= TIME_BOUND:
-        return Solution(best, again, again - 1)
+        measured.setdefault(widths, []).append(ratio(widths))
+        miss = mean(widths) - 1
+        if abs(miss) <= TIME_BOUND and len(measured[widths]) > 1:
+            return Solution(widths, 1 + miss, miss)
+        if abs(miss) <= TIME_BOUND:
+            continue  # the same again
+        if widths == scaled(base, scale):
+            known.append((math.log(scale), math.log(1 + miss)))
+            scale = max(math.exp(_zero(known)), smallest_scale(base))
+        proposed = [scaled(base, scale), *_neighbours(base, min(measured, key=lambda w: abs(mean(w) - 1)))]
+        widths = next((w for w in proposed if w not in measured), widths)
+    best = min(measured, key=lambda w: abs(mean(w) - 1))
     raise BudgetError(
-        f"cannot be met within {TIME_BOUND:.0%}; the nearest that was found takes {again:.3f} times as long, "
+        f"cannot be met within {TIME_BOUND:.0%}; the nearest that was found takes {mean(best):.3f} times as long, "
         f"with widths {list(best)}"
     )
+
+
+def _neighbours(base: Widths, widths: Widths) -> list[Widths]:
+    """Widths with one stage a channel wider or narrower, within the leeway."""
+    moved = [_moved(widths, stage, by) for stage in range(len(widths)) for by in (1, -1)]
+    return [near for near in moved if min(near) >= 1 and keeps_ratios(base, near)]
 
 
 def scaled(base: Widths, scale: float) -> Widths:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from functools import lru_cache
+from typing import Literal
 
 from spectrum.study.data import Images, load_images
 from spectrum.study.point import GAUSSIAN, Point
+from spectrum.study.teacher import gaussian_images, relabelled
 
 GAUSSIAN_SIDE = 16  # pixels, unless the point has an image_size
 GAUSSIAN_CHANNELS = 3
@@ -21,9 +23,9 @@ def images_of(point: Point) -> Images:
 
 
 @lru_cache(maxsize=2)
-def _taught(dataset: str, image_size: int | None, segments: int | str, label_noise: float, seed: int) -> Images:
-    from spectrum.study.teacher import gaussian_images, relabelled
-
+def _taught(
+    dataset: str, image_size: int | None, segments: int | Literal["per_channel"], label_noise: float, seed: int
+) -> Images:
     if dataset == GAUSSIAN:
         side = image_size or GAUSSIAN_SIDE
         images = gaussian_images(GAUSSIAN_TRAIN, GAUSSIAN_TEST, side, GAUSSIAN_CHANNELS, seed)

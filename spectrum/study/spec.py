@@ -92,7 +92,7 @@ class Tune(Record):
     seeds: Annotated[tuple[Seed, ...], BeforeValidator(as_tuple)] = Field((1000,), min_length=1)
     """Of the search alone; none of them trains a point that is scored."""
     extend: int = Field(0, ge=0, le=10)
-    """How many values may be added, at every point, beyond an edge of the grid on which some point has its best."""
+    """How many values may be added beyond each edge of the grid on which some point has its best; at every point."""
 
     @model_validator(mode="after")
     def _check(self) -> Tune:

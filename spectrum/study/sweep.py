@@ -139,8 +139,8 @@ class _Run:
             if self.counts["failed"]:
                 return self.summary(is_confirmed=False)
             choices = choose(searched, grid, rows)
-            wider = extended(grid, choices)
-            if wider == grid or any(len(wider[name]) > len(original[name]) + extend for name in grid):
+            wider = extended(grid, choices, original, extend)
+            if wider == grid:
                 break
             grid = wider
         points = confirmed(self.planned, choices)

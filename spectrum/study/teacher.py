@@ -101,7 +101,8 @@ def gaussian_images(count_train: int, count_test: int, side: int, channels: int,
         if value < 1:
             raise ValueError(f"{name}={value}: expected at least 1")
     train_x, test_x = (
-        _noise(count, side, channels, _generator(seed, stream)) for stream, count in enumerate((count_train, count_test))
+        _noise(count, side, channels, _generator(seed, stream))
+        for stream, count in enumerate((count_train, count_test))
     )
     labels = (torch.zeros(count, dtype=torch.int64) for count in (count_train, count_test))
     return _images(train_x, next(labels), test_x, next(labels))
@@ -165,11 +166,12 @@ def teacher_network(calibration_nchw: Tensor, *, classes: int, segments: Segment
         torch.randn(*shape, generator=generator, dtype=torch.float64)
         for shape in ((WIDTH, channels, 3, 3), (WIDTH, WIDTH, 1, 1), (WIDTH, WIDTH, 3, 3), (WIDTH, classes))
     )
+    stem_stride = 2 if side >= 16 else 1  # as the probe's, whose students would else not see all that decides
     sizes = segment_sizes(WIDTH, segments)
-    stem_stride = 2 if side >= 16 else 1  # as the probe's, lest its students see too little of what decides
+    runs = segment_runs(sizes, sizes)
     layers = (
-        (_half(stem, stride=stem_stride),),
-        (_half(pointwise), _half(spatial, segment_runs(sizes, sizes))),
+        (_half([stem], [Run(1, channels, WIDTH)], stride=stem_stride),),
+        (_half([pointwise], [Run(1, WIDTH, WIDTH)]), _half(_cut(spatial, runs), runs)),
     )
 
     x_nchw = calibration_nchw.double()
@@ -209,24 +211,23 @@ def balancing_biases(logits: Tensor) -> Tensor:
 
 def _check_segments(segments: Segments) -> None:
     if segments != PER_CHANNEL and (isinstance(segments, bool) or segments not in range(1, WIDTH + 1)):
-        raise ValueError(
-            f'segments={segments!r}: the teacher has {WIDTH} channels; try 1 … {WIDTH} or "{PER_CHANNEL}"'
-        )
+        raise ValueError(f'segments={segments!r}: the teacher has {WIDTH} channels; try 1 … {WIDTH} or "{PER_CHANNEL}"')
 
 
-def _half(weight: Tensor, runs: Sequence[Run] | None = None, *, stride: int = 1) -> Half:
-    """A convolution with "same" padding, dense or in segments: of a dense weight (out, in, k, k) the blocks that lie
-    inside the segments."""
-    runs = runs or segment_runs(weight.shape[1:2], weight.shape[:1])
-    side = weight.shape[2]
+def _half(weights: Sequence[Tensor], runs: Sequence[Run], *, stride: int = 1) -> Half:
+    side = weights[0].shape[2]
+    return Half(Geometry(tuple(runs), (side, side), (stride, stride), (side // 2, side // 2)), tuple(weights))
+
+
+def _cut(weight: Tensor, runs: Sequence[Run]) -> list[Tensor]:
+    """Of a dense weight (C, C, k, k), what lies inside the segments: one tensor a run, as `native` wants them."""
     weights, start = [], 0
     for run in runs:
         size = run.in_size
         starts = range(start, start + run.count * size, size)
-        dense = run.count == 1 and run.out_size != size
-        weights.append(weight if dense else torch.cat([weight[s : s + size, s : s + size] for s in starts]))
+        weights.append(torch.cat([weight[s : s + size, s : s + size] for s in starts]))
         start = starts.stop
-    return Half(Geometry(tuple(runs), (side, side), (stride, stride), (side // 2, side // 2)), tuple(weights))
+    return weights
 
 
 def _through(halves: Sequence[Half], x_nchw: Tensor) -> Tensor:
@@ -255,9 +256,10 @@ def _whitening(features: Tensor) -> Tensor:
     varies = variances > 1e-12  # of ReLUs of standardised inputs, whose variance is about 1
     if not varies.any():
         raise ValueError(
-            "the images look all alike to a teacher, brightness and contrast left aside; give more, and more varied ones"
+            "the images look all alike to a teacher, brightness and contrast left aside; give more and more varied ones"
         )
-    return (directions / variances.clamp(min=1e-12).sqrt()) * varies
+    scaled: Tensor = directions / variances.clamp(min=1e-12).sqrt() * varies
+    return scaled @ directions.T  # back, so that the signs that eigh happens to choose do not matter
 
 
 def _with_noise(y_n: Tensor, label_noise: float, classes: int, generator: torch.Generator) -> Tensor:

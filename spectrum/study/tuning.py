@@ -100,15 +100,25 @@ def confirmed(planned: Sequence[PlannedPoint], choices: Sequence[Choice]) -> lis
     return [replace(one, point=one.point.model_copy(update=dict(values[_unseeded(one).id]))) for one in planned]
 
 
-def extended(grid: Grid, choices: Sequence[Choice]) -> dict[str, tuple[float, ...]]:
-    """The grid with one more value beyond each edge on which a network has its best, in the ratio of the last two."""
+def extended(grid: Grid, choices: Sequence[Choice], original: Grid, most: int) -> dict[str, tuple[float, ...]]:
+    """The grid with one more value beyond each edge on which a network has its best, in the ratio of the last two.
+
+    Args:
+        grid: as it is now.
+        choices: from it.
+        original: as the study has it.
+        most: values that may come to it beyond either edge.
+    """
     wider = dict(grid)
     for name, values in grid.items():
         if len(values) < 2:
             continue
-        low = [values[0] ** 2 / values[1]] if any(name in choice.low_edges for choice in choices) else []
-        high = [values[-1] ** 2 / values[-2]] if any(name in choice.high_edges for choice in choices) else []
-        wider[name] = (*map(_rounded, low), *values, *map(_rounded, high))
+        below = sum(value < original[name][0] for value in values)
+        above = sum(value > original[name][-1] for value in values)
+        if below < most and any(name in choice.low_edges for choice in choices):
+            wider[name] = (_rounded(values[0] ** 2 / values[1]), *wider[name])
+        if above < most and any(name in choice.high_edges for choice in choices):
+            wider[name] = (*wider[name], _rounded(values[-1] ** 2 / values[-2]))
     return wider
 
 
