@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 import torch
 
+from spectrum import load_results
 from spectrum.cli import main
 
 STUDY = """
@@ -205,3 +206,115 @@ def test_cells_that_a_spreadsheet_would_run_become_text(cell):
     assert _inert(cell) == "'" + cell
     assert _inert("plain") == "plain"
     assert _inert(-1.5) == -1.5
+
+
+BUDGET = (
+    STUDY.replace("width = 0.25\n", "")
+    + """
+[budget]
+match = ["none", "params"]
+reference = { segments = "per_channel" }
+[[contrasts]]
+name = "fair"
+between = [{ segments = 1, match = "params" }, { segments = 3, match = "params" }]
+[[contrasts]]
+name = "unfair"
+between = [{ segments = 1, match = "none" }, { segments = 3, match = "none" }]
+"""
+)
+
+
+def test_a_plan_shows_widths_mismatch_and_what_contrasts_change(study, capsys):
+    (study / "equal.toml").write_text(BUDGET)
+    assert run("plan", "equal.toml") == 0
+    said = capsys.readouterr().out
+    assert "12 23 42" in said
+    assert "-0.06%" in said
+    assert "budget: none (unmatched) · equal params, within 0.25%" in said
+    assert "contrast 'fair': changes segments: 1 → 3" in said
+    assert "CONFOUNDED contrast 'unfair': changes 3 factors at once" in said
+    assert [path.name for path in study.iterdir() if path.suffix != ".toml"] == []
+
+    assert run("plan", "equal.toml", "--json") == 0
+    plan = json.loads(capsys.readouterr().out)
+    assert len(plan["points"]) == 2 * 3 * 2
+    solved = next(point for point in plan["points"] if point["match"] == "params")
+    assert solved["point"]["widths"] == [12, 23, 42]
+    assert solved["params"] / solved["budget"] - 1 == solved["mismatch"]
+    assert solved["seconds"] > 0
+    assert [contrast["confounded"] for contrast in plan["contrasts"]] == [False, True]
+
+
+@pytest.mark.slow
+def test_a_network_that_serves_two_budgets_is_trained_once_and_shown_twice(study, capsys):
+    (study / "equal.toml").write_text(BUDGET)
+    assert run("run", "equal.toml", "--workers", "2") == 0
+    said = capsys.readouterr()
+    assert "10/10" in said.err
+    assert "CONFOUNDED contrast 'unfair'" in said.out
+    rows = (study / "results" / "equal" / "results.jsonl").read_text().splitlines()
+    table = load_results("results/equal")
+    assert (len(rows), len(table)) == (10, 12)
+    assert table.groupby(["match", "segments"]).size().tolist() == [2] * 6
+    assert table.loc[table["match"] == "params", "budget_mismatch"].abs().max() < 0.01
+    assert table.loc[table["match"] == "none", "budget_mismatch"].isna().all()
+    page = (study / "results" / "equal" / "report.html").read_text()
+    assert "is confounded: it changes 3 factors at once" in page
+    assert "equal params" in page
+    assert (study / "results" / "equal" / "figures" / "budgets.png").exists()
+    assert run("run", "equal.toml") == 0
+    assert "10 of 10 points had a result already" in capsys.readouterr().out
+    assert run("status", "equal.toml") == 0
+    assert "10 points · 10 done" in capsys.readouterr().out
+
+
+TUNED = (
+    STUDY
+    + """
+[tune]
+lr = [0.01, 0.1]
+"""
+)
+
+
+@pytest.mark.slow
+def test_a_search_says_what_it_chose_and_what_to_do_next(study, capsys):
+    (study / "tuned.toml").write_text(TUNED)
+    assert run("plan", "tuned.toml") == 0
+    assert "6 points and 6 of the search" in capsys.readouterr().out
+    assert run("run", "tuned.toml", "--workers", "2") == 0
+    said = capsys.readouterr()
+    assert said.out.count("chosen for") == 3
+    assert "of the grid; a better value may lie beyond" in said.err
+    assert "with --confirm to train the points at these values" in said.out
+    assert "figures/tuning.png" in said.out
+    assert run("run", "tuned.toml", "--workers", "2", "--confirm") == 0
+    said = capsys.readouterr().out
+    assert "accuracy" in said
+    page = (study / "results" / "tuned" / "report.html").read_text()
+    assert "the test set was not read" in page
+    assert "spectrum run tuned.toml --confirm" in page
+
+
+def test_an_audit_explains_every_counter(capsys):
+    assert run("audit", "probe", "--segments", "8", "--layers") == 0
+    said = capsys.readouterr().out
+    assert "94,890 parameters · 3,564,800 MACs" in said
+    assert "BN at 2 a number" in said
+    assert "group error" in said
+    assert "stages.0.0.body.1.spatial" in said
+    assert "unexplained" not in said
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["prob"], "did you mean 'probe'?"),
+        (["probe", "--image-size", "2"], "too small"),
+        (["probe", "--shuffle"], "shuffle"),
+        (["probe", "--batch-size", "0"], "batch_size=0: expected at least 1"),
+    ],
+)
+def test_an_audit_of_what_cannot_be_is_refused(words, says, capsys):
+    assert run("audit", *words) == 2
+    assert says in capsys.readouterr().err

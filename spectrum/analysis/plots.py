@@ -96,6 +96,33 @@ def spectrum_curve(
 
 
 @_styled
+def budget_panels(results: pd.DataFrame, *, metric: str = "test_accuracy") -> Figure:
+    """The curve under each budget, side by side on one scale, with each budget's worst mismatch.
+
+    Args:
+        results: from `load_results`, of one study with several budgets or of several studies, joined by `pd.concat`.
+        metric: a column of accuracies from 0 to 1; shown in per cent.
+
+    Raises ValueError when no row has the metric.
+    """
+    table = _scored(results, metric)
+    matches = list(dict.fromkeys(table["match"]))
+    figure = Figure(figsize=(0.6 + 2.7 * len(matches), 3.4))
+    panels = figure.subplots(1, len(matches), sharey=True, squeeze=False)[0]
+    for number, (match, ax) in enumerate(zip(matches, panels, strict=True)):
+        part = table[table["match"] == match]
+        spectrum_curve.__wrapped__(part, ax=ax, metric=metric)  # type: ignore[attr-defined]
+        seeds = part.groupby([*SPLIT, *varied_settings(part)], dropna=False).size()
+        ax.set_title(f"{_budget(part)}\nn = {_span(seeds.min(), seeds.max())} seeds a point", color="0.25", fontsize=8)
+        if number:
+            ax.set_ylabel("")
+    figure.suptitle(
+        ", ".join(dict.fromkeys(table["dataset"])) + " · line and bars: mean and 95 % t-interval", fontsize=8
+    )
+    return figure
+
+
+@_styled
 def accuracy_against(
     results: pd.DataFrame, cost: str = "macs", *, ax: Axes | None = None, metric: str = "test_accuracy"
 ) -> Figure:
@@ -360,18 +387,29 @@ def _say(ax: Axes, table: pd.DataFrame, names: Sequence[str], what: str) -> None
     """What a reader must know to judge the picture: data set, seeds, budget."""
     runs = table.groupby([*SPLIT, *names], sort=False, dropna=False).size()
     few, many = runs.min(), runs.max()
-    n = f"n = {few}" if few == many else f"n = {few}–{many}"
+    n = f"n = {_span(few, many)}"
     data = ", ".join(dict.fromkeys(table["dataset"]))
     budget = ", ".join(_budget(table[table["match"] == match]) for match in dict.fromkeys(table["match"]))
     seeds = "seed" if many == 1 else "seeds"
-    ax.set_title(f"{data} · {n} {seeds} a point · budget: {budget}\n{what}", color="0.25", fontsize=8)
+    separator = "\n" if table["match"].nunique() > 1 else " · "
+    said = f"{data} · {n} {seeds} a point{separator}budget: {budget}"
+    ax.set_title(f"{said}\n{what}", color="0.25", fontsize=8)
+
+
+def _span(few: int, many: int) -> str:
+    return f"{few}" if few == many else f"{few}–{many}"
 
 
 def _budget(table: pd.DataFrame) -> str:
     match = table["match"].iloc[0]
     if match == "none":
         return "unmatched"
-    return f"equal {match.replace('_', ' ')} (within {worst_mismatch(table):.2%})"
+    return f"{_equal(match)} (within {worst_mismatch(table):.2%})"
+
+
+def _equal(match: str) -> str:
+    words = {"params": "parameters", "macs": "MACs", "step_time": "step time"}
+    return f"equal {words.get(match, match)}"
 
 
 def point_label(row: pd.Series) -> str:
@@ -382,9 +420,7 @@ def point_label(row: pd.Series) -> str:
 def _setting(names: Sequence[str], values: Sequence[Any]) -> str:
     """What a curve is called: the values of the settings that vary; a budget in the words of the title."""
     said = [
-        ("unmatched" if value == "none" else f"equal {value.replace('_', ' ')}")
-        if name == "match"
-        else f"{name} {value}"
+        ("unmatched" if value == "none" else _equal(value)) if name == "match" else f"{name} {value}"
         for name, value in zip(names, values, strict=True)
     ]
     return ", ".join(said)

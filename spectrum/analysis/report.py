@@ -99,6 +99,8 @@ def draw_figures(results: pd.DataFrame, history: pd.DataFrame) -> dict[str, tupl
         "params": ("Accuracy against parameters", plots.accuracy_against(results, "params", metric=metric)),
         "macs": ("Accuracy against MACs", plots.accuracy_against(results, "macs", metric=metric)),
     }
+    if results["match"].nunique() > 1:
+        figures["budgets"] = ("The curve under each budget", plots.budget_panels(results, metric=metric))
     if len(history):
         figures["learning"] = ("Learning curves", plots.learning_curves(history, results))
     return figures

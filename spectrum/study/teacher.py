@@ -12,13 +12,19 @@ An untrained network left as it is gives nearly the same logits for all images, 
 layer is normalised over a calibration batch, a linear fit to the mean and the mean square of each image channel is
 taken off the pooled features, and what is left is whitened: no direction of it outweighs the others.
 
-All channels of all teachers of one seed share the stem, the 1×1 and the directions; and the 3×3 of fewer segments
-contains that of more: only the weights across segments are cut. It is WIDTH channels wide, because a wide layer hides
-the dial: more channels than students can tell apart, and the student with most channels wins under every teacher.
+Teachers of one seed share all weights before normalisation, but that more segments cut those of the 3×3 that cross
+segments. They are WIDTH channels wide, because more hide the dial: in trials with 8 and 16 channels the widest student,
+per channel, won under a teacher of 1 segment too. At 6, probe students of one stage and 4,000 parameters, after 8
+epochs of 16,000 Gaussian images of 16×16×3, score on 4,000 others (two seeds of teacher and images, one of students):
+
+    teacher's segments    student's: 1        4            per channel
+    1                     0.760  0.757    0.760  0.784    0.612  0.606
+    4                     0.749           0.771           0.685
+    per channel           0.717  0.753    0.806  0.800    0.808  0.812
 
 Float64 throughout and by the library's own convolution, so that labels hang neither on the number of threads nor on the
-lowering: what is left of rounding (1e-13) decides no label of distinct images. Every function depends on its arguments
-only and leaves torch's generator alone.
+lowering: rounding, of some 1e-14, is far below what parts two images. Every function depends on its arguments only and
+leaves torch's generator alone.
 """
 
 from __future__ import annotations
@@ -41,6 +47,7 @@ SCALES = (1, 2, 4)  # side in pixels of the squares over which noise is averaged
 CALIBRATION = 1_000  # images
 BATCH = 500
 SWEEPS = 300
+CLOSE = 1e-10  # of logits of variance 1
 
 Segments = int | Literal["per_channel"]
 
@@ -120,8 +127,8 @@ def relabelled(images: Images, *, segments: Segments, label_noise: float, seed: 
         classes: how many.
 
     Before noise, the classes of the training images are equal to one image, and those of the test images as sampling
-    has it: the same biases are applied to them, not found anew. Identical images always have one label, which many of
-    them may leave the classes less equal.
+    has it: the same biases are applied to them, not found anew. Identical images have one label, so that many of them
+    may leave the classes less equal.
 
     Raises ValueError for arguments out of range, and for images that look all alike.
     """
@@ -193,7 +200,8 @@ def balancing_biases(logits: Tensor) -> Tensor:
     """Biases (K,) with which the largest of logits and bias falls on each class equally often, to one image.
 
     Gauss-Seidel on the dual of the assignment problem: class by class, the bias is set half-way between the last image
-    that the class is to have and the first that it is not, until nothing moves.
+    that the class is to have and the first that it is not, until nothing moves. Images alike to within CLOSE are kept
+    together, lest rounding tell them apart, and the classes may then be less equal.
     """
     count, classes = logits.shape
     wanted = [count // classes + (k < count % classes) for k in range(classes)]
@@ -203,14 +211,19 @@ def balancing_biases(logits: Tensor) -> Tensor:
             shifted = logits + biases
             shifted[:, k] = -math.inf
             needed = (shifted.max(1).values - logits[:, k]).sort().values  # bias from which an image is of class k
-            biases[k] = (needed[quota - 1] + needed[quota]) / 2
+            cuts = (needed.diff() > CLOSE).nonzero().squeeze(1)
+            if len(cuts):
+                last = cuts[(cuts - (quota - 1)).abs().argmin()]
+                biases[k] = (needed[last] + needed[last + 1]) / 2
         if (logits + biases).argmax(1).bincount(minlength=classes).tolist() == wanted:
             break
     return biases
 
 
 def _check_segments(segments: Segments) -> None:
-    if segments != PER_CHANNEL and (isinstance(segments, bool) or segments not in range(1, WIDTH + 1)):
+    if segments == PER_CHANNEL:
+        return
+    if isinstance(segments, bool) or not isinstance(segments, int) or not 1 <= segments <= WIDTH:
         raise ValueError(f'segments={segments!r}: the teacher has {WIDTH} channels; try 1 … {WIDTH} or "{PER_CHANNEL}"')
 
 
@@ -258,8 +271,9 @@ def _whitening(features: Tensor) -> Tensor:
         raise ValueError(
             "the images look all alike to a teacher, brightness and contrast left aside; give more and more varied ones"
         )
-    scaled: Tensor = directions / variances.clamp(min=1e-12).sqrt() * varies
-    return scaled @ directions.T  # back, so that the signs that eigh happens to choose do not matter
+    scaled = directions / variances.clamp(min=1e-12).sqrt() * varies
+    whitening: Tensor = scaled @ directions.T  # turned back, so that the signs that eigh happens to choose cancel
+    return whitening
 
 
 def _with_noise(y_n: Tensor, label_noise: float, classes: int, generator: torch.Generator) -> Tensor:

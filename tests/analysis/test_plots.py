@@ -147,3 +147,25 @@ def test_nothing_to_draw_is_an_error():
         plots.spectrum_curve(results().assign(test_accuracy=None))
     with pytest.raises(ValueError, match="no epoch of these results"):
         plots.learning_curves(history(results()).assign(id="other"), results())
+
+
+def test_budgets_stand_side_by_side_with_their_mismatch():
+    table = results(match=["none", "params"])
+    table["budget_mismatch"] = table["match"].map({"none": None, "params": -0.0031})
+    table["widths"] = [None if match == "none" else (8, 16) for match in table["match"]]
+    panels = plots.budget_panels(table).axes
+    titles = [panel.get_title("left").splitlines()[0] for panel in panels]
+    assert titles == ["unmatched", "equal parameters (within 0.31%)"]
+    assert len({panel.get_ylim() for panel in panels}) == 1
+    curve = plots.spectrum_curve(table).axes[0]
+    assert curve.get_legend_handles_labels()[1] == ["unmatched", "equal parameters"]
+    assert "equal parameters (within 0.31%)" in curve.get_title("left")
+
+
+def test_a_search_is_a_map_with_the_choices_framed():
+    table = results(lr=[0.05, 0.1], weight_decay=[0.0, 0.001])
+    table["chosen"] = (table["lr"] == 0.1) & (table["weight_decay"] == 0.0)
+    axes = plots.tuning_map(table).axes[0]
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["1", "2", "3", "per channel"]
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["0.05, 0", "0.05, 0.001", "0.1, 0", "0.1, 0.001"]
+    assert [patch.get_xy() for patch in axes.patches] == [(across - 0.5, 1.5) for across in range(4)]
