@@ -40,7 +40,7 @@ class LayerCost:
     activations: int  # numbers that its convolutions and matrix products put out
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Cost:
     """What one network costs at one input size. Counts are of one image."""
 
@@ -78,6 +78,10 @@ class Cost:
     def backward_flops(self) -> int:
         """Floating-point operations of a backward pass: 2 × MACs."""
         return 2 * self.backward_macs
+
+    def __repr__(self) -> str:
+        names = ("params", "macs", "backward_macs", "activations")
+        return f"Cost({', '.join(f'{name}={getattr(self, name)}' for name in names)}, {len(self.layers)} layers)"
 
 
 def measure_cost(

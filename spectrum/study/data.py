@@ -174,12 +174,12 @@ def _decode(source: _Source, image_size: int | None) -> Images:
                 "add images, or a test split"
             )
         keep, test = carve(labels, 1 / 6)
-        return _images(train_x[keep], labels[keep], train_x[test], labels[test])
+        return make_images(train_x[keep], labels[keep], train_x[test], labels[test])
     test_x, _ = _pixels(source, test_name, parts[test_name], image, image_size, modes)
     test_labels, _ = _labels(parts[test_name][label], names)
     if test_x.shape[1:] != train_x.shape[1:]:
         raise DataError(f"dataset={source.name!r}: images of the test split have another size; set image_size")
-    return _images(train_x, labels, test_x, test_labels)
+    return make_images(train_x, labels, test_x, test_labels)
 
 
 def _go_offline_without_network() -> None:
@@ -307,10 +307,10 @@ def _digits(image_size: int | None) -> Images:
     pixels = pixels.round().clamp(0, 255).to(torch.uint8)
     labels = torch.from_numpy(digits.target).long()
     train, test = carve(labels, 1 / 6)
-    return _images(pixels[train], labels[train], pixels[test], labels[test])
+    return make_images(pixels[train], labels[train], pixels[test], labels[test])
 
 
-def _images(train_x: Tensor, train_y: Tensor, test_x: Tensor, test_y: Tensor) -> Images:
+def make_images(train_x: Tensor, train_y: Tensor, test_x: Tensor, test_y: Tensor) -> Images:
     tensors = (train_x, train_y, test_x, test_y)
     digest = hashlib.sha256()
     for tensor in tensors:
@@ -335,7 +335,7 @@ def _read_cache(path: Path) -> Images | None:
     except (OSError, SafetensorError, KeyError, TypeError):
         return None
     try:
-        images = _images(*(tensors[name] for name in ("train_x", "train_y", "test_x", "test_y")))
+        images = make_images(*(tensors[name] for name in ("train_x", "train_y", "test_x", "test_y")))
     except KeyError:
         return None
     return images if images.fingerprint == stored else None  # a flipped bit: decode again

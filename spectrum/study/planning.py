@@ -136,7 +136,7 @@ class _Planner:
         self.before = before
         self.planned: dict[Any, PlannedPoint] = {}
         self.sizes: dict[Any, int] = {}  # of training splits
-        self.pixels: dict[Any, dict[str, int] | None] = {}
+        self.references: dict[Any, PlannedPoint] = {}
 
     def plan(self, wanted: Wanted, *, time_steps: bool) -> PlannedPoint:
         from spectrum.study.images import images_of
@@ -178,7 +178,10 @@ class _Planner:
             if match == "step_time":
                 solution, budget = self._solve_time(point, reference, images)
             else:
-                budget = getattr(_counted(reference, images), match)
+                key = (*_network(reference), images.shape, images.classes)
+                if key not in self.references:
+                    self.references[key] = _counted(reference, images)
+                budget = getattr(self.references[key], match)
                 solution = self._solve_count(point, match, budget, images)
         except BudgetError as error:
             where = f"segments = {point.segments}" if point.segments else f"segment_width = {point.segment_width}"

@@ -171,12 +171,6 @@ class Point(Record):
                     raise ValueError(f"{field}: there is no second half with pointwise = false; leave it out")
         if self.warmup_epochs >= self.epochs:
             raise ValueError(f"warmup_epochs: {self.warmup_epochs} leaves nothing of {self.epochs} epochs")
-        if self.teacher_segments is None:
-            for field in ("label_noise", "teacher_seed"):
-                if getattr(self, field):
-                    raise ValueError(f"{field}: belongs to a teacher; set teacher_segments")
-            if self.dataset == GAUSSIAN:
-                raise ValueError(f"dataset = {GAUSSIAN!r}: they have no labels of their own; set teacher_segments")
         check_model(self.model)
         return self
 

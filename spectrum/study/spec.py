@@ -20,6 +20,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
 from spectrum.study.point import (
+    GAUSSIAN,
     NETWORK,
     NotNegative,
     Point,
@@ -274,6 +275,7 @@ def _checked(study: Study) -> Study:
     points = study.points()
     if len({point.id for point in points}) < len(points):
         raise SpecError("cases: two of them are the same point; remove one")
+    _check_teachers(points)
     _check_budget(study, points)
     _check_tuning(study, points)
     for number, contrast in enumerate(study.contrasts):
@@ -281,11 +283,22 @@ def _checked(study: Study) -> Study:
     return study
 
 
+def _check_teachers(points: Sequence[Point]) -> None:
+    for point in points:
+        if point.teacher_segments is not None:
+            continue
+        for field in ("label_noise", "teacher_seed"):
+            if getattr(point, field):
+                raise SpecError(f"{field}: belongs to a teacher; set teacher_segments")
+        if point.dataset == GAUSSIAN:
+            raise SpecError(f"dataset = {GAUSSIAN!r}: has no labels of its own; set teacher_segments")
+
+
 def _check_budget(study: Study, points: Sequence[Point]) -> None:
     if study.budget.match == ("none",):
         return
-    if any(point.widths is not None for point in points):
-        raise SpecError('widths: are what a budget solves for; give width, or match = "none"')
+    if "widths" in study.varied():
+        raise SpecError("widths: are what a budget solves for; vary width, or give them in base, for their ratios")
     try:
         study.budget.reference_of(study.base, points[0])
     except SpecError as error:

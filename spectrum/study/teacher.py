@@ -40,7 +40,7 @@ from torch.nn.functional import avg_pool2d
 
 from spectrum.conv.lowering import Geometry, native
 from spectrum.conv.segments import PER_CHANNEL, Run, segment_runs, segment_sizes
-from spectrum.study.data import Images, _images
+from spectrum.study.data import Images, make_images
 
 WIDTH = 6  # channels of the teacher
 SCALES = (1, 2, 4)  # side in pixels of the squares over which noise is averaged
@@ -112,7 +112,7 @@ def gaussian_images(count_train: int, count_test: int, side: int, channels: int,
         for stream, count in enumerate((count_train, count_test))
     )
     labels = (torch.zeros(count, dtype=torch.int64) for count in (count_train, count_test))
-    return _images(train_x, next(labels), test_x, next(labels))
+    return make_images(train_x, next(labels), test_x, next(labels))
 
 
 def relabelled(images: Images, *, segments: Segments, label_noise: float, seed: int, classes: int = 10) -> Images:
@@ -144,7 +144,7 @@ def relabelled(images: Images, *, segments: Segments, label_noise: float, seed: 
         _with_noise((logits + biases).argmax(1), label_noise, classes, _generator(seed, 3 + stream))
         for stream, logits in enumerate((train_logits, test_logits))
     )
-    return replace(_images(images.train_x, train_y, images.test_x, test_y), classes=classes)
+    return replace(make_images(images.train_x, train_y, images.test_x, test_y), classes=classes)
 
 
 def noise_ceiling(label_noise: float, classes: int) -> float:

@@ -122,7 +122,7 @@ def test_a_fingerprint_tells_pixels_labels_and_shapes_apart() -> None:
     one_pixel[3, 0, 1, 1] = 1
     sets = [(x, y, x, y), (one_pixel, y, x, y), (x, y, one_pixel, y), (x, y.flip(0), x, y), (x, y, x, y.flip(0))]
     sets.append((x.view(4, 1, 4, 1), y, x, y))
-    assert len({data._images(*tensors).fingerprint for tensors in sets}) == len(sets)
+    assert len({data.make_images(*tensors).fingerprint for tensors in sets}) == len(sets)
 
 
 def test_digits_are_resized_as_pillow_does_it() -> None:
@@ -568,7 +568,7 @@ def some_images(count: int = 200, channels: int = 3) -> Images:
     low, high = torch.tensor([0, 40, 100])[:channels], torch.tensor([256, 90, 256])[:channels]
     x = torch.rand(count, channels, 5, 5, generator=generator) * (high - low).view(-1, 1, 1) + low.view(-1, 1, 1)
     y = torch.arange(count) % 4
-    return data._images(x.to(torch.uint8), y, x[:4].to(torch.uint8), y[:4])
+    return data.make_images(x.to(torch.uint8), y, x[:4].to(torch.uint8), y[:4])
 
 
 def rows_of(x_nchw: torch.Tensor) -> set[bytes]:

@@ -70,6 +70,14 @@ def test_an_axis_of_widths_has_a_budget_for_each():
     assert by_width == {width: params_of(Point(**TINY, width=width)) for width in (0.5, 1.0)}
 
 
+def test_widths_of_the_base_give_the_ratios():
+    budget = {"match": "params", "reference": PER_CHANNEL}
+    planned = plan_study(study(base={"widths": [40, 40]}, budget=budget))
+    assert [len(one.point.widths) for one in planned] == [2] * 4
+    assert all(keeps_ratios((40, 40), one.point.widths) for one in planned)
+    assert planned[-1].point == planned[-1].asked
+
+
 def test_a_reference_may_be_a_network_that_is_not_in_the_study():
     budget = {"match": "params", "reference": {"segments": 8, "width": 0.5, "depth": 2}}
     planned = plan_study(study(budget=budget))

@@ -62,7 +62,7 @@ def contrast(side):
         ({"budget": {"match": "macs", "reference": {"lr": 0.1}}}, "lr: unknown key"),
         ({"budget": {"match": "macs", "reference": {"segments": 0}}}, "budget.reference: segments: 0 is not a number"),
         (
-            {"base": {"widths": [8, 16]}, "budget": {"match": "macs", "reference": {"segments": 1}}},
+            {"axes": {"widths": [[8, 16], [8, 8]]}, "budget": {"match": "macs", "reference": {"segments": 1}}},
             "widths: are what a budget solves for",
         ),
         ({"tune": {}}, "tune: give at least two values of lr or of weight_decay"),
@@ -82,7 +82,7 @@ def contrast(side):
         (contrast({"match": "macs"}), "between.0.match: does not vary in this study"),
         ({"contrasts": [{"name": "x", "between": [{"segments": 1}]}]}, "contrasts.0.between"),
         ({"base": {"label_noise": 0.1}}, "label_noise: belongs to a teacher; set teacher_segments"),
-        ({"base": {"dataset": "gaussian"}}, "they have no labels of their own; set teacher_segments"),
+        ({"base": {"dataset": "gaussian"}}, "has no labels of its own; set teacher_segments"),
         ({"cases": [{"segments": 1}, {"segments": 1}]}, "cases: two of them are the same point"),
         ({"base": 3}, "base: expected a table"),
         ({"axes": {"activation": ["none", "relu"], "pointwise": [False]}}, "at activation = 'relu'"),

@@ -95,7 +95,8 @@ def test_another_process_with_other_threads_and_lowerings_gives_the_same() -> No
 
 
 @pytest.mark.parametrize("segments", [1, 4, "per_channel"])
-def test_the_number_of_threads_changes_no_label(noise: Images, segments: Any) -> None:
+def test_the_number_of_threads_changes_no_label(segments: Any) -> None:
+    noise = gaussian_images(900, 300, 16, 3, seed=0)
     one = relabelled(noise, segments=segments, label_noise=0, seed=1)
     torch.set_num_threads(2)
     try:
