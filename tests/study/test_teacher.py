@@ -96,7 +96,7 @@ def test_another_process_with_other_threads_and_lowerings_gives_the_same() -> No
 
 @pytest.mark.parametrize("segments", [1, 4, "per_channel"])
 def test_the_number_of_threads_changes_no_label(segments: Any) -> None:
-    noise = gaussian_images(900, 300, 16, 3, seed=0)
+    noise = gaussian_images(600, 200, 16, 3, seed=0)
     one = relabelled(noise, segments=segments, label_noise=0, seed=1)
     torch.set_num_threads(2)
     try:
@@ -233,7 +233,7 @@ def test_without_noise_the_ceiling_is_one() -> None:
 def test_brightness_and_contrast_tell_next_to_nothing(noise: Images, segments: Any) -> None:
     labels = relabelled(noise, segments=segments, label_noise=0, seed=0)
     simple = [brightness_and_contrast(x) for x in (labels.train_x, labels.test_x)]
-    forest = RandomForestClassifier(100, min_samples_leaf=20, random_state=0).fit(simple[0], labels.train_y)
+    forest = RandomForestClassifier(50, min_samples_leaf=20, random_state=0).fit(simple[0], labels.train_y)
     assert forest.score(simple[1], labels.test_y) < 0.17, "chance is 0.1"
 
     logits = teacher_network(noise.train_x[:1_000], classes=10, segments=segments, seed=0)(noise.test_x)
