@@ -22,7 +22,7 @@ def images_of(point: Point) -> Images:
     return _taught(point.dataset, point.image_size, point.teacher_segments, point.label_noise, point.teacher_seed)
 
 
-@lru_cache(maxsize=2)
+@lru_cache(maxsize=8)  # labels only: the pixels are shared
 def _taught(
     dataset: str, image_size: int | None, segments: int | Literal["per_channel"], label_noise: float, seed: int
 ) -> Images:
