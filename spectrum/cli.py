@@ -252,7 +252,7 @@ def _plan(command: Plan) -> int:
     frozen = read_plan(command.out or Path("results", study.name))
     engine = LocalEngine(command.workers)
     with err.status("counting and timing …") if err.is_terminal else contextlib.nullcontext():
-        planned = plan_study(study, imports=command.imports, time_steps=True, frozen=frozen, threads=engine.threads)
+        planned = plan_study(study, imports=command.imports, time_steps=True, frozen=frozen)
     examined = examine(study, planned)
     searched = search(planned, study.tune.grid(), study.tune.seeds) if study.tune else []
     workers = min(engine.workers, available_cores(), len(planned))
@@ -267,6 +267,8 @@ def _plan(command: Plan) -> int:
     more = f" and {len(searched)} of the search" if searched else ""
     out.print(f"\n{len(planned)} points{more} · about {_duration(total)} of training steps on {workers} CPU cores")
     out.print(_budget_line(study, planned))
+    if "step_time" in study.budget.match and (frozen is None or frozen.get("hash") != study.hash):
+        out.print("step times are measured again when the study first runs; its widths may differ a little from these")
     for one in examined:
         _print_contrast(one.entry())
     return 0
@@ -321,10 +323,12 @@ def _print_contrast(contrast: dict[str, Any]) -> None:
     """A contrast of a plan and its factors; one that changes more than one is flagged."""
     if not contrast["confounded"]:
         out.print(f"contrast {contrast['name']!r}: changes {', '.join(contrast['factors']) or 'nothing'}")
-        return
-    out.print(f"CONFOUNDED contrast {contrast['name']!r}: changes {len(contrast['factors'])} factors at once")
-    for factor in contrast["factors"]:
-        out.print(f"  - {factor}")
+    else:
+        out.print(f"CONFOUNDED contrast {contrast['name']!r}: changes {len(contrast['factors'])} factors at once")
+        for factor in contrast["factors"]:
+            out.print(f"  - {factor}")
+    for note in contrast["notes"]:
+        out.print(f"  note: {note}")
 
 
 def _run(command: Run) -> int:
@@ -367,9 +371,12 @@ def _run(command: Run) -> int:
 
 
 def _print_choices(summary: Summary) -> None:
+    from spectrum.analysis.report import choice_name
+
+    plan = _frozen_plan(summary.folder)
     for choice in summary.choices:
         values = " ".join(f"{name}={value:g}" for name, value in choice.values.items())
-        out.print(f"chosen for {_point_name(choice.point)}: {values} (validation {choice.val_accuracy:.4f})")
+        out.print(f"chosen for {choice_name(plan, choice.entry())}: {values} (validation {choice.val_accuracy:.4f})")
         for name, side in [*((n, "smallest") for n in choice.low_edges), *((n, "largest") for n in choice.high_edges)]:
             err.print(f"  {name}={choice.values[name]:g} is the {side} of the grid; a better value may lie beyond")
     if not summary.confirmed and summary.choices:

@@ -113,7 +113,7 @@ def budget_panels(results: pd.DataFrame, *, metric: str = "test_accuracy") -> Fi
         part = table[table["match"] == match]
         spectrum_curve.__wrapped__(part, ax=ax, metric=metric)  # type: ignore[attr-defined]
         seeds = part.groupby([*SPLIT, *varied_settings(part)], dropna=False).size()
-        ax.set_title(f"{_budget(part)}\nn = {_span(seeds.min(), seeds.max())} seeds a point", color="0.25", fontsize=8)
+        ax.set_title(f"{_budget(part)}\nn = {_span(seeds.min(), seeds.max())} a point", color="0.25", fontsize=8)
         if number:
             ax.set_ylabel("")
     figure.suptitle(
@@ -404,12 +404,13 @@ def _budget(table: pd.DataFrame) -> str:
     match = table["match"].iloc[0]
     if match == "none":
         return "unmatched"
-    return f"{_equal(match)} (within {worst_mismatch(table):.2%})"
+    return f"{budget_name(match)} (within {worst_mismatch(table):.2%})"
 
 
-def _equal(match: str) -> str:
-    words = {"params": "parameters", "macs": "MACs", "step_time": "step time"}
-    return f"equal {words.get(match, match)}"
+def budget_name(match: str) -> str:
+    """A budget in words."""
+    words = {"none": "unmatched", "params": "equal parameters", "macs": "equal MACs", "step_time": "equal step time"}
+    return words.get(match, match)
 
 
 def point_label(row: pd.Series) -> str:
@@ -420,8 +421,7 @@ def point_label(row: pd.Series) -> str:
 def _setting(names: Sequence[str], values: Sequence[Any]) -> str:
     """What a curve is called: the values of the settings that vary; a budget in the words of the title."""
     said = [
-        ("unmatched" if value == "none" else _equal(value)) if name == "match" else f"{name} {value}"
-        for name, value in zip(names, values, strict=True)
+        budget_name(value) if name == "match" else f"{name} {value}" for name, value in zip(names, values, strict=True)
     ]
     return ", ".join(said)
 

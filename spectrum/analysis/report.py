@@ -146,6 +146,8 @@ def _page(
     varied = {"seed", *plan["varied"]}
     if varied & {"segments", "segment_width"}:
         varied |= {"segments", "segment_width"}
+    tuning = plan.get("tuning")
+    varied |= {*(tuning["grid"] if tuning else ()), *(("width", "widths") if _matches(plan) != ["none"] else ())}
     columns, rows = as_text(table)
     environment = Environment(
         loader=PackageLoader("spectrum.analysis", "."), autoescape=True, undefined=StrictUndefined, trim_blocks=True
@@ -157,7 +159,7 @@ def _page(
         planned=len(plan["points"]),
         finished=len(finished),
         matches=_matches(plan),
-        worst=_signed(worst_mismatch(results)),
+        worst=_worst(results, _matches(plan)),
         contrasts=plan.get("contrasts", []),
         choices=_choices(plan),
         tuned="tuning" in plan,
@@ -188,7 +190,7 @@ def _choices(plan: Mapping[str, Any]) -> list[dict[str, str]]:
         return []
     return [
         {
-            "name": _choice_name(plan, choice),
+            "name": choice_name(plan, choice),
             "values": ", ".join(f"{name} {value:g}" for name, value in choice["values"].items()),
             "accuracy": f"{100 * choice['val_accuracy']:.2f}",
             "edges": ", ".join(choice["edges"]),
@@ -197,13 +199,21 @@ def _choices(plan: Mapping[str, Any]) -> list[dict[str, str]]:
     ]
 
 
-def _choice_name(plan: Mapping[str, Any], choice: Mapping[str, Any]) -> str:
+def _worst(results: pd.DataFrame, matches: list[str]) -> dict[str, str]:
+    """The largest mismatch of any point, by budget; empty where no point is there yet."""
+    if not len(results):
+        return {}
+    return {match: f"{100 * worst_mismatch(results[results['match'] == match]):.2f} %" for match in matches}
+
+
+def choice_name(plan: Mapping[str, Any], choice: Mapping[str, Any]) -> str:
+    """What a network of the search is called: segments, what else varies, and its budget where there are several."""
     point = choice["point"]
     segments = None if "segment_width" in point else point.get("segments", PER_CHANNEL)
     label = segments_label(segments, point.get("segment_width"), point.get("pointwise", True))
     others = [name for name in plan["varied"] if name not in (*SPLIT, "match", "width")]
     said = [f"{name} {point.get(name, plan['base'].get(name))}" for name in others]
-    return ", ".join([label, *said, *([f"equal {choice['match']}"] if len(_matches(plan)) > 1 else [])])
+    return ", ".join([label, *said, *([plots.budget_name(choice["match"])] if len(_matches(plan)) > 1 else [])])
 
 
 def _command(plan: Mapping[str, Any]) -> str:

@@ -42,11 +42,11 @@ def solve_count(count: Callable[[Widths], int], base: Widths, budget: int) -> So
     """Widths whose count comes nearest to a budget.
 
     Bisection finds the scale; then whole-number neighbours are tried, those first that a linear model of the count
-    predicts to be best. Ends with at most 0.5 % mismatch where any widths within the leeway have that, else with the
-    nearest.
+    predicts to be best, until one is within 0.5 %; where none is, all widths near the scale, up to some thousand. The
+    nearest is taken.
 
     Args:
-        count: of a network with these stage widths; about monotone in each.
+        count: of a network with these stage widths; about monotone in each, and 0 where it cannot be built so narrow.
         base: widths whose ratios are kept.
         budget: at least 1.
 
@@ -80,7 +80,7 @@ def solve_count(count: Callable[[Widths], int], base: Widths, budget: int) -> So
     return Solution(best, counts[best], miss(best))
 
 
-def solve_ratio(ratio: Callable[[Widths], float], base: Widths, *, tries: int = 16) -> Solution:
+def solve_ratio(ratio: Callable[[Widths], float], base: Widths, *, tries: int = 30) -> Solution:
     """Widths whose measured ratio to the budget is within 3 % of 1.
 
     The secant rule on logarithms finds the scale; where it goes no further, single stages are moved by a channel.

@@ -4,10 +4,10 @@ One MAC is one multiply-add; FLOPs are 2 × MACs. Counted are convolutions and m
 papers quote. Batch normalisation, biases, activations and pools are left out.
 
 The network runs once, in evaluation mode, and every product that torch is asked for is counted by a closed form of its
-shapes; hooks say which layer asked for it. So a layer written with `torch.nn.functional` counts as a module does. The
-backward pass is not run: a product of two tensors costs as many MACs again for each of the two whose gradient is
-wanted, in any number of segments. (`torch.utils.flop_counter` leaves the segments out of a weight's gradient, which it
-overstates by their number; see `spectrum audit`.)
+shapes; hooks say which layer asked for it. So a layer written with `torch.nn.functional` counts as a module does. What
+runs as one fused recurrent kernel (`nn.LSTM`) is not seen. The backward pass is not run: a product of two tensors costs
+as many MACs again for each of the two whose gradient is wanted, in any number of segments. (`torch.utils.flop_counter`
+leaves the segments out of a weight's gradient, which it overstates by their number; see `spectrum audit`.)
 """
 
 from __future__ import annotations
@@ -109,9 +109,8 @@ def measure_cost(
     speed = None if batch_size is None else measure_speed(model, (batch_size, *input_shape), threads=threads)
     products = _Products()
     some = next(model.parameters(), torch.empty(0))
-    image = torch.zeros(1, *input_shape, dtype=some.dtype, device=some.device)
-    with _evaluating(model), torch.enable_grad(), _telling(model, products), products:
-        model(image)
+    with torch.inference_mode(False), _evaluating(model), torch.enable_grad(), _telling(model, products), products:
+        model(torch.zeros(1, *input_shape, dtype=some.dtype, device=some.device))
     params = dict.fromkeys(_names(model), 0)
     owners: dict[str, str] = {}  # modules that are never called, such as lists of parameters, belong to their parents
     seen: set[Tensor] = set()
@@ -157,7 +156,11 @@ class _Products(TorchDispatchMode):
             first, formula = _FORMULAS[packet]
             macs = formula(args, result)
             wanted = sum(factor.requires_grad for factor in args[first : first + 2])
-        elif packet in flop_registry:  # attention
+        elif packet is aten._scaled_dot_product_flash_attention_for_cpu:  # two products: queries · keys, and by values
+            query, key, value = args[:3]
+            macs = query[..., 0].numel() * key.shape[-2] * (query.shape[-1] + value.shape[-1])
+            wanted = 2 * any(factor.requires_grad for factor in args[:3])
+        elif packet in flop_registry:  # attention on other devices
             macs = flop_registry[packet](*args, **(kwargs or {}), out_val=result) // 2
             wanted = 2 * any(isinstance(arg, Tensor) and arg.requires_grad for arg in args)
         else:
@@ -197,6 +200,7 @@ _FORMULAS: dict[Any, tuple[int, Formula]] = {  # where among the arguments the f
     aten.dot: (0, _of_product),
     aten.addmm: (1, _of_added_product),
     aten.baddbmm: (1, _of_added_product),
+    aten.addmv: (1, _of_added_product),
 }
 
 
@@ -236,12 +240,18 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
             module.training = was_training
 
 
-def macs_of_weights(model: nn.Module, pixels: dict[str, int]) -> int:
-    """MACs of a network like one that was counted before, but of other widths: each layer's weights by its `pixels`."""
-    return sum(
-        pixels.get(name, 0) * sum(weight.numel() for weight in _weights(module))
-        for name, module in model.named_modules()
-    )
+def macs_of_weights(model: nn.Module, pixels: dict[str, int]) -> int | None:
+    """MACs of a network like one that was counted before, but of other widths: each layer's weights by its `pixels`.
+
+    None where it has a layer with weights that the other had not, such as a 1×1 beside a block that changes its width.
+    """
+    macs = 0
+    for name, module in model.named_modules():
+        weights = sum(weight.numel() for weight in _weights(module))
+        if weights and name not in pixels:
+            return None
+        macs += weights * pixels.get(name, 0)
+    return macs
 
 
 def pixels_by_layer(model: nn.Module, layers: Sequence[LayerCost]) -> dict[str, int] | None:

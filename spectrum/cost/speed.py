@@ -76,15 +76,8 @@ def time_training_step(
         classes: number of classes of the network's output.
         threads: that torch may use.
     """
-    return timed(training_stepper(model, optimizer, batch_shape, classes), threads)
-
-
-def training_stepper(
-    model: nn.Module, optimizer: torch.optim.Optimizer, batch_shape: tuple[int, int, int, int], classes: int
-) -> Callable[[], None]:
-    """A function that makes one training step on random images, in channels_last, each time it is called."""
-    model = model.to(memory_format=torch.channels_last).train()  # type: ignore[call-overload]
-    return _step(model, optimizer, *_batch(model, batch_shape, classes))
+    model.train()
+    return timed(_step(model, optimizer, *random_batch(model, batch_shape, classes)), threads)
 
 
 @dataclass(frozen=True)
@@ -96,7 +89,7 @@ class Ratio:
 
 
 def step_time_ratio(
-    step: Callable[[], None], standard: Callable[[], None], threads: int = 1, *, rounds: int = 9
+    step: Callable[[], object], standard: Callable[[], object], threads: int = 1, *, rounds: int = 9
 ) -> Ratio:
     """Time two functions in turn, so that a machine whose clock wanders slows both, and compare round by round."""
     timers = [Timer("step()", globals={"step": function}, num_threads=threads) for function in (step, standard)]
@@ -118,7 +111,7 @@ def peak_memory(
     Counted from what torch allocates and frees during one step (on CUDA from the allocator's own high-water mark), so
     that nothing that ran before in the process is in it. What libraries take beside torch's allocator is not.
     """
-    batch = _batch(model.train(), batch_shape, classes)
+    batch = random_batch(model.train(), batch_shape, classes)
     step = _step(model, optimizer, *batch)
     step()  # makes what the optimiser keeps
     optimizer.zero_grad(set_to_none=True)
@@ -153,7 +146,9 @@ def timed(function: Callable[[], Any], threads: int = 1) -> Measurement:
     return timer.blocked_autorange(min_run_time=MEASURED_SECONDS)
 
 
-def _batch(model: nn.Module, batch_shape: tuple[int, int, int, int], classes: int) -> tuple[Tensor, Tensor]:
+def random_batch(model: nn.Module, batch_shape: tuple[int, int, int, int], classes: int) -> tuple[Tensor, Tensor]:
+    """Random images (N, C, H, W) and labels (N,) for a network, which is put into channels_last as they are."""
+    model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     device = next(model.parameters()).device
     x_nchw = torch.randn(batch_shape, device=device).contiguous(memory_format=torch.channels_last)
     return x_nchw, torch.randint(classes, batch_shape[:1], device=device)

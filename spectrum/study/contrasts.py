@@ -1,23 +1,29 @@
 """What a contrast of a study really changes: a fair one changes a single factor.
 
 Factors are the fields in which the two sides differ, and what nobody wrote down: parameters and MACs where no budget
-holds them, and 1×1 convolutions that run at other resolutions.
+holds them, 1×1 convolutions that run at other resolutions, norms and non-linearities that come or go, and sides whose
+points do not pair. What follows from a field is told with that field: BNs with `norm`, or with `depth`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from spectrum.study.planning import PlannedPoint
 from spectrum.study.point import Point
-from spectrum.study.spec import Contrast, Study, Wanted, select
+from spectrum.study.spec import Contrast, Study, select
 
 EQUAL = 0.01  # counts that differ by no more are held equal
 SPLIT = ("segments", "segment_width")
-ByWanted = dict[tuple[str, str], PlannedPoint]
-WORDS = {"norms": "batch normalisations", "nonlinearities": "non-linearities"}
+HELD = {"none": (), "params": ("params",), "macs": ("macs",), "step_time": ()}  # counts that a budget holds equal
+WORDS = {"params": "parameters", "macs": "MACs"}
+CAUSES = {  # what nobody wrote down, and the fields that it may follow from
+    "batch normalisations": ("norm", "depth", "residual", "model", "widths"),
+    "non-linearities": ("activation", "depth", "model", "widths"),
+    "pixels at which the 1×1s run": ("depth", "model", "widths"),
+}
 
 
 @dataclass(frozen=True)
@@ -27,10 +33,10 @@ class Factor:
     name: str
     first: str
     second: str
-    consequence: str = ""
+    consequences: tuple[str, ...] = ()
 
     def __str__(self) -> str:
-        note = f" ({self.consequence})" if self.consequence else ""
+        note = f" ({'; '.join(self.consequences)})" if self.consequences else ""
         return f"{self.name}: {self.first} → {self.second}{note}"
 
 
@@ -40,6 +46,7 @@ class Examined:
 
     contrast: Contrast
     factors: tuple[Factor, ...]
+    notes: tuple[str, ...] = ()  # what also differs, as it must where something else is held equal
 
     @property
     def confounded(self) -> bool:
@@ -53,8 +60,12 @@ class Examined:
             "between": list(self.contrast.between),
             "margin": self.contrast.margin,
             "factors": [str(factor) for factor in self.factors],
+            "notes": list(self.notes),
             "confounded": self.confounded,
         }
+
+
+Side = Sequence[PlannedPoint]
 
 
 def examine(study: Study, planned: Sequence[PlannedPoint]) -> list[Examined]:
@@ -63,65 +74,81 @@ def examine(study: Study, planned: Sequence[PlannedPoint]) -> list[Examined]:
     Args:
         planned: from `plan_study`.
     """
-    by_wanted: ByWanted = {(one.asked.id, one.match): one for one in planned}
+    by_wanted = {(one.asked.id, one.match): one for one in planned}
+    wanted = study.wanted()
     return [
-        Examined(contrast, _factors(*(_side(study, side, by_wanted) for side in contrast.between)))
+        _examined(
+            study,
+            contrast,
+            *([by_wanted[one.point.id, one.match] for one in select(wanted, side)] for side in contrast.between),
+        )
         for contrast in study.contrasts
     ]
 
 
-def _side(study: Study, side: dict[str, Any], by_wanted: ByWanted) -> list[tuple[Wanted, PlannedPoint]]:
-    return [(one, by_wanted[one.point.id, one.match]) for one in select(study.wanted(), side)]
+def _examined(study: Study, contrast: Contrast, first: Side, second: Side) -> Examined:
+    def compared(name: str, say: Callable[[PlannedPoint], str]) -> None:
+        one, other = (sorted({say(plan) for plan in side}) for side in (first, second))
+        if one != other:
+            found[name] = Factor(name, ", ".join(one), ", ".join(other))
+
+    found: dict[str, Factor] = {}
+    compared("segments", lambda plan: _segments(plan.asked))
+    for field in Point.model_fields:
+        if field not in ("seed", *SPLIT):
+            compared(field, lambda plan, field=field: _said(getattr(plan.asked, field)))  # type: ignore[misc]
+    compared("budget", lambda plan: plan.match)
+    notes = []
+    for match in sorted({plan.match for plan in first} & {plan.match for plan in second}):
+        for count in ("params", "macs"):
+            values = [[getattr(plan, count) for plan in side if plan.match == match] for side in (first, second)]
+            if count in HELD[match] or _equal(*values):
+                continue
+            change = f"{_range(values[0])} → {_range(values[1])}"
+            if match == "none":
+                name = f"{WORDS[count]}, which no budget holds"
+                found[name] = Factor(name, _range(values[0]), _range(values[1]))
+            else:
+                notes.append(f"{WORDS[count]} at equal {_said(match)}: {change}")
+    derived: dict[str, Callable[[PlannedPoint], str]] = {
+        "batch normalisations": lambda plan: str(plan.norms),
+        "non-linearities": lambda plan: str(plan.nonlinearities),
+    }
+    if all(plan.pointwise_pixels for plan in (*first, *second)):  # a bare operation has none
+        derived["pixels at which the 1×1s run"] = lambda plan: " ".join(map(str, plan.pointwise_pixels))
+    for name, say in derived.items():
+        compared(name, say)
+        cause = next((cause for cause in CAUSES[name] if cause in found), None)
+        if name in found and cause is not None:
+            effect, factor = found.pop(name), found[cause]
+            change = f"{effect.first} → {effect.second} {name}"
+            found[cause] = Factor(cause, factor.first, factor.second, (*factor.consequences, change))
+    if not _pair(study, found, first, second):
+        found["sides do not pair"] = Factor("sides do not pair", "seeds or other axes", "others")
+    if len({_trained(plan) for plan in (*first, *second)}) == 1:
+        notes.append("both sides are the same network")
+    return Examined(contrast, tuple(found.values()), tuple(notes))
 
 
-def _factors(
-    first: Sequence[tuple[Wanted, PlannedPoint]], second: Sequence[tuple[Wanted, PlannedPoint]]
-) -> tuple[Factor, ...]:
-    sides = ([one for one, _ in first], [one for one, _ in second])
-    plans = ([plan for _, plan in first], [plan for _, plan in second])
-    fields = [name for name in Point.model_fields if name not in ("seed", *SPLIT)]
-    factors: list[Factor | None] = [_compared("segments", *([_segments(one.point) for one in side] for side in sides))]
-    factors += [
-        _compared(name, *([_said(getattr(one.point, name)) for one in side] for side in sides)) for name in fields
-    ]
-    factors.append(_compared("budget", *([one.match for one in side] for side in sides)))
-    matches = {one.match for side in sides for one in side}
-    if matches == {"none"}:
-        factors += [
-            _counts("parameters, which no budget holds", *([plan.params for plan in side] for side in plans)),
-            _counts("MACs, which no budget holds", *([plan.macs for plan in side] for side in plans)),
-        ]
-    factors.append(_moved(*plans))
-    there = {factor.name: factor for factor in factors if factor is not None}
-    for name, cause in (("norms", "norm"), ("nonlinearities", "activation")):
-        counted = _compared(WORDS[name], *([str(getattr(plan, name)) for plan in side] for side in plans))
-        if counted is not None and cause in there:
-            change = f"{counted.first} → {counted.second} {counted.name}"
-            there[cause] = replace(there[cause], consequence=change)
-        elif counted is not None:
-            there[name] = counted
-    return tuple(there.values())
+def _pair(study: Study, found: dict[str, Factor], first: Side, second: Side) -> bool:
+    """Whether every point of one side has its counterpart on the other, alike in all that is no factor."""
+    rest = ["seed", *(name for name in study.varied() if name not in (*found, *SPLIT, "match"))]
+
+    def others(plan: PlannedPoint) -> tuple[Any, ...]:
+        return (None if "budget" in found else plan.match, *(getattr(plan.asked, name) for name in rest))
+
+    return {others(plan) for plan in first} == {others(plan) for plan in second}
 
 
-def _compared(name: str, first: Sequence[str], second: Sequence[str]) -> Factor | None:
-    one, other = (sorted(set(values)) for values in (first, second))
-    return None if one == other else Factor(name, ", ".join(one), ", ".join(other))
+def _trained(plan: PlannedPoint) -> tuple[Any, ...]:
+    """What tells networks apart, whatever the point calls it."""
+    unnamed = {"seed": 0, "segments": 1, "segment_width": None}
+    return plan.point.model_copy(update=unnamed).id, plan.realised_segments
 
 
-def _counts(name: str, first: Sequence[int], second: Sequence[int]) -> Factor | None:
-    pairs = zip(sorted(set(first)), sorted(set(second)), strict=False)
-    if len(set(first)) == len(set(second)) and all(abs(b / a - 1) <= EQUAL for a, b in pairs):
-        return None
-    return Factor(name, _range(first), _range(second))
-
-
-def _moved(first: Sequence[PlannedPoint], second: Sequence[PlannedPoint]) -> Factor | None:
-    """1×1 convolutions that a stride separates from where they were: they run at more pixels, or fewer."""
-    one, other = ({plan.pointwise_pixels for plan in side} for side in (first, second))
-    if one == other or not all(one) or not all(other):  # a bare operation has none
-        return None
-    said = [", ".join(" ".join(map(str, pixels)) for pixels in sorted(side)) for side in (one, other)]
-    return Factor("pixels at which the 1×1s run", *said)
+def _equal(first: Sequence[int], second: Sequence[int]) -> bool:
+    one, other = sorted(set(first)), sorted(set(second))
+    return len(one) == len(other) and all(abs(b / a - 1) <= EQUAL for a, b in zip(one, other, strict=True))
 
 
 def _segments(point: Point) -> str:

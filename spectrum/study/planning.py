@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from spectrum.study.point import NETWORK, Point, SpecError
+from spectrum.study.point import NETWORK, Point, SpecError, digest
 from spectrum.study.spec import Match, Study, Wanted
 
 if TYPE_CHECKING:
@@ -41,6 +41,7 @@ class PlannedPoint:
     nonlinearities: int = 0
     pointwise_pixels: tuple[int, ...] = ()  # at which each 1×1 of a segmented convolution runs
     step_seconds: float | None = None  # measured
+    solved_for: str | None = None  # a hash of what its widths depend on
     seconds: float | None = None  # estimated training time on one worker
 
     @property
@@ -65,6 +66,7 @@ class PlannedPoint:
             "nonlinearities": self.nonlinearities,
             "pointwise_pixels": list(self.pointwise_pixels),
             "step_seconds": self.step_seconds,
+            "solved_for": self.solved_for,
             "width": self.asked.width,
             "point": self.point.model_dump(mode="json", exclude_defaults=True),
         }
@@ -72,7 +74,10 @@ class PlannedPoint:
 
 def from_entry(entry: Mapping[str, Any], asked: Point) -> PlannedPoint:
     """What `PlannedPoint.entry` kept."""
-    kept = {name: entry.get(name) for name in ("budget", "mismatch", "params", "macs", "activations", "step_seconds")}
+    kept = {
+        name: entry.get(name)
+        for name in ("budget", "mismatch", "params", "macs", "activations", "step_seconds", "solved_for")
+    }
     return PlannedPoint(
         point=Point(**entry["point"]),
         asked=asked,
@@ -105,7 +110,7 @@ def plan_study(
     set.
     """
     import_modules(imports)
-    planner = _Planner(study, threads, _solved_before(study, frozen))
+    planner = _Planner(study, threads, frozen)
     return [planner.plan(wanted, time_steps=time_steps) for wanted in study.wanted()]
 
 
@@ -120,20 +125,21 @@ def import_modules(names: Iterable[str]) -> None:
             ) from error
 
 
-def _solved_before(study: Study, frozen: Mapping[str, Any] | None) -> dict[tuple[str, str], Mapping[str, Any]]:
-    """Entries of an earlier plan by (asked id, match), if it had the same budget."""
-    if frozen is None or frozen.get("budget") != study.budget.model_dump(mode="json"):
-        return {}
-    return {(entry["asked"], entry["match"]): entry for entry in frozen["points"] if "asked" in entry}
+def entries_of(plan: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """A frozen plan's entries of the study's own points; of a study that tunes, those that the search is for."""
+    networks: list[Mapping[str, Any]] = plan["tuning"]["networks"] if "tuning" in plan else plan["points"]
+    return networks
 
 
 class _Planner:
     """Plans one point after the other, each network once."""
 
-    def __init__(self, study: Study, threads: int, before: Mapping[tuple[str, str], Mapping[str, Any]]) -> None:
+    def __init__(self, study: Study, threads: int, frozen: Mapping[str, Any] | None) -> None:
         self.study = study
         self.threads = threads
-        self.before = before
+        self.before = {
+            entry["solved_for"]: entry for entry in entries_of(frozen or {"points": []}) if entry.get("solved_for")
+        }
         self.planned: dict[Any, PlannedPoint] = {}
         self.sizes: dict[Any, int] = {}  # of training splits
         self.references: dict[Any, PlannedPoint] = {}
@@ -157,21 +163,31 @@ class _Planner:
         steps = images_an_epoch // min(point.batch_size, images_an_epoch) * point.epochs
         return replace(found, point=same, asked=point, seconds=found.step_seconds * steps)
 
+    def _solved_for(self, point: Point, match: Match, images: Images) -> str:
+        """A hash of what solved widths depend on: network, shape of the images, budget, and for times the step."""
+        reference = self.study.budget.reference_of(self.study.base, point)
+        step = _step(point) if match == "step_time" else ()
+        return digest([match, _network(point), _network(reference), step, images.shape, images.classes])
+
     def _plan_network(self, wanted: Wanted, images: Images) -> PlannedPoint:
         point, match = wanted.point, wanted.match
-        before = self.before.get((point.id, match))
-        if before is not None:
-            kept = from_entry(before, point)
-            return replace(_counted(kept.point, images), asked=point, match=match, budget=kept.budget,
-                           mismatch=kept.mismatch, step_seconds=kept.step_seconds)  # fmt: skip
         if match == "none":
             return replace(_counted(point, images), asked=point)
+        solved_for = self._solved_for(point, match, images)
+        before = self.before.get(solved_for)
+        if before is not None:
+            kept = from_entry(before, point)
+            widths = {"width": kept.point.width, "widths": kept.point.widths}
+            planned = _counted(point.model_copy(update=widths), images)
+            return replace(planned, asked=point, match=match, budget=kept.budget, mismatch=kept.mismatch,
+                           step_seconds=kept.step_seconds, solved_for=solved_for)  # fmt: skip
         reference = self.study.budget.reference_of(self.study.base, point)
         if _network(reference) == _network(point):
             planned = _counted(point, images)
             seconds = self._time_step(point, images) if match == "step_time" else None
             budget = seconds if match == "step_time" else getattr(planned, match)
-            return replace(planned, asked=point, match=match, budget=budget, mismatch=0.0, step_seconds=seconds)
+            planned = replace(planned, asked=point, match=match, budget=budget, solved_for=solved_for)
+            return replace(planned, mismatch=0.0, step_seconds=seconds)
         from spectrum.cost.budget import BudgetError
 
         try:
@@ -189,24 +205,32 @@ class _Planner:
                 f"budget.match = {match!r}, {where}: {error}; try another reference or base.width"
             ) from None
         solved = _with_widths(point, solution.widths)
-        planned = replace(_counted(solved, images), asked=point, match=match, budget=budget, mismatch=solution.mismatch)
-        return replace(planned, step_seconds=solution.cost * budget) if match == "step_time" else planned
+        planned = replace(_counted(solved, images), asked=point, match=match, budget=budget, solved_for=solved_for)
+        if match == "step_time":
+            return replace(planned, mismatch=solution.mismatch, step_seconds=solution.cost * budget)
+        mismatch = getattr(planned, match) / budget - 1
+        assert mismatch == solution.mismatch, "what was solved for is what was counted"
+        return replace(planned, mismatch=mismatch)
 
     def _solve_count(self, point: Point, match: Match, budget: int, images: Images) -> Solution:
         from spectrum.cost.budget import solve_count
-        from spectrum.cost.count import macs_of_weights, measure_cost, pixels_by_layer
+        from spectrum.cost.count import macs_of_weights, pixels_by_layer
 
-        base = _stage_widths(point, images)
-        counted = build_on_meta(point, images)
-        pixels = pixels_by_layer(counted, measure_cost(counted, images.shape).layers)
+        counted, cost = _cost(point, images)
+        pixels = pixels_by_layer(counted, cost.layers)
 
         def count(widths: Widths) -> int:
-            model = build_on_meta(_with_widths(point, widths), images)
+            narrow = _with_widths(point, widths)
+            try:
+                model = build_on_meta(narrow, images)
+            except SpecError:
+                return 0  # too narrow, for its pointwise_segments for instance
             if match == "params":
                 return sum(p.numel() for p in model.parameters() if p.requires_grad)
-            return measure_cost(model, images.shape).macs if pixels is None else macs_of_weights(model, pixels)
+            macs = None if pixels is None else macs_of_weights(model, pixels)
+            return _cost(narrow, images)[1].macs if macs is None else macs
 
-        return solve_count(count, base, budget)
+        return solve_count(count, _stage_widths(point, images), budget)
 
     def _solve_time(self, point: Point, reference: Point, images: Images) -> tuple[Solution, float]:
         from spectrum.cost.budget import solve_ratio
@@ -222,14 +246,20 @@ class _Planner:
 
         return solve_ratio(ratio, _stage_widths(point, images)), sorted(budgets)[len(budgets) // 2]
 
-    def _stepper(self, point: Point, images: Images) -> Callable[[], None]:
-        from spectrum.cost.speed import training_stepper
-        from spectrum.study.train import keep_freed_memory, make_optimizer
+    def _stepper(self, point: Point, images: Images) -> Callable[[], object]:
+        import torch
+
+        from spectrum.cost.speed import random_batch
+        from spectrum.study.train import keep_freed_memory, make_optimizer, training_step
 
         keep_freed_memory()  # as training does
         model = _build(point, images)
-        batch = min(point.batch_size, self._train_images(point, images))
-        return training_stepper(model, make_optimizer(point, model), (batch, *images.shape), images.classes)
+        run = torch.compile(model) if point.compile else model
+        optimizer = make_optimizer(point, model)
+        x_nchw, y_n = random_batch(
+            model, (min(point.batch_size, self._train_images(point, images)), *images.shape), images.classes
+        )
+        return lambda: training_step(point, run, optimizer, x_nchw, y_n)
 
     def _time_step(self, point: Point, images: Images) -> float:
         from spectrum.cost.speed import timed

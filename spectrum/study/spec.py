@@ -162,6 +162,10 @@ class Study(Record):
         """Of all points, the budget and the search; not of names, of the question or of what is compared."""
         said: dict[str, Any] = {"points": sorted({point.id for point in self.points()})}
         said["budget"] = {"match": "none"} if self.budget == Budget() else self.budget.model_dump(mode="json")
+        if self.budget.match != ("none",):  # the reference takes from the base what axes replace in the points
+            references = (self.budget.reference_of(self.base, point) for point in self.points())
+            shapes = {digest([getattr(point, name) for name in (*NETWORK, "width", "widths")]) for point in references}
+            said["references"] = sorted(shapes)
         if self.tune is not None:
             said["tune"] = self.tune.model_dump(mode="json")
         return digest(said)
@@ -183,6 +187,8 @@ class Study(Record):
         Raises SpecError for a field that an axis varies.
         """
         for name in changes:
+            if self.tune is not None and name in self.tune.grid():
+                raise SpecError(f"{name}: is searched in this study; change [tune] in the file")
             if name in self.axes or any(name in case for case in self.cases):
                 raise SpecError(f"{name}: varies in this study; change its values in the file")
         overrides = self.overrides | changes
@@ -299,6 +305,8 @@ def _check_budget(study: Study, points: Sequence[Point]) -> None:
         return
     if "widths" in study.varied():
         raise SpecError("widths: are what a budget solves for; vary width, or give them in base, for their ratios")
+    if "width" in study.varied() and {"width", "widths"} & study.budget.reference.keys():
+        raise SpecError("budget.reference: gives every width the same budget, and so the same network; leave width out")
     try:
         study.budget.reference_of(study.base, points[0])
     except SpecError as error:
@@ -328,7 +336,7 @@ def _check_contrast(study: Study, points: Sequence[Point], contrast: Contrast, w
                     f"{place}: does not vary in this study; what varies is {', '.join(varied) or 'nothing'}"
                 )
             there = study.budget.match if name == "match" else dict.fromkeys(getattr(p, name) for p in points)
-            if as_tuple(value) not in there:
+            if not any(as_tuple(value) == known for known in there):
                 raise SpecError(f"{place}: no point has {value!r}; try {', '.join(map(repr, there))}")
         if not select(study.wanted(), side):
             raise SpecError(f"{where}.between.{number}: no point has all of these")

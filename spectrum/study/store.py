@@ -185,6 +185,8 @@ def load_results(folder: str | Path, *, all_points: bool = False) -> pd.DataFram
         if all_points:
             listed = {entry["id"] for entry in entries}
             rows += [row for id, row in by_id.items() if id not in listed]
+    if not rows and plan is not None and "tuning" in plan and by_id:
+        raise StoreError(f"{folder}: has the rows of a search only; run the study on: spectrum run FILE --confirm")
     if not rows:
         raise StoreError(f"{folder}: has no rows yet; run the study first: spectrum run FILE")
     return _as_table(rows)
@@ -216,8 +218,10 @@ def _as_table(rows: Iterable[Row]) -> pd.DataFrame:
 
 def _planned(row: Row, entry: Mapping[str, Any], *, tuned: bool = False) -> Row:
     """A row as one point of a plan has it, since one network may serve several budgets."""
-    own = {"match": entry.get("match"), "budget_mismatch": entry.get("mismatch"), "width": entry.get("width")}
-    return row | {name: value for name, value in own.items() if value is not None} | {"tuned": tuned}
+    if "match" not in entry:  # a plan of an earlier version
+        return row | {"tuned": tuned}
+    asked = {"match": entry["match"], "budget_mismatch": entry["mismatch"], "width": entry["width"]}
+    return row | asked | {"tuned": tuned}
 
 
 def load_history(folder: str | Path) -> pd.DataFrame:

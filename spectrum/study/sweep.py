@@ -15,12 +15,17 @@ from pathlib import Path
 from typing import Any
 
 from spectrum.study.contrasts import examine
-from spectrum.study.planning import PlannedPoint, from_entry, plan_study
+from spectrum.study.planning import PlannedPoint, entries_of, from_entry, import_modules, plan_study
+from spectrum.study.point import Point, SpecError
 from spectrum.study.spec import Study
 from spectrum.study.store import FINISHED, Row, Store, StoreError, latest_rows, read_plan
 from spectrum.study.tuning import Choice, choose, confirmed, extended, search
 
 IDENTITY = ("id", "study", "status")
+DATA = {  # fields that say which images a point has, and what rows from before they were there mean
+    name: Point.model_fields[name].default
+    for name in ("dataset", "image_size", "teacher_segments", "label_noise", "teacher_seed")
+}
 RESULT_COLUMNS = (
     "test_accuracy",
     "test_loss",
@@ -96,7 +101,10 @@ def run_study(
         from spectrum.study.provenance import check_device
 
         device = check_device(device)
-        planned = plan_study(study, imports=imports, frozen=frozen)
+        if "step_time" in study.budget.match and device != "cpu":
+            raise SpecError(f"budget.match = 'step_time': is measured on the CPU, not on {device}; give --device cpu")
+        import_modules(imports)
+        planned = planned or plan_study(study, frozen=frozen)
         _check_same_images(folder, planned)
     with Store(folder) as store:
         run = _Run(store, study, planned, workers, device, tuple(imports), on_progress)
@@ -254,7 +262,7 @@ def _from_plan(study: Study, plan: dict[str, Any] | None) -> list[PlannedPoint] 
     """The study's points with the widths that a plan froze, if it is a plan of this study."""
     if plan is None or plan.get("hash") != study.hash:
         return None
-    entries = plan["tuning"]["networks"] if "tuning" in plan else plan["points"]
+    entries = entries_of(plan)
     kept = {(entry.get("asked", entry["id"]), entry.get("match", "none")): entry for entry in entries}
     wanted = study.wanted()
     if any((one.point.id, one.match) not in kept for one in wanted):
@@ -287,11 +295,14 @@ def _finished(folder: Path) -> dict[str, Row]:
 def _check_same_images(folder: Path, planned: Sequence[PlannedPoint]) -> None:
     from spectrum.study.images import images_of
 
-    finished = _finished(folder)
+    known: dict[tuple[Any, ...], set[str]] = {}
+    for row in _finished(folder).values():
+        fingerprint = (row.get("provenance") or {}).get("data_fingerprint")
+        if fingerprint is not None:
+            known.setdefault(tuple(row.get(name, DATA[name]) for name in DATA), set()).add(fingerprint)
     for one in planned:
-        known = finished.get(one.point.id, {}).get("provenance") or {}
-        fingerprint = images_of(one.point).fingerprint
-        if known.get("data_fingerprint", fingerprint) != fingerprint:
+        seen = known.get(tuple(getattr(one.point, name) for name in DATA), set())
+        if seen - {images_of(one.point).fingerprint}:
             raise StoreError(
                 f"{folder}: its rows were trained on other images of {one.point.dataset!r} than those found now; "
                 "give another --out, or the earlier images"

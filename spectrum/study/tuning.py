@@ -46,7 +46,9 @@ class Choice:
 
 def search(planned: Sequence[PlannedPoint], grid: Grid, seeds: Sequence[int]) -> list[PlannedPoint]:
     """The points that the search trains; seeds outermost, so that a search cut short has seen the whole grid."""
-    networks = {_unseeded(one).id: one for one in planned}
+    networks: dict[str, PlannedPoint] = {}
+    for one in planned:
+        networks.setdefault(_unseeded(one).id, one)
     return [
         replace(one, point=_unseeded(one).model_copy(update={**values, "seed": seed, "scored_on": "validation"}))
         for seed in seeds

@@ -273,3 +273,23 @@ def test_speed_is_measured_where_asked_and_leaves_the_network_alone():
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     with pytest.raises(ValueError, match="batch_size=0: expected at least 1"):
         measure_cost(model, (3, 8, 8), batch_size=0)
+
+
+def test_a_network_is_counted_where_gradients_are_off():
+    model = build_model("probe", segments=4)
+    expected = measure_cost(model, (3, 32, 32))
+    with torch.inference_mode():
+        assert measure_cost(model, (3, 32, 32)) == expected
+
+
+def test_attention_is_two_products():
+    class Attention(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.scale = nn.Parameter(torch.ones(1))
+
+        def forward(self, x_nchw):
+            heads = x_nchw * self.scale
+            return F.scaled_dot_product_attention(heads, heads, heads)
+
+    assert measure_cost(Attention(), (4, 10, 8)).macs == 2 * 4 * 10 * 10 * 8

@@ -65,6 +65,12 @@ def contrast(side):
             {"axes": {"widths": [[8, 16], [8, 8]]}, "budget": {"match": "macs", "reference": {"segments": 1}}},
             "widths: are what a budget solves for",
         ),
+        (
+            {"axes": {"width": [0.5, 1.0]}, "budget": {"match": "macs", "reference": {"segments": 1, "width": 1.0}}},
+            "budget.reference: gives every width the same budget",
+        ),
+        (contrast({"segments": {"a": 1}}), "between.0.segments: no point has {'a': 1}"),
+        (contrast({"segments": [[1]]}), "between.0.segments: no point has"),
         ({"tune": {}}, "tune: give at least two values of lr or of weight_decay"),
         ({"tune": {"lr": []}}, "tune: give at least two values of lr"),
         ({"tune": {"lr": [0.1]}}, "tune: give at least two values of lr"),
@@ -178,6 +184,9 @@ def test_the_base_can_be_overridden_but_not_an_axis():
     assert {p.epochs for p in study.with_base(epochs=2).points()} == {2}
     with pytest.raises(SpecError, match="segments: varies in this study"):
         study.with_base(segments=4)
+    tuned = parse_study({"tune": {"lr": [0.1, 0.2]}}, "x")
+    with pytest.raises(SpecError, match="lr: is searched in this study"):
+        tuned.with_base(lr=0.3)
 
 
 @pytest.mark.parametrize("path", EXPERIMENTS, ids=[path.stem for path in EXPERIMENTS])

@@ -104,7 +104,7 @@ def test_a_study_is_searched_then_confirmed_and_neither_twice(study_folder):
     best = tuning.loc[tuning.groupby("segments")["val_accuracy"].idxmax()]
     assert best["chosen"].all()
     assert tuning["chosen"].sum() == 2
-    with pytest.raises(StoreError, match="has no rows yet"):
+    with pytest.raises(StoreError, match="of a search only"):
         load_results(folder)
     axes = plots.tuning_map(tuning).axes[0]
     assert [label.get_text() for label in axes.get_xticklabels()] == ["1", "per channel"]
