@@ -436,6 +436,9 @@ def _audit(command: Audit) -> int:
     from spectrum.cost.count import measure_cost
     from spectrum.models import build_model
 
+    for name in ("image_size", "channels", "classes"):
+        if getattr(command, name) < 1:
+            raise SpecError(f"--{name.replace('_', '-')} {getattr(command, name)}: expected at least 1")
     fields = merged(Point(), command.point | {"model": command.model}).architecture(
         command.channels, command.classes, command.image_size
     )

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from matplotlib.figure import Figure
@@ -78,6 +79,8 @@ def as_text(table: pd.DataFrame) -> tuple[list[str], list[list[str]]]:
     def cell(name: str, value: Any) -> str:
         if name == "seconds":
             return f"{value:.1f}"
+        if isinstance(value, bool | np.bool_):
+            return "yes" if value else "no"
         return f"{value:,}" if isinstance(value, int) else str(value)
 
     titles = {"macs": "MACs", "match": "budget", "accuracy": "accuracy, % ± 95 % t"}

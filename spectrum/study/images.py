@@ -5,13 +5,14 @@ from __future__ import annotations
 from functools import lru_cache
 from typing import Literal
 
-from spectrum.study.data import Images, load_images
+from spectrum.study.data import DataError, Images, load_images
 from spectrum.study.point import GAUSSIAN, Point
 from spectrum.study.teacher import gaussian_images, relabelled
 
 GAUSSIAN_SIDE = 16  # pixels, unless the point has an image_size
 GAUSSIAN_CHANNELS = 3
 GAUSSIAN_TRAIN, GAUSSIAN_TEST = 20_000, 10_000
+LARGEST_SIDE = 64  # whose 30,000 images take a few hundred megabytes
 CLASSES = 10  # of a teacher
 
 
@@ -28,6 +29,8 @@ def _taught(
 ) -> Images:
     if dataset == GAUSSIAN:
         side = image_size or GAUSSIAN_SIDE
+        if side > LARGEST_SIDE:
+            raise DataError(f"image_size = {side}: images that are made here have up to {LARGEST_SIDE} pixels a side")
         images = gaussian_images(GAUSSIAN_TRAIN, GAUSSIAN_TEST, side, GAUSSIAN_CHANNELS, seed)
     else:
         images = load_images(dataset, image_size)

@@ -19,6 +19,7 @@ from spectrum.models import Architecture, check_model
 
 SCHEMA = 1  # of a Point; raise it only when an old row would mean something else
 MOST_SEGMENTS = 65_536
+MOST_TEACHER_SEGMENTS = 6  # the teacher has so many channels
 GAUSSIAN = "gaussian"  # images of noise, made on the spot for a teacher to label
 
 
@@ -194,7 +195,11 @@ class Point(Record):
 def explain(error: ValidationError, record: type[BaseModel]) -> str:
     """pydantic's findings, one line a field: what came and what would work."""
     lines: dict[str, str] = {}
-    for fault in error.errors():
+    faults = error.errors()
+    places = [fault["loc"] for fault in faults]
+    for fault in faults:
+        if any(len(place) > len(fault["loc"]) and place[: len(fault["loc"])] == fault["loc"] for place in places):
+            continue  # what is wrong inside says it
         where = ".".join(str(part) for part in fault["loc"])
         lines.setdefault(where, explain_one(fault, record))
     return "\n".join(f"{where}: {what}" if where else what for where, what in lines.items())
@@ -215,6 +220,9 @@ def explain_one(fault: Mapping[str, Any], record: type[BaseModel]) -> str:
         return f"{fault['input']!r} is unknown; " + (f'did you mean "{near[0]}"?' if near else f"try {known}")
     if fault["type"] == "value_error":
         return str(fault["ctx"]["error"])
+    kinds = {"tuple_type": "a list, in brackets", "dict_type": "a table", "model_type": "a table"}
+    if fault["type"] in kinds:
+        return f"expected {kinds[fault['type']]} (got {fault['input']!r})"
     message = fault["msg"]
     return f"{message[0].lower()}{message[1:]} (got {fault['input']!r})"
 

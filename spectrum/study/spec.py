@@ -21,6 +21,7 @@ from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
 from spectrum.study.point import (
     GAUSSIAN,
+    MOST_TEACHER_SEGMENTS,
     NETWORK,
     NotNegative,
     Point,
@@ -291,7 +292,13 @@ def _checked(study: Study) -> Study:
 
 def _check_teachers(points: Sequence[Point]) -> None:
     for point in points:
-        if point.teacher_segments is not None:
+        asked = point.teacher_segments
+        if isinstance(asked, int) and asked > MOST_TEACHER_SEGMENTS:
+            most = MOST_TEACHER_SEGMENTS
+            raise SpecError(
+                f'teacher_segments: {asked} is more than the {most} channels; try 1 … {most} or "per_channel"'
+            )
+        if asked is not None:
             continue
         for field in ("label_noise", "teacher_seed"):
             if getattr(point, field):

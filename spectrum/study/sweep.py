@@ -88,7 +88,8 @@ def run_study(
         workers: processes that train side by side; by default one a core, and one on a GPU.
         device: "cpu", "cuda", "mps", or "auto".
         imports: modules to import in every worker first, for models of one's own.
-        confirm: of a study that tunes, also train the points at the chosen values, once the search is complete.
+        confirm: of a study that tunes, also train the points at the chosen values, once the search is complete; later
+            runs into the same folder do so too.
         on_progress: called at the start of each stage and after every point.
 
     A point that fails gets a row with status "failed" and the reason; it is tried again by the next run. Raises
@@ -112,7 +113,7 @@ def run_study(
             run.freeze(planned)
             run.train(planned)
             return run.summary()
-        once_confirmed = frozen is not None and frozen.get("hash") == study.hash and bool(frozen["points"])
+        once_confirmed = frozen is not None and "tuning" in frozen and bool(frozen["points"])
         return run.tune(study.tune.extend, _known_grid(study, frozen), confirm=confirm or once_confirmed)
 
 
@@ -142,7 +143,8 @@ class _Run:
         original = self.study.tune.grid()
         while True:
             searched = search(self.planned, grid, self.study.tune.seeds)
-            self.freeze([], searched, grid)
+            if {one.point.id for one in searched} - _finished(self.store.folder).keys():
+                self.freeze([], searched, grid)
             rows = self.train(searched)
             if self.counts["failed"]:
                 return self.summary(is_confirmed=False)

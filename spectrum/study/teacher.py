@@ -41,8 +41,9 @@ from torch.nn.functional import avg_pool2d
 from spectrum.conv.lowering import Geometry, native
 from spectrum.conv.segments import PER_CHANNEL, Run, segment_runs, segment_sizes
 from spectrum.study.data import Images, make_images
+from spectrum.study.point import MOST_TEACHER_SEGMENTS
 
-WIDTH = 6  # channels of the teacher
+WIDTH = MOST_TEACHER_SEGMENTS  # channels
 SCALES = (1, 2, 4)  # side in pixels of the squares over which noise is averaged
 CALIBRATION = 1_000  # images
 BATCH = 500
