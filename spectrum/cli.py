@@ -267,6 +267,12 @@ def _plan(command: Plan) -> int:
     more = f" and {len(searched)} of the search" if searched else ""
     out.print(f"\n{len(planned)} points{more} · about {_duration(total)} of training steps on {workers} CPU cores")
     out.print(_budget_line(study, planned))
+    for noise in sorted({one.point.label_noise for one in planned} - {0.0}):
+        from spectrum.study.images import CLASSES
+        from spectrum.study.teacher import noise_ceiling
+
+        best = noise_ceiling(noise, CLASSES)
+        out.print(f"label_noise {noise:g}: the best accuracy that can be expected is {100 * best:.2f} %")
     if "step_time" in study.budget.match and (frozen is None or frozen.get("hash") != study.hash):
         out.print("step times are measured again when the study first runs; its widths may differ a little from these")
     for one in examined:
