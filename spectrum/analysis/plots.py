@@ -146,10 +146,11 @@ def accuracy_against(
         label = _setting(names, values)
         look = {"color": _look(number)["color"], "fmt": _look(number)["marker"]}
         ax.errorbar(part["cost"], 100 * part["mean"], _bars(part), capsize=2, lw=1, zorder=3, label=label, **look)
-    by_dataset = [part for _, part in groups.groupby("dataset")] if "dataset" in groups else [groups]
-    for part in by_dataset:
+    tasks = [name for name in ("dataset", "teacher_segments", "teacher_seed", "label_noise") if name in groups]
+    by_task = [part for _, part in groups.groupby(tasks, dropna=False)] if tasks else [groups]
+    for part in by_task:
         front = part.iloc[pareto_front(part["cost"], part["mean"])]
-        name = "Pareto front of the means" if part is by_dataset[0] else None
+        name = "Pareto front of the means" if part is by_task[0] else None
         ax.plot(front["cost"], 100 * front["mean"], ls="--", color="0.35", marker="", label=name)
     for _, group in groups.iterrows():
         top = group["high"] if group["high"] == group["high"] else group["mean"]
