@@ -250,12 +250,11 @@ def _plan(command: Plan) -> int:
 
     study = _study(command)
     frozen = read_plan(command.out or Path("results", study.name))
-    engine = LocalEngine(command.workers)
     with err.status("counting and timing …") if err.is_terminal else contextlib.nullcontext():
         planned = plan_study(study, imports=command.imports, time_steps=True, frozen=frozen)
     examined = examine(study, planned)
     searched = search(planned, study.tune.grid(), study.tune.seeds) if study.tune else []
-    workers = min(engine.workers, available_cores(), len(planned))
+    workers = min(LocalEngine(command.workers).workers, available_cores(), len(planned))
     total = sum(one.seconds or 0 for one in [*planned, *searched]) / workers
     if command.json:
         points = [one.entry() | {"seed": one.point.seed, "seconds": one.seconds} for one in planned]
@@ -363,10 +362,11 @@ def _run(command: Run) -> int:
         out.print(f"{summary.reused} of {summary.total} points had a result already and were reused")
     if summary.reused < summary.total:
         out.print(f"{summary.total - summary.reused} points took {_duration(monotonic() - started)}")
-    for contrast in _frozen_plan(summary.folder)["contrasts"]:
+    plan = _frozen_plan(summary.folder)
+    for contrast in plan["contrasts"]:
         if contrast["confounded"]:
             _print_contrast(contrast)
-    _print_choices(summary)
+    _print_choices(summary, plan)
     _show_report(summary.folder)
     if summary.diverged:
         err.print(f"{summary.diverged} points diverged; they count, at chance")
@@ -376,10 +376,9 @@ def _run(command: Run) -> int:
     return 0
 
 
-def _print_choices(summary: Summary) -> None:
+def _print_choices(summary: Summary, plan: dict[str, Any]) -> None:
     from spectrum.analysis.report import choice_name
 
-    plan = _frozen_plan(summary.folder)
     for choice in summary.choices:
         values = " ".join(f"{name}={value:g}" for name, value in choice.values.items())
         out.print(f"chosen for {choice_name(plan, choice.entry())}: {values} (validation {choice.val_accuracy:.4f})")

@@ -28,7 +28,7 @@ from torch.nn.modules.instancenorm import _InstanceNorm
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from spectrum._version import __version__
-from spectrum.cost.count import Cost, measure_cost
+from spectrum.cost.count import Cost, macs_of_convolution, measure_cost
 
 aten = torch.ops.aten
 OURS, TORCH, TORCH_BOTH = "spectrum", "torch forward", "torch forward + backward"
@@ -175,9 +175,8 @@ class _Seen(TorchDispatchMode):
     ) -> Any:
         result = func(*args, **(kwargs or {}))
         if func._overloadpacket is aten.convolution:
-            x, weight, bias, transposed, segments = args[0], args[1], args[2], args[6], args[8]
-            macs = (x if transposed else result).numel() * weight[0].numel()
-            self.group_error += (segments - 1) * macs if weight.requires_grad else 0
+            weight, bias, segments = args[1], args[2], args[8]
+            self.group_error += (segments - 1) * macs_of_convolution(args, result) if weight.requires_grad else 0
             self.biases += 0 if bias is None else result.numel()
         elif func._overloadpacket is aten.addmm:
             self.biases += result.numel()

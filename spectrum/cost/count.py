@@ -12,7 +12,6 @@ leaves the segments out of a weight's gradient, which it overstates by their num
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -111,26 +110,22 @@ def measure_cost(
     some = next(model.parameters(), torch.empty(0))
     with torch.inference_mode(False), _evaluating(model), torch.enable_grad(), _telling(model, products), products:
         model(torch.zeros(1, *input_shape, dtype=some.dtype, device=some.device))
-    params = dict.fromkeys(_names(model), 0)
+    modules = dict(model.named_modules())
+    params = dict.fromkeys(modules, 0)
     owners: dict[str, str] = {}  # modules that are never called, such as lists of parameters, belong to their parents
     seen: set[Tensor] = set()
-    for name, module in model.named_modules():
+    for name, module in modules.items():
         owners[name] = owners[name.rpartition(".")[0]] if isinstance(module, nn.ParameterList) else name
         for parameter in module.parameters(recurse=False):
             if parameter.requires_grad and parameter not in seen:
                 seen.add(parameter)
                 params[owners[name]] += parameter.numel()
-    modules = dict(model.named_modules())
     layers = tuple(
         LayerCost(name, type(modules[name]).__name__, params[name], *products.of.get(name, (0, 0, 0)))
         for name in params
         if params[name] or name in products.of
     )
     return Cost(layers, products.norms, products.nonlinearities, speed)
-
-
-def _names(model: nn.Module) -> list[str]:
-    return [name for name, _ in model.named_modules()]
 
 
 class _Products(TorchDispatchMode):
@@ -152,9 +147,12 @@ class _Products(TorchDispatchMode):
         packet = func._overloadpacket
         self.norms += packet in _NORMS
         self.nonlinearities += packet in _NONLINEARITIES
-        if packet in _FORMULAS:
-            first, formula = _FORMULAS[packet]
-            macs = formula(args, result)
+        if packet in _FIRST_FACTOR:
+            first = _FIRST_FACTOR[packet]
+            if packet is aten.convolution:
+                macs = macs_of_convolution(args, result)
+            else:  # (…, n, k) by (…, k, m), or by (k,)
+                macs = result.numel() * args[first].shape[-1]
             wanted = sum(factor.requires_grad for factor in args[first : first + 2])
         elif packet is aten._scaled_dot_product_flash_attention_for_cpu:  # two products: queries · keys, and by values
             query, key, value = args[:3]
@@ -172,38 +170,26 @@ class _Products(TorchDispatchMode):
         return result
 
 
-def _of_convolution(args: tuple[Any, ...], result: Tensor) -> int:
-    """Every output number is a sum over taps and over the inputs of its segment: all but the first axis of the weight.
+def macs_of_convolution(args: tuple[Any, ...], result: Tensor) -> int:
+    """Of one call of aten.convolution, from its arguments and its result.
 
-    In a transposed convolution every input number is spread so.
+    Every output number is a sum over taps and over the inputs of its segment: all but the first axis of the weight. In
+    a transposed convolution every input number is spread so.
     """
     x, weight, transposed = args[0], args[1], args[6]
     return int((x if transposed else result).numel() * weight[0].numel())
 
 
-def _of_product(args: tuple[Any, ...], result: Tensor) -> int:
-    """(…, n, k) by (…, k, m), or by (k,)."""
-    return int(result.numel() * args[0].shape[-1])
-
-
-def _of_added_product(args: tuple[Any, ...], result: Tensor) -> int:
-    """The same, with something that is added before it."""
-    return int(result.numel() * args[1].shape[-1])
-
-
-Formula = Callable[[tuple[Any, ...], Tensor], int]
-_FORMULAS: dict[Any, tuple[int, Formula]] = {  # where among the arguments the first of the two factors stands
-    aten.convolution: (0, _of_convolution),
-    aten.mm: (0, _of_product),
-    aten.bmm: (0, _of_product),
-    aten.mv: (0, _of_product),
-    aten.dot: (0, _of_product),
-    aten.addmm: (1, _of_added_product),
-    aten.baddbmm: (1, _of_added_product),
-    aten.addmv: (1, _of_added_product),
+_FIRST_FACTOR = {  # where among the arguments of a convolution or product the first of its two factors stands
+    aten.convolution: 0,
+    aten.mm: 0,
+    aten.bmm: 0,
+    aten.mv: 0,
+    aten.dot: 0,
+    aten.addmm: 1,
+    aten.baddbmm: 1,
+    aten.addmv: 1,
 }
-
-
 _NORMS = (aten.native_batch_norm, aten.cudnn_batch_norm, aten._native_batch_norm_legit_no_training)
 _NONLINEARITIES = (
     *(aten.relu, aten.relu_, aten.elu, aten.elu_, aten.gelu, aten.silu, aten.silu_, aten.leaky_relu, aten.hardtanh),
@@ -272,4 +258,4 @@ def pixels_by_layer(model: nn.Module, layers: Sequence[LayerCost]) -> dict[str, 
 def _weights(module: nn.Module) -> list[Tensor]:
     lists = [child for child in module.children() if isinstance(child, nn.ParameterList)]
     own = [*module.parameters(recurse=False), *(weight for weights in lists for weight in weights)]
-    return [weight for weight in own if weight.dim() > 1 and math.prod(weight.shape)]
+    return [weight for weight in own if weight.dim() > 1 and weight.numel()]

@@ -104,12 +104,12 @@ def _examined(study: Study, contrast: Contrast, first: Side, second: Side) -> Ex
             values = [[getattr(plan, count) for plan in side if plan.match == match] for side in (first, second)]
             if count in HELD[match] or _equal(*values):
                 continue
-            change = f"{_range(values[0])} → {_range(values[1])}"
+            ranges = (_range(values[0]), _range(values[1]))
             if match == "none":
                 name = f"{WORDS[count]}, which no budget holds"
-                found[name] = Factor(name, _range(values[0]), _range(values[1]))
+                found[name] = Factor(name, *ranges)
             else:
-                notes.append(f"{WORDS[count]} at equal {_said(match)}: {change}")
+                notes.append(str(Factor(f"{WORDS[count]} at equal {_said(match)}", *ranges)))
     derived: dict[str, Callable[[PlannedPoint], str]] = {
         "batch normalisations": lambda plan: str(plan.norms),
         "non-linearities": lambda plan: str(plan.nonlinearities),

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from spectrum.study.data import Images
 
 SHAPE = (*NETWORK, "width", "widths", "dropout")  # fields of a point that its network depends on
+THREADS = 1  # for what is timed
 
 
 @dataclass(frozen=True)
@@ -96,7 +97,6 @@ def plan_study(
     imports: Sequence[str] = (),
     time_steps: bool = False,
     frozen: Mapping[str, Any] | None = None,
-    threads: int = 1,
 ) -> list[PlannedPoint]:
     """Solve the widths of every point and count its cost. Trains nothing and writes nothing.
 
@@ -104,13 +104,12 @@ def plan_study(
         imports: modules to import first, for models of one's own.
         time_steps: also time some training steps of each network, which takes half a second or so each.
         frozen: an earlier plan; widths that were solved in it for the same budget are taken as they are.
-        threads: for what is timed.
 
     Raises SpecError for a point whose network cannot be built or cannot meet its budget, DataError for a missing data
     set.
     """
     import_modules(imports)
-    planner = _Planner(study, threads, frozen)
+    planner = _Planner(study, frozen)
     return [planner.plan(wanted, time_steps=time_steps) for wanted in study.wanted()]
 
 
@@ -134,9 +133,8 @@ def entries_of(plan: Mapping[str, Any]) -> list[Mapping[str, Any]]:
 class _Planner:
     """Plans one point after the other, each network once."""
 
-    def __init__(self, study: Study, threads: int, frozen: Mapping[str, Any] | None) -> None:
+    def __init__(self, study: Study, frozen: Mapping[str, Any] | None) -> None:
         self.study = study
-        self.threads = threads
         self.before = {
             entry["solved_for"]: entry for entry in entries_of(frozen or {"points": []}) if entry.get("solved_for")
         }
@@ -155,33 +153,25 @@ class _Planner:
         found = self.planned[key]
         if time_steps and found.step_seconds is None:
             found = self.planned[key] = replace(found, step_seconds=self._time_step(found.point, images))
-        widths = {"width": found.point.width, "widths": found.point.widths}
-        same = point if widths == {"width": point.width, "widths": point.widths} else point.model_copy(update=widths)
+        solved = _as_wide_as(found.point, point)
         if found.step_seconds is None:
-            return replace(found, point=same, asked=point)
+            return replace(found, point=solved, asked=point)
         images_an_epoch = self._train_images(point, images)
         steps = images_an_epoch // min(point.batch_size, images_an_epoch) * point.epochs
-        return replace(found, point=same, asked=point, seconds=found.step_seconds * steps)
-
-    def _solved_for(self, point: Point, match: Match, images: Images) -> str:
-        """A hash of what solved widths depend on: network, shape of the images, budget, and for times the step."""
-        reference = self.study.budget.reference_of(self.study.base, point)
-        step = _step(point) if match == "step_time" else ()
-        return digest([match, _network(point), _network(reference), step, images.shape, images.classes])
+        return replace(found, point=solved, asked=point, seconds=found.step_seconds * steps)
 
     def _plan_network(self, wanted: Wanted, images: Images) -> PlannedPoint:
         point, match = wanted.point, wanted.match
         if match == "none":
             return replace(_counted(point, images), asked=point)
-        solved_for = self._solved_for(point, match, images)
+        reference = self.study.budget.reference_of(self.study.base, point)
+        solved_for = _solved_for(point, reference, match, images)
         before = self.before.get(solved_for)
         if before is not None:
             kept = from_entry(before, point)
-            widths = {"width": kept.point.width, "widths": kept.point.widths}
-            planned = _counted(point.model_copy(update=widths), images)
+            planned = _counted(_as_wide_as(kept.point, point), images)
             return replace(planned, asked=point, match=match, budget=kept.budget, mismatch=kept.mismatch,
                            step_seconds=kept.step_seconds, solved_for=solved_for)  # fmt: skip
-        reference = self.study.budget.reference_of(self.study.base, point)
         if _network(reference) == _network(point):
             planned = _counted(point, images)
             seconds = self._time_step(point, images) if match == "step_time" else None
@@ -222,7 +212,7 @@ class _Planner:
         def count(widths: Widths) -> int:
             narrow = _with_widths(point, widths)
             try:
-                model = build_on_meta(narrow, images)
+                model = _build_on_meta(narrow, images)
             except SpecError:
                 return 0  # too narrow, for its pointwise_segments for instance
             if match == "params":
@@ -240,7 +230,7 @@ class _Planner:
         standard = self._stepper(reference, images)
 
         def ratio(widths: Widths) -> float:
-            measured = step_time_ratio(self._stepper(_with_widths(point, widths), images), standard, self.threads)
+            measured = step_time_ratio(self._stepper(_with_widths(point, widths), images), standard, THREADS)
             budgets.append(measured.standard)
             return measured.ratio
 
@@ -264,7 +254,7 @@ class _Planner:
     def _time_step(self, point: Point, images: Images) -> float:
         from spectrum.cost.speed import timed
 
-        return float(timed(self._stepper(point, images), self.threads).median)
+        return float(timed(self._stepper(point, images), THREADS).median)
 
     def _train_images(self, point: Point, images: Images) -> int:
         from spectrum.study.data import split
@@ -282,6 +272,17 @@ def _network(point: Point) -> tuple[Any, ...]:
 def _step(point: Point) -> tuple[Any, ...]:
     """What the time of a step depends on beside the network."""
     return point.batch_size, point.optimizer, point.autocast, point.compile, point.train_images
+
+
+def _solved_for(point: Point, reference: Point, match: Match, images: Images) -> str:
+    """A hash of what solved widths depend on: network, shape of the images, budget, and for times the step."""
+    step = _step(point) if match == "step_time" else ()
+    return digest([match, _network(point), _network(reference), step, images.shape, images.classes])
+
+
+def _as_wide_as(other: Point, point: Point) -> Point:
+    """The point, in the widths of another."""
+    return point.model_copy(update={"width": other.width, "widths": other.widths})
 
 
 def _with_widths(point: Point, widths: Widths) -> Point:
@@ -308,7 +309,7 @@ def _build(point: Point, images: Images) -> nn.Module:
         raise SpecError(f"model = {point.model!r}, segments = {point.segments}: {error}") from error
 
 
-def build_on_meta(point: Point, images: Images) -> nn.Module:
+def _build_on_meta(point: Point, images: Images) -> nn.Module:
     """The network without its numbers, for counting; with them, where a user's own family cannot be built so."""
     import torch
 
@@ -347,7 +348,7 @@ def _counted(point: Point, images: Images) -> PlannedPoint:
 def _cost(point: Point, images: Images) -> tuple[nn.Module, Cost]:
     from spectrum.cost.count import measure_cost
 
-    model = build_on_meta(point, images)
+    model = _build_on_meta(point, images)
     try:
         return model, measure_cost(model, images.shape)
     except (NotImplementedError, RuntimeError):  # a user's own family may look at numbers

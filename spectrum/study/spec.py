@@ -161,10 +161,12 @@ class Study(Record):
     @property
     def hash(self) -> str:
         """Of all points, the budget and the search; not of names, of the question or of what is compared."""
-        said: dict[str, Any] = {"points": sorted({point.id for point in self.points()})}
+        points = self.points()
+        said: dict[str, Any] = {"points": sorted({point.id for point in points})}
         said["budget"] = {"match": "none"} if self.budget == Budget() else self.budget.model_dump(mode="json")
         if self.budget.match != ("none",):  # the reference takes from the base what axes replace in the points
-            references = (self.budget.reference_of(self.base, point) for point in self.points())
+            by_width = {(point.width, point.widths): point for point in points}  # all that its network takes from them
+            references = (self.budget.reference_of(self.base, point) for point in by_width.values())
             shapes = {digest([getattr(point, name) for name in (*NETWORK, "width", "widths")]) for point in references}
             said["references"] = sorted(shapes)
         if self.tune is not None:

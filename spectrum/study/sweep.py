@@ -17,11 +17,10 @@ from typing import Any
 from spectrum.study.contrasts import examine
 from spectrum.study.planning import PlannedPoint, entries_of, from_entry, import_modules, plan_study
 from spectrum.study.point import Point, SpecError
-from spectrum.study.spec import Study
+from spectrum.study.spec import Study, Tune
 from spectrum.study.store import FINISHED, Row, Store, StoreError, latest_rows, read_plan
 from spectrum.study.tuning import Choice, choose, confirmed, extended, search
 
-IDENTITY = ("id", "study", "status")
 DATA = {  # fields that say which images a point has, and what rows from before they were there mean
     name: Point.model_fields[name].default
     for name in ("dataset", "image_size", "teacher_segments", "label_noise", "teacher_seed")
@@ -97,8 +96,9 @@ def run_study(
     """
     folder = Path("results", study.name) if out is None else Path(out)
     frozen = read_plan(folder)
-    planned = _from_plan(study, frozen)
-    if planned is None or not _all_finished(folder, frozen, study, confirm):
+    same = frozen if frozen is not None and frozen.get("hash") == study.hash else None  # a plan of this very study
+    planned = None if same is None else _from_plan(study, same)
+    if same is None or planned is None or not _all_finished(folder, same, study, confirm):
         from spectrum.study.provenance import check_device
 
         device = check_device(device)
@@ -114,7 +114,9 @@ def run_study(
             run.train(planned)
             return run.summary()
         once_confirmed = frozen is not None and "tuning" in frozen and bool(frozen["points"])
-        return run.tune(study.tune.extend, _known_grid(study, frozen), confirm=confirm or once_confirmed)
+        known = {} if same is None else same.get("tuning", {}).get("grid", {})  # as an earlier run extended it
+        grid = {name: tuple(values) for name, values in known.items()} or study.tune.grid()
+        return run.tune(study.tune, grid, confirm=confirm or once_confirmed)
 
 
 class _Run:
@@ -137,19 +139,17 @@ class _Run:
         self.seen: set[str] = set()  # ids of the points that were asked for
         self.reused = 0
 
-    def tune(self, extend: int, grid: dict[str, tuple[float, ...]], *, confirm: bool) -> Summary:
+    def tune(self, said: Tune, grid: dict[str, tuple[float, ...]], *, confirm: bool) -> Summary:
         """The search, wider where its edges are best, and the confirmation if asked for."""
-        assert self.study.tune is not None
-        original = self.study.tune.grid()
         while True:
-            searched = search(self.planned, grid, self.study.tune.seeds)
+            searched = search(self.planned, grid, said.seeds)
             if {one.point.id for one in searched} - _finished(self.store.folder).keys():
                 self.freeze([], searched, grid)
             rows = self.train(searched)
             if self.counts["failed"]:
                 return self.summary(is_confirmed=False)
             choices = choose(searched, grid, rows)
-            wider = extended(grid, choices, original, extend)
+            wider = extended(grid, choices, said.grid(), said.extend)
             if wider == grid:
                 break
             grid = wider
@@ -224,14 +224,13 @@ class _Run:
         return finished
 
     def summary(self, choices: Sequence[Choice] = (), *, is_confirmed: bool = True) -> Summary:
-        done, diverged, failed = (self.counts[status] for status in ("done", "diverged", "failed"))
         return Summary(
             folder=self.store.folder,
             total=len(self.seen),
             reused=self.reused,
-            trained=done,
-            diverged=diverged,
-            failed=failed,
+            trained=self.counts["done"],
+            diverged=self.counts["diverged"],
+            failed=self.counts["failed"],
             set_aside=self.store.set_aside,
             choices=tuple(choices),
             confirmed=is_confirmed,
@@ -260,34 +259,21 @@ def _row(study: Study, planned: PlannedPoint) -> Row:
     }
 
 
-def _from_plan(study: Study, plan: dict[str, Any] | None) -> list[PlannedPoint] | None:
-    """The study's points with the widths that a plan froze, if it is a plan of this study."""
-    if plan is None or plan.get("hash") != study.hash:
-        return None
-    entries = entries_of(plan)
-    kept = {(entry.get("asked", entry["id"]), entry.get("match", "none")): entry for entry in entries}
+def _from_plan(study: Study, plan: dict[str, Any]) -> list[PlannedPoint] | None:
+    """The study's points with the widths that its plan froze; None where the plan lacks some."""
+    kept = {(entry.get("asked", entry["id"]), entry.get("match", "none")): entry for entry in entries_of(plan)}
     wanted = study.wanted()
     if any((one.point.id, one.match) not in kept for one in wanted):
         return None
     return [from_entry(kept[one.point.id, one.match], one.point) for one in wanted]
 
 
-def _all_finished(folder: Path, plan: dict[str, Any] | None, study: Study, confirm: bool) -> bool:
-    if plan is None:
-        return False
+def _all_finished(folder: Path, plan: dict[str, Any], study: Study, confirm: bool) -> bool:
     finished = _finished(folder)
     searched = plan.get("tuning", {}).get("points", [])
     if study.tune is not None and (not plan.get("tuning", {}).get("choices") or (confirm and not plan["points"])):
         return False
     return all(entry["id"] in finished for entry in [*plan["points"], *searched])
-
-
-def _known_grid(study: Study, plan: dict[str, Any] | None) -> dict[str, tuple[float, ...]]:
-    """The study's grid, as an earlier run of it extended it."""
-    assert study.tune is not None
-    if plan is None or plan.get("hash") != study.hash or "tuning" not in plan:
-        return study.tune.grid()
-    return {name: tuple(values) for name, values in plan["tuning"]["grid"].items()}
 
 
 def _finished(folder: Path) -> dict[str, Row]:
