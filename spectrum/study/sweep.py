@@ -28,6 +28,7 @@ DATA = {  # fields that say which images a point has, and what rows from before 
 RESULT_COLUMNS = (
     "test_accuracy",
     "test_loss",
+    "test_images",
     "val_accuracy",
     "val_loss",
     "train_loss",

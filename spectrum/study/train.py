@@ -38,6 +38,7 @@ class Result:
     status: str  # "done" or "diverged"
     test_accuracy: float | None  # None: the point is scored on validation images
     test_loss: float | None  # None: so, or diverged
+    test_images: int | None  # None: so; what one image is worth in test_accuracy
     val_accuracy: float
     val_loss: float | None
     train_loss: float | None  # mean over the last epoch
@@ -120,6 +121,7 @@ def train(
         status="diverged" if diverged else "done",
         test_accuracy=test_accuracy if point.scored_on == "test" else None,
         test_loss=_finite(test_loss),
+        test_images=len(images.test_y) if point.scored_on == "test" else None,
         val_accuracy=chance if diverged else val_accuracy,
         val_loss=_finite(val_loss),
         train_loss=_finite(loss_value),

@@ -268,6 +268,7 @@ def test_training_is_a_plain_loop(digits: Images, reads: list[Read]) -> None:
         logits = model(data.normalise(digits.test_x))
     assert result.test_accuracy == pytest.approx((logits.argmax(1) == digits.test_y).double().mean().item(), abs=0.01)
     assert result.test_loss == pytest.approx(cross_entropy(logits, digits.test_y).item(), rel=1e-4)
+    assert result.test_images == len(digits.test_y)
 
 
 @pytest.mark.parametrize("ema", [0.3, 0.9])
@@ -539,7 +540,7 @@ def test_a_point_that_is_scored_on_validation_never_reads_the_test_set(digits: I
     unread = replace(digits, test_x=None, test_y=None)  # type: ignore[arg-type]
     result = train(Point(**TINY, scored_on="validation"), unread)
     scored = train(Point(**TINY), digits)
-    assert (result.test_accuracy, result.test_loss) == (None, None)
+    assert (result.test_accuracy, result.test_loss, result.test_images) == (None, None, None)
     assert (result.val_accuracy, result.weights_sha256) == (scored.val_accuracy, scored.weights_sha256)
     assert scored.test_accuracy is not None
 
