@@ -6,7 +6,8 @@ plots.spectrum_curve(load_results("results/segments_fashion"))
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import textwrap
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import wraps
 from pathlib import Path
@@ -23,12 +24,15 @@ from matplotlib.figure import Figure, SubFigure
 from matplotlib.patheffects import withStroke
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
-from spectrum.analysis.stats import (
+from spectrum.analysis.stats import differences_by_seed, pareto_front, summarise, t_interval
+from spectrum.analysis.table import (
     SPLIT,
-    pareto_front,
+    budget_name,
+    point_label,
+    scored,
     segments_label,
     spectrum_position,
-    summarise,
+    studies_of,
     varied_settings,
     worst_mismatch,
 )
@@ -80,7 +84,7 @@ def spectrum_curve(
     Raises ValueError when no row has the metric.
     """
     ax = _axes(ax)
-    table = _scored(results, metric)
+    table = scored(results, metric)
     names = varied_settings(table) if by is None else [by] if isinstance(by, str) else list(by)
     curves = list(table.groupby(names, sort=False, dropna=False)) if names else [((), table)]
     for number, (values, part) in enumerate(curves):
@@ -105,7 +109,7 @@ def budget_panels(results: pd.DataFrame, *, metric: str = "test_accuracy") -> Fi
 
     Raises ValueError when no row has the metric.
     """
-    table = _scored(results, metric)
+    table = scored(results, metric)
     matches = list(dict.fromkeys(table["match"]))
     figure = Figure(figsize=(0.6 + 2.7 * len(matches), 3.4))
     panels = figure.subplots(1, len(matches), sharey=True, squeeze=False)[0]
@@ -136,7 +140,7 @@ def accuracy_against(
     Raises ValueError when no row has the metric.
     """
     ax = _axes(ax)
-    table = _scored(results, metric)
+    table = scored(results, metric)
     names = varied_settings(table)
     by = [*SPLIT, *names]
     groups = summarise(table, by, metric)
@@ -271,7 +275,7 @@ def tuning_map(tuning: pd.DataFrame, *, ax: Axes | None = None) -> Figure:
     the search has finished.
     """
     ax = _axes(ax)
-    table = _scored(tuning, "val_accuracy").assign(position=lambda rows: spectrum_position(rows))
+    table = scored(tuning, "val_accuracy").assign(position=lambda rows: spectrum_position(rows))
     grid = [name for name in ("lr", "weight_decay") if table[name].nunique() > 1] or ["lr"]
     others = [name for name in varied_settings(table) if name not in grid]
     columns = list(table.sort_values("position", kind="stable").groupby([*others, *SPLIT], sort=False, dropna=False))
@@ -308,6 +312,149 @@ def tuning_map(tuning: pd.DataFrame, *, ax: Axes | None = None) -> Figure:
         fontsize=8,
     )
     return figure
+
+
+@_styled
+def forest(contrasts: pd.DataFrame, results: pd.DataFrame, *, ax: Axes | None = None) -> Figure:
+    """All contrasts of a study: mean difference and 95 % t-interval of each, with its margin as a band.
+
+    Args:
+        contrasts: from `stats.contrasts`.
+        results: the table that they were judged by; says data set, seeds and budget.
+        ax: where to draw; by default a figure of its own.
+
+    Solid marks are of contrasts with a verdict, open ones undecided. Slopes, in points a doubling of the segments, are
+    named so. Contrasts without runs are left out. Raises ValueError when none is left.
+    """
+    table = contrasts[contrasts["n"] > 0]
+    if table.empty:
+        raise ValueError("forest: no contrast has a run on every side")
+    ax = _axes(ax)
+    _figure(ax).set_size_inches(6.4, 1.6 + 0.5 * len(table))
+    for place, (_, row) in enumerate(table.iterrows()):
+        decided = row["verdict"] not in ("undecided", "unknown")
+        if row["margin"] == row["margin"]:
+            band = (place - 0.32, place + 0.32)
+            ax.fill_betweenx(band, -100 * row["margin"], 100 * row["margin"], color="0.9", lw=0, zorder=1)
+        if row["low"] == row["low"]:
+            ax.plot(
+                [100 * row["low"], 100 * row["high"]], [place, place], color="#0072B2", marker="|", ls="-", zorder=3
+            )
+        face = "#0072B2" if decided else "white"
+        ax.plot(100 * row["mean"], place, marker="o", ms=6, mfc=face, mec="#0072B2", ls="", zorder=4)
+    names = [f"{row['name']}\n(a doubling)" if row["per_doubling"] else str(row["name"]) for _, row in table.iterrows()]
+    ax.set_yticks(range(len(table)), [_wrapped(name, 34) for name in names])
+    ax.set_ylim(len(table) - 0.5, -0.5)
+    ax.axvline(0, color="0.4", lw=0.8)
+    ax.grid(axis="y", visible=False)
+    ax.set_xlabel("difference, points")
+    _say(ax, results, varied_settings(results), "bars: 95 % t-interval · band: margin · open: undecided")
+    return _figure(ax)
+
+
+@_styled
+def difference_curve(
+    results: pd.DataFrame,
+    between: Sequence[Mapping[str, Any]],
+    *,
+    margin: float | None = None,
+    ax: Axes | None = None,
+    metric: str = "test_accuracy",
+) -> Figure:
+    """The difference of two settings along the spectrum, paired by seed, with a band of equivalence.
+
+    Args:
+        results: from `load_results`.
+        between: two sides, such as [{"order": "pointwise_first"}, {"order": "spatial_first"}].
+        margin: a difference below which they count as equivalent; drawn as a band.
+        ax: where to draw; by default a figure of its own.
+        metric: a column of accuracies from 0 to 1; shown in points.
+
+    An interval that lies within the band shows equivalence at that place, at 2.5 % and by itself. Raises ValueError
+    where no seed has both sides.
+    """
+    ax = _axes(ax)
+    table = scored(results, metric).assign(position=lambda rows: spectrum_position(rows))
+    sided = table[_has(table, between[0]) | _has(table, between[1])]
+    places, found = [], []
+    for _, at in sided.groupby([*SPLIT], sort=False, dropna=False):
+        places.append(float(np.exp(np.log(at["position"]).mean())))
+        found.append(differences_by_seed(at, between, metric=metric))
+    if margin is not None:
+        ax.axhspan(-100 * margin, 100 * margin, color="0.9", lw=0, zorder=0, label=f"margin, ±{100 * margin:g} points")
+    ax.axhline(0, color="0.4", lw=0.8)
+    order = np.argsort(places)
+    intervals = [t_interval(100 * found[i]) for i in order]
+    means = [mean for mean, _, _ in intervals]
+    half = [high - mean if high == high else 0.0 for mean, _, high in intervals]
+    xs = [places[i] for i in order]
+    ax.errorbar(xs, means, half, capsize=2.5, elinewidth=1, zorder=3, **_look(0))
+    for i in order:
+        ax.plot(
+            [places[i] * 2**-0.1] * len(found[i]), 100 * found[i], ls="", marker=".", ms=3.5, color="0.35", zorder=2
+        )
+    _spectrum_axis(ax, sided)
+    first, second = (", ".join(f"{value}".replace("_", " ") for value in side.values()) for side in between)
+    ax.set_ylabel(f"{first} − {second},\npoints of {METRIC_LABELS.get(metric, metric).removesuffix(', %')}")
+    if margin is not None:
+        ax.legend()
+    _say(ax, sided, varied_settings(sided), "dots: pairs of runs · line and bars: mean and 95 % t-interval")
+    return _figure(ax)
+
+
+@_styled
+def setting_map(
+    results: pd.DataFrame, setting: str, *, ax: Axes | None = None, metric: str = "test_accuracy"
+) -> Figure:
+    """A setting × segments: mean accuracy in every cell, and the half width of its 95 % t-interval.
+
+    Args:
+        results: from `load_results`.
+        setting: a column that varies, such as "activation".
+        ax: where to draw; by default a figure of its own.
+        metric: a column of accuracies from 0 to 1; shown in per cent.
+
+    Raises ValueError where a further setting varies: a cell would be a mean over different things.
+    """
+    table = scored(results, metric)
+    others = [name for name in varied_settings(table) if name != setting]
+    if others:
+        raise ValueError(f"{', '.join(others)} varies too; choose one value first, as in results[results[…] == …]")
+    ax = _axes(ax)
+    table = table.assign(position=spectrum_position(table)).sort_values("position", kind="stable")
+    columns = list(dict.fromkeys(point_label(row) for _, row in table.iterrows()))
+    rows = list(dict.fromkeys(results[setting]))
+    means, halves = np.full((2, len(rows), len(columns)), np.nan)
+    for _, cell in summarise(table, [setting, *SPLIT], metric).iterrows():
+        place = rows.index(cell[setting]), columns.index(point_label(cell))
+        means[place], halves[place] = 100 * cell["mean"], 100 * cell["half"]
+    image = ax.imshow(means, aspect="auto", cmap="viridis")
+    middle = (np.nanmin(means) + np.nanmax(means)) / 2
+    for (down, across), mean in np.ndenumerate(means):
+        half = halves[down, across]
+        text = f"{mean:.2f}" + (f"\n± {half:.2f}" if half == half else "")
+        color = "white" if mean < middle else "black"
+        ax.text(across, down, text if mean == mean else "", ha="center", va="center", fontsize=8, color=color)
+    ax.set_xticks(range(len(columns)), columns)
+    ax.set_yticks(range(len(rows)), [f"{row!s}".replace("_", " ") for row in rows])
+    ax.grid(False)
+    ax.set_xlabel("segments of the spatial convolution")
+    ax.set_ylabel(setting.replace("_", " "))
+    figure = _figure(ax)
+    figure.colorbar(image, ax=ax, label=METRIC_LABELS.get(metric, metric))
+    _say(ax, table, [setting], "cells: mean ± half of the 95 % t-interval")
+    return figure
+
+
+def _has(table: pd.DataFrame, side: Mapping[str, Any]) -> pd.Series:
+    has = pd.Series(True, index=table.index)
+    for name, value in side.items():
+        has &= table[name].map(lambda have, value=value: have == value)
+    return has
+
+
+def _wrapped(text: str, width: int) -> str:
+    return "\n".join(line for part in text.splitlines() for line in textwrap.wrap(part, width))
 
 
 def _column_label(row: pd.Series, others: Sequence[str]) -> str:
@@ -398,7 +545,10 @@ def _say(ax: Axes, table: pd.DataFrame, names: Sequence[str], what: str) -> None
     seeds = "seed" if many == 1 else "seeds"
     separator = "\n" if table["match"].nunique() > 1 else " · "
     said = f"{data} · {n} {seeds} a point{separator}budget: {budget}"
-    ax.set_title(f"{said}\n{what}", color="0.25", fontsize=8)
+    studies = studies_of(table)
+    whence = f"{'studies' if ',' in studies else 'study'} {studies}" if studies else ""
+    lines = [said, what, *textwrap.wrap(whence, 90)]
+    ax.set_title("\n".join(lines), color="0.25", fontsize=7.5)
 
 
 def _span(few: int, many: int) -> str:
@@ -412,30 +562,12 @@ def _budget(table: pd.DataFrame) -> str:
     return f"{budget_name(match)} (within {worst_mismatch(table):.2%})"
 
 
-def budget_name(match: str) -> str:
-    """A budget in words."""
-    words = {"none": "unmatched", "params": "equal parameters", "macs": "equal MACs", "step_time": "equal step time"}
-    return words.get(match, match)
-
-
-def point_label(row: pd.Series) -> str:
-    """What a row is called: its segments, and whether the 1×1 is left out."""
-    return segments_label(row["segments"], row["segment_width"], bool(row["pointwise"]))
-
-
 def _setting(names: Sequence[str], values: Sequence[Any]) -> str:
     """What a curve is called: the values of the settings that vary; a budget in the words of the title."""
     said = [
         budget_name(value) if name == "match" else f"{name} {value}" for name, value in zip(names, values, strict=True)
     ]
     return ", ".join(said)
-
-
-def _scored(results: pd.DataFrame, metric: str) -> pd.DataFrame:
-    table = results[results[metric].notna()] if metric in results else results.iloc[:0]
-    if table.empty:
-        raise ValueError(f"no row has {metric}; nothing to draw")
-    return table
 
 
 def _engineering(value: float, _position: int | None = None) -> str:

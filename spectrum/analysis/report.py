@@ -19,12 +19,15 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from matplotlib.figure import Figure
 
 from spectrum.analysis import plots
-from spectrum.analysis.stats import (
+from spectrum.analysis.sentences import sentence
+from spectrum.analysis.stats import contrasts, summarise
+from spectrum.analysis.table import (
     PER_CHANNEL,
     SPLIT,
+    budget_name,
+    point_label,
     scored_metric,
     segments_label,
-    summarise,
     varied_settings,
     worst_mismatch,
 )
@@ -34,11 +37,12 @@ FEW_SEEDS = 6
 
 @dataclass(frozen=True)
 class Report:
-    """What was written: paths, and the table that the page shows."""
+    """What was written: paths, the table that the page shows, and what the contrasts show, a sentence each."""
 
     page: Path
     figures: list[Path]
     table: pd.DataFrame
+    sentences: list[str]
 
 
 def summary_table(results: pd.DataFrame) -> pd.DataFrame:
@@ -127,14 +131,25 @@ def write_report(
     """
     table = summary_table(results) if len(results) else results
     drawn = draw_figures(results, history) if len(results) else {}
+    judged = _judged(results, plan)
+    if len(judged):
+        drawn["contrasts"] = ("All contrasts", plots.forest(judged, results))
     if tuning is not None and len(tuning):
         drawn["tuning"] = ("Search on validation images", plots.tuning_map(tuning))
     paths = [
         path for stem, (_, figure) in drawn.items() for path in plots.save_figure(figure, folder / "figures" / stem)
     ]
     page = folder / "report.html"
-    page.write_text(_page(folder, results, plan, table, drawn), encoding="utf-8")
-    return Report(page, paths, table)
+    page.write_text(_page(folder, results, plan, table, drawn, judged), encoding="utf-8")
+    return Report(page, paths, table, [sentence(row) for _, row in judged.iterrows()])
+
+
+def _judged(results: pd.DataFrame, plan: Mapping[str, Any]) -> pd.DataFrame:
+    """What the study's contrasts show; an empty table where there is none, or nothing to judge it by."""
+    asked = plan.get("contrasts", [])
+    if not asked or not len(results) or not results[scored_metric(results)].notna().any():
+        return pd.DataFrame()
+    return contrasts(results, asked)
 
 
 def _page(
@@ -143,6 +158,7 @@ def _page(
     plan: Mapping[str, Any],
     table: pd.DataFrame,
     drawn: Mapping[str, tuple[str, Figure]],
+    judged: pd.DataFrame,
 ) -> str:
     finished = results[results["status"] != "failed"] if len(results) else results
     seeds = int(table["n"].min()) if len(table) else 0
@@ -163,7 +179,10 @@ def _page(
         finished=len(finished),
         matches=_matches(plan),
         worst=_worst(results, _matches(plan)),
-        contrasts=plan.get("contrasts", []),
+        contrasts=[
+            contrast | {"sentence": sentence(judged.iloc[number]) if len(judged) else ""}
+            for number, contrast in enumerate(plan.get("contrasts", []))
+        ],
         choices=_choices(plan),
         tuned="tuning" in plan,
         seen="validation images" if len(results) and scored_metric(results) == "val_accuracy" else "the test set",
@@ -216,7 +235,7 @@ def choice_name(plan: Mapping[str, Any], choice: Mapping[str, Any]) -> str:
     label = segments_label(segments, point.get("segment_width"), point.get("pointwise", True))
     others = [name for name in plan["varied"] if name not in (*SPLIT, "match", "width")]
     said = [f"{name} {point.get(name, plan['base'].get(name))}" for name in others]
-    return ", ".join([label, *said, *([plots.budget_name(choice["match"])] if len(_matches(plan)) > 1 else [])])
+    return ", ".join([label, *said, *([budget_name(choice["match"])] if len(_matches(plan)) > 1 else [])])
 
 
 def _command(plan: Mapping[str, Any]) -> str:
@@ -239,9 +258,7 @@ def _problems(results: pd.DataFrame) -> list[dict[str, str]]:
     names = varied_settings(results)
     return [
         {
-            "name": ", ".join(
-                [plots.point_label(row), *(f"{name} {row[name]}" for name in names), f"seed {row['seed']}"]
-            ),
+            "name": ", ".join([point_label(row), *(f"{name} {row[name]}" for name in names), f"seed {row['seed']}"]),
             "status": row["status"],
             "reason": "a loss that is not finite; scored at chance" if row["status"] == "diverged" else row["reason"],
         }

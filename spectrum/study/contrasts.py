@@ -2,12 +2,13 @@
 
 Factors are the fields in which the two sides differ, and what nobody wrote down: parameters and MACs where no budget
 holds them, 1×1 convolutions that run at other resolutions, norms and non-linearities that come or go, and sides whose
-points do not pair. What follows from a field is told with that field: BNs with `norm`, or with `depth`.
+points do not pair. What follows from a field is told with that field: BNs with `norm`, or with `depth`. An interaction
+compares differences, and so has two sets of factors: of each difference, and across the settings it is compared at.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -46,20 +47,24 @@ class Examined:
 
     contrast: Contrast
     factors: tuple[Factor, ...]
+    across: tuple[Factor, ...] = ()  # of an interaction: in what the settings differ that it is compared across
     notes: tuple[str, ...] = ()  # what also differs, as it must where something else is held equal
 
     @property
     def confounded(self) -> bool:
         """Whether a difference could not be laid to one factor."""
-        return len(self.factors) > 1
+        return len(self.factors) > 1 or len(self.across) > 1
 
     def entry(self) -> dict[str, Any]:
         """What plan.json keeps of it."""
+        interaction = self.contrast.across is not None
         return {
             "name": self.contrast.name,
             "between": list(self.contrast.between),
+            **({"across": _listed(self.contrast.across)} if interaction else {}),
             "margin": self.contrast.margin,
             "factors": [str(factor) for factor in self.factors],
+            **({"across_factors": [str(factor) for factor in self.across]} if interaction else {}),
             "notes": list(self.notes),
             "confounded": self.confounded,
         }
@@ -76,17 +81,44 @@ def examine(study: Study, planned: Sequence[PlannedPoint]) -> list[Examined]:
     """
     by_wanted = {(one.asked.id, one.match): one for one in planned}
     wanted = study.wanted()
-    return [
-        _examined(
-            study,
-            contrast,
-            *([by_wanted[one.point.id, one.match] for one in select(wanted, side)] for side in contrast.between),
-        )
-        for contrast in study.contrasts
-    ]
+
+    def side(values: Mapping[str, Any]) -> Side:
+        return [by_wanted[one.point.id, one.match] for one in select(wanted, values)]
+
+    return [_examined(study, contrast, side) for contrast in study.contrasts]
 
 
-def _examined(study: Study, contrast: Contrast, first: Side, second: Side) -> Examined:
+def _examined(study: Study, contrast: Contrast, side: Callable[[Mapping[str, Any]], Side]) -> Examined:
+    if contrast.across is None:
+        factors, notes = _factors(study, *map(side, contrast.between))
+        return Examined(contrast, tuple(factors), notes=tuple(notes))
+    sides = [side(values) for values in contrast.between]
+    if contrast.across == "segments":
+        ends = _ends([*sides[0], *sides[1]])
+    else:
+        ends = [[one for values in contrast.between for one in side(values | at)] for at in contrast.across]
+    across, notes = _factors(study, *ends)
+    found: dict[str, Factor] = {}
+    said: list[str] = []
+    for end in ends:
+        ids = {(one.asked.id, one.match) for one in end}
+        parts = [[one for one in points if (one.asked.id, one.match) in ids] for points in sides]
+        factors, more = _factors(study, *parts)
+        found |= {factor.name: factor for factor in factors}
+        said += more
+    said += [f"across: {note}" for note in notes]
+    return Examined(contrast, tuple(found.values()), tuple(across), tuple(dict.fromkeys(said)))
+
+
+def _ends(planned: Side) -> list[list[PlannedPoint]]:
+    """The points with the fewest segments, and those with the most."""
+    places = [max(one.realised_segments, default=0) for one in planned]
+    asked = [_segments(one.asked) for one in planned]
+    fewest, most = (asked[places.index(end)] for end in (min(places), max(places)))
+    return [[one for one in planned if _segments(one.asked) == end] for end in (fewest, most)]
+
+
+def _factors(study: Study, first: Side, second: Side) -> tuple[list[Factor], list[str]]:
     def compared(name: str, say: Callable[[PlannedPoint], str]) -> None:
         one, other = (sorted({say(plan) for plan in side}) for side in (first, second))
         if one != other:
@@ -127,7 +159,7 @@ def _examined(study: Study, contrast: Contrast, first: Side, second: Side) -> Ex
         found["sides do not pair"] = Factor("sides do not pair", "seeds or other axes", "others")
     if len({_trained(plan) for plan in (*first, *second)}) == 1:
         notes.append("both sides are the same network")
-    return Examined(contrast, tuple(found.values()), tuple(notes))
+    return list(found.values()), notes
 
 
 def _pair(study: Study, found: dict[str, Factor], first: Side, second: Side) -> bool:
@@ -149,6 +181,10 @@ def _trained(plan: PlannedPoint) -> tuple[Any, ...]:
 def _equal(first: Sequence[int], second: Sequence[int]) -> bool:
     one, other = sorted(set(first)), sorted(set(second))
     return len(one) == len(other) and all(abs(b / a - 1) <= EQUAL for a, b in zip(one, other, strict=True))
+
+
+def _listed(across: object) -> object:
+    return list(across) if isinstance(across, tuple) else across
 
 
 def _segments(point: Point) -> str:

@@ -61,7 +61,19 @@ NotNegative = Annotated[float, Field(ge=0, le=1e30, allow_inf_nan=False)]
 
 
 class Point(Record):
-    """One training run, fully described."""
+    """One training run, fully described.
+
+    >>> point = Point(dataset="digits", segments=8, seed=1)
+    >>> point.epochs, point.order
+    (8, 'pointwise_first')
+    >>> point.id == Point(segments=8, seed=1, epochs=8).id  # what is at its default is not in the id
+    True
+    >>> Point(segments=8, activation="rleu")
+    Traceback (most recent call last):
+    pydantic_core._pydantic_core.ValidationError: ...
+
+    Frozen. Raises pydantic's ValidationError, a ValueError, for a key that is not known or a value that cannot be.
+    """
 
     # data
     dataset: str = Field("digits", min_length=1)
@@ -182,7 +194,13 @@ class Point(Record):
         return digest({"schema": SCHEMA, "point": said})
 
     def architecture(self, in_channels: int, num_classes: int, image_size: int) -> Architecture:
-        """The network of this point, for images of one shape."""
+        """The network of this point, for images of one shape.
+
+        Args:
+            in_channels: of the images.
+            num_classes: of the data set.
+            image_size: side in pixels.
+        """
         shared = Architecture.__dataclass_fields__.keys() & Point.model_fields.keys() - {"image_size"}
         return Architecture(
             in_channels=in_channels,

@@ -80,8 +80,26 @@ class Contrast(Record):
     """What is compared."""
     between: Annotated[tuple[dict[str, Any], ...], BeforeValidator(as_tuple)] = Field(min_length=2, max_length=2)
     """The two sides: values of what varies in the study. All points that have them belong to the side."""
+    across: Annotated[tuple[dict[str, Any], ...] | Literal["segments"] | None, BeforeValidator(as_tuple)] = None
+    """For an interaction: two settings, whose differences are compared; or "segments", along which they may grow."""
     margin: float | None = Field(None, gt=0, lt=1)
     """Difference in accuracy, from 0 to 1, below which the sides count as equivalent."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Contrast:
+        if isinstance(self.across, tuple) and len(self.across) != 2:
+            raise ValueError(f'across: expected two settings or "segments", got {len(self.across)}')
+        if self.across == "segments" and self.margin is not None:
+            raise ValueError(
+                'margin: is a difference in accuracy; with across = "segments" there is a slope; leave it out'
+            )
+        return self
+
+    def sides(self) -> tuple[dict[str, Any], ...]:
+        """The settings that each part of the comparison has, those of an interaction too."""
+        if not isinstance(self.across, tuple):
+            return self.between
+        return tuple(side | at for at in self.across for side in self.between)
 
 
 class Tune(Record):
@@ -239,7 +257,9 @@ def parse_study(said: Mapping[str, Any], name: str) -> Study:
     if isinstance(said.get("budget"), dict):
         said["budget"] = _with_tuples(said["budget"], "reference")
     if isinstance(said.get("contrasts"), list):
-        said["contrasts"] = tuple(_with_tuples(contrast, "between") for contrast in said["contrasts"])
+        said["contrasts"] = tuple(
+            _with_tuples(_with_tuples(contrast, "between"), "across") for contrast in said["contrasts"]
+        )
     if "overrides" in said:
         raise SpecError("overrides: come from the command line only; write them into base")
     try:
@@ -334,24 +354,41 @@ def _check_tuning(study: Study, points: Sequence[Point]) -> None:
 
 
 def _check_contrast(study: Study, points: Sequence[Point], contrast: Contrast, where: str) -> None:
-    varied = study.varied()
     for number, side in enumerate(contrast.between):
-        for name, value in side.items():
-            place = f"{where}.between.{number}.{name}"
-            if name not in Point.model_fields and name != "match":
-                raise SpecError(f"{place}: {unknown_key(name, varied)}")
-            if name not in varied:
-                raise SpecError(
-                    f"{place}: does not vary in this study; what varies is {', '.join(varied) or 'nothing'}"
-                )
-            there = study.budget.match if name == "match" else dict.fromkeys(getattr(p, name) for p in points)
-            if not any(as_tuple(value) == known for known in there):
-                raise SpecError(f"{place}: no point has {value!r}; try {', '.join(map(repr, there))}")
-        if not select(study.wanted(), side):
-            raise SpecError(f"{where}.between.{number}: no point has all of these")
+        _check_side(study, points, side, f"{where}.between.{number}")
     first, second = contrast.between
     if first == second or not first or not second:
         raise SpecError(f"{where}.between: give two different sides")
+    compared = first.keys() | second.keys()
+    if contrast.across == "segments":
+        if compared & {"segments", "segment_width"} or not {"segments", "segment_width"} & set(study.varied()):
+            raise SpecError(f"{where}.across: segments must vary in the study, and not be what is compared")
+        return
+    for number, at in enumerate(contrast.across or ()):
+        _check_side(study, points, at, f"{where}.across.{number}")
+        if compared & at.keys():
+            raise SpecError(f"{where}.across.{number}.{min(compared & at.keys())}: is what is compared; name another")
+    if contrast.across is not None and (contrast.across[0] == contrast.across[1] or not all(contrast.across)):
+        raise SpecError(f"{where}.across: give two different settings")
+    for side in contrast.sides():
+        if not select(study.wanted(), side):
+            said = ", ".join(f"{name} = {value!r}" for name, value in side.items())
+            raise SpecError(f"{where}.across: no point has all of {said}")
+
+
+def _check_side(study: Study, points: Sequence[Point], side: Mapping[str, Any], where: str) -> None:
+    varied = study.varied()
+    for name, value in side.items():
+        place = f"{where}.{name}"
+        if name not in Point.model_fields and name != "match":
+            raise SpecError(f"{place}: {unknown_key(name, varied)}")
+        if name not in varied:
+            raise SpecError(f"{place}: does not vary in this study; what varies is {', '.join(varied) or 'nothing'}")
+        there = study.budget.match if name == "match" else dict.fromkeys(getattr(p, name) for p in points)
+        if not any(as_tuple(value) == known for known in there):
+            raise SpecError(f"{place}: no point has {value!r}; try {', '.join(map(repr, there))}")
+    if not select(study.wanted(), side):
+        raise SpecError(f"{where}: no point has all of these")
 
 
 def select(wanted: Sequence[Wanted], side: Mapping[str, Any]) -> list[Wanted]:

@@ -168,9 +168,20 @@ def load_results(folder: str | Path, *, all_points: bool = False) -> pd.DataFram
         folder: where `spectrum run` wrote, such as "results/quickstart".
         all_points: also those of its search, and points that an earlier version of the study had.
 
-    Columns: every field of `Point`; `status` (done, diverged, failed), accuracies from 0 to 1, params, macs, seconds,
-    provenance. A failed point has no accuracy; a diverged one is scored at chance. Raises StoreError where there is no
-    such folder or no row.
+    Columns: every field of `Point`; `status` (done, diverged, failed), `study_hash` (of its plan), accuracies from 0 to
+    1, params, macs, seconds, provenance. A failed point has no accuracy; a diverged one is scored at chance. Raises
+    StoreError where there is no such folder or no row.
+
+    >>> results = load_results("results/equal_params")
+    >>> results.groupby("segments", sort=False)["test_accuracy"].mean().round(4)
+    segments
+    1              0.8853
+    2              0.8898
+    4              0.8921
+    8              0.8918
+    16             0.8922
+    per_channel    0.8932
+    Name: test_accuracy, dtype: float64
     """
     folder = Path(folder)
     if not (folder / ROWS).exists():
@@ -189,13 +200,17 @@ def load_results(folder: str | Path, *, all_points: bool = False) -> pd.DataFram
         raise StoreError(f"{folder}: has the rows of a search only; run the study on: spectrum run FILE --confirm")
     if not rows:
         raise StoreError(f"{folder}: has no rows yet; run the study first: spectrum run FILE")
-    return _as_table(rows)
+    return _as_table(row | {"study_hash": None if plan is None else plan["hash"]} for row in rows)
 
 
 def load_tuning(folder: str | Path) -> pd.DataFrame:
     """The rows of a study's search, as `load_results` gives those of its points, and whether each was `chosen`.
 
     `val_accuracy` is what decides; the columns of the test set are empty. Raises StoreError where there is none.
+
+    >>> search = load_tuning("results/tuned_params")
+    >>> dict(search.loc[search["chosen"], ["segments", "lr"]].values.tolist())
+    {4: 0.05, 1: 0.1, 'per_channel': 0.2, 16: 0.4}
     """
     tuning = (read_plan(Path(folder)) or {}).get("tuning")
     if tuning is None:
@@ -225,7 +240,16 @@ def _planned(row: Row, entry: Mapping[str, Any], *, tuned: bool = False) -> Row:
 
 
 def load_history(folder: str | Path) -> pd.DataFrame:
-    """The epochs of all points: id, epoch, lr, train_loss, val_loss, val_accuracy, train_seconds."""
+    """The epochs of all points: id, epoch, lr, train_loss (nats), val_loss, val_accuracy (0 to 1), train_seconds.
+
+    An empty table where there are none yet.
+
+    >>> history = load_history("results/equal_params")
+    >>> list(history.columns)
+    ['id', 'epoch', 'lr', 'train_loss', 'val_loss', 'val_accuracy', 'train_seconds']
+    >>> int(history["epoch"].max())
+    5
+    """
     import pandas as pd
 
     good, _ = _read_lines(Path(folder) / HISTORY, _is_epoch)

@@ -94,6 +94,13 @@ def run_study(
 
     A point that fails gets a row with status "failed" and the reason; it is tried again by the next run. Raises
     SpecError, DataError or StoreError before anything is trained.
+
+    In a script, call it below `if __name__ == "__main__":`, since worker processes import the script.
+
+    >>> from spectrum import load_study
+    >>> summary = run_study(load_study("experiments/quickstart.toml"))  # doctest: +SKIP
+    >>> summary.trained, summary.reused, summary.failed  # doctest: +SKIP
+    (21, 0, 0)
     """
     folder = Path("results", study.name) if out is None else Path(out)
     frozen = read_plan(folder)

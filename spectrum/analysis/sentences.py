@@ -1,0 +1,73 @@
+"""Contrasts in plain sentences, each with the numbers that it rests on."""
+
+from __future__ import annotations
+
+import math
+
+import pandas as pd
+
+
+def sentence(contrast: pd.Series) -> str:
+    """What a contrast shows, from a row of `stats.contrasts`: difference, interval, verdict, what would decide it."""
+    return f"{contrast['name']}: {_difference(contrast)}{_verdict(contrast)}"
+
+
+def _difference(row: pd.Series) -> str:
+    if not row["n"]:
+        return ""
+    unit = "points a doubling of the segments" if row["per_doubling"] else "points"
+    seeds = f"n = {row['n']} paired seeds" if row["n"] > 1 else "one seed"
+    interval = "" if math.isnan(row["low"]) else f"95 % t-interval {points(row['low'])} to {points(row['high'])}, "
+    said = [f"{points(row['mean'], sign=True)} {unit} ({interval}{seeds})."]
+    if row["left_out"]:
+        said.append(f" {row['left_out']} {_plural(row['left_out'], 'seed')} left out, for want of a run.")
+    if row["diverged"]:
+        said.append(f" {row['diverged']} {_plural(row['diverged'], 'run')} diverged and counted, at chance.")
+    return "".join(said)
+
+
+def _verdict(row: pd.Series) -> str:
+    verdict, margin = row["verdict"], f"±{points(row['margin'])} points"
+    if verdict == "unknown":
+        if not row["n"]:
+            return "no seed has a run on every side."
+        return " Nothing is shown: " + ("one seed has no spread." if row["n"] == 1 else "all differences are equal.")
+    if verdict == "equivalent":
+        return f" Equivalent within {margin}, the study's margin (equivalence: p {_p(row['p_equivalent'])})."
+    if verdict.startswith("negligibly"):
+        side = verdict.removeprefix("negligibly ")
+        both = f"p {_p(row['p'])}; equivalence: p {_p(row['p_equivalent'])}"
+        return f" The first is {side}, but by less than {margin}, the study's margin ({both})."
+    if verdict in ("higher", "lower"):
+        what = "The difference grows" if verdict == "higher" else "The difference falls"
+        return f" {what if row['per_doubling'] else f'The first is {verdict}'} (p {_p(row['p'])})."
+    shown, p = "no difference is shown", f"p {_p(row['p'])}"
+    if not math.isnan(row["margin"]):
+        shown, p = (
+            f"neither a difference nor equivalence within {margin} is shown",
+            f"{p}; equivalence: p {_p(row['p_equivalent'])}",
+        )
+    return f" Undecided: {shown} ({p}).{_more_seeds(row)}"
+
+
+def _more_seeds(row: pd.Series) -> str:
+    more, most = row["more_seeds"], row["more_seeds_at_most"]
+    if not isinstance(more, int):
+        return " More than 10,000 seeds would be needed to decide it."
+    beyond = f", {most} if the spread is at its 80 % upper limit" if isinstance(most, int) else ""
+    about = "to decide it" if not math.isnan(row["margin"]) else "to show a difference as large as this one"
+    return f" About {more} more {_plural(more, 'seed')} would be needed {about}, at 80 % power{beyond}."
+
+
+def points(value: float, *, sign: bool = False) -> str:
+    """An accuracy from 0 to 1, or a difference of two, in points of a hundred."""
+    said = f"{100 * value:+.2f}" if sign else f"{100 * value:.2f}"
+    return said.replace("-", "−")
+
+
+def _p(p: float) -> str:
+    return "< 0.001" if p < 0.001 else f"= {p:.3f}"
+
+
+def _plural(count: int, word: str) -> str:
+    return word if count == 1 else f"{word}s"

@@ -1,0 +1,152 @@
+"""What the columns of a table of results say, and which tables cannot be read without misleading."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+import numpy as np
+import pandas as pd
+
+PER_CHANNEL = "per_channel"
+SPLIT = ("segments", "segment_width", "pointwise")  # the columns that say where on the spectrum a point lies
+SETTINGS = tuple(  # the columns that say what else a point is, the seed left out
+    """dataset image_size train_images validation_fraction flip shift cutout teacher_segments label_noise teacher_seed
+    model width widths depth order activation norm pointwise_segments shuffle downsampling residual dropout epochs
+    batch_size optimizer lr momentum weight_decay schedule warmup_epochs decay decay_epochs label_smoothing ema autocast
+    compile scored_on match""".split()
+)
+IMAGES = ("dataset", "image_size", "teacher_segments", "label_noise", "teacher_seed")  # say which images there are
+
+
+def scored(results: pd.DataFrame, metric: str | None = None, needs: Iterable[str] = ()) -> pd.DataFrame:
+    """The rows that have the metric: all but failed ones.
+
+    Args:
+        results: from `load_results`.
+        metric: a column of accuracies; by default the one that the points are scored on.
+        needs: further columns that are going to be read.
+
+    Raises ValueError for a table that would mislead: without rows or without a column that is needed, with one run
+    twice, or with one data set in two versions.
+    """
+    check(results, needs)
+    metric = scored_metric(results) if metric is None else metric
+    table = results[results[metric].notna()] if metric in results else results.iloc[:0]
+    if table.empty:
+        raise ValueError(f"no row has {metric}; every run failed, or this column is of another table")
+    return table
+
+
+def check(results: pd.DataFrame, needs: Iterable[str] = ()) -> None:
+    """Raises ValueError for a table that would mislead: see `scored`."""
+    if not isinstance(results, pd.DataFrame):
+        raise ValueError(f"expected a table from load_results, got {type(results).__name__}")
+    if results.empty:
+        raise ValueError("the table has no rows; load_results(FOLDER) gives those of a study that has run")
+    missing = [name for name in ("seed", "status", *SPLIT, *needs) if name not in results]
+    if missing:
+        raise ValueError(
+            f"the table lacks the columns {', '.join(missing)}; take it from load_results, with all columns"
+        )
+    _check_runs(results)
+    _check_images(results)
+
+
+def _check_runs(results: pd.DataFrame) -> None:
+    settings = [name for name in SETTINGS if name in results]
+    keys = results[[*SPLIT, *settings, "seed"]].map(repr)
+    twice = keys.duplicated(keep=False)
+    if twice.any():
+        one = results[(keys == keys[twice].iloc[0]).all(axis=1)]
+        studies = ", ".join(dict.fromkeys(one["study"])) if "study" in one else "the table"
+        label = segments_label(*one.iloc[0][[*SPLIT]])
+        raise ValueError(
+            f"segments = {label}, seed {one['seed'].iloc[0]} is there {len(one)} times (in {studies}), and would count "
+            'as that many seeds; drop the copies, as with drop_duplicates("id"), or take one study at a time'
+        )
+
+
+def _check_images(results: pd.DataFrame) -> None:
+    if "provenance" not in results:
+        return
+    have = results[results["provenance"].map(lambda said: isinstance(said, Mapping) and "data_fingerprint" in said)]
+    prints = have["provenance"].map(lambda said: said["data_fingerprint"])
+    names = [name for name in IMAGES if name in have]
+    for _, part in prints.groupby([have[name].map(repr) for name in names]) if names else ():
+        if part.nunique() > 1:
+            name = have.loc[part.index[0], "dataset"]
+            raise ValueError(
+                f"{name}: these rows come from {part.nunique()} versions of the data set (data_fingerprint "
+                f"{', '.join(part.unique())}), and do not compare; take one study at a time"
+            )
+
+
+def varied_settings(results: pd.DataFrame) -> list[str]:
+    """Columns beside the segments and the seed that tell the points of a table apart, such as "activation".
+
+    Widths and learning rates that were solved or searched for each point are not: they follow from the others.
+    """
+    return [name for name in SETTINGS if name in results and _chosen(results, name).map(repr).nunique() > 1]
+
+
+def _chosen(results: pd.DataFrame, name: str) -> pd.Series:
+    """A setting where the study says it, not where a budget or a search found it."""
+    if name == "widths" and "match" in results:
+        return results.loc[results["match"] == "none", name]
+    if name in ("lr", "weight_decay") and "tuned" in results:
+        return results.loc[~results["tuned"].astype(bool), name]
+    return results[name]
+
+
+def scored_metric(results: pd.DataFrame) -> str:
+    """The accuracy that points are scored on: of the test set, or of validation images where that was not read."""
+    tested = "test_accuracy" in results and results["test_accuracy"].notna().any()
+    return "test_accuracy" if tested or "val_accuracy" not in results else "val_accuracy"
+
+
+def worst_mismatch(results: pd.DataFrame) -> float:
+    """The largest distance of a point from its budget, as a part of it; NaN where no budget is held."""
+    if "budget_mismatch" not in results:
+        return float("nan")
+    return float(results["budget_mismatch"].astype(float).abs().max())
+
+
+def spectrum_position(results: pd.DataFrame) -> pd.Series:
+    """Where on the spectrum a row lies: the segments that its widest convolution really has."""
+    return results["realised_segments"].map(lambda have: max(have) if len(have) else np.nan).astype(float)
+
+
+def segments_label(segments: object, segment_width: object = None, pointwise: bool = True) -> str:
+    """What a row's point is called in tables and on axes."""
+    if segments == PER_CHANNEL:
+        label = "per channel"
+    elif segments is None or (isinstance(segments, float) and np.isnan(segments)):
+        label = f"width {int(segment_width)}" if isinstance(segment_width, (int, float)) else "?"
+    else:
+        label = f"{int(str(segments).split('.')[0])}"
+    return label if pointwise else f"{label}, no 1×1"
+
+
+def point_label(row: pd.Series) -> str:
+    """What a row is called: its segments, and whether the 1×1 is left out."""
+    return segments_label(row["segments"], row["segment_width"], bool(row["pointwise"]))
+
+
+def studies_of(results: pd.DataFrame) -> str:
+    """Names of the studies that a table has rows of, each with the start of its plan's hash, for captions."""
+    if "study" not in results:
+        return ""
+    hashes = results["study_hash"] if "study_hash" in results else pd.Series(None, index=results.index, dtype=object)
+    pairs = dict.fromkeys(zip(results["study"], hashes, strict=True))
+    return ", ".join(f"{name} {hash[:8]}" if isinstance(hash, str) else str(name) for name, hash in pairs)
+
+
+def budget_name(match: str) -> str:
+    """A budget in words."""
+    words = {"none": "unmatched", "params": "equal parameters", "macs": "equal MACs", "step_time": "equal step time"}
+    return words.get(match, match)
+
+
+def setting_name(name: str, value: object) -> str:
+    """A setting and its value in words; a budget in those of `budget_name`."""
+    return budget_name(str(value)) if name == "match" else f"{name} {value}".replace("_", " ")

@@ -1,0 +1,108 @@
+"""What is exported can be read by what it is for, whatever a study and its values are called."""
+
+import re
+
+import pytest
+
+from spectrum.analysis.export import TABLE_FORMATS, as_latex, as_markdown, inert, write_csv
+from spectrum.analysis.report import as_text, summary_table
+from tests.analysis.test_plots import results
+
+HOSTILE = r"a_b%&|$x$ \input{f} ^~#--é"
+SPECIAL = re.compile(r"(?<!\\)(?:\\\\)*[%&#_^~<>|]")  # what LaTeX would obey, or print as another glyph
+
+
+def hostile(**columns):
+    return results(activation=["none", HOSTILE]).assign(study=HOSTILE, dataset=HOSTILE, **columns)
+
+
+def environment(text, name):
+    """What stands between a \\begin and its \\end."""
+    return re.search(rf"\\begin{{{name}}}(.*?)\\end{{{name}}}", text, re.DOTALL)[1]
+
+
+def latex_cells(text):
+    body = re.search(r"\\toprule\n(.*)\\bottomrule", text, re.DOTALL)[1].replace("\\midrule\n", "")
+    return [re.split(r" (?<!\\)& ", line.removesuffix(" \\\\")) for line in body.splitlines()]
+
+
+def markdown_cells(text):
+    """Cells by the rule of GitHub: a pipe divides unless there is a backslash before it."""
+    return [re.split(r"(?<!\\)\|", line)[1:-1] for line in text.splitlines()]
+
+
+def balanced(text):
+    depth = 0
+    for brace in re.findall(r"(?<!\\)[{}]", text):
+        depth += 1 if brace == "{" else -1
+        assert depth >= 0
+    return depth == 0
+
+
+@pytest.mark.parametrize("table", [results(), hostile()], ids=["plain", "hostile"])
+def test_latex_has_every_cell_and_nothing_that_breaks_it(table):
+    text = as_latex(table)
+    titles, rows = as_text(summary_table(table))
+    cells = latex_cells(text)
+    assert len(cells) == 1 + len(rows)
+    assert {len(line) for line in cells} == {len(titles)}
+    assert f"{{l{'r' * (len(titles) - 1)}}}" in text
+    assert balanced(text)
+    assert text.count("$") % 2 == 0
+    caption = re.search(r"\\caption{(.*)}", text)[1]
+    for cell in [caption, *(cell for line in cells for cell in line)]:
+        assert not SPECIAL.search(cell)
+        assert not re.search(r"\\(?!text|pm|times|[%&#_${}])", cell)  # no command but our own
+    assert text.splitlines()[0] == r"% in the preamble: \usepackage{booktabs}"
+    environment(text, "table")
+
+
+def test_latex_says_what_a_reader_must_know():
+    text = as_latex(results().assign(match="params", budget_mismatch=-0.0012))
+    assert r"\caption{made-up: digits, n = 2 runs a point, budget: equal parameters.}" in text
+    assert r"\label{tab:made-up}" in text
+    assert r"1 & 2 & 1,000 & 100,000 & $-$0.12 \% & 90.25 $\pm$ 3.18 & 2.0 \\" in text
+    assert r"accuracy, \% $\pm$ 95 \% t" in text
+    assert r"tiny-{}-epochs-2" in as_latex(results().assign(study="tiny--epochs-2"))
+    assert r"3, no 1$\times$1" in as_latex(results(pointwise=[True, False]))
+
+
+def test_a_label_has_nothing_that_a_label_may_not():
+    assert r"\label{tab:a_b-x}" in as_latex(results().assign(study="a_b%&{x"))
+
+
+@pytest.mark.parametrize("table", [results(), hostile()], ids=["plain", "hostile"])
+def test_markdown_has_every_cell(table):
+    titles, rows = as_text(summary_table(table))
+    cells = markdown_cells(as_markdown(table))
+    assert cells[1] == [" --- ", *[" ---: "] * (len(titles) - 1)]
+    shown = [[re.sub(r"\\(.)", r"\1", cell.strip()) for cell in line] for line in cells]
+    assert [shown[0], *shown[2:]] == [titles, *rows]
+
+
+def test_markdown_leaves_plain_values_alone():
+    table = results(order=["pointwise_first", "_spatial_first_"])
+    assert "| pointwise_first |" in as_markdown(table)
+    assert r"| \_spatial_first\_ |" in as_markdown(table)
+
+
+def test_a_cell_is_one_line():
+    table = results(activation=["none", "a\nb\r\n\nc"])
+    assert "a b c" in as_markdown(table)
+    assert len(as_markdown(table).splitlines()) == 2 + 8
+    assert len(latex_cells(as_latex(table))) == 1 + 8
+
+
+@pytest.mark.parametrize("export", TABLE_FORMATS.values(), ids=TABLE_FORMATS)
+def test_a_study_without_an_accuracy_has_no_table(export):
+    with pytest.raises(ValueError, match="made-up: no point has an accuracy yet"):
+        export(results().assign(status="failed", test_accuracy=None, val_accuracy=None))
+
+
+@pytest.mark.parametrize("cell", ["=1+1", "+1", "-1+1", "@SUM(A1)", "\t=1"])
+def test_cells_that_a_spreadsheet_would_run_become_text(cell, tmp_path):
+    assert inert(cell) == "'" + cell
+    assert inert("plain") == "plain"
+    assert inert(-1.5) == -1.5
+    write_csv(results().assign(dataset=cell), tmp_path / "rows.csv")
+    assert "'" + cell in (tmp_path / "rows.csv").read_text()

@@ -1,0 +1,219 @@
+"""Intervals, tests and sample sizes: closed forms, exhaustive references, and error rates by simulation."""
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import stats as distributions
+
+from spectrum.analysis.inference import (
+    bootstrap_interval,
+    difference,
+    difference_power,
+    equivalence_power,
+    holm,
+    noise_floor,
+    seeds_for_difference,
+    seeds_for_equivalence,
+    shown_better,
+    t_interval,
+    upper_sd,
+)
+
+
+def test_the_interval_of_a_textbook_sample():
+    # n = 5, mean 3, sd √2.5, and the 97.5 % quantile of Student's t with 4 degrees of freedom is 2.776445
+    mean, low, high = t_interval([1, 2, 3, 4, 5])
+    half = 2.7764451 * math.sqrt(2.5) / math.sqrt(5)
+    assert (mean, low, high) == pytest.approx((3, 3 - half, 3 + half), rel=1e-7)
+
+
+@pytest.mark.parametrize("n", [2, 3, 6, 20])
+def test_an_interval_holds_the_true_mean_as_often_as_it_says(n):
+    samples = np.random.default_rng(n).normal(0.9, 0.01, size=(4000, n))
+    assert 0.94 < np.mean([low <= 0.9 <= high for _, low, high in map(t_interval, samples)]) < 0.96
+
+
+def test_accuracies_of_few_images_are_close_enough_to_normal():
+    """300 test images, as of digits: steps of a third of a point."""
+    accuracies = np.random.default_rng(0).binomial(300, 0.97, size=(3000, 5)) / 300
+    assert 0.93 < np.mean([low <= 0.97 <= high for _, low, high in map(t_interval, accuracies)]) < 0.97
+
+
+def test_one_value_has_no_interval_and_none_is_an_error():
+    mean, low, high = t_interval([0.5])
+    assert mean == 0.5
+    assert math.isnan(low)
+    assert math.isnan(high)
+    with pytest.raises(ValueError, match="no values"):
+        t_interval([])
+
+
+def test_the_bootstrap_covers_where_it_is_used_and_is_refused_where_it_would_not():
+    samples = np.random.default_rng(1).exponential(size=(400, 60))
+    held = [low <= 1 <= high for _, low, high in (bootstrap_interval(x, resamples=999) for x in samples)]
+    assert 0.91 < np.mean(held) < 0.98
+    with pytest.raises(ValueError, match="19 values, needs 20; try t_interval"):
+        bootstrap_interval(range(19))
+    assert bootstrap_interval([0.5] * 20) == (0.5, 0.5, 0.5)
+
+
+def test_percentile_bootstrap_of_three_covers_three_times_in_four():
+    """Why it is not used: all 27 resamples of three values, exactly."""
+    held = 0
+    for x in np.random.default_rng(2).normal(size=(2000, 3)):
+        means = [np.mean(pick) for pick in itertools.product(x, repeat=3)]
+        low, high = np.quantile(means, [0.025, 0.975], method="inverted_cdf")
+        held += low <= 0 <= high
+    assert 0.70 < held / 2000 < 0.80
+
+
+def test_the_noise_floor_is_that_of_the_binomial():
+    draws = np.random.default_rng(3).binomial(10_000, 0.9, size=20_000) / 10_000
+    assert 0.945 < np.mean(abs(draws - 0.9) <= noise_floor(0.9, 10_000)) < 0.956
+    for accuracy, images in ((1.1, 10), (-0.1, 10), (0.5, 0)):
+        with pytest.raises(ValueError, match="expected 0 to 1"):
+            noise_floor(accuracy, images)
+
+
+def test_a_difference_agrees_with_scipys_tests():
+    x = np.array([0.3, -0.1, 0.4, 0.2])
+    found = difference(x, margin=0.5)
+    test = distributions.ttest_1samp(x, 0)
+    assert found.p == pytest.approx(test.pvalue)
+    assert (found.low, found.high) == pytest.approx(tuple(test.confidence_interval(0.95)))
+    below, above = (
+        distributions.ttest_1samp(x, at, alternative=way).pvalue for at, way in ((0.5, "less"), (-0.5, "greater"))
+    )
+    assert found.p_equivalent == pytest.approx(max(below, above))
+
+
+@given(st.lists(st.floats(-1, 1), min_size=3, max_size=8), st.floats(0.01, 1))
+def test_equivalence_is_a_90_percent_interval_within_the_margin(values, margin):
+    found = difference(values, margin)
+    if math.isnan(found.p):
+        return
+    _, low, high = t_interval(values, 0.90)
+    if min(abs(low + margin), abs(high - margin)) > 1e-9:
+        assert (found.p_equivalent < 0.05) == (-margin < low and high < margin)
+
+
+@pytest.mark.parametrize("values", [[0.1], [0.1, 0.1], [0.0, 0.0, 0.0]])
+def test_values_without_spread_show_nothing(values):
+    found = difference(values, 0.5)
+    assert found.mean == pytest.approx(values[0])
+    assert all(math.isnan(x) for x in (found.low, found.high, found.p, found.p_equivalent))
+
+
+@pytest.mark.parametrize("n", [3, 8])
+@pytest.mark.parametrize("at", [-1.0, 1.0])
+def test_equivalence_keeps_its_level_at_the_margin(n, at):
+    samples = np.random.default_rng(n).normal(at, 0.5, size=(3000, n))
+    assert np.mean([difference(x, 1.0).p_equivalent <= 0.05 for x in samples]) < 0.06
+
+
+def test_the_t_test_keeps_its_level():
+    samples = np.random.default_rng(5).normal(0, 1, size=(3000, 4))
+    assert 0.04 < np.mean([difference(x).p <= 0.05 for x in samples]) < 0.06
+
+
+def closed_testing(p, true_together):
+    """Adjusted p-values by the closure principle (Marcus, Peritz, Gabriel 1976): every set of hypotheses that can hold
+    together is tested, by Bonferroni over as many as can; one is rejected when all sets that hold it are."""
+    adjusted = np.zeros(len(p))
+    for size in range(1, len(p) + 1):
+        for members in itertools.combinations(range(len(p)), size):
+            if true_together(members):
+                bound = min(1.0, size * min(p[i] for i in members))
+                for i in members:
+                    adjusted[i] = max(adjusted[i], bound)
+    return adjusted
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=6))
+def test_holm_is_closed_testing_of_bonferroni(p):
+    assert holm(p) == pytest.approx(closed_testing(p, lambda members: True))
+
+
+@given(st.lists(st.tuples(st.floats(0, 1), st.floats(0, 1)), min_size=1, max_size=3))
+def test_hypotheses_that_exclude_each_other_count_once_and_no_claim_is_bolder_than_closed_testing(pairs):
+    p = [value for pair in pairs for value in pair]
+    labels = [number for number in range(len(pairs)) for _ in "ab"]
+    exact = closed_testing(p, lambda members: len({labels[i] for i in members}) == len(members))
+    adjusted = holm(p, labels)
+    assert (adjusted >= exact - 1e-12).all()
+    assert (adjusted <= holm(p) + 1e-12).all()
+
+
+def test_holm_keeps_the_rate_of_any_false_claim_whatever_is_true():
+    """A family of five contrasts with margins, three of no difference, one at the margin, one large, all correlated."""
+    truth = np.array([0, 0, 0, 1.0, 3.0])
+    rng, wrong, rounds = np.random.default_rng(7), 0, 1500
+    for _ in range(rounds):
+        shared = rng.normal(size=(5, 1))
+        found = [difference(x, 1.0) for x in (truth + 0.7 * rng.normal(size=(5, 5)) + 0.7 * shared).T]
+        p = holm([q for one in found for q in (one.p, one.p_equivalent)], [i for i in range(5) for _ in "ab"])
+        different, equivalent = p.reshape(-1, 2).T <= 0.05
+        wrong += bool((different & (truth == 0)).any() or (equivalent & (abs(truth) >= 1)).any())
+    assert wrong / rounds < 0.06
+
+
+def test_holm_leaves_unknown_ones_out():
+    adjusted = holm([0.01, float("nan"), 0.04])
+    assert adjusted[[0, 2]] == pytest.approx([0.02, 0.04])
+    assert math.isnan(adjusted[1])
+    with pytest.raises(ValueError, match="2 p-values and 1 labels"):
+        holm([0.1, 0.2], ["a"])
+    assert len(holm([])) == 0
+
+
+def test_sample_sizes_of_the_tables():
+    # Cohen (1988), table 2.3, two-sided 5 %, power 80 %, one sample: d = 0.2, 0.5, 0.8 take 199, 34 and 15
+    assert [seeds_for_difference(d, 1.0) for d in (0.2, 0.5, 0.8)] == [199, 34, 15]
+    assert seeds_for_difference(0.0, 1.0) is None
+    assert seeds_for_difference(1e-6, 1.0) is None  # beyond 10,000
+    assert seeds_for_difference(0.5, 0.0) == seeds_for_equivalence(0.5, 0.0) == 2
+    assert seeds_for_equivalence(0.5, 1.0, difference=0.5) is None
+
+
+@pytest.mark.parametrize(("n", "effect"), [(3, 2.0), (6, 1.0), (20, 0.5)])
+def test_power_of_the_t_test_is_what_simulation_finds(n, effect):
+    samples = np.random.default_rng(n).normal(effect, 1, size=(2500, n))
+    found = np.mean([difference(x).p <= 0.05 for x in samples])
+    assert difference_power(n, effect, 1.0) == pytest.approx(found, abs=0.03)
+
+
+@pytest.mark.parametrize(("n", "margin", "truth"), [(3, 2.5, 0.0), (6, 1.5, 0.3), (40, 0.5, 0.0)])
+def test_power_of_equivalence_is_what_simulation_finds(n, margin, truth):
+    samples = np.random.default_rng(n).normal(truth, 1, size=(2500, n))
+    found = np.mean([difference(x, margin).p_equivalent <= 0.05 for x in samples])
+    assert equivalence_power(n, margin, 1.0, truth) == pytest.approx(found, abs=0.03)
+
+
+@given(st.floats(0.3, 3), st.floats(0.5, 0.95))
+def test_the_number_of_seeds_is_the_fewest_with_that_power(effect, power):
+    for needed, reached in (
+        (seeds_for_difference(effect, 1.0, power=power), lambda n: difference_power(n, effect, 1.0)),
+        (seeds_for_equivalence(effect, 1.0, power=power), lambda n: equivalence_power(n, effect, 1.0)),
+    ):
+        assert needed is not None
+        assert reached(needed) >= power
+        assert needed == 2 or reached(needed - 1) < power
+
+
+def test_the_upper_limit_of_a_spread_holds_it_as_often_as_it_says():
+    sds = np.random.default_rng(9).normal(0, 2, size=(4000, 4)).std(axis=1, ddof=1)
+    assert 0.78 < np.mean([upper_sd(sd, 4) >= 2 for sd in sds]) < 0.82
+    assert math.isnan(upper_sd(1.0, 1))
+
+
+def test_what_does_not_vary_is_not_shown_to_be_better():
+    assert shown_better(np.array([1.0, 1.0]), np.array([0.5, 0.5])) == 1.0
+    assert shown_better(np.array([1.0]), np.array([0.5])) == 1.0
+    better, worse = np.array([1.0, 1.1, 1.3]), np.array([0.1, 0.3, 0.2])
+    assert shown_better(better, worse) == pytest.approx(
+        distributions.ttest_rel(better, worse, alternative="greater").pvalue
+    )
