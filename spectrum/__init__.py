@@ -5,7 +5,7 @@
     SegmentedConv2d(128, 128, segments=3)                # an Inception module's three towers
     SegmentedConv2d(128, 128, segments="per_channel")    # extreme Inception
 
-    from spectrum import load_study, run_study, load_results, load_history, plots, stats
+    from spectrum import load_study, run_study, progress, load_results, load_history, plots, stats
 
 Names are imported when they are first used, so `import spectrum` and reading a study file load no torch.
 """
@@ -30,6 +30,7 @@ _HOME = {
     "run_study": "spectrum.study.sweep",
     "plots": "spectrum.analysis.plots",
     "stats": "spectrum.analysis.stats",
+    "progress": "spectrum.cli.progress",
 }
 __all__ = [
     "Point",
@@ -44,6 +45,7 @@ __all__ = [
     "load_tuning",
     "measure_cost",
     "plots",
+    "progress",
     "register_model",
     "run_study",
     "stats",
@@ -51,6 +53,7 @@ __all__ = [
 
 if TYPE_CHECKING:
     from spectrum.analysis import plots, stats
+    from spectrum.cli.progress import progress
     from spectrum.conv.segmented import SegmentedConv2d
     from spectrum.cost.count import measure_cost
     from spectrum.models import build_model, list_models, register_model

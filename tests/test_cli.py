@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +11,7 @@ import pandas as pd
 import pytest
 import torch
 
-from spectrum import load_results
+from spectrum import Point, load_results
 from spectrum.cli import main
 
 STUDY = """
@@ -199,13 +200,72 @@ def test_the_module_is_the_command():
     assert "plan" in done.stdout
 
 
-@pytest.mark.parametrize("cell", ["=1+1", "+1", "-1+1", "@SUM(A1)", "\t=1"])
-def test_cells_that_a_spreadsheet_would_run_become_text(cell):
-    from spectrum.cli import _inert
+COMPLETE = """
+complete -p spectrum
+for words in "spectrum exp" "spectrum run x --segm" "spectrum run x --order s" "spectrum run tin" "spectrum -"; do
+    COMP_WORDS=($words) COMP_CWORD=$((${#COMP_WORDS[@]} - 1))
+    _tyro_spectrum spectrum "${COMP_WORDS[COMP_CWORD]}"
+    echo "$words: ${COMPREPLY[*]}"
+done
+"""
 
-    assert _inert(cell) == "'" + cell
-    assert _inert("plain") == "plain"
-    assert _inert(-1.5) == -1.5
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="no bash")
+def test_bash_completes_commands_flags_values_and_files(study, capsys):
+    assert run("--tyro-print-completion", "bash") == 0
+    (study / "completion.bash").write_text(capsys.readouterr().out)
+    said = subprocess.run(["bash", "-c", "source completion.bash" + COMPLETE], capture_output=True, text=True)
+    assert said.stderr == ""
+    assert said.stdout.splitlines() == [
+        "complete -o filenames -F _tyro_spectrum spectrum",
+        "spectrum exp: export",
+        "spectrum run x --segm: --segments --segment-width",
+        "spectrum run x --order s: spatial_first",
+        "spectrum run tin: tiny.toml",
+        "spectrum -: -h --help",
+    ]
+
+
+def test_zsh_gets_a_script_of_its_own_and_other_shells_none(capsys):
+    assert run("--tyro-print-completion", "zsh") == 0
+    script = capsys.readouterr().out
+    assert script.startswith("#compdef spectrum\n")
+    assert "'--segments'" in script
+    assert "or ['__TYRO_COMPLETE_FILES__']" in script
+    assert run("--tyro-print-completion", "ksh") == 2
+    assert "expected bash, zsh or fish" in capsys.readouterr().err
+
+
+def written(folder, name, accuracies):
+    """A folder of results with made-up rows: one a seed, at one segment."""
+    folder.mkdir(parents=True)
+    point = Point(dataset="digits", segments=1).model_dump(mode="json")
+    measured = {"match": "none", "budget_mismatch": None, "params": 1000, "macs": 9000, "realised_segments": [1]}
+    rows = [
+        {"id": f"{seed:016x}", "study": name, "status": "done", **point, "seed": seed, **measured}
+        | {"test_accuracy": accuracy, "val_accuracy": accuracy, "train_seconds": 2.0}
+        for seed, accuracy in enumerate(accuracies)
+    ]
+    (folder / "results.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def test_the_table_of_a_study_is_exported_for_papers_and_pages(study, capsys):
+    written(study / "a_b%&", "a_b%&", [0.9, 0.92])
+    assert run("export", "a_b%&", "--to", "table.tex") == 0
+    assert run("export", "a_b%&", "--to", "table.md") == 0
+    assert "table of 2 rows written to table.md" in capsys.readouterr().out
+    latex, markdown = ((study / name).read_text(encoding="utf-8") for name in ("table.tex", "table.md"))
+    assert r"\caption{a\_b\%\&: digits, n = 2 runs a point, budget: unmatched.}" in latex
+    assert r"1 & 2 & 1,000 & 9,000 & 91.00 $\pm$ 12.71 & 2.0 \\" in latex
+    assert markdown.splitlines()[2] == "| 1 | 2 | 1,000 | 9,000 | 91.00 ± 12.71 | 2.0 |"
+
+
+def test_another_ending_is_refused_with_those_that_there_are(study, capsys):
+    written(study / "made up", "made up", [0.9])
+    assert run("export", "made up", "--to", "rows.xlsx") == 2
+    said = " ".join(capsys.readouterr().err.split())
+    assert "rows.xlsx: expected a name that ends in .csv, .parquet, .json, .tex or .md" in said
+    assert not (study / "rows.xlsx").exists()
 
 
 BUDGET = (

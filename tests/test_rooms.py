@@ -16,7 +16,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 
 
 def room(parts):
-    return next((ROOMS.index(name) for part in parts[:1] for name in ROOMS if part.removesuffix(".py") == name), None)
+    return next((ROOMS.index(part) for part in parts[:1] if part in ROOMS), None)
 
 
 def imports_of_spectrum(path):
@@ -44,7 +44,7 @@ def test_a_module_imports_only_from_rooms_above_it(path):
 
 def test_only_the_command_prints():
     for path in FILES:
-        if path.name == "cli.py":
+        if path.is_relative_to(PACKAGE / "cli"):
             continue
         calls = [node.func for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)]
         assert not [call for call in calls if isinstance(call, ast.Name) and call.id == "print"], path

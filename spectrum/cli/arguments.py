@@ -1,0 +1,221 @@
+"""What the command can be told: one record a command, read from the words of the command line.
+
+A study's base point, or a network, is overridden by flags that are the fields of `Point`, with the same help.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field, make_dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+
+from spectrum.study.point import NETWORK, Point, SpecError
+
+PRINT_COMPLETION = "--tyro-print-completion"
+SHELLS = ("bash", "zsh", "fish")
+FILES_TOO = {  # tyro completes no positional word, here a study: where it knows nothing, files are offered
+    "get_completions(words, current_index, COMPLETION_SPEC)": (
+        "get_completions(words, current_index, COMPLETION_SPEC) or ['__TYRO_COMPLETE_FILES__']"
+    ),
+    'compgen -f -- "$cur"': 'compgen -f -- "$2"',  # tyro's own joins the word to the one before it
+    "complete -F": "complete -o filenames -F",  # a folder then ends in a slash
+}
+File = Annotated[Path, tyro.conf.Positional]
+Imports = Annotated[tuple[str, ...], tyro.conf.arg(name="import", metavar="MODULE"), tyro.conf.UseAppendAction]
+
+
+def _record(name: str, fields: Sequence[str]) -> type:
+    """A record with fields of a Point, for the command line to fill: not checked yet, and help for each."""
+    known = Point.model_fields
+    return make_dataclass(
+        name,
+        [
+            (
+                name,
+                Annotated[known[name].annotation, tyro.conf.arg(help=known[name].description)],
+                field(default=known[name].default),
+            )
+            for name in fields
+        ],
+    )
+
+
+PointFields = _record("PointFields", list(Point.model_fields))
+NetworkFields = _record("NetworkFields", [*(name for name in NETWORK if name != "model"), "width", "widths"])
+Overrides = Annotated[Any, tyro.conf.OmitArgPrefixes, tyro.conf.arg(constructor=PointFields)]
+NetworkOverrides = Annotated[Any, tyro.conf.OmitArgPrefixes, tyro.conf.arg(constructor=NetworkFields)]
+
+
+@dataclass
+class OnStudy:
+    """What the commands that read a study's file take."""
+
+    file: File
+    """The study, a TOML file."""
+    workers: int | None = None
+    """Processes that train side by side; by default one a core, and one on a GPU."""
+    imports: Imports = ()
+    """Import a module first, for models of your own."""
+    point: Overrides = field(default_factory=PointFields)
+    """Override the study's base point."""
+
+
+@dataclass
+class Plan(OnStudy):
+    """List a study's points, what each costs, how long they take, and what its contrasts change. Writes nothing."""
+
+    out: Path | None = None
+    """Folder of the results, whose plan is taken as it was frozen; by default results/NAME/."""
+    json: bool = False
+    """Print every figure for programs, as JSON."""
+
+
+@dataclass
+class Run(OnStudy):
+    """Train every point that has no result yet; ends with a table, figures and a page."""
+
+    out: Path | None = None
+    """Folder of the results; by default results/NAME/ below the current folder."""
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    """Where to train; by default the best that torch has."""
+    confirm: bool = False
+    """Of a study that tunes: after the search, train its points, with fresh seeds, at the chosen values."""
+
+
+@dataclass
+class Results:
+    """What the commands that read results take."""
+
+    study: File
+    """A study's TOML file, or its folder of results."""
+    out: Path | None = None
+    """Folder of the results, if it is not results/NAME/."""
+    imports: Imports = ()
+    """Import a module first, for models of your own."""
+
+
+@dataclass
+class Status(Results):
+    """How many points of a study are done, diverged, failed and left."""
+
+
+@dataclass
+class Report(Results):
+    """Draw the figures and write the page anew, from the rows that there are."""
+
+
+@dataclass
+class Export(Results):
+    """Write the rows, or the table of the study for a paper or a page."""
+
+    to: Path = Path("results.csv")
+    """File to write; its ending says what: rows as .csv, .parquet or .json (lines), the table as .tex or .md."""
+
+
+@dataclass
+class Audit:
+    """Count a network's cost, and explain how other counters differ from it."""
+
+    model: Annotated[str, tyro.conf.Positional]
+    """A family, such as probe."""
+    image_size: int = 32
+    """Side of the images in pixels."""
+    channels: int = 3
+    """Channels of the images."""
+    classes: int = 10
+    """Classes of the network."""
+    batch_size: int | None = None
+    """Also measure latency, and time and peak memory of a training step of so many images."""
+    layers: bool = False
+    """Also list every layer."""
+    imports: Imports = ()
+    """Import a module first, for models of your own."""
+    point: NetworkOverrides = field(default_factory=NetworkFields)
+    """Fields of the network."""
+
+
+@dataclass
+class Bench:
+    """Measure speed on this machine: of the operation, of a training step, of a whole study. Takes minutes."""
+
+    what: Annotated[Literal["op", "train", "sweep"], tyro.conf.Positional]
+    """op: the spatial half beside the library's; train: a step beside other loops; sweep: a study beside a script."""
+    out: Path = Path("results/bench")
+    """Folder for WHAT.csv and WHAT.machine.json."""
+    shape: tuple[int, int, int, int] | None = None
+    """op only: one shape N C H W instead of the four standard ones."""
+    threads: int = 2
+    """Threads that torch may use; for sweep, processes."""
+
+
+def parse(words: Sequence[str]) -> Any:
+    """The command that was given; of plan, run and audit, `point` holds just the fields that the words name.
+
+    Raises SpecError for what no command can mean; wrong flags leave through SystemExit, with status 2.
+    """
+    _import_first(words)
+    command = _read(words or ["--help"])
+    if isinstance(command, OnStudy | Audit):
+        command.point = _said(command.point, words)
+    if isinstance(command, OnStudy) and command.workers is not None and command.workers < 1:
+        raise SpecError(f"--workers {command.workers}: expected at least 1")
+    return command
+
+
+def completion_script(shell: str) -> str:
+    """The script by which a shell completes the words of this command, made by tyro.
+
+    Raises SpecError for a shell that has none.
+    """
+    if shell not in SHELLS:
+        raise SpecError(f"{PRINT_COMPLETION} {shell}: expected {', '.join(SHELLS[:-1])} or {SHELLS[-1]}")
+    script = io.StringIO()
+    with contextlib.redirect_stdout(script), contextlib.suppress(SystemExit):
+        _read([PRINT_COMPLETION, shell])
+    text = script.getvalue()
+    for theirs, ours in FILES_TOO.items():
+        text = text.replace(theirs, ours)
+    return text
+
+
+def _read(words: Sequence[str]) -> Any:
+    commands = {
+        "plan": Plan(tyro.MISSING),
+        "run": Run(tyro.MISSING),
+        "status": Status(tyro.MISSING),
+        "report": Report(tyro.MISSING),
+        "export": Export(tyro.MISSING),
+        "audit": Audit(tyro.MISSING),
+        "bench": Bench(tyro.MISSING),
+    }
+    return tyro.cli(
+        tyro.extras.subcommand_type_from_defaults(commands, sort_subcommands=False),
+        prog="spectrum",
+        description="Studies of what lies between a regular and a depthwise separable convolution.",
+        args=words,
+    )
+
+
+def _said(point: Any, words: Sequence[str]) -> dict[str, Any]:
+    """The fields that the words name, also where they say the default."""
+    flags = {word.partition("=")[0].replace("_", "-") for word in words}
+    dashed = {name: name.replace("_", "-") for name in vars(point)}
+    return {name: getattr(point, name) for name, flag in dashed.items() if {f"--{flag}", f"--no-{flag}"} & flags}
+
+
+def _import_first(words: Sequence[str]) -> None:
+    """Modules named by --import, which may register the models that the study's file names."""
+    modules = [following for word, following in pairwise(words) if word == "--import"]
+    modules += [word.removeprefix("--import=") for word in words if word.startswith("--import=")]
+    if modules:
+        from spectrum.study.planning import import_modules
+
+        sys.path.insert(0, str(Path.cwd()))
+        import_modules(modules)

@@ -1,0 +1,99 @@
+"""The commands that measure: `audit` a network's cost, `bench` the speed on this machine."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from spectrum.cli.arguments import Audit, Bench
+from spectrum.cli.printing import err, out, print_table
+from spectrum.study.point import Point, SpecError, merged
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from spectrum.cost.count import Cost
+    from spectrum.cost.speed import Speed
+    from spectrum.models import Architecture
+
+
+def audit(command: Audit) -> int:
+    """Print what a network costs, and what other counters make of it."""
+    from spectrum.cost.audit import as_prose, as_rows
+    from spectrum.cost.audit import audit as audited
+    from spectrum.cost.count import measure_cost
+    from spectrum.models import build_model
+
+    model = build_model(command.model, _architecture(command))
+    shape = (command.channels, command.image_size, command.image_size)
+    cost = measure_cost(model, shape, batch_size=command.batch_size)
+    if command.layers:
+        _print_layers(cost)
+    out.print(
+        f"{command.model} on one image of {'×'.join(map(str, shape))}: {cost.params:,} parameters · {cost.macs:,} MACs "
+        f"({cost.flops:,} FLOPs) forward · {cost.backward_macs:,} MACs backward · {cost.activations:,} activations"
+    )
+    if cost.speed is not None:
+        _print_speed(cost.speed)
+    out.print()
+    findings = audited(model, shape)
+    print_table(*as_rows(findings))
+    out.print(f"\n{as_prose(findings)}")
+    return 0
+
+
+def _architecture(command: Audit) -> Architecture:
+    for name in ("image_size", "channels", "classes"):
+        if getattr(command, name) < 1:
+            raise SpecError(f"--{name.replace('_', '-')} {getattr(command, name)}: expected at least 1")
+    point = merged(Point(), command.point | {"model": command.model})
+    return point.architecture(command.channels, command.classes, command.image_size)
+
+
+def _print_layers(cost: Cost) -> None:
+    rows = []
+    for layer in cost.layers:
+        counts = (layer.params, layer.macs, layer.backward_macs, layer.activations)
+        rows.append([layer.name, layer.kind, *(f"{count:,}" for count in counts)])
+    print_table(["layer", "kind", "params", "MACs", "backward MACs", "activations"], rows)
+    out.print()
+
+
+def _print_speed(speed: Speed) -> None:
+    out.print(
+        f"measured, {speed.threads} thread: latency of one image {1e3 * speed.latency:.2f} ms "
+        f"(IQR {1e3 * speed.latency_iqr:.2f}) · training step of {speed.batch_size} images "
+        f"{1e3 * speed.step:.1f} ms (IQR {1e3 * speed.step_iqr:.1f}) · its peak memory "
+        f"{speed.peak_memory / 1e6:.1f} MB of tensors"
+    )
+
+
+def bench(command: Bench) -> int:
+    """Measure, save the table with the machine that it was measured on, and print what it says."""
+    from spectrum.bench import op, sweep, train
+    from spectrum.bench.machine import save
+
+    if command.threads < 1:
+        raise SpecError(f"--threads {command.threads}: expected at least 1")
+    if command.shape is not None and (command.what != "op" or min(command.shape) < 1):
+        raise SpecError("--shape N C H W: four whole numbers of at least 1, for op only")
+    table = _measured(command)
+    path = command.out / f"{command.what}.csv"
+    save(table, path, threads=command.threads)
+    out.print(table.to_string(index=False, float_format="%.3g", na_rep=""))
+    out.print()
+    for name, value in {"op": op, "train": train, "sweep": sweep}[command.what].findings(table).items():
+        values = value if isinstance(value, list) else [value]
+        out.print(f"{name}: {' … '.join(f'{v:.4g}' for v in values)}")
+    out.print(f"\ntable {path}")
+    return 0
+
+
+def _measured(command: Bench) -> pd.DataFrame:
+    from spectrum.bench import op, sweep, train
+
+    if command.what == "op":
+        shapes = op.SHAPES if command.shape is None else (command.shape,)
+        return op.measure(shapes, threads=command.threads, on_row=err.print)
+    if command.what == "train":
+        return train.measure(threads=command.threads, on_row=err.print)
+    return sweep.measure(cores=command.threads, on_row=err.print)

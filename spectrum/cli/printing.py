@@ -1,0 +1,51 @@
+"""How the command writes: two consoles, plain tables, durations, contrasts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+
+def _console(stderr: bool) -> Console:
+    """Plain text: what a user wrote is never markup, and off a terminal no table is squeezed."""
+    console = Console(stderr=stderr, highlight=False, markup=False, soft_wrap=True)
+    if not console.is_terminal:
+        console.width = 200
+    return console
+
+
+out, err = _console(stderr=False), _console(stderr=True)
+
+
+def print_table(titles: Sequence[str], rows: Sequence[Sequence[str]], *, heading: str | None = None) -> None:
+    """Print rows of cells: the first column and prose to the left, numbers to the right."""
+    table = Table(title=heading, title_justify="left", box=None, pad_edge=False)
+    for number, title in enumerate(titles):
+        table.add_column(title, justify="left" if number == 0 or title == "reasons" else "right")
+    for row in rows:
+        table.add_row(*row)
+    out.print(table)
+
+
+def print_contrast(contrast: dict[str, Any]) -> None:
+    """A contrast of a plan and its factors; one that changes more than one is flagged."""
+    if not contrast["confounded"]:
+        out.print(f"contrast {contrast['name']!r}: changes {', '.join(contrast['factors']) or 'nothing'}")
+    else:
+        out.print(f"CONFOUNDED contrast {contrast['name']!r}: changes {len(contrast['factors'])} factors at once")
+        for factor in contrast["factors"]:
+            out.print(f"  - {factor}")
+    for note in contrast["notes"]:
+        out.print(f"  note: {note}")
+
+
+def duration(seconds: float) -> str:
+    """Seconds in words, such as "2 min 05 s"."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes:02} min"
+    return f"{minutes} min {rest:02} s" if minutes else f"{rest} s"

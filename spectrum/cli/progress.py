@@ -1,0 +1,134 @@
+"""Where a run stands, shown as fits the place: a bar on a terminal, one display in a notebook, else a line a point."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from html import escape
+from time import monotonic
+from typing import TYPE_CHECKING, Any
+
+from rich.progress import BarColumn, SpinnerColumn, TextColumn
+from rich.progress import Progress as Bar
+
+from spectrum.cli.printing import duration, err
+from spectrum.study.spec import Study
+
+if TYPE_CHECKING:
+    from spectrum.study.sweep import Progress
+
+    OnProgress = Callable[[Progress], None]
+
+
+def progress(study: Study) -> contextlib.AbstractContextManager[OnProgress]:
+    """Show where a run of a study stands; what is entered is the `on_progress` of `run_study`.
+
+        with progress(study) as on_progress:
+            run_study(study, on_progress=on_progress)
+
+    On a terminal a bar that goes when the run ends, in a Jupyter notebook one display that is rewritten and stays,
+    elsewhere a plain line a point; bar and lines go to standard error.
+    """
+    if err.is_jupyter:
+        return _in_a_notebook(study)
+    return _on_a_terminal(study) if err.is_terminal else _in_lines(study)
+
+
+@contextlib.contextmanager
+def _in_lines(study: Study) -> Iterator[OnProgress]:
+    left = _TimeLeft()
+
+    def tell(standing: Progress) -> None:
+        about = left.after(standing)
+        if standing.row is None:
+            err.print(f"{study.name}: {standing.left} of {standing.total} points to train")
+        else:
+            err.print(f"{_ended(standing)}/{standing.total} {_row_name(standing.row, study)} · {about} left")
+
+    yield tell
+
+
+@contextlib.contextmanager
+def _on_a_terminal(study: Study) -> Iterator[OnProgress]:
+    left = _TimeLeft()
+    columns = (
+        SpinnerColumn(),
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        TextColumn("{task.fields[counts]}", markup=False),
+    )
+    with Bar(*columns, console=err, transient=True) as bar:
+        task = bar.add_task(study.name, counts="")
+
+        def tell(standing: Progress) -> None:
+            counts = _counts(standing, left.after(standing))
+            bar.update(task, total=standing.total, completed=_ended(standing), counts=counts)
+            if standing.row is not None and standing.row["status"] != "done":
+                err.print(_row_name(standing.row, study))
+
+        yield tell
+
+
+@contextlib.contextmanager
+def _in_a_notebook(study: Study) -> Iterator[OnProgress]:
+    """rich's own bar would ask for ipywidgets, and leave nothing to read in a notebook that is kept without them."""
+    from IPython.display import display
+
+    left, problems = _TimeLeft(), list[str]()
+    handle: Any = None
+
+    def tell(standing: Progress) -> None:
+        nonlocal handle
+        if standing.row is not None and standing.row["status"] != "done":
+            problems.append(_row_name(standing.row, study))
+        lines = [f"{study.name}: {_counts(standing, left.after(standing))}", *problems]
+        bar = f'<progress value="{_ended(standing)}" max="{standing.total}"></progress> '
+        shown = {"text/plain": "\n".join(lines), "text/html": bar + "<br>".join(map(escape, lines))}
+        if handle is None:
+            handle = display(shown, raw=True, display_id=True)
+        else:
+            handle.update(shown, raw=True)
+
+    yield tell
+
+
+class _TimeLeft:
+    """How long the points that are left will take, by the pace of those that have ended."""
+
+    def __init__(self) -> None:
+        self.marks = [(monotonic(), 0)]  # when, and how many points had ended
+
+    def after(self, standing: Progress) -> str:
+        """In words; empty before the first point has ended."""
+        ended = _ended(standing) - standing.reused
+        if not ended:
+            return ""
+        if len(self.marks) == 1 and ended > 1:
+            self.marks.append((monotonic(), ended))
+        # The first points pay for starting workers.
+        start, before = self.marks[-1] if ended > self.marks[-1][1] else self.marks[0]
+        return duration((monotonic() - start) / (ended - before) * standing.left)
+
+
+def _ended(standing: Progress) -> int:
+    return standing.total - standing.left
+
+
+def _counts(standing: Progress, about: str) -> str:
+    """Done counts diverged points, which have a result, and those of earlier runs."""
+    done = _ended(standing) - standing.failed
+    counts = f"{done} done · {standing.failed} failed · {standing.left} left"
+    return f"{counts} · about {about}" if about and standing.left else counts
+
+
+def _row_name(row: dict[str, Any], study: Study) -> str:
+    split = [name for name in ("segments", "segment_width") if row[name] is not None]
+    names = [*split, *(name for name in study.varied() if name not in ("segments", "segment_width")), "seed"]
+    searched = study.tune is not None and row["scored_on"] == "validation" and row["seed"] in study.tune.seeds
+    names += list(study.tune.grid()) if study.tune is not None and searched else []
+    said = " ".join(f"{name}={row[name]}" for name in names)
+    if row["status"] == "failed":
+        return f"{said} failed: {row['reason']}"
+    diverged = " (diverged)" if row["status"] == "diverged" else ""
+    scored = "val" if row["test_accuracy"] is None else "test"
+    return f"{said} · {scored} {row[f'{scored}_accuracy']:.4f}{diverged} · {row['train_seconds']:.0f} s"

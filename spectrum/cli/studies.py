@@ -1,0 +1,213 @@
+"""The commands that read a study's file: `plan` and `run`."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from time import monotonic
+from typing import TYPE_CHECKING, Any
+
+from spectrum.cli.arguments import OnStudy, Plan, Run
+from spectrum.cli.printing import duration, err, out, print_contrast, print_table
+from spectrum.cli.progress import progress
+from spectrum.cli.results import frozen_plan, show_report
+from spectrum.study.spec import Study, load_study
+from spectrum.study.store import read_plan
+
+if TYPE_CHECKING:
+    from spectrum.study.contrasts import Examined
+    from spectrum.study.planning import PlannedPoint
+    from spectrum.study.sweep import Summary
+
+
+def _study(command: OnStudy) -> Study:
+    study = load_study(command.file)
+    return study.with_base(**command.point) if command.point else study
+
+
+def plan(command: Plan) -> int:
+    """Show what a study would train, and write nothing."""
+    study = _study(command)
+    frozen = read_plan(command.out or Path("results", study.name))
+    with err.status("counting and timing …") if err.is_terminal else contextlib.nullcontext():
+        forecast = _forecast(study, command, frozen)
+    if command.json:
+        print(json.dumps(forecast.entry(study), indent=1))
+        return 0
+    _show_forecast(study, forecast)
+    if "step_time" in study.budget.match and (frozen is None or frozen.get("hash") != study.hash):
+        out.print("step times are measured again when the study first runs; its widths may differ a little from these")
+    for one in forecast.examined:
+        print_contrast(one.entry())
+    return 0
+
+
+@dataclass(frozen=True)
+class _Forecast:
+    """What a study would train: its points, those of its search, and what its contrasts change."""
+
+    planned: Sequence[PlannedPoint]
+    searched: Sequence[PlannedPoint]
+    examined: Sequence[Examined]
+    workers: int
+
+    @property
+    def seconds(self) -> float:
+        """Of training steps, all workers busy."""
+        return sum(one.seconds or 0 for one in [*self.planned, *self.searched]) / self.workers
+
+    def entry(self, study: Study) -> dict[str, Any]:
+        """What `plan --json` prints."""
+        return {
+            "study": study.name,
+            "hash": study.hash,
+            "points": [one.entry() | {"seed": one.point.seed, "seconds": one.seconds} for one in self.planned],
+            "contrasts": [one.entry() for one in self.examined],
+            "searched": len(self.searched),
+            "workers": self.workers,
+            "seconds": self.seconds,
+        }
+
+
+def _forecast(study: Study, command: Plan, frozen: dict[str, Any] | None) -> _Forecast:
+    from spectrum.study.contrasts import examine
+    from spectrum.study.engines import LocalEngine, available_cores
+    from spectrum.study.planning import plan_study
+    from spectrum.study.tuning import search
+
+    planned = plan_study(study, imports=command.imports, time_steps=True, frozen=frozen)
+    return _Forecast(
+        planned=planned,
+        searched=search(planned, study.tune.grid(), study.tune.seeds) if study.tune else [],
+        examined=examine(study, planned),
+        workers=min(LocalEngine(command.workers).workers, available_cores(), len(planned)),
+    )
+
+
+def _show_forecast(study: Study, forecast: _Forecast) -> None:
+    planned, searched = forecast.planned, forecast.searched
+    _print_points(study, planned)
+    more = f" and {len(searched)} of the search" if searched else ""
+    took = f"about {duration(forecast.seconds)} of training steps on {forecast.workers} CPU cores"
+    out.print(f"\n{len(planned)} points{more} · {took}")
+    out.print(_budget_line(study, planned))
+    for noise in sorted({one.point.label_noise for one in planned} - {0.0}):
+        from spectrum.study.images import CLASSES
+        from spectrum.study.teacher import noise_ceiling
+
+        best = noise_ceiling(noise, CLASSES)
+        out.print(f"label_noise {noise:g}: the best accuracy that can be expected is {100 * best:.2f} %")
+
+
+def _print_points(study: Study, planned: Sequence[PlannedPoint]) -> None:
+    """A table with a row a network; its seeds are counted."""
+    from spectrum.analysis.stats import SPLIT
+
+    others = [name for name in study.varied() if name not in (*SPLIT, "match")]
+    groups: dict[Any, list[PlannedPoint]] = {}
+    for one in planned:
+        groups.setdefault((one.match, one.asked.model_copy(update={"seed": 0}).id), []).append(one)
+    matched = study.budget.match != ("none",)
+    rows = [_cells(group[0], len(group), others, matched=matched) for group in groups.values()]
+    titles = [title for title, _ in rows[0]]
+    print_table(titles, [[cell for _, cell in row] for row in rows], heading=study.question or study.name)
+
+
+def _cells(one: PlannedPoint, seeds: int, others: Sequence[str], *, matched: bool) -> list[tuple[str, str]]:
+    """Titles and cells of one row; a title may come twice, where widths vary and are solved."""
+    from spectrum.analysis.stats import segments_label
+
+    asked = one.asked
+    widths = " ".join(map(str, one.point.widths)) if one.point.widths else f"× {one.point.width:g}"
+    mismatch = "" if one.mismatch is None else f"{one.mismatch:+.2%}"
+    return [
+        ("segments", segments_label(asked.segments, asked.segment_width, asked.pointwise)),
+        *((name, str(getattr(asked, name))) for name in others),
+        *([("budget", one.match.replace("_", " ")), ("widths", widths)] if matched else []),
+        ("seeds", str(seeds)),
+        ("params", f"{one.params:,}"),
+        ("MACs", f"{one.macs:,}"),
+        *([("mismatch", mismatch)] if matched else []),
+        ("realised segments", _realised(one)),
+        ("seconds", f"{one.seconds:.1f}"),
+    ]
+
+
+def _realised(one: PlannedPoint) -> str:
+    """The segments that the layers really have, and how many layers are clamped."""
+    least, most = min(one.realised_segments, default=0), max(one.realised_segments, default=0)
+    realised = str(most) if least == most else f"{least} … {most}"
+    if one.clamped_layers:
+        realised += f" ({one.clamped_layers} of {len(one.realised_segments)} layers clamped)"
+    return realised
+
+
+def _budget_line(study: Study, planned: Sequence[PlannedPoint]) -> str:
+    said = []
+    for match in study.budget.match:
+        if match == "none":
+            said.append("none (unmatched)")
+            continue
+        worst = max(abs(one.mismatch or 0) for one in planned if one.match == match)
+        said.append(f"equal {match.replace('_', ' ')}, within {worst:.2%}")
+    return f"budget: {' · '.join(said)}"
+
+
+def run(command: Run) -> int:
+    """Train what has no result yet, then show the results; status 1 where a point failed."""
+    from spectrum.study.engines import EngineError
+    from spectrum.study.sweep import run_study
+
+    study = _study(command)
+    started = monotonic()
+    try:
+        with progress(study) as on_progress:
+            summary = run_study(
+                study,
+                command.out,
+                workers=command.workers,
+                device=command.device,
+                imports=command.imports,
+                confirm=command.confirm,
+                on_progress=on_progress,
+            )
+    except EngineError as error:
+        err.print(f"spectrum: {error}")
+        return 1
+    _print_counts(summary, monotonic() - started)
+    frozen = frozen_plan(summary.folder)
+    for contrast in frozen["contrasts"]:
+        if contrast["confounded"]:
+            print_contrast(contrast)
+    _print_choices(summary, frozen)
+    show_report(summary.folder)
+    if summary.diverged:
+        err.print(f"{summary.diverged} points diverged; they count, at chance")
+    if summary.failed:
+        err.print(f"{summary.failed} points failed; run the same command again to try them again")
+        return 1
+    return 0
+
+
+def _print_counts(summary: Summary, seconds: float) -> None:
+    if summary.set_aside:
+        err.print(f"{summary.set_aside} torn or garbled lines were moved to {summary.folder / 'results.bad'}")
+    if summary.reused:
+        out.print(f"{summary.reused} of {summary.total} points had a result already and were reused")
+    if summary.reused < summary.total:
+        out.print(f"{summary.total - summary.reused} points took {duration(seconds)}")
+
+
+def _print_choices(summary: Summary, frozen: dict[str, Any]) -> None:
+    from spectrum.analysis.report import choice_name
+
+    for choice in summary.choices:
+        values = " ".join(f"{name}={value:g}" for name, value in choice.values.items())
+        out.print(f"chosen for {choice_name(frozen, choice.entry())}: {values} (validation {choice.val_accuracy:.4f})")
+        for name, side in [*((n, "smallest") for n in choice.low_edges), *((n, "largest") for n in choice.high_edges)]:
+            err.print(f"  {name}={choice.values[name]:g} is the {side} of the grid; a better value may lie beyond")
+    if not summary.confirmed and summary.choices:
+        out.print("the search is complete; run the same command with --confirm to train the points at these values")
