@@ -1,17 +1,18 @@
 # make study   accuracy along the spectrum, in minutes        make test   everything that is tested
 # make check   lint, types and the fast tests                 make notebooks  execute them on the committed results
+# make docs    the documentation site, in docs/_build/html
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 STUDY ?= experiments/quickstart.toml
 
-.PHONY: study test check lint types notebooks clean
+.PHONY: study test check lint types docs notebooks clean
 .DEFAULT_GOAL := check
 
 study: .venv/for-use
 	$(BIN)/spectrum run $(STUDY)
 
-test: lint types
+test: lint types docs
 	$(BIN)/python -m pytest -n auto
 
 check: lint types
@@ -34,6 +35,9 @@ types: .venv/for-development
 .venv/for-development: .venv/for-use
 	$(INSTALL) --editable '.[dev]'
 	@touch $@
+
+docs: .venv/for-development
+	$(BIN)/sphinx-build -W --keep-going -q -b html -d docs/_build/doctrees docs docs/_build/html
 
 notebooks: .venv/for-development
 	$(BIN)/python notebooks/execute.py

@@ -26,6 +26,12 @@ class BatchNormAct2d(nn.BatchNorm2d):
 
     The same function, parameters, buffers and state_dict as `nn.BatchNorm2d` followed by `+` and `nn.ReLU`; in training
     on the CPU in channels_last it runs as one kernel.
+
+    >>> norm = BatchNormAct2d(16, relu=True)
+    >>> x_nchw = torch.randn(8, 16, 4, 4)
+    >>> y_nchw = norm(x_nchw, added_nchw=torch.ones(8, 16, 4, 4))
+    >>> y_nchw.shape, bool(y_nchw.min() >= 0)
+    (torch.Size([8, 16, 4, 4]), True)
     """
 
     def __init__(self, channels: int, *, relu: bool = False) -> None:
@@ -34,6 +40,7 @@ class BatchNormAct2d(nn.BatchNorm2d):
         self.lowering = lowering_name()
 
     def forward(self, x_nchw: Tensor, added_nchw: Tensor | None = None) -> Tensor:
+        """Both (N, C, H, W), and so is the result."""
         if self._takes(x_nchw) and (added_nchw is None or _alike(added_nchw, x_nchw)):
             return self._compiled(x_nchw, added_nchw)
         y_nchw = super().forward(x_nchw)

@@ -58,10 +58,12 @@ class SegmentedConv2d(nn.Module):
     """A convolution whose spatial half runs independently in each of `segments` channel segments.
 
     Args:
-        in_channels, out_channels: channels of input and output. Between the halves there are `out_channels`
-            (pointwise first) or `in_channels` (spatial first): the C that falls into segments.
+        in_channels: channels of the input; also those between the halves if the spatial half is first.
+        out_channels: channels of the output; also those between the halves if the 1×1 is first. The channels between
+            the halves are the C that falls into segments.
         kernel_size: side of the spatial kernel, or (height, width).
-        stride, dilation: of the spatial half; the 1×1 always has stride 1.
+        stride: of the spatial half, one number or (vertical, horizontal); the 1×1 always has stride 1.
+        dilation: of the spatial half, likewise.
         padding: "same" pads dilation·(k−1)/2 zeros on each side, or a number of pixels, or (vertical, horizontal).
         segments: 1 … C, divisible or not (sizes then differ by at most one), `"per_channel"`, or explicit sizes
             that sum to C.
@@ -83,6 +85,25 @@ class SegmentedConv2d(nn.Module):
     Initialised like `nn.Conv2d`, uniform in ±1/√fan_in, with the fan-in that a segment really has, k²·C/S.
 
     Raises ValueError with the argument's name and what would work.
+
+    >>> conv = SegmentedConv2d(64, 128, segments=3)
+    >>> conv
+    SegmentedConv2d(
+      64, 128, segments=3, order='pointwise_first'
+      (spatial): SegmentedHalf(
+        2×(43→43) + 1×(42→42), stride=(1, 1), padding=(1, 1), dilation=(1, 1)
+        ...
+    )
+    >>> conv(torch.zeros(8, 64, 32, 32)).shape
+    torch.Size([8, 128, 32, 32])
+    >>> SegmentedConv2d(64, 128, segments=(64, 32, 32)).segment_sizes
+    (64, 32, 32)
+    >>> separable = SegmentedConv2d(64, 128, segments="per_channel", order="spatial_first")
+    >>> {name: tuple(weight.shape) for name, weight in separable.named_parameters()}
+    {'spatial.weights.0': (64, 1, 3, 3), 'pointwise.weights.0': (128, 64, 1, 1)}
+    >>> SegmentedConv2d(64, 128, segments=200)
+    Traceback (most recent call last):
+    ValueError: segments=200: more than the 128 channels; try 1 … 128 or "per_channel"
     """
 
     def __init__(
@@ -157,6 +178,7 @@ class SegmentedConv2d(nn.Module):
             nn.init.uniform_(self.bias, -bound, bound)
 
     def forward(self, x_nchw: Tensor) -> Tensor:
+        """(N, in_channels, H, W) to (N, out_channels, H', W'), in the input's memory layout."""
         if self.pointwise is None:
             x_nchw = self.spatial(x_nchw)
         else:

@@ -30,6 +30,10 @@ class Run:
 def segment_sizes(channels: int, segments: Segments) -> tuple[int, ...]:
     """Sizes of the segments into which `channels` fall, in channel order.
 
+    Args:
+        channels: how many there are, C.
+        segments: a number from 1 to C, `"per_channel"`, or the sizes themselves.
+
     >>> segment_sizes(128, 3)
     (43, 43, 42)
     >>> segment_sizes(4, "per_channel")
@@ -51,12 +55,22 @@ def segment_sizes(channels: int, segments: Segments) -> tuple[int, ...]:
 
 
 def clamp_segments(channels: int, segments: int | Literal["per_channel"]) -> int:
-    """The number of segments that a layer of `channels` channels can have: `segments`, or all its channels."""
+    """The number of segments that a layer of `channels` channels can have: `segments`, or all its channels.
+
+    >>> clamp_segments(32, 8), clamp_segments(32, 64), clamp_segments(32, "per_channel")
+    (8, 32, 32)
+    """
     return channels if segments == PER_CHANNEL else min(segments, channels)
 
 
 def segments_of_width(channels: int, width: int) -> int:
-    """The number of segments of about `width` channels each: channels / width rounded to nearest, at least 1."""
+    """The number of segments of about `width` channels each: channels / width rounded to nearest, at least 1.
+
+    >>> segments_of_width(128, 4), segments_of_width(42, 4), segments_of_width(2, 4)
+    (32, 11, 1)
+
+    Raises ValueError for a width below 1.
+    """
     if width < 1:
         raise ValueError(f"segment_width={width}: a segment has at least 1 channel; try 1, 2 or 4")
     return max(1, (2 * channels + width) // (2 * width))

@@ -62,7 +62,11 @@ _FAMILIES = {"probe": _Family("spectrum.models.probe:build_probe", "spectrum.mod
 
 
 def list_models() -> list[str]:
-    """Names of all families, built in and registered."""
+    """Names of all families, built in and registered.
+
+    >>> "probe" in list_models()
+    True
+    """
     return sorted(_FAMILIES)
 
 
@@ -76,6 +80,17 @@ def register_model(name: str, builder: Builder, *, widths: StageWidths | None = 
             else the family's own times `width`. Needed for budgets only, which are met by changing these.
 
     Raises ValueError when the name is taken.
+
+    >>> from torch import nn
+    >>> from spectrum.models.blocks import segmented
+    >>> def tiny(arch):
+    ...     layers = segmented(arch, arch.in_channels, 16), nn.AdaptiveAvgPool2d(1), nn.Flatten()
+    ...     return nn.Sequential(*layers, nn.Linear(16, arch.num_classes))
+    >>> register_model("tiny", tiny)
+    >>> "tiny" in list_models()
+    True
+    >>> build_model("tiny", segments=4)[0].segment_sizes
+    (4, 4, 4, 4)
     """
     family = _Family(builder, widths)
     if _FAMILIES.setdefault(name, family) != family:
@@ -83,7 +98,17 @@ def register_model(name: str, builder: Builder, *, widths: StageWidths | None = 
 
 
 def stage_widths(name: str, architecture: Architecture) -> tuple[int, ...]:
-    """Channels of each stage of a family's network. Raises ValueError for a family that does not tell."""
+    """Channels of each stage of a family's network.
+
+    Args:
+        name: one of `list_models`.
+        architecture: of the network.
+
+    Raises ValueError for a family that does not tell.
+
+    >>> stage_widths("probe", Architecture(width=0.5))
+    (16, 32, 64)
+    """
     check_model(name)
     widths = _FAMILIES[name].widths
     if widths is None:
@@ -100,16 +125,22 @@ def check_model(name: str) -> None:
 
 
 def build_model(name: str, architecture: Architecture | None = None, **options: Any) -> nn.Module:
-    """Build a network by family name.
-
-        build_model("probe", segments=8, image_size=28, in_channels=1)
+    """Build a network by family name, from images (N, C, H, W) to logits (N, classes).
 
     Args:
-        name: one of `list_models()`.
+        name: one of `list_models`.
         architecture: the whole description; or
         **options: its fields by name (see `Architecture`).
 
     Raises ValueError for an unknown name or option, or a combination that the family cannot build.
+
+    >>> import torch
+    >>> model = build_model("probe", segments=8, in_channels=1, image_size=28)
+    >>> model(torch.zeros(2, 1, 28, 28)).shape
+    torch.Size([2, 10])
+    >>> build_model("probe", segmnets=8)
+    Traceback (most recent call last):
+    ValueError: segmnets: unknown option of build_model; did you mean 'segments'?
     """
     check_model(name)
     if architecture is None:

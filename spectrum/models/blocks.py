@@ -14,7 +14,17 @@ from spectrum.models import Architecture
 
 
 def segmented(arch: Architecture, in_channels: int, out_channels: int, stride: int = 1) -> SegmentedConv2d:
-    """The 3×3 operation that the architecture asks for, its segments clamped to the channels that there are."""
+    """The 3×3 operation that the architecture asks for, its segments clamped to the channels that there are.
+
+    Args:
+        arch: says segments or segment_width, order, activation, norm, pointwise, pointwise_segments and shuffle.
+        in_channels: of the operation's input.
+        out_channels: of its output.
+        stride: of the spatial half.
+
+    >>> segmented(Architecture(segments=32), 16, 24).segments
+    24
+    """
     if not arch.pointwise:
         channels = min(in_channels, out_channels)
     elif arch.order == "pointwise_first":
@@ -40,7 +50,12 @@ def segmented(arch: Architecture, in_channels: int, out_channels: int, stride: i
 
 
 def realised_segments(model: nn.Module) -> list[int]:
-    """The segments that each segmented convolution of a network really has, in the order of its modules."""
+    """The segments that each segmented convolution of a network really has, in the order of its modules.
+
+    >>> from spectrum import build_model
+    >>> realised_segments(build_model("probe", segments=64))
+    [32, 32, 64, 64, 64, 64]
+    """
     return [module.segments for module in model.modules() if isinstance(module, SegmentedConv2d)]
 
 

@@ -1,0 +1,155 @@
+"""Figures and numbers of the pages, made at build: from the package itself, and from rows in results/.
+
+Figures go to docs/_figures, which git ignores. Numbers are substitutions that pages name in double braces.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from repository import DOCS, ROOT, write
+from sphinx.application import Sphinx
+
+from spectrum import build_model, load_results, measure_cost, plots, stats
+from spectrum.conv.segments import Segments, segment_sizes
+
+CHANNELS = 12
+SHOWN: list[tuple[Segments, str]] = [
+    (1, "1 segment"),
+    (3, "3 segments"),
+    (5, "5 segments, uneven"),
+    ("per_channel", "one per channel"),
+]
+SHADES = ["#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9"]
+GREY = "0.75"
+
+
+def segments_figure() -> Figure:
+    """Input channels, a dense 1×1, channels in segments, and the spatial convolution inside each."""
+    figure = Figure(figsize=(8.6, 3.4))
+    for ax, (segments, title) in zip(figure.subplots(1, len(SHOWN)), SHOWN, strict=True):
+        for a in range(CHANNELS):
+            for b in range(CHANNELS):
+                ax.plot([0, 1], [a, b], "-", color=GREY, lw=0.3, zorder=1)
+        first = 0
+        for number, size in enumerate(segment_sizes(CHANNELS, segments)):
+            inside, shade = range(first, first + size), SHADES[number % len(SHADES)]
+            for a in inside:
+                for b in inside:
+                    ax.plot([1, 2], [a, b], "-", color=shade, lw=0.6, zorder=1)
+            for x in (1, 2):
+                ax.scatter([x] * size, inside, color=shade, marker="o", s=22, zorder=3)
+            ax.add_patch(Rectangle((0.86, first - 0.42), 1.28, size - 0.16, fill=False, ec=shade, lw=0.9, zorder=2))
+            first += size
+        ax.scatter([0] * CHANNELS, range(CHANNELS), color="0.35", marker="o", s=22, zorder=3)
+        ax.set_title(title)
+        ax.set_xlim(-0.25, 2.3)
+        ax.set_ylim(CHANNELS - 0.3, -0.8)
+        ax.set_xticks([0.43, 1.5], ["1×1", "3×3"])
+        _bare(ax)
+    return figure
+
+
+def kernels_figure() -> Figure:
+    """Which pairs of channels have a kernel: the dense convolution's weight, block-diagonal in segments."""
+    figure = Figure(figsize=(8.6, 2.6))
+    for ax, (segments, title) in zip(figure.subplots(1, len(SHOWN)), SHOWN, strict=True):
+        sizes, first = segment_sizes(CHANNELS, segments), 0
+        for number, size in enumerate(sizes):
+            for place in np.ndindex(size, size):
+                corner = (first + place[1] + 0.06, first + place[0] + 0.06)
+                ax.add_patch(Rectangle(corner, 0.88, 0.88, color=SHADES[number % len(SHADES)], lw=0))
+            first += size
+        ax.set_xlim(0, CHANNELS)
+        ax.set_ylim(CHANNELS, 0)
+        ax.set_aspect("equal")
+        ax.set_title(f"{title}\n{sum(size**2 for size in sizes)} kernels")
+        ax.set_xticks([])
+        ax.set_yticks([])
+        ax.set_xlabel("input channel")
+        ax.grid(False)
+        for spine in ax.spines.values():
+            spine.set(visible=True, color=GREY)
+    figure.axes[0].set_ylabel("output channel")
+    return figure
+
+
+def capacity_figure() -> Figure:
+    """What the network `probe` costs along the spectrum, at its own widths."""
+    counts = [1, 2, 4, 8, 16, 32, 64, 128]
+    costs = [_probe_cost(count) for count in counts]
+    figure = Figure(figsize=(5.6, 3.4))
+    ax = figure.add_subplot()
+    for name, label in (("params", "parameters"), ("macs", "MACs of one image, forward")):
+        values = np.array([getattr(cost, name) for cost in costs]) / getattr(costs[-1], name)
+        ax.plot(counts, values, label=label)
+    ax.set_xscale("log", base=2)
+    ax.set_yscale("log", base=2)
+    ax.set_xticks(counts, [*map(str, counts[:-1]), "per\nchannel"])
+    ax.set_yticks([1, 2, 4, 8], ["1", "2", "4", "8"])
+    ax.set_xlabel("segments")
+    ax.set_ylabel("times the per-channel network")
+    ax.legend()
+    return figure
+
+
+FIGURES = {"segments": segments_figure, "kernels": kernels_figure, "capacity": capacity_figure}
+
+
+def numbers() -> dict[str, str]:
+    """What the pages say in numbers, by name."""
+    ends = [_probe_cost(segments) for segments in (1, "per_channel")]
+    return {
+        "params_fall": f"{ends[0].params / ends[1].params:.1f}",
+        "macs_fall": f"{ends[0].macs / ends[1].macs:.1f}",
+        "unmatched": _difference("unmatched", 4),
+        "equal_params": _difference("equal_params", 4),
+        "unmatched_ends": _difference("unmatched", 1),
+        "equal_params_ends": _difference("equal_params", 1),
+    }
+
+
+def _probe_cost(segments: Any) -> Any:
+    return measure_cost(build_model("probe", segments=segments, in_channels=1, image_size=28), (1, 28, 28))
+
+
+def _difference(study: str, segments: int) -> str:
+    """Of the mean test accuracies of some segments and of the per-channel end, in points, over paired seeds."""
+    results = load_results(ROOT / "results" / study)
+    by_seed = results.pivot_table(index="seed", columns="segments", values="test_accuracy")
+    mean, low, high = (100 * x for x in stats.t_interval(by_seed[segments] - by_seed["per_channel"]))
+    return f"{_signed(mean)} points ({_signed(low)} to {_signed(high)}, n = {len(by_seed)})"
+
+
+def _signed(value: float) -> str:
+    return f"{value:+.2f}".replace("-", "−")
+
+
+def _bare(ax: Axes) -> None:
+    ax.set_yticks([])
+    ax.tick_params(length=0)
+    ax.grid(False)
+    for spine in ax.spines.values():
+        spine.set_visible(False)
+
+
+def draw(app: Sphinx, config: Any) -> None:
+    config.myst_substitutions = {**config.myst_substitutions, **numbers()}
+    fixed: dict[str, Sequence[str] | str] = {"svg.hashsalt": "spectrum", "svg.fonttype": "path"}
+    with plots.style(), mpl.rc_context(fixed):
+        for name, make in FIGURES.items():
+            content = io.BytesIO()
+            make().savefig(content, format="svg", metadata={"Date": None, "Creator": None})
+            write(DOCS / "_figures" / f"{name}.svg", content.getvalue())
+
+
+def setup(app: Sphinx) -> dict[str, bool]:
+    app.connect("config-inited", draw)
+    return {"parallel_read_safe": True}

@@ -1,0 +1,126 @@
+"""What stands elsewhere in the repository, as pages of the site.
+
+Before a build, results/*/README.md with their pictures and notebooks/*.ipynb are copied into docs/results and
+docs/notebooks, which git ignores. Links are written for a code host, relative to the file that they stand in; here
+those that lead to a page of the site are turned to it, and the others, such as a study's file, become the file's name.
+A link to what is not there is a warning, and so an error in a strict build.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+from sphinx.application import Sphinx
+from sphinx.util import logging
+
+ROOT = Path(__file__).parents[2]
+DOCS = ROOT / "docs"
+INCLUDED = {"ARCHITECTURE.md": "explanation/architecture.md", "CHANGELOG.md": "changelog.md", "README.md": "index.md"}
+LINK = re.compile(r"(!?)\[([^\]]+)\]\((?!https?:|mailto:|#)([^)\s]+)\)")
+FENCE = re.compile(r"^(```|~~~).*?^\1", re.MULTILINE | re.DOTALL)
+
+logger = logging.getLogger(__name__)
+
+
+def page_of(path: str) -> str | None:
+    """The file in docs/ that shows a path of the repository, both relative; None where the site has none."""
+    if path in INCLUDED:
+        return INCLUDED[path]
+    if path.startswith("docs/"):
+        return path.removeprefix("docs/")
+    if path.startswith("results/"):
+        readme = path if path.endswith("README.md") else f"{path}/README.md"
+        return readme if (ROOT / readme).is_file() else None
+    return path if path.startswith("notebooks/") and path.endswith(".ipynb") else None
+
+
+def with_site_links(text: str, origin: str, shown: str) -> str:
+    """Markdown whose links work in the site.
+
+    Args:
+        text: of the file.
+        origin: the file, relative to the repository; its links are relative to it.
+        shown: the page that shows it, relative to docs/.
+    """
+
+    def rewritten(match: re.Match[str]) -> str:
+        picture, words, target = match.groups()
+        file, _, anchor = target.partition("#")
+        path = os.path.normpath(os.path.join(os.path.dirname(origin), file))
+        if not (ROOT / path).exists():
+            logger.warning("%s: links to %s, which is not there", origin, path)
+        page = path if picture else page_of(path)
+        if page is None:
+            name = words.strip("`")
+            return f"`{path}`" if name == path else f"{words} (`{path}`)"
+        relative = os.path.relpath(page, os.path.dirname(shown) or ".")
+        return f"{picture}[{words}]({relative}{'#' if anchor else ''}{anchor})"
+
+    pieces, end = [], 0
+    for fence in FENCE.finditer(text):
+        pieces += [LINK.sub(rewritten, text[end : fence.start()]), fence.group()]
+        end = fence.end()
+    return "".join([*pieces, LINK.sub(rewritten, text[end:])])
+
+
+def write(path: Path, content: bytes) -> None:
+    """Write a file unless it is so already: whole, since another build may read it."""
+    if path.exists() and path.read_bytes() == content:
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_bytes(content)
+    temporary.replace(path)
+
+
+def copy(app: Sphinx, config: Any) -> None:
+    """Copy what is shown, and remove what is not there any more."""
+    kept = set()
+    for readme in sorted(ROOT.glob("results/*/README.md")):
+        shown = readme.relative_to(ROOT)
+        write(DOCS / shown, with_site_links(readme.read_text(), str(shown), str(shown)).encode())
+        pictures = [*readme.parent.glob("*.png"), *readme.parent.glob("figures/*.png")]
+        for picture in pictures:
+            write(DOCS / picture.relative_to(ROOT), picture.read_bytes())
+        kept.add(shown.parent.name)
+    for picture in ROOT.glob("results/*.png"):
+        write(DOCS / picture.relative_to(ROOT), picture.read_bytes())
+    for folder in (DOCS / "results").glob("*/"):
+        if folder.name not in kept:
+            shutil.rmtree(folder)
+    for notebook in sorted(ROOT.glob("notebooks/*.ipynb")):
+        shown = str(notebook.relative_to(ROOT))
+        said = json.loads(notebook.read_text())
+        for cell in said["cells"]:
+            if cell["cell_type"] == "markdown":
+                cell["source"] = with_site_links("".join(cell["source"]), shown, shown)
+        write(DOCS / shown, (json.dumps(said, indent=1, ensure_ascii=False) + "\n").encode())
+    for shown_notebook in (DOCS / "notebooks").glob("*.ipynb"):
+        if not (ROOT / "notebooks" / shown_notebook.name).exists():
+            shown_notebook.unlink()
+
+
+def rewrite_page(app: Sphinx, docname: str, content: list[str]) -> None:
+    """Links of the pages in docs/ to the rest of the repository."""
+    page = Path(app.env.doc2path(docname)).relative_to(DOCS)
+    if page.suffix == ".md" and page.parts[0] not in ("results", "notebooks"):
+        content[0] = with_site_links(content[0], f"docs/{page}", str(page))
+
+
+def rewrite_included(app: Sphinx, path: Path, parent: str, content: list[str]) -> None:
+    """Links of files of the repository that a page includes."""
+    origin = os.path.relpath((DOCS / path).resolve(), ROOT)
+    if origin in INCLUDED:
+        content[0] = with_site_links(content[0], origin, INCLUDED[origin])
+
+
+def setup(app: Sphinx) -> dict[str, bool]:
+    app.connect("config-inited", copy)
+    app.connect("source-read", rewrite_page)
+    app.connect("include-read", rewrite_included)
+    return {"parallel_read_safe": True}

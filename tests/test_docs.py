@@ -1,0 +1,133 @@
+"""The documentation: its pages are true where a test can tell, and the site builds strictly and fetches nothing."""
+
+import os
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+import torch
+
+import spectrum
+from spectrum import build_model, models
+from spectrum.study.spec import Budget, parse_study
+
+ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
+PAGES = [page for page in sorted(DOCS.rglob("*.md")) if page.relative_to(DOCS).parts[0] not in ("_build", "results")]
+FETCHED = re.compile(
+    r"""<(?:script|link|img|iframe|source|object|embed)\b[^>]*\s(?:src|href|data)=["'](?:https?:)?//"""
+)
+
+
+@pytest.fixture
+def repository(monkeypatch):
+    monkeypatch.syspath_prepend(str(DOCS / "_ext"))
+    import repository
+
+    return repository
+
+
+@pytest.fixture
+def records(monkeypatch):
+    monkeypatch.syspath_prepend(str(DOCS / "_ext"))
+    import records
+
+    return records
+
+
+def blocks(page, language):
+    found = re.findall(rf"^( *)```{language}\n(.*?)^ *```", page.read_text(), re.MULTILINE | re.DOTALL)
+    return [re.sub(rf"^{indent}", "", text, flags=re.MULTILINE) for indent, text in found]
+
+
+def toml_blocks():
+    return [pytest.param(text, id=f"{page.stem}-{n}") for page in PAGES for n, text in enumerate(blocks(page, "toml"))]
+
+
+@pytest.mark.parametrize("text", toml_blocks())
+def test_what_is_shown_of_a_study_can_be_in_one(text):
+    said = tomllib.loads(text)
+    if "seed" in said:  # a line of [axes]
+        said = {"axes": said}
+    compared = [side["segments"] for contrast in said.get("contrasts", []) for side in contrast["between"]]
+    if compared and "axes" not in said:  # the contrast alone
+        said["axes"] = {"segments": compared}
+    assert parse_study(said, "shown").points()
+
+
+def test_the_model_of_ones_own_is_built_at_the_widths_that_it_tells():
+    (text,) = [text for text in blocks(DOCS / "howto/own_model.md", "python") if "register_model" in text]
+    exec(text, {})
+    try:
+        model = build_model("plain", segments=4, width=0.5, image_size=28)
+        assert model(torch.randn(2, 3, 28, 28)).shape == (2, 10)
+        narrow = models.Architecture(segments=4, width=0.5)
+        assert models.stage_widths("plain", narrow) == (16, 32, 64)
+    finally:
+        del models._FAMILIES["plain"]
+
+
+def test_the_tutorial_shows_the_study_that_it_runs():
+    assert (ROOT / "experiments/quickstart.toml").read_text() in blocks(DOCS / "tutorial.md", "toml")
+
+
+def test_pages_have_no_machine_paths_and_nothing_to_be_filled_in():
+    for page in PAGES:
+        assert not re.search(r"/work/|/home/|/tmp/|@@|TODO", page.read_text()), page
+
+
+def test_links_lead_to_pages_where_there_are_some(repository):
+    def shown(text):
+        return repository.with_site_links(text, "docs/explanation/spectrum.md", "explanation/spectrum.md")
+
+    assert shown("[a](../../results/teacher)") == "[a](../results/teacher/README.md)"
+    assert shown("[a](../fairness.md#budgets)") == "[a](../fairness.md#budgets)"
+    assert shown("![a](../../results/equal_budgets.png)") == "![a](../results/equal_budgets.png)"
+    assert shown("[a study](../../experiments/teacher.toml)") == "a study (`experiments/teacher.toml`)"
+    assert shown("[LICENSE](../../LICENSE)") == "`LICENSE`"
+    assert shown("[a](https://arxiv.org/abs/1610.02357)") == "[a](https://arxiv.org/abs/1610.02357)"
+    assert shown("```\n[a](../../LICENSE)\n```") == "```\n[a](../../LICENSE)\n```"
+
+
+def test_tables_of_records_say_types_defaults_and_bounds(records):
+    rows = {row.name: row for row in records.rows_of(spectrum.Point)}
+    assert list(rows) == list(spectrum.Point.model_fields)
+    assert rows["train_images"][1:3] == ("int ≥ 1", "not set")
+    assert rows["segments"].kind == 'int or "per_channel"'
+    assert rows["weight_decay"].default == "0.0005"
+    assert rows["widths"].kind == "list of int ≥ 1"
+    assert [name for name, _ in records.groups_of(spectrum.Point)] == ["data", "network", "training"]
+    assert records.rows_of(Budget)[0].default == '["none"]'
+    width = records.rows_of(models.Architecture, ["width"])
+    assert width == [("width", "float", "1.0", "factor on the family's stage widths")]
+
+
+@pytest.mark.slow
+def test_the_site_builds_strictly_names_every_command_and_fetches_nothing(tmp_path):
+    built = tmp_path / "html"
+    words = [sys.executable, "-m", "sphinx", "-W", "--keep-going", "-q", "-b", "html", "-d", str(tmp_path / "doctrees")]
+    done = subprocess.run([*words, str(DOCS), str(built)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+    commands = (built / "reference/commands.html").read_text()
+    known = subprocess.run([sys.executable, "-m", "spectrum", "--help"], env={**os.environ, "NO_COLOR": "1"},
+                           capture_output=True, text=True, check=True).stdout  # fmt: skip
+    names = set(re.findall(r"^usage: spectrum.*\{(.*?)\}", known)[0].split(","))
+    assert names >= {"plan", "run", "status", "report", "export", "audit", "bench"}
+    assert names == set(re.findall(r"usage: spectrum ([a-z]+)", commands))
+    assert "\x1b" not in commands
+
+    documented = "".join(page.read_text() for page in built.glob("reference/*.html"))
+    for name in set(spectrum.__all__) - {"__version__", "plots", "stats"}:
+        assert f'id="spectrum.{name}"' in documented, name
+
+    for page in built.rglob("*.html"):
+        assert not FETCHED.search(page.read_text()), page
+    for sheet in built.rglob("*.css"):
+        assert not re.search(r"(url\(|@import )['\"]?(https?:)?//", sheet.read_text()), sheet
+
+    assert len(list(built.glob("notebooks/*.html"))) == len(list(ROOT.glob("notebooks/*.ipynb")))
+    assert len(list(built.glob("results/*/README.html"))) == len(list(ROOT.glob("results/*/README.md")))
