@@ -286,6 +286,24 @@ def test_what_another_axis_varies_is_no_factor():
     assert factors(said) == [["activation"]]
 
 
+@pytest.mark.parametrize("across", ["segments", [{"segments": 4}, {"segments": 1}]])
+@pytest.mark.parametrize("match", ["none", "params"])
+def test_an_interaction_is_confounded_where_what_it_is_compared_across_is(across, match):
+    said = study(
+        axes={"segments": [1, 2, 4], "activation": ["none", "relu"], "seed": [0]},
+        budget={"match": match, "reference": {"segments": 4} if match == "params" else {}},
+        contrasts=[{"name": "x", "between": [{"activation": "relu"}, {"activation": "none"}], "across": across}],
+    )
+    (examined,) = examine(said, plan_study(said))
+    assert [factor.name for factor in examined.factors] == ["activation"]
+    found = [factor.name for factor in examined.across]
+    assert found[0] == "segments"
+    assert ("parameters, which no budget holds" in found) == examined.confounded == (match == "none")
+    entry = examined.entry()
+    assert entry["across"] == across
+    assert entry["across_factors"][0] in ("segments: 1 → 4", "segments: 4 → 1")
+
+
 def test_counts_that_another_budget_lets_vary_are_noted():
     said = study(
         axes={"order": ["spatial_first", "pointwise_first"]},

@@ -22,6 +22,12 @@ def refuse(said):
     return str(caught.value)
 
 
+def interaction(across, **more):
+    axes = {"segments": [1, 2], "activation": ["none", "relu"]}
+    between = [{"activation": "relu"}, {"activation": "none"}]
+    return {"axes": axes, "contrasts": [{"name": "x", "between": between, "across": across, **more}]}
+
+
 def contrast(side):
     contrasts = [{"name": "x", "between": [side, {"segments": 2}]}]
     return {"axes": {"segments": [1, 2]}, "contrasts": contrasts}
@@ -87,6 +93,20 @@ def contrast(side):
         (contrast({}), "give two different sides"),
         (contrast({"match": "macs"}), "between.0.match: does not vary in this study"),
         ({"contrasts": [{"name": "x", "between": [{"segments": 1}]}]}, "contrasts.0.between"),
+        (interaction([{"segments": 1}]), 'across: expected two settings or "segments", got 1'),
+        (interaction("order"), "contrasts.0.across"),
+        (interaction([{"segments": 1}, {"segments": 5}]), "across.1.segments: no point has 5; try 1, 2"),
+        (interaction([{"segments": 1}, {"segments": 1}]), "across: give two different settings"),
+        (interaction([{"segments": 1}, {"activation": "relu"}]), "across.1.activation: is what is compared"),
+        (
+            interaction("segments", margin=0.1),
+            'margin: is a difference in accuracy; with across = "segments" there is a slope',
+        ),
+        (
+            contrast({"segments": 1})
+            | {"contrasts": [{"name": "x", "between": [{"segments": 1}, {"segments": 2}], "across": "segments"}]},
+            "across: segments must vary in the study, and not be what is compared",
+        ),
         ({"base": {"label_noise": 0.1}}, "label_noise: belongs to a teacher; set teacher_segments"),
         ({"base": {"dataset": "gaussian"}}, "has no labels of its own; set teacher_segments"),
         ({"cases": [{"segments": 1}, {"segments": 1}]}, "cases: two of them are the same point"),

@@ -1,0 +1,286 @@
+"""Contrasts, trend, optimum and front of a table: against loops over the rows, and by simulation."""
+
+import itertools
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from spectrum import plots, stats
+from spectrum.analysis.inference import difference
+from spectrum.analysis.sentences import sentence
+
+RELU = [{"activation": "relu"}, {"activation": "none"}]
+ENDS = [{"segments": "per_channel"}, {"segments": 1}]
+SEGMENTS = [1, 2, 8, "per_channel"]
+
+
+def made_up(accuracy, *, segments=SEGMENTS, activation=("none", "relu"), seeds=5, **columns):
+    """A study whose accuracies are `accuracy(segments in numbers, activation, seed)`."""
+    rows = []
+    for number, (s, a, seed) in enumerate(itertools.product(segments, activation, range(seeds))):
+        count = 16 if s == "per_channel" else s
+        rows.append(
+            {
+                "id": f"{number:04}", "study": "made-up", "study_hash": "0123456789abcdef", "status": "done",
+                "dataset": "digits", "segments": s, "segment_width": None, "pointwise": True, "activation": a,
+                "seed": seed, "match": "params", "budget_mismatch": 0.001, "widths": (count, 2 * count),
+                "realised_segments": [1, count], "params": 1000, "macs": 100 * count, "train_seconds": 1.0,
+                "test_accuracy": accuracy(count, a, seed),
+            }
+        )  # fmt: skip
+    return pd.DataFrame(rows).assign(**columns)
+
+
+CELLS = list(itertools.product((1, 2, 8, 16), ("none", "relu"), range(5)))
+NOISE = dict(zip(CELLS, np.random.default_rng(0).normal(0, 0.004, 40), strict=True))
+
+
+def noisy(count, activation, seed):
+    return 0.8 + 0.01 * math.log2(count) - 0.02 * (activation == "relu") + 0.05 * seed + NOISE[count, activation, seed]
+
+
+def accuracy(table, seed, **values):
+    rows = table[table["seed"] == seed]
+    for name, value in values.items():
+        rows = rows[[have == value for have in rows[name]]]
+    (found,) = rows["test_accuracy"]
+    return found
+
+
+def test_a_difference_is_the_mean_over_what_the_sides_share_seed_by_seed():
+    table = made_up(noisy)
+    expected = [
+        np.mean(
+            [accuracy(table, seed, segments=s, activation="relu") - accuracy(table, seed, segments=s, activation="none")
+             for s in SEGMENTS]
+        )
+        for seed in range(5)
+    ]  # fmt: skip
+    assert stats.differences_by_seed(table, RELU).tolist() == pytest.approx(expected)
+    mixed = table.sample(frac=1, random_state=0)
+    assert stats.contrast(mixed, RELU, margin=0.1) == stats.contrast(table, RELU, margin=0.1)
+
+
+def test_seeds_that_differ_widely_do_not_blur_a_paired_difference():
+    assert made_up(noisy)["test_accuracy"].std() > 0.05
+    assert stats.contrast(made_up(noisy), RELU).high - stats.contrast(made_up(noisy), RELU).low < 0.01
+
+
+def test_an_interaction_is_a_difference_of_differences():
+    table = made_up(noisy)
+
+    def effect(seed, s):
+        relu, none = (accuracy(table, seed, segments=s, activation=a) for a in ("relu", "none"))
+        return relu - none
+
+    expected = [effect(seed, "per_channel") - effect(seed, 1) for seed in range(5)]
+    assert stats.differences_by_seed(table, RELU, ENDS).tolist() == pytest.approx(expected)
+    slopes = [np.polyfit([0, 1, 3, 4], [effect(seed, s) for s in SEGMENTS], 1)[0] for seed in range(5)]
+    assert stats.differences_by_seed(table, RELU, "segments").tolist() == pytest.approx(slopes)
+
+
+def test_sides_that_differ_in_more_are_compared_as_they_are():
+    """As in BSConv's swap: the second side names one field, and others come with it."""
+    table = made_up(lambda s, a, seed: 0.9 if a == "none" else 0.8, segments=[1]).assign(norm=[True] * 5 + [False] * 5)
+    assert stats.differences_by_seed(table, [{"activation": "none"}, {"norm": False}]).tolist() == pytest.approx(
+        [0.1] * 5
+    )
+
+
+def test_a_seed_with_a_missing_run_is_left_out_and_a_diverged_run_counts():
+    table = made_up(noisy)
+    table.loc[table["seed"] == 3, "test_accuracy"] = table["test_accuracy"].where(table["segments"] != 2)
+    table.loc[0, ["status", "test_accuracy"]] = ["diverged", 0.1]
+    assert list(stats.differences_by_seed(table, RELU).index) == [0, 1, 2, 4]
+    (row,) = stats.contrasts(table, [{"name": "x", "between": RELU}]).to_dict("records")
+    assert (row["n"], row["left_out"], row["diverged"]) == (4, 1, 1)
+    said = sentence(pd.Series(row))
+    assert "1 seed left out, for want of a run." in said
+    assert "1 run diverged and counted, at chance." in said
+
+
+def test_a_family_is_corrected_and_each_verdict_follows():
+    table = made_up(noisy)
+    asked = [
+        {"name": "relu", "between": RELU, "margin": 0.01},
+        {"name": "relu, wide margin", "between": RELU, "margin": 0.05},
+        {"name": "interaction", "between": RELU, "across": ENDS, "margin": 0.001},
+        {"name": "slope", "between": RELU, "across": "segments", "margin": None},
+    ]
+    found = stats.contrasts(table, asked).set_index("name")
+    assert list(found["verdict"]) == ["lower", "negligibly lower", "undecided", "undecided"]
+    assert list(found["per_doubling"]) == [False, False, False, True]
+    raw = stats.contrast(table, RELU)
+    assert found["p"]["relu"] == pytest.approx(4 * raw.p)
+    assert found["more_seeds"].isna().tolist() == [True, True, False, False]
+    assert found["more_seeds"]["interaction"] < found["more_seeds_at_most"]["interaction"]
+    said = [sentence(row) for _, row in stats.contrasts(table, asked).iterrows()]
+    assert said[0].startswith("relu: −")
+    assert "The first is lower (p < 0.001)." in said[0] or "The first is lower (p = " in said[0]
+    assert "but by less than ±5.00 points, the study's margin" in said[1]
+    assert "neither a difference nor equivalence within ±0.10 points is shown" in said[2]
+    assert "points a doubling of the segments" in said[3]
+    assert "to show a difference as large as this one" in said[3]
+
+
+def test_equivalence_is_said():
+    table = made_up(lambda s, a, seed: 0.9 + (a == "relu") * NOISE[s, a, seed] / 10)
+    (row,) = [row for _, row in stats.contrasts(table, [{"name": "x", "between": RELU, "margin": 0.005}]).iterrows()]
+    assert row["verdict"] == "equivalent"
+    assert "Equivalent within ±0.50 points, the study's margin (equivalence: p " in sentence(row)
+
+
+@pytest.mark.parametrize(
+    ("seeds", "accuracy", "says"),
+    [
+        (1, noisy, "(one seed). Nothing is shown: one seed has no spread."),
+        (3, lambda s, a, seed: 0.9 - 0.1 * (a == "relu"), "Nothing is shown: all differences are equal."),
+    ],
+)
+def test_nothing_is_claimed_of_one_seed_or_of_no_spread(seeds, accuracy, says):
+    (row,) = [
+        row for _, row in stats.contrasts(made_up(accuracy, seeds=seeds), [{"name": "x", "between": RELU}]).iterrows()
+    ]
+    assert row["verdict"] == "unknown"
+    assert says in sentence(row)
+
+
+def test_a_contrast_without_runs_is_told_and_counts_for_nothing():
+    table = made_up(noisy)
+    asked = [{"name": "x", "between": RELU}, {"name": "later", "between": [{"segments": 4}, {"segments": 1}]}]
+    both = stats.contrasts(table, asked)
+    assert sentence(both.iloc[1]) == "later: no seed has a run on every side."
+    assert both["p"][0] == pytest.approx(stats.contrast(table, RELU).p)
+
+
+def test_the_trend_is_the_mean_of_the_seeds_slopes():
+    found = stats.trend(made_up(noisy)).set_index("activation")
+    table = made_up(noisy)
+    slopes = [
+        np.polyfit([0, 1, 3, 4], [accuracy(table, seed, segments=s, activation="relu") for s in SEGMENTS], 1)[0]
+        for seed in range(5)
+    ]
+    assert tuple(found.loc["relu", ["slope", "low", "high"]]) == pytest.approx(stats.t_interval(slopes))
+    bent = made_up(lambda s, a, seed: 0.9 - 0.01 * (math.log2(s) - 2) ** 2 + NOISE[s, a, seed] / 10)
+    assert (stats.trend(bent)["curvature_high"] < 0).all()
+    with pytest.raises(ValueError, match="at least two numbers of segments"):
+        stats.trend(made_up(noisy, segments=[1]))
+
+
+def test_the_confidence_set_holds_the_best_as_often_as_it_says_and_leaves_the_worst_out():
+    """Unequal spreads and seeds in common; two points share the highest mean, and 16 is far below."""
+    rng, rounds, held, out = np.random.default_rng(4), 150, 0, 0
+    means, spread = {1: 0.90, 2: 0.91, 8: 0.91, 16: 0.85}, {1: 0.002, 2: 0.004, 8: 0.012, 16: 0.006}
+    for _ in range(rounds):
+        draws = {(s, seed): means[s] + spread[s] * rng.normal() for s in means for seed in range(4)}
+        shared = dict(enumerate(rng.normal(0, 0.02, 4)))
+        table = made_up(lambda s, a, seed: 0.0, activation=["none"], seeds=4)
+        places = table["realised_segments"].map(max)
+        table["test_accuracy"] = [draws[key] + shared[key[1]] for key in zip(places, table["seed"], strict=True)]
+        found = stats.optimum(table).set_index("label")
+        held += bool(found["in_set"]["8"])
+        out += not found["in_set"]["per channel"]
+    assert held / rounds >= 0.93
+    assert out / rounds > 0.6
+
+
+def test_one_seed_leaves_everything_in_the_set():
+    assert stats.optimum(made_up(noisy, seeds=1))["in_set"].all()
+
+
+def test_a_point_is_off_the_front_only_if_one_that_costs_no_more_is_shown_better():
+    below = (0.003, -0.001, 0.002, -0.001, 0.002)  # lower on the average, and no more than that
+    at = {1: [0.90] * 5, 2: [0.80, 0.81] * 3, 8: [0.90 - d for d in below], 16: [0.95, 0.94, 0.96] * 2}
+    table = made_up(lambda s, a, seed: at[s][seed], activation=["none"])
+    found = stats.pareto_table(table, "macs").set_index("label")
+    assert list(found["on_front"]) == [True, False, False, True]
+    assert list(found["beaten_by"]) == ["", "1", "", ""]
+    same = stats.pareto_table(table, "params").set_index("label")  # all cost the same
+    assert list(same["beaten_by"]) == ["per channel", "per channel", "per channel", ""]
+
+
+# Tables that would mislead
+
+
+@pytest.mark.parametrize(
+    ("table", "says"),
+    [
+        (pd.DataFrame(), "the table has no rows; load_results"),
+        ([1, 2], "expected a table from load_results, got list"),
+        (made_up(noisy).drop(columns=["seed", "pointwise"]), "lacks the columns seed, pointwise"),
+        (made_up(noisy).assign(test_accuracy=None), "no row has test_accuracy; every run failed"),
+        (pd.concat([made_up(noisy), made_up(noisy, study="copy")]), r"seed 0 is there 2 times \(in made-up, copy\)"),
+        (
+            made_up(noisy).assign(provenance=[{"data_fingerprint": "a"}] * 39 + [{"data_fingerprint": "b"}]),
+            r"digits: these rows come from 2 versions of the data set \(data_fingerprint a, b\)",
+        ),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize(
+    "read", [stats.trend, stats.optimum, stats.pareto_table, plots.spectrum_curve, plots.budget_panels]
+)
+def test_a_table_that_would_mislead_is_refused(table, says, read):
+    with pytest.raises(ValueError, match=says):
+        read(table)
+
+
+@pytest.mark.parametrize(
+    ("between", "across", "says"),
+    [
+        ([{"segments": 3}, {"segments": 1}], None, r"segments = 3: no row has it; try 1, 2, 8, 'per_channel'"),
+        ([{"segmets": 3}, {"segments": 1}], None, "segmets: no such column"),
+        ([{"segments": 1}], None, "between: expected two sides, got 1"),
+        (RELU, "order", 'across: expected two settings or "segments"'),
+        (RELU, [{"segments": 1}], 'across: expected two settings or "segments"'),
+    ],
+)
+def test_a_wrong_contrast_says_what_would_work(between, across, says):
+    with pytest.raises(ValueError, match=says):
+        stats.contrast(made_up(noisy), between, across)
+
+
+# Pictures
+
+
+def test_the_forest_has_a_mark_a_contrast_open_where_undecided():
+    table = made_up(noisy)
+    asked = [
+        {"name": "relu", "between": RELU, "margin": 0.01},
+        {"name": "slope", "between": RELU, "across": "segments"},
+    ]
+    ax = plots.forest(stats.contrasts(table, asked), table).axes[0]
+    marks = [line for line in ax.lines if line.get_marker() == "o"]
+    assert [line.get_markerfacecolor() == "white" for line in marks] == [False, True]
+    assert marks[0].get_xdata()[0] == pytest.approx(100 * stats.contrast(table, RELU).mean)
+    assert [text.get_text() for text in ax.get_yticklabels()] == ["relu", "slope\n(a doubling)"]
+    assert "made-up 01234567" in ax.get_title(loc="left")
+    with pytest.raises(ValueError, match="no contrast has a run"):
+        plots.forest(stats.contrasts(table, [{"name": "x", "between": [{"segments": 4}, {"segments": 1}]}]), table)
+
+
+def test_the_curve_of_differences_is_paired_at_each_place():
+    table = made_up(noisy)
+    ax = plots.difference_curve(table, RELU, margin=0.005).axes[0]
+    (line,) = [line for line in ax.lines if line.get_marker() == "o"]
+    expected = [100 * stats.contrast(table[[s == have for have in table["segments"]]], RELU).mean for s in SEGMENTS]
+    assert list(line.get_ydata()) == pytest.approx(expected)
+    assert list(line.get_xdata()) == pytest.approx([1, 2, 8, 16])
+    assert [text.get_text() for text in ax.get_legend().get_texts()] == ["margin, ±0.5 points"]
+
+
+def test_the_map_has_a_mean_and_an_interval_a_cell_and_refuses_to_mix():
+    table = made_up(noisy)
+    ax = plots.setting_map(table, "activation").axes[0]
+    cells = [text.get_text() for text in ax.texts]
+    mean, _, high = stats.t_interval([accuracy(table, seed, segments=1, activation="none") for seed in range(5)])
+    assert cells[0] == f"{100 * mean:.2f}\n± {100 * (high - mean):.2f}"
+    assert len(cells) == 8
+    with pytest.raises(ValueError, match="lr varies too"):
+        plots.setting_map(pd.concat([table.assign(lr=0.1), table.assign(lr=0.2)]), "activation")
+
+
+def test_differences_are_those_of_the_columns_that_are_named():
+    values = stats.differences_by_seed(made_up(noisy), RELU)
+    assert stats.contrast(made_up(noisy), RELU, margin=0.01) == difference(values, 0.01)
