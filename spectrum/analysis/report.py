@@ -1,12 +1,13 @@
 """A study's table, figures and page, from its rows.
 
-`write_report` leaves figures/*.svg and *.png and one self-contained report.html in the study's folder: no script, and
-nothing fetched from anywhere.
+`write_report` leaves figures/*.svg and *.png and one self-contained report.html in the study's folder: nothing is
+fetched from anywhere, and the one script that may run, by its hash, sorts the table.
 """
 
 from __future__ import annotations
 
 import base64
+import hashlib
 import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from spectrum.analysis import plots
@@ -33,6 +35,7 @@ from spectrum.analysis.table import (
 )
 
 FEW_SEEDS = 6
+SORT = Path(__file__).with_name("sort.js")
 
 
 @dataclass(frozen=True)
@@ -168,6 +171,7 @@ def _page(
     tuning = plan.get("tuning")
     varied |= {*(tuning["grid"] if tuning else ()), *(("width", "widths") if _matches(plan) != ["none"] else ())}
     columns, rows = as_text(table)
+    script = SORT.read_text(encoding="utf-8")
     environment = Environment(
         loader=PackageLoader("spectrum.analysis", "."), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
@@ -196,6 +200,8 @@ def _page(
         problems=_problems(results) if len(results) else [],
         held=[(name, _said(value)) for name, value in plan["base"].items() if name not in varied],
         command=_command(plan),
+        script=Markup(script),
+        script_hash="sha256-" + base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
         environment=_environment(finished),
     )
 

@@ -1,4 +1,6 @@
 import re
+import shutil
+import subprocess
 from html.parser import HTMLParser
 
 import pytest
@@ -58,7 +60,8 @@ def test_a_page_is_self_contained_and_says_what_a_reader_must_know(tmp_path, pla
         f"{stem}.{kind}" for stem in ("spectrum", "params", "macs", "learning") for kind in ("svg", "png")
     }
     tags = Tags(page).found
-    assert not [tag for tag, _ in tags if tag in ("script", "link", "iframe", "object")]
+    assert not [tag for tag, _ in tags if tag in ("link", "iframe", "object")]
+    assert [attrs for tag, attrs in tags if tag == "script"] == [{}]  # the one that sorts
     assert all(attrs["src"].startswith("data:image/png;base64,") for tag, attrs in tags if tag == "img")
     assert len([tag for tag, _ in tags if tag == "img"]) == 4
     assert not re.findall(r"https?://", page)
@@ -80,6 +83,50 @@ def test_failures_and_divergences_are_listed(tmp_path, plan):
     assert summary_table(table)["diverged"].tolist() == [1, 0, 0, 0]
 
 
+def test_contrasts_are_said_drawn_and_warned_of(tmp_path, plan):
+    fair = {
+        "name": "4 & 1",
+        "between": [{"segments": 2}, {"segments": 1}],
+        "margin": 0.05,
+        "factors": ["segments: 2 → 1"],
+    }
+    many = {"name": "many", "between": [{"segments": 3}, {"segments": 1}], "factors": ["one: a → b", "two: c → d"]}
+    plan["contrasts"] = [fair | {"notes": [], "confounded": False}, many | {"notes": ["so it is"], "confounded": True}]
+    table = provenance(results(seed=[0, 1, 2]))
+    table["test_accuracy"] += [0.001 * (7 * number % 5) for number in range(len(table))]
+    report = write_report(tmp_path, table, history(table), plan)
+    page = report.page.read_text()
+    assert len(report.sentences) == 2
+    assert report.sentences[0].replace("&", "&amp;").replace("'", "&#39;") in page
+    assert "It changes segments: 2 → 1." in page
+    assert "It is confounded" in page
+    assert "<li>one: a → b</li>" in page
+    assert (tmp_path / "figures/contrasts.svg").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("chromium") is None, reason="needs chromium")
+def test_a_click_on_a_title_sorts_the_table_and_no_other_script_runs(tmp_path, plan):
+    table = provenance(results(segments=[1, 2, 10, "per_channel"]))
+    page = write_report(tmp_path, table, history(table), plan).page.read_text()
+    policy = re.search(r'<meta http-equiv="Content-Security-Policy"[^>]*>', page).group()
+    click = "<script>const t = document.querySelectorAll('th'); t[3].click(); document.title = 'ran'</script>"
+
+    def first_cells(text):
+        path = tmp_path / "test.html"
+        path.write_text(text.replace("</body>", f"{click}</body>"))
+        browser = ["chromium", "--headless", "--no-sandbox", "--disable-gpu", "--dump-dom", path.as_uri()]
+        seen = subprocess.run(browser, capture_output=True, text=True, timeout=120, check=True).stdout
+        return re.findall(r"<tr><td>(.*?)</td>", seen.partition("<tbody>")[2].partition("</tbody>")[0]), seen
+
+    order, seen = first_cells(page.replace(policy, ""))
+    assert order == ["per channel", "10", "2", "1"]  # by MACs, which are 100,000 over the segments
+    assert 'aria-sort="ascending"' in seen
+    order, seen = first_cells(page)  # the policy keeps out what was put in
+    assert order == ["1", "2", "10", "per channel"]
+    assert "<title>ran</title>" not in seen
+
+
 def test_a_study_with_no_finished_point_still_has_a_page(tmp_path, plan):
     table = provenance(results()).assign(status="failed", test_accuracy=None, val_accuracy=None, reason="no luck")
     report = write_report(tmp_path, table, history(table).iloc[:0], plan)
@@ -92,5 +139,6 @@ def test_markup_in_names_stays_text(tmp_path, plan):
     plan |= {"study": EVIL, "question": EVIL, "base": {EVIL: EVIL}}
     page = write_report(tmp_path, table, history(table), plan).page.read_text()
     tags = Tags(page).found
-    assert "script" not in [tag for tag, _ in tags]
+    assert [attrs for tag, attrs in tags if tag == "script"] == [{}]
+    assert EVIL not in page
     assert all("onerror" not in attrs for _, attrs in tags)
