@@ -104,11 +104,10 @@ def draw_figures(results: pd.DataFrame, history: pd.DataFrame) -> dict[str, tupl
     metric = scored_metric(results)
     if not results[metric].notna().any():
         return {}
-    figures = {
-        "spectrum": ("Accuracy along the spectrum", plots.spectrum_curve(results, metric=metric)),
-        "params": ("Accuracy against parameters", plots.accuracy_against(results, "params", metric=metric)),
-        "macs": ("Accuracy against MACs", plots.accuracy_against(results, "macs", metric=metric)),
-    }
+    figures = {"spectrum": ("Accuracy along the spectrum", plots.spectrum_curve(results, metric=metric))}
+    for cost, name in (("params", "parameters"), ("macs", "MACs")):
+        if results["match"].ne(cost).any():  # else all points stand on one line
+            figures[cost] = (f"Accuracy against {name}", plots.accuracy_against(results, cost, metric=metric))
     if results["match"].nunique() > 1:
         figures["budgets"] = ("The curve under each budget", plots.budget_panels(results, metric=metric))
     if len(history):

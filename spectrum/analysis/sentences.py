@@ -52,11 +52,11 @@ def _verdict(row: pd.Series) -> str:
 
 def _more_seeds(row: pd.Series) -> str:
     more, most = row["more_seeds"], row["more_seeds_at_most"]
-    if not isinstance(more, int):
+    if pd.isna(more):
         return " More than 10,000 seeds would be needed to decide it."
-    beyond = f", {most} if the spread is at its 80 % upper limit" if isinstance(most, int) else ""
+    beyond = "" if pd.isna(most) else f", {most} if the spread is at its 80 % upper limit"
     about = "to decide it" if not math.isnan(row["margin"]) else "to show a difference as large as this one"
-    return f" About {more} more {_plural(more, 'seed')} would be needed {about}, at 80 % power{beyond}."
+    return f" About {more} more {_plural(int(more), 'seed')} would be needed {about}, at 80 % power{beyond}."
 
 
 def points(value: float, *, sign: bool = False) -> str:

@@ -123,6 +123,9 @@ def test_a_family_is_corrected_and_each_verdict_follows():
     assert "neither a difference nor equivalence within ±0.10 points is shown" in said[2]
     assert "points a doubling of the segments" in said[3]
     assert "to show a difference as large as this one" in said[3]
+    more = [f"About {n} more seeds would be needed" for n in found["more_seeds"][2:]]
+    assert [words in text for words, text in zip(more, said[2:], strict=True)] == [True, True]
+    assert [sentence(stats.contrasts(table, asked).iloc[number]) for number in range(4)] == said
 
 
 def test_equivalence_is_said():
