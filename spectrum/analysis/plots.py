@@ -342,7 +342,9 @@ def forest(contrasts: pd.DataFrame, results: pd.DataFrame, *, ax: Axes | None = 
             )
         face = "#0072B2" if decided else "white"
         ax.plot(100 * row["mean"], place, marker="o", ms=6, mfc=face, mec="#0072B2", ls="", zorder=4)
-    names = [f"{row['name']}\n(a doubling)" if row["per_doubling"] else str(row["name"]) for _, row in table.iterrows()]
+    notes = table["per_doubling"].map({True: "\n(a doubling)", False: ""})
+    notes += table["confounded"].map({True: "\n(confounded)", False: ""})
+    names = [f"{name}{note}" for name, note in zip(table["name"], notes, strict=True)]
     ax.set_yticks(range(len(table)), [_wrapped(name, 34) for name in names])
     ax.set_ylim(len(table) - 0.5, -0.5)
     ax.axvline(0, color="0.4", lw=0.8)

@@ -9,7 +9,8 @@ import pandas as pd
 
 def sentence(contrast: pd.Series) -> str:
     """What a contrast shows, from a row of `stats.contrasts`: difference, interval, verdict, what would decide it."""
-    return f"{contrast['name']}: {_difference(contrast)}{_verdict(contrast)}"
+    flag = " Confounded: it changes several factors at once." if contrast["confounded"] else ""
+    return f"{contrast['name']}: {_difference(contrast)}{_verdict(contrast)}{flag}"
 
 
 def _difference(row: pd.Series) -> str:

@@ -220,11 +220,11 @@ def contrasts(
         power: for which `more_seeds` is reckoned.
 
     Columns: name, n, `left_out` (seeds with a missing run), `diverged` (runs), mean, sd, low, high (95 % t-interval of
-    this contrast by itself), `per_doubling` (of the segments: a slope), margin, p and p_equivalent, both adjusted by
-    Holm's method, verdict, and `more_seeds` that it would take to decide an undecided one: enough to show a difference
-    of the margin's size if there is one, and equivalence if there is none; without a margin, a difference as large as
-    the one observed. `more_seeds_at_most` is the same if the spread is as large as its 80 % upper limit. A contrast
-    whose sides have no rows yet has n = 0.
+    this contrast by itself), `per_doubling` (of the segments: a slope), `confounded` (as the plan says), margin, p and
+    p_equivalent, both adjusted by Holm's method, verdict, and `more_seeds` that it would take to decide an undecided
+    one: enough to show a difference of the margin's size if there is one, and equivalence if there is none; without a
+    margin, a difference as large as the one observed. `more_seeds_at_most` is the same if the spread is as large as its
+    80 % upper limit. A contrast whose sides have no rows yet has n = 0.
 
     Verdicts: "higher", "lower" (the first side), "equivalent", "undecided"; "negligibly higher" and "negligibly lower"
     for a difference that is shown, and shown to be less than the margin; "unknown" below two seeds or where all
@@ -244,15 +244,15 @@ def contrasts(
         for name, sd in (("more_seeds", row["sd"]), ("more_seeds_at_most", upper_sd(row["sd"], row["n"]))):
             row[name] = _more_seeds(row, sd, power, alpha / len(rows)) if undecided else None
         judged.append(row)
-    columns = """name n left_out diverged mean sd low high per_doubling margin p p_equivalent verdict more_seeds
-    more_seeds_at_most""".split()
+    columns = """name n left_out diverged mean sd low high per_doubling confounded margin p p_equivalent verdict
+    more_seeds more_seeds_at_most""".split()
     return pd.DataFrame(judged, columns=columns).astype({"more_seeds": "Int64", "more_seeds_at_most": "Int64"})
 
 
 def _asked(table: pd.DataFrame, asked: Mapping[str, Any], metric: str) -> dict[str, Any]:
     between, across, margin = asked["between"], asked.get("across"), asked.get("margin")
     row: dict[str, Any] = {"name": asked["name"], "margin": margin if margin is not None else float("nan")}
-    row["per_doubling"] = across == "segments"
+    row |= {"per_doubling": across == "segments", "confounded": bool(asked.get("confounded", False))}
     try:
         sides = pd.concat([_side(table, side) for side in between])
         values = differences_by_seed(table, between, across, metric)

@@ -251,13 +251,13 @@ def test_the_forest_has_a_mark_a_contrast_open_where_undecided():
     table = made_up(noisy)
     asked = [
         {"name": "relu", "between": RELU, "margin": 0.01},
-        {"name": "slope", "between": RELU, "across": "segments"},
+        {"name": "slope", "between": RELU, "across": "segments", "confounded": True},
     ]
     ax = plots.forest(stats.contrasts(table, asked), table).axes[0]
     marks = [line for line in ax.lines if line.get_marker() == "o"]
     assert [line.get_markerfacecolor() == "white" for line in marks] == [False, True]
     assert marks[0].get_xdata()[0] == pytest.approx(100 * stats.contrast(table, RELU).mean)
-    assert [text.get_text() for text in ax.get_yticklabels()] == ["relu", "slope\n(a doubling)"]
+    assert [text.get_text() for text in ax.get_yticklabels()] == ["relu", "slope\n(a doubling)\n(confounded)"]
     assert "made-up 01234567" in ax.get_title(loc="left")
     with pytest.raises(ValueError, match="no contrast has a run"):
         plots.forest(stats.contrasts(table, [{"name": "x", "between": [{"segments": 4}, {"segments": 1}]}]), table)
