@@ -52,9 +52,10 @@ def test_what_is_shown_of_a_study_can_be_in_one(text):
     said = tomllib.loads(text)
     if "seed" in said:  # a line of [axes]
         said = {"axes": said}
-    compared = [side["segments"] for contrast in said.get("contrasts", []) for side in contrast["between"]]
-    if compared and "axes" not in said:  # the contrast alone
-        said["axes"] = {"segments": compared}
+    if "contrasts" in said and "axes" not in said:  # the contrast alone
+        sides = [side for one in said["contrasts"] for side in (*one["between"], *one.get("across", ()))]
+        names = dict.fromkeys(name for side in sides for name in side)
+        said["axes"] = {name: list(dict.fromkeys(side[name] for side in sides if name in side)) for name in names}
     assert parse_study(said, "shown").points()
 
 
