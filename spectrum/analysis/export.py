@@ -75,9 +75,9 @@ def as_markdown(results: pd.DataFrame) -> str:
     Raises ValueError where no point has an accuracy yet.
     """
     titles, rows = as_text(_summary(results))
+    heading, *body = [[_markdown(cell) for cell in row] for row in (titles, *rows)]
     rule = ["---", *["---:"] * (len(titles) - 1)]
-    lines = [rule if row is rule else [_markdown(cell) for cell in row] for row in (titles, rule, *rows)]
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+    return "".join(f"| {' | '.join(line)} |\n" for line in (heading, rule, *body))
 
 
 def write_csv(results: pd.DataFrame, path: Path) -> None:

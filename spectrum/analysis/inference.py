@@ -210,10 +210,12 @@ def upper_sd(sd: float, n: int, confidence: float = 0.8) -> float:
 
 def shown_better(values: NDArray[np.float64], than: NDArray[np.float64]) -> float:
     """p-value that one mean is not above another, of values that are paired by position; 1 where nothing is shown."""
-    x = values - than
-    if len(x) < 2 or not x.std() > 1e-12:
+    if len(values) < 2:
         return 1.0
-    return _beyond(x.mean() / (x.std(ddof=1) / np.sqrt(len(x))), len(x) - 1)
+    found = difference(values - than)
+    if np.isnan(found.p):
+        return 1.0
+    return found.p / 2 if found.mean > 0 else 1 - found.p / 2
 
 
 def _fewest(power_with: Callable[[int], float], wanted: float) -> int | None:

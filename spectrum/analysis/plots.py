@@ -24,11 +24,13 @@ from matplotlib.figure import Figure, SubFigure
 from matplotlib.patheffects import withStroke
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
-from spectrum.analysis.stats import differences_by_seed, pareto_front, summarise, t_interval
+from spectrum.analysis.stats import differences_by_seed, pareto_front, points_against, summarise, t_interval
 from spectrum.analysis.table import (
     SPLIT,
     budget_name,
+    has,
     point_label,
+    point_labels,
     scored,
     segments_label,
     spectrum_position,
@@ -142,9 +144,7 @@ def accuracy_against(
     ax = _axes(ax)
     table = scored(results, metric)
     names = varied_settings(table)
-    by = [*SPLIT, *names]
-    groups = summarise(table, by, metric)
-    groups["cost"] = table.groupby(by, sort=False, dropna=False)[cost].mean().to_numpy()
+    groups = points_against(table, cost, metric)
     looks = list(groups.groupby(names, sort=False, dropna=False)) if names else [((), groups)]
     for number, (values, part) in enumerate(looks):
         label = _setting(names, values)
@@ -331,17 +331,16 @@ def forest(contrasts: pd.DataFrame, results: pd.DataFrame, *, ax: Axes | None = 
         raise ValueError("forest: no contrast has a run on every side")
     ax = _axes(ax)
     _figure(ax).set_size_inches(6.4, 1.6 + 0.5 * len(table))
+    color = _look(0)["color"]
     for place, (_, row) in enumerate(table.iterrows()):
         decided = row["verdict"] not in ("undecided", "unknown")
         if row["margin"] == row["margin"]:
             band = (place - 0.32, place + 0.32)
             ax.fill_betweenx(band, -100 * row["margin"], 100 * row["margin"], color="0.9", lw=0, zorder=1)
         if row["low"] == row["low"]:
-            ax.plot(
-                [100 * row["low"], 100 * row["high"]], [place, place], color="#0072B2", marker="|", ls="-", zorder=3
-            )
-        face = "#0072B2" if decided else "white"
-        ax.plot(100 * row["mean"], place, marker="o", ms=6, mfc=face, mec="#0072B2", ls="", zorder=4)
+            ax.plot([100 * row["low"], 100 * row["high"]], [place, place], color=color, marker="|", ls="-", zorder=3)
+        face = color if decided else "white"
+        ax.plot(100 * row["mean"], place, marker="o", ms=6, mfc=face, mec=color, ls="", zorder=4)
     notes = table["per_doubling"].map({True: "\n(a doubling)", False: ""})
     notes += table["confounded"].map({True: "\n(confounded)", False: ""})
     names = [f"{name}{note}" for name, note in zip(table["name"], notes, strict=True)]
@@ -377,7 +376,7 @@ def difference_curve(
     """
     ax = _axes(ax)
     table = scored(results, metric).assign(position=lambda rows: spectrum_position(rows))
-    sided = table[_has(table, between[0]) | _has(table, between[1])]
+    sided = table[has(table, between[0]) | has(table, between[1])]
     places, found = [], []
     for _, at in sided.groupby([*SPLIT], sort=False, dropna=False):
         places.append(float(np.exp(np.log(at["position"]).mean())))
@@ -424,7 +423,7 @@ def setting_map(
         raise ValueError(f"{', '.join(others)} varies too; choose one value first, as in results[results[…] == …]")
     ax = _axes(ax)
     table = table.assign(position=spectrum_position(table)).sort_values("position", kind="stable")
-    columns = list(dict.fromkeys(point_label(row) for _, row in table.iterrows()))
+    columns = list(dict.fromkeys(point_labels(table)))
     rows = list(dict.fromkeys(results[setting]))
     means, halves = np.full((2, len(rows), len(columns)), np.nan)
     for _, cell in summarise(table, [setting, *SPLIT], metric).iterrows():
@@ -446,13 +445,6 @@ def setting_map(
     figure.colorbar(image, ax=ax, label=METRIC_LABELS.get(metric, metric))
     _say(ax, table, [setting], "cells: mean ± half of the 95 % t-interval")
     return figure
-
-
-def _has(table: pd.DataFrame, side: Mapping[str, Any]) -> pd.Series:
-    has = pd.Series(True, index=table.index)
-    for name, value in side.items():
-        has &= table[name].map(lambda have, value=value: have == value)
-    return has
 
 
 def _wrapped(text: str, width: int) -> str:

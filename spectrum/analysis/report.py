@@ -9,7 +9,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -141,9 +141,10 @@ def write_report(
     paths = [
         path for stem, (_, figure) in drawn.items() for path in plots.save_figure(figure, folder / "figures" / stem)
     ]
+    sentences = [sentence(row) for _, row in judged.iterrows()]
     page = folder / "report.html"
-    page.write_text(_page(folder, results, plan, table, drawn, judged), encoding="utf-8")
-    return Report(page, paths, table, [sentence(row) for _, row in judged.iterrows()])
+    page.write_text(_page(folder, results, plan, table, drawn, sentences), encoding="utf-8")
+    return Report(page, paths, table, sentences)
 
 
 def _judged(results: pd.DataFrame, plan: Mapping[str, Any]) -> pd.DataFrame:
@@ -160,7 +161,7 @@ def _page(
     plan: Mapping[str, Any],
     table: pd.DataFrame,
     drawn: Mapping[str, tuple[str, Figure]],
-    judged: pd.DataFrame,
+    sentences: Sequence[str],
 ) -> str:
     finished = results[results["status"] != "failed"] if len(results) else results
     seeds = int(table["n"].min()) if len(table) else 0
@@ -170,7 +171,7 @@ def _page(
     tuning = plan.get("tuning")
     varied |= {*(tuning["grid"] if tuning else ()), *(("width", "widths") if _matches(plan) != ["none"] else ())}
     columns, rows = as_text(table)
-    script = SORT.read_text(encoding="utf-8")
+    script, asked = SORT.read_text(encoding="utf-8"), plan.get("contrasts", [])
     environment = Environment(
         loader=PackageLoader("spectrum.analysis", "."), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
@@ -183,8 +184,7 @@ def _page(
         matches=_matches(plan),
         worst=_worst(results, _matches(plan)),
         contrasts=[
-            contrast | {"sentence": sentence(judged.iloc[number]) if len(judged) else ""}
-            for number, contrast in enumerate(plan.get("contrasts", []))
+            contrast | {"sentence": said} for contrast, said in zip(asked, sentences or [""] * len(asked), strict=True)
         ],
         choices=_choices(plan),
         tuned="tuning" in plan,

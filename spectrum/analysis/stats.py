@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from spectrum.analysis.inference import (
     ALPHA,
@@ -38,7 +38,9 @@ from spectrum.analysis.table import (
     SETTINGS,
     SPLIT,
     check,
+    has,
     point_label,
+    point_labels,
     scored,
     scored_metric,
     segments_label,
@@ -68,9 +70,8 @@ def summarise(
     Groups come in the order of the table, with the columns `by` first; `params` and `macs` where all rows of a group
     agree. The ends of an interval for an accuracy are cut at 0 and 1, which it cannot leave; `half` is not.
     """
-    scored = results[results[metric].notna()]
     rows = []
-    for key, group in scored.groupby(list(by), sort=False, dropna=False):
+    for key, group in results[results[metric].notna()].groupby(list(by), sort=False, dropna=False):
         mean, low, high = t_interval(group[metric], confidence)
         row = dict(zip(by, key, strict=True))
         row |= {"n": len(group), "mean": mean, "sd": group[metric].std(ddof=1), "half": high - mean}
@@ -99,7 +100,11 @@ def differences_by_seed(
     missing are left out. Raises ValueError where a side has no row, or no seed has all runs.
     """
     metric = scored_metric(results) if metric is None else metric
-    table = scored(results, metric)
+    return _differences(scored(results, metric), between, across, metric)
+
+
+def _differences(table: pd.DataFrame, between: Sequence[Side], across: Across, metric: str) -> pd.Series:
+    """`differences_by_seed` of a table that is checked."""
     if len(between) != 2:
         raise ValueError(f"between: expected two sides, got {len(between)}")
     if across is None:
@@ -141,8 +146,7 @@ def _side(table: pd.DataFrame, side: Side) -> pd.DataFrame:
     for name, value in side.items():
         if name not in table:
             raise ValueError(f"{name}: no such column; a side names settings, as in {{'segments': 4}}")
-        asked = tuple(value) if isinstance(value, list) else value
-        found = table[table[name].map(lambda have, asked=asked: have == asked)]
+        found = table[has(table, {name: value})]
         if found.empty:
             there = ", ".join(dict.fromkeys(map(repr, table[name])))
             raise ValueError(f"{name} = {value!r}: no row has it; try {there}")
@@ -162,7 +166,9 @@ def _slope_of_differences(table: pd.DataFrame, between: Sequence[Side], metric: 
     table = table.assign(place=_places(table))
     curves = {place: _paired(at, between, metric).mean(axis=1, skipna=False) for place, at in table.groupby("place")}
     complete = _complete(pd.DataFrame(curves))
-    return pd.Series([_slope(curve) for _, curve in complete.iterrows()], index=complete.index)
+    if len(complete.columns) < 2:
+        raise ValueError('across = "segments": needs at least two numbers of segments')
+    return pd.Series(_leading(complete, 1), index=complete.index)
 
 
 def _places(table: pd.DataFrame) -> pd.Series:
@@ -174,11 +180,9 @@ def _places(table: pd.DataFrame) -> pd.Series:
     return table.assign(log=logs, key=_keys(table, SPLIT)).groupby("key")["log"].transform("mean")
 
 
-def _slope(curve: pd.Series) -> float:
-    places = np.asarray(curve.index, dtype=float)
-    if len(places) < 2:
-        raise ValueError('across = "segments": needs at least two numbers of segments')
-    return float(np.polyfit(places, np.asarray(curve, dtype=float), 1)[0])
+def _leading(curves: pd.DataFrame, degree: int) -> NDArray[np.float64]:
+    """The first coefficient of each row's polynomial over the columns' places."""
+    return np.asarray(np.polyfit(curves.columns.to_numpy(dtype=float), curves.to_numpy(dtype=float).T, degree)[0])
 
 
 def contrast(
@@ -255,7 +259,7 @@ def _asked(table: pd.DataFrame, asked: Mapping[str, Any], metric: str) -> dict[s
     row |= {"per_doubling": across == "segments", "confounded": bool(asked.get("confounded", False))}
     try:
         sides = pd.concat([_side(table, side) for side in between])
-        values = differences_by_seed(table, between, across, metric)
+        values = _differences(table, between, across, metric)
     except ValueError:  # not all there yet
         nothing = dict.fromkeys(("mean", "sd", "low", "high", "p", "p_equivalent"), float("nan"))
         return row | nothing | {"n": 0, "left_out": int(table["seed"].nunique()), "diverged": 0}
@@ -298,14 +302,12 @@ def trend(results: pd.DataFrame, *, metric: str | None = None, confidence: float
     metric = scored_metric(results) if metric is None else metric
     rows = []
     for settings, curve in _curves(scored(results, metric, needs=["realised_segments"]), metric):
-        places = curve.columns.to_numpy(dtype=float)
-        if len(places) < 2:
+        if len(curve.columns) < 2:
             continue
-        values = curve.to_numpy(dtype=float)
-        slope, low, high = t_interval(np.polyfit(places, values.T, 1)[0], confidence)
+        slope, low, high = t_interval(_leading(curve, 1), confidence)
         row = settings | {"n": len(curve), "slope": slope, "low": low, "high": high, "curvature": float("nan")}
-        if len(places) > 2:
-            bent = t_interval(np.polyfit(places, values.T, 2)[0], confidence)
+        if len(curve.columns) > 2:
+            bent = t_interval(_leading(curve, 2), confidence)
             row |= dict(zip(("curvature", "curvature_low", "curvature_high"), bent, strict=True))
         rows.append(row)
     if not rows:
@@ -343,7 +345,7 @@ def _curves(table: pd.DataFrame, metric: str, *, bare: bool = False) -> list[tup
     With `bare` columns are labels, and bare convolutions are there too.
     """
     names = varied_settings(table)
-    table = table.assign(place=_places(table), label=[point_label(row) for _, row in table.iterrows()])
+    table = table.assign(place=_places(table), label=point_labels(table))
     table = table.sort_values("place", kind="stable")
     if not bare:
         table = table[table["pointwise"].astype(bool)]
@@ -354,6 +356,13 @@ def _curves(table: pd.DataFrame, metric: str, *, bare: bool = False) -> list[tup
         if len(curve):
             curves.append((dict(zip(names, values, strict=True)), curve))
     return curves
+
+
+def points_against(table: pd.DataFrame, cost: str, metric: str, confidence: float = 0.95) -> pd.DataFrame:
+    """`summarise` of every point of a table, with the mean over seeds of its cost in the column `cost`."""
+    by = [*SPLIT, *varied_settings(table)]
+    costs = table.groupby(by, sort=False, dropna=False)[cost].mean().to_numpy()
+    return summarise(table, by, metric, confidence).assign(cost=costs)
 
 
 def pareto_table(
@@ -371,11 +380,10 @@ def pareto_table(
     """
     metric = scored_metric(results) if metric is None else metric
     table = scored(results, metric, needs=[cost])
-    names = [*SPLIT, *varied_settings(table)]
-    groups = summarise(table, names, metric, confidence)
-    groups["cost"] = table.groupby(names, sort=False, dropna=False)[cost].mean().to_numpy()
-    parts = [part.set_index("seed")[metric] for _, part in table.groupby(names, sort=False, dropna=False)]
-    groups["label"] = [point_label(row) for _, row in groups.iterrows()]
+    groups = points_against(table, cost, metric, confidence)
+    by = [*SPLIT, *varied_settings(table)]
+    parts = [part.set_index("seed")[metric] for _, part in table.groupby(by, sort=False, dropna=False)]
+    groups["label"] = point_labels(groups)
     front = set(pareto_front(groups["cost"], groups["mean"]))
     groups["on_front"] = [place in front for place in range(len(groups))]
     groups["beaten_by"] = [_beaten_by(place, groups, parts, 1 - confidence) for place in range(len(groups))]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -132,6 +133,20 @@ def point_label(row: pd.Series) -> str:
     return segments_label(row["segments"], row["segment_width"], bool(row["pointwise"]))
 
 
+def point_labels(results: pd.DataFrame) -> list[str]:
+    """What every row is called, in their order."""
+    return [point_label(row) for _, row in results.iterrows()]
+
+
+def has(results: pd.DataFrame, side: Mapping[str, Any]) -> pd.Series:
+    """Whether each row has all values of one side of a comparison, such as {"segments": 4}."""
+    found = pd.Series(True, index=results.index)
+    for name, value in side.items():
+        asked = tuple(value) if isinstance(value, list) else value
+        found &= results[name].map(lambda have, asked=asked: have == asked)
+    return found
+
+
 def studies_of(results: pd.DataFrame) -> str:
     """Names of the studies that a table has rows of, each with the start of its plan's hash, for captions."""
     if "study" not in results:
@@ -145,8 +160,3 @@ def budget_name(match: str) -> str:
     """A budget in words."""
     words = {"none": "unmatched", "params": "equal parameters", "macs": "equal MACs", "step_time": "equal step time"}
     return words.get(match, match)
-
-
-def setting_name(name: str, value: object) -> str:
-    """A setting and its value in words; a budget in those of `budget_name`."""
-    return budget_name(str(value)) if name == "match" else f"{name} {value}".replace("_", " ")

@@ -1,6 +1,3 @@
-import math
-
-import numpy as np
 import pandas as pd
 import pytest
 from hypothesis import given
@@ -14,31 +11,8 @@ from spectrum.analysis.stats import (
     segments_label,
     spectrum_position,
     summarise,
-    t_interval,
     varied_settings,
 )
-
-
-def test_the_interval_of_a_textbook_sample():
-    # n = 5, mean 3, sd √2.5, and the 97.5 % quantile of Student's t with 4 degrees of freedom is 2.776445
-    mean, low, high = t_interval([1, 2, 3, 4, 5])
-    half = 2.7764451 * math.sqrt(2.5) / math.sqrt(5)
-    assert (mean, low, high) == pytest.approx((3, 3 - half, 3 + half), rel=1e-7)
-
-
-def test_an_interval_holds_the_true_mean_as_often_as_it_says():
-    samples = np.random.default_rng(0).normal(0.9, 0.01, size=(4000, 3))
-    held = np.mean([low <= 0.9 <= high for _, low, high in map(t_interval, samples)])
-    assert 0.94 < held < 0.96
-
-
-def test_one_value_has_no_interval_and_none_is_an_error():
-    mean, low, high = t_interval([0.5])
-    assert mean == 0.5
-    assert math.isnan(low)
-    assert math.isnan(high)
-    with pytest.raises(ValueError, match="no values"):
-        t_interval([])
 
 
 @given(st.lists(st.tuples(st.integers(0, 20), st.integers(0, 20)), min_size=1, max_size=30))
