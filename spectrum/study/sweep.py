@@ -127,6 +127,15 @@ def run_study(
         return run.tune(study.tune, grid, confirm=confirm or once_confirmed)
 
 
+def in_random_blocks(points: Sequence[Point]) -> list[Point]:
+    """The order of training: seed by seed, and within a seed by id, which is a hash and so random but repeatable.
+
+    What drifts in a machine over hours then falls on no end of the spectrum, and a study that is cut short has whole
+    blocks of points with the same seeds.
+    """
+    return sorted(points, key=lambda point: (point.seed, point.id))
+
+
 class _Run:
     """One run of a study: trains points, writes rows, counts."""
 
@@ -204,7 +213,7 @@ class _Run:
         by_id: dict[str, PlannedPoint] = {}
         for one in planned:
             by_id.setdefault(one.point.id, one)  # one network may serve several budgets
-        left = [one.point for id, one in by_id.items() if id not in finished]
+        left = in_random_blocks([one.point for id, one in by_id.items() if id not in finished])
         self.reused += len(by_id.keys() & finished.keys() - self.seen)
         self.seen |= by_id.keys()
         self._tell(None)

@@ -15,6 +15,7 @@ from spectrum.study.planning import plan_study
 from spectrum.study.point import SpecError
 from spectrum.study.spec import parse_study
 from spectrum.study.store import StoreError, load_history, read_rows
+from spectrum.study.sweep import in_random_blocks
 from tests import faulty_models
 
 TINY = {"dataset": "digits", "train_images": 100, "batch_size": 50, "epochs": 2, "width": 0.25}
@@ -50,6 +51,17 @@ def test_an_engine_shares_the_cores_between_its_workers():
     assert LocalEngine(device="cuda").workers == 1
     assert LocalEngine(1).threads == available_cores()
     assert LocalEngine(10_000).threads == 1
+
+
+def test_points_are_trained_in_blocks_of_a_seed_in_random_order_that_can_be_repeated():
+    study = tiny(axes={"segments": [1, 2, 3, 4, 5, 6, 7, 8], "seed": [2, 0, 1]})
+    points = [one.point for one in study.wanted()]
+    ordered = in_random_blocks(points)
+    blocks = [[point.segments for point in ordered[start : start + 8]] for start in (0, 8, 16)]
+    assert [point.seed for point in ordered] == sorted(point.seed for point in points)
+    assert all(sorted(block) == list(range(1, 9)) and block != sorted(block) for block in blocks)
+    assert len(set(map(tuple, blocks))) == 3
+    assert in_random_blocks(points[::-1]) == ordered
 
 
 @pytest.mark.slow
