@@ -1,12 +1,12 @@
 # make study   accuracy along the spectrum, in minutes        make test   everything that is tested
 # make check   lint, types and the fast tests                 make notebooks  execute them on the committed results
-# make docs    the documentation site, in docs/_build/html
+# make docs    the documentation site, in docs/_build/html  make pictures  draw the tests' reference pictures anew
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 STUDY ?= experiments/quickstart.toml
 
-.PHONY: study test check lint types docs notebooks clean
+.PHONY: study test check lint types docs notebooks pictures clean
 .DEFAULT_GOAL := check
 
 study: .venv/for-use
@@ -35,6 +35,9 @@ types: .venv/for-development
 .venv/for-development: .venv/for-use
 	$(INSTALL) --editable '.[dev]'
 	@touch $@
+
+pictures: .venv/for-development
+	$(BIN)/python -m pytest tests/analysis/test_pictures.py --mpl-generate-path=tests/analysis/pictures
 
 docs: .venv/for-development
 	$(BIN)/sphinx-build -W --keep-going -q -b html -d docs/_build/doctrees docs docs/_build/html

@@ -34,6 +34,7 @@ from spectrum.analysis.inference import (
     upper_sd,
 )
 from spectrum.analysis.table import (
+    IMAGES,
     PER_CHANNEL,
     SETTINGS,
     SPLIT,
@@ -377,6 +378,7 @@ def pareto_table(
     Columns: n, cost, mean, low and high (95 % t-interval), `on_front` (no point that costs as little has a higher mean)
     and `beaten_by`, the label of a point that costs no more and is shown to be better, by one-sided t-tests paired by
     seed at a level divided by the number of such points; empty where none is. Costs within 1 % count as equal.
+    Points of different images, or of labels by different teachers, have fronts of their own.
     """
     metric = scored_metric(results) if metric is None else metric
     table = scored(results, metric, needs=[cost])
@@ -384,15 +386,18 @@ def pareto_table(
     by = [*SPLIT, *varied_settings(table)]
     parts = [part.set_index("seed")[metric] for _, part in table.groupby(by, sort=False, dropna=False)]
     groups["label"] = point_labels(groups)
-    front = set(pareto_front(groups["cost"], groups["mean"]))
-    groups["on_front"] = [place in front for place in range(len(groups))]
-    groups["beaten_by"] = [_beaten_by(place, groups, parts, 1 - confidence) for place in range(len(groups))]
-    return groups.drop(columns=["sd", "half", "seconds"])
+    tasks = [name for name in IMAGES if name in by]
+    for _, task in groups.groupby(tasks, dropna=False) if tasks else [((), groups)]:
+        front = task.index[pareto_front(task["cost"], task["mean"])]
+        groups.loc[task.index, "on_front"] = task.index.isin(front)
+        for place in task.index:
+            groups.loc[place, "beaten_by"] = _beaten_by(place, task, parts, 1 - confidence)
+    return groups.astype({"on_front": bool}).drop(columns=["sd", "half", "seconds"])
 
 
 def _beaten_by(place: int, groups: pd.DataFrame, parts: Sequence[pd.Series], alpha: float) -> str:
     costs, means = groups["cost"], groups["mean"]
-    rivals = [i for i in range(len(groups)) if i != place and costs[i] <= SAME_COST * costs[place]]
+    rivals = [i for i in groups.index if i != place and costs[i] <= SAME_COST * costs[place]]
     for rival in sorted((i for i in rivals if means[i] > means[place]), key=lambda i: -means[i]):
         one, other = parts[rival].align(parts[place], join="inner")
         if shown_better(one.to_numpy(dtype=float), other.to_numpy(dtype=float)) <= alpha / len(rivals):

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 from matplotlib.figure import Figure
 
-from spectrum import plots
+from spectrum import build_model, measure_cost, plots
 
 CHANNELS = 16
 
@@ -169,3 +169,56 @@ def test_a_search_is_a_map_with_the_choices_framed():
     assert [label.get_text() for label in axes.get_xticklabels()] == ["1", "2", "3", "per channel"]
     assert [label.get_text() for label in axes.get_yticklabels()] == ["0.05, 0", "0.05, 0.001", "0.1, 0", "0.1, 0.001"]
     assert [patch.get_xy() for patch in axes.patches] == [(across - 0.5, 1.5) for across in range(4)]
+
+
+def test_a_point_that_a_cheaper_one_beats_is_open():
+    table = results(seed=[0, 1, 2, 3, 4])
+    table.loc[table["segments"] == 1, "test_accuracy"] = 0.7 + 0.001 * table["seed"]  # costs most, and is worst
+    ax = plots.accuracy_against(table, "params").axes[0]
+    faces = {bar[0].get_xdata()[0]: bar[0].get_markerfacecolor() for bar in ax.containers}
+    assert faces[1000] == "white"
+    assert faces[1000 // 3] != "white"
+    assert "shown to be off the front" in [text.get_text() for text in ax.get_legend().get_texts()]
+
+
+def test_many_points_are_told_apart_by_shades_and_named_in_the_legend():
+    ax = plots.accuracy_against(results(activation=["none", "relu", "elu"])).axes[0]
+    assert not ax.texts
+    named = [text.get_text() for text in ax.get_legend().get_texts()]
+    assert named[-4:] == ["1", "2", "3", "per channel"]
+
+
+def test_time_against_macs_has_medians_and_the_line_of_the_fastest_arithmetic():
+    table = results(seed=[0, 1, 2])
+    table["images_per_second"] = [1000.0, 1000.0, 10.0] + [500.0] * 9  # of 1 segment one run was disturbed
+    ax = plots.time_against_macs(table).axes[0]
+    proportional, marks = ax.lines[0], ax.lines[1]
+    assert list(marks.get_ydata()) == pytest.approx([1, 2, 2, 2])
+    assert list(proportional.get_xdata()) == [100_000 // 16, 100_000]
+    assert list(proportional.get_ydata()) == pytest.approx([100_000 // 16 / 100_000, 1])
+    with pytest.raises(ValueError, match="no row has images_per_second"):
+        plots.time_against_macs(table.drop(columns="images_per_second"))
+
+
+def test_cost_by_layer_stacks_every_layer_up_to_the_total():
+    cost = measure_cost(build_model("probe", segments=4), (3, 32, 32))
+    for count in ("macs", "params"):
+        ax = plots.cost_by_layer({"one": cost}, count).axes[0]
+        blocks = [bar for bar in ax.patches if bar.get_width() > 0 and bar.get_height() > 0]
+        assert sum(block.get_width() for block in blocks) == getattr(cost, count)
+        assert len(blocks) == sum(getattr(layer, count) > 0 for layer in cost.layers)
+    with pytest.raises(ValueError, match="count='speed': try macs, params"):
+        plots.cost_by_layer({"one": cost}, "speed")
+    with pytest.raises(ValueError, match="no network to draw"):
+        plots.cost_by_layer({})
+
+
+def test_the_literature_stands_beside_differences_paired_by_seed():
+    table = results(seed=[0, 1, 2])
+    ax = plots.literature_curve(table).axes[0]
+    ours = line(ax, "this study")[0]
+    assert list(ours.get_xdata()) == [1, 2, 3, 16]
+    assert list(ours.get_ydata()) == pytest.approx(list(-np.log2([1, 2, 3, 16])))
+    assert list(line(ax, "ResNeXt-50").get_ydata()) == pytest.approx([0, 0.9, 1.3, 1.6, 1.7])
+    with pytest.raises(ValueError, match="no seed has 1 segment"):
+        plots.literature_curve(table[table["segments"] != 1])

@@ -1,0 +1,35 @@
+"""Pictures of a study. Each takes a table and, if wanted, axes, and returns the figure.
+
+from spectrum import load_results, plots
+plots.spectrum_curve(load_results("results/segments_fashion"))
+"""
+
+from spectrum.analysis.plots.accuracy import (
+    budget_panels,
+    learning_curves,
+    setting_map,
+    spectrum_curve,
+    tuning_map,
+)
+from spectrum.analysis.plots.costs import accuracy_against, cost_by_layer, time_against_macs, yardstick_curve
+from spectrum.analysis.plots.differences import difference_curve, forest
+from spectrum.analysis.plots.drawing import save_figure, style
+from spectrum.analysis.plots.literature import literature, literature_curve
+
+__all__ = [
+    "accuracy_against",
+    "budget_panels",
+    "cost_by_layer",
+    "difference_curve",
+    "forest",
+    "learning_curves",
+    "literature",
+    "literature_curve",
+    "save_figure",
+    "setting_map",
+    "spectrum_curve",
+    "style",
+    "time_against_macs",
+    "tuning_map",
+    "yardstick_curve",
+]

@@ -1,0 +1,312 @@
+"""What points cost and what they give for it; how fast they run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import matplotlib as mpl
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patheffects import withStroke
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+from spectrum.analysis.plots.drawing import (
+    METRIC_LABELS,
+    axes_or_new,
+    error_bars,
+    figure_of,
+    look_of,
+    say,
+    setting_said,
+    styled,
+)
+from spectrum.analysis.stats import pareto_table
+from spectrum.analysis.table import IMAGES, SPLIT, point_labels, scored, varied_settings
+
+if TYPE_CHECKING:  # it needs torch, which reading and drawing a table do not
+    from spectrum.cost.count import Cost, LayerCost
+
+COST_LABELS = {
+    "params": "parameters",
+    "macs": "MACs of one image, forward",
+    "train_seconds": "training time in seconds",
+}
+COUNTS = {
+    "macs": "MACs of one image, forward",
+    "params": "parameters",
+    "backward_macs": "MACs of one image, backward",
+    "activations": "activations of one image",
+}
+PARTS = {
+    "spatial": "spatial half",
+    "pointwise": "1×1 half",
+    "Conv2d": "other convolutions",
+    "Linear": "logistic regression",
+    "BatchNormAct2d": "batch normalisation",
+    "BatchNorm2d": "batch normalisation",
+}
+HATCHES = ("", "//", "", "..", "\\\\")
+MOST_LABELS = 12
+
+
+@styled
+def accuracy_against(
+    results: pd.DataFrame, cost: str = "macs", *, ax: Axes | None = None, metric: str = "test_accuracy"
+) -> Figure:
+    """Mean accuracy against a cost on a log axis, the Pareto front of the means drawn, and which points are off it.
+
+    Args:
+        results: from `load_results`.
+        cost: "params", "macs" or "train_seconds".
+        ax: where to draw; by default a figure of its own.
+        metric: a column of accuracies from 0 to 1; shown in per cent.
+
+    Open marks are off the front: a point that costs no more is shown to be better (`stats.pareto_table`). Full marks
+    may lie on it. Points are labelled by their segments; where that would be crowded, shades tell them apart instead,
+    light to dark along the spectrum. Raises ValueError when no row has the metric.
+    """
+    new = ax is None
+    ax = axes_or_new(ax)
+    table = scored(results, metric)
+    names = varied_settings(table)
+    points = pareto_table(table, cost, metric=metric)
+    kinds = list(points.groupby(names, sort=False, dropna=False)) if names else [((), points)]
+    crowded = len(points) > (MOST_LABELS if len(kinds) == 1 else MOST_LABELS // 2)
+    if crowded and new:
+        figure_of(ax).set_size_inches(7.6, 3.6)  # room for the legend of the shades
+    shades = _shades(points["label"]) if crowded else {}
+    for number, (values, part) in enumerate(kinds):
+        look = look_of(number)
+        for _, point in part.iterrows():
+            color = shades.get(point["label"], look["color"])
+            face = "white" if point["beaten_by"] else color
+            bar = error_bars(point.to_frame().T)
+            at = point["cost"], 100 * point["mean"]
+            ax.errorbar(*at, bar, fmt=look["marker"], color=color, mfc=face, capsize=2, lw=1, zorder=3)
+        if names:
+            color = "0.35" if crowded else look["color"]
+            ax.plot([], [], ls="", marker=look["marker"], color=color, label=setting_said(names, values))
+    tasks = [name for name in IMAGES if name in names]
+    fronts = [part for _, part in points.groupby(tasks, dropna=False)] if tasks else [points]
+    for part in fronts:
+        front = part[part["on_front"]].sort_values("cost")
+        label = "Pareto front of the means" if part is fronts[0] else None
+        ax.plot(front["cost"], 100 * front["mean"], ls="--", color="0.35", marker="", label=label)
+    if (points["beaten_by"] != "").any():
+        ax.plot([], [], ls="", marker="o", color="0.35", mfc="white", label="shown to be off the front")
+    if crowded:
+        for label, shade in shades.items():
+            ax.plot([], [], ls="", marker="s", color=shade, label=label)
+        ax.legend(loc="center left", bbox_to_anchor=(1.01, 0.5))
+    else:
+        _label(ax, points)
+        ax.legend()
+    ax.set_xscale("log")
+    ax.margins(x=0.1, y=0.1)
+    _engineering_axis(ax)
+    ax.set_xlabel(COST_LABELS.get(cost, cost))
+    ax.set_ylabel(METRIC_LABELS.get(metric, metric))
+    say(ax, table, names, "shades: segments" if crowded else "labels: segments", "bars: 95 % t-interval")
+    return figure_of(ax)
+
+
+@styled
+def time_against_macs(results: pd.DataFrame, *, ax: Axes | None = None) -> Figure:
+    """Training time of an image against its MACs, both on log axes: what arithmetic does not say about speed.
+
+    Args:
+        results: from `load_results`.
+        ax: where to draw; by default a figure of its own.
+
+    Marks are medians over seeds. Along the dashed line time is in proportion to the MACs, at the rate of the point that
+    does most of them a second; what lies far above it pays for more than arithmetic. Times rank points only where they
+    were measured alike: see a study's README. Raises ValueError when no run has a speed.
+    """
+    ax = axes_or_new(ax)
+    table = scored(results, "images_per_second", needs=["macs"])
+    names = varied_settings(table)
+    table = table.assign(ms=1000 / table["images_per_second"])
+    by = [*SPLIT, *names]
+    points = table.groupby(by, sort=False, dropna=False)[["macs", "ms"]].median().reset_index()
+    points["label"] = point_labels(points)
+    fastest = points["ms"].div(points["macs"]).min()
+    ends = np.array([points["macs"].min(), points["macs"].max()])
+    ax.plot(ends, fastest * ends, ls="--", color="0.35", marker="", label="in proportion to the MACs")
+    kinds = list(points.groupby(names, sort=False, dropna=False)) if names else [((), points)]
+    for number, (values, part) in enumerate(kinds):
+        look = look_of(number)
+        label = setting_said(names, values) or None
+        ax.plot(part["macs"], part["ms"], ls="", marker=look["marker"], color=look["color"], label=label)
+    if len(points) <= MOST_LABELS:
+        _label(ax, points.assign(cost=points["macs"], top=points["ms"]))
+    ax.set_xscale("log")
+    ax.set_yscale("log")
+    ax.margins(x=0.1, y=0.12)
+    _engineering_axis(ax)
+    ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    ax.yaxis.set_minor_formatter(NullFormatter())
+    ax.set_xlabel(COST_LABELS["macs"])
+    ax.set_ylabel("training time of an image, ms")
+    ax.legend()
+    say(ax, table, names, "marks: medians over seeds", "labels: segments" if len(points) <= MOST_LABELS else "")
+    return figure_of(ax)
+
+
+@styled
+def cost_by_layer(costs: Mapping[str, Cost], count: str = "macs", *, ax: Axes | None = None) -> Figure:
+    """Where networks spend: a bar a network, a block a layer from input to output, coloured by what the layer is.
+
+    Args:
+        costs: what each network is called, and what `measure_cost` counts of it.
+        count: "macs", "params", "backward_macs" or "activations".
+        ax: where to draw; by default a figure of its own.
+
+    Raises ValueError for no network or a count that is not there.
+
+    >>> from spectrum import build_model, measure_cost
+    >>> costs = {s: measure_cost(build_model("probe", segments=s), (3, 32, 32)) for s in (1, 4, "per_channel")}
+    >>> figure = cost_by_layer({f"{s}": cost for s, cost in costs.items()})
+    """
+    if count not in COUNTS:
+        raise ValueError(f"count={count!r}: try {', '.join(COUNTS)}")
+    if not costs:
+        raise ValueError("cost_by_layer: no network to draw")
+    new = ax is None
+    ax = axes_or_new(ax)
+    if new:
+        figure_of(ax).set_size_inches(6.4, 1.5 + 0.42 * len(costs))
+    parts = list(dict.fromkeys(_part(layer) for cost in costs.values() for layer in cost.layers))
+    parts = [
+        part
+        for part in parts
+        if any(getattr(layer, count) for cost in costs.values() for layer in cost.layers if _part(layer) == part)
+    ]
+    for place, cost in enumerate(costs.values()):
+        start = 0
+        for layer in cost.layers:
+            size = getattr(layer, count)
+            if not size:
+                continue
+            number = parts.index(_part(layer))
+            ax.barh(
+                place,
+                size,
+                left=start,
+                height=0.7,
+                color=look_of(number)["color"],
+                hatch=HATCHES[number % 5],
+                edgecolor="white",
+                linewidth=0.8,
+            )
+            start += size
+        ax.text(start, place, f"  {_rounded(start)}", va="center", fontsize=8)
+    for number, part in enumerate(parts):
+        ax.bar(0, 0, color=look_of(number)["color"], hatch=HATCHES[number % 5], edgecolor="white", label=part)
+    ax.set_yticks(range(len(costs)), list(costs))
+    ax.set_ylim(len(costs) - 0.5, -0.5)
+    ax.margins(x=0.12)
+    ax.grid(axis="y", visible=False)
+    ax.xaxis.set_major_formatter(FuncFormatter(engineering))
+    ax.set_xlabel(COUNTS[count])
+    ax.legend(loc="center left", bbox_to_anchor=(1.01, 0.5))
+    ax.set_title("a bar a network · a block a layer, from input to output", color="0.25", fontsize=7.5)
+    return figure_of(ax)
+
+
+def _part(layer: LayerCost) -> str:
+    """What a layer is, in the words of the spectrum; of other layers, their class."""
+    half = layer.name.rpartition(".")[2]
+    if half in PARTS:
+        return PARTS[half]
+    return PARTS.get(layer.kind, layer.kind)
+
+
+def _shades(labels: Iterable[str]) -> dict[str, Any]:
+    names = list(dict.fromkeys(labels))
+    return dict(zip(names, mpl.colormaps["viridis_r"](np.linspace(0.1, 1, len(names))), strict=True))
+
+
+def _label(ax: Axes, points: pd.DataFrame) -> None:
+    """What each point is called, above its bar, or above its mark where there is no bar."""
+    for _, point in points.iterrows():
+        if "top" in point:
+            top, offset = point["top"], 5
+        elif point["high"] == point["high"] and point["high"] > point["mean"]:
+            top, offset = 100 * point["high"], 2
+        else:
+            top, offset = 100 * point["mean"], 5
+        text = ax.annotate(
+            point["label"],
+            (point["cost"], top),
+            xytext=(0, offset),
+            textcoords="offset points",
+            ha="center",
+            va="bottom",
+            fontsize=7.5,
+            zorder=2.5,
+        )
+        text.set_path_effects([withStroke(linewidth=2.5, foreground="white")])  # legible across bars, below marks
+
+
+def _engineering_axis(ax: Axes) -> None:
+    ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    ax.xaxis.set_major_formatter(FuncFormatter(engineering))
+    ax.xaxis.set_minor_formatter(NullFormatter())
+
+
+def _rounded(value: float) -> str:
+    """Three digits, as in 1.59 M."""
+    return engineering(float(f"{value:.3g}"))
+
+
+@styled
+def yardstick_curve(
+    table: pd.DataFrame, *, ax: Axes | None = None, shape: str | None = None, ours: str = "spectrum"
+) -> Figure:
+    """Speed along the spectrum: per cent of the yardstick, one line a way to compute, on a log₂ axis.
+
+    Args:
+        table: of `spectrum bench op`, read from its CSV.
+        shape: one of its shapes; by default the first.
+        ours: the way that is drawn first and thick.
+
+    Numbers of segments that leave uneven ones are left out. Raises ValueError for a shape that is not there.
+    """
+    ax = axes_or_new(ax)
+    shape = table["shape"].iloc[0] if shape is None else shape
+    part = table[(table["shape"] == shape) & (table["channels_per_segment"] % 1 == 0)]
+    if part.empty:
+        raise ValueError(f"shape={shape}: not measured; try {', '.join(table['shape'].unique())}")
+    for number, way in enumerate(sorted(part["way"].unique(), key=lambda way: (way != ours, way))):
+        line, look = part[part["way"] == way], look_of(number)
+        low, high = (100 * line["yardstick_ms"] / line[q] for q in ("ms_q3", "ms_q1"))
+        ax.fill_between(line["segments"], low, high, color=look["color"], alpha=0.2, linewidth=0)
+        ax.plot(
+            line["segments"],
+            line["percent"],
+            color=look["color"],
+            marker=look["marker"],
+            linewidth=2.2 if way == ours else 1.0,
+            zorder=3 if way == ours else 2,
+            label=way,
+        )
+    ax.axhline(100, color="0.6", linewidth=0.8, linestyle=":")
+    ax.set_xscale("log", base=2)
+    ax.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
+    ax.set_xlabel("segments")
+    ax.set_ylabel("speed, % of the yardstick")
+    ax.set_ylim(bottom=0)
+    ax.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False)
+    ax.set_title(f"3×3, {shape}, forward and backward; line: median, band: quartiles", fontsize="small")
+    return figure_of(ax)
+
+
+def engineering(value: float, _position: int | None = None) -> str:
+    for factor, unit in ((1e9, " G"), (1e6, " M"), (1e3, " k")):
+        if value >= factor:
+            return f"{value / factor:g}{unit}"
+    return f"{value:g}"

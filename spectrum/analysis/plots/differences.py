@@ -1,0 +1,113 @@
+"""Differences between settings, with the margin below which they count as equal."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from spectrum.analysis.plots.drawing import (
+    METRIC_LABELS,
+    axes_or_new,
+    figure_of,
+    look_of,
+    say,
+    spectrum_axis,
+    styled,
+    wrapped,
+)
+from spectrum.analysis.stats import differences_by_seed, t_interval
+from spectrum.analysis.table import SPLIT, has, scored, spectrum_position, varied_settings
+
+
+@styled
+def forest(contrasts: pd.DataFrame, results: pd.DataFrame, *, ax: Axes | None = None) -> Figure:
+    """All contrasts of a study: mean difference and 95 % t-interval of each, with its margin as a band.
+
+    Args:
+        contrasts: from `stats.contrasts`.
+        results: the table that they were judged by; says data set, seeds and budget.
+        ax: where to draw; by default a figure of its own.
+
+    Solid marks are of contrasts with a verdict, open ones undecided. Slopes, in points a doubling of the segments, are
+    named so. Contrasts without runs are left out. Raises ValueError when none is left.
+    """
+    table = contrasts[contrasts["n"] > 0]
+    if table.empty:
+        raise ValueError("forest: no contrast has a run on every side")
+    ax = axes_or_new(ax)
+    figure_of(ax).set_size_inches(6.4, 1.6 + 0.5 * len(table))
+    color = look_of(0)["color"]
+    for place, (_, row) in enumerate(table.iterrows()):
+        decided = row["verdict"] not in ("undecided", "unknown")
+        if row["margin"] == row["margin"]:
+            band = (place - 0.32, place + 0.32)
+            ax.fill_betweenx(band, -100 * row["margin"], 100 * row["margin"], color="0.9", lw=0, zorder=1)
+        if row["low"] == row["low"]:
+            ax.plot([100 * row["low"], 100 * row["high"]], [place, place], color=color, marker="|", ls="-", zorder=3)
+        face = color if decided else "white"
+        ax.plot(100 * row["mean"], place, marker="o", ms=6, mfc=face, mec=color, ls="", zorder=4)
+    notes = table["per_doubling"].map({True: "\n(a doubling)", False: ""})
+    notes += table["confounded"].map({True: "\n(confounded)", False: ""})
+    names = [f"{name}{note}" for name, note in zip(table["name"], notes, strict=True)]
+    ax.set_yticks(range(len(table)), [wrapped(name, 34) for name in names])
+    ax.set_ylim(len(table) - 0.5, -0.5)
+    ax.axvline(0, color="0.4", lw=0.8)
+    ax.grid(axis="y", visible=False)
+    ax.set_xlabel("difference, points")
+    say(ax, results, varied_settings(results), "bars: 95 % t-interval · band: margin · open: undecided")
+    return figure_of(ax)
+
+
+@styled
+def difference_curve(
+    results: pd.DataFrame,
+    between: Sequence[Mapping[str, Any]],
+    *,
+    margin: float | None = None,
+    ax: Axes | None = None,
+    metric: str = "test_accuracy",
+) -> Figure:
+    """The difference of two settings along the spectrum, paired by seed, with a band of equivalence.
+
+    Args:
+        results: from `load_results`.
+        between: two sides, such as [{"order": "pointwise_first"}, {"order": "spatial_first"}].
+        margin: a difference below which they count as equivalent; drawn as a band.
+        ax: where to draw; by default a figure of its own.
+        metric: a column of accuracies from 0 to 1; shown in points.
+
+    An interval that lies within the band shows equivalence at that place, at 2.5 % and by itself. Raises ValueError
+    where no seed has both sides.
+    """
+    ax = axes_or_new(ax)
+    table = scored(results, metric).assign(position=lambda rows: spectrum_position(rows))
+    sided = table[has(table, between[0]) | has(table, between[1])]
+    places, found = [], []
+    for _, at in sided.groupby([*SPLIT], sort=False, dropna=False):
+        places.append(float(np.exp(np.log(at["position"]).mean())))
+        found.append(differences_by_seed(at, between, metric=metric))
+    if margin is not None:
+        ax.axhspan(-100 * margin, 100 * margin, color="0.9", lw=0, zorder=0, label=f"margin, ±{100 * margin:g} points")
+    ax.axhline(0, color="0.4", lw=0.8)
+    order = np.argsort(places)
+    intervals = [t_interval(100 * found[i]) for i in order]
+    means = [mean for mean, _, _ in intervals]
+    half = [high - mean if high == high else 0.0 for mean, _, high in intervals]
+    xs = [places[i] for i in order]
+    ax.errorbar(xs, means, half, capsize=2.5, elinewidth=1, zorder=3, **look_of(0))
+    for i in order:
+        ax.plot(
+            [places[i] * 2**-0.1] * len(found[i]), 100 * found[i], ls="", marker=".", ms=3.5, color="0.35", zorder=2
+        )
+    spectrum_axis(ax, sided)
+    first, second = (", ".join(f"{value}".replace("_", " ") for value in side.values()) for side in between)
+    ax.set_ylabel(f"{first} − {second},\npoints of {METRIC_LABELS.get(metric, metric).removesuffix(', %')}")
+    if margin is not None:
+        ax.legend()
+    say(ax, sided, varied_settings(sided), "dots: pairs of runs · line and bars: mean and 95 % t-interval")
+    return figure_of(ax)

@@ -1,0 +1,95 @@
+"""What others measured along the spectrum, and a study of one's own beside it."""
+
+from __future__ import annotations
+
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from spectrum.analysis.plots.drawing import (
+    METRIC_LABELS,
+    axes_or_new,
+    figure_of,
+    look_of,
+    say,
+    setting_said,
+    spectrum_axis,
+    styled,
+)
+from spectrum.analysis.stats import t_interval
+from spectrum.analysis.table import SPLIT, scored, spectrum_position, varied_settings
+
+# Top-1 errors in per cent on ImageNet, as published: ResNeXt (Xie et al. 2017, arXiv 1611.05431), IGCV1 (Zhang et al.
+# 2017, arXiv 1707.02725), ShuffleNet (Zhang et al. 2018, arXiv 1707.01083).
+PUBLISHED = {
+    ("ResNeXt-50", "spatial", "about equal MACs"): {1: 23.9, 2: 23.0, 4: 22.6, 8: 22.3, 32: 22.2},
+    ("IGCV1", "spatial", "fewer parameters at 100"): {1: 31.06, 4: 30.77, 16: 29.40, 100: 26.95},
+    ("ShuffleNet, of its 1×1", "pointwise", "equal MACs"): {1: 33.6, 2: 32.7, 3: 32.6, 4: 32.8, 8: 32.4},
+}
+
+
+def literature() -> pd.DataFrame:
+    """Published results along the spectrum: a row a network.
+
+    Columns: `work`, `half` (of which the segments are: "spatial", or "pointwise" in ShuffleNet), `budget` (what the
+    points share), `segments`, `error` (top-1 on ImageNet, per cent), `gain` over the work's own 1 segment in points.
+
+    >>> literature().groupby("work", sort=False)["gain"].max().round(2).to_dict()
+    {'ResNeXt-50': 1.7, 'IGCV1': 4.11, 'ShuffleNet, of its 1×1': 1.2}
+    """
+    rows = [
+        {"work": work, "half": half, "budget": budget, "segments": segments, "error": error, "gain": errors[1] - error}
+        for (work, half, budget), errors in PUBLISHED.items()
+        for segments, error in errors.items()
+    ]
+    return pd.DataFrame(rows)
+
+
+@styled
+def literature_curve(results: pd.DataFrame, *, ax: Axes | None = None, metric: str = "test_accuracy") -> Figure:
+    """What more segments give over 1 segment, in a study and in the literature, on one log₂ axis.
+
+    Args:
+        results: from `load_results`, with points of 1 segment.
+        ax: where to draw; by default a figure of its own.
+        metric: a column of accuracies from 0 to 1; shown in points.
+
+    The study's differences are paired by seed, with their 95 % t-interval. The published ones are single runs of larger
+    networks on ImageNet (`literature`), each under a budget of its own: shapes compare, heights do not. Raises
+    ValueError where no seed has 1 segment (with its 1×1) and another point.
+    """
+    ax = axes_or_new(ax)
+    table = scored(results, metric, needs=["realised_segments"])
+    table = table[table["pointwise"].astype(bool)]
+    table = table.assign(position=spectrum_position(table))
+    names = varied_settings(table)
+    drawn = 0
+    for values, curve in table.groupby(names, sort=False, dropna=False) if names else [((), table)]:
+        first = curve[curve["segments"].eq(1)].set_index("seed")[metric]
+        places, means, halves = [], [], []
+        for _, point in curve.groupby([*SPLIT], sort=False, dropna=False):
+            gains = point.set_index("seed")[metric].sub(first).dropna().to_numpy(dtype=float)
+            if not len(gains):
+                continue
+            mean, _, high = t_interval(100 * gains)
+            places.append(point["position"].iloc[0])
+            means.append(mean)
+            halves.append(high - mean if high == high else 0.0)
+        if len(places) > 1:
+            by_place = sorted(zip(places, means, halves, strict=True))
+            xs, ys, bars = map(list, zip(*by_place, strict=True))
+            label = setting_said(names, values) or "this study"
+            ax.errorbar(xs, ys, bars, capsize=2.5, elinewidth=1, zorder=3, label=label, **look_of(drawn))
+            drawn += 1
+    if not drawn:
+        raise ValueError("literature_curve: no seed has 1 segment (with its 1×1) and another point to compare")
+    for number, ((work, half), points) in enumerate(literature().groupby(["work", "half"], sort=False)):
+        grey, line = f"{0.3 + 0.2 * number}", "-" if half == "spatial" else ":"
+        marker = "Dv<"[number]
+        ax.plot(points["segments"], points["gain"], color=grey, ls=line, lw=1, ms=4, marker=marker, label=work)
+    ax.axhline(0, color="0.4", lw=0.8)
+    spectrum_axis(ax, table)
+    ax.set_ylabel(f"gain over 1 segment,\npoints of {METRIC_LABELS.get(metric, metric).removesuffix(', %')}")
+    ax.legend()
+    say(ax, table, names, "grey: published, ImageNet, one run a point", "bars: 95 % t-interval")
+    return figure_of(ax)
