@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from spectrum import build_model, load_results, measure_cost, models
-from spectrum.analysis.report import as_text, summary_table
+from spectrum.analysis.summary import as_text, summary_table
 from spectrum.bench import op, sweep, train
 from spectrum.study.spec import parse_study
 

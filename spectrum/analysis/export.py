@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from spectrum.analysis.report import as_text, summary_table
+from spectrum.analysis.summary import as_text, summary_table
 from spectrum.analysis.table import budget_name
 
 TEX = str.maketrans(

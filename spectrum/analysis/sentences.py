@@ -21,7 +21,8 @@ def _difference(row: pd.Series) -> str:
     interval = "" if math.isnan(row["low"]) else f"95 % t-interval {points(row['low'])} to {points(row['high'])}, "
     said = [f"{points(row['mean'], sign=True)} {unit} ({interval}{seeds})."]
     if row["left_out"]:
-        said.append(f" {row['left_out']} {_plural(row['left_out'], 'seed')} left out, for want of a run.")
+        seeds = ", ".join(map(str, row["left_out"]))
+        said.append(f" {_plural(len(row['left_out']), 'Seed')} {seeds} left out, for want of a run.")
     if row["diverged"]:
         said.append(f" {row['diverged']} {_plural(row['diverged'], 'run')} diverged and counted, at chance.")
     return "".join(said)

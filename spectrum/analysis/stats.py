@@ -51,11 +51,11 @@ from spectrum.analysis.table import (
 )
 
 __all__ = [
-    "ALPHA", "PER_CHANNEL", "SETTINGS", "SPLIT", "Difference", "bootstrap_interval", "check", "contrast", "contrasts",
-    "difference", "difference_power", "differences_by_seed", "equivalence_power", "holm", "noise_floor", "optimum",
-    "pareto_front", "pareto_table", "point_label", "scored", "scored_metric", "seeds_for_difference",
-    "seeds_for_equivalence", "segments_label", "spectrum_position", "summarise", "t_interval", "trend", "upper_sd",
-    "varied_settings", "worst_mismatch",
+    "ALPHA", "PER_CHANNEL", "SETTINGS", "SPLIT", "Difference", "NoRunsError", "bootstrap_interval", "check",
+    "contrast", "contrasts", "difference", "difference_power", "differences_by_seed", "equivalence_power", "holm",
+    "noise_floor", "optimum", "pareto_front", "pareto_table", "point_label", "scored", "scored_metric",
+    "seeds_for_difference", "seeds_for_equivalence", "segments_label", "spectrum_position", "summarise",
+    "t_interval", "trend", "upper_sd", "varied_settings", "worst_mismatch",
 ]  # fmt: skip
 
 Side = Mapping[str, Any]
@@ -83,6 +83,10 @@ def summarise(
         row["seconds"] = group["train_seconds"].mean()
         rows.append(row)
     return pd.DataFrame(rows)
+
+
+class NoRunsError(ValueError):
+    """What is to be compared has no runs, or not yet."""
 
 
 def differences_by_seed(
@@ -150,7 +154,7 @@ def _side(table: pd.DataFrame, side: Side) -> pd.DataFrame:
         found = table[has(table, {name: value})]
         if found.empty:
             there = ", ".join(dict.fromkeys(map(repr, table[name])))
-            raise ValueError(f"{name} = {value!r}: no row has it; try {there}")
+            raise NoRunsError(f"{name} = {value!r}: no row has it; try {there}")
         table = found
     return table
 
@@ -159,7 +163,7 @@ def _complete(by_seed: pd.DataFrame) -> pd.DataFrame:
     """The seeds for which no run is missing."""
     complete = by_seed.dropna()
     if complete.empty:
-        raise ValueError("no seed has a run on every side; see which failed: spectrum status")
+        raise NoRunsError("no seed has a run on every side; see which failed: spectrum status")
     return complete
 
 
@@ -168,7 +172,7 @@ def _slope_of_differences(table: pd.DataFrame, between: Sequence[Side], metric: 
     curves = {place: _paired(at, between, metric).mean(axis=1, skipna=False) for place, at in table.groupby("place")}
     complete = _complete(pd.DataFrame(curves))
     if len(complete.columns) < 2:
-        raise ValueError('across = "segments": needs at least two numbers of segments')
+        raise NoRunsError('across = "segments": needs at least two numbers of segments')
     return pd.Series(_leading(complete, 1), index=complete.index)
 
 
@@ -224,7 +228,7 @@ def contrasts(
         alpha: the rate of any false claim in the whole family.
         power: for which `more_seeds` is reckoned.
 
-    Columns: name, n, `left_out` (seeds with a missing run), `diverged` (runs), mean, sd, low, high (95 % t-interval of
+    Columns: name, n, `left_out` (seeds that lack a run), `diverged` (runs), mean, sd, low, high (95 % t-interval of
     this contrast by itself), `per_doubling` (of the segments: a slope), `confounded` (as the plan says), margin, p and
     p_equivalent, both adjusted by Holm's method, verdict, and `more_seeds` that it would take to decide an undecided
     one: enough to show a difference of the margin's size if there is one, and equivalence if there is none; without a
@@ -261,10 +265,10 @@ def _asked(table: pd.DataFrame, asked: Mapping[str, Any], metric: str) -> dict[s
     try:
         sides = pd.concat([_side(table, side) for side in between])
         values = _differences(table, between, across, metric)
-    except ValueError:  # not all there yet
+    except NoRunsError:
         nothing = dict.fromkeys(("mean", "sd", "low", "high", "p", "p_equivalent"), float("nan"))
-        return row | nothing | {"n": 0, "left_out": int(table["seed"].nunique()), "diverged": 0}
-    left_out = int(sides["seed"].nunique() - len(values))
+        return row | nothing | {"n": 0, "left_out": tuple(sorted(set(table["seed"]))), "diverged": 0}
+    left_out = tuple(sorted(set(sides["seed"]) - set(values.index)))
     diverged = int((sides["status"] == "diverged").sum())
     return row | vars(difference(values, margin)) | {"left_out": left_out, "diverged": diverged}
 

@@ -79,7 +79,8 @@ def show_report(folder: Path) -> None:
     """Write figures and page of a study's folder, print its table, and say where everything is."""
     import pandas as pd
 
-    from spectrum.analysis.report import as_text, write_report
+    from spectrum.analysis.report import write_report
+    from spectrum.analysis.summary import as_text
 
     plan = frozen_plan(folder)
     results = load_results(folder) if plan["points"] else pd.DataFrame()

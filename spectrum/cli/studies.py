@@ -202,7 +202,7 @@ def _print_counts(summary: Summary, seconds: float) -> None:
 
 
 def _print_choices(summary: Summary, frozen: dict[str, Any]) -> None:
-    from spectrum.analysis.report import choice_name
+    from spectrum.analysis.page import choice_name
 
     for choice in summary.choices:
         values = " ".join(f"{name}={value:g}" for name, value in choice.values.items())

@@ -95,9 +95,9 @@ def test_a_seed_with_a_missing_run_is_left_out_and_a_diverged_run_counts():
     table.loc[0, ["status", "test_accuracy"]] = ["diverged", 0.1]
     assert list(stats.differences_by_seed(table, RELU).index) == [0, 1, 2, 4]
     (row,) = stats.contrasts(table, [{"name": "x", "between": RELU}]).to_dict("records")
-    assert (row["n"], row["left_out"], row["diverged"]) == (4, 1, 1)
+    assert (row["n"], row["left_out"], row["diverged"]) == (4, (3,), 1)
     said = sentence(pd.Series(row))
-    assert "1 seed left out, for want of a run." in said
+    assert "Seed 3 left out, for want of a run." in said
     assert "1 run diverged and counted, at chance." in said
 
 

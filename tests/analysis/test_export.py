@@ -5,7 +5,7 @@ import re
 import pytest
 
 from spectrum.analysis.export import TABLE_FORMATS, as_latex, as_markdown, inert, write_csv
-from spectrum.analysis.report import as_text, summary_table
+from spectrum.analysis.summary import as_text, summary_table
 from tests.analysis.test_plots import results
 
 HOSTILE = r"a_b%&|$x$ \input{f} ^~#--é"
