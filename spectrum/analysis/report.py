@@ -67,7 +67,7 @@ def write_report(
     table = summary_table(results) if len(results) else results
     drawn = draw_figures(results, history) if len(results) else {}
     judged = _judged(results, plan)
-    if len(judged):
+    if len(judged) and judged["n"].any():
         drawn["contrasts"] = ("All contrasts", plots.forest(judged, results))
     if tuning is not None and len(tuning):
         drawn["tuning"] = ("Search on validation images", plots.tuning_map(tuning))

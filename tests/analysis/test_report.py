@@ -105,6 +105,15 @@ def test_seeds_that_a_contrast_leaves_out_are_named(tmp_path, plan):
     assert "Left out of “2 against 1”, for want of a run on some side: seeds 1." in page
 
 
+def test_a_study_whose_contrasts_have_no_run_yet_has_a_page_without_a_forest(tmp_path, plan):
+    contrast = {"name": "8 against 1", "between": [{"segments": 8}, {"segments": 1}], "factors": [], "notes": []}
+    plan["contrasts"] = [contrast | {"confounded": False}]
+    table = provenance(results())
+    report = write_report(tmp_path, table, history(table), plan)
+    assert report.sentences == ["8 against 1: no seed has a run on every side."]
+    assert not (tmp_path / "figures/contrasts.svg").exists()
+
+
 def test_failures_and_divergences_are_listed(tmp_path, plan):
     table = provenance(results())
     table.loc[0, ["status", "test_accuracy", "reason"]] = ["failed", None, "the worker process died 3 times"]
