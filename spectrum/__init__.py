@@ -24,9 +24,9 @@ _HOME = {
     "Point": "spectrum.study.point",
     "Study": "spectrum.study.spec",
     "load_study": "spectrum.study.spec",
-    "load_history": "spectrum.study.store",
-    "load_results": "spectrum.study.store",
-    "load_tuning": "spectrum.study.store",
+    "load_history": "spectrum.results",
+    "load_results": "spectrum.results",
+    "load_tuning": "spectrum.results",
     "run_study": "spectrum.study.sweep",
     "plots": "spectrum.analysis.plots",
     "stats": "spectrum.analysis.stats",
@@ -57,9 +57,9 @@ if TYPE_CHECKING:
     from spectrum.conv.segmented import SegmentedConv2d
     from spectrum.cost.count import measure_cost
     from spectrum.models import build_model, list_models, register_model
+    from spectrum.results import load_history, load_results, load_tuning
     from spectrum.study.point import Point
     from spectrum.study.spec import Study, load_study
-    from spectrum.study.store import load_history, load_results, load_tuning
     from spectrum.study.sweep import run_study
 
 

@@ -11,14 +11,15 @@ import pytest
 
 import spectrum
 from spectrum import Point, models
-from spectrum.study.spec import Budget, Contrast, Tune
+from spectrum.study.spec import Budget, Contrast, Study, Tune
 
 ROOT = Path(__file__).parents[1]
 MODULES = [module.name for module in pkgutil.walk_packages(spectrum.__path__, "spectrum.")]
 FLAGS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
 PUBLIC = [name for name in spectrum.__all__ if name != "__version__"]
 SHOWN = (
-    "SegmentedConv2d Point build_model list_models load_history load_results load_tuning measure_cost register_model"
+    "SegmentedConv2d Point build_model list_models load_history load_results load_study load_tuning measure_cost "
+    "register_model"
 )
 
 
@@ -83,6 +84,6 @@ def test_a_parameter_that_is_left_out_is_seen():
     assert undocumented(barely) == ["a", "b"]
 
 
-@pytest.mark.parametrize("record", [Point, Budget, Contrast, Tune], ids=lambda record: record.__name__)
+@pytest.mark.parametrize("record", [Point, Budget, Contrast, Tune, Study], ids=lambda record: record.__name__)
 def test_every_field_of_a_record_is_documented(record):
     assert [name for name, field in record.model_fields.items() if not field.description] == []

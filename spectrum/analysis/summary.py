@@ -6,9 +6,21 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from markupsafe import Markup
 
 from spectrum.analysis.stats import summarise
-from spectrum.analysis.table import SPLIT, scored_metric, segments_label, varied_settings
+from spectrum.analysis.table import (
+    SPLIT,
+    budget_name,
+    check,
+    scored_metric,
+    segments_label,
+    studies_of,
+    varied_settings,
+)
+
+SUMMARISED = """study dataset match budget_mismatch params macs train_seconds realised_segments""".split()
+MOST_SHOWN = 60
 
 
 def summary_table(results: pd.DataFrame) -> pd.DataFrame:
@@ -60,3 +72,32 @@ def as_text(table: pd.DataFrame) -> tuple[list[str], list[list[str]]]:
 
 def _signed(mismatch: float | None) -> str:
     return "" if mismatch is None or mismatch != mismatch else f"{100 * mismatch:+.2f} %"
+
+
+def as_html(results: pd.DataFrame) -> str | None:
+    """The summary table of rows for a notebook, with what it is of; None where they have none to show truthfully."""
+    try:
+        check(results, SUMMARISED)
+    except ValueError:
+        return None
+    metric = scored_metric(results)
+    if metric not in results or not results[metric].notna().any():
+        return None
+    titles, cells = as_text(summary_table(results))
+    shown = pd.DataFrame(cells, columns=titles).to_html(index=False, border=0, max_rows=MOST_SHOWN)
+    return str(
+        Markup("<p><b>{}</b> · {} · {}</p>").format(studies_of(results), _data_of(results), _runs_of(results))
+        + Markup(shown)
+    )
+
+
+def _data_of(results: pd.DataFrame) -> str:
+    budgets = ", ".join(dict.fromkeys(map(budget_name, results["match"])))
+    return f"{', '.join(dict.fromkeys(results['dataset']))} · budget: {budgets}"
+
+
+def _runs_of(results: pd.DataFrame) -> str:
+    """How many runs a table is of, those that failed apart."""
+    failed = int((results["status"] == "failed").sum())
+    kinds = "validation images" if scored_metric(results) == "val_accuracy" else "the test set"
+    return f"{len(results) - failed} runs{f', {failed} failed' if failed else ''}, scored on {kinds}"

@@ -23,7 +23,7 @@ from spectrum.bench.train import CURVE, along_the_curve
 from spectrum.study.data import load_images
 from spectrum.study.point import Point
 from spectrum.study.spec import Study
-from spectrum.study.store import load_results
+from spectrum.study.store import latest_rows
 from spectrum.study.sweep import run_study
 
 SCRIPT, OURS = "default loop", "spectrum run"
@@ -54,10 +54,10 @@ def measure(
         started = time.perf_counter()
         run_study(study, Path(folder) / "bench", workers=cores, device="cpu")
         wall = time.perf_counter() - started
-        results = load_results(Path(folder) / "bench")
-        for row in results.to_dict("records"):
+        trained = latest_rows(Path(folder) / "bench")
+        for row in (trained[point.id] for point in points):
             seconds, accuracy = row["train_seconds"] / cores, row["test_accuracy"]
-            rows += [_row({str(name): row[name] for name in row}, OURS, seconds, accuracy, wall / len(points))]
+            rows.append(_row(row, OURS, seconds, accuracy, wall / len(points)))
         on_row(f"{OURS}: {len(points)} points in {wall:.0f} s")
 
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:

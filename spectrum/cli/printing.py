@@ -31,12 +31,17 @@ def print_table(titles: Sequence[str], rows: Sequence[Sequence[str]], *, heading
 
 
 def print_contrast(contrast: dict[str, Any]) -> None:
-    """A contrast of a plan and its factors; one that changes more than one is flagged."""
+    """A contrast of a plan and its factors; one that changes more than one is flagged.
+
+    An interaction has factors of each difference, and factors across which the differences are compared.
+    """
+    factors, across = contrast["factors"], contrast.get("across_factors", [])
     if not contrast["confounded"]:
-        out.print(f"contrast {contrast['name']!r}: changes {', '.join(contrast['factors']) or 'nothing'}")
+        where = f", compared across {', '.join(across)}" if across else ""
+        out.print(f"contrast {contrast['name']!r}: changes {', '.join(factors) or 'nothing'}{where}")
     else:
-        out.print(f"CONFOUNDED contrast {contrast['name']!r}: changes {len(contrast['factors'])} factors at once")
-        for factor in contrast["factors"]:
+        out.print(f"CONFOUNDED contrast {contrast['name']!r}: changes {len(factors) + len(across)} factors at once")
+        for factor in [*factors, *(f"across: {factor}" for factor in across)]:
             out.print(f"  - {factor}")
     for note in contrast["notes"]:
         out.print(f"  note: {note}")

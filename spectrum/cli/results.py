@@ -14,9 +14,6 @@ from spectrum.study.store import (
     ROWS,
     StoreError,
     latest_rows,
-    load_history,
-    load_results,
-    load_tuning,
     read_plan,
 )
 
@@ -60,6 +57,7 @@ def report(command: Report) -> int:
 def export(command: Export) -> int:
     """Write a file of rows, or of the study's table, as its ending says."""
     from spectrum.analysis.export import ROW_FORMATS, TABLE_FORMATS
+    from spectrum.results import load_results
 
     kind, endings = command.to.suffix, [*ROW_FORMATS, *TABLE_FORMATS]
     if kind not in endings:
@@ -81,6 +79,7 @@ def show_report(folder: Path) -> None:
 
     from spectrum.analysis.report import write_report
     from spectrum.analysis.summary import as_text
+    from spectrum.results import load_history, load_results, load_tuning
 
     plan = frozen_plan(folder)
     results = load_results(folder) if plan["points"] else pd.DataFrame()

@@ -13,6 +13,7 @@ import hashlib
 import io
 import os
 import socket
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -145,7 +146,9 @@ def _find(name: str) -> _Source:
 def _decode(source: _Source, image_size: int | None) -> Images:
     if source.folder is None:
         _go_offline_without_network()
-    import datasets
+    with warnings.catch_warnings():  # in a notebook tqdm asks for widgets, for bars that are not shown
+        warnings.filterwarnings("ignore", message="IProgress not found")
+        import datasets
 
     datasets.disable_progress_bars()
     try:

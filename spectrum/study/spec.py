@@ -152,10 +152,15 @@ class Study(Record):
     overrides: dict[str, Any] = Field(default_factory=dict)
     """What the command line changed of the base point that the file gives."""
     axes: dict[str, tuple[Any, ...]] = Field(default_factory=dict)
+    """Fields of a point and the values that each takes; points are their product."""
     cases: tuple[dict[str, Any], ...] = ()
+    """What is no product: fields that take their values together, each case multiplied with the axes."""
     budget: Budget = Budget()
+    """What is held equal."""
     tune: Tune | None = None
+    """The search that comes before the points are trained, if one does."""
     contrasts: Annotated[tuple[Contrast, ...], BeforeValidator(as_tuple)] = ()
+    """What the study is to decide; judged together, as one family."""
 
     def points(self) -> list[Point]:
         """All points as they are asked for, the seeds outermost, so that a study cut short has a whole curve."""
@@ -221,7 +226,14 @@ class Study(Record):
 def load_study(path: str | Path) -> Study:
     """Read a study from a TOML file.
 
+    Args:
+        path: of the file; its name without the ending is the study's.
+
     Raises SpecError (a ValueError) with one line a fault: file, field, what came and what would work.
+
+    >>> study = load_study("experiments/equal_params.toml")
+    >>> study.name, study.budget.match, len(study.points())
+    ('equal_params', ('params',), 18)
     """
     path = Path(path)
     if not path.stem.strip("."):

@@ -18,10 +18,7 @@ import socket
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
-
-if TYPE_CHECKING:
-    import pandas as pd
+from typing import Any, Self
 
 ROWS, HISTORY, BAD, PLAN, WRITER = (
     "results.jsonl",
@@ -161,100 +158,10 @@ def read_plan(folder: Path) -> dict[str, Any] | None:
     return plan
 
 
-def load_results(folder: str | Path, *, all_points: bool = False) -> pd.DataFrame:
-    """A study's rows as a table, one row a point.
-
-    Args:
-        folder: where `spectrum run` wrote, such as "results/quickstart".
-        all_points: also those of its search, and points that an earlier version of the study had.
-
-    Columns: every field of `Point`; `status` (done, diverged, failed), `study_hash` (of its plan), accuracies from 0 to
-    1, params, macs, seconds, provenance. A failed point has no accuracy; a diverged one is scored at chance. Raises
-    StoreError where there is no such folder or no row.
-
-    >>> results = load_results("results/equal_params")
-    >>> results.groupby("segments", sort=False)["test_accuracy"].mean().round(4)
-    segments
-    1              0.8853
-    2              0.8898
-    4              0.8921
-    8              0.8918
-    16             0.8922
-    per_channel    0.8932
-    Name: test_accuracy, dtype: float64
-    """
-    folder = Path(folder)
-    if not (folder / ROWS).exists():
-        raise StoreError(f"{folder}: has no {ROWS}; run the study first: spectrum run FILE")
-    by_id = latest_rows(folder)
-    plan = read_plan(folder)
-    if plan is None:
-        rows = list(by_id.values())
-    else:
-        entries = [entry for entry in plan["points"] if entry["id"] in by_id]
-        rows = [_planned(by_id[entry["id"]], entry, tuned="tuning" in plan) for entry in entries]
-        if all_points:
-            listed = {entry["id"] for entry in entries}
-            rows += [row for id, row in by_id.items() if id not in listed]
-    if not rows and plan is not None and "tuning" in plan and by_id:
-        raise StoreError(f"{folder}: has the rows of a search only; run the study on: spectrum run FILE --confirm")
-    if not rows:
-        raise StoreError(f"{folder}: has no rows yet; run the study first: spectrum run FILE")
-    return _as_table(row | {"study_hash": None if plan is None else plan["hash"]} for row in rows)
-
-
-def load_tuning(folder: str | Path) -> pd.DataFrame:
-    """The rows of a study's search, as `load_results` gives those of its points, and whether each was `chosen`.
-
-    `val_accuracy` is what decides; the columns of the test set are empty. Raises StoreError where there is none.
-
-    >>> search = load_tuning("results/tuned_params")
-    >>> dict(search.loc[search["chosen"], ["segments", "lr"]].values.tolist())
-    {4: 0.05, 1: 0.1, 'per_channel': 0.2, 16: 0.4}
-    """
-    tuning = (read_plan(Path(folder)) or {}).get("tuning")
-    if tuning is None:
-        raise StoreError(f"{folder}: its study has no [tune], or was not run yet")
-    by_id = latest_rows(Path(folder))
-    chosen = {id for choice in tuning["choices"] for id in choice["searched"]}
-    entries = [entry for entry in tuning["points"] if entry["id"] in by_id]
-    return _as_table([_planned(by_id[entry["id"]], entry) | {"chosen": entry["id"] in chosen} for entry in entries])
-
-
-def _as_table(rows: Iterable[Row]) -> pd.DataFrame:
-    import pandas as pd
-
-    table = pd.DataFrame(list(rows))
-    for name in table:  # lists cannot be grouped by
-        if table[name].map(lambda value: isinstance(value, list)).any():
-            table[name] = table[name].map(lambda value: tuple(value) if isinstance(value, list) else value)
-    return table
-
-
-def _planned(row: Row, entry: Mapping[str, Any], *, tuned: bool = False) -> Row:
-    """A row as one point of a plan has it, since one network may serve several budgets."""
-    if "match" not in entry:  # a plan of an earlier version
-        return row | {"tuned": tuned}
-    asked = {"match": entry["match"], "budget_mismatch": entry["mismatch"], "width": entry["width"]}
-    return row | asked | {"tuned": tuned}
-
-
-def load_history(folder: str | Path) -> pd.DataFrame:
-    """The epochs of all points: id, epoch, lr, train_loss (nats), val_loss, val_accuracy (0 to 1), train_seconds.
-
-    An empty table where there are none yet.
-
-    >>> history = load_history("results/equal_params")
-    >>> list(history.columns)
-    ['id', 'epoch', 'lr', 'train_loss', 'val_loss', 'val_accuracy', 'train_seconds']
-    >>> int(history["epoch"].max())
-    5
-    """
-    import pandas as pd
-
-    good, _ = _read_lines(Path(folder) / HISTORY, _is_epoch)
-    history = pd.DataFrame([json.loads(line) for line in good])
-    return history.drop_duplicates(["id", "epoch"], keep="last") if len(history) else history
+def read_history(folder: Path) -> list[Row]:
+    """The epochs of all points, in the order in which they were written."""
+    good, _ = _read_lines(folder / HISTORY, _is_epoch)
+    return [json.loads(line) for line in good]
 
 
 def _read_lines(path: Path, check: Any) -> tuple[list[bytes], list[bytes]]:

@@ -26,8 +26,7 @@ from spectrum.study.store import (
     Store,
     StoreError,
     latest_rows,
-    load_history,
-    load_results,
+    read_history,
     read_plan,
     read_rows,
 )
@@ -142,7 +141,7 @@ def test_a_bad_row_is_left_out_at_once_and_set_aside_by_the_next_run(tmp_path: P
     bad_lines = [line for line in junk.split(b"\n") if line.strip()]
 
     assert read_rows(tmp_path) == [row("a"), row("c")]
-    assert list(load_results(tmp_path)["id"]) == ["a", "c"]
+    assert list(latest_rows(tmp_path)) == ["a", "c"]
     assert not (tmp_path / BAD).exists(), "reading moves nothing"
 
     with Store(tmp_path) as store:
@@ -194,11 +193,11 @@ def test_a_torn_line_of_the_history_is_set_aside_too(tmp_path: Path) -> None:
         store.append_history([{"id": "a", "epoch": 1}, {"id": "a", "epoch": 2}])
     with (tmp_path / HISTORY).open("ab") as file:
         file.write(b'{"id": "a", "epo')
-    assert list(load_history(tmp_path)["epoch"]) == [1, 2]
+    assert [epoch["epoch"] for epoch in read_history(tmp_path)] == [1, 2]
     with Store(tmp_path) as store:
         assert store.set_aside == 1
         store.append_history([{"id": "a", "epoch": 3}])
-    assert list(load_history(tmp_path)["epoch"]) == [1, 2, 3]
+    assert [epoch["epoch"] for epoch in read_history(tmp_path)] == [1, 2, 3]
     assert (tmp_path / BAD).read_bytes() == b'{"id": "a", "epo\n'
 
 
@@ -432,46 +431,3 @@ def test_a_garbled_plan_is_said_with_its_remedy(tmp_path: Path, text: str) -> No
 
 def test_there_is_no_plan_before_the_first_run(tmp_path: Path) -> None:
     assert read_plan(tmp_path) is None
-
-
-# Tables
-
-
-def test_results_are_the_points_of_the_plan_in_its_order(tmp_path: Path) -> None:
-    with Store(tmp_path) as store:
-        store.freeze(plan_of("c", "not yet run", "a", hash="111"))
-        for id in "abc":
-            store.append(row(id, accuracy=0.5))
-        store.append(row("a", "failed"))
-    assert list(load_results(tmp_path)["id"]) == ["c", "a"]
-    assert list(load_results(tmp_path)["status"]) == ["done", "done"]
-    assert list(load_results(str(tmp_path), all_points=True)["id"]) == ["c", "a", "b"]
-
-
-def test_a_failed_point_has_a_row_without_accuracy(tmp_path: Path) -> None:
-    write(tmp_path, row("a", accuracy=0.5), row("b", "failed", reason="oom"))
-    results = load_results(tmp_path).set_index("id")
-    assert results.loc["b", "status"] == "failed"
-    assert results["accuracy"].isna().to_dict() == {"a": False, "b": True}
-
-
-def test_a_folder_without_results_says_how_to_get_them(tmp_path: Path) -> None:
-    with pytest.raises(StoreError, match="run the study first"):
-        load_results(tmp_path / "none")
-    with Store(tmp_path):
-        pass
-    with pytest.raises(StoreError, match="no rows yet"):
-        load_results(tmp_path)
-
-
-def test_of_an_epoch_that_was_run_twice_the_last_is_kept(tmp_path: Path) -> None:
-    with Store(tmp_path) as store:
-        store.append_history([{"id": "a", "epoch": epoch, "loss": 1.0} for epoch in (1, 2)])
-        store.append_history([{"id": "b", "epoch": 1, "loss": 2.0}])
-        store.append_history([{"id": "a", "epoch": epoch, "loss": 3.0} for epoch in (2, 3)])
-    history = load_history(tmp_path).set_index(["id", "epoch"])["loss"]
-    assert history.to_dict() == {("a", 1): 1.0, ("a", 2): 3.0, ("a", 3): 3.0, ("b", 1): 2.0}
-
-
-def test_a_folder_without_history_gives_an_empty_table(tmp_path: Path) -> None:
-    assert len(load_history(tmp_path)) == 0
