@@ -13,7 +13,7 @@ study: .venv/for-use
 	$(BIN)/spectrum run $(STUDY)
 
 test: lint types docs
-	$(BIN)/python -m pytest -n auto
+	SPECTRUM_SITE=docs/_build/html $(BIN)/python -m pytest -n auto
 
 check: lint types
 	$(BIN)/python -m pytest -n auto -m "not slow"
@@ -40,6 +40,7 @@ pictures: .venv/for-development
 	$(BIN)/python -m pytest tests/analysis/test_pictures.py --mpl-generate-path=tests/analysis/pictures
 
 docs: .venv/for-development
+	@rm -rf docs/_build/html
 	$(BIN)/sphinx-build -W --keep-going -q -b html -d docs/_build/doctrees docs docs/_build/html
 
 notebooks: .venv/for-development

@@ -1,17 +1,21 @@
-"""Results for other programs: rows for a spreadsheet or a notebook, the study's table for a paper or a page.
+"""Results for other programs: rows for a spreadsheet or a notebook, a study's tables for a paper or a page.
 
-ROW_FORMATS      a file ending → a function that writes the rows, one a training run
-TABLE_FORMATS    a file ending → a function from the rows to the text of the study's table, one line a point
+ROW_FORMATS      a file ending → a function that writes rows, such as one a training run
+TABLE_FORMATS    a file ending → a function from a `Table` to its text
+
+`points_table` is the study's table, a line a point; `contrasts_table` what its contrasts show, a line each.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
 
+from spectrum.analysis.sentences import contrasts_as_text
 from spectrum.analysis.summary import as_text, summary_table
 from spectrum.analysis.table import budget_name
 
@@ -35,29 +39,65 @@ TEX = str.maketrans(
 MARKDOWN = re.compile(r"[\\`|*<\[$~]|(?<![^\W_])_|_(?![^\W_])")  # an underscore within a word is plain text
 
 
-def as_latex(results: pd.DataFrame) -> str:
-    r"""The table of a study as a LaTeX table that needs \usepackage{booktabs}.
+@dataclass(frozen=True)
+class Table:
+    """Cells as text, and what a reader must know of them."""
+
+    titles: list[str]
+    rows: list[list[str]]
+    caption: str
+    label: str
+
+
+def points_table(results: pd.DataFrame) -> Table:
+    """A study's table, a line a point: counts, and accuracy with its interval.
 
     Args:
         results: rows of one study, from `load_results`.
 
-    The caption says the data set, the runs a point and the budget; the label is tab:STUDY, with "-" for what a label
-    may not have. Raises ValueError where no point has an accuracy yet.
+    Raises ValueError where no point has an accuracy yet.
     """
-    table = _summary(results)
+    table = summary_table(results)
+    if table.empty:
+        raise ValueError(f"{_study(results)}: no point has an accuracy yet; nothing to tabulate")
     titles, rows = as_text(table)
+    return Table(titles, rows, _caption(results, table), f"tab:{_label(_study(results))}")
+
+
+def contrasts_table(judged: pd.DataFrame, results: pd.DataFrame) -> Table:
+    """What a study's contrasts show, a line each: difference with its interval, p-values, verdict.
+
+    Args:
+        judged: from `stats.contrasts`.
+        results: the rows that they were judged by.
+
+    Raises ValueError for no contrast.
+    """
+    if judged.empty:
+        raise ValueError(f"{_study(results)}: has no contrast; nothing to tabulate")
+    titles, rows = contrasts_as_text(judged)
+    data = ", ".join(dict.fromkeys(results["dataset"]))
+    caption = (
+        f"{_study(results)}: {data}, differences in points of accuracy, paired by seed, with 95 % t-intervals of each "
+        f"by itself; p-values adjusted by Holm's method over all {len(judged)} contrasts."
+    )
+    return Table(titles, rows, caption, f"tab:{_label(_study(results))}-contrasts")
+
+
+def as_latex(table: Table) -> str:
+    r"""A LaTeX table that needs \usepackage{booktabs}. Its label is tab:STUDY, with "-" for what one may not have."""
     return "\n".join(
         [
             r"% in the preamble: \usepackage{booktabs}",
             r"\begin{table}",
             r"\centering",
-            rf"\caption{{{_tex(_caption(results, table))}}}",
-            rf"\label{{tab:{re.sub('[^A-Za-z0-9_.-]+', '-', _study(results))}}}",
-            rf"\begin{{tabular}}{{l{'r' * (len(titles) - 1)}}}",
+            rf"\caption{{{_tex(table.caption)}}}",
+            rf"\label{{{table.label}}}",
+            rf"\begin{{tabular}}{{l{'r' * (len(table.titles) - 1)}}}",
             r"\toprule",
-            _tex_row(titles),
+            _tex_row(table.titles),
             r"\midrule",
-            *map(_tex_row, rows),
+            *map(_tex_row, table.rows),
             r"\bottomrule",
             r"\end{tabular}",
             r"\end{table}",
@@ -66,17 +106,10 @@ def as_latex(results: pd.DataFrame) -> str:
     )
 
 
-def as_markdown(results: pd.DataFrame) -> str:
-    """The table of a study as a GitHub Markdown table: its first column to the left, the others to the right.
-
-    Args:
-        results: rows of one study, from `load_results`.
-
-    Raises ValueError where no point has an accuracy yet.
-    """
-    titles, rows = as_text(_summary(results))
-    heading, *body = [[_markdown(cell) for cell in row] for row in (titles, *rows)]
-    rule = ["---", *["---:"] * (len(titles) - 1)]
+def as_markdown(table: Table) -> str:
+    """A GitHub Markdown table: its first column to the left, the others to the right."""
+    heading, *body = [[_markdown(cell) for cell in row] for row in (table.titles, *table.rows)]
+    rule = ["---", *["---:"] * (len(table.titles) - 1)]
     return "".join(f"| {' | '.join(line)} |\n" for line in (heading, rule, *body))
 
 
@@ -87,7 +120,9 @@ def write_csv(results: pd.DataFrame, path: Path) -> None:
 
 def write_parquet(results: pd.DataFrame, path: Path) -> None:
     """Write rows as Parquet, `segments` as text, since it has numbers and "per_channel"."""
-    results.assign(segments=results["segments"].astype("string")).to_parquet(path, index=False)
+    if "segments" in results:
+        results = results.assign(segments=results["segments"].astype("string"))
+    results.to_parquet(path, index=False)
 
 
 def write_json(results: pd.DataFrame, path: Path) -> None:
@@ -100,7 +135,7 @@ ROW_FORMATS: dict[str, Callable[[pd.DataFrame, Path], None]] = {
     ".parquet": write_parquet,
     ".json": write_json,
 }
-TABLE_FORMATS: dict[str, Callable[[pd.DataFrame], str]] = {".tex": as_latex, ".md": as_markdown}
+TABLE_FORMATS: dict[str, Callable[[Table], str]] = {".tex": as_latex, ".md": as_markdown}
 
 
 def inert(value: object) -> object:
@@ -110,15 +145,12 @@ def inert(value: object) -> object:
     return value
 
 
-def _summary(results: pd.DataFrame) -> pd.DataFrame:
-    table = summary_table(results)
-    if table.empty:
-        raise ValueError(f"{_study(results)}: no point has an accuracy yet; nothing to tabulate")
-    return table
-
-
 def _study(results: pd.DataFrame) -> str:
     return str(results["study"].iloc[0])
+
+
+def _label(name: str) -> str:
+    return re.sub("[^A-Za-z0-9_.-]+", "-", name)
 
 
 def _caption(results: pd.DataFrame, table: pd.DataFrame) -> str:

@@ -66,7 +66,7 @@ def write_report(
     """
     table = summary_table(results) if len(results) else results
     drawn = draw_figures(results, history) if len(results) else {}
-    judged = _judged(results, plan)
+    judged = judge(results, plan)
     if len(judged) and judged["n"].any():
         drawn["contrasts"] = ("All contrasts", plots.forest(judged, results))
     if tuning is not None and len(tuning):
@@ -80,7 +80,7 @@ def write_report(
     return Report(page, paths, table, [sentence(row) for _, row in judged.iterrows()])
 
 
-def _judged(results: pd.DataFrame, plan: Mapping[str, Any]) -> pd.DataFrame:
+def judge(results: pd.DataFrame, plan: Mapping[str, Any]) -> pd.DataFrame:
     """What the study's contrasts show; an empty table where there is none, or nothing to judge it by."""
     asked = plan.get("contrasts", [])
     if not asked or not len(results) or not results[scored_metric(results)].notna().any():

@@ -13,6 +13,27 @@ def sentence(contrast: pd.Series) -> str:
     return f"{contrast['name']}: {_difference(contrast)}{_verdict(contrast)}{flag}"
 
 
+def contrasts_as_text(judged: pd.DataFrame) -> tuple[list[str], list[list[str]]]:
+    """Titles and cells of a table of contrasts, from `stats.contrasts`; in points of a hundred."""
+    titles = ["contrast", "n", "difference", "95 % t-interval", "p", "margin", "p, equivalence", "verdict"]
+    rows = []
+    for _, row in judged.iterrows():
+        known = not math.isnan(row["low"])
+        rows.append(
+            [
+                row["name"] + (" (a doubling of the segments)" if row["per_doubling"] else ""),
+                str(row["n"]),
+                points(row["mean"], sign=True) if row["n"] else "",
+                f"{points(row['low'])} to {points(row['high'])}" if known else "",
+                "" if math.isnan(row["p"]) else _p(row["p"]).removeprefix("= "),
+                "" if math.isnan(row["margin"]) else f"±{points(row['margin'])}",
+                "" if math.isnan(row["p_equivalent"]) else _p(row["p_equivalent"]).removeprefix("= "),
+                row["verdict"] + (", confounded" if row["confounded"] else ""),
+            ]
+        )
+    return titles, rows
+
+
 def _difference(row: pd.Series) -> str:
     if not row["n"]:
         return ""

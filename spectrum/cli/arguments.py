@@ -113,10 +113,12 @@ class Report(Results):
 
 @dataclass
 class Export(Results):
-    """Write the rows, or the table of the study for a paper or a page."""
+    """Write the rows, or the table of the study for a paper or a page; with --contrasts what its contrasts show."""
 
     to: Path = Path("results.csv")
     """File to write; its ending says what: rows as .csv, .parquet or .json (lines), the table as .tex or .md."""
+    contrasts: bool = False
+    """Of what the study's contrasts show, instead of its points."""
 
 
 @dataclass

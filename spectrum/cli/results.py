@@ -55,21 +55,26 @@ def report(command: Report) -> int:
 
 
 def export(command: Export) -> int:
-    """Write a file of rows, or of the study's table, as its ending says."""
-    from spectrum.analysis.export import ROW_FORMATS, TABLE_FORMATS
+    """Write a file of rows, or of a table of the study, as its ending says."""
+    from spectrum.analysis.export import ROW_FORMATS, TABLE_FORMATS, contrasts_table, points_table
+    from spectrum.analysis.report import judge
     from spectrum.results import load_results
 
     kind, endings = command.to.suffix, [*ROW_FORMATS, *TABLE_FORMATS]
     if kind not in endings:
         raise SpecError(f"--to {command.to}: expected a name that ends in {', '.join(endings[:-1])} or {endings[-1]}")
     folder, _ = _folder(command.study, command.out)
-    results = load_results(folder, all_points=kind in ROW_FORMATS)
+    results = load_results(folder, all_points=kind in ROW_FORMATS and not command.contrasts)
+    rows = judge(results, frozen_plan(folder)) if command.contrasts else results
+    if command.contrasts and rows.empty:
+        raise SpecError(f"{folder}: the study has no [[contrasts]], or no run of them yet")
     if kind in ROW_FORMATS:
-        ROW_FORMATS[kind](results, command.to)
-        out.print(f"{len(results)} rows written to {command.to}")
+        ROW_FORMATS[kind](rows, command.to)
     else:
-        command.to.write_text(TABLE_FORMATS[kind](results), encoding="utf-8")
-        out.print(f"table of {len(results)} rows written to {command.to}")
+        table = contrasts_table(rows, results) if command.contrasts else points_table(results)
+        command.to.write_text(TABLE_FORMATS[kind](table), encoding="utf-8")
+    what = f"{len(rows)} {'contrasts' if command.contrasts else 'rows'}"
+    out.print(f"{what if kind in ROW_FORMATS else f'table of {what}'} written to {command.to}")
     return 0
 
 

@@ -1,15 +1,42 @@
 """What is exported can be read by what it is for, whatever a study and its values are called."""
 
 import re
+import shutil
+import subprocess
 
+import pandas as pd
 import pytest
 
-from spectrum.analysis.export import TABLE_FORMATS, as_latex, as_markdown, inert, write_csv
+from spectrum import stats
+from spectrum.analysis.export import (
+    ROW_FORMATS,
+    TABLE_FORMATS,
+    as_latex,
+    as_markdown,
+    contrasts_table,
+    inert,
+    points_table,
+    write_csv,
+)
 from spectrum.analysis.summary import as_text, summary_table
 from tests.analysis.test_plots import results
 
 HOSTILE = r"a_b%&|$x$ \input{f} ^~#--é"
 SPECIAL = re.compile(r"(?<!\\)(?:\\\\)*[%&#_^~<>|]")  # what LaTeX would obey, or print as another glyph
+
+
+def latex(table):
+    return as_latex(points_table(table))
+
+
+def markdown(table):
+    return as_markdown(points_table(table))
+
+
+def judged(table, name="ReLU against none"):
+    sides = [{"activation": "relu"}, {"activation": "none"}]
+    slope = {"name": "slope", "between": sides, "across": "segments", "margin": None}
+    return stats.contrasts(table, [{"name": name, "between": sides, "margin": 0.01}, slope])
 
 
 def hostile(**columns):
@@ -41,7 +68,7 @@ def balanced(text):
 
 @pytest.mark.parametrize("table", [results(), hostile()], ids=["plain", "hostile"])
 def test_latex_has_every_cell_and_nothing_that_breaks_it(table):
-    text = as_latex(table)
+    text = latex(table)
     titles, rows = as_text(summary_table(table))
     cells = latex_cells(text)
     assert len(cells) == 1 + len(rows)
@@ -58,23 +85,23 @@ def test_latex_has_every_cell_and_nothing_that_breaks_it(table):
 
 
 def test_latex_says_what_a_reader_must_know():
-    text = as_latex(results().assign(match="params", budget_mismatch=-0.0012))
+    text = latex(results().assign(match="params", budget_mismatch=-0.0012))
     assert r"\caption{made-up: digits, n = 2 runs a point, budget: equal parameters.}" in text
     assert r"\label{tab:made-up}" in text
     assert r"1 & 2 & 1,000 & 100,000 & $-$0.12 \% & 90.25 $\pm$ 3.18 & 2.0 \\" in text
     assert r"accuracy, \% $\pm$ 95 \% t" in text
-    assert r"tiny-{}-epochs-2" in as_latex(results().assign(study="tiny--epochs-2"))
-    assert r"3, no 1$\times$1" in as_latex(results(pointwise=[True, False]))
+    assert r"tiny-{}-epochs-2" in latex(results().assign(study="tiny--epochs-2"))
+    assert r"3, no 1$\times$1" in latex(results(pointwise=[True, False]))
 
 
 def test_a_label_has_nothing_that_a_label_may_not():
-    assert r"\label{tab:a_b-x}" in as_latex(results().assign(study="a_b%&{x"))
+    assert r"\label{tab:a_b-x}" in latex(results().assign(study="a_b%&{x"))
 
 
 @pytest.mark.parametrize("table", [results(), hostile()], ids=["plain", "hostile"])
 def test_markdown_has_every_cell(table):
     titles, rows = as_text(summary_table(table))
-    cells = markdown_cells(as_markdown(table))
+    cells = markdown_cells(markdown(table))
     assert cells[1] == [" --- ", *[" ---: "] * (len(titles) - 1)]
     shown = [[re.sub(r"\\(.)", r"\1", cell.strip()) for cell in line] for line in cells]
     assert [shown[0], *shown[2:]] == [titles, *rows]
@@ -82,21 +109,21 @@ def test_markdown_has_every_cell(table):
 
 def test_markdown_leaves_plain_values_alone():
     table = results(order=["pointwise_first", "_spatial_first_"])
-    assert "| pointwise_first |" in as_markdown(table)
-    assert r"| \_spatial_first\_ |" in as_markdown(table)
+    assert "| pointwise_first |" in markdown(table)
+    assert r"| \_spatial_first\_ |" in markdown(table)
 
 
 def test_a_cell_is_one_line():
     table = results(activation=["none", "a\nb\r\n\nc"])
-    assert "a b c" in as_markdown(table)
-    assert len(as_markdown(table).splitlines()) == 2 + 8
-    assert len(latex_cells(as_latex(table))) == 1 + 8
+    assert "a b c" in markdown(table)
+    assert len(markdown(table).splitlines()) == 2 + 8
+    assert len(latex_cells(latex(table))) == 1 + 8
 
 
 @pytest.mark.parametrize("export", TABLE_FORMATS.values(), ids=TABLE_FORMATS)
 def test_a_study_without_an_accuracy_has_no_table(export):
     with pytest.raises(ValueError, match="made-up: no point has an accuracy yet"):
-        export(results().assign(status="failed", test_accuracy=None, val_accuracy=None))
+        export(points_table(results().assign(status="failed", test_accuracy=None, val_accuracy=None)))
 
 
 @pytest.mark.parametrize("cell", ["=1+1", "+1", "-1+1", "@SUM(A1)", "\t=1"])
@@ -106,3 +133,58 @@ def test_cells_that_a_spreadsheet_would_run_become_text(cell, tmp_path):
     assert inert(-1.5) == -1.5
     write_csv(results().assign(dataset=cell), tmp_path / "rows.csv")
     assert "'" + cell in (tmp_path / "rows.csv").read_text()
+
+
+def compared():
+    """Two activations, a point apart in the mean, with a spread between seeds."""
+    table = results(activation=["none", "relu"], seed=[0, 1, 2])
+    table["test_accuracy"] += (table["activation"] == "relu") * (0.01 + 0.002 * (table["seed"] - 1))
+    return table
+
+
+def test_a_table_of_contrasts_has_their_numbers():
+    table = compared()
+    cells = markdown_cells(as_markdown(contrasts_table(judged(table), table)))
+    first, slope = [[cell.strip() for cell in line] for line in cells[2:]]
+    mean, low, high = stats.t_interval([0.8, 1.0, 1.2])
+    assert first[:4] == ["ReLU against none", "3", f"+{mean:.2f}", f"{low:.2f} to {high:.2f}"]
+    assert first[5:] == ["±1.00", f"{judged(table)['p_equivalent'][0]:.3f}", "higher"]
+    assert slope[0] == "slope (a doubling of the segments)"
+    assert slope[2:] == ["+0.00", "", "", "", "", "unknown"]  # equal differences tell nothing of a spread
+
+
+def test_a_table_of_contrasts_says_what_a_reader_must_know():
+    text = as_latex(contrasts_table(judged(compared(), HOSTILE), compared()))
+    assert "Holm's method over all 2 contrasts" in text
+    assert r"\label{tab:made-up-contrasts}" in text
+    assert balanced(text)
+    assert all(not SPECIAL.search(cell) for line in latex_cells(text) for cell in line)
+
+
+def test_no_contrast_is_no_table():
+    with pytest.raises(ValueError, match="made-up: has no contrast"):
+        contrasts_table(judged(compared()).iloc[:0], results())
+
+
+@pytest.mark.parametrize("ending", ROW_FORMATS)
+def test_contrasts_are_written_as_rows_too(ending, tmp_path):
+    file = tmp_path / f"contrasts{ending}"
+    ROW_FORMATS[ending](judged(compared()), file)
+    lines = ending == ".json"
+    read = {".csv": pd.read_csv, ".parquet": pd.read_parquet, ".json": pd.read_json}[ending]
+    back = read(file, lines=True) if lines else read(file)
+    assert list(back["name"]) == ["ReLU against none", "slope"]
+    assert back["mean"][0] == pytest.approx(0.01)
+
+
+@pytest.mark.skipif(shutil.which("pdflatex") is None, reason="no LaTeX here")
+@pytest.mark.parametrize("study", [compared(), hostile()], ids=["plain", "hostile"])
+def test_latex_compiles(study, tmp_path):
+    contrasts = as_latex(contrasts_table(judged(compared(), HOSTILE), study))
+    document = [r"\documentclass{article}", r"\usepackage[T1]{fontenc}", r"\usepackage{booktabs}", r"\begin{document}"]
+    text = "\n".join([*document, latex(study), contrasts, r"\end{document}"])
+    (tmp_path / "paper.tex").write_text(text)
+    words = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "-no-shell-escape", "paper.tex"]
+    done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
+    assert (tmp_path / "paper.pdf").stat().st_size > 0
