@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -21,13 +23,16 @@ MOST_SEEDS = 10_000
 def t_interval(values: ArrayLike, confidence: float = 0.95) -> tuple[float, float, float]:
     """Mean and its Student t-interval: (mean, low, high). With one value the interval is unknown, NaN.
 
-    Assumes values that are independent and about normal. Raises ValueError for no value at all.
+    Assumes values that are independent and about normal. Raises ValueError for no value at all, or one that is not
+    finite, and for a confidence outside 0 to 1.
 
     >>> mean, low, high = t_interval([0.90, 0.91, 0.92])
     >>> print(f"{mean:.3f}, {low:.3f} to {high:.3f}")
     0.910, 0.885 to 0.935
     """
     x = _sample(values, "t_interval")
+    if not 0 < confidence < 1:
+        raise ValueError(f"t_interval: confidence={confidence}; expected a part of 1, such as 0.95")
     mean = float(x.mean())
     if len(x) == 1:
         return mean, float("nan"), float("nan")
@@ -92,8 +97,11 @@ def difference(values: ArrayLike, margin: float | None = None, confidence: float
 
     The equivalence test is Schuirmann's (1987): both one-sided tests, against +margin and −margin, must reject, and
     p_equivalent is the larger of their p-values. Equal values tell nothing of the spread, so their p-values are NaN.
+    Raises ValueError for a margin that is not above zero.
     """
     x = _sample(values, "difference")
+    if margin is not None and not margin > 0:
+        raise ValueError(f"difference: margin={margin}; expected a difference above zero")
     mean, low, high = t_interval(x, confidence)
     nan = float("nan")
     sd = float(x.std(ddof=1)) if len(x) > 1 else nan
@@ -115,6 +123,7 @@ def holm(p_values: ArrayLike, exclusive: Sequence[Hashable] | None = None) -> ND
             once (Shaffer 1986).
 
     To reject what is at most α makes any false rejection at all as rare as α, however the tests depend on each other.
+    Raises ValueError for what is no probability.
 
     >>> [float(round(p, 3)) for p in holm([0.01, 0.04, 0.03])]
     [0.03, 0.06, 0.06]
@@ -123,6 +132,8 @@ def holm(p_values: ArrayLike, exclusive: Sequence[Hashable] | None = None) -> ND
     labels = list(range(len(p))) if exclusive is None else list(exclusive)
     if len(labels) != len(p):
         raise ValueError(f"holm: {len(p)} p-values and {len(labels)} labels")
+    if ((p < 0) | (p > 1)).any():
+        raise ValueError(f"holm: {p.tolist()}; expected p-values from 0 to 1")
     adjusted = np.full(len(p), np.nan)
     left = [int(i) for i in np.argsort(p, kind="stable") if not np.isnan(p[i])]
     least = 0.0
@@ -141,20 +152,33 @@ def seeds_for_difference(difference: float, sd: float, *, power: float = 0.8, al
         difference: the true mean of the paired differences.
         sd: their standard deviation.
 
-    Exact, by the noncentral t distribution.
+    Exact, by integration over what the sample's standard deviation may be.
 
     >>> seeds_for_difference(0.5, 1.0)
     34
     """
-    if difference == 0 or not sd >= 0:
+    if not abs(difference) > 0 or not sd >= 0:
         return None
     return _fewest(lambda n: difference_power(n, difference, sd, alpha), power) if sd else 2
 
 
 def difference_power(n: int, difference: float, sd: float, alpha: float = ALPHA) -> float:
-    """Power of the two-sided paired t-test with n seeds."""
+    """Power of the two-sided paired t-test with n seeds, for a true difference and standard deviation of the pairs.
+
+    The tails of scipy's noncentral t are NaN for some of the few seeds that matter here; this is the same integral.
+    """
     shift, critical = np.sqrt(n) * abs(difference) / sd, special.stdtrit(n - 1, 1 - alpha / 2)
-    return float(stats.nct.sf(critical, n - 1, shift) + stats.nct.cdf(-critical, n - 1, shift))
+
+    def beyond(ratio: float) -> float:
+        given = special.ndtr(shift - critical * ratio) + special.ndtr(-shift - critical * ratio)
+        return float(given * np.exp(_log_density(np.float64(ratio), n)))
+
+    low, high = _where_the_ratio_lies(n)
+    turn = shift / critical  # where the test goes from rejecting to not
+    edges = sorted(
+        {low, high, *(edge for edge in (turn - 8 / critical, turn, turn + 8 / critical) if low < edge < high)}
+    )
+    return float(sum(integrate.quad(beyond, *ends, epsabs=1e-10)[0] for ends in pairwise(edges)))
 
 
 def seeds_for_equivalence(
@@ -182,19 +206,30 @@ def equivalence_power(n: int, margin: float, sd: float, difference: float = 0.0,
     """
     critical, error = special.stdtrit(n - 1, 1 - alpha), sd / np.sqrt(n)
     most = margin / (critical * error)  # of the sample's sd over the true one: beyond, the interval is too wide
-    spread = 12 / np.sqrt(2 * (n - 1))  # the ratio lies about 1; where all of its density is
-    low, high = max(0.0, 1 - spread), min(most, 1 + spread)
+    low, high = _where_the_ratio_lies(n)
+    high = min(most, high)
     if high <= low:
         return 0.0
-    scale = np.sqrt(n - 1)
 
     def inside(ratio: NDArray[np.float64]) -> NDArray[np.float64]:
         reach = margin - critical * error * ratio
         given = special.ndtr((reach - difference) / error) - special.ndtr((-reach - difference) / error)
-        density = special.xlogy(n - 2, ratio * scale) - (ratio * scale) ** 2 / 2 - special.gammaln((n - 1) / 2)
-        return np.asarray(given * np.exp(density - ((n - 1) / 2 - 1) * np.log(2)) * scale)
+        return np.asarray(given * np.exp(_log_density(ratio, n)))
 
     return float(integrate.fixed_quad(inside, low, high, n=200)[0])
+
+
+def _log_density(ratio: Any, n: int) -> Any:
+    """Of the sample's standard deviation over the true one: chi, with n − 1 degrees of freedom, over its root."""
+    scale = np.sqrt(n - 1)
+    density = special.xlogy(n - 2, ratio * scale) - (ratio * scale) ** 2 / 2 - special.gammaln((n - 1) / 2)
+    return density - ((n - 1) / 2 - 1) * np.log(2) + np.log(scale)
+
+
+def _where_the_ratio_lies(n: int) -> tuple[float, float]:
+    """Ends of the range about 1 in which all of the density is."""
+    spread = 12 / np.sqrt(2 * (n - 1))
+    return max(0.0, 1 - spread), 1 + spread
 
 
 def upper_sd(sd: float, n: int, confidence: float = 0.8) -> float:
@@ -241,4 +276,6 @@ def _sample(values: ArrayLike, who: str) -> NDArray[np.float64]:
     x = np.asarray(values, dtype=float)
     if len(x) == 0:
         raise ValueError(f"{who}: no values")
+    if not np.isfinite(x).all():
+        raise ValueError(f"{who}: {x.tolist()}; expected finite values, a failed run has none")
     return x

@@ -15,9 +15,9 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from spectrum.analysis import plots
+from spectrum.analysis.contrasts import contrasts
 from spectrum.analysis.page import page_of
 from spectrum.analysis.sentences import sentence
-from spectrum.analysis.stats import contrasts
 from spectrum.analysis.summary import summary_table
 from spectrum.analysis.table import scored_metric
 

@@ -15,13 +15,13 @@ def sentence(contrast: pd.Series) -> str:
 
 def contrasts_as_text(judged: pd.DataFrame) -> tuple[list[str], list[list[str]]]:
     """Titles and cells of a table of contrasts, from `stats.contrasts`; in points of a hundred."""
-    titles = ["contrast", "n", "difference", "95 % t-interval", "p", "margin", "p, equivalence", "verdict"]
+    titles = "contrast|n|difference, points|95 % t-interval|p|margin, points|p, equivalence|verdict".split("|")
     rows = []
     for _, row in judged.iterrows():
         known = not math.isnan(row["low"])
         rows.append(
             [
-                row["name"] + (" (a doubling of the segments)" if row["per_doubling"] else ""),
+                row["name"] + (" (a doubling of the segments)" if row["kind"] == "slope" else ""),
                 str(row["n"]),
                 points(row["mean"], sign=True) if row["n"] else "",
                 f"{points(row['low'])} to {points(row['high'])}" if known else "",
@@ -37,7 +37,7 @@ def contrasts_as_text(judged: pd.DataFrame) -> tuple[list[str], list[list[str]]]
 def _difference(row: pd.Series) -> str:
     if not row["n"]:
         return ""
-    unit = "points a doubling of the segments" if row["per_doubling"] else "points"
+    unit = "points a doubling of the segments" if row["kind"] == "slope" else "points"
     seeds = f"n = {row['n']} paired seeds" if row["n"] > 1 else "one seed"
     interval = "" if math.isnan(row["low"]) else f"95 % t-interval {points(row['low'])} to {points(row['high'])}, "
     said = [f"{points(row['mean'], sign=True)} {unit} ({interval}{seeds})."]
@@ -49,43 +49,53 @@ def _difference(row: pd.Series) -> str:
     return "".join(said)
 
 
+WORDS = {  # of a verdict, by what is compared
+    ("difference", "higher"): "The first is higher",
+    ("difference", "lower"): "The first is lower",
+    ("interaction", "higher"): "The difference is larger at the first setting",
+    ("interaction", "lower"): "The difference is smaller at the first setting",
+    ("slope", "higher"): "The difference grows",
+    ("slope", "lower"): "The difference falls",
+}
+
+
 def _verdict(row: pd.Series) -> str:
-    verdict, margin = row["verdict"], f"±{points(row['margin'])} points"
+    verdict, margin = row["verdict"], points(row["margin"])
     if verdict == "unknown":
         if not row["n"]:
-            return "no seed has a run on every side."
+            return f"{row['reason']}."
         return " Nothing is shown: " + ("one seed has no spread." if row["n"] == 1 else "all differences are equal.")
     if verdict == "equivalent":
-        return f" Equivalent within {margin}, the study's margin (equivalence: p {_p(row['p_equivalent'])})."
+        return f" Equivalent within ±{margin} points, the study's margin (equivalence: p {_p(row['p_equivalent'])})."
+    shown = WORDS.get((row["kind"], verdict.removeprefix("negligibly ")))
     if verdict.startswith("negligibly"):
-        side = verdict.removeprefix("negligibly ")
         both = f"p {_p(row['p'])}; equivalence: p {_p(row['p_equivalent'])}"
-        return f" The first is {side}, but by less than {margin}, the study's margin ({both})."
-    if verdict in ("higher", "lower"):
-        what = "The difference grows" if verdict == "higher" else "The difference falls"
-        return f" {what if row['per_doubling'] else f'The first is {verdict}'} (p {_p(row['p'])})."
-    shown, p = "no difference is shown", f"p {_p(row['p'])}"
+        return f" {shown}, but by less than {margin} points, the study's margin ({both})."
+    if shown is not None:
+        return f" {shown} (p {_p(row['p'])})."
+    open_question, p = "no difference is shown", f"p {_p(row['p'])}"
     if not math.isnan(row["margin"]):
-        shown, p = (
-            f"neither a difference nor equivalence within {margin} is shown",
-            f"{p}; equivalence: p {_p(row['p_equivalent'])}",
-        )
-    return f" Undecided: {shown} ({p}).{_more_seeds(row)}"
+        open_question = f"neither a difference nor equivalence within ±{margin} points is shown"
+        p = f"{p}; equivalence: p {_p(row['p_equivalent'])}"
+    return f" Undecided: {open_question} ({p}).{_more_seeds(row)}"
 
 
 def _more_seeds(row: pd.Series) -> str:
     more, most = row["more_seeds"], row["more_seeds_at_most"]
     if pd.isna(more):
         return " More than 10,000 seeds would be needed to decide it."
-    beyond = "" if pd.isna(most) else f", {most} if the spread is at its 80 % upper limit"
+    upper = "more than 10,000" if pd.isna(most) else f"{most:,}"
     about = "to decide it" if not math.isnan(row["margin"]) else "to show a difference as large as this one"
-    return f" About {more} more {_plural(int(more), 'seed')} would be needed {about}, at 80 % power{beyond}."
+    return (
+        f" About {more:,} more {_plural(int(more), 'seed')} would be needed {about}, at 80 % power; {upper} if the "
+        "spread is at its 80 % upper limit."
+    )
 
 
 def points(value: float, *, sign: bool = False) -> str:
-    """An accuracy from 0 to 1, or a difference of two, in points of a hundred."""
+    """An accuracy from 0 to 1, or a difference of two, in points of a hundred; what rounds to zero has no sign."""
     said = f"{100 * value:+.2f}" if sign else f"{100 * value:.2f}"
-    return said.replace("-", "−")
+    return said.lstrip("+-") if float(said) == 0 else said.replace("-", "−")
 
 
 def _p(p: float) -> str:

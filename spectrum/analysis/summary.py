@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from markupsafe import Markup
 
-from spectrum.analysis.stats import summarise
+from spectrum.analysis.inference import t_interval
 from spectrum.analysis.table import (
     SPLIT,
     budget_name,
@@ -21,6 +22,28 @@ from spectrum.analysis.table import (
 
 SUMMARISED = """study dataset match budget_mismatch params macs train_seconds realised_segments""".split()
 MOST_SHOWN = 60
+
+
+def summarise(
+    results: pd.DataFrame, by: Sequence[str], metric: str = "test_accuracy", confidence: float = 0.95
+) -> pd.DataFrame:
+    """One row a group: n, mean, sd, the t-interval's half width and ends, and the group's params, macs and seconds.
+
+    Groups come in the order of the table, with the columns `by` first; `params` and `macs` where all rows of a group
+    agree. The ends of an interval for an accuracy are cut at 0 and 1, which it cannot leave; `half` is not.
+    """
+    rows = []
+    for key, group in results[results[metric].notna()].groupby(list(by), sort=False, dropna=False):
+        mean, low, high = t_interval(group[metric], confidence)
+        row = dict(zip(by, key, strict=True))
+        row |= {"n": len(group), "mean": mean, "sd": group[metric].std(ddof=1), "half": high - mean}
+        row |= {"low": low, "high": high}
+        if metric.endswith("accuracy"):
+            row |= {"low": max(low, 0.0) if low == low else low, "high": min(high, 1.0) if high == high else high}
+        row |= {name: group[name].iloc[0] for name in ("params", "macs") if group[name].nunique() == 1}
+        row["seconds"] = group["train_seconds"].mean()
+        rows.append(row)
+    return pd.DataFrame(rows)
 
 
 def summary_table(results: pd.DataFrame) -> pd.DataFrame:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -136,6 +136,11 @@ def point_label(row: pd.Series) -> str:
 def point_labels(results: pd.DataFrame) -> list[str]:
     """What every row is called, in their order."""
     return [point_label(row) for _, row in results.iterrows()]
+
+
+def keys(rows: pd.DataFrame, names: Sequence[str]) -> pd.Series:
+    """What tells rows apart by some columns, as text, which lists and None can be compared by too."""
+    return rows[list(names)].map(repr).agg(" ".join, axis=1) if names else pd.Series("", index=rows.index)
 
 
 def has(results: pd.DataFrame, side: Mapping[str, Any]) -> pd.Series:

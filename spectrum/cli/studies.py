@@ -104,7 +104,7 @@ def _show_forecast(study: Study, forecast: _Forecast) -> None:
 
 def _print_points(study: Study, planned: Sequence[PlannedPoint]) -> None:
     """A table with a row a network; its seeds are counted."""
-    from spectrum.analysis.stats import SPLIT
+    from spectrum.analysis.table import SPLIT
 
     others = [name for name in study.varied() if name not in (*SPLIT, "match")]
     groups: dict[Any, list[PlannedPoint]] = {}
@@ -118,7 +118,7 @@ def _print_points(study: Study, planned: Sequence[PlannedPoint]) -> None:
 
 def _cells(one: PlannedPoint, seeds: int, others: Sequence[str], *, matched: bool) -> list[tuple[str, str]]:
     """Titles and cells of one row; a title may come twice, where widths vary and are solved."""
-    from spectrum.analysis.stats import segments_label
+    from spectrum.analysis.table import segments_label
 
     asked = one.asked
     widths = " ".join(map(str, one.point.widths)) if one.point.widths else f"× {one.point.width:g}"

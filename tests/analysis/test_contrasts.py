@@ -111,7 +111,7 @@ def test_a_family_is_corrected_and_each_verdict_follows():
     ]
     found = stats.contrasts(table, asked).set_index("name")
     assert list(found["verdict"]) == ["lower", "negligibly lower", "undecided", "undecided"]
-    assert list(found["per_doubling"]) == [False, False, False, True]
+    assert list(found["kind"]) == ["difference", "difference", "interaction", "slope"]
     raw = stats.contrast(table, RELU)
     assert found["p"]["relu"] == pytest.approx(4 * raw.p)
     assert found["more_seeds"].isna().tolist() == [True, True, False, False]
@@ -119,7 +119,7 @@ def test_a_family_is_corrected_and_each_verdict_follows():
     said = [sentence(row) for _, row in stats.contrasts(table, asked).iterrows()]
     assert said[0].startswith("relu: −")
     assert "The first is lower (p < 0.001)." in said[0] or "The first is lower (p = " in said[0]
-    assert "but by less than ±5.00 points, the study's margin" in said[1]
+    assert "but by less than 5.00 points, the study's margin" in said[1]
     assert "neither a difference nor equivalence within ±0.10 points is shown" in said[2]
     assert "points a doubling of the segments" in said[3]
     assert "to show a difference as large as this one" in said[3]

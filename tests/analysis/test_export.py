@@ -150,7 +150,7 @@ def test_a_table_of_contrasts_has_their_numbers():
     assert first[:4] == ["ReLU against none", "3", f"+{mean:.2f}", f"{low:.2f} to {high:.2f}"]
     assert first[5:] == ["±1.00", f"{judged(table)['p_equivalent'][0]:.3f}", "higher"]
     assert slope[0] == "slope (a doubling of the segments)"
-    assert slope[2:] == ["+0.00", "", "", "", "", "unknown"]  # equal differences tell nothing of a spread
+    assert slope[2:] == ["0.00", "", "", "", "", "unknown"]  # equal differences tell nothing of a spread
 
 
 def test_a_table_of_contrasts_says_what_a_reader_must_know():

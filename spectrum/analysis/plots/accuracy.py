@@ -28,7 +28,7 @@ from spectrum.analysis.plots.drawing import (
     spectrum_axis,
     styled,
 )
-from spectrum.analysis.stats import summarise
+from spectrum.analysis.summary import summarise
 from spectrum.analysis.table import SPLIT, point_label, point_labels, scored, spectrum_position, varied_settings
 
 SEARCHED_LABELS = {"lr": "peak learning rate", "weight_decay": "weight decay"}

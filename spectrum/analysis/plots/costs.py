@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
+from spectrum.analysis.fronts import pareto_table
 from spectrum.analysis.plots.drawing import (
     METRIC_LABELS,
     axes_or_new,
@@ -23,7 +24,6 @@ from spectrum.analysis.plots.drawing import (
     setting_said,
     styled,
 )
-from spectrum.analysis.stats import pareto_table
 from spectrum.analysis.table import IMAGES, SPLIT, point_labels, scored, varied_settings
 
 if TYPE_CHECKING:  # it needs torch, which reading and drawing a table do not

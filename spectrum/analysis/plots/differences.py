@@ -10,6 +10,8 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from spectrum.analysis.contrasts import differences_by_seed
+from spectrum.analysis.inference import t_interval
 from spectrum.analysis.plots.drawing import (
     METRIC_LABELS,
     axes_or_new,
@@ -20,7 +22,6 @@ from spectrum.analysis.plots.drawing import (
     styled,
     wrapped,
 )
-from spectrum.analysis.stats import differences_by_seed, t_interval
 from spectrum.analysis.table import SPLIT, has, scored, spectrum_position, varied_settings
 
 
@@ -51,7 +52,7 @@ def forest(contrasts: pd.DataFrame, results: pd.DataFrame, *, ax: Axes | None = 
             ax.plot([100 * row["low"], 100 * row["high"]], [place, place], color=color, marker="|", ls="-", zorder=3)
         face = color if decided else "white"
         ax.plot(100 * row["mean"], place, marker="o", ms=6, mfc=face, mec=color, ls="", zorder=4)
-    notes = table["per_doubling"].map({True: "\n(a doubling)", False: ""})
+    notes = table["kind"].map({"slope": "\n(a doubling)"}).fillna("")
     notes += table["confounded"].map({True: "\n(confounded)", False: ""})
     names = [f"{name}{note}" for name, note in zip(table["name"], notes, strict=True)]
     ax.set_yticks(range(len(table)), [wrapped(name, 34) for name in names])

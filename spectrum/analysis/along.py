@@ -1,0 +1,93 @@
+"""Curves along the spectrum: how steep they are, whether they bend, where they are highest."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from spectrum.analysis.inference import shown_better, t_interval
+from spectrum.analysis.table import SPLIT, keys, point_labels, scored, scored_metric, spectrum_position, varied_settings
+
+
+def trend(results: pd.DataFrame, *, metric: str | None = None, confidence: float = 0.95) -> pd.DataFrame:
+    """How accuracy changes when the segments double: a row a curve, its settings first.
+
+    Each seed has its own straight line over log₂ of the segments, and what is averaged is its slope; `curvature` is
+    likewise the coefficient of the square in a parabola, below zero where the middle lies above the ends. Both are in
+    accuracy, from 0 to 1, and have t-intervals over seeds (`low`, `high`, `curvature_low`, `curvature_high`). Bare
+    convolutions, without a 1×1, are left out. With two places there is no curvature, NaN.
+    """
+    metric = scored_metric(results) if metric is None else metric
+    rows = []
+    for settings, curve in _curves(scored(results, metric, needs=["realised_segments"]), metric):
+        if len(curve.columns) < 2:
+            continue
+        slope, low, high = t_interval(leading(curve, 1), confidence)
+        row = settings | {"n": len(curve), "slope": slope, "low": low, "high": high, "curvature": float("nan")}
+        if len(curve.columns) > 2:
+            bent = t_interval(leading(curve, 2), confidence)
+            row |= dict(zip(("curvature", "curvature_low", "curvature_high"), bent, strict=True))
+        rows.append(row)
+    if not rows:
+        raise ValueError("trend: needs at least two numbers of segments")
+    return pd.DataFrame(rows)
+
+
+def optimum(results: pd.DataFrame, *, metric: str | None = None, confidence: float = 0.95) -> pd.DataFrame:
+    """Which numbers of segments may be the best: a row a point, with its settings and label.
+
+    Columns: n, mean, `best` (the highest mean of its curve) and `in_set`. Of each curve the points with `in_set` are a
+    confidence set: the truly best one is among them with this confidence. A point is out only if some other is shown to
+    be better, by one-sided t-tests of differences paired by seed, at a level divided by the number of rivals. With few
+    seeds the set is large, and that is the answer; with one it is everything.
+    """
+    metric = scored_metric(results) if metric is None else metric
+    table = scored(results, metric, needs=["realised_segments"])
+    rows = []
+    for settings, curve in _curves(table, metric, bare=True):
+        values = curve.to_numpy(dtype=float)
+        level = (1 - confidence) / max(1, values.shape[1] - 1)
+        means = values.mean(axis=0)
+        for place, label in enumerate(curve.columns):
+            beaten = any(shown_better(values[:, other], values[:, place]) <= level for other in range(len(means)))
+            best = bool(place == means.argmax())
+            rows.append(
+                settings | {"label": label, "n": len(curve), "mean": means[place], "best": best, "in_set": not beaten}
+            )
+    return pd.DataFrame(rows)
+
+
+def _curves(table: pd.DataFrame, metric: str, *, bare: bool = False) -> list[tuple[dict[str, Any], pd.DataFrame]]:
+    """Of every combination of settings: accuracies, a row a complete seed, a column a place on the log₂ axis.
+
+    With `bare` columns are labels, and bare convolutions are there too.
+    """
+    names = varied_settings(table)
+    table = table.assign(place=places(table), label=point_labels(table))
+    table = table.sort_values("place", kind="stable")
+    if not bare:
+        table = table[table["pointwise"].astype(bool)]
+    column = "label" if bare else "place"
+    curves = []
+    for values, part in table.groupby(names, sort=False, dropna=False) if names else [((), table)]:
+        curve = part.pivot_table(index="seed", columns=column, values=metric, sort=False).dropna()
+        if len(curve):
+            curves.append((dict(zip(names, values, strict=True)), curve))
+    return curves
+
+
+def places(table: pd.DataFrame) -> pd.Series:
+    """Where on the log₂ axis a row stands: one place for all rows that ask for the same, whatever a budget makes of it.
+
+    One segment a channel is another number of segments in a network of another width; the mean of the logarithms then.
+    """
+    logs = np.log2(spectrum_position(table))
+    return table.assign(log=logs, key=keys(table, SPLIT)).groupby("key")["log"].transform("mean")
+
+
+def leading(curves: pd.DataFrame, degree: int) -> NDArray[np.float64]:
+    """The first coefficient of each row's polynomial over the columns' places."""
+    return np.asarray(np.polyfit(curves.columns.to_numpy(dtype=float), curves.to_numpy(dtype=float).T, degree)[0])

@@ -1,0 +1,75 @@
+"""Accuracy against a cost: which points no other beats."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+from numpy.typing import ArrayLike
+
+from spectrum.analysis.inference import shown_better
+from spectrum.analysis.summary import summarise
+from spectrum.analysis.table import IMAGES, SPLIT, point_labels, scored, scored_metric, varied_settings
+
+SAME_COST = 1.01  # costs within one per cent count as equal, as budgets hold them
+
+
+def points_against(table: pd.DataFrame, cost: str, metric: str, confidence: float = 0.95) -> pd.DataFrame:
+    """`summarise` of every point of a table, with the mean over seeds of its cost in the column `cost`."""
+    by = [*SPLIT, *varied_settings(table)]
+    costs = table.groupby(by, sort=False, dropna=False)[cost].mean().to_numpy()
+    return summarise(table, by, metric, confidence).assign(cost=costs)
+
+
+def pareto_table(
+    results: pd.DataFrame, cost: str = "macs", *, metric: str | None = None, confidence: float = 0.95
+) -> pd.DataFrame:
+    """Which points may lie on the front of accuracy against a cost: a row a point, with its settings and label.
+
+    Args:
+        results: from `load_results`.
+        cost: "params", "macs" or "train_seconds".
+
+    Columns: n, cost, mean, low and high (95 % t-interval), `on_front` (no point that costs as little has a higher mean)
+    and `beaten_by`, the label of a point that costs no more and is shown to be better, by one-sided t-tests paired by
+    seed at a level divided by the number of such points; empty where none is. Costs within 1 % count as equal.
+    Points of different images, or of labels by different teachers, have fronts of their own.
+    """
+    metric = scored_metric(results) if metric is None else metric
+    table = scored(results, metric, needs=[cost])
+    groups = points_against(table, cost, metric, confidence)
+    by = [*SPLIT, *varied_settings(table)]
+    parts = [part.set_index("seed")[metric] for _, part in table.groupby(by, sort=False, dropna=False)]
+    groups["label"] = point_labels(groups)
+    tasks = [name for name in IMAGES if name in by]
+    for _, task in groups.groupby(tasks, dropna=False) if tasks else [((), groups)]:
+        front = task.index[pareto_front(task["cost"], task["mean"])]
+        groups.loc[task.index, "on_front"] = task.index.isin(front)
+        for place in task.index:
+            groups.loc[place, "beaten_by"] = _beaten_by(place, task, parts, 1 - confidence)
+    return groups.astype({"on_front": bool}).drop(columns=["sd", "half", "seconds"])
+
+
+def _beaten_by(place: int, groups: pd.DataFrame, parts: Sequence[pd.Series], alpha: float) -> str:
+    costs, means = groups["cost"], groups["mean"]
+    rivals = [i for i in groups.index if i != place and costs[i] <= SAME_COST * costs[place]]
+    for rival in sorted((i for i in rivals if means[i] > means[place]), key=lambda i: -means[i]):
+        one, other = parts[rival].align(parts[place], join="inner")
+        if shown_better(one.to_numpy(dtype=float), other.to_numpy(dtype=float)) <= alpha / len(rivals):
+            return str(groups["label"][rival])
+    return ""
+
+
+def pareto_front(cost: ArrayLike, value: ArrayLike) -> list[int]:
+    """Positions, by rising cost, of the points that no other beats: none costs as little and is worth more.
+
+    >>> pareto_front([1, 2, 3, 4], [0.5, 0.8, 0.7, 0.9])
+    [0, 1, 3]
+    """
+    costs, values = np.asarray(cost, dtype=float), np.asarray(value, dtype=float)
+    front: list[int] = []
+    for position in np.lexsort((-values, costs)):
+        if not front or values[position] > values[front[-1]]:
+            front.append(int(position))
+    return front
