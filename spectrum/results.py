@@ -81,13 +81,16 @@ def load_tuning(folder: str | Path) -> Results:
     >>> dict(search.loc[search["chosen"], ["segments", "lr"]].values.tolist())
     {4: 0.05, 1: 0.1, 'per_channel': 0.2, 16: 0.4}
     """
-    tuning = (read_plan(Path(folder)) or {}).get("tuning")
-    if tuning is None:
+    plan = read_plan(Path(folder))
+    if plan is None or "tuning" not in plan:
         raise StoreError(f"{folder}: its study has no [tune], or was not run yet")
-    by_id = latest_rows(Path(folder))
+    tuning, by_id = plan["tuning"], latest_rows(Path(folder))
     chosen = {id for choice in tuning["choices"] for id in choice["searched"]}
     entries = [entry for entry in tuning["points"] if entry["id"] in by_id]
-    return _as_table([_planned(by_id[entry["id"]], entry) | {"chosen": entry["id"] in chosen} for entry in entries])
+    more = {"study_hash": plan["hash"]}
+    return _as_table(
+        [_planned(by_id[entry["id"]], entry) | {"chosen": entry["id"] in chosen} | more for entry in entries]
+    )
 
 
 def _as_table(rows: Iterable[Row]) -> Results:

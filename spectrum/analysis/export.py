@@ -17,7 +17,7 @@ import pandas as pd
 
 from spectrum.analysis.sentences import contrasts_as_text
 from spectrum.analysis.summary import as_text, summary_table
-from spectrum.analysis.table import budget_name
+from spectrum.analysis.table import budget_name, studies_of
 
 TEX = str.maketrans(
     {
@@ -78,8 +78,8 @@ def contrasts_table(judged: pd.DataFrame, results: pd.DataFrame) -> Table:
     titles, rows = contrasts_as_text(judged)
     data = ", ".join(dict.fromkeys(results["dataset"]))
     caption = (
-        f"{_study(results)}: {data}, differences in points of accuracy, paired by seed, with 95 % t-intervals of each "
-        f"by itself; p-values adjusted by Holm's method over all {len(judged)} contrasts."
+        f"{studies_of(results)}: {data}, differences in points of accuracy, paired by seed, with 95 % t-intervals of "
+        f"each by itself; p-values adjusted by Holm's method over all {len(judged)} contrasts."
     )
     return Table(titles, rows, caption, f"tab:{_label(_study(results))}-contrasts")
 
@@ -107,7 +107,12 @@ def as_latex(table: Table) -> str:
 
 
 def as_markdown(table: Table) -> str:
-    """A GitHub Markdown table: its first column to the left, the others to the right."""
+    """A GitHub Markdown table: its first column to the left, the others to the right, and its caption below."""
+    return f"{markdown_rows(table)}\n{_markdown(table.caption)}\n"
+
+
+def markdown_rows(table: Table) -> str:
+    """The lines of a GitHub Markdown table alone."""
     heading, *body = [[_markdown(cell) for cell in row] for row in (table.titles, *table.rows)]
     rule = ["---", *["---:"] * (len(table.titles) - 1)]
     return "".join(f"| {' | '.join(line)} |\n" for line in (heading, rule, *body))
@@ -119,10 +124,13 @@ def write_csv(results: pd.DataFrame, path: Path) -> None:
 
 
 def write_parquet(results: pd.DataFrame, path: Path) -> None:
-    """Write rows as Parquet, `segments` as text, since it has numbers and "per_channel"."""
-    if "segments" in results:
-        results = results.assign(segments=results["segments"].astype("string"))
-    results.to_parquet(path, index=False)
+    """Write rows as Parquet; a column that has numbers and text, such as `segments`, as text."""
+    mixed = [name for name in results if results[name].map(type).nunique() > 1 and results[name].map(_is_text).any()]
+    results.astype(dict.fromkeys(mixed, "string")).to_parquet(path, index=False)
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str)
 
 
 def write_json(results: pd.DataFrame, path: Path) -> None:
@@ -159,7 +167,7 @@ def _caption(results: pd.DataFrame, table: pd.DataFrame) -> str:
     runs = f"{least}" if least == most else f"{least} to {most}"
     data = ", ".join(dict.fromkeys(results["dataset"]))
     budgets = ", ".join(dict.fromkeys(map(budget_name, results["match"])))
-    return f"{_study(results)}: {data}, n = {runs} {'run' if most == 1 else 'runs'} a point, budget: {budgets}."
+    return f"{studies_of(results)}: {data}, n = {runs} {'run' if most == 1 else 'runs'} a point, budget: {budgets}."
 
 
 def _tex_row(cells: list[str]) -> str:

@@ -38,15 +38,17 @@ def pareto_table(
     """
     metric = scored_metric(results) if metric is None else metric
     table = scored(results, metric, needs=[cost])
+    if not pd.api.types.is_numeric_dtype(table[cost]):
+        raise ValueError(f"{cost}: is no number; a cost is one of params, macs, train_seconds")
     groups = points_against(table, cost, metric, confidence)
     by = [*SPLIT, *varied_settings(table)]
     parts = [part.set_index("seed")[metric] for _, part in table.groupby(by, sort=False, dropna=False)]
     groups["label"] = point_labels(groups)
     tasks = [name for name in IMAGES if name in by]
     for _, task in groups.groupby(tasks, dropna=False) if tasks else [((), groups)]:
-        front = task.index[pareto_front(task["cost"], task["mean"])]
-        groups.loc[task.index, "on_front"] = task.index.isin(front)
         for place in task.index:
+            cheap = task["cost"] <= SAME_COST * task["cost"][place]
+            groups.loc[place, "on_front"] = not (task["mean"][cheap] > task["mean"][place]).any()
             groups.loc[place, "beaten_by"] = _beaten_by(place, task, parts, 1 - confidence)
     return groups.astype({"on_front": bool}).drop(columns=["sd", "half", "seconds"])
 

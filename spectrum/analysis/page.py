@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import shlex
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -68,6 +69,7 @@ def page_of(
         planned=len(plan["points"]),
         finished=len(finished),
         matches=_matches(plan),
+        budgets={match: budget_name(match) for match in _matches(plan)},
         worst=_worst(results, _matches(plan)),
         design=_design(plan),
         contrasts=[contrast | {"sentence": said} for contrast, said in zip(asked, sentences, strict=True)],
@@ -81,7 +83,7 @@ def page_of(
             {"title": title, "png": base64.b64encode(path.read_bytes()).decode()} for title, path in pictures.items()
         ],
         problems=_problems(results) if len(results) else [],
-        excluded=_excluded(judged),
+        excluded=_excluded(judged) if len(results) == len(plan["points"]) else [],
         held=[(name, _said(value)) for name, value in plan["base"].items() if name not in varied],
         command=_command(plan),
         script=Markup(script),
@@ -218,7 +220,14 @@ def _environment(finished: pd.DataFrame) -> list[tuple[str, str]]:
 
 
 def _all_values(column: pd.Series) -> str:
-    return ", ".join(dict.fromkeys(_said(value) for value in column))
+    return ", ".join(dict.fromkeys(_counted(value) for value in column))
+
+
+def _counted(value: Any) -> str:
+    """A value in words; of a record of many, such as the lowering of every layer, how many have which."""
+    if not isinstance(value, Mapping):
+        return _said(value)
+    return " and ".join(f"{count} × {kind}" for kind, count in Counter(map(_said, value.values())).items())
 
 
 def _said(value: Any) -> str:

@@ -25,23 +25,36 @@ MOST_SHOWN = 60
 
 
 def summarise(
-    results: pd.DataFrame, by: Sequence[str], metric: str = "test_accuracy", confidence: float = 0.95
+    results: pd.DataFrame, by: str | Sequence[str], metric: str = "test_accuracy", confidence: float = 0.95
 ) -> pd.DataFrame:
     """One row a group: n, mean, sd, the t-interval's half width and ends, and the group's params, macs and seconds.
 
-    Groups come in the order of the table, with the columns `by` first; `params` and `macs` where all rows of a group
-    agree. The ends of an interval for an accuracy are cut at 0 and 1, which it cannot leave; `half` is not.
+    Args:
+        results: from `load_results`.
+        by: the column or columns whose values make a group.
+        metric: a column of accuracies from 0 to 1, or of another measure.
+        confidence: of the intervals.
+
+    n counts seeds: where a group has several runs of a seed, their mean is the seed's value. Groups come in the order
+    of the table, with the columns `by` first; `params` and `macs` where all rows of a group agree. The ends of an
+    interval for an accuracy are cut at 0 and 1, which it cannot leave; `half` is not. Raises ValueError for columns
+    that are not there and for a table that would mislead.
     """
+    names = [by] if isinstance(by, str) else list(by)
+    check(results, [*names, metric])
     rows = []
-    for key, group in results[results[metric].notna()].groupby(list(by), sort=False, dropna=False):
-        mean, low, high = t_interval(group[metric], confidence)
-        row = dict(zip(by, key, strict=True))
-        row |= {"n": len(group), "mean": mean, "sd": group[metric].std(ddof=1), "half": high - mean}
+    for key, group in results[results[metric].notna()].groupby(names, sort=False, dropna=False):
+        seeds = group.groupby("seed")[metric].mean()
+        mean, low, high = t_interval(seeds, confidence)
+        row = dict(zip(names, key, strict=True))
+        row |= {"n": len(seeds), "mean": mean, "sd": seeds.std(ddof=1), "half": high - mean}
         row |= {"low": low, "high": high}
         if metric.endswith("accuracy"):
             row |= {"low": max(low, 0.0) if low == low else low, "high": min(high, 1.0) if high == high else high}
-        row |= {name: group[name].iloc[0] for name in ("params", "macs") if group[name].nunique() == 1}
-        row["seconds"] = group["train_seconds"].mean()
+        row |= {
+            name: group[name].iloc[0] for name in ("params", "macs") if name in group and group[name].nunique() == 1
+        }
+        row["seconds"] = group["train_seconds"].mean() if "train_seconds" in group else float("nan")
         rows.append(row)
     return pd.DataFrame(rows)
 
@@ -82,6 +95,8 @@ def as_text(table: pd.DataFrame) -> tuple[list[str], list[list[str]]]:
     """Titles and cells of a summary table, as the command and the page show them."""
 
     def cell(name: str, value: Any) -> str:
+        if name == "match":
+            return budget_name(value)
         if name == "seconds":
             return f"{value:.1f}"
         if isinstance(value, bool | np.bool_):

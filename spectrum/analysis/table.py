@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from difflib import get_close_matches
 from typing import Any
 
 import numpy as np
@@ -28,20 +29,25 @@ def scored(results: pd.DataFrame, metric: str | None = None, needs: Iterable[str
         needs: further columns that are going to be read.
 
     Raises ValueError for a table that would mislead: without rows or without a column that is needed, with one run
-    twice, or with one data set in two versions.
+    twice, with one data set in two versions, or with accuracies that are not from 0 to 1.
     """
     check(results, needs)
     metric = scored_metric(results) if metric is None else metric
-    table = results[results[metric].notna()] if metric in results else results.iloc[:0]
+    if metric not in results:
+        near = get_close_matches(metric, map(str, results), n=1)
+        raise ValueError(f"{metric}: no such column{f'; did you mean {near[0]}?' if near else ''}")
+    table = results[results[metric].notna()]
     if table.empty:
         raise ValueError(f"no row has {metric}; every run failed, or this column is of another table")
+    if metric.endswith("accuracy") and not table[metric].between(0, 1).all():
+        wrong = table.loc[~table[metric].between(0, 1), metric].iloc[0]
+        raise ValueError(f"{metric} = {wrong}: expected accuracies from 0 to 1")
     return table
 
 
 def check(results: pd.DataFrame, needs: Iterable[str] = ()) -> None:
     """Raises ValueError for a table that would mislead: see `scored`."""
-    if not isinstance(results, pd.DataFrame):
-        raise ValueError(f"expected a table from load_results, got {type(results).__name__}")
+    _check_table(results)
     if results.empty:
         raise ValueError("the table has no rows; load_results(FOLDER) gives those of a study that has run")
     missing = [name for name in ("seed", "status", *SPLIT, *needs) if name not in results]
@@ -51,6 +57,11 @@ def check(results: pd.DataFrame, needs: Iterable[str] = ()) -> None:
         )
     _check_runs(results)
     _check_images(results)
+
+
+def _check_table(results: object) -> None:
+    if not isinstance(results, pd.DataFrame):
+        raise ValueError(f"expected a table from load_results, got {type(results).__name__}")
 
 
 def _check_runs(results: pd.DataFrame) -> None:
@@ -101,6 +112,7 @@ def _chosen(results: pd.DataFrame, name: str) -> pd.Series:
 
 def scored_metric(results: pd.DataFrame) -> str:
     """The accuracy that points are scored on: of the test set, or of validation images where that was not read."""
+    _check_table(results)
     tested = "test_accuracy" in results and results["test_accuracy"].notna().any()
     return "test_accuracy" if tested or "val_accuracy" not in results else "val_accuracy"
 

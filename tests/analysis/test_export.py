@@ -15,8 +15,10 @@ from spectrum.analysis.export import (
     as_markdown,
     contrasts_table,
     inert,
+    markdown_rows,
     points_table,
     write_csv,
+    write_parquet,
 )
 from spectrum.analysis.summary import as_text, summary_table
 from tests.analysis.test_plots import results
@@ -30,7 +32,7 @@ def latex(table):
 
 
 def markdown(table):
-    return as_markdown(points_table(table))
+    return markdown_rows(points_table(table))
 
 
 def judged(table, name="ReLU against none"):
@@ -113,6 +115,21 @@ def test_markdown_leaves_plain_values_alone():
     assert r"| \_spatial_first\_ |" in markdown(table)
 
 
+def test_markdown_has_its_caption_below():
+    text = as_markdown(points_table(results().assign(study_hash="0123456789abcdef")))
+    assert text.splitlines()[-1] == "made-up 01234567: digits, n = 2 runs a point, budget: unmatched."
+    assert text.splitlines()[-2] == ""
+
+
+def test_columns_of_numbers_and_text_are_written_as_text(tmp_path):
+    table = results(teacher_segments=[2, "per_channel"])
+    write_parquet(table, tmp_path / "rows.parquet")
+    back = pd.read_parquet(tmp_path / "rows.parquet")
+    assert set(back["teacher_segments"]) == {"2", "per_channel"}
+    assert set(back["segments"]) == {"1", "2", "3", "per_channel"}
+    assert back["test_accuracy"].tolist() == table["test_accuracy"].tolist()
+
+
 def test_a_cell_is_one_line():
     table = results(activation=["none", "a\nb\r\n\nc"])
     assert "a b c" in markdown(table)
@@ -144,7 +161,7 @@ def compared():
 
 def test_a_table_of_contrasts_has_their_numbers():
     table = compared()
-    cells = markdown_cells(as_markdown(contrasts_table(judged(table), table)))
+    cells = markdown_cells(markdown_rows(contrasts_table(judged(table), table)))
     first, slope = [[cell.strip() for cell in line] for line in cells[2:]]
     mean, low, high = stats.t_interval([0.8, 1.0, 1.2])
     assert first[:4] == ["ReLU against none", "3", f"+{mean:.2f}", f"{low:.2f} to {high:.2f}"]

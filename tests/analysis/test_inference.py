@@ -217,3 +217,38 @@ def test_what_does_not_vary_is_not_shown_to_be_better():
     assert shown_better(better, worse) == pytest.approx(
         distributions.ttest_rel(better, worse, alternative="greater").pvalue
     )
+
+
+@pytest.mark.parametrize("n", [2, 3, 4, 5, 8, 20, 200])
+@pytest.mark.parametrize("effect", [0.1, 0.5, 1.0, 2.0, 5.5])
+def test_power_is_that_of_the_noncentral_t_wherever_scipy_has_it(n, effect):
+    critical = distributions.t.ppf(0.975, n - 1)
+    shift = effect * np.sqrt(n)
+    expected = distributions.nct.sf(critical, n - 1, shift) + distributions.nct.cdf(-critical, n - 1, shift)
+    found = difference_power(n, effect, 1.0)
+    assert 0 <= found <= 1 + 1e-9
+    if not np.isnan(expected):
+        assert found == pytest.approx(expected, abs=1e-6)
+
+
+def test_power_with_two_seeds_is_what_simulation_gives():
+    values = np.random.default_rng(0).normal(5.5, 1, (200_000, 2))  # where scipy's tails are NaN
+    t = values.mean(axis=1) / (values.std(axis=1, ddof=1) / np.sqrt(2))
+    simulated = (np.abs(t) > distributions.t.ppf(0.975, 1)).mean()
+    assert difference_power(2, 5.5, 1.0) == pytest.approx(simulated, abs=0.005)
+    assert seeds_for_difference(6.5, 1.0) == 3
+    assert seeds_for_difference(float("nan"), 1.0) is None
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: t_interval([0.9, float("nan")]), "expected finite values"),
+        (lambda: t_interval([0.9, 0.8], 95), "confidence=95"),
+        (lambda: difference([0.1, 0.2], -0.005), "margin=-0.005"),
+        (lambda: holm([0.5, 1.2]), "expected p-values from 0 to 1"),
+    ],
+)
+def test_numbers_that_can_mean_nothing_are_refused(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()

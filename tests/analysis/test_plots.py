@@ -196,7 +196,7 @@ def test_time_against_macs_has_medians_and_the_line_of_the_fastest_arithmetic():
     assert list(marks.get_ydata()) == pytest.approx([1, 2, 2, 2])
     assert list(proportional.get_xdata()) == [100_000 // 16, 100_000]
     assert list(proportional.get_ydata()) == pytest.approx([100_000 // 16 / 100_000, 1])
-    with pytest.raises(ValueError, match="no row has images_per_second"):
+    with pytest.raises(ValueError, match="images_per_second: no such column"):
         plots.time_against_macs(table.drop(columns="images_per_second"))
 
 
@@ -222,3 +222,130 @@ def test_the_literature_stands_beside_differences_paired_by_seed():
     assert list(line(ax, "ResNeXt-50").get_ydata()) == pytest.approx([0, 0.9, 1.3, 1.6, 1.7])
     with pytest.raises(ValueError, match="no seed has 1 segment"):
         plots.literature_curve(table[table["segments"] != 1])
+
+
+# What a picture says of itself, and what it refuses
+
+
+def caption(ax):
+    return ax.get_title(loc="left")
+
+
+def test_what_varies_beside_is_averaged_within_a_seed():
+    table = results(activation=["none", "relu"])
+    ax = plots.spectrum_curve(table, by=[]).axes[0]
+    assert "n = 2 seeds a point" in caption(ax)
+    assert len(ax.lines[0].get_xdata()) == 16  # every run is drawn
+
+
+def test_failed_runs_are_not_counted_and_diverged_ones_are_told():
+    table = results(seed=[0, 1, 2])
+    table.loc[(table["segments"] == 1) & (table["seed"] > 0), ["status", "test_accuracy"]] = ["failed", None]
+    table.loc[(table["segments"] == 2) & (table["seed"] == 0), ["status", "test_accuracy"]] = ["diverged", 0.1]
+    for figure in (
+        plots.spectrum_curve(table),
+        plots.accuracy_against(table),
+        plots.learning_curves(history(table), table),
+    ):
+        assert "n = 1–3 seeds a point" in caption(figure.axes[0])
+        assert "1 run diverged, drawn at chance" in caption(figure.axes[0])
+
+
+def test_every_picture_names_the_study_and_its_hash():
+    table = results(match=["params", "macs"], lr=[0.1, 0.2]).assign(study_hash="0123456789abcdef", weight_decay=0.0)
+    one = table[(table["match"] == "macs") & (table["lr"] == 0.1)]
+    for figure in (
+        plots.budget_panels(table),
+        plots.tuning_map(table.assign(chosen=False)),
+        plots.learning_curves(history(table), table),
+        plots.spectrum_curve(one),
+        plots.time_against_macs(one.assign(images_per_second=1000.0)),
+        plots.literature_curve(one),
+    ):
+        said = [ax.get_title(loc="left") for ax in figure.axes]
+        said.append(figure.get_suptitle())
+        assert any("study made-up 01234567" in text for text in said)
+        assert any("digits" in text for text in said)
+
+
+def test_a_table_without_mismatch_says_no_number_for_it():
+    said = caption(plots.spectrum_curve(results().assign(match="params").drop(columns="budget_mismatch")).axes[0])
+    assert "equal parameters" in said
+    assert "nan" not in said
+
+
+def test_shades_go_from_light_to_dark_along_the_spectrum_in_every_panel():
+    table = results(match=["none", "params", "macs", "step_time"])
+    figure = plots.learning_curves(history(table), table)
+    panels = [ax for ax in figure.axes if ax.lines]
+    assert len(panels) == 4
+    colours = [{line.get_label(): line.get_color() for line in ax.lines} for ax in panels]
+    for found in colours:
+        assert {label: tuple(colour) for label, colour in found.items()} == {
+            label: tuple(colour) for label, colour in colours[0].items()
+        }
+        light = [sum(found[label][:3]) for label in ("1", "2", "3", "per channel")]
+        assert light == sorted(light, reverse=True)
+
+
+def test_a_study_that_drops_budgets_from_a_comparison_says_so():
+    table = results(match=["none", "macs"])
+    table = table[~((table["match"] == "macs") & (table["segments"] == 1))]
+    assert "not drawn, for want of 1 segment: equal MACs" in caption(plots.literature_curve(table).axes[0])
+
+
+def test_looks_do_not_repeat_beyond_the_palette():
+    from spectrum.analysis.plots.drawing import look_of
+
+    with plots.style():
+        looks = [repr(sorted(look_of(number).items(), key=str)) for number in range(14)]
+    assert len(set(looks)) == 14
+
+
+def test_axes_of_ones_own_keep_their_size_and_hold_the_caption():
+    with plots.style():
+        figure = Figure(figsize=(8, 3.2))
+        left, right = figure.subplots(1, 2)
+    plots.spectrum_curve(results(), ax=left)
+    plots.time_against_macs(results().assign(images_per_second=1000.0), ax=right)
+    figure.canvas.draw()
+    ends = left.title.get_window_extent().x1, left._left_title.get_window_extent().x1
+    assert max(ends) < right._left_title.get_window_extent().x0
+    assert tuple(figure.get_size_inches()) == (8, 3.2)
+
+
+@pytest.mark.parametrize("segments", [[1, 2, 3, 4, 8, 16, 32, 64, "per_channel"], [1, 15, 16]])
+def test_labels_on_the_axis_do_not_lie_on_each_other(segments):
+    table = pd.concat(
+        [results(segments=segments).assign(match=match) for match in ("none", "params", "macs", "step_time")]
+    )
+    figure = plots.budget_panels(table)
+    figure.canvas.draw()
+    for ax in figure.axes:
+        boxes = sorted((tick.get_window_extent() for tick in ax.get_xticklabels()), key=lambda box: box.x0)
+        assert all(one.x1 <= other.x0 for one, other in itertools.pairwise(boxes))
+        assert [tick.get_text() for tick in ax.get_xticklabels()][0] == "1"
+
+
+@pytest.mark.parametrize(
+    ("draw", "message"),
+    [
+        (lambda: plots.spectrum_curve(results(), by="ordr"), "lacks the columns ordr"),
+        (lambda: plots.spectrum_curve(results(), metric="acuracy"), "acuracy: no such column"),
+        (lambda: plots.spectrum_curve(results().assign(test_accuracy=90.0)), "expected accuracies from 0 to 1"),
+        (lambda: plots.spectrum_curve(results().drop(columns="match")), "lacks the columns match"),
+        (lambda: plots.setting_map(results(), "ordr"), "lacks the columns ordr"),
+        (lambda: plots.accuracy_against(results(), "mac"), "lacks the columns mac"),
+        (lambda: plots.accuracy_against(results(), "study"), "study: is no number"),
+        (lambda: plots.tuning_map(results()), "lacks the columns chosen"),
+        (lambda: plots.learning_curves(history(results()), pd.concat([results()] * 2)), "is there 2 times"),
+        (lambda: plots.learning_curves(history(results()), results(), metric="x"), "has no column x"),
+        (lambda: plots.difference_curve(results(), [{"segments": 1}]), "expected two sides"),
+        (lambda: plots.difference_curve(results(), [{"ordr": 1}, {"ordr": 2}]), "lacks the columns ordr"),
+        (lambda: plots.forest(results(), results()), "expected a table of stats.contrasts first"),
+        (lambda: plots.yardstick_curve(pd.DataFrame()), "has no rows"),
+    ],
+)
+def test_what_would_mislead_is_refused_with_a_reason(draw, message):
+    with pytest.raises(ValueError, match=message):
+        draw()

@@ -2,35 +2,45 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import matplotlib as mpl
+import matplotlib.lines
 import matplotlib.patches
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
 from matplotlib.ticker import MaxNLocator
 
 from spectrum.analysis.plots.drawing import (
+    CAPTION_CHARACTERS,
     METRIC_LABELS,
     add_legend,
     axes_or_new,
     budget_said,
+    budgets_said,
+    drawable,
     error_bars,
     figure_of,
     look_of,
     offset_of,
     say,
+    seeds_said,
     setting_said,
-    span,
+    shades_of,
     spectrum_axis,
     styled,
+    value_said,
+    whence,
+    wrapped,
 )
 from spectrum.analysis.summary import summarise
-from spectrum.analysis.table import SPLIT, point_label, point_labels, scored, spectrum_position, varied_settings
+from spectrum.analysis.table import SPLIT, point_label, point_labels, spectrum_position, varied_settings
 
+MOST_LINES = 12  # of learning curves in one picture
 SEARCHED_LABELS = {"lr": "peak learning rate", "weight_decay": "weight decay"}
 
 
@@ -48,14 +58,15 @@ def spectrum_curve(
         results: from `load_results`.
         metric: a column of accuracies from 0 to 1; shown in per cent.
         by: the column or columns, such as "activation", each of whose values gets a curve; by default all settings
-            that vary.
+            that vary. What varies beside is averaged within a seed, so that n counts seeds.
 
     A point lies at the segments that its widest layer really has. A bare convolution (no 1×1) stands beside the curve.
     Raises ValueError when no row has the metric.
     """
+    names = [by] if isinstance(by, str) else list(by or ())
+    table = drawable(results, metric, names)
     ax = axes_or_new(ax)
-    table = scored(results, metric)
-    names = varied_settings(table) if by is None else [by] if isinstance(by, str) else list(by)
+    names = varied_settings(table) if by is None else names
     curves = list(table.groupby(names, sort=False, dropna=False)) if names else [((), table)]
     for number, (values, part) in enumerate(curves):
         for bare, group in part.groupby(~part["pointwise"].astype(bool), sort=True):
@@ -81,21 +92,25 @@ def budget_panels(results: pd.DataFrame, *, metric: str = "test_accuracy") -> Fi
 
     Raises ValueError when no row has the metric.
     """
-    table = scored(results, metric)
+    table = drawable(results, metric)
     matches = list(dict.fromkeys(table["match"]))
     figure = Figure(figsize=(0.6 + 2.7 * len(matches), 3.4))
     panels = figure.subplots(1, len(matches), sharey=True, squeeze=False)[0]
     for number, (match, ax) in enumerate(zip(matches, panels, strict=True)):
         part = table[table["match"] == match]
         spectrum_curve.__wrapped__(part, ax=ax, metric=metric)  # type: ignore[attr-defined]
-        seeds = part.groupby([*SPLIT, *varied_settings(part)], dropna=False).size()
-        ax.set_title(f"{budget_said(part)}\nn = {span(seeds.min(), seeds.max())} a point", color="0.25", fontsize=8)
+        said = f"{budget_said(part)}\n{seeds_said(part, varied_settings(part))} a point"
+        ax.set_title(said, color="0.25", fontsize=8)
         if number:
             ax.set_ylabel("")
-    figure.suptitle(
-        ", ".join(dict.fromkeys(table["dataset"])) + " · line and bars: mean and 95 % t-interval", fontsize=8
-    )
+    _say_of_all(figure, table, "line and bars: mean and 95 % t-interval")
     return figure
+
+
+def _say_of_all(figure: Figure, table: pd.DataFrame, what: str) -> None:
+    """What stands above several panels; each says its own budget and seeds."""
+    said = " · ".join(filter(None, [", ".join(dict.fromkeys(table["dataset"])), what, whence(table)]))
+    figure.suptitle(wrapped(said, round(figure.get_figwidth() * CAPTION_CHARACTERS)), color="0.25", fontsize=8)
 
 
 @styled
@@ -112,7 +127,7 @@ def setting_map(
 
     Raises ValueError where a further setting varies: a cell would be a mean over different things.
     """
-    table = scored(results, metric)
+    table = drawable(results, metric, [setting])
     others = [name for name in varied_settings(table) if name != setting]
     if others:
         raise ValueError(f"{', '.join(others)} varies too; choose one value first, as in results[results[…] == …]")
@@ -148,13 +163,40 @@ def tuning_map(tuning: pd.DataFrame, *, ax: Axes | None = None) -> Figure:
 
     Args:
         tuning: from `load_tuning`.
+        ax: where to draw; by default a figure of its own, with a panel for each budget.
 
     Cells are means over the search's seeds, in per cent; what was chosen is framed. Raises ValueError when no run of
     the search has finished.
     """
-    ax = axes_or_new(ax)
-    table = scored(tuning, "val_accuracy").assign(position=lambda rows: spectrum_position(rows))
-    grid = [name for name in ("lr", "weight_decay") if table[name].nunique() > 1] or ["lr"]
+    table = drawable(tuning, "val_accuracy", ["chosen", "lr", "weight_decay"])
+    table = table.assign(position=spectrum_position(table))
+    matches = list(dict.fromkeys(table["match"]))
+    if ax is not None or len(matches) == 1:
+        ax = axes_or_new(ax)
+        image = _search(ax, table, table["val_accuracy"])
+        figure_of(ax).colorbar(image, ax=ax, label=METRIC_LABELS["val_accuracy"], extend="min")
+        say(ax, table, _grid_of(table), "framed: chosen, by validation images only")
+        return figure_of(ax)
+    figure = Figure(figsize=(6.4, 0.6 + 2.1 * len(matches)))
+    panels = figure.subplots(len(matches), 1, squeeze=False)[:, 0]
+    for match, panel in zip(matches, panels, strict=True):
+        part = table[table["match"] == match]
+        image = _search(panel, part, table["val_accuracy"])
+        panel.set_title(f"{budget_said(part)} · {seeds_said(part, _grid_of(table))} a cell", color="0.25", fontsize=8)
+        if panel is not panels[-1]:
+            panel.set_xlabel("")
+    figure.colorbar(image, ax=list(panels), label=METRIC_LABELS["val_accuracy"], extend="min", aspect=40)
+    _say_of_all(figure, table, "framed: chosen, by validation images only")
+    return figure
+
+
+def _grid_of(table: pd.DataFrame) -> list[str]:
+    return [name for name in ("lr", "weight_decay") if table[name].nunique() > 1] or ["lr"]
+
+
+def _search(ax: Axes, table: pd.DataFrame, scale: pd.Series) -> AxesImage:
+    """One panel of a search; `scale` has the accuracies that the shades are to be compared with."""
+    grid = _grid_of(table)
     others = [name for name in varied_settings(table) if name not in grid]
     columns = list(table.sort_values("position", kind="stable").groupby([*others, *SPLIT], sort=False, dropna=False))
     rows = sorted(set(table[grid].itertuples(index=False, name=None)))
@@ -168,28 +210,21 @@ def tuning_map(tuning: pd.DataFrame, *, ax: Axes | None = None) -> Figure:
                     (across - 0.5, up - 0.5), 1, 1, fill=False, ec="#d55e00", lw=2.2, zorder=3
                 )
                 ax.add_patch(frame)
-    low, high = np.nanpercentile(cells, 20), np.nanmax(cells)
+    low, high = 100 * scale.quantile(0.2), 100 * scale.max()
     image = ax.imshow(cells, origin="lower", aspect="auto", cmap="viridis", vmin=min(low, high - 1e-9), vmax=high)
+    size = 7.5 if len(columns) <= 12 else 5.5
     for (up, across), value in np.ndenumerate(cells):
         dark = value < (low + high) / 2
         text = f"{value:.1f}" if value == value else ""
-        ax.text(across, up, text, ha="center", va="center", fontsize=7.5, color="white" if dark else "black")
+        ax.text(across, up, text, ha="center", va="center", fontsize=size, color="white" if dark else "black")
     labels = [_column_label(column.iloc[0], others) for _, column in columns]
-    ax.set_xticks(range(len(columns)), labels, rotation=0 if max(map(len, labels)) < 12 else 35)
+    upright = len(columns) <= 12 and max(len(line) for label in labels for line in label.splitlines()) < 12
+    ax.set_xticks(range(len(columns)), labels, rotation=0 if upright else 90, fontsize=7.5 if upright else 6)
     ax.set_yticks(range(len(rows)), [", ".join(f"{value:g}" for value in values) for values in rows])
     ax.grid(False)
     ax.set_xlabel("segments of the spatial convolution")
-    ax.set_ylabel(" , ".join(SEARCHED_LABELS[name] for name in grid))
-    figure = figure_of(ax)
-    figure.colorbar(image, ax=ax, label=METRIC_LABELS["val_accuracy"], extend="min")
-    seeds = table.groupby([*others, *SPLIT, *grid], dropna=False)["seed"].nunique().max()
-    ax.set_title(
-        f"{', '.join(dict.fromkeys(table['dataset']))} · n = {seeds} {'seed' if seeds == 1 else 'seeds'} a cell\n"
-        "framed: chosen, by validation images only",
-        color="0.25",
-        fontsize=8,
-    )
-    return figure
+    ax.set_ylabel(", ".join(SEARCHED_LABELS[name] for name in grid))
+    return image
 
 
 @styled
@@ -201,35 +236,66 @@ def learning_curves(
     Args:
         history: from `load_history`.
         results: from `load_results`; says which point each run is.
+        ax: where to draw; by default a figure of its own, with a panel for each value of the settings that vary where
+            one would be crowded.
         metric: a column of the history, from 0 to 1; shown in per cent.
 
-    Raises ValueError when the history has no epoch of these results.
+    Raises ValueError when the history has no epoch of these results, or not this column.
     """
-    ax = axes_or_new(ax)
-    names = varied_settings(results)
-    known = results.assign(position=spectrum_position(results))
-    joined = history.merge(known[["id", "status", "position", *SPLIT, *names]], on="id", suffixes=("", "setting_said"))
+    table = drawable(results, needs=["id", "status"])
+    if metric not in history:
+        raise ValueError(f"learning_curves: the history has no column {metric}; expected a table from load_history")
+    names = varied_settings(table)
+    known = table.assign(position=spectrum_position(table), label=point_labels(table))
+    joined = history[["id", "epoch", metric]].merge(known[["id", "status", "position", "label", *names]], on="id")
     if joined.empty:
         raise ValueError("learning_curves: no epoch of these results is in the history")
-    names = [f"{name}setting_said" if name in history else name for name in names]
+    shades = shades_of(known)
     kinds = list(joined.groupby(names, sort=False, dropna=False)) if names else [((), joined)]
-    for number, (values, kind) in enumerate(kinds):
-        groups = list(kind.sort_values("position").groupby([*SPLIT], sort=False, dropna=False))
-        shades = mpl.colormaps["viridis_r"](np.linspace(0.12, 1, len(groups)))
-        for shade, (_, group) in zip(shades, groups, strict=True):
-            mean = _mean_by_epoch(group, metric)
-            label = ", ".join([point_label(group.iloc[0]), *(f"{value}".replace("_", " ") for value in values)])
-            bare = not bool(group["pointwise"].iloc[0])
-            line = ":" if bare else look_of(number)["linestyle"]
-            marker = "" if len(mean) > 1 else look_of(number)["marker"]
-            ax.plot(mean.index, 100 * mean, color=shade, marker=marker, ls=line, label=label)
+    what = "lines: mean over seeds, diverged runs at chance"
+    if ax is not None or joined.groupby([*names, "label"], dropna=False).ngroups <= MOST_LINES:
+        ax = axes_or_new(ax)
+        for number, (values, kind) in enumerate(kinds):
+            _lines(ax, kind, metric, shades, look=look_of(number), said=setting_said(names, values))
+        ax.legend(title="segments", ncols=2, fontsize=7.5 if len(ax.lines) > 8 else None)
+        say(ax, table, names, what)
+        return figure_of(ax)
+    across = min(4, len(kinds))
+    down = -(-len(kinds) // across)
+    figure = Figure(figsize=(1.3 + 2.1 * across, 0.7 + 2.3 * down))
+    panels = figure.subplots(down, across, sharex=True, sharey=True, squeeze=False)
+    for panel in panels.flat[len(kinds) :]:
+        panel.set_axis_off()
+    for (values, kind), panel in zip(kinds, panels.flat, strict=False):
+        _lines(panel, kind, metric, shades, look=look_of(0), said="")
+        panel.set_title(wrapped(setting_said(names, values), 30), color="0.25", fontsize=8)
+    for panel in panels[:, 1:].flat:
+        panel.set_ylabel("")
+    for panel in panels[:-1].flat:
+        panel.set_xlabel("")
+    handles = [mpl.lines.Line2D([], [], color=shade, label=label) for label, shade in shades.items()]
+    figure.legend(handles=handles, title="segments", loc="outside right center", fontsize=7.5)
+    _say_of_all(figure, table, f"{seeds_said(table, names)} a point · budget: {budgets_said(table)} · {what}")
+    return figure
+
+
+def _lines(
+    ax: Axes, kind: pd.DataFrame, metric: str, shades: Mapping[str, Any], *, look: Mapping[str, Any], said: str
+) -> None:
+    """A line a point of one combination of settings."""
+    for label, group in kind.sort_values("position", kind="stable").groupby("label", sort=False):
+        mean = _mean_by_epoch(group, metric)
+        ax.plot(
+            mean.index,
+            100 * mean,
+            color=shades[str(label)],
+            marker="" if len(mean) > 1 else look["marker"],
+            ls=":" if str(label).endswith("no 1×1") else look["linestyle"],
+            label=", ".join(filter(None, [str(label), said])),
+        )
     ax.set_xlabel("epoch")
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     ax.set_ylabel(METRIC_LABELS.get(metric, metric))
-    title = ", ".join(["segments", *(name.removesuffix("setting_said") for name in names)])
-    ax.legend(title=title, ncols=2, fontsize=7.5 if len(ax.lines) > 8 else None)
-    say(ax, results, varied_settings(results), "lines: mean over seeds, diverged runs at chance")
-    return figure_of(ax)
 
 
 def _curve(
@@ -258,7 +324,7 @@ def _curve(
 
 
 def _column_label(row: pd.Series, others: Sequence[str]) -> str:
-    return "\n".join([point_label(row), *(str(row[name]).replace("_", " ") for name in others)])
+    return "\n".join([point_label(row), *(value_said(name, row[name]) for name in others)])
 
 
 def _mean_by_epoch(epochs: pd.DataFrame, metric: str) -> pd.Series:

@@ -2,29 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
-import matplotlib as mpl
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from spectrum.analysis.fronts import pareto_table
 from spectrum.analysis.plots.drawing import (
     METRIC_LABELS,
     axes_or_new,
+    drawable,
     error_bars,
     figure_of,
     look_of,
     say,
     setting_said,
+    shades_of,
     styled,
+    wrapped,
 )
-from spectrum.analysis.table import IMAGES, SPLIT, point_labels, scored, varied_settings
+from spectrum.analysis.table import IMAGES, SPLIT, point_labels, varied_settings
 
 if TYPE_CHECKING:  # it needs torch, which reading and drawing a table do not
     from spectrum.cost.count import Cost, LayerCost
@@ -68,16 +70,16 @@ def accuracy_against(
     may lie on it. Points are labelled by their segments; where that would be crowded, shades tell them apart instead,
     light to dark along the spectrum. Raises ValueError when no row has the metric.
     """
+    table = drawable(results, metric, [cost])
     new = ax is None
     ax = axes_or_new(ax)
-    table = scored(results, metric)
     names = varied_settings(table)
     points = pareto_table(table, cost, metric=metric)
     kinds = list(points.groupby(names, sort=False, dropna=False)) if names else [((), points)]
     crowded = len(points) > (MOST_LABELS if len(kinds) == 1 else MOST_LABELS // 2)
     if crowded and new:
         figure_of(ax).set_size_inches(7.6, 3.6)  # room for the legend of the shades
-    shades = _shades(points["label"]) if crowded else {}
+    shades = shades_of(table) if crowded else {}
     for number, (values, part) in enumerate(kinds):
         look = look_of(number)
         for _, point in part.iterrows():
@@ -125,8 +127,8 @@ def time_against_macs(results: pd.DataFrame, *, ax: Axes | None = None) -> Figur
     does most of them a second; what lies far above it pays for more than arithmetic. Times rank points only where they
     were measured alike: see a study's README. Raises ValueError when no run has a speed.
     """
+    table = drawable(results, "images_per_second", ["macs"])
     ax = axes_or_new(ax)
-    table = scored(results, "images_per_second", needs=["macs"])
     names = varied_settings(table)
     table = table.assign(ms=1000 / table["images_per_second"])
     by = [*SPLIT, *names]
@@ -206,7 +208,7 @@ def cost_by_layer(costs: Mapping[str, Cost], count: str = "macs", *, ax: Axes | 
         ax.text(start, place, f"  {_rounded(start)}", va="center", fontsize=8)
     for number, part in enumerate(parts):
         ax.bar(0, 0, color=look_of(number)["color"], hatch=HATCHES[number % 5], edgecolor="white", label=part)
-    ax.set_yticks(range(len(costs)), list(costs))
+    ax.set_yticks(range(len(costs)), [wrapped(name, 24) for name in costs])
     ax.set_ylim(len(costs) - 0.5, -0.5)
     ax.margins(x=0.12)
     ax.grid(axis="y", visible=False)
@@ -223,11 +225,6 @@ def _part(layer: LayerCost) -> str:
     if half in PARTS:
         return PARTS[half]
     return PARTS.get(layer.kind, layer.kind)
-
-
-def _shades(labels: Iterable[str]) -> dict[str, Any]:
-    names = list(dict.fromkeys(labels))
-    return dict(zip(names, mpl.colormaps["viridis_r"](np.linspace(0.1, 1, len(names))), strict=True))
 
 
 def _label(ax: Axes, points: pd.DataFrame) -> None:
@@ -253,7 +250,9 @@ def _label(ax: Axes, points: pd.DataFrame) -> None:
 
 
 def _engineering_axis(ax: Axes) -> None:
-    ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    low, high = ax.get_xlim()
+    few = MaxNLocator(nbins=4, steps=[1, 2, 5, 10])
+    ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)) if high > 4 * low else few)
     ax.xaxis.set_major_formatter(FuncFormatter(engineering))
     ax.xaxis.set_minor_formatter(NullFormatter())
 
@@ -271,11 +270,14 @@ def yardstick_curve(
 
     Args:
         table: of `spectrum bench op`, read from its CSV.
+        ax: where to draw; by default a figure of its own.
         shape: one of its shapes; by default the first.
         ours: the way that is drawn first and thick.
 
     Numbers of segments that leave uneven ones are left out. Raises ValueError for a shape that is not there.
     """
+    if table.empty:
+        raise ValueError("yardstick_curve: the table has no rows; read one that spectrum bench op wrote")
     ax = axes_or_new(ax)
     shape = table["shape"].iloc[0] if shape is None else shape
     part = table[(table["shape"] == shape) & (table["channels_per_segment"] % 1 == 0)]
@@ -306,6 +308,7 @@ def yardstick_curve(
 
 
 def engineering(value: float, _position: int | None = None) -> str:
+    """A count with its unit, as in 1.6 M."""
     for factor, unit in ((1e9, " G"), (1e6, " M"), (1e3, " k")):
         if value >= factor:
             return f"{value / factor:g}{unit}"

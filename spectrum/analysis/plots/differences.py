@@ -15,14 +15,16 @@ from spectrum.analysis.inference import t_interval
 from spectrum.analysis.plots.drawing import (
     METRIC_LABELS,
     axes_or_new,
+    drawable,
     figure_of,
     look_of,
     say,
+    setting_said,
+    shortened,
     spectrum_axis,
     styled,
-    wrapped,
 )
-from spectrum.analysis.table import SPLIT, has, scored, spectrum_position, varied_settings
+from spectrum.analysis.table import SPLIT, has, spectrum_position, varied_settings
 
 
 @styled
@@ -37,11 +39,15 @@ def forest(contrasts: pd.DataFrame, results: pd.DataFrame, *, ax: Axes | None = 
     Solid marks are of contrasts with a verdict, open ones undecided. Slopes, in points a doubling of the segments, are
     named so. Contrasts without runs are left out. Raises ValueError when none is left.
     """
+    if not {"n", "verdict"} <= set(contrasts):
+        raise ValueError("forest: expected a table of stats.contrasts first, then the results that it is of")
     table = contrasts[contrasts["n"] > 0]
     if table.empty:
         raise ValueError("forest: no contrast has a run on every side")
+    new = ax is None
     ax = axes_or_new(ax)
-    figure_of(ax).set_size_inches(6.4, 1.6 + 0.5 * len(table))
+    if new:
+        figure_of(ax).set_size_inches(6.4, 1.6 + 0.5 * len(table))
     color = look_of(0)["color"]
     for place, (_, row) in enumerate(table.iterrows()):
         decided = row["verdict"] not in ("undecided", "unknown")
@@ -55,7 +61,7 @@ def forest(contrasts: pd.DataFrame, results: pd.DataFrame, *, ax: Axes | None = 
     notes = table["kind"].map({"slope": "\n(a doubling)"}).fillna("")
     notes += table["confounded"].map({True: "\n(confounded)", False: ""})
     names = [f"{name}{note}" for name, note in zip(table["name"], notes, strict=True)]
-    ax.set_yticks(range(len(table)), [wrapped(name, 34) for name in names])
+    ax.set_yticks(range(len(table)), [shortened(name, 34, 4) for name in names])
     ax.set_ylim(len(table) - 0.5, -0.5)
     ax.axvline(0, color="0.4", lw=0.8)
     ax.grid(axis="y", visible=False)
@@ -85,9 +91,11 @@ def difference_curve(
     An interval that lies within the band shows equivalence at that place, at 2.5 % and by itself. Raises ValueError
     where no seed has both sides.
     """
-    ax = axes_or_new(ax)
-    table = scored(results, metric).assign(position=lambda rows: spectrum_position(rows))
+    table = drawable(results, metric, [name for side in between for name in side])
+    differences_by_seed(table, between, metric=metric)  # that sides are two, there, and pair
+    table = table.assign(position=spectrum_position(table))
     sided = table[has(table, between[0]) | has(table, between[1])]
+    ax = axes_or_new(ax)
     places, found = [], []
     for _, at in sided.groupby([*SPLIT], sort=False, dropna=False):
         places.append(float(np.exp(np.log(at["position"]).mean())))
@@ -106,7 +114,7 @@ def difference_curve(
             [places[i] * 2**-0.1] * len(found[i]), 100 * found[i], ls="", marker=".", ms=3.5, color="0.35", zorder=2
         )
     spectrum_axis(ax, sided)
-    first, second = (", ".join(f"{value}".replace("_", " ") for value in side.values()) for side in between)
+    first, second = (setting_said(list(side), list(side.values())) for side in between)
     ax.set_ylabel(f"{first} − {second},\npoints of {METRIC_LABELS.get(metric, metric).removesuffix(', %')}")
     if margin is not None:
         ax.legend()

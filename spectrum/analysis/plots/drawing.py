@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import wraps
 from pathlib import Path
@@ -17,9 +17,20 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
 
-from spectrum.analysis.table import SPLIT, budget_name, segments_label, spectrum_position, studies_of, worst_mismatch
+from spectrum.analysis.table import (
+    SPLIT,
+    budget_name,
+    point_labels,
+    scored,
+    segments_label,
+    spectrum_position,
+    studies_of,
+    worst_mismatch,
+)
 
 STYLE = Path(__file__).with_name("spectrum.mplstyle")
+CAPTION_CHARACTERS = 17.5  # of a caption, an inch
+ORDERS = {"pointwise_first": "1×1 first", "spatial_first": "spatial first"}
 METRIC_LABELS = {"test_accuracy": "test accuracy, %", "val_accuracy": "validation accuracy, %"}
 P = ParamSpec("P")
 
@@ -53,20 +64,49 @@ def save_figure(figure: Figure, stem: str | Path) -> list[Path]:
     return paths
 
 
+def drawable(results: pd.DataFrame, metric: str | None = None, needs: Iterable[str] = ()) -> pd.DataFrame:
+    """The rows that a picture can be drawn of and can say what they are. Raises ValueError as `scored` does."""
+    return scored(results, metric, needs=["dataset", "match", "realised_segments", *needs])
+
+
 def say(ax: Axes, table: pd.DataFrame, names: Sequence[str], *what: str) -> None:
-    """What a reader must know to judge the picture: data set, seeds, budget, and what the marks are."""
-    runs = table.groupby([*SPLIT, *names], sort=False, dropna=False).size()
-    few, many = runs.min(), runs.max()
-    n = f"n = {span(few, many)}"
+    """What a reader must know to judge the picture: data set, seeds, budget, and what the marks are.
+
+    Lines are broken where the axes end, so that what is drawn side by side keeps its own caption.
+    """
+    table = table[table["status"] != "failed"]
+    n = seeds_said(table, names)
     data = ", ".join(dict.fromkeys(table["dataset"]))
-    budget = ", ".join(budget_said(table[table["match"] == match]) for match in dict.fromkeys(table["match"]))
-    seeds = "seed" if many == 1 else "seeds"
     separator = "\n" if table["match"].nunique() > 1 else " · "
-    said = f"{data} · {n} {seeds} a point{separator}budget: {budget}"
+    said = f"{data} · {n} a point{separator}budget: {budgets_said(table)}"
+    diverged = int(table["status"].eq("diverged").sum())
+    lost = f"{diverged} {'run' if diverged == 1 else 'runs'} diverged, drawn at chance" if diverged else ""
+    marks = " · ".join(filter(None, [*what, lost]))
+    ax.set_title(captioned(ax, said, marks, whence(table)), color="0.25", fontsize=7.5)
+
+
+def captioned(ax: Axes, *said: str) -> str:
+    """Lines that are broken to the width of the axes."""
+    inches = ax.get_position().width * figure_of(ax).get_figwidth()
+    width = max(30, round(inches * CAPTION_CHARACTERS))
+    return "\n".join(line for part in said if part for line in wrapped(part, width).splitlines())
+
+
+def seeds_said(table: pd.DataFrame, names: Sequence[str]) -> str:
+    """How many seeds the points of a picture have, failed runs left out."""
+    have = table[table["status"] != "failed"]
+    seeds = have.groupby([*SPLIT, *names], sort=False, dropna=False)["seed"].nunique()
+    return f"n = {span(seeds.min(), seeds.max())} {'seed' if seeds.max() == 1 else 'seeds'}"
+
+
+def budgets_said(table: pd.DataFrame) -> str:
+    return ", ".join(budget_said(table[table["match"] == match]) for match in dict.fromkeys(table["match"]))
+
+
+def whence(table: pd.DataFrame) -> str:
+    """The studies that a table has rows of."""
     studies = studies_of(table)
-    whence = f"{'studies' if ',' in studies else 'study'} {studies}" if studies else ""
-    lines = [*wrapped(said, 92).splitlines(), " · ".join(filter(None, what)), *textwrap.wrap(whence, 92)]
-    ax.set_title("\n".join(lines), color="0.25", fontsize=7.5)
+    return f"{'studies' if ',' in studies else 'study'} {studies}" if studies else ""
 
 
 def span(few: int, many: int) -> str:
@@ -77,19 +117,43 @@ def budget_said(table: pd.DataFrame) -> str:
     match = table["match"].iloc[0]
     if match == "none":
         return "unmatched"
-    return f"{budget_name(match)} (within {worst_mismatch(table):.2%})"
+    worst = worst_mismatch(table)
+    return f"{budget_name(match)} (within {worst:.2%})" if worst == worst else budget_name(match)
 
 
 def setting_said(names: Sequence[str], values: Sequence[Any]) -> str:
     """What a curve is called: the values of the settings that vary; a budget in the words of the title."""
-    pairs = zip(names, values, strict=True)
-    said = [budget_name(value) if name == "match" else f"{name} {value}".replace("_", " ") for name, value in pairs]
-    return ", ".join(said)
+    return ", ".join(value_said(name, value) for name, value in zip(names, values, strict=True))
+
+
+def value_said(name: str, value: Any) -> str:
+    """A setting and its value in words."""
+    if name == "match":
+        return budget_name(value)
+    if name == "order":
+        return ORDERS.get(value, str(value))
+    if isinstance(value, bool | np.bool_):
+        return name.replace("_", " ") if value else f"no {name}".replace("_", " ")
+    if isinstance(value, float) and value == value and value == int(value) and abs(value) >= 1:
+        value = int(value)
+    value = "not set" if value is None or value != value else value
+    return f"{name} {value}".replace("_", " ")
 
 
 def look_of(number: int) -> dict[str, Any]:
+    """Colour, line and marker of one curve; where the palette ends, it begins again with other lines and markers."""
     cycle = list(mpl.rcParams["axes.prop_cycle"])
-    return dict(cycle[number % len(cycle)])
+    look = dict(cycle[number % len(cycle)])
+    if number >= len(cycle):
+        look |= {"linestyle": (0, (1, 1, 4, 1)), "marker": "*pHh8d<>"[number % 8]}
+    return look
+
+
+def shades_of(table: pd.DataFrame) -> dict[str, Any]:
+    """A shade a point, light to dark along the spectrum, by label."""
+    places = table.assign(place=spectrum_position(table), label=point_labels(table)).groupby("label")["place"].mean()
+    labels = list(places.sort_values(kind="stable").index)
+    return dict(zip(labels, mpl.colormaps["viridis_r"](np.linspace(0.1, 1, len(labels))), strict=True))
 
 
 def axes_or_new(ax: Axes | None) -> Axes:
@@ -109,6 +173,12 @@ def wrapped(text: str, width: int) -> str:
     return "\n".join(line for part in text.splitlines() for line in textwrap.wrap(part, width))
 
 
+def shortened(text: str, width: int, most: int) -> str:
+    """Text on at most so many lines; what is beyond becomes an ellipsis."""
+    lines = wrapped(text, width).splitlines()
+    return "\n".join(lines if len(lines) <= most else [*lines[: most - 1], f"{lines[most - 1][: width - 2]} …"])
+
+
 def error_bars(groups: pd.DataFrame) -> np.ndarray[Any, Any]:
     """Lengths of the error bars in per cent, below and above the mean; 0 where there is no interval."""
     ends = groups[["low", "high"]].sub(groups["mean"], axis=0).abs()
@@ -116,20 +186,45 @@ def error_bars(groups: pd.DataFrame) -> np.ndarray[Any, Any]:
 
 
 def spectrum_axis(ax: Axes, table: pd.DataFrame) -> None:
+    """The log₂ axis of the segments, with as many labels as its width has room for; the ends have theirs always."""
     positions = spectrum_position(table)
     names: dict[float, str] = {}
     for position, segments, width in zip(positions, table["segments"], table["segment_width"], strict=True):
         name = "per\nchannel" if segments == "per_channel" else segments_label(segments, width)
-        names.setdefault(position, name)
+        if position not in names or name.startswith("per"):
+            names[position] = name
     ends = [position for position, name in names.items() if name.startswith("per")]
     if len(ends) > 1:  # of one meaning, at widths that a budget solved
         names = {position: name for position, name in names.items() if position not in ends}
         names[float(np.exp(np.log(ends).mean()))] = "per\nchannel"
     if np.isfinite(positions).all() and len(names):
         ax.set_xscale("log", base=2)
-        ax.set_xticks(list(names), list(names.values()))
+        least, most = positions.min() * 2**-0.5, positions.max() * 2**0.5
+        ax.set_xlim(least, most)
+        shown = _with_room(ax, names, np.log2(most / least))
+        ax.set_xticks(shown, [names[place] for place in shown])
         ax.minorticks_off()
     ax.set_xlabel("segments of the spatial convolution")
+
+
+def _with_room(ax: Axes, names: dict[float, str], doublings: float) -> list[float]:
+    """The places whose labels do not lie on each other: the first and the last, then what has room between."""
+    inches = ax.get_position().width * figure_of(ax).get_figwidth() / doublings
+    places = sorted(names)
+
+    def apart(one: float, other: float) -> bool:
+        room = 0.5 * (_label_inches(names[one]) + _label_inches(names[other]))
+        return bool(abs(np.log2(one / other)) * inches > room)
+
+    shown = [places[0], *([places[-1]] if len(places) > 1 and apart(places[0], places[-1]) else [])]
+    for place in places[1:-1]:
+        if all(apart(place, other) for other in shown):
+            shown.append(place)
+    return sorted(shown)
+
+
+def _label_inches(name: str) -> float:
+    return 0.1 + 0.055 * max(map(len, name.splitlines()))
 
 
 def add_legend(ax: Axes, *, bare: bool) -> None:
@@ -137,7 +232,10 @@ def add_legend(ax: Axes, *, bare: bool) -> None:
     if bare:
         handles += [mpl.lines.Line2D([], [], color="0.3", ls="", marker="*", ms=9, mfc="white", label="no 1×1 (bare)")]
     if handles:
-        ax.legend(handles=handles)
+        if len(ax.get_xticks()) == 1:  # marks stand in the middle, and nothing is free
+            ax.legend(handles=handles, loc="center left", bbox_to_anchor=(1.01, 0.5))
+        else:
+            ax.legend(handles=handles, ncols=2 if len(handles) > 8 else 1)
 
 
 def offset_of(number: int, count: int) -> float:

@@ -10,6 +10,7 @@ from spectrum.analysis.inference import t_interval
 from spectrum.analysis.plots.drawing import (
     METRIC_LABELS,
     axes_or_new,
+    drawable,
     figure_of,
     look_of,
     say,
@@ -17,7 +18,7 @@ from spectrum.analysis.plots.drawing import (
     spectrum_axis,
     styled,
 )
-from spectrum.analysis.table import SPLIT, scored, spectrum_position, varied_settings
+from spectrum.analysis.table import SPLIT, spectrum_position, varied_settings
 
 # Top-1 errors in per cent on ImageNet, as published: ResNeXt (Xie et al. 2017, arXiv 1611.05431), IGCV1 (Zhang et al.
 # 2017, arXiv 1707.02725), ShuffleNet (Zhang et al. 2018, arXiv 1707.01083).
@@ -58,12 +59,12 @@ def literature_curve(results: pd.DataFrame, *, ax: Axes | None = None, metric: s
     networks on ImageNet (`literature`), each under a budget of its own: shapes compare, heights do not. Raises
     ValueError where no seed has 1 segment (with its 1×1) and another point.
     """
+    table = drawable(results, metric)
     ax = axes_or_new(ax)
-    table = scored(results, metric, needs=["realised_segments"])
     table = table[table["pointwise"].astype(bool)]
     table = table.assign(position=spectrum_position(table))
     names = varied_settings(table)
-    drawn = 0
+    drawn, missing = 0, []
     for values, curve in table.groupby(names, sort=False, dropna=False) if names else [((), table)]:
         first = curve[curve["segments"].eq(1)].set_index("seed")[metric]
         places, means, halves = [], [], []
@@ -81,6 +82,8 @@ def literature_curve(results: pd.DataFrame, *, ax: Axes | None = None, metric: s
             label = setting_said(names, values) or "this study"
             ax.errorbar(xs, ys, bars, capsize=2.5, elinewidth=1, zorder=3, label=label, **look_of(drawn))
             drawn += 1
+        else:
+            missing.append(setting_said(names, values))
     if not drawn:
         raise ValueError("literature_curve: no seed has 1 segment (with its 1×1) and another point to compare")
     for number, ((work, half), points) in enumerate(literature().groupby(["work", "half"], sort=False)):
@@ -89,7 +92,9 @@ def literature_curve(results: pd.DataFrame, *, ax: Axes | None = None, metric: s
         ax.plot(points["segments"], points["gain"], color=grey, ls=line, lw=1, ms=4, marker=marker, label=work)
     ax.axhline(0, color="0.4", lw=0.8)
     spectrum_axis(ax, table)
+    ax.set_xlim(right=max(ax.get_xlim()[1], 1.2 * literature()["segments"].max()))
     ax.set_ylabel(f"gain over 1 segment,\npoints of {METRIC_LABELS.get(metric, metric).removesuffix(', %')}")
     ax.legend()
-    say(ax, table, names, "grey: published, ImageNet, one run a point", "bars: 95 % t-interval")
+    left_out = f"not drawn, for want of 1 segment: {', '.join(missing)}" if missing else ""
+    say(ax, table, names, "grey: published, ImageNet, one run a point", "bars: 95 % t-interval", left_out)
     return figure_of(ax)
