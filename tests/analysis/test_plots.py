@@ -228,7 +228,7 @@ def test_the_literature_stands_beside_differences_paired_by_seed():
 
 
 def caption(ax):
-    return ax.get_title(loc="left")
+    return " ".join(ax.get_title(loc="left").split())
 
 
 def test_what_varies_beside_is_averaged_within_a_seed():
@@ -324,7 +324,7 @@ def test_labels_on_the_axis_do_not_lie_on_each_other(segments):
     for ax in figure.axes:
         boxes = sorted((tick.get_window_extent() for tick in ax.get_xticklabels()), key=lambda box: box.x0)
         assert all(one.x1 <= other.x0 for one, other in itertools.pairwise(boxes))
-        assert [tick.get_text() for tick in ax.get_xticklabels()][0] == "1"
+        assert ax.get_xticklabels()[0].get_text() == "1"
 
 
 @pytest.mark.parametrize(
