@@ -4,13 +4,14 @@ import doctest
 import inspect
 import pkgutil
 import re
+from dataclasses import is_dataclass
 from importlib import import_module
 from pathlib import Path
 
 import pytest
 
 import spectrum
-from spectrum import Point, models
+from spectrum import Point, models, plots, stats
 from spectrum.study.spec import Budget, Contrast, Study, Tune
 
 ROOT = Path(__file__).parents[1]
@@ -60,10 +61,22 @@ def undocumented(thing):
     return [name for name in parameters if name not in listed] if len(parameters) > 1 or listed else []
 
 
-@pytest.mark.parametrize("name", [name for name in PUBLIC if callable(getattr(spectrum, name))])
-def test_every_parameter_is_documented(name):
-    thing = getattr(spectrum, name)
-    if not hasattr(thing, "model_fields"):  # records document their fields
+def _is_error(thing):
+    return isinstance(thing, type) and issubclass(thing, Exception)
+
+
+CALLED = [
+    pytest.param(getattr(module, name), id=f"{module.__name__.rpartition('.')[2]}.{name}")
+    for module, names in ((spectrum, PUBLIC), (stats, stats.__all__), (plots, plots.__all__))
+    for name in names
+    if callable(getattr(module, name)) and not _is_error(getattr(module, name))
+]
+
+
+@pytest.mark.parametrize("thing", CALLED)
+def test_every_parameter_is_documented(thing):
+    assert (thing.__doc__ or "").partition("\n")[0].endswith((".", ":", "?"))
+    if not hasattr(thing, "model_fields") and not is_dataclass(thing):  # records document their fields
         assert not undocumented(thing)
 
 

@@ -15,10 +15,22 @@ from spectrum.analysis.table import SPLIT, keys, point_labels, scored, scored_me
 def trend(results: pd.DataFrame, *, metric: str | None = None, confidence: float = 0.95) -> pd.DataFrame:
     """How accuracy changes when the segments double: a row a curve, its settings first.
 
+    Args:
+        results: from `load_results`.
+        metric: a column of accuracies from 0 to 1; by default the one that the points are scored on.
+        confidence: of the intervals.
+
     Each seed has its own straight line over log₂ of the segments, and what is averaged is its slope; `curvature` is
     likewise the coefficient of the square in a parabola, below zero where the middle lies above the ends. Both are in
     accuracy, from 0 to 1, and have t-intervals over seeds (`low`, `high`, `curvature_low`, `curvature_high`). Bare
-    convolutions, without a 1×1, are left out. With two places there is no curvature, NaN.
+    convolutions, without a 1×1, are left out. With two places there is no curvature, NaN. Raises ValueError below two
+    places, and for a table that would mislead.
+
+    >>> from spectrum import load_results
+    >>> trend(load_results("results/ablate_order"))[["order", "n", "slope", "low", "high"]].round(4)
+                 order  n   slope     low    high
+    0  pointwise_first  5  0.0014  0.0011  0.0018
+    1    spatial_first  5  0.0011  0.0005  0.0017
     """
     metric = scored_metric(results) if metric is None else metric
     rows = []
@@ -39,10 +51,21 @@ def trend(results: pd.DataFrame, *, metric: str | None = None, confidence: float
 def optimum(results: pd.DataFrame, *, metric: str | None = None, confidence: float = 0.95) -> pd.DataFrame:
     """Which numbers of segments may be the best: a row a point, with its settings and label.
 
+    Args:
+        results: from `load_results`.
+        metric: a column of accuracies from 0 to 1; by default the one that the points are scored on.
+        confidence: of the set.
+
     Columns: n, mean, `best` (the highest mean of its curve) and `in_set`. Of each curve the points with `in_set` are a
     confidence set: the truly best one is among them with this confidence. A point is out only if some other is shown to
     be better, by one-sided t-tests of differences paired by seed, at a level divided by the number of rivals. With few
-    seeds the set is large, and that is the answer; with one it is everything.
+    seeds the set is large, and that is the answer; with one it is everything. The idea is that of comparisons with the
+    best (Hsu 1981), here with every pair's own spread. Raises ValueError for a table that would mislead.
+
+    >>> from spectrum import load_results
+    >>> found = optimum(load_results("results/ablate_order"))
+    >>> found[found["in_set"]].groupby("order", sort=False)["label"].agg(list).to_dict()
+    {'pointwise_first': ['4', '16', 'per channel'], 'spatial_first': ['4', '16', 'per channel']}
     """
     metric = scored_metric(results) if metric is None else metric
     table = scored(results, metric, needs=["realised_segments"])

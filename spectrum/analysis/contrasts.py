@@ -50,6 +50,11 @@ def differences_by_seed(
     What the sides do not name must be the same on both and pairs their rows, except where each side has a single value
     throughout, which then is compared too. Seeds for which a run is missing are left out. Raises ValueError where sides
     share runs, where one has no row, or where no seed has all runs, as when the sides do not pair.
+
+    >>> from spectrum import load_results
+    >>> orders = [{"order": "pointwise_first"}, {"order": "spatial_first"}]
+    >>> differences_by_seed(load_results("results/ablate_order"), orders).round(4).to_dict()
+    {0: 0.0021, 1: 0.0031, 2: -0.0013, 3: 0.0029, 4: 0.0034}
     """
     metric = scored_metric(results) if metric is None else metric
     return _differences(scored(results, metric), between, across, metric)
@@ -225,11 +230,21 @@ def contrast(
     """The difference of two sides of a study, paired by seed, with interval and tests.
 
     Args:
-        results, between, across, metric: as for `differences_by_seed`.
+        results: from `load_results`.
+        between: two sides, as for `differences_by_seed`.
+        across: of an interaction, as there.
         margin: a difference below which the sides count as equivalent, set before the runs.
+        metric: a column of accuracies from 0 to 1; by default the one that the points are scored on.
         confidence: of the interval.
 
-    For several contrasts of one study take `contrasts`, which corrects for their number.
+    For several contrasts of one study take `contrasts`, which corrects for their number. Raises ValueError as
+    `differences_by_seed` does.
+
+    >>> from spectrum import load_results
+    >>> orders = [{"order": "pointwise_first"}, {"order": "spatial_first"}]
+    >>> found = contrast(load_results("results/ablate_order"), orders, margin=0.005)
+    >>> print(f"{found.mean:+.4f}, {found.low:+.4f} to {found.high:+.4f}, n = {found.n}")
+    +0.0020, -0.0004 to +0.0045, n = 5
     """
     return difference(differences_by_seed(results, between, across, metric), margin, confidence)
 
@@ -261,7 +276,14 @@ def contrasts(
 
     Verdicts: "higher", "lower" (the first side), "equivalent", "undecided"; "negligibly higher" and "negligibly lower"
     for a difference that is shown, and shown to be less than the margin; "unknown" below two seeds or where all
-    differences are equal.
+    differences are equal. Raises ValueError for a table that would mislead, and for what is no contrast.
+
+    >>> from spectrum import load_results
+    >>> sides = [{"order": "pointwise_first"}, {"order": "spatial_first"}]
+    >>> asked = [{"name": "order", "between": sides, "margin": 0.005}]
+    >>> contrasts(load_results("results/ablate_order"), asked)[["n", "mean", "verdict"]].round(4)
+       n   mean     verdict
+    0  5  0.002  equivalent
     """
     metric = scored_metric(results) if metric is None else metric
     table = scored(results, metric)

@@ -30,11 +30,19 @@ def pareto_table(
     Args:
         results: from `load_results`.
         cost: "params", "macs" or "train_seconds".
+        metric: a column of accuracies from 0 to 1; by default the one that the points are scored on.
+        confidence: of the intervals, and of `beaten_by`.
 
     Columns: n, cost, mean, low and high (95 % t-interval), `on_front` (no point that costs as little has a higher mean)
     and `beaten_by`, the label of a point that costs no more and is shown to be better, by one-sided t-tests paired by
     seed at a level divided by the number of such points; empty where none is. Costs within 1 % count as equal.
-    Points of different images, or of labels by different teachers, have fronts of their own.
+    Points of different images, or of labels by different teachers, have fronts of their own. Raises ValueError for a
+    cost that is no number and for a table that would mislead.
+
+    >>> from spectrum import load_results
+    >>> points = pareto_table(load_results("results/equal_macs"), "params")
+    >>> points.loc[points["on_front"], ["label", "cost", "mean"]].round(3).values.tolist()
+    [['8', 51635.0, 0.895], ['per channel', 49962.0, 0.893]]
     """
     metric = scored_metric(results) if metric is None else metric
     table = scored(results, metric, needs=[cost])
@@ -65,6 +73,10 @@ def _beaten_by(place: int, groups: pd.DataFrame, parts: Sequence[pd.Series], alp
 
 def pareto_front(cost: ArrayLike, value: ArrayLike) -> list[int]:
     """Positions, by rising cost, of the points that no other beats: none costs as little and is worth more.
+
+    Args:
+        cost: of each point.
+        value: of each point.
 
     >>> pareto_front([1, 2, 3, 4], [0.5, 0.8, 0.7, 0.9])
     [0, 1, 3]

@@ -23,8 +23,12 @@ MOST_SEEDS = 10_000
 def t_interval(values: ArrayLike, confidence: float = 0.95) -> tuple[float, float, float]:
     """Mean and its Student t-interval: (mean, low, high). With one value the interval is unknown, NaN.
 
-    Assumes values that are independent and about normal. Raises ValueError for no value at all, or one that is not
-    finite, and for a confidence outside 0 to 1.
+    Args:
+        values: one a seed, such as accuracies from 0 to 1; the interval is in their unit.
+        confidence: of the interval.
+
+    Assumes values that are independent and about normal (Student 1908). Raises ValueError for no value at all, or one
+    that is not finite, and for a confidence outside 0 to 1.
 
     >>> mean, low, high = t_interval([0.90, 0.91, 0.92])
     >>> print(f"{mean:.3f}, {low:.3f} to {high:.3f}")
@@ -45,6 +49,12 @@ def bootstrap_interval(
 ) -> tuple[float, float, float]:
     """Mean and its bias-corrected, accelerated bootstrap interval (Efron 1987): (mean, low, high).
 
+    Args:
+        values: one a seed.
+        confidence: of the interval.
+        resamples: how many samples are drawn from the values.
+        seed: of the draws.
+
     Assumes no shape, and needs many values in turn. Raises ValueError below 20: of three values, the nominal 95 %
     interval holds the mean three times in four.
     """
@@ -62,8 +72,14 @@ def bootstrap_interval(
 def noise_floor(accuracy: float, images: int, confidence: float = 0.95) -> float:
     """Half width of the binomial interval of an accuracy that is measured on so many images: z·√(p(1−p)/N).
 
+    Args:
+        accuracy: from 0 to 1.
+        images: that it was measured on.
+        confidence: of the interval.
+
     What one network's accuracy says of images beyond the test set is known no better than this, however many seeds
-    there are. Raises ValueError for an accuracy outside 0 to 1 or less than one image.
+    there are. The normal approximation, as Wald's. Raises ValueError for an accuracy outside 0 to 1 or less than one
+    image.
 
     >>> round(noise_floor(0.9, 10_000), 4)
     0.0059
@@ -151,6 +167,8 @@ def seeds_for_difference(difference: float, sd: float, *, power: float = 0.8, al
     Args:
         difference: the true mean of the paired differences.
         sd: their standard deviation.
+        power: how often the test is to find it.
+        alpha: level of the test; for the first of a family of m, the family's level over m.
 
     Exact, by integration over what the sample's standard deviation may be.
 
@@ -163,7 +181,13 @@ def seeds_for_difference(difference: float, sd: float, *, power: float = 0.8, al
 
 
 def difference_power(n: int, difference: float, sd: float, alpha: float = ALPHA) -> float:
-    """Power of the two-sided paired t-test with n seeds, for a true difference and standard deviation of the pairs.
+    """Power of the two-sided paired t-test with n seeds.
+
+    Args:
+        n: seeds, at least two.
+        difference: the true mean of the paired differences.
+        sd: their standard deviation, above zero.
+        alpha: level of the test.
 
     The tails of scipy's noncentral t are NaN for some of the few seeds that matter here; this is the same integral.
     """
@@ -190,6 +214,8 @@ def seeds_for_equivalence(
         margin: of equivalence.
         sd: standard deviation of the paired differences.
         difference: the true mean; at the margin and beyond no number of seeds is enough.
+        power: how often the test is to show equivalence.
+        alpha: level of each one-sided test.
 
     >>> seeds_for_equivalence(0.5, 1.0)
     36
@@ -202,7 +228,14 @@ def seeds_for_equivalence(
 def equivalence_power(n: int, margin: float, sd: float, difference: float = 0.0, alpha: float = ALPHA) -> float:
     """Power of the two one-sided t-tests with n seeds: both reject, given the sample's sd, averaged over what that is.
 
-    Exact, by integration over the chi distribution of the sample's sd.
+    Args:
+        n: seeds, at least two.
+        margin: of equivalence.
+        sd: standard deviation of the paired differences, above zero.
+        difference: their true mean.
+        alpha: level of each one-sided test.
+
+    Exact, by integration over the chi distribution of the sample's sd (Phillips 1990).
     """
     critical, error = special.stdtrit(n - 1, 1 - alpha), sd / np.sqrt(n)
     most = margin / (critical * error)  # of the sample's sd over the true one: beyond, the interval is too wide
@@ -234,6 +267,11 @@ def _where_the_ratio_lies(n: int) -> tuple[float, float]:
 
 def upper_sd(sd: float, n: int, confidence: float = 0.8) -> float:
     """Upper limit of the true standard deviation, given that of n values. From three it is about twice the estimate.
+
+    Args:
+        sd: of the values.
+        n: how many they are; below two nothing is known, NaN.
+        confidence: one-sided, of the limit; 80 % as Browne (1995) advises for planning by a pilot.
 
     >>> round(upper_sd(1.0, 3), 2)
     2.12

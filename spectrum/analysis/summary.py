@@ -39,6 +39,13 @@ def summarise(
     of the table, with the columns `by` first; `params` and `macs` where all rows of a group agree. The ends of an
     interval for an accuracy are cut at 0 and 1, which it cannot leave; `half` is not. Raises ValueError for columns
     that are not there and for a table that would mislead.
+
+    >>> from spectrum import load_results
+    >>> means = summarise(load_results("results/ablate_order"), "order")
+    >>> means[["order", "n", "mean", "low", "high"]].round(4)
+                 order  n    mean     low    high
+    0  pointwise_first  5  0.8781  0.8767  0.8796
+    1    spatial_first  5  0.8761  0.8746  0.8775
     """
     names = [by] if isinstance(by, str) else list(by)
     check(results, [*names, metric])

@@ -46,7 +46,14 @@ def scored(results: pd.DataFrame, metric: str | None = None, needs: Iterable[str
 
 
 def check(results: pd.DataFrame, needs: Iterable[str] = ()) -> None:
-    """Raises ValueError for a table that would mislead: see `scored`."""
+    """Refuses a table that would mislead, as `scored` does.
+
+    Args:
+        results: from `load_results`.
+        needs: further columns that are going to be read.
+
+    Raises ValueError.
+    """
     _check_table(results)
     if results.empty:
         raise ValueError("the table has no rows; load_results(FOLDER) gives those of a study that has run")
@@ -130,7 +137,16 @@ def spectrum_position(results: pd.DataFrame) -> pd.Series:
 
 
 def segments_label(segments: object, segment_width: object = None, pointwise: bool = True) -> str:
-    """What a row's point is called in tables and on axes."""
+    """What a row's point is called in tables and on axes.
+
+    Args:
+        segments: of the row; "per_channel", a number, or None where the segments have a width.
+        segment_width: channels a segment, where that is what the study sets.
+        pointwise: whether the 1×1 is there.
+
+    >>> segments_label("per_channel"), segments_label(None, 4), segments_label(1, None, False)
+    ('per channel', 'width 4', '1, no 1×1')
+    """
     if segments == PER_CHANNEL:
         label = "per channel"
     elif segments is None or (isinstance(segments, float) and np.isnan(segments)):

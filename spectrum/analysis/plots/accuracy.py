@@ -56,6 +56,7 @@ def spectrum_curve(
 
     Args:
         results: from `load_results`.
+        ax: where to draw; by default a figure of its own.
         metric: a column of accuracies from 0 to 1; shown in per cent.
         by: the column or columns, such as "activation", each of whose values gets a curve; by default all settings
             that vary. What varies beside is averaged within a seed, so that n counts seeds.

@@ -55,7 +55,12 @@ def styled(draw: Callable[P, Figure]) -> Callable[P, Figure]:
 
 
 def save_figure(figure: Figure, stem: str | Path) -> list[Path]:
-    """Write stem.svg and stem.png; the same figure gives the same bytes."""
+    """Write stem.svg and stem.png, and return their paths; the same figure gives the same bytes.
+
+    Args:
+        figure: from any function of this module.
+        stem: path without the ending; its folder is made.
+    """
     paths = [Path(f"{stem}.{kind}") for kind in ("svg", "png")]
     paths[0].parent.mkdir(parents=True, exist_ok=True)
     with style():
