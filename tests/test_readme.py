@@ -1,5 +1,6 @@
 """What the README shows works, and its numbers are those of the rows."""
 
+import importlib.util
 import re
 import tomllib
 from pathlib import Path
@@ -15,7 +16,12 @@ from spectrum.study.spec import parse_study
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
-STUDIES = sorted(path.parent for path in ROOT.glob("results/*/results.jsonl") if path.parent.name != "quickstart")
+TEMPLATES = sorted(ROOT.glob("results/**/README.md.jinja"))
+STUDIES = sorted(
+    path.parent
+    for path in ROOT.glob("results/*/results.jsonl")
+    if path.parent.name != "quickstart" and not (path.parent / "README.md.jinja").exists()
+)
 
 
 def blocks(language):
@@ -73,6 +79,25 @@ def test_the_table_of_a_study_is_that_of_its_rows(folder):
     titles, rows = as_text(summary_table(load_results(folder)))
     assert table[0] == titles
     assert table[2:] == rows
+
+
+@pytest.fixture(scope="module")
+def readmes():
+    spec = importlib.util.spec_from_file_location("readmes", ROOT / "results/readmes.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("template", TEMPLATES, ids=lambda path: path.parent.name)
+def test_a_page_of_the_map_is_what_its_rows_say(template, readmes):
+    assert template.with_suffix("").read_text() == readmes.render(template), "write the pages anew: make readmes"
+
+
+@pytest.mark.parametrize("template", TEMPLATES, ids=lambda path: path.parent.name)
+def test_no_measured_figure_is_typed_into_a_template(template):
+    prose = re.sub(r"\{[{%].*?[%}]\}", "", template.read_text(), flags=re.DOTALL)
+    assert re.findall(r"\d+\.\d+", prose) == []
 
 
 @pytest.mark.parametrize("bench", [op, train, sweep], ids=["op", "train", "sweep"])

@@ -1,0 +1,197 @@
+"""Write the pages of the studies of the map from their templates: `make readmes`.
+
+Each results/STUDY/README.md.jinja is prose; every figure in it is computed here from the rows, so that none is typed by
+hand and a page cannot say what its rows do not. The tests render the pages again and compare.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from spectrum import load_results, load_study, load_tuning, stats
+from spectrum.analysis.export import markdown_rows, points_table
+from spectrum.analysis.inference import Difference
+from spectrum.analysis.plots import literature
+from spectrum.analysis.sentences import points, sentence
+from spectrum.analysis.table import budget_name, has, point_labels
+from spectrum.study.store import read_plan
+
+RESULTS = Path(__file__).parent
+DATASETS = {"curve_cifar10": "CIFAR-10"}
+EXPERIMENTS = RESULTS.parent / "experiments"
+
+
+class Shown:
+    """What a template may ask of one study."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.study = load_study(EXPERIMENTS / f"{name}.toml")
+        self.results = load_results(RESULTS / name)
+
+    @cached_property
+    def plan(self) -> dict[str, Any]:
+        plan = read_plan(RESULTS / self.name)
+        assert plan is not None
+        return plan
+
+    @cached_property
+    def judged(self) -> pd.DataFrame:
+        return stats.contrasts(self.results, self.plan["contrasts"]).set_index("name")
+
+    @cached_property
+    def search(self) -> pd.DataFrame:
+        return load_tuning(RESULTS / self.name)
+
+    @property
+    def budgets(self) -> dict[str, str]:
+        """The study's budgets, and what they are called."""
+        return {match: budget_name(match) for match in self.study.budget.match}
+
+    @property
+    def images(self) -> str:
+        """How many training images a run saw."""
+        return f"{self.study.base.train_images:,}"
+
+    @property
+    def test_images(self) -> str:
+        """How many test images an accuracy is of."""
+        (count,) = set(self.results["test_images"])
+        return f"{int(count):,}"
+
+    @property
+    def floor(self) -> float:
+        """Half width of the binomial interval of a single accuracy."""
+        return stats.noise_floor(self.results["test_accuracy"].mean(), int(self.results["test_images"].iloc[0]))
+
+    @property
+    def rates(self) -> list[str]:
+        """Learning rates of the search."""
+        return [f"{rate:g}" for rate in sorted(set(self.search["lr"]))]
+
+    @property
+    def processors(self) -> list[str]:
+        """Instruction sets of the processors that trained the rows."""
+        return list(dict.fromkeys(said["processor"] for said in self.results["provenance"]))
+
+    @property
+    def seeds_said(self) -> str:
+        """How many paired seeds the points have."""
+        names = [*stats.SPLIT, *stats.varied_settings(self.results)]
+        sizes = self.results.groupby(names, dropna=False).size()
+        few, many = sizes.min(), sizes.max()
+        return f"{few} paired seeds" if few == many else f"{few} to {many} paired seeds"
+
+    @property
+    def missing(self) -> int:
+        """Runs that the plan has and the rows have not."""
+        return len(self.plan["points"]) - len(self.results)
+
+    def rows(self, **side: Any) -> pd.DataFrame:
+        """Rows that have these values."""
+        return self.results[has(self.results, side)]
+
+    def table(self, **side: Any) -> str:
+        """The summary of the rows that have these values."""
+        return markdown_rows(points_table(self.rows(**side)))
+
+    def say(self, name: str) -> str:
+        """What a contrast shows, as a sentence."""
+        return sentence(self.judged.reset_index().set_index("name", drop=False).loc[name])
+
+    def contrast(self, name: str) -> pd.Series:
+        """A contrast's row."""
+        return self.judged.loc[name]
+
+    def best(self, **side: Any) -> dict[str, Any]:
+        """Of one curve: the point with the highest mean, and the labels of those that may be the best."""
+        found = stats.optimum(self.rows(**side))
+        first = found[found["best"]].iloc[0]
+        return {
+            "label": first["label"],
+            "mean": first["mean"],
+            "set": list(found.loc[found["in_set"], "label"]),
+            "out": list(found.loc[~found["in_set"], "label"]),
+        }
+
+    def mean(self, label: str, **side: Any) -> float:
+        """Mean accuracy of a point."""
+        rows = self.rows(**side)
+        return float(rows.loc[[one == label for one in point_labels(rows)], stats.scored_metric(rows)].mean())
+
+    def difference(
+        self, first: Mapping[str, Any], second: Mapping[str, Any], margin: float | None = None
+    ) -> Difference:
+        """A comparison that the study did not ask for beforehand, and that is exploratory."""
+        return stats.contrast(self.results, [first, second], margin=margin)
+
+    def ratio(self, cost: str, **side: Any) -> float:
+        """How many times the cost of the cheapest point the dearest has."""
+        costs = self.rows(**side)[cost]
+        return float(costs.max() / costs.min())
+
+    def ends(self, match: str) -> Difference:
+        """1 segment less one a channel, both with their 1×1, under one budget."""
+        whole = {"pointwise": True, "match": match}
+        return self.difference({"segments": 1, **whole}, {"segments": "per_channel", **whole})
+
+    def slope(self, **side: Any) -> pd.Series:
+        """Of one curve: points a doubling of the segments."""
+        return stats.trend(self.rows(**side)).iloc[0]
+
+    def crossing(self, between: Sequence[Mapping[str, Any]]) -> stats.Crossing:
+        """Where the difference of two sides crosses zero."""
+        return stats.crossing(self.results, between)
+
+
+def interval(low: float, high: float) -> str:
+    """The ends of an interval in points."""
+    return f"{points(low)} to {points(high)}"
+
+
+def listed(words: Sequence[object]) -> str:
+    """Words with commas, the last with "and"."""
+    said = [str(word) for word in words]
+    return said[0] if len(said) == 1 else f"{', '.join(said[:-1])} and {said[-1]}"
+
+
+def templates() -> list[Path]:
+    """Templates of all pages."""
+    return sorted(RESULTS.rglob("README.md.jinja"))
+
+
+def render(template: Path) -> str:
+    """A page as its rows say it today."""
+    environment = Environment(
+        loader=FileSystemLoader(RESULTS), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )  # fmt: skip
+    signed = lambda value: points(value, sign=True)  # noqa: E731
+    environment.filters |= {"points": points, "signed": signed, "listed": listed, "count": lambda n: f"{n:,}"}
+    names = [path.parent.name for path in templates() if path.parent != RESULTS]
+    own = template.parent.name
+    return environment.get_template(str(template.relative_to(RESULTS))).render(
+        own=Shown(own) if own in names else None,
+        study=Shown,
+        dataset=DATASETS.get(own, "Fashion-MNIST"),
+        more="",
+        literature=literature(),
+        interval=interval,
+    )
+
+
+def pages() -> Iterator[tuple[Path, str]]:
+    """Every page and its text."""
+    for template in templates():
+        yield template.with_suffix(""), render(template)
+
+
+if __name__ == "__main__":
+    for path, text in pages():
+        path.write_text(text, encoding="utf-8")
