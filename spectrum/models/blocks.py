@@ -6,6 +6,7 @@ Shapes: x_nchw is (N, C, H, W); blocks keep H and W, but for their stride.
 from __future__ import annotations
 
 from torch import Tensor, nn
+from torch.nn.functional import avg_pool2d
 
 from spectrum.conv.norm import BatchNormAct2d
 from spectrum.conv.segmented import SegmentedConv2d
@@ -62,7 +63,8 @@ def realised_segments(model: nn.Module) -> list[int]:
 class MiddleFlowBlock(nn.Module):
     """ReLU, operation, BN, twice; added to the input (through a 1×1 and BN where the channels or the pixels change).
 
-    Xception's middle flow has this three times over (Chollet 2017, Fig. 5). A stride is the first operation's.
+    Xception's middle flow has this three times over (Chollet 2017, Fig. 5). A stride is the first operation's; the skip
+    takes every stride-th pixel of its input and then its 1×1, which is the same as a 1×1 with that stride.
     """
 
     def __init__(self, arch: Architecture, in_channels: int, out_channels: int, stride: int = 1) -> None:
@@ -74,17 +76,26 @@ class MiddleFlowBlock(nn.Module):
             segmented(arch, out_channels, out_channels),
         )
         self.norm = BatchNormAct2d(out_channels)
+        self.stride = stride
         self.skip: nn.Module | None = None
         if arch.residual:
             self.skip = (
                 nn.Identity()
                 if in_channels == out_channels and stride == 1
-                else nn.Sequential(
-                    nn.Conv2d(in_channels, out_channels, 1, stride, bias=False), BatchNormAct2d(out_channels)
-                )
+                else nn.Sequential(nn.Conv2d(in_channels, out_channels, 1, bias=False), BatchNormAct2d(out_channels))
             )
 
     def forward(self, x_nchw: Tensor) -> Tensor:
-        added_nchw = None if self.skip is None else self.skip(x_nchw)
+        added_nchw = None if self.skip is None else self.skip(every_pixel(x_nchw, self.stride))
         y_nchw: Tensor = self.norm(self.body(x_nchw), added_nchw)
         return y_nchw
+
+
+def every_pixel(x_nchw: Tensor, stride: int) -> Tensor:
+    """Every stride-th pixel both ways, from the first on.
+
+    A strided 1×1 would do this by itself, but oneDNN's gradient of its weights over few channels_last channels writes
+    past its workspace (uxlfoundation/oneDNN, issue 6035). The mean over one pixel is that pixel; unlike slicing, it
+    keeps the memory layout in both passes.
+    """
+    return x_nchw if stride == 1 else avg_pool2d(x_nchw, 1, stride)

@@ -1,5 +1,7 @@
 """One check over every family, and what is particular to the probe."""
 
+from copy import deepcopy
+
 import pytest
 import torch
 from torch import nn
@@ -7,7 +9,7 @@ from torch.testing import assert_close
 
 from spectrum import SegmentedConv2d, build_model, list_models, measure_cost, models, register_model
 from spectrum.models import Architecture
-from spectrum.models.blocks import realised_segments
+from spectrum.models.blocks import MiddleFlowBlock, every_pixel, realised_segments
 
 SMALL = {"in_channels": 1, "image_size": 12, "num_classes": 5, "width": 0.25}
 CASES = {
@@ -92,6 +94,49 @@ def test_swapping_the_order_moves_no_stride_and_changes_only_the_operations():
         for order in ("pointwise_first", "spatial_first")
     ]
     assert others[0] == others[1]
+
+
+def with_strided_1x1s(model):
+    """A copy whose skips take the stride in their 1×1s, by torch alone, with the same weights under the same names."""
+    model = deepcopy(model)
+    for block in model.modules():
+        if isinstance(block, MiddleFlowBlock) and block.stride > 1:
+            weight = block.skip[0].weight
+            block.skip[0] = nn.Conv2d(*weight.shape[1::-1], 1, block.stride, bias=False).to(weight.dtype)
+            block.skip[0].weight, block.stride = weight, 1
+    return model
+
+
+@pytest.mark.parametrize("side", [8, 9])
+def test_a_strided_block_equals_one_with_a_strided_1x1_but_calls_none(side):
+    """oneDNN's own may write past its workspace: see docs/performance.md."""
+    block = MiddleFlowBlock(Architecture(segments=2), 8, 16, stride=2).double()
+    assert block.skip[0].stride == (1, 1)
+    strided = with_strided_1x1s(block)
+    assert strided.skip[0].stride == (2, 2)
+    assert strided.state_dict().keys() == block.state_dict().keys()
+    x_nchw = torch.randn(4, 8, side, side, dtype=torch.float64, requires_grad=True)
+    y_nchw, expected_nchw = block(x_nchw), strided(x_nchw)
+    assert_close(y_nchw, expected_nchw)
+    gradient_nchw = torch.randn_like(y_nchw)
+    gradients, expected = (
+        torch.autograd.grad(y, [x_nchw, *of.parameters()], gradient_nchw)
+        for y, of in ((y_nchw, block), (expected_nchw, strided))
+    )
+    assert_close(gradients, expected)
+
+
+def test_strided_blocks_cost_what_strided_1x1s_do_and_keep_channels_last():
+    model = build_model("probe", width=0.25, downsampling="stride", in_channels=1, image_size=28)
+    assert measure_cost(model, (1, 28, 28)) == measure_cost(with_strided_1x1s(model), (1, 28, 28))
+    x_nchw = torch.randn(2, 8, 14, 14).contiguous(memory_format=torch.channels_last).requires_grad_()
+    y_nchw = every_pixel(x_nchw, 2)
+    assert torch.equal(y_nchw, x_nchw[:, :, ::2, ::2])
+    (gradient_nchw,) = torch.autograd.grad(
+        y_nchw, x_nchw, torch.randn(2, 8, 7, 7).to(memory_format=torch.channels_last)
+    )
+    for tensor in (y_nchw, gradient_nchw):
+        assert tensor.is_contiguous(memory_format=torch.channels_last)
 
 
 def test_segments_are_clamped_layer_by_layer():
