@@ -202,11 +202,19 @@ def test_the_module_is_the_command():
 
 COMPLETE = """
 complete -p spectrum
-for words in "spectrum exp" "spectrum run x --segm" "spectrum run x --order s" "spectrum run tin" "spectrum -"; do
-    COMP_WORDS=($words) COMP_CWORD=$((${#COMP_WORDS[@]} - 1))
+complete_last() {
+    COMP_WORDS=("$@") COMP_CWORD=$(($# - 1))
     _tyro_spectrum spectrum "${COMP_WORDS[COMP_CWORD]}"
-    echo "$words: ${COMPREPLY[*]}"
+    echo "$*: ${COMPREPLY[*]}"
+}
+for words in "spectrum exp" "spectrum run x --segm" "spectrum run x --order s" "spectrum run tin" "spectrum -" \
+    "spectrum bench o"; do
+    complete_last $words
 done
+complete_last spectrum ""
+complete_last spectrum run ""
+complete_last spectrum run x --order ""
+complete_last spectrum bench ""
 """
 
 
@@ -223,6 +231,11 @@ def test_bash_completes_commands_flags_values_and_files(study, capsys):
         "spectrum run x --order s: spatial_first",
         "spectrum run tin: tiny.toml",
         "spectrum -: -h --help",
+        "spectrum bench o: op",
+        "spectrum : audit bench export plan report run status",
+        "spectrum run : completion.bash tiny.toml",
+        "spectrum run x --order : pointwise_first spatial_first",
+        "spectrum bench : op train sweep",
     ]
 
 
@@ -232,8 +245,18 @@ def test_zsh_gets_a_script_of_its_own_and_other_shells_none(capsys):
     assert script.startswith("#compdef spectrum\n")
     assert "'--segments'" in script
     assert "or ['__TYRO_COMPLETE_FILES__']" in script
+    assert "= offered(" in script
     assert run("--tyro-print-completion", "ksh") == 2
     assert "expected bash, zsh or fish" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(shutil.which("zsh") is None, reason="no zsh")
+def test_zsh_finds_the_script_in_a_folder_of_the_user(tmp_path, capsys):
+    assert run("--tyro-print-completion", "zsh") == 0
+    (tmp_path / "_spectrum").write_text(capsys.readouterr().out)
+    words = "fpath=($PWD $fpath); autoload -Uz compinit; compinit -u -D; print $_comps[spectrum]; whence -w _spectrum"
+    said = subprocess.run(["zsh", "-fc", words], capture_output=True, text=True, cwd=tmp_path)
+    assert (said.stdout.split("\n")[:2], said.stderr) == (["_spectrum", "_spectrum: function"], "")
 
 
 def written(folder, name, accuracies):

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, make_dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import tyro
 
@@ -20,10 +20,21 @@ from spectrum.study.point import NETWORK, Point, SpecError
 
 PRINT_COMPLETION = "--tyro-print-completion"
 SHELLS = ("bash", "zsh", "fish")
-FILES_TOO = {  # tyro completes no positional word, here a study: where it knows nothing, files are offered
-    "get_completions(words, current_index, COMPLETION_SPEC)": (
-        "get_completions(words, current_index, COMPLETION_SPEC) or ['__TYRO_COMPLETE_FILES__']"
-    ),
+What = Literal["op", "train", "sweep"]
+# tyro completes no positional word. Those of bench are known; where nothing is, a study's file or folder is meant.
+# Flags come once a dash is typed, or an empty word would never offer a file. fish has this in double quotes: none here.
+OFFERED = f"""
+def offered(words, current_index):
+    word = words[current_index] if current_index < len(words) else ''
+    known = [one for one in get_completions(words, current_index, COMPLETION_SPEC) if word or one[0] != '-']
+    if words[1:current_index] == ['bench']:
+        known += [one for one in {get_args(What)} if one.startswith(word)]
+    return known or ['__TYRO_COMPLETE_FILES__']
+
+"""
+COMPLETED = {  # what of tyro's script is replaced
+    "= get_completions(words, current_index, COMPLETION_SPEC)": "= offered(words, current_index)",
+    "\ndef main() -> None:": f"{OFFERED}\ndef main() -> None:",
     'compgen -f -- "$cur"': 'compgen -f -- "$2"',  # tyro's own joins the word to the one before it
     "complete -F": "complete -o filenames -F",  # a folder then ends in a slash
 }
@@ -147,7 +158,7 @@ class Audit:
 class Bench:
     """Measure speed on this machine: of the operation, of a training step, of a whole study. Takes minutes."""
 
-    what: Annotated[Literal["op", "train", "sweep"], tyro.conf.Positional]
+    what: Annotated[What, tyro.conf.Positional]
     """op: the spatial half beside the library's; train: a step beside other loops; sweep: a study beside a script."""
     out: Path = Path("results/bench")
     """Folder for WHAT.csv and WHAT.machine.json."""
@@ -182,7 +193,7 @@ def completion_script(shell: str) -> str:
     with contextlib.redirect_stdout(script), contextlib.suppress(SystemExit):
         _read([PRINT_COMPLETION, shell])
     text = script.getvalue()
-    for theirs, ours in FILES_TOO.items():
+    for theirs, ours in COMPLETED.items():
         text = text.replace(theirs, ours)
     return text
 
@@ -198,7 +209,9 @@ def _read(words: Sequence[str]) -> Any:
         "bench": Bench(tyro.MISSING),
     }
     return tyro.cli(
-        tyro.extras.subcommand_type_from_defaults(commands, sort_subcommands=False),
+        tyro.extras.subcommand_type_from_defaults(
+            commands, {name: type(command).__doc__ or "" for name, command in commands.items()}
+        ),
         prog="spectrum",
         description="Studies of what lies between a regular and a depthwise separable convolution.",
         args=words,
