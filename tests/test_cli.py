@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -159,6 +160,8 @@ def test_an_override_reaches_the_plan(study, capsys):
         (["run", "tiny.toml", "--dataset", "./nowhere"], "dataset='./nowhere': no such folder"),
         (["plan", "tiny.toml", "--train-images", "100000"], "train_images=100000: only"),
         (["run", "tini.toml"], 'did you mean "tiny.toml"?'),
+        (["plan", "."], ".: a study is called as its file is"),
+        (["run", "tiny.toml", "--confirm"], "confirm: this study has no [tune]"),
         (["run"], "PATH"),
         (["status", "tiny.toml", "--out", "nowhere"], "6 left"),
         (["status", "nowhere"], "neither a study's TOML file nor a folder of results"),
@@ -179,13 +182,25 @@ def test_wrong_input_is_named_with_status_2_and_nothing_is_written(study, capsys
     assert [path.name for path in study.iterdir()] == ["tiny.toml"]
 
 
-def test_help_is_there_for_every_command(capsys):
+def test_help_says_what_every_command_does(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
     assert run("--help") == 0
-    said = capsys.readouterr().out
-    for command in ("plan", "run", "status", "report", "export"):
-        assert command in said
+    listed = capsys.readouterr().out
+    does = {
+        "plan": "List a study's points",
+        "run": "Train every point",
+        "status": "How many points",
+        "report": "Draw the figures",
+        "export": "Write the rows",
+        "audit": "Count a network's cost",
+        "bench": "Measure speed",
+    }
+    for command, words in does.items():
+        assert re.search(rf"• {command} +{words}", listed), command
         assert run(command, "--help") == 0
-    assert "--epochs" in capsys.readouterr().out
+        said = capsys.readouterr().out
+        assert said.splitlines()[2].startswith(words), command
+        assert ("--epochs" in said) == (command in ("plan", "run"))
 
 
 def test_the_module_is_the_command():
@@ -281,6 +296,27 @@ def test_the_table_of_a_study_is_exported_for_papers_and_pages(study, capsys):
     assert r"\caption{a\_b\%\&: digits, n = 2 runs a point, budget: unmatched.}" in latex
     assert r"1 & 2 & 1,000 & 9,000 & 91.00 $\pm$ 12.71 & 2.0 \\" in latex
     assert markdown.splitlines()[2] == "| 1 | 2 | 1,000 | 9,000 | 91.00 ± 12.71 | 2.0 |"
+
+
+@pytest.mark.parametrize("to", ["made up/plan.json", "made up/plan-0123.json", "link.json"])
+def test_an_export_never_replaces_what_a_study_lives_on(study, capsys, to):
+    written(study / "made up", "made up", [0.9])
+    (study / "made up" / "plan.json").write_text('{"points": []}')
+    (study / "link.json").symlink_to(study / "made up" / "plan.json")
+    before = {path: path.read_bytes() for path in (study / "made up").iterdir()}
+    assert run("export", "made up", "--to", to) == 2
+    assert f"--to {to}: is a file that a study's folder lives on" in " ".join(capsys.readouterr().err.split())
+    assert {path: path.read_bytes() for path in (study / "made up").iterdir()} == before
+
+
+def test_a_folder_of_other_things_is_told_from_one_of_results(study, capsys):
+    (study / "experiments").mkdir()
+    for command in ("status", "report", "export"):
+        assert run(command, "experiments") == 2
+        assert "experiments: is no folder of results" in " ".join(capsys.readouterr().err.split())
+    for command in ("plan", "run"):
+        assert run(command, "experiments") == 2
+        assert "experiments: is a folder; name a study's TOML file" in " ".join(capsys.readouterr().err.split())
 
 
 def test_another_ending_is_refused_with_those_that_there_are(study, capsys):

@@ -11,8 +11,10 @@ from spectrum.cli.printing import out, print_table
 from spectrum.study.point import SpecError
 from spectrum.study.spec import Study, load_study
 from spectrum.study.store import (
+    PLAN,
     ROWS,
     StoreError,
+    is_own,
     latest_rows,
     read_plan,
 )
@@ -63,6 +65,8 @@ def export(command: Export) -> int:
     kind, endings = command.to.suffix, [*ROW_FORMATS, *TABLE_FORMATS]
     if kind not in endings:
         raise SpecError(f"--to {command.to}: expected a name that ends in {', '.join(endings[:-1])} or {endings[-1]}")
+    if is_own(command.to):
+        raise SpecError(f"--to {command.to}: is a file that a study's folder lives on; give another name")
     folder, _ = _folder(command.study, command.out)
     results = load_results(folder, all_points=kind in ROW_FORMATS and not command.contrasts)
     rows = judge(results, frozen_plan(folder)) if command.contrasts else results
@@ -120,4 +124,8 @@ def _folder(study: Path, out: Path | None) -> tuple[Path, Study | None]:
         return out or Path("results", loaded.name), loaded
     if not study.is_dir():
         raise SpecError(f"{study}: neither a study's TOML file nor a folder of results")
+    if not any((study / name).exists() for name in (PLAN, ROWS)):
+        raise SpecError(
+            f"{study}: is no folder of results: it has neither {PLAN} nor {ROWS}; name results/NAME or a study"
+        )
     return study, None

@@ -244,6 +244,8 @@ def load_study(path: str | Path) -> Study:
         near = get_close_matches(path.stem, [file.stem for file in path.parent.glob("*.toml")], n=1)
         hint = f'; did you mean "{path.with_name(near[0] + ".toml")}"?' if near else ""
         raise SpecError(f"{path}: no such file{hint}") from None
+    except IsADirectoryError:
+        raise SpecError(f"{path}: is a folder; name a study's TOML file") from None
     except (OSError, UnicodeDecodeError) as error:
         raise SpecError(f"{path}: cannot be read: {error}") from None
     try:
@@ -261,11 +263,13 @@ def parse_study(said: Mapping[str, Any], name: str) -> Study:
         if not isinstance(said.get(key, {}), dict):
             raise SpecError(f"{key}: expected a table, [{key}]")
     axes = said.get("axes", {})
-    for axis, values in axes.items():
-        _check_axis(axis, values)
-    said["axes"] = {axis: tuple(as_tuple(value) for value in values) for axis, values in axes.items()}
+    faults = _axis_faults(axes)
+    said["axes"] = {
+        axis: tuple(as_tuple(value) for value in values) for axis, values in axes.items() if isinstance(values, list)
+    }
     if isinstance(said.get("cases"), list):
         said["cases"] = tuple(said["cases"])
+        faults += _case_faults([case for case in said["cases"] if isinstance(case, dict)], axes)
     if isinstance(said.get("budget"), dict):
         said["budget"] = _with_tuples(said["budget"], "reference")
     if isinstance(said.get("contrasts"), list):
@@ -279,40 +283,51 @@ def parse_study(said: Mapping[str, Any], name: str) -> Study:
     except TypeError:
         raise SpecError("name: a study is called as its file is; leave it out") from None
     except ValidationError as error:
-        raise SpecError(explain(error, Study)) from None
+        raise SpecError("\n".join([*explain(error, Study).splitlines(), *faults])) from None
+    if faults:
+        raise SpecError("\n".join(faults))
     return _checked(study)
 
 
-def _check_axis(axis: str, values: object) -> None:
+def _axis_faults(axes: Mapping[str, object]) -> list[str]:
+    """What is wrong with the axes, each by itself: a line a fault."""
+    return [f"axes.{axis}: {fault}" for axis, values in axes.items() for fault in _faults_of(axis, values)]
+
+
+def _faults_of(axis: str, values: object) -> list[str]:
     if axis not in Point.model_fields:
-        raise SpecError(f"axes.{axis}: {unknown_key(axis, list(Point.model_fields))}")
-    if not isinstance(values, list):
-        raise SpecError(f"axes.{axis}: expected a list of values, as in {axis} = [{json.dumps(values)}]")
+        return [unknown_key(axis, list(Point.model_fields))]
+    if not isinstance(values, list | tuple):
+        return [f"expected a list of values, as in {axis} = [{json.dumps(values, default=str)}]"]
     if not values:
-        raise SpecError(f"axes.{axis}: empty; give at least one value or leave the axis out")
-    twice = [value for i, value in enumerate(values) if value in values[:i]]
-    if twice:
-        raise SpecError(f"axes.{axis}: {twice[0]!r} is listed twice")
+        return ["empty; give at least one value or leave the axis out"]
+    faults = [f"{value!r} is listed twice" for i, value in enumerate(values) if value in values[:i]][:1]
+    for value in values:
+        try:
+            Point.__pydantic_validator__.validate_assignment(Point.model_construct(), axis, as_tuple(value))
+        except ValidationError as error:
+            own = [fault for fault in error.errors() if fault["loc"][:1] == (axis,)]
+            faults += [explain_one(fault, Point) for fault in own[:1]]
+    return faults
+
+
+def _case_faults(cases: Sequence[Mapping[str, Any]], axes: Mapping[str, object]) -> list[str]:
+    """Keys that a case cannot have: a line a fault."""
+    faults = []
+    for number, case in enumerate(cases):
+        for key in case:
+            if key not in Point.model_fields:
+                faults.append(f"cases.{number}.{key}: {unknown_key(key, list(Point.model_fields))}")
+            elif key in axes:
+                faults.append(f"cases.{number}.{key}: is an axis too, which would override it; keep one of the two")
+    return faults
 
 
 def _checked(study: Study) -> Study:
     """The study, if every one of its points can be. Fields are checked one axis at a time, then all together."""
-    for number, case in enumerate(study.cases):
-        for key in case:
-            if key not in Point.model_fields:
-                raise SpecError(f"cases.{number}.{key}: {unknown_key(key, list(Point.model_fields))}")
-            if key in study.axes:
-                raise SpecError(f"cases.{number}.{key}: is an axis too, which would override it; keep one of the two")
-    for axis, values in study.axes.items():
-        faults = []
-        for value in values:
-            try:
-                Point.__pydantic_validator__.validate_assignment(Point.model_construct(), axis, value)
-            except ValidationError as error:
-                own = [fault for fault in error.errors() if fault["loc"][:1] == (axis,)]
-                faults += [f"axes.{axis}: {explain_one(fault, Point)}" for fault in own[:1]]
-        if faults:
-            raise SpecError("\n".join(faults))
+    faults = [*_axis_faults(study.axes), *_case_faults(study.cases, study.axes)]
+    if faults:
+        raise SpecError("\n".join(faults))
     points = study.points()
     if len({point.id for point in points}) < len(points):
         raise SpecError("cases: two of them are the same point; remove one")

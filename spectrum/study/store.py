@@ -128,6 +128,13 @@ class Store:
         return count
 
 
+def is_own(path: Path) -> bool:
+    """Whether a file is one that a study's folder lives on, and nobody else may write."""
+    path = path.resolve()
+    named = path.name in (ROWS, HISTORY, BAD, PLAN, WRITER) or path.match(f"{Path(PLAN).stem}-*.json")
+    return named and any((path.parent / name).exists() for name in (ROWS, PLAN))
+
+
 def read_rows(folder: Path) -> list[Row]:
     """All readable rows, in the order in which they were written."""
     good, _ = _read_lines(folder / ROWS, _is_row)

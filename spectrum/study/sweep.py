@@ -102,6 +102,8 @@ def run_study(
     >>> summary.trained, summary.reused, summary.failed  # doctest: +SKIP
     (21, 0, 0)
     """
+    if confirm and study.tune is None:
+        raise SpecError("confirm: this study has no [tune], so there is no search to confirm; leave it out")
     folder = Path("results", study.name) if out is None else Path(out)
     frozen = read_plan(folder)
     same = frozen if frozen is not None and frozen.get("hash") == study.hash else None  # a plan of this very study

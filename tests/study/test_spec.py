@@ -33,6 +33,27 @@ def contrast(side):
     return {"axes": {"segments": [1, 2]}, "contrasts": contrasts}
 
 
+def test_all_faults_of_a_file_are_told_at_once():
+    said = {
+        "bas": {},
+        "base": {"datset": "digits", "lr": -1.0},
+        "axes": {"segmnts": [1], "activation": ["rellu", "none", "none", "tanhh"], "epochs": 3},
+        "cases": [{"ordr": 1, "epochs": 2}],
+    }
+    assert sorted(line.partition(";")[0] for line in refuse(said).splitlines()) == [
+        "axes.activation: 'none' is listed twice",
+        "axes.activation: 'rellu' is unknown",
+        "axes.activation: 'tanhh' is unknown",
+        "axes.epochs: expected a list of values, as in epochs = [3]",
+        "axes.segmnts: unknown key",
+        "bas: unknown key",
+        "base.datset: unknown key",
+        "base.lr: input should be greater than 0 (got -1.0)",
+        "cases.0.epochs: is an axis too, which would override it",
+        "cases.0.ordr: unknown key",
+    ]
+
+
 @pytest.mark.parametrize(
     ("said", "says"),
     [
