@@ -93,6 +93,14 @@ def test_links_lead_to_pages_where_there_are_some(repository):
     assert shown("```\n[a](../../LICENSE)\n```") == "```\n[a](../../LICENSE)\n```"
 
 
+def test_every_page_of_results_is_in_one_group_and_the_map_comes_in_its_order(repository):
+    groups = [repository.studies_of(group) for group in ("map", "others", "speed")]
+    listed = [name for names in groups for name in names]
+    assert sorted(listed) == sorted(readme.parent.name for readme in ROOT.glob("results/*/README.md"))
+    assert groups[0] == [name for name in repository.GROUPS["map"] if name in listed]
+    assert groups[2] == ["bench"]
+
+
 def test_tables_of_records_say_types_defaults_and_bounds(records):
     rows = {row.name: row for row in records.rows_of(spectrum.Point)}
     assert list(rows) == list(spectrum.Point.model_fields)
@@ -130,6 +138,9 @@ def test_the_site_builds_strictly_names_every_command_and_fetches_nothing(tmp_pa
     documented = "".join(page.read_text() for page in built.glob("reference/*.html"))
     for name in set(spectrum.__all__) - {"__version__", "plots", "stats"}:
         assert f'id="spectrum.{name}"' in documented, name
+    for module in ("plots", "stats"):
+        for name in getattr(spectrum, module).__all__:
+            assert f'id="spectrum.{module}.{name}"' in documented, name
 
     for page in built.rglob("*.html"):
         assert not FETCHED.search(page.read_text()), page

@@ -19,7 +19,7 @@ MODULES = [module.name for module in pkgutil.walk_packages(spectrum.__path__, "s
 FLAGS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
 PUBLIC = [name for name in spectrum.__all__ if name != "__version__"]
 SHOWN = (
-    "SegmentedConv2d Point build_model list_models load_history load_results load_study load_tuning measure_cost "
+    "SegmentedConv2d Point Study build_model list_models load_history load_results load_study load_tuning measure_cost "
     "register_model"
 )
 

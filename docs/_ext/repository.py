@@ -4,6 +4,8 @@ Before a build, results/*/README.md with their pictures and notebooks/*.ipynb ar
 docs/notebooks, which git ignores. Links are written for a code host, relative to the file that they stand in; here
 those that lead to a page of the site are turned to it, and the others, such as a study's file, become the file's name.
 A link to what is not there is a warning, and so an error in a strict build.
+
+    ```{studies} map      links to the pages of results/ that belong to a group, those that are there
 """
 
 from __future__ import annotations
@@ -15,13 +17,20 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from docutils import nodes
+from docutils.statemachine import StringList
 from sphinx.application import Sphinx
 from sphinx.util import logging
+from sphinx.util.docutils import SphinxDirective
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
 INCLUDED = {"ARCHITECTURE.md": "explanation/architecture.md", "CHANGELOG.md": "changelog.md", "README.md": "index.md"}
 LINK = re.compile(r"(!?)\[([^\]]+)\]\((?!https?:|mailto:|#)([^)\s]+)\)")
+GROUPS = {  # of the pages in results/, in this order; what is in none of them is among the others
+    "map": ("curve", "curve_cifar10", "activation", "order", "bsconv", "residual"),
+    "speed": ("bench",),
+}
 FENCE = re.compile(r"^(```|~~~).*?^\1", re.MULTILINE | re.DOTALL)
 
 logger = logging.getLogger(__name__)
@@ -119,7 +128,32 @@ def rewrite_included(app: Sphinx, path: Path, parent: str, content: list[str]) -
         content[0] = with_site_links(content[0], origin, INCLUDED[origin])
 
 
+def studies_of(group: str) -> list[str]:
+    """Names of the folders in results/ that have a page and belong to a group, or to none with "others"."""
+    there = sorted(readme.parent.name for readme in ROOT.glob("results/*/README.md"))
+    if group == "others":
+        return [name for name in there if not any(name in names for names in GROUPS.values())]
+    return [name for name in GROUPS[group] if name in there]
+
+
+class Studies(SphinxDirective):
+    """A table of contents of one group."""
+
+    required_arguments = 1
+
+    def run(self) -> list[nodes.Node]:
+        self.env.note_reread()  # the page does not change when a study comes
+        pages = [f"results/{name}/README" for name in studies_of(self.arguments[0])]
+        if not pages:
+            return []
+        node = nodes.Element()
+        lines = ["```{toctree}", ":maxdepth: 1", "", *pages, "```"]
+        self.state.nested_parse(StringList(lines, self.get_source_info()[0]), 0, node)
+        return node.children
+
+
 def setup(app: Sphinx) -> dict[str, bool]:
+    app.add_directive("studies", Studies)
     app.connect("config-inited", copy)
     app.connect("source-read", rewrite_page)
     app.connect("include-read", rewrite_included)

@@ -24,8 +24,9 @@ class BatchNormAct2d(nn.BatchNorm2d):
         channels: C.
         relu: whether max(0, ·) follows.
 
-    The same function, parameters, buffers and state_dict as `nn.BatchNorm2d` followed by `+` and `nn.ReLU`; in training
-    on the CPU in channels_last it runs as one kernel.
+    Normalisation is that of Ioffe & Szegedy 2015, arXiv:1502.03167. The same function, parameters, buffers and
+    state_dict as `nn.BatchNorm2d` followed by `+` and `nn.ReLU`; in training on the CPU in channels_last it runs as one
+    kernel.
 
     >>> norm = BatchNormAct2d(16, relu=True)
     >>> x_nchw = torch.randn(8, 16, 4, 4)

@@ -8,7 +8,6 @@ of its channels), in either order, with or without something between them:
     3 or 4              an Inception module's 1×1→k×k towers
     "per_channel"       extreme Inception                      a depthwise separable convolution
 
-F. Chollet, "Xception: Deep Learning with Depthwise Separable Convolutions", CVPR 2017, sections 1.1 and 1.2.
 Shapes: x_nchw is (N, C, H, W).
 """
 
@@ -80,9 +79,14 @@ class SegmentedConv2d(nn.Module):
     Input (N, in_channels, H, W); output (N, out_channels, H', W') with
     H' = ⌊(H + 2·padding − dilation·(k−1) − 1) / stride⌋ + 1.
 
-    Parameters are plain tensors, one a run of equal segments (one if C divides evenly, else two):
-    `spatial.weights.i` (out, in per segment, kh, kw), `pointwise.weights.0` (out, in, 1, 1), `bias` (out,).
-    Initialised like `nn.Conv2d`, uniform in ±1/√fan_in, with the fan-in that a segment really has, k²·C/S.
+    Parameters are plain tensors, one a run of neighbouring segments of one size (a number that divides C makes one run,
+    another number two, explicit sizes as many as they have runs): `spatial.weights.i` (outputs of the run, inputs of
+    one segment, kh, kw); `pointwise.weights.i` likewise for the segments of the 1×1, so (out, in, 1, 1) where it has
+    one; `bias` (out,). Initialised like `nn.Conv2d`, uniform in ±1/√fan_in, with the fan-in that a segment really has,
+    k²·C/S.
+
+    From F. Chollet, "Xception: Deep Learning with Depthwise Separable Convolutions", CVPR 2017, arXiv:1610.02357,
+    sections 1.1 and 1.2.
 
     Raises ValueError with the argument's name and what would work.
 

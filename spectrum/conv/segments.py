@@ -86,7 +86,8 @@ def segment_runs(in_sizes: Sequence[int], out_sizes: Sequence[int]) -> tuple[Run
 def interleaved(channels: int, segments: int) -> tuple[int, ...]:
     """A permutation that deals channels round: position c gets a channel of segment c mod `segments`.
 
-    Entry c is the channel that comes to position c. Sizes as in `segment_sizes`, so any number of segments works.
+    ShuffleNet's (Zhang et al. 2018, arXiv:1707.01083), also for segments of unequal size. Entry c is the channel that
+    comes to position c. Sizes as in `segment_sizes`, so any number of segments works.
 
     >>> interleaved(6, 2)
     (0, 3, 1, 4, 2, 5)

@@ -77,7 +77,8 @@ def examine(study: Study, planned: Sequence[PlannedPoint]) -> list[Examined]:
     """Every contrast of a study with its factors, in the order of the file.
 
     Args:
-        planned: from `plan_study`.
+        study: whose contrasts they are.
+        planned: from `plan_study`, of the same study.
     """
     by_wanted = {(one.asked.id, one.match): one for one in planned}
     wanted = study.wanted()

@@ -492,7 +492,10 @@ def move(x_nhwc: Tensor, mirrored: Tensor, down: Tensor, right: Tensor, shift: i
 
 
 def square(size: tuple[int, int], row: Tensor, column: Tensor, side: int) -> Tensor:
-    """(N, H, W), true inside the square of `side` pixels round (row, column), as far as it lies in the image."""
+    """(N, H, W), true inside the square of `side` pixels round (row, column), as far as it lies in the image.
+
+    For cutout (DeVries & Taylor 2017, arXiv:1708.04552), whose squares may reach over the border too.
+    """
     inside = []
     for length, middle in zip(size, (row, column), strict=True):
         offset = torch.arange(length) - middle.view(-1, 1) + side // 2

@@ -101,12 +101,18 @@ def plan_study(
     """Solve the widths of every point and count its cost. Trains nothing and writes nothing.
 
     Args:
+        study: from `load_study`.
         imports: modules to import first, for models of one's own.
         time_steps: also time some training steps of each network, which takes half a second or so each.
         frozen: an earlier plan; widths that were solved in it for the same budget are taken as they are.
 
     Raises SpecError for a point whose network cannot be built or cannot meet its budget, DataError for a missing data
     set.
+
+    >>> from spectrum import load_study
+    >>> planned = plan_study(load_study("experiments/quickstart.toml"))
+    >>> {one.point.segments: one.params for one in planned}
+    {1: 108986, 2: 60602, 3: 44510, 4: 36410, 8: 24314, 16: 18266, 'per_channel': 14234}
     """
     import_modules(imports)
     planner = _Planner(study, frozen)

@@ -141,7 +141,13 @@ class Wanted:
 
 
 class Study(Record):
-    """A question, and the points that answer it: the product of all axes, for each of the cases."""
+    """A question, and the points that answer it: the product of all axes, for each of the cases.
+
+    >>> base = Point(dataset="digits", epochs=2)
+    >>> study = Study(name="ends", base=base, axes={"segments": (1, "per_channel"), "seed": (0, 1)})
+    >>> [(point.segments, point.seed) for point in study.points()]
+    [(1, 0), ('per_channel', 0), (1, 1), ('per_channel', 1)]
+    """
 
     name: str
     """As the file is called; says where results go."""

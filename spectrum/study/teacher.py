@@ -200,9 +200,10 @@ def teacher_network(calibration_nchw: Tensor, *, classes: int, segments: Segment
 def balancing_biases(logits: Tensor) -> Tensor:
     """Biases (K,) with which the largest of logits and bias falls on each class equally often, to one image.
 
-    Gauss-Seidel on the dual of the assignment problem: class by class, the bias is set half-way between the last image
-    that the class is to have and the first that it is not, until nothing moves. Images alike to within CLOSE are kept
-    together, lest rounding tell them apart, and the classes may then be less equal.
+    Gauss-Seidel on the dual of the assignment problem, as in Bertsekas' relaxation method (1988): class by class, the
+    bias is set half-way between the last image that the class is to have and the first that it is not, until nothing
+    moves. Images alike to within CLOSE are kept together, lest rounding tell them apart, and the classes may then be
+    less equal.
     """
     count, classes = logits.shape
     wanted = [count // classes + (k < count % classes) for k in range(classes)]
@@ -263,6 +264,8 @@ def _brightness_and_contrast(x_nchw: Tensor) -> Tensor:
 
 def _whitening(features: Tensor) -> Tensor:
     """A matrix (C, C) that takes features of mean 0, (N, C), to unit covariance in the directions in which they vary.
+
+    Of all such, the symmetric one: ZCA (Bell & Sejnowski 1997).
 
     Raises ValueError when there is none.
     """
