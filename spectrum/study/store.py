@@ -60,13 +60,15 @@ class Store:
         except StoreError:
             os.close(self._lock)
             raise
+        self._written: dict[str, list[bytes]] = {name: [] for name in self._files}
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for file in self._files.values():
-            file.close()
+        for name in self._files:
+            self._follow(name)
+            self._files[name].close()
         os.ftruncate(self._lock, 0)
         os.close(self._lock)
 
@@ -99,9 +101,32 @@ class Store:
         _replace(path, json.dumps(plan, indent=1, allow_nan=False) + "\n")
 
     def _append(self, name: str, rows: Iterable[Row]) -> None:
-        lines = "".join(json.dumps(row, allow_nan=False, ensure_ascii=False) + "\n" for row in rows).encode()
+        lines = [json.dumps(row, allow_nan=False, ensure_ascii=False).encode() for row in rows]
+        self._follow(name)
+        self._write(name, lines)
+        self._written[name] += lines
+
+    def _follow(self, name: str) -> None:
+        """Where the file was replaced under this writer, write to the new one, and what it lacks of ours too.
+
+        git stash, git checkout and many editors put another file under the name; the open one is then seen by nobody.
+        """
+        path, file = self.folder / name, self._files[name]
+        if path.exists() and os.path.samestat(path.stat(), os.fstat(file.fileno())):
+            return
+        file.close()
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._files[name] = path.open("ab", buffering=0)
+        there = path.read_bytes()
+        if there and not there.endswith(b"\n"):
+            self._files[name].write(b"\n")
+        kept = set(there.split(b"\n"))
+        self._write(name, [line for line in self._written[name] if line not in kept])
+
+    def _write(self, name: str, rows: Iterable[bytes]) -> None:
         descriptor = self._files[name].fileno()
         before = os.fstat(descriptor).st_size
+        lines = b"".join(row + b"\n" for row in rows)
         try:
             while lines:
                 lines = lines[os.write(descriptor, lines) :]

@@ -398,6 +398,55 @@ def test_a_process_killed_while_freezing_leaves_no_mix_and_loses_no_plan(
     assert json.loads((tmp_path / "plan-old.json").read_text()) == old
 
 
+# A file that is replaced under its writer
+
+
+def replace(path: Path, content: bytes) -> None:
+    """As git checkout and most editors do it: another file takes the name."""
+    temporary = path.with_suffix(".new")
+    temporary.write_bytes(content)
+    temporary.replace(path)
+
+
+@pytest.mark.parametrize("name", [ROWS, HISTORY])
+def test_rows_go_to_the_file_that_has_the_name(tmp_path: Path, name: str) -> None:
+    def line(number: int) -> dict[str, Any]:
+        return row(f"{number}", epoch=number)
+
+    with Store(tmp_path) as store:
+
+        def add(number: int) -> None:
+            store.append(line(number))
+            store.append_history([line(number)])
+
+        add(1)
+        before = (tmp_path / name).read_bytes()
+        add(2)
+        replace(tmp_path / name, before + b'{"id": "theirs", "epoch": 1, "status": "done"}')  # without a line end
+        add(3)
+        (tmp_path / name).unlink()
+        add(4)
+        replace(tmp_path / name, b"")
+    read = [json.loads(text)["id"] for text in (tmp_path / name).read_text().splitlines()]
+    assert sorted(read) == ["1", "2", "3", "4"]
+
+
+def test_what_git_stash_takes_away_comes_back(tmp_path: Path) -> None:
+    def git(*words: str) -> None:
+        author = ["-c", "user.name=a", "-c", "user.email=a@b.c"]
+        subprocess.run(["git", *author, *words], cwd=tmp_path, check=True, capture_output=True)
+
+    git("init", "-q")
+    with Store(tmp_path) as store:
+        store.append(row("a"))
+        git("add", ROWS)
+        git("commit", "-qm", "one")
+        store.append(row("b"))
+        git("stash", "-q")
+        store.append(row("c"))
+    assert sorted(latest_rows(tmp_path)) == ["a", "b", "c"]
+
+
 # The plan
 
 
