@@ -19,6 +19,9 @@ _HOME = {
     "SegmentedConv2d": "spectrum.conv.segmented",
     "build_model": "spectrum.models",
     "list_models": "spectrum.models",
+    "load_keras_weights": "spectrum.models.weights",
+    "load_weights": "spectrum.models.weights",
+    "save_weights": "spectrum.models.weights",
     "register_model": "spectrum.models",
     "measure_cost": "spectrum.cost.count",
     "Point": "spectrum.study.point",
@@ -40,14 +43,17 @@ __all__ = [
     "build_model",
     "list_models",
     "load_history",
+    "load_keras_weights",
     "load_results",
     "load_study",
     "load_tuning",
+    "load_weights",
     "measure_cost",
     "plots",
     "progress",
     "register_model",
     "run_study",
+    "save_weights",
     "stats",
 ]
 
@@ -57,6 +63,7 @@ if TYPE_CHECKING:
     from spectrum.conv.segmented import SegmentedConv2d
     from spectrum.cost.count import measure_cost
     from spectrum.models import build_model, list_models, register_model
+    from spectrum.models.weights import load_keras_weights, load_weights, save_weights
     from spectrum.results import load_history, load_results, load_tuning
     from spectrum.study.point import Point
     from spectrum.study.spec import Study, load_study

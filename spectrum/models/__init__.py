@@ -7,7 +7,7 @@ that listing and checking names loads no torch.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from difflib import get_close_matches
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Literal
@@ -40,10 +40,31 @@ class Architecture:
     downsampling: Literal["pool", "stride"] = "pool"  # between stages, or in the first spatial half of each
     residual: bool = True
     dropout: float = 0.0  # before the classifier
+    hidden: tuple[int, ...] = ()  # fully connected layers before the classifier
+    padding: Literal["tf_same", "torch"] | None = None  # of strided windows; None is the family's own
+    norm_eps: float | None = None  # of every batch normalisation; None is the family's own
+    norm_momentum: float | None = None  # weight of a new batch in the running statistics, as torch has it
 
     def __post_init__(self) -> None:
         if self.segments is not None and self.segment_width is not None:
             raise ValueError("segments and segment_width: give one of the two")
+
+    def with_defaults(self, **own: Any) -> Architecture:
+        """The architecture with a family's own values where it says None."""
+        return replace(self, **{name: value for name, value in own.items() if getattr(self, name) is None})
+
+    def scaled_widths(self, own: tuple[int, ...]) -> tuple[int, ...]:
+        """Stage widths: explicit ones, or a family's own times `width`, rounded to whole channels.
+
+        Raises ValueError for both, or for another number of explicit ones.
+        """
+        if self.widths is None:
+            return tuple(max(1, round(self.width * width)) for width in own)
+        if self.width != 1.0:
+            raise ValueError("width and widths: give one of the two")
+        if len(self.widths) != len(own):
+            raise ValueError(f"widths={list(self.widths)}: expected {len(own)} stage widths, as in {list(own)}")
+        return self.widths
 
 
 Builder = Callable[[Architecture], "nn.Module"]
@@ -56,9 +77,19 @@ class _Family:
 
     build: str | Builder
     widths: str | StageWidths | None
+    ignores: tuple[str, ...] = ()  # fields that its networks have no use for
 
 
-_FAMILIES = {"probe": _Family("spectrum.models.probe:build_probe", "spectrum.models.probe:probe_widths")}
+_FAMILIES = {
+    "probe": _Family(
+        "spectrum.models.probe:build_probe",
+        "spectrum.models.probe:probe_widths",
+        ignores=("hidden", "padding", "norm_eps", "norm_momentum"),
+    ),
+    "xception": _Family(
+        "spectrum.models.xception:build_xception", "spectrum.models.xception:xception_widths", ignores=("downsampling",)
+    ),
+}
 
 
 def list_models() -> list[str]:
@@ -153,7 +184,11 @@ def build_model(name: str, architecture: Architecture | None = None, **options: 
         architecture = Architecture(**options)
     elif options:
         raise ValueError("build_model: give an Architecture or options by name, not both")
-    network: nn.Module = _found(_FAMILIES[name].build)(architecture)
+    family = _FAMILIES[name]
+    for field in fields(Architecture):
+        if field.name in family.ignores and getattr(architecture, field.name) != field.default:
+            raise ValueError(f"{field.name}: the family {name!r} has no use for it; leave it out")
+    network: nn.Module = _found(family.build)(architecture)
     return network
 
 

@@ -5,8 +5,10 @@ Shapes: x_nchw is (N, C, H, W); blocks keep H and W, but for their stride.
 
 from __future__ import annotations
 
+from typing import Literal
+
 from torch import Tensor, nn
-from torch.nn.functional import avg_pool2d
+from torch.nn.functional import avg_pool2d, max_pool2d, pad
 
 from spectrum.conv.norm import BatchNormAct2d
 from spectrum.conv.segmented import SegmentedConv2d
@@ -58,6 +60,42 @@ def realised_segments(model: nn.Module) -> list[int]:
     [32, 32, 64, 64, 64, 64]
     """
     return [module.segments for module in model.modules() if isinstance(module, SegmentedConv2d)]
+
+
+def norm(arch: Architecture, channels: int, *, relu: bool = False) -> BatchNormAct2d:
+    """Batch normalisation with the architecture's eps and momentum, and ReLU if asked for."""
+    made = BatchNormAct2d(channels, relu=relu)
+    made.eps = made.eps if arch.norm_eps is None else arch.norm_eps
+    made.momentum = made.momentum if arch.norm_momentum is None else arch.norm_momentum
+    return made
+
+
+class PaddedMaxPool2d(nn.Module):
+    """Max pooling that ends with ⌈H/stride⌉ pixels, padded as torch or as TensorFlow's SAME does it.
+
+    torch pads (k−1)/2 on both sides. SAME pads what the windows need, the odd pixel at the bottom and the right, so
+    that on an even number of pixels the windows lie one pixel further on.
+    """
+
+    def __init__(self, kernel_size: int, stride: int, *, padding: Literal["tf_same", "torch"]) -> None:
+        super().__init__()
+        self.kernel_size, self.stride, self.padding = kernel_size, stride, padding
+
+    def forward(self, x_nchw: Tensor) -> Tensor:
+        if self.padding == "torch":
+            return max_pool2d(x_nchw, self.kernel_size, self.stride, self.kernel_size // 2)
+        bottom, right = (self._same(side) for side in x_nchw.shape[-2:])
+        x_nchw = pad(x_nchw, (*right, *bottom), value=float("-inf"))
+        return max_pool2d(x_nchw, self.kernel_size, self.stride)
+
+    def _same(self, side: int) -> tuple[int, int]:
+        """Pixels before and after."""
+        windows = -(-side // self.stride)
+        needed = max((windows - 1) * self.stride + self.kernel_size - side, 0)
+        return needed // 2, needed - needed // 2
+
+    def extra_repr(self) -> str:
+        return f"{self.kernel_size}, stride={self.stride}, padding={self.padding!r}"
 
 
 class MiddleFlowBlock(nn.Module):

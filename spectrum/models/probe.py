@@ -31,11 +31,7 @@ def build_probe(arch: Architecture) -> nn.Module:
 
 def probe_widths(arch: Architecture) -> tuple[int, ...]:
     """Stage widths in channels: explicit ones, or the default times `width`, rounded to whole channels."""
-    if arch.widths is not None:
-        if arch.width != 1.0:
-            raise ValueError("width and widths: give one of the two")
-        return arch.widths
-    return tuple(max(1, round(arch.width * width)) for width in WIDTHS)
+    return arch.scaled_widths(WIDTHS if arch.widths is None else arch.widths)
 
 
 class Probe(nn.Module):

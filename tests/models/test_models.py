@@ -12,6 +12,10 @@ from spectrum.models import Architecture
 from spectrum.models.blocks import MiddleFlowBlock, every_pixel, realised_segments
 
 SMALL = {"in_channels": 1, "image_size": 12, "num_classes": 5, "width": 0.25}
+SMALLEST = {
+    "probe": SMALL,
+    "xception": {"in_channels": 1, "image_size": 71, "num_classes": 5, "width": 0.05, "depth": 1},
+}
 CASES = {
     "one segment": {"segments": 1},
     "not dividing": {"segments": 3},
@@ -26,12 +30,17 @@ every_family = pytest.mark.parametrize("family", BUILT_IN)
 every_case = pytest.mark.parametrize("options", CASES.values(), ids=CASES.keys())
 
 
+def images_of(family, count):
+    side = SMALLEST[family]["image_size"]
+    return torch.randn(count, 1, side, side)
+
+
 @every_family
 @every_case
 def test_a_network_trains_exports_and_keeps_its_layout(family, options):
     torch.manual_seed(0)
-    model = build_model(family, **SMALL, **options)
-    x = torch.randn(3, 1, 12, 12)
+    model = build_model(family, **SMALLEST[family], **options)
+    x = images_of(family, 3)
     logits = model(x)
     assert logits.shape == (3, 5)
     logits.square().sum().backward()
@@ -46,19 +55,19 @@ def test_a_network_trains_exports_and_keeps_its_layout(family, options):
 @every_family
 @every_case
 def test_a_state_dict_fits_a_network_of_the_same_architecture_only(family, options):
-    model, other = (build_model(family, **SMALL, **options) for _ in range(2))
+    model, other = (build_model(family, **SMALLEST[family], **options) for _ in range(2))
     other.load_state_dict(model.state_dict())
-    x = torch.randn(2, 1, 12, 12)
+    x = images_of(family, 2)
     assert torch.equal(model.eval()(x), other.eval()(x))
     with pytest.raises(RuntimeError, match="Error"):
-        build_model(family, **SMALL | {"num_classes": 6}, **options).load_state_dict(model.state_dict())
+        build_model(family, **SMALLEST[family] | {"num_classes": 6}, **options).load_state_dict(model.state_dict())
 
 
 @pytest.mark.slow
 @every_family
 def test_a_compiled_network_gives_the_same(family):
-    model = build_model(family, **SMALL, segments=3).eval()
-    x = torch.randn(2, 1, 12, 12)
+    model = build_model(family, **SMALLEST[family], segments=3).eval()
+    x = images_of(family, 2)
     assert_close(torch.compile(model)(x), model(x), rtol=1e-4, atol=1e-4)
 
 

@@ -1,0 +1,205 @@
+"""Weights of networks as files: by safetensors, and from Keras.
+
+save_weights(model, "xception.safetensors")        load_weights(model, "xception.safetensors")
+load_keras_weights(model, "xception.weights.h5")   of keras.Model.save_weights, or in the older layout
+                                                   of the published ImageNet weights
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from spectrum.conv.segmented import SegmentedConv2d
+
+SHOWN = 5  # of what does not fit
+KINDS = {  # the ranks of a layer's weights in a file, and what it is in Keras
+    (4,): "conv2d",
+    (4, 4): "separable_conv2d",
+    (1, 1, 1, 1): "batch_normalization",
+    (2, 1): "dense",
+}
+
+
+class WeightsError(ValueError):
+    """A file of weights that cannot be read, or does not fit a network."""
+
+
+def save_weights(model: nn.Module, file: str | Path) -> None:
+    """Write a network's parameters and buffers, under the names of its state_dict.
+
+    Args:
+        model: any network.
+        file: to write; by custom its name ends in .safetensors.
+    """
+    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}, file)
+
+
+def load_weights(model: nn.Module, file: str | Path) -> None:
+    """Read what `save_weights` wrote, into a network of the same architecture.
+
+    Args:
+        model: takes the weights.
+        file: to read.
+
+    Nothing in the file is ever executed. Raises WeightsError where it cannot be read, or does not fit; the network then
+    keeps the weights it has.
+    """
+    try:
+        found = load_file(file)
+    except (OSError, SafetensorError) as error:
+        raise WeightsError(f"{file}: cannot be read: {error}") from None
+    have = model.state_dict()
+    faults = [f"{name}: not in the file" for name in have if name not in found]
+    faults += [f"{name}: not in the network" for name in found if name not in have]
+    faults += [
+        f"{name}: {_shape(found[name])} in the file, {_shape(have[name])} in the network"
+        for name in have
+        if name in found and found[name].shape != have[name].shape
+    ]
+    _refuse(file, faults)
+    model.load_state_dict(found)
+
+
+@dataclass(frozen=True)
+class _Layer:
+    """A layer with weights: its kind in Keras, what it is called, and its weights."""
+
+    kind: str
+    name: str
+    weights: tuple[Any, ...]  # tensors of a network, or arrays of a file
+
+
+def load_keras_weights(model: nn.Module, file: str | Path) -> None:
+    """Read the weights of the same network in Keras.
+
+    Args:
+        model: of a family that Keras has too: "xception", with order="spatial_first" and one segment a channel.
+        file: a .weights.h5 of Keras 3, or an .h5 in the older layout, such as the published ImageNet weights.
+
+    Layers are matched in the order in which the network runs, kind by kind. Needs h5py, which comes with Keras. Raises
+    WeightsError where the file cannot be read or does not fit, with the first layers that do not; the network then
+    keeps the weights it has.
+    """
+    ours = _in_kerass_order(model)
+    theirs = _layers_of(Path(file))
+    faults = []
+    for kind in KINDS.values():
+        have, found = ([layer for layer in layers if layer.kind == kind] for layers in (ours, theirs))
+        if len(have) != len(found):
+            faults.append(f"{kind}: {len(found)} layers in the file, {len(have)} in the network")
+        for one, other in zip(have, found, strict=False):
+            for tensor, array in zip(one.weights, other.weights, strict=True):
+                if tensor.shape != array.shape:
+                    said = f"{_shape(array)} in the file, {_shape(tensor)} in the network"
+                    faults.append(f"{other.name} ({one.name} here): {said}")
+    _refuse(file, faults)
+    with torch.no_grad():
+        for kind in KINDS.values():
+            have, found = ([layer for layer in layers if layer.kind == kind] for layers in (ours, theirs))
+            for one, other in zip(have, found, strict=True):
+                for tensor, array in zip(one.weights, other.weights, strict=True):
+                    tensor.copy_(torch.from_numpy(array))
+
+
+def _in_kerass_order(model: nn.Module) -> list[_Layer]:
+    """The network's layers as Keras lists them: as they run, and a skip after the body that it goes round."""
+    layers: list[_Layer] = []
+    for name, module in model.named_modules():
+        if isinstance(module, SegmentedConv2d):
+            _check_separable(name, module)
+            assert module.pointwise is not None
+            layers.append(_Layer("separable_conv2d", name, (module.spatial.weights[0], module.pointwise.weights[0])))
+        elif isinstance(module, nn.Conv2d):
+            layers.append(_Layer("conv2d", name, (module.weight,)))
+        elif isinstance(module, nn.BatchNorm2d):
+            weights = (module.weight, module.bias, module.running_mean, module.running_var)
+            layers.append(_Layer("batch_normalization", name, weights))
+        elif isinstance(module, nn.Linear):
+            layers.append(_Layer("dense", name, (module.weight, module.bias)))
+    return layers
+
+
+def _check_separable(name: str, module: SegmentedConv2d) -> None:
+    """Raises WeightsError for an operation that is no separable convolution."""
+    plain = all(isinstance(part, nn.Identity | nn.Sequential) for part in module.between.modules())
+    dense = module.pointwise is not None and len(module.pointwise.weights) == 1 and module.shuffle is None
+    if not (dense and plain and module.order == "spatial_first" and set(module.segment_sizes) == {1}):
+        raise WeightsError(
+            f"{name}: is no separable convolution of Keras; build the network with order='spatial_first', one segment "
+            "a channel, and nothing between the halves"
+        )
+
+
+def _layers_of(path: Path) -> list[_Layer]:
+    """The layers with weights in a file of Keras, in its order."""
+    import h5py
+
+    try:
+        with h5py.File(path) as file:
+            return list(_older(file) if "layer_names" in file.attrs else _newer(file))
+    except (OSError, KeyError, ValueError) as error:
+        raise WeightsError(f"{path}: is no file of Keras weights: {error}") from None
+
+
+def _older(file: Any) -> Iterator[_Layer]:
+    """A group a layer, listed in order, with the names of its weights in order."""
+    for name in map(_text, file.attrs["layer_names"]):
+        weights = tuple(np.asarray(file[name][_text(weight)]) for weight in file[name].attrs["weight_names"])
+        if weights:
+            yield _layer_of(name, weights)
+
+
+def _newer(file: Any) -> Iterator[_Layer]:
+    """A group a layer, called after its class and numbered, with numbered weights."""
+    for name in sorted(file["layers"], key=_numbered):
+        stored = file["layers"][name].get("vars", {})
+        weights = tuple(np.asarray(stored[key]) for key in sorted(stored, key=int))
+        if weights:
+            yield _layer_of(name, weights)
+
+
+def _layer_of(name: str, weights: Sequence[NDArray[Any]]) -> _Layer:
+    """A layer with its weights as torch has them."""
+    kind = KINDS.get(tuple(weight.ndim for weight in weights))
+    if kind is None:
+        raise ValueError(f"{name}: weights of shapes {', '.join(map(_shape, weights))} are of no known layer")
+    turned = [_as_torch(weight) for weight in weights]
+    if kind == "separable_conv2d":
+        turned[0] = weights[0].transpose(2, 3, 0, 1)  # (h, w, C, 1) to (C, 1, h, w)
+    return _Layer(kind, name, tuple(np.ascontiguousarray(weight) for weight in turned))
+
+
+def _as_torch(array: NDArray[Any]) -> NDArray[Any]:
+    """(h, w, in, out) to (out, in, h, w), and (in, out) to (out, in)."""
+    return array.transpose(3, 2, 0, 1) if array.ndim == 4 else array.T
+
+
+def _numbered(name: str) -> tuple[str, int]:
+    found = re.fullmatch(r"(.*?)(?:_(\d+))?", name)
+    assert found is not None
+    return found[1], int(found[2] or 0)
+
+
+def _text(value: Any) -> str:
+    return value.decode() if isinstance(value, bytes) else str(value)
+
+
+def _shape(tensor: Tensor | NDArray[Any]) -> str:
+    return str(tuple(tensor.shape))
+
+
+def _refuse(file: str | Path, faults: Sequence[str]) -> None:
+    if faults:
+        more = [f"… and {len(faults) - SHOWN} more"] if len(faults) > SHOWN else []
+        raise WeightsError("\n".join([f"{file}: does not fit the network", *faults[:SHOWN], *more]))

@@ -1,0 +1,137 @@
+"""Xception (Chollet 2017, Fig. 5), every separable convolution of it at any place of the spectrum.
+
+    entry   3×3 of 32, stride 2, and 3×3 of 64, unpadded; then modules of 128, 256 and 728 that halve the resolution
+    middle  8 modules of 728, three operations each
+    exit    a module of 728 → 1024 that halves it; operations of 1536 and 2048; global average pool; fully connected
+            layers, if wanted; dropout; logistic regression
+
+    paper                                   here
+    "separable convolution"                 segmented(arch, …); order="spatial_first", one segment a channel
+    "ReLU", "BN" after every convolution    BatchNormAct2d, both in one where nothing stands between
+    strided max pooling                     PaddedMaxPool2d, by TensorFlow's SAME unless padding="torch"
+
+Widths are stage widths: (stem, stem, entry, entry, middle, exit, exit, exit). The paper's network has 22,855,952
+parameters and 54,528 buffers of BN; at 299 pixels 8.36 thousand million MACs. Shapes: x_nchw is (N, C, H, W).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+from torch import Tensor, nn
+
+from spectrum.conv.norm import BatchNormAct2d
+from spectrum.models import Architecture
+from spectrum.models.blocks import PaddedMaxPool2d, every_pixel, norm, segmented
+
+WIDTHS = (32, 64, 128, 256, 728, 1024, 1536, 2048)
+DEPTH = 8  # modules of the middle flow
+SMALLEST = 71  # pixels a side, as in Keras
+
+
+def build_xception(arch: Architecture) -> nn.Module:
+    """Build the network. Raises ValueError for images of less than 71 pixels a side."""
+    if arch.image_size < SMALLEST:
+        raise ValueError(
+            f"image_size={arch.image_size}: xception needs {SMALLEST} pixels a side or more; resize images"
+        )
+    return Xception(arch.with_defaults(padding="tf_same", norm_eps=1e-3, norm_momentum=0.01))
+
+
+def xception_widths(arch: Architecture) -> tuple[int, ...]:
+    """Eight stage widths in channels: explicit ones, or the paper's times `width`, rounded to whole channels."""
+    return arch.scaled_widths(WIDTHS)
+
+
+class Xception(nn.Module):
+    """Images (N, in_channels, H, W), scaled to ±1, to logits (N, num_classes)."""
+
+    def __init__(self, arch: Architecture) -> None:
+        super().__init__()
+        stem, second, *entry, middle, wide, wider, widest = xception_widths(arch)
+        depth = DEPTH if arch.depth is None else arch.depth
+        self.stem = nn.Sequential(
+            nn.Conv2d(arch.in_channels, stem, 3, 2, bias=False),
+            norm(arch, stem, relu=True),
+            nn.Conv2d(stem, second, 3, bias=False),
+            norm(arch, second, relu=True),
+        )
+        entries = [second, *entry, middle]
+        self.entry = nn.Sequential(
+            *(
+                ReducingModule(arch, before, (after, after), leading_relu=number > 0)
+                for number, (before, after) in enumerate(pairwise(entries))
+            )
+        )
+        self.middle = nn.Sequential(*(MiddleModule(arch, middle) for _ in range(depth)))
+        self.exit = nn.Sequential(
+            ReducingModule(arch, middle, (middle, wide), leading_relu=True),
+            segmented(arch, wide, wider),
+            norm(arch, wider, relu=True),
+            segmented(arch, wider, widest),
+            norm(arch, widest, relu=True),
+        )
+        self.classifier = classifier(arch, widest)
+
+    def forward(self, x_nchw: Tensor) -> Tensor:
+        logits_nk: Tensor = self.classifier(self.exit(self.middle(self.entry(self.stem(x_nchw)))))
+        return logits_nk
+
+
+class ReducingModule(nn.Module):
+    """Two operations, max pooling with stride 2, and a skip of a 1×1 with stride 2; in the entry and exit flows.
+
+    The first module's input comes from a ReLU already, and it has none of its own.
+    """
+
+    def __init__(self, arch: Architecture, in_channels: int, widths: Sequence[int], *, leading_relu: bool) -> None:
+        super().__init__()
+        first, second = widths
+        self.body = nn.Sequential(
+            nn.ReLU() if leading_relu else nn.Identity(),
+            segmented(arch, in_channels, first),
+            norm(arch, first, relu=True),
+            segmented(arch, first, second),
+            norm(arch, second),
+            PaddedMaxPool2d(3, 2, padding=arch.padding or "torch"),
+        )
+        self.skip = nn.Conv2d(in_channels, second, 1, bias=False) if arch.residual else None
+        self.skip_norm = norm(arch, second) if arch.residual else None
+
+    def forward(self, x_nchw: Tensor) -> Tensor:
+        y_nchw: Tensor = self.body(x_nchw)
+        if self.skip is None or self.skip_norm is None:
+            return y_nchw
+        skipped_nchw: Tensor = self.skip_norm(self.skip(every_pixel(x_nchw, 2)), y_nchw)
+        return skipped_nchw
+
+
+class MiddleModule(nn.Module):
+    """Three times ReLU, operation, BN; added to the input."""
+
+    def __init__(self, arch: Architecture, channels: int) -> None:
+        super().__init__()
+        self.body = nn.Sequential(
+            nn.ReLU(),
+            segmented(arch, channels, channels),
+            norm(arch, channels, relu=True),
+            segmented(arch, channels, channels),
+            norm(arch, channels, relu=True),
+            segmented(arch, channels, channels),
+        )
+        self.norm: BatchNormAct2d = norm(arch, channels)
+        self.residual = arch.residual
+
+    def forward(self, x_nchw: Tensor) -> Tensor:
+        y_nchw: Tensor = self.norm(self.body(x_nchw), x_nchw if self.residual else None)
+        return y_nchw
+
+
+def classifier(arch: Architecture, channels: int) -> nn.Module:
+    """Global average pool, fully connected layers with ReLU, dropout, logistic regression."""
+    layers: list[nn.Module] = [nn.AdaptiveAvgPool2d(1), nn.Flatten()]
+    for hidden in arch.hidden:
+        layers += [nn.Linear(channels, hidden), nn.ReLU()]
+        channels = hidden
+    return nn.Sequential(*layers, nn.Dropout(arch.dropout), nn.Linear(channels, arch.num_classes))
