@@ -91,8 +91,13 @@ def say(ax: Axes, table: pd.DataFrame, names: Sequence[str], *what: str) -> None
 
 
 def captioned(ax: Axes, *said: str) -> str:
-    """Lines that are broken to the width of the axes."""
-    inches = ax.get_position().width * figure_of(ax).get_figwidth()
+    """Lines that are broken to the width of the axes: of a figure with others, as they are; alone, what labels leave."""
+    figure = figure_of(ax)
+    if len(figure.axes) > 1:
+        inches = ax.get_position().width * figure.get_figwidth()
+    else:
+        labels = [line for tick in ax.get_yticklabels() for line in tick.get_text().splitlines()]
+        inches = figure.get_figwidth() - 0.6 - 0.06 * max(map(len, labels), default=0)
     width = max(30, round(inches * CAPTION_CHARACTERS))
     return "\n".join(line for part in said if part for line in wrapped(part, width).splitlines())
 
