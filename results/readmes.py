@@ -155,6 +155,12 @@ def interval(low: float, high: float) -> str:
     return f"{points(low)} to {points(high)}"
 
 
+def places(labels: Sequence[str]) -> str:
+    """Places on the spectrum in words, listed."""
+    words = {"1, no 1×1": "the bare convolution", "per channel": "one a channel"}
+    return listed([words.get(label, label) for label in labels])
+
+
 def listed(words: Sequence[object]) -> str:
     """Words with commas, the last with "and"."""
     said = [str(word) for word in words]
@@ -173,7 +179,13 @@ def render(template: Path) -> str:
         keep_trailing_newline=True,
     )  # fmt: skip
     signed = lambda value: points(value, sign=True)  # noqa: E731
-    environment.filters |= {"points": points, "signed": signed, "listed": listed, "count": lambda n: f"{n:,}"}
+    environment.filters |= {
+        "points": points,
+        "signed": signed,
+        "listed": listed,
+        "places": places,
+        "count": lambda n: f"{n:,}",
+    }
     names = [path.parent.name for path in templates() if path.parent != RESULTS]
     own = template.parent.name
     return environment.get_template(str(template.relative_to(RESULTS))).render(
