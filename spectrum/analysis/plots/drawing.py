@@ -91,7 +91,7 @@ def say(ax: Axes, table: pd.DataFrame, names: Sequence[str], *what: str) -> None
 
 
 def captioned(ax: Axes, *said: str) -> str:
-    """Lines that are broken to the width of the axes: of a figure with others, as they are; alone, what labels leave."""
+    """Lines that are broken to the width of the axes: beside others, as they are; alone, what their labels leave."""
     figure = figure_of(ax)
     if len(figure.axes) > 1:
         inches = ax.get_position().width * figure.get_figwidth()
