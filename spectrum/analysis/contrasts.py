@@ -8,12 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
-from scipy import special
 
 from spectrum.analysis.along import leading, places
 from spectrum.analysis.inference import (
@@ -24,6 +22,7 @@ from spectrum.analysis.inference import (
     seeds_for_difference,
     seeds_for_equivalence,
     upper_sd,
+    zero_crossing,
 )
 from spectrum.analysis.table import SPLIT, has, keys, scored, scored_metric, varied_settings
 
@@ -195,27 +194,9 @@ def crossing(
     curve = _by_place(scored(results, metric, needs=["realised_segments"]), between, metric)
     if len(curve) < 2:
         raise NoRunsError("crossing: needs at least two complete seeds")
-    x = curve.columns.to_numpy(dtype=float)
-    slope, height = np.polyfit(x, curve.to_numpy(dtype=float).T, 1)
-    at = -height.mean() / slope.mean() if slope.mean() else np.nan
-    # where (mean height + mean slope · x)² ≤ t² · (its variance over seeds, a parabola too) / n
-    spread = special.stdtrit(len(curve) - 1, (1 + confidence) / 2) ** 2 / len(curve) * np.cov(slope, height)
-    parabola = np.array(
-        [
-            slope.mean() ** 2 - spread[0, 0],
-            2 * (slope.mean() * height.mean() - spread[0, 1]),
-            height.mean() ** 2 - spread[1, 1],
-        ]
-    )
-    roots = [float(root.real) for root in np.roots(parabola) if abs(root.imag) < 1e-12]
-    ends = [float(x.min()), *sorted(root for root in roots if x.min() < root < x.max()), float(x.max())]
-    inside = [(low, high) for low, high in pairwise(ends) if np.polyval(parabola, (low + high) / 2) <= 0]
-    within = x.min() <= at <= x.max()
-    return Crossing(
-        n=len(curve),
-        segments=float(2**at) if within else float("nan"),
-        possible=tuple((2**low, 2**high) for low, high in inside),
-    )
+    logs = curve.columns.to_numpy(dtype=float)
+    at, stretches = zero_crossing(logs, curve.to_numpy(dtype=float), confidence)
+    return Crossing(n=len(curve), segments=float(2**at), possible=tuple((2**low, 2**high) for low, high in stretches))
 
 
 def contrast(

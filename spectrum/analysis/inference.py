@@ -265,6 +265,34 @@ def _where_the_ratio_lies(n: int) -> tuple[float, float]:
     return max(0.0, 1 - spread), 1 + spread
 
 
+def zero_crossing(
+    places: ArrayLike, values: ArrayLike, confidence: float = 0.95
+) -> tuple[float, list[tuple[float, float]]]:
+    """Where a line through the means crosses zero, NaN beyond the places; the stretches where it may (Fieller 1954).
+
+    Args:
+        places: where the values were taken.
+        values: a row a seed, a column a place.
+        confidence: of the stretches.
+
+    Each seed has its own straight line; a place is possible where the t-interval of the lines' heights holds zero.
+    """
+    x, lines = np.asarray(places, dtype=float), np.asarray(values, dtype=float)
+    slope, height = np.polyfit(x, lines.T, 1)
+    # there (mean height + mean slope · x)² ≤ t² · (variance over seeds at x, a parabola too) / n
+    spread = special.stdtrit(len(lines) - 1, (1 + confidence) / 2) ** 2 / len(lines) * np.cov(slope, height)
+    parabola = [
+        slope.mean() ** 2 - spread[0, 0],
+        2 * (slope.mean() * height.mean() - spread[0, 1]),
+        height.mean() ** 2 - spread[1, 1],
+    ]
+    roots = sorted(float(root.real) for root in np.roots(parabola) if root.imag == 0 and x.min() < root.real < x.max())
+    ends = [float(x.min()), *roots, float(x.max())]
+    inside = [(low, high) for low, high in pairwise(ends) if np.polyval(parabola, (low + high) / 2) <= 0]
+    at = -height.mean() / slope.mean() if slope.mean() else float("nan")
+    return float(at) if x.min() <= at <= x.max() else float("nan"), inside
+
+
 def upper_sd(sd: float, n: int, confidence: float = 0.8) -> float:
     """Upper limit of the true standard deviation, given that of n values. From three it is about twice the estimate.
 

@@ -21,6 +21,7 @@ from spectrum.analysis.inference import (
     shown_better,
     t_interval,
     upper_sd,
+    zero_crossing,
 )
 
 
@@ -252,3 +253,18 @@ def test_power_with_two_seeds_is_what_simulation_gives():
 def test_numbers_that_can_mean_nothing_are_refused(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+@pytest.mark.parametrize("slope", [-0.005, -0.001])
+def test_the_set_of_crossings_holds_the_true_one_as_often_as_it_says(slope):
+    rng, places, held = np.random.default_rng(0), np.array([0.0, 1.0, 3.0, 4.0]), 0
+    for _ in range(4000):
+        values = slope * (places - 2) + rng.normal(0, 0.01, (6, 4))
+        held += any(low <= 2 <= high for low, high in zero_crossing(places, values)[1])
+    assert 0.93 <= held / 4000 <= 0.97
+
+
+def test_a_line_that_crosses_beyond_the_places_has_no_crossing():
+    at, possible = zero_crossing([0.0, 1.0, 2.0], [[1.0, 2.0, 3.1], [1.1, 2.0, 3.0], [1.0, 2.1, 3.0]])
+    assert math.isnan(at)
+    assert possible == []

@@ -10,11 +10,12 @@ import time
 import pytest
 
 from spectrum import load_results, run_study
+from spectrum.results import load_history
 from spectrum.study.engines import LocalEngine, available_cores
 from spectrum.study.planning import plan_study
 from spectrum.study.point import SpecError
 from spectrum.study.spec import parse_study
-from spectrum.study.store import StoreError, load_history, read_rows
+from spectrum.study.store import StoreError, read_rows
 from spectrum.study.sweep import in_random_blocks
 from tests import faulty_models
 
