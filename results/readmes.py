@@ -17,6 +17,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from spectrum import load_results, load_study, load_tuning, stats
 from spectrum.analysis.export import markdown_rows, points_table
 from spectrum.analysis.inference import Difference
+from spectrum.analysis.page import choice_name
 from spectrum.analysis.plots import literature
 from spectrum.analysis.sentences import points, sentence
 from spectrum.analysis.table import budget_name, has, point_labels
@@ -74,6 +75,12 @@ class Shown:
     def rates(self) -> list[str]:
         """Learning rates of the search."""
         return [f"{rate:g}" for rate in sorted(set(self.search["lr"]))]
+
+    @property
+    def edges(self) -> list[str]:
+        """Networks for which the search chose a value on the edge of its grid."""
+        choices = self.plan["tuning"]["choices"]
+        return [f"{choice_name(self.plan, one)} ({', '.join(one['edges'])})" for one in choices if one["edges"]]
 
     @property
     def processors(self) -> list[str]:

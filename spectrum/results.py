@@ -41,15 +41,13 @@ def load_results(folder: str | Path, *, all_points: bool = False) -> Results:
     1, params, macs, seconds, provenance. A failed point has no accuracy; a diverged one is scored at chance. Raises
     StoreError where there is no such folder or no row.
 
-    >>> results = load_results("results/equal_params")
+    >>> results = load_results("results/ablate_order")
     >>> results.groupby("segments", sort=False)["test_accuracy"].mean().round(4)
     segments
-    1              0.8853
-    2              0.8898
-    4              0.8921
-    8              0.8918
-    16             0.8922
-    per_channel    0.8932
+    1              0.8706
+    4              0.8778
+    16             0.8796
+    per_channel    0.8802
     Name: test_accuracy, dtype: float64
     """
     folder = Path(folder)
@@ -77,9 +75,10 @@ def load_tuning(folder: str | Path) -> Results:
 
     `val_accuracy` is what decides; the columns of the test set are empty. Raises StoreError where there is none.
 
-    >>> search = load_tuning("results/tuned_params")
-    >>> dict(search.loc[search["chosen"], ["segments", "lr"]].values.tolist())
-    {4: 0.05, 1: 0.1, 'per_channel': 0.2, 16: 0.4}
+    >>> search = load_tuning("results/curve")
+    >>> chosen = search[search["chosen"] & (search["match"] == "params") & search["segments"].isin([1, 4, 16])]
+    >>> sorted(set(chosen[["segments", "pointwise", "lr"]].itertuples(index=False, name=None)))
+    [(1, False, 0.2), (1, True, 0.025), (4, True, 0.05), (16, True, 0.2)]
     """
     plan = read_plan(Path(folder))
     if plan is None or "tuning" not in plan:
@@ -114,11 +113,11 @@ def load_history(folder: str | Path) -> pd.DataFrame:
 
     An empty table where there are none yet.
 
-    >>> history = load_history("results/equal_params")
+    >>> history = load_history("results/ablate_order")
     >>> list(history.columns)
     ['id', 'epoch', 'lr', 'train_loss', 'val_loss', 'val_accuracy', 'train_seconds']
     >>> int(history["epoch"].max())
-    5
+    6
     """
     history = pd.DataFrame(read_history(Path(folder)))
     return history.drop_duplicates(["id", "epoch"], keep="last") if len(history) else history

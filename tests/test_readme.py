@@ -10,9 +10,12 @@ import pytest
 import torch
 
 from spectrum import build_model, load_results, measure_cost, models
+from spectrum.analysis.contrasts import contrasts
+from spectrum.analysis.sentences import sentence
 from spectrum.analysis.summary import as_text, summary_table
 from spectrum.bench import op, sweep, train
 from spectrum.study.spec import parse_study
+from spectrum.study.store import read_plan
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -79,6 +82,16 @@ def test_the_table_of_a_study_is_that_of_its_rows(folder):
     titles, rows = as_text(summary_table(load_results(folder)))
     assert table[0] == titles
     assert table[2:] == rows
+
+
+def test_sentences_that_are_quoted_are_those_of_the_study():
+    folder = ROOT / "results/curve"
+    judged = contrasts(load_results(folder), read_plan(folder)["contrasts"])
+    said = [sentence(row) for _, row in judged.iterrows()]
+    quotes = re.findall(r"^> (.*(?:\n>.*)*)", README, re.MULTILINE)
+    quoted = [" ".join(quote.replace("\n>", "").split()) for quote in quotes]
+    assert len(quoted) == 2
+    assert all(quote in said for quote in quoted)
 
 
 @pytest.fixture(scope="module")

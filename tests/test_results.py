@@ -10,7 +10,7 @@ import pytest
 from spectrum.results import Results, load_history, load_results
 from spectrum.study.store import ROWS, Store, StoreError
 
-STUDY = Path(__file__).parents[1] / "results/equal_params"
+STUDY = Path(__file__).parents[1] / "results/ablate_order"
 
 
 def row(id: str, status: str = "done", **more: Any) -> dict[str, Any]:
@@ -75,18 +75,18 @@ def cells(text: str) -> list[list[str]]:
 def test_a_notebook_shows_one_row_a_point_with_interval_and_budget() -> None:
     results = load_results(STUDY)
     text = shown(results)
-    assert [line[0] for line in cells(text)] == ["1", "2", "4", "8", "16", "per channel"]
-    low = results[results["segments"] == 1]
+    assert [line[0] for line in cells(text)] == ["1", "4", "16", "per channel"] * 2
+    low = results[(results["segments"] == 1) & (results["order"] == "pointwise_first")]
     assert f"{100 * low['test_accuracy'].mean():.2f} ± " in cells(text)[0][-2]
-    for said in ("equal_params c8c84beb", "fashion_mnist", "equal parameters", "18 runs", "the test set"):
+    for said in ("ablate_order 3c8acdcb", "fashion_mnist", "equal parameters", "40 runs", "the test set"):
         assert said in text
 
 
 def test_rows_that_are_picked_are_shown_as_such_too() -> None:
     results = load_results(STUDY)
     text = shown(results[results["segments"].isin([1, 4])])
-    assert [line[0] for line in cells(text)] == ["1", "4"]
-    assert "6 runs" in text
+    assert [line[0] for line in cells(text)] == ["1", "4"] * 2
+    assert "20 runs" in text
 
 
 @pytest.mark.parametrize(
@@ -110,7 +110,7 @@ def test_failed_runs_are_told_and_names_are_text() -> None:
     results["dataset"] = "<img onerror=x>"
     results.loc[0, ["status", "test_accuracy"]] = ["failed", None]
     text = shown(results)
-    assert "17 runs, 1 failed" in text
+    assert "39 runs, 1 failed" in text
     assert "<img" not in text
 
 

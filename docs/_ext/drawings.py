@@ -109,10 +109,10 @@ def numbers() -> dict[str, str]:
     return {
         "params_fall": f"{ends[0].params / ends[1].params:.1f}",
         "macs_fall": f"{ends[0].macs / ends[1].macs:.1f}",
-        "unmatched": _difference("unmatched", 4),
-        "equal_params": _difference("equal_params", 4),
-        "unmatched_ends": _difference("unmatched", 1),
-        "equal_params_ends": _difference("equal_params", 1),
+        "unmatched": _difference("none", 4),
+        "equal_params": _difference("params", 4),
+        "unmatched_ends": _difference("none", 1),
+        "equal_params_ends": _difference("params", 1),
     }
 
 
@@ -120,12 +120,13 @@ def _probe_cost(segments: Any) -> Any:
     return measure_cost(build_model("probe", segments=segments, in_channels=1, image_size=28), (1, 28, 28))
 
 
-def _difference(study: str, segments: int) -> str:
+def _difference(match: str, segments: int) -> str:
     """Of the mean test accuracies of some segments and of the per-channel end, in points, over paired seeds."""
-    results = load_results(ROOT / "results" / study)
-    by_seed = results.pivot_table(index="seed", columns="segments", values="test_accuracy")
-    mean, low, high = (100 * x for x in stats.t_interval(by_seed[segments] - by_seed["per_channel"]))
-    return f"{_signed(mean)} points ({_signed(low)} to {_signed(high)}, n = {len(by_seed)})"
+    whole = {"match": match, "pointwise": True}
+    sides = [{"segments": segments, **whole}, {"segments": "per_channel", **whole}]
+    found = stats.contrast(load_results(ROOT / "results/curve"), sides)
+    mean, low, high = (100 * x for x in (found.mean, found.low, found.high))
+    return f"{_signed(mean)} points ({_signed(low)} to {_signed(high)}, n = {found.n})"
 
 
 def _signed(value: float) -> str:

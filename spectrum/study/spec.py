@@ -237,9 +237,9 @@ def load_study(path: str | Path) -> Study:
 
     Raises SpecError (a ValueError) with one line a fault: file, field, what came and what would work.
 
-    >>> study = load_study("experiments/equal_params.toml")
+    >>> study = load_study("experiments/ablate_order.toml")
     >>> study.name, study.budget.match, len(study.points())
-    ('equal_params', ('params',), 18)
+    ('ablate_order', ('params',), 40)
     """
     path = Path(path)
     if not path.stem.strip("."):
