@@ -152,6 +152,16 @@ class Shown:
         """Of one curve: points a doubling of the segments."""
         return stats.trend(self.rows(**side)).iloc[0]
 
+    def difference_said(self, first: Mapping[str, Any], second: Mapping[str, Any]) -> str:
+        """A comparison that the study did not ask for beforehand, in points with its interval."""
+        found = self.difference(first, second)
+        return f"{points(found.mean, sign=True)} ({interval(found.low, found.high)})"
+
+    def contrast_said(self, name: str) -> str:
+        """A contrast in points with its interval and n."""
+        row = self.judged.loc[name]
+        return f"{points(row['mean'], sign=True)} ({interval(row['low'], row['high'])}, n = {row['n']})"
+
     def crossing(self, between: Sequence[Mapping[str, Any]]) -> stats.Crossing:
         """Where the difference of two sides crosses zero."""
         return stats.crossing(self.results, between)
@@ -175,8 +185,9 @@ def listed(words: Sequence[object]) -> str:
 
 
 def templates() -> list[Path]:
-    """Templates of all pages."""
-    return sorted(RESULTS.rglob("README.md.jinja"))
+    """Templates of all pages whose studies have rows."""
+    found = sorted(RESULTS.rglob("README.md.jinja"))
+    return [path for path in found if path.parent == RESULTS or (path.parent / "results.jsonl").exists()]
 
 
 def render(template: Path) -> str:

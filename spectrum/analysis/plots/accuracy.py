@@ -258,7 +258,8 @@ def learning_curves(
         ax = axes_or_new(ax)
         for number, (values, kind) in enumerate(kinds):
             _lines(ax, kind, metric, shades, look=look_of(number), said=setting_said(names, values))
-        ax.legend(title="segments", ncols=2, fontsize=7.5 if len(ax.lines) > 8 else None)
+        longest = max(len(str(line.get_label())) for line in ax.lines)
+        ax.legend(title="segments", ncols=2 if longest < 28 else 1, fontsize=7.5 if len(ax.lines) > 8 else None)
         say(ax, table, names, what)
         return figure_of(ax)
     across = min(4, len(kinds))

@@ -163,7 +163,8 @@ def shades_of(table: pd.DataFrame) -> dict[str, Any]:
     """A shade a point, light to dark along the spectrum, by label."""
     places = table.assign(place=spectrum_position(table), label=point_labels(table)).groupby("label")["place"].mean()
     labels = list(places.sort_values(kind="stable").index)
-    return dict(zip(labels, mpl.colormaps["viridis_r"](np.linspace(0.1, 1, len(labels))), strict=True))
+    shades = np.linspace(0.1, 1, len(labels)) if len(labels) > 1 else [0.7]
+    return dict(zip(labels, mpl.colormaps["viridis_r"](shades), strict=True))
 
 
 def axes_or_new(ax: Axes | None) -> Axes:
