@@ -1,13 +1,13 @@
 # make study   accuracy along the spectrum, in minutes        make test   everything that is tested
 # make check   lint, types and the fast tests                 make notebooks  execute them on the committed results
 # make docs    the documentation site, in docs/_build/html  make pictures  draw the tests' reference pictures anew
-# make readmes write the pages of the map from the rows
+# make readmes write the pages of the map from the rows      make golden   count all networks anew
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 STUDY ?= experiments/quickstart.toml
 
-.PHONY: study test check lint types docs notebooks pictures readmes clean
+.PHONY: study test check lint types docs notebooks pictures readmes golden clean
 .DEFAULT_GOAL := check
 
 study: .venv/for-use
@@ -46,6 +46,9 @@ docs: .venv/for-development
 
 notebooks: .venv/for-development
 	$(BIN)/python notebooks/execute.py
+
+golden: .venv/for-development
+	$(BIN)/python -m tests.models.golden
 
 readmes: .venv/for-development
 	$(BIN)/python results/readmes.py

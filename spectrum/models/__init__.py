@@ -6,8 +6,8 @@ that listing and checking names loads no torch.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, fields, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields, replace
 from difflib import get_close_matches
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Literal
@@ -31,10 +31,11 @@ class Architecture:
     depth: int | None = None  # blocks a stage; None is the family's own
     segments: int | Literal["per_channel"] | None = None  # None: per channel, unless segment_width says otherwise
     segment_width: int | None = None  # channels a segment, instead of `segments`
-    order: Literal["pointwise_first", "spatial_first"] = "pointwise_first"
-    activation: str = "none"  # between the halves
-    norm: bool = False  # batch normalisation between the halves
-    pointwise: bool = True  # False: the bare spatial convolution
+    stage_segments: tuple[int | Literal["per_channel"], ...] | None = None  # of each stage, instead of `segments`
+    order: Literal["pointwise_first", "spatial_first"] | None = None  # None is the family's own
+    activation: str | None = None  # between the halves; None is the family's own
+    norm: bool | None = None  # batch normalisation between the halves; None is the family's own
+    pointwise: bool = True  # False: the bare spatial convolution, with nothing between
     pointwise_segments: int = 1
     shuffle: bool = False
     downsampling: Literal["pool", "stride"] = "pool"  # between stages, or in the first spatial half of each
@@ -46,8 +47,9 @@ class Architecture:
     norm_momentum: float | None = None  # weight of a new batch in the running statistics, as torch has it
 
     def __post_init__(self) -> None:
-        if self.segments is not None and self.segment_width is not None:
-            raise ValueError("segments and segment_width: give one of the two")
+        given = [name for name in ("segments", "segment_width", "stage_segments") if getattr(self, name) is not None]
+        if len(given) > 1:
+            raise ValueError(f"{' and '.join(given)}: give one of them")
 
     def with_defaults(self, **own: Any) -> Architecture:
         """The architecture with a family's own values where it says None."""
@@ -78,16 +80,40 @@ class _Family:
     build: str | Builder
     widths: str | StageWidths | None
     ignores: tuple[str, ...] = ()  # fields that its networks have no use for
+    own: Mapping[str, Any] = field(default_factory=dict)  # values of fields that an architecture leaves open
+    stages: int | None = None  # whose segments may differ; None: as many as it has stage widths
 
 
+OWN = {"order": "pointwise_first", "activation": "none", "norm": False}  # if a family says no other
 _FAMILIES = {
+    "mobilenet_v1": _Family(
+        "spectrum.models.plain:build_mobilenet_v1",
+        "spectrum.models.plain:mobilenet_widths",
+        ignores=("downsampling", "residual", "padding"),
+        own={"order": "spatial_first", "activation": "relu", "norm": True},
+    ),
     "probe": _Family(
         "spectrum.models.probe:build_probe",
         "spectrum.models.probe:probe_widths",
         ignores=("hidden", "padding", "norm_eps", "norm_momentum"),
     ),
+    "resnext": _Family(
+        "spectrum.models.resnext:build_resnext",
+        "spectrum.models.resnext:resnext_widths",
+        ignores=("downsampling",),
+        own={"activation": "relu", "norm": True},
+    ),
+    "vgg": _Family(
+        "spectrum.models.plain:build_vgg",
+        "spectrum.models.plain:vgg_widths",
+        ignores=("downsampling", "residual", "padding"),
+    ),
     "xception": _Family(
-        "spectrum.models.xception:build_xception", "spectrum.models.xception:xception_widths", ignores=("downsampling",)
+        "spectrum.models.xception:build_xception",
+        "spectrum.models.xception:xception_widths",
+        ignores=("downsampling",),
+        own={"order": "spatial_first", "padding": "tf_same", "norm_eps": 1e-3, "norm_momentum": 0.01},
+        stages=6,
     ),
 }
 
@@ -147,6 +173,21 @@ def stage_widths(name: str, architecture: Architecture) -> tuple[int, ...]:
     return tuple(_found(widths)(architecture))
 
 
+def own_values(name: str, *, pointwise: bool = True) -> dict[str, Any]:
+    """What a family takes for order, activation and norm where they are left open.
+
+    Args:
+        name: one of `list_models`; for another one, what families take that say nothing.
+        pointwise: whether there is a 1×1; without it nothing stands between the halves.
+
+    >>> own_values("mobilenet_v1")
+    {'order': 'spatial_first', 'activation': 'relu', 'norm': True}
+    """
+    own = _FAMILIES[name].own if name in _FAMILIES else {}
+    values = {field: own.get(field, value) for field, value in OWN.items()}
+    return values if pointwise else values | {"activation": "none", "norm": False}
+
+
 def check_model(name: str) -> None:
     """Raise ValueError for a name that no family has."""
     if name not in _FAMILIES:
@@ -185,9 +226,16 @@ def build_model(name: str, architecture: Architecture | None = None, **options: 
     elif options:
         raise ValueError("build_model: give an Architecture or options by name, not both")
     family = _FAMILIES[name]
-    for field in fields(Architecture):
-        if field.name in family.ignores and getattr(architecture, field.name) != field.default:
-            raise ValueError(f"{field.name}: the family {name!r} has no use for it; leave it out")
+    for known_field in fields(Architecture):
+        default = known_field.default
+        if known_field.name in family.ignores and getattr(architecture, known_field.name) != default:
+            raise ValueError(f"{known_field.name}: the family {name!r} has no use for it; leave it out")
+    own = {**family.own, **own_values(name, pointwise=architecture.pointwise)}
+    architecture = architecture.with_defaults(**own)
+    if architecture.stage_segments is not None:
+        stages = family.stages or len(stage_widths(name, architecture))
+        if len(architecture.stage_segments) != stages:
+            raise ValueError(f"stage_segments: {len(architecture.stage_segments)} given; {name!r} has {stages} stages")
     network: nn.Module = _found(family.build)(architecture)
     return network
 

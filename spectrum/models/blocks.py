@@ -16,7 +16,9 @@ from spectrum.conv.segments import PER_CHANNEL, clamp_segments, segments_of_widt
 from spectrum.models import Architecture
 
 
-def segmented(arch: Architecture, in_channels: int, out_channels: int, stride: int = 1) -> SegmentedConv2d:
+def segmented(
+    arch: Architecture, in_channels: int, out_channels: int, stride: int = 1, stage: int = 0
+) -> SegmentedConv2d:
     """The 3×3 operation that the architecture asks for, its segments clamped to the channels that there are.
 
     Args:
@@ -24,31 +26,36 @@ def segmented(arch: Architecture, in_channels: int, out_channels: int, stride: i
         in_channels: of the operation's input.
         out_channels: of its output.
         stride: of the spatial half.
+        stage: of the network, by which `stage_segments` says the segments.
 
     >>> segmented(Architecture(segments=32), 16, 24).segments
     24
     """
+    order = arch.order or "pointwise_first"
     if not arch.pointwise:
         channels = min(in_channels, out_channels)
-    elif arch.order == "pointwise_first":
+    elif order == "pointwise_first":
         channels = out_channels
     else:
         channels = in_channels
-    if arch.segment_width is not None:
+    if arch.stage_segments is not None:
+        segments = clamp_segments(channels, arch.stage_segments[stage])
+    elif arch.segment_width is not None:
         segments = segments_of_width(channels, arch.segment_width)
     else:
         segments = clamp_segments(channels, arch.segments or PER_CHANNEL)
+    pointwise_segments = min(arch.pointwise_segments, in_channels, out_channels)
     return SegmentedConv2d(
         in_channels,
         out_channels,
         stride=stride,
         segments=segments,
-        order=arch.order,
+        order=order,
         activation=arch.activation,
-        norm=arch.norm,
+        norm=bool(arch.norm),
         pointwise=arch.pointwise,
-        pointwise_segments=arch.pointwise_segments,
-        shuffle=arch.shuffle,
+        pointwise_segments=pointwise_segments,
+        shuffle=arch.shuffle and pointwise_segments > 1,
     )
 
 
@@ -68,6 +75,15 @@ def norm(arch: Architecture, channels: int, *, relu: bool = False) -> BatchNormA
     made.eps = made.eps if arch.norm_eps is None else arch.norm_eps
     made.momentum = made.momentum if arch.norm_momentum is None else arch.norm_momentum
     return made
+
+
+def classifier(arch: Architecture, channels: int) -> nn.Sequential:
+    """Global average pool, fully connected layers with ReLU, dropout, logistic regression."""
+    layers: list[nn.Module] = [nn.AdaptiveAvgPool2d(1), nn.Flatten()]
+    for hidden in arch.hidden:
+        layers += [nn.Linear(channels, hidden), nn.ReLU()]
+        channels = hidden
+    return nn.Sequential(*layers, nn.Dropout(arch.dropout), nn.Linear(channels, arch.num_classes))
 
 
 class PaddedMaxPool2d(nn.Module):
@@ -105,13 +121,15 @@ class MiddleFlowBlock(nn.Module):
     takes every stride-th pixel of its input and then its 1×1, which is the same as a 1×1 with that stride.
     """
 
-    def __init__(self, arch: Architecture, in_channels: int, out_channels: int, stride: int = 1) -> None:
+    def __init__(
+        self, arch: Architecture, in_channels: int, out_channels: int, stride: int = 1, stage: int = 0
+    ) -> None:
         super().__init__()
         self.body = nn.Sequential(
             nn.ReLU(),
-            segmented(arch, in_channels, out_channels, stride),
+            segmented(arch, in_channels, out_channels, stride, stage),
             BatchNormAct2d(out_channels, relu=True),
-            segmented(arch, out_channels, out_channels),
+            segmented(arch, out_channels, out_channels, stage=stage),
         )
         self.norm = BatchNormAct2d(out_channels)
         self.stride = stride

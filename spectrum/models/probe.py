@@ -50,11 +50,11 @@ class Probe(nn.Module):
             BatchNormAct2d(widths[0]),
         )
         pools = arch.downsampling == "pool"
-        stages = [self._stage(arch, widths[0], widths[0], depth, stride=1)]
-        for before, after in pairwise(widths):
+        stages = [self._stage(arch, widths[0], widths[0], depth, stride=1, stage=0)]
+        for stage, (before, after) in enumerate(pairwise(widths), 1):
             if pools:
                 stages.append(nn.MaxPool2d(3, stride=2, padding=1))
-            stages.append(self._stage(arch, before, after, depth, stride=1 if pools else 2))
+            stages.append(self._stage(arch, before, after, depth, stride=1 if pools else 2, stage=stage))
         self.stages = nn.Sequential(*stages)
         self.exit = nn.Sequential(
             nn.ReLU(),
@@ -65,10 +65,10 @@ class Probe(nn.Module):
         )
 
     @staticmethod
-    def _stage(arch: Architecture, before: int, after: int, depth: int, stride: int) -> nn.Module:
+    def _stage(arch: Architecture, before: int, after: int, depth: int, stride: int, stage: int) -> nn.Module:
         return nn.Sequential(
-            MiddleFlowBlock(arch, before, after, stride),
-            *(MiddleFlowBlock(arch, after, after) for _ in range(depth - 1)),
+            MiddleFlowBlock(arch, before, after, stride, stage),
+            *(MiddleFlowBlock(arch, after, after, stage=stage) for _ in range(depth - 1)),
         )
 
     def forward(self, x_nchw: Tensor) -> Tensor:

@@ -16,17 +16,18 @@ parameters and 54,528 buffers of BN; at 299 pixels 8.36 thousand million MACs. S
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from itertools import pairwise
 
 from torch import Tensor, nn
 
+from spectrum.conv.lowering import Pair
 from spectrum.conv.norm import BatchNormAct2d
 from spectrum.models import Architecture
-from spectrum.models.blocks import PaddedMaxPool2d, every_pixel, norm, segmented
+from spectrum.models.blocks import PaddedMaxPool2d, classifier, every_pixel, norm, segmented
 
 WIDTHS = (32, 64, 128, 256, 728, 1024, 1536, 2048)
 DEPTH = 8  # modules of the middle flow
+MIDDLE = 2  # the stage of the middle flow, of six: 128, 256, 728, 1024, 1536, 2048
 SMALLEST = 71  # pixels a side, as in Keras
 
 
@@ -36,7 +37,7 @@ def build_xception(arch: Architecture) -> nn.Module:
         raise ValueError(
             f"image_size={arch.image_size}: xception needs {SMALLEST} pixels a side or more; resize images"
         )
-    return Xception(arch.with_defaults(padding="tf_same", norm_eps=1e-3, norm_momentum=0.01))
+    return Xception(arch)
 
 
 def xception_widths(arch: Architecture) -> tuple[int, ...]:
@@ -60,16 +61,16 @@ class Xception(nn.Module):
         entries = [second, *entry, middle]
         self.entry = nn.Sequential(
             *(
-                ReducingModule(arch, before, (after, after), leading_relu=number > 0)
+                ReducingModule(arch, before, (after, after), (number, number), leading_relu=number > 0)
                 for number, (before, after) in enumerate(pairwise(entries))
             )
         )
-        self.middle = nn.Sequential(*(MiddleModule(arch, middle) for _ in range(depth)))
+        self.middle = nn.Sequential(*(MiddleModule(arch, middle, MIDDLE) for _ in range(depth)))
         self.exit = nn.Sequential(
-            ReducingModule(arch, middle, (middle, wide), leading_relu=True),
-            segmented(arch, wide, wider),
+            ReducingModule(arch, middle, (middle, wide), (MIDDLE, MIDDLE + 1), leading_relu=True),
+            segmented(arch, wide, wider, stage=MIDDLE + 2),
             norm(arch, wider, relu=True),
-            segmented(arch, wider, widest),
+            segmented(arch, wider, widest, stage=MIDDLE + 3),
             norm(arch, widest, relu=True),
         )
         self.classifier = classifier(arch, widest)
@@ -85,14 +86,14 @@ class ReducingModule(nn.Module):
     The first module's input comes from a ReLU already, and it has none of its own.
     """
 
-    def __init__(self, arch: Architecture, in_channels: int, widths: Sequence[int], *, leading_relu: bool) -> None:
+    def __init__(self, arch: Architecture, in_channels: int, widths: Pair, stages: Pair, *, leading_relu: bool) -> None:
         super().__init__()
         first, second = widths
         self.body = nn.Sequential(
             nn.ReLU() if leading_relu else nn.Identity(),
-            segmented(arch, in_channels, first),
+            segmented(arch, in_channels, first, stage=stages[0]),
             norm(arch, first, relu=True),
-            segmented(arch, first, second),
+            segmented(arch, first, second, stage=stages[1]),
             norm(arch, second),
             PaddedMaxPool2d(3, 2, padding=arch.padding or "torch"),
         )
@@ -110,15 +111,15 @@ class ReducingModule(nn.Module):
 class MiddleModule(nn.Module):
     """Three times ReLU, operation, BN; added to the input."""
 
-    def __init__(self, arch: Architecture, channels: int) -> None:
+    def __init__(self, arch: Architecture, channels: int, stage: int) -> None:
         super().__init__()
         self.body = nn.Sequential(
             nn.ReLU(),
-            segmented(arch, channels, channels),
+            segmented(arch, channels, channels, stage=stage),
             norm(arch, channels, relu=True),
-            segmented(arch, channels, channels),
+            segmented(arch, channels, channels, stage=stage),
             norm(arch, channels, relu=True),
-            segmented(arch, channels, channels),
+            segmented(arch, channels, channels, stage=stage),
         )
         self.norm: BatchNormAct2d = norm(arch, channels)
         self.residual = arch.residual
@@ -126,12 +127,3 @@ class MiddleModule(nn.Module):
     def forward(self, x_nchw: Tensor) -> Tensor:
         y_nchw: Tensor = self.norm(self.body(x_nchw), x_nchw if self.residual else None)
         return y_nchw
-
-
-def classifier(arch: Architecture, channels: int) -> nn.Module:
-    """Global average pool, fully connected layers with ReLU, dropout, logistic regression."""
-    layers: list[nn.Module] = [nn.AdaptiveAvgPool2d(1), nn.Flatten()]
-    for hidden in arch.hidden:
-        layers += [nn.Linear(channels, hidden), nn.ReLU()]
-        channels = hidden
-    return nn.Sequential(*layers, nn.Dropout(arch.dropout), nn.Linear(channels, arch.num_classes))

@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal, get_args
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from spectrum.conv.segments import PER_CHANNEL
-from spectrum.models import Architecture, check_model
+from spectrum.models import Architecture, check_model, own_values
 
 SCHEMA = 1  # of a Point; raise it only when an old row would mean something else
 MOST_SEGMENTS = 65_536
@@ -111,11 +111,11 @@ class Point(Record):
     segment_width: Positive | None = None
     """Channels a segment, instead of segments."""
     order: Literal["pointwise_first", "spatial_first"] = "pointwise_first"
-    """Which half of the operation runs first."""
+    """Which half of the operation runs first; if it is not said, the family's own, which for probe is this."""
     activation: Literal["none", "relu", "elu", "gelu", "silu"] = "none"
-    """Non-linearity between the halves."""
+    """Non-linearity between the halves; if it is not said, the family's own."""
     norm: bool = False
-    """Batch normalisation between the halves."""
+    """Batch normalisation between the halves; if it is not said, the family's own."""
     pointwise: bool = True
     """False: the bare spatial convolution, without a 1×1."""
     pointwise_segments: Positive = 1
@@ -165,10 +165,14 @@ class Point(Record):
 
     @model_validator(mode="before")
     @classmethod
-    def _default_segments(cls, values: Any) -> Any:
-        if isinstance(values, dict) and values.get("segments") is None and values.get("segment_width") is None:
-            return {**values, "segments": PER_CHANNEL}
-        return values
+    def _defaults(cls, values: Any) -> Any:
+        """One segment a channel, and what the family has between its halves, where a point leaves them open."""
+        if not isinstance(values, dict):
+            return values
+        if values.get("segments") is None and values.get("segment_width") is None:
+            values = {**values, "segments": PER_CHANNEL}
+        own = own_values(str(values.get("model", "probe")), pointwise=values.get("pointwise") is not False)
+        return {**own, **values} if values.get("pointwise") is not False else values
 
     @model_validator(mode="after")
     def _check(self) -> Point:
@@ -256,6 +260,10 @@ def merged(base: Point, changes: Mapping[str, Any]) -> Point:
         fields["segments"] = None
     if "segments" in changes and "segment_width" not in changes:
         fields["segment_width"] = None
+    if "model" in changes:  # another family has other values of its own
+        for name, value in own_values(base.model, pointwise=base.pointwise).items():
+            if name not in changes and fields[name] == value:
+                del fields[name]
     try:
         return Point(**fields)
     except ValidationError as error:

@@ -1,5 +1,6 @@
 """One check over every family, and what is particular to the probe."""
 
+import json
 from copy import deepcopy
 
 import pytest
@@ -8,13 +9,18 @@ from torch import nn
 from torch.testing import assert_close
 
 from spectrum import SegmentedConv2d, build_model, list_models, measure_cost, models, register_model
+from spectrum.conv.norm import BatchNormAct2d
 from spectrum.models import Architecture
 from spectrum.models.blocks import MiddleFlowBlock, every_pixel, realised_segments
+from tests.models import golden
 
 SMALL = {"in_channels": 1, "image_size": 12, "num_classes": 5, "width": 0.25}
 SMALLEST = {
+    "mobilenet_v1": SMALL | {"image_size": 32, "width": 0.1, "depth": 1},
     "probe": SMALL,
-    "xception": {"in_channels": 1, "image_size": 71, "num_classes": 5, "width": 0.05, "depth": 1},
+    "resnext": SMALL | {"image_size": 32, "width": 0.05, "depth": 1},
+    "vgg": SMALL | {"image_size": 32, "width": 0.1, "depth": 1},
+    "xception": SMALL | {"image_size": 71, "width": 0.05, "depth": 1},
 }
 CASES = {
     "one segment": {"segments": 1},
@@ -24,10 +30,20 @@ CASES = {
     "by width": {"segment_width": 2, "activation": "gelu", "dropout": 0.5},
     "shuffled": {"segments": 2, "pointwise_segments": 2, "shuffle": True},
     "bare": {"segments": 2, "pointwise": False},
+    "elu, spatial first": {"segments": 3, "order": "spatial_first", "activation": "elu", "norm": True},
+    "silu": {"segments": 4, "activation": "silu", "norm": False},
+    "of its own": {},
 }
 BUILT_IN = [name for name, family in models._FAMILIES.items() if isinstance(family.build, str)]
 every_family = pytest.mark.parametrize("family", BUILT_IN)
 every_case = pytest.mark.parametrize("options", CASES.values(), ids=CASES.keys())
+
+
+def built(family, **options):
+    """A small network; of options that the family has no use for, without them."""
+    ignored = models._FAMILIES[family].ignores
+    kept = {name: value for name, value in options.items() if name not in ignored}
+    return build_model(family, **SMALLEST[family] | kept)
 
 
 def images_of(family, count):
@@ -39,7 +55,7 @@ def images_of(family, count):
 @every_case
 def test_a_network_trains_exports_and_keeps_its_layout(family, options):
     torch.manual_seed(0)
-    model = build_model(family, **SMALLEST[family], **options)
+    model = built(family, **options)
     x = images_of(family, 3)
     logits = model(x)
     assert logits.shape == (3, 5)
@@ -55,20 +71,86 @@ def test_a_network_trains_exports_and_keeps_its_layout(family, options):
 @every_family
 @every_case
 def test_a_state_dict_fits_a_network_of_the_same_architecture_only(family, options):
-    model, other = (build_model(family, **SMALLEST[family], **options) for _ in range(2))
+    model, other = (built(family, **options) for _ in range(2))
     other.load_state_dict(model.state_dict())
     x = images_of(family, 2)
     assert torch.equal(model.eval()(x), other.eval()(x))
     with pytest.raises(RuntimeError, match="Error"):
-        build_model(family, **SMALLEST[family] | {"num_classes": 6}, **options).load_state_dict(model.state_dict())
+        built(family, num_classes=6, **options).load_state_dict(model.state_dict())
 
 
 @pytest.mark.slow
 @every_family
 def test_a_compiled_network_gives_the_same(family):
-    model = build_model(family, **SMALLEST[family], segments=3).eval()
+    model = built(family, segments=3).eval()
     x = images_of(family, 2)
     assert_close(torch.compile(model)(x), model(x), rtol=1e-4, atol=1e-4)
+
+
+@every_family
+def test_every_stage_can_have_segments_of_its_own(family):
+    stages = models._FAMILIES[family].stages or len(models.stage_widths(family, Architecture()))
+    schedule = tuple([1, 2, "per_channel", 3, 2, 1][:stages])
+    model = built(family, stage_segments=schedule)
+    assert model(images_of(family, 2)).shape == (2, 5)
+    alike = built(family, stage_segments=(2,) * stages)
+    assert [m.segment_sizes for m in alike.modules() if isinstance(m, SegmentedConv2d)] == [
+        m.segment_sizes for m in built(family, segments=2).modules() if isinstance(m, SegmentedConv2d)
+    ]
+    with pytest.raises(ValueError, match=f"stage_segments: {stages + 1} given; '{family}' has {stages} stages"):
+        built(family, stage_segments=(1,) * (stages + 1))
+
+
+def test_segments_of_stages_are_those_of_the_schedule():
+    assert realised_segments(build_model("probe", stage_segments=(1, 4, "per_channel"))) == [1, 1, 4, 4, 128, 128]
+    with pytest.raises(ValueError, match="segments and stage_segments: give one of them"):
+        Architecture(segments=2, stage_segments=(1, 2, 3))
+
+
+@every_family
+def test_counts_are_those_of_the_golden_table(family):
+    expected = json.loads(golden.FILE.read_text())[family]
+    assert {str(segments): golden.counts(family, segments) for segments in golden.SEGMENTS} == expected, "make golden"
+
+
+def test_every_family_is_in_the_golden_table():
+    assert set(json.loads(golden.FILE.read_text())) == set(BUILT_IN)
+
+
+@pytest.mark.parametrize(
+    ("family", "options", "params"),
+    [
+        ("resnext", {"segments": 32}, 25_028_904),  # ResNeXt-50, 32×4d
+        ("mobilenet_v1", {}, 4_231_976),
+    ],
+)
+def test_published_networks_have_their_published_parameters(family, options, params):
+    with torch.device("meta"):
+        model = build_model(family, image_size=224, num_classes=1000, **options)
+    assert sum(p.numel() for p in model.parameters()) == params
+
+
+def test_vggs_bare_convolutions_are_those_of_configuration_d():
+    with torch.device("meta"):
+        model = build_model("vgg", image_size=224, segments=1, pointwise=False)
+    weights = [p.numel() for name, p in model.named_parameters() if "spatial" in name]
+    assert len(weights) == 13
+    assert sum(weights) == 14_714_688 - 4_224  # as published, less the biases
+
+
+def test_bsconvs_swap_drops_13_relus_and_13_norms_and_moves_the_1x1():
+    with torch.device("meta"):
+        mobilenet = build_model("mobilenet_v1", image_size=32)
+        bsconv = build_model("mobilenet_v1", image_size=32, order="pointwise_first", activation="none", norm=False)
+        held = build_model("mobilenet_v1", image_size=32, order="pointwise_first")
+
+    def norms(model):
+        return [m.relu for m in model.modules() if isinstance(m, BatchNormAct2d)]
+
+    assert (len(norms(mobilenet)), len(norms(bsconv))) == (27, 14)
+    assert norms(held) == norms(mobilenet)
+    assert all(norms(mobilenet))
+    assert measure_cost(bsconv, (3, 32, 32)).macs > 1.4 * measure_cost(mobilenet, (3, 32, 32)).macs
 
 
 def test_the_default_probe_has_one_to_three_million_macs_at_28_pixels():
@@ -176,7 +258,7 @@ def test_a_family_of_ones_own_is_built_by_name():
         ("prob", {}, "model='prob': unknown; did you mean 'probe'?"),
         ("zzz", {}, "model='zzz': unknown; try .*'probe'"),
         ("probe", {"segment": 3}, "segment: unknown option of build_model; did you mean 'segments'?"),
-        ("probe", {"segments": 3, "segment_width": 2}, "give one of the two"),
+        ("probe", {"segments": 3, "segment_width": 2}, "give one of t"),
         ("probe", {"widths": (8, 8), "width": 2.0}, "width and widths"),
         ("probe", {"image_size": 2}, "image_size=2: too small for 3 stages"),
         ("probe", {"activation": "rellu"}, "activation='rellu'"),

@@ -24,7 +24,7 @@ def buffers(model):
 
 
 def test_the_papers_network_has_the_papers_parameters():
-    model = build_model("xception", order="spatial_first", image_size=299, num_classes=1000)
+    model = build_model("xception", image_size=299, num_classes=1000)
     assert sum(p.numel() for p in model.parameters()) == 22_855_952
     assert buffers(model) == 54_528
     assert measure_cost(model, (3, 299, 299)).macs == 8_357_403_496
@@ -50,7 +50,7 @@ def test_a_sweep_of_segments_costs_what_it_should(segments, params, macs):
 
 @pytest.mark.parametrize(("segments", "params"), [("per_channel", 22_873_808), (1, 221_328_776)])
 def test_the_1x1_first_is_not_neutral(segments, params):
-    model = build_model("xception", segments=segments, image_size=299, num_classes=1000)
+    model = build_model("xception", segments=segments, order="pointwise_first", image_size=299, num_classes=1000)
     assert sum(p.numel() for p in model.parameters()) == params
 
 
@@ -220,7 +220,7 @@ def test_a_file_of_another_network_is_refused_with_the_first_layers_that_differ(
     with pytest.raises(WeightsError, match=first):
         load_keras_weights(net, folder / "old.h5")
     with pytest.raises(WeightsError, match="order='spatial_first'"):
-        load_keras_weights(build_model("xception", image_size=71), folder / "old.h5")
+        load_keras_weights(build_model("xception", image_size=71, order="pointwise_first"), folder / "old.h5")
     with pytest.raises(WeightsError, match="order='spatial_first'"):
         load_keras_weights(
             build_model("xception", image_size=71, order="spatial_first", activation="relu"), folder / "old.h5"

@@ -277,3 +277,21 @@ def test_a_point_survives_json():
     point = Point(segments=3, widths=(4, 8), lr=0.3)
     fields = json.loads(json.dumps(point.model_dump(mode="json")))
     assert Point(**fields) == point
+
+
+# What a family has of its own
+
+
+def test_a_point_has_its_familys_own_values_where_it_says_nothing():
+    mobilenet = Point(model="mobilenet_v1")
+    assert (mobilenet.order, mobilenet.activation, mobilenet.norm) == ("spatial_first", "relu", True)
+    assert Point(model="mobilenet_v1", order="pointwise_first", activation="none", norm=False).norm is False
+    assert Point(model="mobilenet_v1", pointwise=False, segments=1).activation == "none"
+    assert Point().id == Point(order="pointwise_first", activation="none", norm=False).id
+
+
+def test_a_study_that_changes_the_family_changes_what_comes_with_it():
+    study = parse_study({"base": {"segments": 4}, "axes": {"seed": [0, 1], "model": ["probe", "xception"]}}, "x")
+    assert [point.order for point in study.points()] == ["pointwise_first", "spatial_first"] * 2
+    said = parse_study({"base": {"order": "spatial_first"}, "axes": {"model": ["probe", "resnext"]}}, "x")
+    assert [point.order for point in said.points()] == ["spatial_first"] * 2
