@@ -42,7 +42,9 @@ class Architecture:
     residual: bool = True
     dropout: float = 0.0  # before the classifier
     hidden: tuple[int, ...] = ()  # fully connected layers before the classifier
-    padding: Literal["tf_same", "torch"] | None = None  # of strided windows; None is the family's own
+    padding: Literal["tf_same", "torch"] | None = None  # of strided windows and of averages; None is the family's own
+    form: Literal["canonical", "simplified", "segments", "extreme"] | None = None  # of Inception modules
+    auxiliary: bool = False  # a second classifier half-way, for training
     norm_eps: float | None = None  # of every batch normalisation; None is the family's own
     norm_momentum: float | None = None  # weight of a new batch in the running statistics, as torch has it
 
@@ -85,33 +87,59 @@ class _Family:
 
 
 OWN = {"order": "pointwise_first", "activation": "none", "norm": False}  # if a family says no other
+BETWEEN = ("order", "activation", "norm")
+IN_PARTS = ("downsampling", "form", "auxiliary")  # of single families
 _FAMILIES = {
+    "inception": _Family(
+        "spectrum.models.inception:build_inception",
+        "spectrum.models.inception:inception_widths",
+        ignores=(
+            *BETWEEN,
+            "downsampling",
+            "auxiliary",
+            "pointwise",
+            "pointwise_segments",
+            "shuffle",
+            "residual",
+            "padding",
+        ),
+    ),
+    "inception_v3": _Family(
+        "spectrum.models.inception:build_inception_v3",
+        None,
+        ignores=(
+            *(*BETWEEN, "downsampling", "form", "pointwise", "pointwise_segments", "shuffle", "residual", "width"),
+            *("widths", "depth", "segments", "segment_width", "stage_segments"),
+        ),
+        own={"padding": "tf_same", "norm_eps": 1e-3, "norm_momentum": 0.01},
+        stages=0,
+    ),
     "mobilenet_v1": _Family(
         "spectrum.models.plain:build_mobilenet_v1",
         "spectrum.models.plain:mobilenet_widths",
-        ignores=("downsampling", "residual", "padding"),
+        ignores=("residual", "padding", *IN_PARTS),
         own={"order": "spatial_first", "activation": "relu", "norm": True},
     ),
     "probe": _Family(
         "spectrum.models.probe:build_probe",
         "spectrum.models.probe:probe_widths",
-        ignores=("hidden", "padding", "norm_eps", "norm_momentum"),
+        ignores=("hidden", "padding", "norm_eps", "norm_momentum", "form", "auxiliary"),
     ),
     "resnext": _Family(
         "spectrum.models.resnext:build_resnext",
         "spectrum.models.resnext:resnext_widths",
-        ignores=("downsampling",),
+        ignores=IN_PARTS,
         own={"activation": "relu", "norm": True},
     ),
     "vgg": _Family(
         "spectrum.models.plain:build_vgg",
         "spectrum.models.plain:vgg_widths",
-        ignores=("downsampling", "residual", "padding"),
+        ignores=("residual", "padding", *IN_PARTS),
     ),
     "xception": _Family(
         "spectrum.models.xception:build_xception",
         "spectrum.models.xception:xception_widths",
-        ignores=("downsampling",),
+        ignores=IN_PARTS,
         own={"order": "spatial_first", "padding": "tf_same", "norm_eps": 1e-3, "norm_momentum": 0.01},
         stages=6,
     ),
@@ -227,13 +255,14 @@ def build_model(name: str, architecture: Architecture | None = None, **options: 
         raise ValueError("build_model: give an Architecture or options by name, not both")
     family = _FAMILIES[name]
     for known_field in fields(Architecture):
-        default = known_field.default
-        if known_field.name in family.ignores and getattr(architecture, known_field.name) != default:
-            raise ValueError(f"{known_field.name}: the family {name!r} has no use for it; leave it out")
+        field_name, value = known_field.name, getattr(architecture, known_field.name)
+        unsaid = (known_field.default, OWN.get(field_name), "per_channel" if field_name == "segments" else None)
+        if field_name in family.ignores and value not in unsaid:
+            raise ValueError(f"{field_name}: the family {name!r} has no use for it; leave it out")
     own = {**family.own, **own_values(name, pointwise=architecture.pointwise)}
     architecture = architecture.with_defaults(**own)
     if architecture.stage_segments is not None:
-        stages = family.stages or len(stage_widths(name, architecture))
+        stages = len(stage_widths(name, architecture)) if family.stages is None else family.stages
         if len(architecture.stage_segments) != stages:
             raise ValueError(f"stage_segments: {len(architecture.stage_segments)} given; {name!r} has {stages} stages")
     network: nn.Module = _found(family.build)(architecture)

@@ -27,6 +27,7 @@ KINDS = {  # the ranks of a layer's weights in a file, and what it is in Keras
     (4,): "conv2d",
     (4, 4): "separable_conv2d",
     (1, 1, 1, 1): "batch_normalization",
+    (1, 1, 1): "batch_normalization",  # without a scale
     (2, 1): "dense",
 }
 
@@ -84,17 +85,17 @@ def load_keras_weights(model: nn.Module, file: str | Path) -> None:
     """Read the weights of the same network in Keras.
 
     Args:
-        model: of a family that Keras has too: "xception", with order="spatial_first" and one segment a channel.
+        model: of a family that Keras has too: "xception", with one segment a channel, or "inception_v3".
         file: a .weights.h5 of Keras 3, or an .h5 in the older layout, such as the published ImageNet weights.
 
-    Layers are matched in the order in which the network runs, kind by kind. Needs h5py, which comes with Keras. Raises
+    Layers are matched kind by kind, in the order in which they were made. Needs h5py, which comes with Keras. Raises
     WeightsError where the file cannot be read or does not fit, with the first layers that do not; the network then
     keeps the weights it has.
     """
     ours = _in_kerass_order(model)
     theirs = _layers_of(Path(file))
     faults = []
-    for kind in KINDS.values():
+    for kind in dict.fromkeys(KINDS.values()):
         have, found = ([layer for layer in layers if layer.kind == kind] for layers in (ours, theirs))
         if len(have) != len(found):
             faults.append(f"{kind}: {len(found)} layers in the file, {len(have)} in the network")
@@ -105,7 +106,7 @@ def load_keras_weights(model: nn.Module, file: str | Path) -> None:
                     faults.append(f"{other.name} ({one.name} here): {said}")
     _refuse(file, faults)
     with torch.no_grad():
-        for kind in KINDS.values():
+        for kind in dict.fromkeys(KINDS.values()):
             have, found = ([layer for layer in layers if layer.kind == kind] for layers in (ours, theirs))
             for one, other in zip(have, found, strict=True):
                 for tensor, array in zip(one.weights, other.weights, strict=True):
@@ -147,7 +148,7 @@ def _layers_of(path: Path) -> list[_Layer]:
 
     try:
         with h5py.File(path) as file:
-            return list(_older(file) if "layer_names" in file.attrs else _newer(file))
+            return _as_made(list(_older(file) if "layer_names" in file.attrs else _newer(file)))
     except (OSError, KeyError, ValueError) as error:
         raise WeightsError(f"{path}: is no file of Keras weights: {error}") from None
 
@@ -166,7 +167,20 @@ def _newer(file: Any) -> Iterator[_Layer]:
         stored = file["layers"][name].get("vars", {})
         weights = tuple(np.asarray(stored[key]) for key in sorted(stored, key=int))
         if weights:
-            yield _layer_of(name, weights)
+            yield _layer_of(_text(stored.attrs.get("name", name)), weights)
+
+
+def _as_made(layers: list[_Layer]) -> list[_Layer]:
+    """Layers in the order in which they were made: as numbered, where Keras numbered all of a kind, else as listed.
+
+    Keras lists layers by their distance from the output, which mixes branches of different lengths.
+    """
+    made: list[_Layer] = []
+    for kind in dict.fromkeys(KINDS.values()):
+        of_kind = [layer for layer in layers if layer.kind == kind]
+        numbered = all(_numbered(layer.name)[0] == kind for layer in of_kind)
+        made += sorted(of_kind, key=lambda layer: _numbered(layer.name)) if numbered else of_kind
+    return made
 
 
 def _layer_of(name: str, weights: Sequence[NDArray[Any]]) -> _Layer:
@@ -175,6 +189,8 @@ def _layer_of(name: str, weights: Sequence[NDArray[Any]]) -> _Layer:
     if kind is None:
         raise ValueError(f"{name}: weights of shapes {', '.join(map(_shape, weights))} are of no known layer")
     turned = [_as_torch(weight) for weight in weights]
+    if kind == "batch_normalization" and len(turned) == 3:
+        turned.insert(0, np.ones_like(turned[0]))
     if kind == "separable_conv2d":
         turned[0] = weights[0].transpose(2, 3, 0, 1)  # (h, w, C, 1) to (C, 1, h, w)
     return _Layer(kind, name, tuple(np.ascontiguousarray(weight) for weight in turned))

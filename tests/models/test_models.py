@@ -16,6 +16,8 @@ from tests.models import golden
 
 SMALL = {"in_channels": 1, "image_size": 12, "num_classes": 5, "width": 0.25}
 SMALLEST = {
+    "inception": SMALL | {"depth": 1},
+    "inception_v3": {"in_channels": 1, "image_size": 75, "num_classes": 5},
     "mobilenet_v1": SMALL | {"image_size": 32, "width": 0.1, "depth": 1},
     "probe": SMALL,
     "resnext": SMALL | {"image_size": 32, "width": 0.05, "depth": 1},
@@ -43,6 +45,8 @@ def built(family, **options):
     """A small network; of options that the family has no use for, without them."""
     ignored = models._FAMILIES[family].ignores
     kept = {name: value for name, value in options.items() if name not in ignored}
+    if options and not kept:
+        pytest.skip(f"{family} has no use for these")
     return build_model(family, **SMALLEST[family] | kept)
 
 
@@ -89,6 +93,8 @@ def test_a_compiled_network_gives_the_same(family):
 
 @every_family
 def test_every_stage_can_have_segments_of_its_own(family):
+    if family == "inception_v3":
+        pytest.skip("it has no segments")
     stages = models._FAMILIES[family].stages or len(models.stage_widths(family, Architecture()))
     schedule = tuple([1, 2, "per_channel", 3, 2, 1][:stages])
     model = built(family, stage_segments=schedule)
@@ -110,7 +116,7 @@ def test_segments_of_stages_are_those_of_the_schedule():
 @every_family
 def test_counts_are_those_of_the_golden_table(family):
     expected = json.loads(golden.FILE.read_text())[family]
-    assert {str(segments): golden.counts(family, segments) for segments in golden.SEGMENTS} == expected, "make golden"
+    assert golden.table(family) == expected, "make golden"
 
 
 def test_every_family_is_in_the_golden_table():

@@ -10,6 +10,7 @@ from torch.testing import assert_close
 from spectrum import SegmentedConv2d, build_model, measure_cost
 from spectrum.models.blocks import PaddedMaxPool2d, realised_segments
 from spectrum.models.weights import WeightsError, load_keras_weights
+from tests.models import of_keras
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # Keras's, on numpy 2
 
@@ -146,69 +147,24 @@ def keras():
     return pytest.importorskip("keras")
 
 
-def images(count, size, seed):
-    """Noise at a scale that pooling leaves something of."""
-    coarse = torch.randn(count, 3, 6, 6, generator=torch.Generator().manual_seed(seed))
-    return nn.functional.interpolate(coarse, size=(size, size), mode="bicubic")
-
-
-def of_keras(keras, size, classes=10):
-    """Keras's network with statistics of a batch, and everything a little off what training starts with."""
-    keras.utils.set_random_seed(0)
-    model = keras.applications.Xception(
-        weights=None, input_shape=(size, size, 3), classes=classes, classifier_activation=None
-    )
-    rng = torch.Generator().manual_seed(0)
-    norms = [layer for layer in model.layers if isinstance(layer, keras.layers.BatchNormalization)]
-    for layer in norms:
-        layer.momentum = 0.0  # the statistics become those of the batch
-        shape = layer.gamma.shape
-        layer.gamma.assign(0.7 + 0.6 * torch.rand(shape, generator=rng))
-        layer.beta.assign(torch.randn(shape, generator=rng) / 4)
-    with torch.no_grad():
-        model(images(8, size, 2).permute(0, 2, 3, 1), training=True)
-        for layer in norms:
-            layer.moving_mean.assign(layer.moving_mean.value + torch.randn(layer.gamma.shape, generator=rng) / 20)
-            factor = 0.8 + 0.4 * torch.rand(layer.gamma.shape, generator=rng)
-            layer.moving_variance.assign(layer.moving_variance.value * factor)
-    return model
-
-
-def assert_same_logits(model, size, file):
-    net = build_model("xception", order="spatial_first", image_size=size).eval()
-    load_keras_weights(net, file)
-    x = images(3, size, 1)
-    with torch.no_grad():
-        ours, theirs = net(x), model(x.permute(0, 2, 3, 1), training=False)
-    assert (theirs[0] - theirs[1]).abs().max() > 0.05 * theirs.abs().max()  # logits hang on the image
-    assert_close(ours, theirs, rtol=1e-4, atol=1e-4 * float(theirs.abs().max()))
-
-
 @pytest.fixture(scope="module")
 def at_71_pixels(keras, tmp_path_factory):
-    """The network, and its weights in both layouts, as Keras itself writes them."""
-    import h5py
-    from keras.src.legacy.saving import legacy_h5_format
-
-    folder, model = tmp_path_factory.mktemp("keras"), of_keras(keras, 71)
-    model.save_weights(folder / "new.weights.h5")
-    with h5py.File(folder / "old.h5", "w") as file:
-        legacy_h5_format.save_weights_to_hdf5_group(file, model)
-    return model, folder
+    """The network, and the folder of its weights in both layouts."""
+    model = of_keras.network_of(keras, "Xception", 71)
+    return model, of_keras.write(model, tmp_path_factory.mktemp("keras"))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("layout", ["new.weights.h5", "old.h5"])
 def test_keras_gives_the_same_logits_at_71_pixels(at_71_pixels, layout):
     model, folder = at_71_pixels
-    assert_same_logits(model, 71, folder / layout)
+    of_keras.assert_same_logits(model, "xception", 71, folder / layout)
 
 
 @pytest.mark.slow
 def test_keras_gives_the_same_logits_at_299_pixels(keras, tmp_path):
-    model = of_keras(keras, 299)
-    model.save_weights(tmp_path / "x.weights.h5")
-    assert_same_logits(model, 299, tmp_path / "x.weights.h5")
+    model = of_keras.network_of(keras, "Xception", 299)
+    of_keras.assert_same_logits(model, "xception", 299, of_keras.write(model, tmp_path) / "new.weights.h5")
 
 
 @pytest.mark.slow
