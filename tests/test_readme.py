@@ -20,6 +20,7 @@ from spectrum.study.store import read_plan
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 TEMPLATES = sorted(ROOT.glob("results/**/README.md.jinja"))
+WRITTEN = [path for path in TEMPLATES if (path.parent / "results.jsonl").exists()]  # others wait for their rows
 STUDIES = sorted(
     path.parent
     for path in ROOT.glob("results/*/results.jsonl")
@@ -102,7 +103,7 @@ def readmes():
     return module
 
 
-@pytest.mark.parametrize("template", TEMPLATES, ids=lambda path: path.parent.name)
+@pytest.mark.parametrize("template", WRITTEN, ids=lambda path: path.parent.name)
 def test_a_page_of_the_map_is_what_its_rows_say(template, readmes):
     assert template.with_suffix("").read_text() == readmes.render(template), "write the pages anew: make readmes"
 
