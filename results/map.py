@@ -1,4 +1,4 @@
-"""Draw the map of the spectrum, results/map.png and .svg, from the rows of its studies: `make readmes`."""
+"""Draw the map of the spectrum, results/map.png and .svg, from the rows of its studies: `python results/map.py`."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ from spectrum.analysis.inference import Difference
 from spectrum.analysis.page import choice_name
 from spectrum.analysis.plots import literature
 from spectrum.analysis.sentences import points, sentence
-from spectrum.analysis.table import budget_name, has, point_labels
+from spectrum.analysis.table import budget_name, has
 from spectrum.study.store import read_plan
 
 RESULTS = Path(__file__).parent
@@ -44,7 +44,7 @@ class Shown:
 
     @cached_property
     def judged(self) -> pd.DataFrame:
-        return stats.contrasts(self.results, self.plan["contrasts"]).set_index("name")
+        return stats.contrasts(self.results, self.plan["contrasts"]).set_index("name", drop=False)
 
     @cached_property
     def search(self) -> pd.DataFrame:
@@ -110,7 +110,7 @@ class Shown:
 
     def say(self, name: str) -> str:
         """What a contrast shows, as a sentence."""
-        return sentence(self.judged.reset_index().set_index("name", drop=False).loc[name])
+        return sentence(self.contrast(name))
 
     def contrast(self, name: str) -> pd.Series:
         """A contrast's row."""
@@ -124,19 +124,11 @@ class Shown:
             "label": first["label"],
             "mean": first["mean"],
             "set": list(found.loc[found["in_set"], "label"]),
-            "out": list(found.loc[~found["in_set"], "label"]),
         }
 
-    def mean(self, label: str, **side: Any) -> float:
-        """Mean accuracy of a point."""
-        rows = self.rows(**side)
-        return float(rows.loc[[one == label for one in point_labels(rows)], stats.scored_metric(rows)].mean())
-
-    def difference(
-        self, first: Mapping[str, Any], second: Mapping[str, Any], margin: float | None = None
-    ) -> Difference:
+    def difference(self, first: Mapping[str, Any], second: Mapping[str, Any]) -> Difference:
         """A comparison that the study did not ask for beforehand, and that is exploratory."""
-        return stats.contrast(self.results, [first, second], margin=margin)
+        return stats.contrast(self.results, [first, second])
 
     def ratio(self, cost: str, **side: Any) -> float:
         """How many times the cost of the cheapest point the dearest has."""
@@ -159,7 +151,7 @@ class Shown:
 
     def contrast_said(self, name: str) -> str:
         """A contrast in points with its interval and n."""
-        row = self.judged.loc[name]
+        row = self.contrast(name)
         return f"{points(row['mean'], sign=True)} ({interval(row['low'], row['high'])}, n = {row['n']})"
 
     def crossing(self, between: Sequence[Mapping[str, Any]]) -> stats.Crossing:
@@ -202,15 +194,12 @@ def render(template: Path) -> str:
         "signed": signed,
         "listed": listed,
         "places": places,
-        "count": lambda n: f"{n:,}",
     }
-    names = [path.parent.name for path in templates() if path.parent != RESULTS]
     own = template.parent.name
     return environment.get_template(str(template.relative_to(RESULTS))).render(
-        own=Shown(own) if own in names else None,
+        own=None if template.parent == RESULTS else Shown(own),
         study=Shown,
         dataset=DATASETS.get(own, "Fashion-MNIST"),
-        more="",
         literature=literature(),
         interval=interval,
     )

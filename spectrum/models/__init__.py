@@ -87,14 +87,13 @@ class _Family:
 
 
 OWN = {"order": "pointwise_first", "activation": "none", "norm": False}  # if a family says no other
-BETWEEN = ("order", "activation", "norm")
 IN_PARTS = ("downsampling", "form", "auxiliary")  # of single families
 _FAMILIES = {
     "inception": _Family(
         "spectrum.models.inception:build_inception",
         "spectrum.models.inception:inception_widths",
         ignores=(
-            *BETWEEN,
+            *OWN,
             "downsampling",
             "auxiliary",
             "pointwise",
@@ -108,7 +107,7 @@ _FAMILIES = {
         "spectrum.models.inception:build_inception_v3",
         None,
         ignores=(
-            *(*BETWEEN, "downsampling", "form", "pointwise", "pointwise_segments", "shuffle", "residual", "width"),
+            *(*OWN, "downsampling", "form", "pointwise", "pointwise_segments", "shuffle", "residual", "width"),
             *("widths", "depth", "segments", "segment_width", "stage_segments"),
         ),
         own={"padding": "tf_same", "norm_eps": 1e-3, "norm_momentum": 0.01},

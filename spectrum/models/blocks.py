@@ -114,6 +114,24 @@ class PaddedMaxPool2d(nn.Module):
         return f"{self.kernel_size}, stride={self.stride}, padding={self.padding!r}"
 
 
+def skip(arch: Architecture, in_channels: int, out_channels: int, stride: int) -> nn.Module | None:
+    """What goes round a block: its input, through a 1×1 and BN where channels or pixels change; None without residuals.
+
+    It takes the block's input at `every_pixel` of the stride.
+    """
+    if not arch.residual:
+        return None
+    if in_channels == out_channels and stride == 1:
+        return nn.Identity()
+    return nn.Sequential(nn.Conv2d(in_channels, out_channels, 1, bias=False), norm(arch, out_channels))
+
+
+def check_size(arch: Architecture, family: str, least: int) -> None:
+    """Raises ValueError for images of fewer pixels a side."""
+    if arch.image_size < least:
+        raise ValueError(f"image_size={arch.image_size}: {family} needs {least} pixels a side or more")
+
+
 class MiddleFlowBlock(nn.Module):
     """ReLU, operation, BN, twice; added to the input (through a 1×1 and BN where the channels or the pixels change).
 
@@ -132,14 +150,7 @@ class MiddleFlowBlock(nn.Module):
             segmented(arch, out_channels, out_channels, stage=stage),
         )
         self.norm = BatchNormAct2d(out_channels)
-        self.stride = stride
-        self.skip: nn.Module | None = None
-        if arch.residual:
-            self.skip = (
-                nn.Identity()
-                if in_channels == out_channels and stride == 1
-                else nn.Sequential(nn.Conv2d(in_channels, out_channels, 1, bias=False), BatchNormAct2d(out_channels))
-            )
+        self.stride, self.skip = stride, skip(arch, in_channels, out_channels, stride)
 
     def forward(self, x_nchw: Tensor) -> Tensor:
         added_nchw = None if self.skip is None else self.skip(every_pixel(x_nchw, self.stride))

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from spectrum.conv.segmented import SegmentedConv2d
 from spectrum.conv.segments import PER_CHANNEL, Segments, clamp_segments, segment_sizes, segments_of_width
 from spectrum.models import Architecture
-from spectrum.models.blocks import classifier, norm
+from spectrum.models.blocks import check_size, classifier, norm
 
 Form = Literal["canonical", "simplified", "segments", "extreme"]
 FORMS: tuple[Form, ...] = ("canonical", "simplified", "segments", "extreme")
@@ -112,8 +112,7 @@ def build_inception(arch: Architecture) -> nn.Module:
 
     Raises ValueError when the images are too small for its stages.
     """
-    if arch.image_size < 4 * 2:
-        raise ValueError(f"image_size={arch.image_size}: inception needs 8 pixels a side or more")
+    check_size(arch, "inception", 8)
     depth = DEPTH if arch.depth is None else arch.depth
     widths = inception_widths(arch)
     layers: list[nn.Module] = [_conv(arch.in_channels, widths[0], 3), norm(arch, widths[0], relu=True)]
@@ -291,7 +290,5 @@ SMALLEST_WITH_TOWER = 299  # whose last convolution needs 5×5 pixels of what it
 
 def build_inception_v3(arch: Architecture) -> nn.Module:
     """Build Inception V3. Raises ValueError for images that are too small, and for segments, which it has none of."""
-    least = SMALLEST_WITH_TOWER if arch.auxiliary else SMALLEST
-    if arch.image_size < least:
-        raise ValueError(f"image_size={arch.image_size}: inception_v3 needs {least} pixels a side or more")
+    check_size(arch, "inception_v3", SMALLEST_WITH_TOWER if arch.auxiliary else SMALLEST)
     return InceptionV3(arch)

@@ -14,7 +14,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from spectrum.models import Architecture
-from spectrum.models.blocks import classifier, norm, segmented
+from spectrum.models.blocks import check_size, classifier, norm, segmented
 
 MOBILENET_WIDTHS = (64, 128, 256, 512, 1024)
 MOBILENET_DEPTHS = (1, 2, 2, 6, 2)  # operations a stage; every stage but the first begins with a stride of 2
@@ -25,7 +25,7 @@ VGG_DEPTHS = (2, 2, 3, 3, 3)  # operations a stage; a max pool follows each
 
 def build_mobilenet_v1(arch: Architecture) -> nn.Module:
     """Build MobileNet. Raises ValueError for images of less than 32 pixels a side."""
-    _check_size("mobilenet_v1", arch)
+    check_size(arch, "mobilenet_v1", 32)
     stem = max(1, round(arch.width * MOBILENET_STEM))
     layers: list[nn.Module] = [
         nn.Conv2d(arch.in_channels, stem, 3, 2, padding=1, bias=False),
@@ -47,7 +47,7 @@ def mobilenet_widths(arch: Architecture) -> tuple[int, ...]:
 
 def build_vgg(arch: Architecture) -> nn.Module:
     """Build VGG. Raises ValueError for images of less than 32 pixels a side."""
-    _check_size("vgg", arch)
+    check_size(arch, "vgg", 32)
     layers: list[nn.Module] = []
     channels = arch.in_channels
     for stage, (width, depth) in enumerate(zip(vgg_widths(arch), _depths(arch, VGG_DEPTHS), strict=True)):
@@ -78,8 +78,3 @@ class Stack(nn.Module):
 
 def _depths(arch: Architecture, own: tuple[int, ...]) -> tuple[int, ...]:
     return own if arch.depth is None else (arch.depth,) * len(own)
-
-
-def _check_size(name: str, arch: Architecture) -> None:
-    if arch.image_size < 32:
-        raise ValueError(f"image_size={arch.image_size}: {name} needs 32 pixels a side or more")

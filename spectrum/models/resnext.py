@@ -13,7 +13,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from spectrum.models import Architecture
-from spectrum.models.blocks import PaddedMaxPool2d, classifier, every_pixel, norm, segmented
+from spectrum.models.blocks import PaddedMaxPool2d, check_size, classifier, every_pixel, norm, segmented, skip
 
 WIDTHS = (128, 256, 512, 1024)
 DEPTHS = (3, 4, 6, 3)
@@ -22,8 +22,7 @@ STEM = 64
 
 def build_resnext(arch: Architecture) -> nn.Module:
     """Build the network. Raises ValueError for images of less than 32 pixels a side."""
-    if arch.image_size < 32:
-        raise ValueError(f"image_size={arch.image_size}: resnext needs 32 pixels a side or more")
+    check_size(arch, "resnext", 32)
     return ResNeXt(arch)
 
 
@@ -72,17 +71,9 @@ class Bottleneck(nn.Module):
             nn.Conv2d(width, out_channels, 1, bias=False),
         )
         self.norm = norm(arch, out_channels, relu=True)
-        self.stride, self.skip = stride, _skip(arch, in_channels, out_channels, stride)
+        self.stride, self.skip = stride, skip(arch, in_channels, out_channels, stride)
 
     def forward(self, x_nchw: Tensor) -> Tensor:
         added_nchw = None if self.skip is None else self.skip(every_pixel(x_nchw, self.stride))
         y_nchw: Tensor = self.norm(self.body(x_nchw), added_nchw)
         return y_nchw
-
-
-def _skip(arch: Architecture, in_channels: int, out_channels: int, stride: int) -> nn.Module | None:
-    if not arch.residual:
-        return None
-    if in_channels == out_channels and stride == 1:
-        return nn.Identity()
-    return nn.Sequential(nn.Conv2d(in_channels, out_channels, 1, bias=False), norm(arch, out_channels))

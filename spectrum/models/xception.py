@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from spectrum.conv.lowering import Pair
 from spectrum.conv.norm import BatchNormAct2d
 from spectrum.models import Architecture
-from spectrum.models.blocks import PaddedMaxPool2d, classifier, every_pixel, norm, segmented
+from spectrum.models.blocks import PaddedMaxPool2d, check_size, classifier, every_pixel, norm, segmented
 
 WIDTHS = (32, 64, 128, 256, 728, 1024, 1536, 2048)
 DEPTH = 8  # modules of the middle flow
@@ -33,10 +33,7 @@ SMALLEST = 71  # pixels a side, as in Keras
 
 def build_xception(arch: Architecture) -> nn.Module:
     """Build the network. Raises ValueError for images of less than 71 pixels a side."""
-    if arch.image_size < SMALLEST:
-        raise ValueError(
-            f"image_size={arch.image_size}: xception needs {SMALLEST} pixels a side or more; resize images"
-        )
+    check_size(arch, "xception", SMALLEST)
     return Xception(arch)
 
 

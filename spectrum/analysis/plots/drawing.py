@@ -103,9 +103,8 @@ def captioned(ax: Axes, *said: str) -> str:
 
 
 def seeds_said(table: pd.DataFrame, names: Sequence[str]) -> str:
-    """How many seeds the points of a picture have, failed runs left out."""
-    have = table[table["status"] != "failed"]
-    seeds = have.groupby([*SPLIT, *names], sort=False, dropna=False)["seed"].nunique()
+    """How many seeds the points of a picture have; of rows without failed runs."""
+    seeds = table.groupby([*SPLIT, *names], sort=False, dropna=False)["seed"].nunique()
     return f"n = {span(seeds.min(), seeds.max())} {'seed' if seeds.max() == 1 else 'seeds'}"
 
 
