@@ -273,6 +273,23 @@ def test_the_curve_of_differences_is_paired_at_each_place():
     assert [text.get_text() for text in ax.get_legend().get_texts()] == ["margin, ±0.5 points"]
 
 
+def test_several_pairs_are_a_curve_each_beside_one_another():
+    effects = {"none": 0.0, "relu": 0.01, "elu": -0.02}
+    table = made_up(
+        lambda count, activation, seed: 0.8 + effects[activation] * math.sqrt(count + seed), activation=effects
+    )
+    pairs = [[{"activation": one}, {"activation": "none"}] for one in ("relu", "elu")]
+    ax = plots.difference_curve(table, pairs).axes[0]
+    lines = [line for line in ax.lines if line.get_marker() in ("o", "s")]
+    assert len(lines) == 2
+    for line, pair in zip(lines, pairs, strict=True):
+        alone = plots.difference_curve(table, pair).axes[0]
+        (expected,) = [one for one in alone.lines if one.get_marker() == "o"]
+        assert list(line.get_ydata()) == pytest.approx(list(expected.get_ydata()))
+    assert [text.get_text() for text in ax.get_legend().get_texts()] == ["activation relu", "activation elu"]
+    assert ax.get_ylabel().startswith("each − activation none")
+
+
 def test_the_map_has_a_mean_and_an_interval_a_cell_and_refuses_to_mix():
     table = made_up(noisy)
     ax = plots.setting_map(table, "activation").axes[0]

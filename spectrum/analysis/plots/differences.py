@@ -18,6 +18,7 @@ from spectrum.analysis.plots.drawing import (
     drawable,
     figure_of,
     look_of,
+    offset_of,
     say,
     setting_said,
     shortened,
@@ -70,10 +71,13 @@ def forest(contrasts: pd.DataFrame, results: pd.DataFrame, *, ax: Axes | None = 
     return figure_of(ax)
 
 
+Sides = Sequence[Mapping[str, Any]]
+
+
 @styled
 def difference_curve(
     results: pd.DataFrame,
-    between: Sequence[Mapping[str, Any]],
+    between: Sides | Sequence[Sides],
     *,
     margin: float | None = None,
     ax: Axes | None = None,
@@ -83,40 +87,54 @@ def difference_curve(
 
     Args:
         results: from `load_results`.
-        between: two sides, such as [{"order": "pointwise_first"}, {"order": "spatial_first"}].
+        between: two sides, such as [{"order": "pointwise_first"}, {"order": "spatial_first"}]; or several such pairs, a
+            curve each.
         margin: a difference below which they count as equivalent; drawn as a band.
         ax: where to draw; by default a figure of its own.
         metric: a column of accuracies from 0 to 1; shown in points.
 
-    An interval that lies within the band shows equivalence at that place, at 2.5 % and by itself. Raises ValueError
-    where no seed has both sides.
+    An interval that lies within the band shows equivalence at that place, at 2.5 % and by itself. The pairs of runs are
+    drawn as dots where there is one curve. Raises ValueError where no seed has both sides.
     """
-    table = drawable(results, metric, [name for side in between for name in side])
-    differences_by_seed(table, between, metric=metric)  # that sides are two, there, and pair
+    pairs: list[Any] = [between] if not between or isinstance(between[0], Mapping) else list(between)
+    table = drawable(results, metric, [name for pair in pairs for side in pair for name in side])
+    for pair in pairs:
+        differences_by_seed(table, pair, metric=metric)  # that sides are two, there, and pair
     table = table.assign(position=spectrum_position(table))
-    sided = table[has(table, between[0]) | has(table, between[1])]
     ax = axes_or_new(ax)
-    places, found = [], []
-    for _, at in sided.groupby([*SPLIT], sort=False, dropna=False):
-        places.append(float(np.exp(np.log(at["position"]).mean())))
-        found.append(differences_by_seed(at, between, metric=metric))
     if margin is not None:
         ax.axhspan(-100 * margin, 100 * margin, color="0.9", lw=0, zorder=0, label=f"margin, ±{100 * margin:g} points")
     ax.axhline(0, color="0.4", lw=0.8)
-    order = np.argsort(places)
-    intervals = [t_interval(100 * found[i]) for i in order]
-    means = [mean for mean, _, _ in intervals]
-    half = [high - mean if high == high else 0.0 for mean, _, high in intervals]
-    xs = [places[i] for i in order]
-    ax.errorbar(xs, means, half, capsize=2.5, elinewidth=1, zorder=3, **look_of(0))
-    for i in order:
-        ax.plot(
-            [places[i] * 2**-0.1] * len(found[i]), 100 * found[i], ls="", marker=".", ms=3.5, color="0.35", zorder=2
-        )
+    said = [[setting_said(list(side), list(side.values())) for side in pair] for pair in pairs]
+    for number, (pair, words) in enumerate(zip(pairs, said, strict=True)):
+        _draw_pair(ax, table, pair, metric, offset_of(number, len(pairs)), number, words[0] if len(pairs) > 1 else None)
+    sided = table[np.logical_or.reduce([has(table, side) for pair in pairs for side in pair])]
     spectrum_axis(ax, sided)
-    first, second = (setting_said(list(side), list(side.values())) for side in between)
-    ax.set_ylabel(f"{first} − {second},\npoints of {METRIC_LABELS.get(metric, metric).removesuffix(', %')}")
-    if margin is not None:
+    first, second = (" or ".join(dict.fromkeys(words)) for words in zip(*said, strict=True))
+    less = f"{first} − {second}" if len(pairs) == 1 else f"each − {second}"
+    ax.set_ylabel(f"{less},\npoints of {METRIC_LABELS.get(metric, metric).removesuffix(', %')}")
+    if margin is not None or len(pairs) > 1:
         ax.legend()
-    say(ax, sided, varied_settings(sided), "dots: pairs of runs · line and bars: mean and 95 % t-interval")
+    dots = "dots: pairs of runs · " if len(pairs) == 1 else ""
+    say(ax, sided, varied_settings(sided), f"{dots}line and bars: mean and 95 % t-interval")
     return figure_of(ax)
+
+
+def _draw_pair(
+    ax: Axes, table: pd.DataFrame, pair: Sides, metric: str, offset: float, number: int, label: str | None
+) -> None:
+    """One curve of differences, with the pairs of runs as dots where it is the only one."""
+    sided = table[has(table, pair[0]) | has(table, pair[1])]
+    found = {}
+    for _, at in sided.groupby([*SPLIT], sort=False, dropna=False):
+        place = float(np.exp(np.log(at["position"]).mean())) * offset
+        found[place] = 100 * differences_by_seed(at, pair, metric=metric)
+    places = sorted(found)
+    intervals = [t_interval(found[place]) for place in places]
+    means = [mean for mean, _, _ in intervals]
+    halves = [high - mean if high == high else 0.0 for mean, _, high in intervals]
+    ax.errorbar(places, means, halves, capsize=2.5, elinewidth=1, zorder=3, label=label, **look_of(number))
+    if label is None:
+        for place in places:
+            xs = [place * 2**-0.1] * len(found[place])
+            ax.plot(xs, found[place], ls="", marker=".", ms=3.5, color="0.35", zorder=2)
