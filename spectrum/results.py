@@ -41,13 +41,14 @@ def load_results(folder: str | Path, *, all_points: bool = False) -> Results:
     1, params, macs, seconds, provenance. A failed point has no accuracy; a diverged one is scored at chance. Raises
     StoreError where there is no such folder or no row.
 
-    >>> results = load_results("results/ablate_order")
+    >>> results = load_results("results/order")
     >>> results.groupby("segments", sort=False)["test_accuracy"].mean().round(4)
     segments
-    1              0.8706
-    4              0.8778
-    16             0.8796
-    per_channel    0.8802
+    1              0.8721
+    4              0.8791
+    16             0.8832
+    32             0.8847
+    per_channel    0.8870
     Name: test_accuracy, dtype: float64
     """
     folder = Path(folder)
@@ -113,7 +114,7 @@ def load_history(folder: str | Path) -> pd.DataFrame:
 
     An empty table where there are none yet.
 
-    >>> history = load_history("results/ablate_order")
+    >>> history = load_history("results/order")
     >>> list(history.columns)
     ['id', 'epoch', 'lr', 'train_loss', 'val_loss', 'val_accuracy', 'train_seconds']
     >>> int(history["epoch"].max())

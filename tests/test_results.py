@@ -10,7 +10,7 @@ import pytest
 from spectrum.results import Results, load_history, load_results
 from spectrum.study.store import ROWS, Store, StoreError
 
-STUDY = Path(__file__).parents[1] / "results/ablate_order"
+STUDY = Path(__file__).parents[1] / "results/order"
 
 
 def row(id: str, status: str = "done", **more: Any) -> dict[str, Any]:
@@ -75,10 +75,10 @@ def cells(text: str) -> list[list[str]]:
 def test_a_notebook_shows_one_row_a_point_with_interval_and_budget() -> None:
     results = load_results(STUDY)
     text = shown(results)
-    assert [line[0] for line in cells(text)] == ["1", "4", "16", "per channel"] * 2
+    assert [line[0] for line in cells(text)] == ["1", "4", "16", "32", "per channel"] * 2
     low = results[(results["segments"] == 1) & (results["order"] == "pointwise_first")]
     assert f"{100 * low['test_accuracy'].mean():.2f} ± " in cells(text)[0][-2]
-    for said in ("ablate_order 3c8acdcb", "fashion_mnist", "equal parameters", "40 runs", "the test set"):
+    for said in ("order 8effe232", "fashion_mnist", "equal MACs", "140 runs", "the test set"):
         assert said in text
 
 
@@ -86,7 +86,7 @@ def test_rows_that_are_picked_are_shown_as_such_too() -> None:
     results = load_results(STUDY)
     text = shown(results[results["segments"].isin([1, 4])])
     assert [line[0] for line in cells(text)] == ["1", "4"] * 2
-    assert "20 runs" in text
+    assert "56 runs" in text
 
 
 @pytest.mark.parametrize(

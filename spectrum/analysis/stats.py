@@ -1,7 +1,7 @@
 """Statistics of a table of results, one row a training run. Pure functions; `spectrum.stats` is this module.
 
     from spectrum import load_results, stats
-    results = load_results("results/ablate_order")
+    results = load_results("results/order")
     stats.contrast(results, [{"order": "pointwise_first"}, {"order": "spatial_first"}], margin=0.005)
 
 Seeds are what counts as n. A diverged run counts, at chance, as its row has it; a failed one has no accuracy.

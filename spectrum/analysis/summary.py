@@ -41,11 +41,11 @@ def summarise(
     that are not there and for a table that would mislead.
 
     >>> from spectrum import load_results
-    >>> means = summarise(load_results("results/ablate_order"), "order")
+    >>> means = summarise(load_results("results/order"), "order")
     >>> means[["order", "n", "mean", "low", "high"]].round(4)
-                 order  n    mean     low    high
-    0  pointwise_first  5  0.8781  0.8767  0.8796
-    1    spatial_first  5  0.8761  0.8746  0.8775
+                 order   n    mean     low    high
+    0  pointwise_first  14  0.8827  0.8822  0.8833
+    1    spatial_first  14  0.8797  0.8787  0.8806
     """
     names = [by] if isinstance(by, str) else list(by)
     check(results, [*names, metric])

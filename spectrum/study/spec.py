@@ -237,9 +237,9 @@ def load_study(path: str | Path) -> Study:
 
     Raises SpecError (a ValueError) with one line a fault: file, field, what came and what would work.
 
-    >>> study = load_study("experiments/ablate_order.toml")
+    >>> study = load_study("experiments/order.toml")
     >>> study.name, study.budget.match, len(study.points())
-    ('ablate_order', ('params',), 40)
+    ('order', ('macs',), 140)
     """
     path = Path(path)
     if not path.stem.strip("."):

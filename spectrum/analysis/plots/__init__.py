@@ -1,7 +1,7 @@
 """Pictures of a study. Each takes a table and, if wanted, axes, and returns the figure.
 
 from spectrum import load_results, plots
-plots.spectrum_curve(load_results("results/ablate_order"))
+plots.spectrum_curve(load_results("results/order"))
 """
 
 from spectrum.analysis.plots.accuracy import (
