@@ -52,6 +52,7 @@ golden: .venv/for-development
 
 readmes: .venv/for-development
 	$(BIN)/python results/readmes.py
+	$(BIN)/python results/map.py
 
 clean:
 	rm -rf .venv

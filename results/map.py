@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from spectrum import load_results, plots
@@ -40,10 +41,8 @@ def draw() -> Figure:
         table = load_results(RESULTS / name)
         used.append(table)
         plots.spectrum_curve(table, ax=ax)
-        ax.set_title(TITLES[name], fontsize=9, loc="left")
-        low, high = ax.get_ylim()
-        ax.set_ylim(low - 0.35 * (high - low), high)  # room for the legend
-        ax.get_legend().set_loc("lower right")
+        ax.set_title(_titled(name, table), fontsize=9, loc="left")
+        _make_room_for_legend(ax, 0.35, "lower right")
     matched = pd.concat([table[table["match"] == "params"] for table in used])
     plots.literature_curve(matched, ax=above[-1])
     above[-1].set_title(
@@ -54,11 +53,25 @@ def draw() -> Figure:
         used.append(table)
         pairs, margin = EFFECTS[name]
         plots.difference_curve(table, pairs, margin=margin, ax=ax)
-        ax.set_title(TITLES[name], fontsize=9, loc="left")
+        ax.set_title(_titled(name, table), fontsize=9, loc="left")
+        if len(pairs) > 1:
+            _make_room_for_legend(ax, 0.6, "lower left")
+        else:
+            ax.get_legend().remove()  # what is grey stands above
     studies = ", ".join(studies_of(table) for table in used)
     said = f"bars: 95 % t-intervals over paired seeds · grey: margin of equivalence · studies {studies}"
     figure.suptitle(wrapped(said, round(figure.get_figwidth() * CAPTION_CHARACTERS)), color="0.25", fontsize=7.5)
     return figure
+
+
+def _titled(name: str, table: pd.DataFrame) -> str:
+    return f"{TITLES[name]}, n = {table['seed'].nunique()}"
+
+
+def _make_room_for_legend(ax: Axes, share: float, place: str) -> None:
+    low, high = ax.get_ylim()
+    ax.set_ylim(low - share * (high - low), high)
+    ax.get_legend().set_loc(place)
 
 
 if __name__ == "__main__":

@@ -140,6 +140,11 @@ class Shown:
         whole = {"pointwise": True, "match": match}
         return self.difference({"segments": 1, **whole}, {"segments": "per_channel", **whole})
 
+    def gain_said(self, segments: int, match: str) -> str:
+        """What so many segments give over 1 segment under a budget, in points with its interval; exploratory."""
+        whole = {"pointwise": True, "match": match}
+        return self.difference_said({"segments": segments, **whole}, {"segments": 1, **whole})
+
     def slope(self, **side: Any) -> pd.Series:
         """Of one curve: points a doubling of the segments."""
         return stats.trend(self.rows(**side)).iloc[0]
@@ -176,6 +181,24 @@ def listed(words: Sequence[object]) -> str:
     return said[0] if len(said) == 1 else f"{', '.join(said[:-1])} and {said[-1]}"
 
 
+def holds(condition: bool, text: str) -> str:
+    """A claim in words, which the rows must bear out. Raises ValueError where they do not."""
+    if not condition:
+        raise ValueError(f"the rows do not say: {text}")
+    return text
+
+
+def published(work: str, segments: int) -> str:
+    """What a work reports that so many segments give over its own 1 segment, in points of top-1 error."""
+    found = literature().set_index(["work", "segments"])["gain"]
+    return points(found[work, segments] / 100, sign=True)
+
+
+def complete(name: str) -> bool:
+    """Whether a study has all its rows."""
+    return (RESULTS / name / "results.jsonl").exists() and not Shown(name).missing
+
+
 def templates() -> list[Path]:
     """Templates of all pages whose studies have rows."""
     found = sorted(RESULTS.rglob("README.md.jinja"))
@@ -200,7 +223,9 @@ def render(template: Path) -> str:
         own=None if template.parent == RESULTS else Shown(own),
         study=Shown,
         dataset=DATASETS.get(own, "Fashion-MNIST"),
-        literature=literature(),
+        complete=complete,
+        holds=holds,
+        published=published,
         interval=interval,
     )
 
@@ -212,5 +237,5 @@ def pages() -> Iterator[tuple[Path, str]]:
 
 
 if __name__ == "__main__":
-    for path, text in pages():
+    for path, text in list(pages()):  # all or none
         path.write_text(text, encoding="utf-8")

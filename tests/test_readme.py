@@ -20,7 +20,7 @@ from spectrum.study.store import read_plan
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 TEMPLATES = sorted(ROOT.glob("results/**/README.md.jinja"))
-WRITTEN = [path for path in TEMPLATES if (path.parent / "results.jsonl").exists()]  # others wait for their rows
+WRITTEN = [path for path in TEMPLATES if path.with_suffix("").exists()]
 STUDIES = sorted(
     path.parent
     for path in ROOT.glob("results/*/results.jsonl")
@@ -95,17 +95,41 @@ def test_sentences_that_are_quoted_are_those_of_the_study():
     assert all(quote in said for quote in quoted)
 
 
-@pytest.fixture(scope="module")
-def readmes():
-    spec = importlib.util.spec_from_file_location("readmes", ROOT / "results/readmes.py")
+def script(name):
+    spec = importlib.util.spec_from_file_location(name, ROOT / f"results/{name}.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
 
 
+@pytest.fixture(scope="module")
+def readmes():
+    return script("readmes")
+
+
 @pytest.mark.parametrize("template", WRITTEN, ids=lambda path: path.parent.name)
 def test_a_page_of_the_map_is_what_its_rows_say(template, readmes):
     assert template.with_suffix("").read_text() == readmes.render(template), "write the pages anew: make readmes"
+
+
+def test_every_study_with_rows_and_a_template_has_its_page(readmes):
+    assert readmes.templates() == WRITTEN
+
+
+def test_a_claim_that_the_rows_do_not_bear_out_is_no_page(readmes):
+    assert readmes.holds(True, "so it is") == "so it is"
+    with pytest.raises(ValueError, match="the rows do not say: so it is"):
+        readmes.holds(False, "so it is")
+
+
+def test_the_map_draws_every_study_that_is_complete(readmes):
+    figure = script("map").draw()
+    drawn = {"curve", "curve_cifar10", "activation", "order", "residual"}
+    for folder in ROOT.glob("results/*/plan.json"):
+        name = folder.parent.name
+        if name in drawn and readmes.complete(name):
+            said = re.sub(r"\s+", " ", figure.get_suptitle())
+            assert f"{name} {read_plan(folder.parent)['hash'][:8]}" in said
 
 
 @pytest.mark.parametrize("template", TEMPLATES, ids=lambda path: path.parent.name)

@@ -1,8 +1,9 @@
 """What stands elsewhere in the repository, as pages of the site.
 
-Before a build, results/*/README.md with their pictures and notebooks/*.ipynb are copied into docs/results and
-docs/notebooks, which git ignores. Links are written for a code host, relative to the file that they stand in; here
-those that lead to a page of the site are turned to it, and the others, such as a study's file, become the file's name.
+Before a build, results/README.md and results/*/README.md with their pictures and notebooks/*.ipynb are copied into
+docs/results and docs/notebooks, which git ignores. Links are written for a code host, relative to the file that they
+stand in; here those that lead to a page of the site are turned to it, and the others, such as a study's file, become
+the file's name.
 A link to what is not there is a warning, and so an error in a strict build.
 
     ```{studies} map      links to the pages of results/ that belong to a group, those that are there
@@ -90,15 +91,13 @@ def write(path: Path, content: bytes) -> None:
 def copy(app: Sphinx, config: Any) -> None:
     """Copy what is shown, and remove what is not there any more."""
     kept = set()
-    for readme in sorted(ROOT.glob("results/*/README.md")):
+    for readme in [ROOT / "results/README.md", *sorted(ROOT.glob("results/*/README.md"))]:
         shown = readme.relative_to(ROOT)
         write(DOCS / shown, with_site_links(readme.read_text(), str(shown), str(shown)).encode())
         pictures = [*readme.parent.glob("*.png"), *readme.parent.glob("figures/*.png")]
         for picture in pictures:
             write(DOCS / picture.relative_to(ROOT), picture.read_bytes())
         kept.add(shown.parent.name)
-    for picture in ROOT.glob("results/*.png"):
-        write(DOCS / picture.relative_to(ROOT), picture.read_bytes())
     for folder in (DOCS / "results").glob("*/"):
         if folder.name not in kept:
             shutil.rmtree(folder)
