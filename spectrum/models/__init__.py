@@ -122,7 +122,7 @@ _FAMILIES = {
     "probe": _Family(
         "spectrum.models.probe:build_probe",
         "spectrum.models.probe:probe_widths",
-        ignores=("hidden", "padding", "norm_eps", "norm_momentum", "form", "auxiliary"),
+        ignores=("padding", "form", "auxiliary"),
     ),
     "resnext": _Family(
         "spectrum.models.resnext:build_resnext",

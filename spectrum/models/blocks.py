@@ -45,7 +45,7 @@ def segmented(
     else:
         segments = clamp_segments(channels, arch.segments or PER_CHANNEL)
     pointwise_segments = min(arch.pointwise_segments, in_channels, out_channels)
-    return SegmentedConv2d(
+    made = SegmentedConv2d(
         in_channels,
         out_channels,
         stride=stride,
@@ -57,6 +57,10 @@ def segmented(
         pointwise_segments=pointwise_segments,
         shuffle=arch.shuffle and pointwise_segments > 1,
     )
+    for module in made.modules():
+        if isinstance(module, BatchNormAct2d):
+            _set_norm(arch, module)
+    return made
 
 
 def realised_segments(model: nn.Module) -> list[int]:
@@ -72,9 +76,13 @@ def realised_segments(model: nn.Module) -> list[int]:
 def norm(arch: Architecture, channels: int, *, relu: bool = False) -> BatchNormAct2d:
     """Batch normalisation with the architecture's eps and momentum, and ReLU if asked for."""
     made = BatchNormAct2d(channels, relu=relu)
+    _set_norm(arch, made)
+    return made
+
+
+def _set_norm(arch: Architecture, made: BatchNormAct2d) -> None:
     made.eps = made.eps if arch.norm_eps is None else arch.norm_eps
     made.momentum = made.momentum if arch.norm_momentum is None else arch.norm_momentum
-    return made
 
 
 def classifier(arch: Architecture, channels: int) -> nn.Sequential:
@@ -146,10 +154,10 @@ class MiddleFlowBlock(nn.Module):
         self.body = nn.Sequential(
             nn.ReLU(),
             segmented(arch, in_channels, out_channels, stride, stage),
-            BatchNormAct2d(out_channels, relu=True),
+            norm(arch, out_channels, relu=True),
             segmented(arch, out_channels, out_channels, stage=stage),
         )
-        self.norm = BatchNormAct2d(out_channels)
+        self.norm = norm(arch, out_channels)
         self.stride, self.skip = stride, skip(arch, in_channels, out_channels, stride)
 
     def forward(self, x_nchw: Tensor) -> Tensor:

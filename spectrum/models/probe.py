@@ -2,7 +2,7 @@
 
     stem     3×3 convolution, BN            stride 2 from 16 px up
     stage i  max-pool (from the second on), then `depth` × MiddleFlowBlock(widths[i])
-    exit     ReLU, global average pool, dropout, logistic regression
+    exit     ReLU, global average pool, fully connected layers if asked for, dropout, logistic regression
 
 Resolution changes in the pools only, never inside the operation, so that swapping the order of its halves does not
 move the 1×1 across a stride. With downsampling="stride" there are no pools: the first spatial half of a later stage
@@ -16,9 +16,8 @@ from itertools import pairwise
 
 from torch import Tensor, nn
 
-from spectrum.conv.norm import BatchNormAct2d
 from spectrum.models import Architecture
-from spectrum.models.blocks import MiddleFlowBlock
+from spectrum.models.blocks import MiddleFlowBlock, classifier, norm
 
 WIDTHS = (32, 64, 128)
 DEPTH = 1
@@ -47,7 +46,7 @@ class Probe(nn.Module):
             )
         self.stem = nn.Sequential(
             nn.Conv2d(arch.in_channels, widths[0], 3, stem_stride, padding=1, bias=False),
-            BatchNormAct2d(widths[0]),
+            norm(arch, widths[0]),
         )
         pools = arch.downsampling == "pool"
         stages = [self._stage(arch, widths[0], widths[0], depth, stride=1, stage=0)]
@@ -56,13 +55,7 @@ class Probe(nn.Module):
                 stages.append(nn.MaxPool2d(3, stride=2, padding=1))
             stages.append(self._stage(arch, before, after, depth, stride=1 if pools else 2, stage=stage))
         self.stages = nn.Sequential(*stages)
-        self.exit = nn.Sequential(
-            nn.ReLU(),
-            nn.AdaptiveAvgPool2d(1),
-            nn.Flatten(),
-            nn.Dropout(arch.dropout),
-            nn.Linear(widths[-1], arch.num_classes),
-        )
+        self.exit = nn.Sequential(nn.ReLU(), *classifier(arch, widths[-1]))
 
     @staticmethod
     def _stage(arch: Architecture, before: int, after: int, depth: int, stride: int, stage: int) -> nn.Module:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from spectrum.study.point import NETWORK, Point, SpecError, digest
+from spectrum.study.point import Point, SpecError, digest, network_said
 from spectrum.study.spec import Match, Study, Wanted
 
 if TYPE_CHECKING:
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from spectrum.cost.count import Cost
     from spectrum.study.data import Images
 
-SHAPE = (*NETWORK, "width", "widths", "dropout")  # fields of a point that its network depends on
 THREADS = 1  # for what is timed
 
 
@@ -271,8 +270,8 @@ class _Planner:
         return self.sizes[key]
 
 
-def _network(point: Point) -> tuple[Any, ...]:
-    return tuple(getattr(point, name) for name in SHAPE)
+def _network(point: Point) -> list[Any]:
+    return network_said(point, "width", "widths", "dropout")
 
 
 def _step(point: Point) -> tuple[Any, ...]:

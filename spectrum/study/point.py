@@ -16,6 +16,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from spectrum.conv.segments import PER_CHANNEL
 from spectrum.models import Architecture, check_model, own_values
+from spectrum.study.recipes import RECIPES
 
 SCHEMA = 1  # of a Point; raise it only when an old row would mean something else
 MOST_SEGMENTS = 65_536
@@ -23,10 +24,15 @@ MOST_TEACHER_SEGMENTS = 6  # the teacher has so many channels
 GAUSSIAN = "gaussian"  # images of noise, made on the spot for a teacher to label
 
 
-NETWORK = (  # fields of a Point that say which network it trains, but for its widths
+_NETWORK_AT_FIRST = (
     *("model", "depth", "segments", "segment_width", "order", "activation", "norm", "pointwise", "pointwise_segments"),
     *("shuffle", "downsampling", "residual"),
 )
+_NETWORK_ADDED = ("hidden", "padding", "form", "norm_eps", "norm_momentum")  # since plans were first frozen
+NETWORK = (
+    *_NETWORK_AT_FIRST,
+    *_NETWORK_ADDED,
+)  # fields of a Point that say which network it trains, but for its widths
 
 
 class SpecError(ValueError):
@@ -128,18 +134,33 @@ class Point(Record):
     """Whether blocks have skip connections."""
     dropout: Fraction = 0.0
     """Before the classifier."""
+    hidden: Annotated[tuple[Positive, ...], BeforeValidator(as_tuple)] = ()
+    """Sizes of fully connected layers before the classifier."""
+    padding: Literal["tf_same", "torch"] | None = None
+    """Of strided windows and of averages, in families that can have either; otherwise the family's own."""
+    form: Literal["canonical", "simplified", "segments", "extreme"] | None = None
+    """Of Inception modules; otherwise the family's own."""
+    norm_eps: Rate | None = None
+    """Added to the variance in every batch normalisation; otherwise the family's own."""
+    norm_momentum: float | None = Field(None, gt=0, le=1)
+    """Weight of a new batch in the running statistics, as torch has it; otherwise the family's own."""
 
     # training
+    recipe: Literal["imagenet_xception", "imagenet_inception", "jft"] | None = None
+    """A training set-up of the Xception paper, for the fields below (and dropout) that a point leaves open. As an axis,
+    for those that are at their default."""
     epochs: Positive = 8
     """Passes over the training images."""
     batch_size: Positive = 128
     """Images a step; the last, smaller batch of an epoch is left out."""
     optimizer: Literal["sgd", "adamw", "rmsprop"] = "sgd"
-    """SGD with Nesterov momentum, AdamW, or RMSprop with momentum."""
+    """SGD with momentum, AdamW, or RMSprop with momentum."""
     lr: Rate = 0.1
     """Peak learning rate; the default suits SGD, the other optimisers need a far smaller one."""
     momentum: Fraction = 0.9
     """Momentum of SGD and RMSprop, first beta of AdamW."""
+    nesterov: bool = True
+    """Nesterov's form of SGD's momentum."""
     weight_decay: NotNegative = 5e-4
     """On convolution and classifier weights, not on BN or bias."""
     schedule: Literal["cosine", "one_cycle", "exponential"] = "cosine"
@@ -150,6 +171,8 @@ class Point(Record):
     """Factor of the exponential schedule every decay_epochs."""
     decay_epochs: Rate = 2.0
     """Epochs between two steps of the exponential schedule."""
+    decay_images: Positive | None = None
+    """Images between two steps of the exponential schedule, instead of decay_epochs."""
     label_smoothing: Fraction = 0.0
     """Part of the target spread evenly over all classes."""
     ema: Fraction = 0.0
@@ -171,6 +194,9 @@ class Point(Record):
             return values
         if values.get("segments") is None and values.get("segment_width") is None:
             values = {**values, "segments": PER_CHANNEL}
+        recipe = values.get("recipe")
+        if isinstance(recipe, str):
+            values = {**RECIPES.get(recipe, {}), **values}
         own = own_values(str(values.get("model", "probe")), pointwise=values.get("pointwise") is not False)
         return {**own, **values} if values.get("pointwise") is not False else values
 
@@ -194,7 +220,7 @@ class Point(Record):
     @property
     def id(self) -> str:
         """A hash of what differs from the defaults, so that a new field orphans no old row."""
-        said = self.model_dump(mode="json", exclude_defaults=True)
+        said = self.model_dump(mode="json", exclude_defaults=True, exclude={"recipe"})  # whose values are all there
         return digest({"schema": SCHEMA, "point": said})
 
     def architecture(self, in_channels: int, num_classes: int, image_size: int) -> Architecture:
@@ -260,15 +286,31 @@ def merged(base: Point, changes: Mapping[str, Any]) -> Point:
         fields["segments"] = None
     if "segments" in changes and "segment_width" not in changes:
         fields["segment_width"] = None
-    if "model" in changes:  # another family has other values of its own
-        for name, value in own_values(base.model, pointwise=base.pointwise).items():
-            if name not in changes and fields[name] == value:
-                del fields[name]
+    left_open: dict[str, Any] = {}  # what the base may have left open, for another to fill
+    if "model" in changes:
+        left_open |= own_values(base.model, pointwise=base.pointwise)
+    if "recipe" in changes:
+        recipes = RECIPES.get(str(base.recipe), {}), RECIPES.get(str(changes["recipe"]), {})
+        left_open |= {name: Point.model_fields[name].default for name in recipes[1]} | dict(recipes[0])
+    for name, value in left_open.items():
+        if name not in changes and fields[name] == value:
+            del fields[name]
     try:
         return Point(**fields)
     except ValidationError as error:
         said = ", ".join(f"{name} = {value!r}" for name, value in changes.items())
         raise SpecError("\n".join(f"{line} (at {said})" for line in explain(error, Point).splitlines())) from None
+
+
+def network_said(point: Point, *more: str) -> list[Any]:
+    """The fields that say which network a point trains, and `more` of them, for hashes.
+
+    Those that were added to a Point are there only where they are set, so that frozen hashes stay what they are.
+    """
+    said = [getattr(point, name) for name in (*_NETWORK_AT_FIRST, *more)]
+    added = {name: getattr(point, name) for name in _NETWORK_ADDED}
+    added = {name: value for name, value in added.items() if value != Point.model_fields[name].default}
+    return [*said, added] if added else said
 
 
 def digest(value: object) -> str:

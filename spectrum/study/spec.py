@@ -35,6 +35,7 @@ from spectrum.study.point import (
     explain,
     explain_one,
     merged,
+    network_said,
     unknown_key,
 )
 
@@ -196,7 +197,7 @@ class Study(Record):
         if self.budget.match != ("none",):  # the reference takes from the base what axes replace in the points
             by_width = {(point.width, point.widths): point for point in points}  # all that its network takes from them
             references = (self.budget.reference_of(self.base, point) for point in by_width.values())
-            shapes = {digest([getattr(point, name) for name in (*NETWORK, "width", "widths")]) for point in references}
+            shapes = {digest(network_said(point, "width", "widths")) for point in references}
             said["references"] = sorted(shapes)
         if self.tune is not None:
             said["tune"] = self.tune.model_dump(mode="json")

@@ -68,7 +68,9 @@ def train(
     scored: nn.Module = model if average is None else average.module
     run = torch.compile(model) if point.compile else model
     optimizer = make_optimizer(point, model)
-    steps_per_epoch = max(1, len(data.train_y) // point.batch_size)
+    batch = min(point.batch_size, len(data.train_y))
+    steps_per_epoch = len(data.train_y) // batch
+    scheduled = _in_epochs(point, batch * steps_per_epoch)
     test = (images.test_x, images.test_y)
     validation = (data.validation_x, data.validation_y)
 
@@ -90,7 +92,7 @@ def train(
             device=device,
         ):
             for group in optimizer.param_groups:
-                group["lr"] = learning_rate(point, step / steps_per_epoch)
+                group["lr"] = learning_rate(scheduled, step / steps_per_epoch)
             epoch_loss += training_step(point, run, optimizer, x_nchw, y_n)
             if average is not None:
                 average.update_parameters(model)
@@ -126,7 +128,7 @@ def train(
         val_loss=_finite(val_loss),
         train_loss=_finite(loss_value),
         train_seconds=seconds,
-        images_per_second=step * min(point.batch_size, len(data.train_y)) / seconds,
+        images_per_second=step * batch / seconds,
         weights_sha256=hash_weights(scored),
         lowerings=used_lowerings(model),
         history=history,
@@ -156,6 +158,13 @@ def keep_freed_memory() -> None:
     if mallopt is not None:
         mallopt(m_mmap_threshold, 2**30)
         mallopt(m_trim_threshold, 2**31 - 1)
+
+
+def _in_epochs(point: Point, images_per_epoch: int) -> Point:
+    """The point, its schedule in epochs where it has it in images."""
+    if point.decay_images is None:
+        return point
+    return point.model_copy(update={"decay_epochs": point.decay_images / images_per_epoch, "decay_images": None})
 
 
 def learning_rate(point: Point, epoch: float) -> float:
@@ -192,7 +201,9 @@ def make_optimizer(point: Point, model: nn.Module) -> torch.optim.Optimizer:
         {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
     ]
     if point.optimizer == "sgd":
-        return torch.optim.SGD(groups, lr=point.lr, momentum=point.momentum, nesterov=point.momentum > 0, fused=True)
+        return torch.optim.SGD(
+            groups, lr=point.lr, momentum=point.momentum, nesterov=point.nesterov and point.momentum > 0, fused=True
+        )
     if point.optimizer == "adamw":
         return torch.optim.AdamW(groups, lr=point.lr, betas=(point.momentum, 0.999), fused=True)
     return torch.optim.RMSprop(groups, lr=point.lr, alpha=0.9, eps=1e-3, momentum=point.momentum)

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from spectrum import Point, load_study
-from spectrum.study.point import SpecError
+from spectrum.study.point import NETWORK, SpecError, network_said
 from spectrum.study.spec import parse_study
 
 EXPERIMENTS = sorted((Path(__file__).parents[2] / "experiments").glob("*.toml"))
@@ -204,14 +204,21 @@ OTHER = {
     "optimizer": "adamw", "lr": 0.2, "momentum": 0.8, "weight_decay": 0.0, "schedule": "one_cycle",
     "warmup_epochs": 1.0, "decay": 0.9, "decay_epochs": 1.0, "label_smoothing": 0.1, "ema": 0.9,
     "autocast": True, "compile": True, "seed": 100, "teacher_segments": 2, "label_noise": 0.1, "teacher_seed": 1,
-    "downsampling": "stride", "scored_on": "validation",
+    "downsampling": "stride", "scored_on": "validation", "hidden": (8,), "padding": "torch", "form": "canonical",
+    "norm_eps": 1e-3, "norm_momentum": 0.5, "nesterov": False, "decay_images": 100,
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("field", Point.model_fields)
+@pytest.mark.parametrize("field", Point.model_fields.keys() - {"recipe"})  # whose values are
 def test_every_field_is_part_of_the_id(field):
     changed = Point().model_copy(update={field: OTHER[field]})  # unchecked: some fields need another one beside them
     assert changed.id != Point().id
+
+
+def test_every_field_of_the_network_is_said_in_hashes_and_new_ones_only_where_they_are_set():
+    assert network_said(Point()) == [getattr(Point(), name) for name in NETWORK[:12]]
+    for field in NETWORK:
+        assert network_said(Point().model_copy(update={field: OTHER[field]})) != network_said(Point())
 
 
 def test_a_study_keeps_its_hash_when_only_words_change():

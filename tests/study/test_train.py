@@ -475,16 +475,23 @@ KNOBS: dict[str, tuple[dict[str, Any], list[Any]]] = {
     "shuffle": ({"pointwise_segments": 2, "segments": 2}, [False, True]),
     "residual": ({}, [True, False]),
     "dropout": ({}, [0.0, 0.2, 0.5]),
+    "hidden": ({}, [(), (8,), (8, 8)]),
+    "padding": ({"model": "xception", "width": 0.02, "image_size": 80}, ["tf_same", "torch"]),
+    "form": ({"model": "inception", "image_size": 16}, ["segments", "canonical"]),
+    "norm_eps": ({}, [None, 1e-3]),
+    "norm_momentum": ({}, [None, 0.5]),
     "epochs": ({}, [1, 2]),
     "batch_size": ({}, [50, 40]),
     "optimizer": ({}, ["sgd", "adamw", "rmsprop"]),
     "lr": ({}, [0.1, 0.05]),
     "momentum": ({}, [0.9, 0.5, 0.0]),
+    "nesterov": ({}, [True, False]),
     "weight_decay": ({}, [5e-4, 0.01, 0.0]),
     "schedule": ({}, ["cosine", "one_cycle", "exponential"]),
     "warmup_epochs": ({}, [0.0, 0.5]),
     "decay": ({"schedule": "exponential", "decay_epochs": 0.5}, [0.94, 0.5]),
     "decay_epochs": ({"schedule": "exponential"}, [0.5, 0.25]),
+    "decay_images": ({"schedule": "exponential"}, [None, 100, 50]),
     "label_smoothing": ({}, [0.0, 0.1]),
     "ema": ({}, [0.0, 0.1, 0.9]),
     "autocast": ({}, [False, True]),
@@ -499,7 +506,7 @@ KNOBS: dict[str, tuple[dict[str, Any], list[Any]]] = {
 
 
 def test_every_field_of_a_point_is_tried() -> None:
-    assert set(KNOBS) == set(Point.model_fields)
+    assert set(KNOBS) | {"recipe"} == set(Point.model_fields)  # a recipe is values of others, and has its own tests
     for field, (_, values) in KNOBS.items():
         if isinstance(Point.model_fields[field].default, str) and choices(field):
             assert sorted(values) == sorted(choices(field))
