@@ -7,6 +7,7 @@ from pathlib import Path
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from readmes import complete
 
 from spectrum import load_results, plots
 from spectrum.analysis.plots.drawing import CAPTION_CHARACTERS, wrapped
@@ -21,16 +22,16 @@ EFFECTS = {  # a study, what it compares with what, and its margin
 TITLES = {
     "curve": "Fashion-MNIST",
     "curve_cifar10": "CIFAR-10, JPEG re-encodings",
-    "activation": "a non-linearity between the halves, less none",
-    "order": "1×1 first less spatial first",
-    "residual": "residual connections, less none",
+    "activation": "a non-linearity between\nthe halves, less none",
+    "order": "1×1 first less spatial first,\nat equal MACs",
+    "residual": "residual connections,\nless none",
 }
 
 
 def draw() -> Figure:
     """All studies of the map that have rows: curves above, what a change of one factor does along them below."""
-    curves = [name for name in ("curve", "curve_cifar10") if (RESULTS / name / "results.jsonl").exists()]
-    effects = [name for name in EFFECTS if (RESULTS / name / "results.jsonl").exists()]
+    curves = [name for name in ("curve", "curve_cifar10") if complete(name)]
+    effects = [name for name in EFFECTS if complete(name)]
     with plots.style():
         figure = Figure(figsize=(3.4 * max(len(curves) + 1, len(effects)), 6.4 if effects else 3.4))
         rows = figure.subfigures(2 if effects else 1, 1, squeeze=False)[:, 0]
@@ -43,10 +44,10 @@ def draw() -> Figure:
         plots.spectrum_curve(table, ax=ax)
         ax.set_title(_titled(name, table), fontsize=9, loc="left")
         _make_room_for_legend(ax, 0.35, "lower right")
-    matched = pd.concat([table[table["match"] == "params"] for table in used])
+    matched = pd.concat([table[table["match"] == "macs"] for table in used])
     plots.literature_curve(matched, ax=above[-1])
     above[-1].set_title(
-        "gain over 1 segment, at equal parameters,\nbeside what others published", fontsize=9, loc="left"
+        "gain over 1 segment, at equal MACs; grey:\npublished, ImageNet, each budget its own", fontsize=9, loc="left"
     )
     for name, ax in zip(effects, below, strict=True):
         table = load_results(RESULTS / name)
@@ -59,7 +60,8 @@ def draw() -> Figure:
         else:
             ax.get_legend().remove()  # what is grey stands above
     studies = ", ".join(studies_of(table) for table in used)
-    said = f"bars: 95 % t-intervals over paired seeds · grey: margin of equivalence · studies {studies}"
+    grey = "grey band: ±0.5 points, the margin of equivalence at a place"
+    said = f"bars: 95 % t-intervals over paired seeds · {grey} · studies {studies}"
     figure.suptitle(wrapped(said, round(figure.get_figwidth() * CAPTION_CHARACTERS)), color="0.25", fontsize=7.5)
     return figure
 

@@ -21,10 +21,11 @@ from spectrum.analysis.page import choice_name
 from spectrum.analysis.plots import literature
 from spectrum.analysis.sentences import points, sentence
 from spectrum.analysis.table import budget_name, has
-from spectrum.study.store import read_plan
+from spectrum.study.store import StoreError, read_plan
 
 RESULTS = Path(__file__).parent
 DATASETS = {"curve_cifar10": "CIFAR-10"}
+ORDERS = ("pointwise_first", "spatial_first")
 EXPERIMENTS = RESULTS.parent / "experiments"
 
 
@@ -97,8 +98,8 @@ class Shown:
 
     @property
     def missing(self) -> int:
-        """Runs that the plan has and the rows have not."""
-        return len(self.plan["points"]) - len(self.results)
+        """Runs that the plan has and the rows have not, or not with an accuracy."""
+        return len(self.plan["points"]) - int(self.results["test_accuracy"].notna().sum())
 
     def rows(self, **side: Any) -> pd.DataFrame:
         """Rows that have these values."""
@@ -126,9 +127,15 @@ class Shown:
             "set": list(found.loc[found["in_set"], "label"]),
         }
 
-    def difference(self, first: Mapping[str, Any], second: Mapping[str, Any]) -> Difference:
-        """A comparison that the study did not ask for beforehand, and that is exploratory."""
-        return stats.contrast(self.results, [first, second])
+    def difference(
+        self, first: Mapping[str, Any], second: Mapping[str, Any], among: Sequence[Any] | None = None
+    ) -> Difference:
+        """A comparison that the study did not ask for beforehand, exploratory; among some segments alone."""
+        return stats.contrast(self.among(among), [first, second])
+
+    def among(self, segments: Sequence[Any] | None) -> pd.DataFrame:
+        """The rows of these numbers of segments."""
+        return self.results if segments is None else self.results[self.results["segments"].isin(segments)]
 
     def ratio(self, cost: str, **side: Any) -> float:
         """How many times the cost of the cheapest point the dearest has."""
@@ -140,19 +147,73 @@ class Shown:
         whole = {"pointwise": True, "match": match}
         return self.difference({"segments": 1, **whole}, {"segments": "per_channel", **whole})
 
-    def gain_said(self, segments: int, match: str) -> str:
-        """What so many segments give over 1 segment under a budget, in points with its interval; exploratory."""
+    def gain(self, segments: int, match: str) -> Difference:
+        """What so many segments give over 1 segment under a budget; exploratory."""
         whole = {"pointwise": True, "match": match}
-        return self.difference_said({"segments": segments, **whole}, {"segments": 1, **whole})
+        return self.difference({"segments": segments, **whole}, {"segments": 1, **whole})
+
+    def gain_said(self, segments: int, match: str) -> str:
+        """The same in points with its interval."""
+        return said(self.gain(segments, match))
 
     def slope(self, **side: Any) -> pd.Series:
         """Of one curve: points a doubling of the segments."""
         return stats.trend(self.rows(**side)).iloc[0]
 
-    def difference_said(self, first: Mapping[str, Any], second: Mapping[str, Any]) -> str:
+    def slope_said(self, between: Sequence[Mapping[str, Any]], among: Sequence[Any]) -> str:
+        """By how much a difference grows a doubling of the segments, among some of them, with its interval."""
+        asked = [{"name": "slope", "between": between, "across": "segments"}]
+        (row,) = stats.contrasts(self.among(among), asked).to_dict("records")
+        return f"{points(row['mean'], sign=True)} ({interval(row['low'], row['high'])})"
+
+    def bare(self, match: str) -> Difference:
+        """A regular convolution, without a 1×1, less one segment a channel under one budget."""
+        last = {"segments": "per_channel", "pointwise": True, "match": match}
+        return self.difference({"pointwise": False, "match": match}, last)
+
+    def bare_said(self, match: str) -> str:
+        """The same in points with its interval."""
+        return said(self.bare(match))
+
+    def more_params(self, segments: Any) -> float:
+        """By how many per cent the network with the 1×1 first has more parameters."""
+        first, second = (self.rows(segments=segments, order=order)["params"].iloc[0] for order in ORDERS)
+        return float(100 * (first / second - 1))
+
+    def at_rates(self, segments: Any) -> tuple[float, float, float]:
+        """Validation accuracy in the search: with residuals, without at the same rate, without at the best one."""
+        found = self.search[self.search["segments"].eq(segments)]
+        means = found.groupby(["residual", "lr"])["val_accuracy"].mean()
+        rate = means[True].idxmax()
+        return float(means[True, rate]), float(means[False, rate]), float(means[False].max())
+
+    @cached_property
+    def rechosen(self) -> list[float]:
+        """How far means are apart of networks that the curve has too, under another rate, over the seeds of both."""
+        curve = Shown("curve")
+        apart = []
+        for _, own in self.results.groupby(self.results["id"].map(self.networks)):
+            (network,) = set(own["id"].map(self.networks))
+            other = curve.results[curve.results["id"].map(curve.networks).eq(network)].drop_duplicates("seed")
+            both = own.merge(other, on="seed", suffixes=("", "_there"))
+            if len(both) and (both["lr"] != both["lr_there"]).all():
+                apart.append(abs(float((both["test_accuracy"] - both["test_accuracy_there"]).mean())))
+        return apart
+
+    @cached_property
+    def networks(self) -> dict[str, str]:
+        """What each point trains and on what, but for its seed and what the search chose."""
+        chosen = self.study.tune.grid() if self.study.tune else {}
+        return {
+            entry["id"]: str(sorted((k, str(v)) for k, v in entry["point"].items() if k not in {"seed", *chosen}))
+            for entry in self.plan["points"]
+        }
+
+    def difference_said(
+        self, first: Mapping[str, Any], second: Mapping[str, Any], among: Sequence[Any] | None = None
+    ) -> str:
         """A comparison that the study did not ask for beforehand, in points with its interval."""
-        found = self.difference(first, second)
-        return f"{points(found.mean, sign=True)} ({interval(found.low, found.high)})"
+        return said(self.difference(first, second, among))
 
     def contrast_said(self, name: str) -> str:
         """A contrast in points with its interval and n."""
@@ -162,6 +223,11 @@ class Shown:
     def crossing(self, between: Sequence[Mapping[str, Any]]) -> stats.Crossing:
         """Where the difference of two sides crosses zero."""
         return stats.crossing(self.results, between)
+
+
+def said(found: Difference) -> str:
+    """A difference in points with its interval."""
+    return f"{points(found.mean, sign=True)} ({interval(found.low, found.high)})"
 
 
 def interval(low: float, high: float) -> str:
@@ -195,14 +261,22 @@ def published(work: str, segments: int) -> str:
 
 
 def complete(name: str) -> bool:
-    """Whether a study has all its rows."""
-    return (RESULTS / name / "results.jsonl").exists() and not Shown(name).missing
+    """Whether a study has all its rows, each with an accuracy."""
+    return has_rows(RESULTS / name) and not Shown(name).missing
+
+
+def has_rows(folder: Path) -> bool:
+    """Whether any point was trained, beyond the search."""
+    try:
+        return len(load_results(folder)) > 0
+    except StoreError:
+        return False
 
 
 def templates() -> list[Path]:
     """Templates of all pages whose studies have rows."""
     found = sorted(RESULTS.rglob("README.md.jinja"))
-    return [path for path in found if path.parent == RESULTS or (path.parent / "results.jsonl").exists()]
+    return [path for path in found if path.parent == RESULTS or has_rows(path.parent)]
 
 
 def render(template: Path) -> str:

@@ -1,6 +1,7 @@
 """What the README shows works, and its numbers are those of the rows."""
 
-import importlib.util
+import importlib
+import json
 import re
 import tomllib
 from pathlib import Path
@@ -96,10 +97,9 @@ def test_sentences_that_are_quoted_are_those_of_the_study():
 
 
 def script(name):
-    spec = importlib.util.spec_from_file_location(name, ROOT / f"results/{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(ROOT / "results")
+        return importlib.import_module(name)
 
 
 @pytest.fixture(scope="module")
@@ -120,6 +120,17 @@ def test_a_claim_that_the_rows_do_not_bear_out_is_no_page(readmes):
     assert readmes.holds(True, "so it is") == "so it is"
     with pytest.raises(ValueError, match="the rows do not say: so it is"):
         readmes.holds(False, "so it is")
+
+
+def test_a_study_whose_search_alone_has_run_has_no_page_yet(readmes, tmp_path):
+    whole = ROOT / "results/curve"
+    searched = {entry["id"] for entry in read_plan(whole)["tuning"]["points"]}
+    rows = (whole / "results.jsonl").read_text().splitlines(keepends=True)
+    (tmp_path / "plan.json").write_bytes((whole / "plan.json").read_bytes())
+    (tmp_path / "results.jsonl").write_text("".join(row for row in rows if json.loads(row)["id"] in searched))
+    assert not readmes.has_rows(tmp_path)
+    assert not readmes.has_rows(tmp_path / "nowhere")
+    assert readmes.has_rows(whole)
 
 
 def test_the_map_draws_every_study_that_is_complete(readmes):

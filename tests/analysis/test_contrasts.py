@@ -290,6 +290,18 @@ def test_several_pairs_are_a_curve_each_beside_one_another():
     assert ax.get_ylabel().startswith("each − activation none")
 
 
+def test_a_curve_of_differences_leaves_out_what_has_no_pair_and_bare_convolutions():
+    table = made_up(noisy)
+    bare = table[table["segments"].eq(1)].assign(pointwise=False, test_accuracy=0.1)
+    bare["id"] = "bare " + bare["id"]
+    lone = table["segments"].eq(2) & table["activation"].eq("relu")
+    ax = plots.difference_curve(pd.concat([bare, table[~lone]]), RELU).axes[0]
+    (line,) = [line for line in ax.lines if line.get_marker() == "o"]
+    (whole,) = [line for line in plots.difference_curve(table, RELU).axes[0].lines if line.get_marker() == "o"]
+    assert list(line.get_xdata()) == pytest.approx([1, 8, 16])
+    assert list(line.get_ydata()) == pytest.approx([whole.get_ydata()[i] for i in (0, 2, 3)])
+
+
 def test_the_map_has_a_mean_and_an_interval_a_cell_and_refuses_to_mix():
     table = made_up(noisy)
     ax = plots.setting_map(table, "activation").axes[0]

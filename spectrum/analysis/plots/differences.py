@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from spectrum.analysis.contrasts import differences_by_seed
+from spectrum.analysis.contrasts import NoRunsError, differences_by_seed
 from spectrum.analysis.inference import t_interval
 from spectrum.analysis.plots.drawing import (
     METRIC_LABELS,
@@ -94,20 +95,22 @@ def difference_curve(
         metric: a column of accuracies from 0 to 1; shown in points.
 
     An interval that lies within the band shows equivalence at that place, at 2.5 % and by itself. The pairs of runs are
-    drawn as dots where there is one curve. Raises ValueError where no seed has both sides.
+    drawn as dots where there is one curve. Bare convolutions, without a 1×1, are left out, and so are places where no
+    seed has both sides. Raises ValueError where there is no other.
     """
     pairs: list[Any] = [between] if not between or isinstance(between[0], Mapping) else list(between)
     table = drawable(results, metric, [name for pair in pairs for side in pair for name in side])
-    for pair in pairs:
-        differences_by_seed(table, pair, metric=metric)  # that sides are two, there, and pair
+    table = table[table["pointwise"].astype(bool)]
     table = table.assign(position=spectrum_position(table))
+    found = [_by_place(table, pair, metric) for pair in pairs]
     ax = axes_or_new(ax)
     if margin is not None:
         ax.axhspan(-100 * margin, 100 * margin, color="0.9", lw=0, zorder=0, label=f"margin, ±{100 * margin:g} points")
     ax.axhline(0, color="0.4", lw=0.8)
     said = [[setting_said(list(side), list(side.values())) for side in pair] for pair in pairs]
-    for number, (pair, words) in enumerate(zip(pairs, said, strict=True)):
-        _draw_pair(ax, table, pair, metric, offset_of(number, len(pairs)), number, words[0] if len(pairs) > 1 else None)
+    for number, (differences, words) in enumerate(zip(found, said, strict=True)):
+        label = words[0] if len(pairs) > 1 else None
+        _draw(ax, {place * offset_of(number, len(pairs)): one for place, one in differences.items()}, number, label)
     sided = table[np.logical_or.reduce([has(table, side) for pair in pairs for side in pair])]
     spectrum_axis(ax, sided)
     first, second = (" or ".join(dict.fromkeys(words)) for words in zip(*said, strict=True))
@@ -120,21 +123,31 @@ def difference_curve(
     return figure_of(ax)
 
 
-def _draw_pair(
-    ax: Axes, table: pd.DataFrame, pair: Sides, metric: str, offset: float, number: int, label: str | None
-) -> None:
-    """One curve of differences, with the pairs of runs as dots where it is the only one."""
-    sided = table[has(table, pair[0]) | has(table, pair[1])]
+def _by_place(table: pd.DataFrame, pair: Sides, metric: str) -> dict[float, pd.Series]:
+    """The differences at each place where both sides are, in points."""
+    with suppress(NoRunsError):
+        differences_by_seed(table, pair, metric=metric)  # that there are two sides, and that they pair
     found = {}
+    sided = table[has(table, pair[0]) | has(table, pair[1])]
     for _, at in sided.groupby([*SPLIT], sort=False, dropna=False):
-        place = float(np.exp(np.log(at["position"]).mean())) * offset
-        found[place] = 100 * differences_by_seed(at, pair, metric=metric)
-    places = sorted(found)
-    intervals = [t_interval(found[place]) for place in places]
+        try:
+            values = differences_by_seed(at, pair, metric=metric)
+        except NoRunsError:
+            continue
+        found[float(np.exp(np.log(at["position"]).mean()))] = 100 * values
+    if not found:
+        differences_by_seed(table, pair, metric=metric)  # says why
+    return found
+
+
+def _draw(ax: Axes, differences: Mapping[float, pd.Series], number: int, label: str | None) -> None:
+    """One curve, with the pairs of runs as dots where it is the only one."""
+    places = sorted(differences)
+    intervals = [t_interval(differences[place]) for place in places]
     means = [mean for mean, _, _ in intervals]
     halves = [high - mean if high == high else 0.0 for mean, _, high in intervals]
     ax.errorbar(places, means, halves, capsize=2.5, elinewidth=1, zorder=3, label=label, **look_of(number))
     if label is None:
         for place in places:
-            xs = [place * 2**-0.1] * len(found[place])
-            ax.plot(xs, found[place], ls="", marker=".", ms=3.5, color="0.35", zorder=2)
+            xs = [place * 2**-0.1] * len(differences[place])
+            ax.plot(xs, differences[place], ls="", marker=".", ms=3.5, color="0.35", zorder=2)
