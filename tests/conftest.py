@@ -10,6 +10,13 @@ settings.register_profile("spectrum", deadline=None, print_blob=True)  # no time
 settings.load_profile("spectrum")
 
 
+@pytest.fixture(scope="session")
+def keras():
+    """Keras on torch; tests with it are skipped where it is not installed."""
+    os.environ.setdefault("KERAS_BACKEND", "torch")
+    return pytest.importorskip("keras")
+
+
 @pytest.fixture
 def study_folder(tmp_path, monkeypatch):
     """A current folder of its own, in which worker processes find the tests' models."""

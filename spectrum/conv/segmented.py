@@ -33,6 +33,7 @@ from spectrum.conv.lowering import (
     worth_folding,
 )
 from spectrum.conv.norm import BatchNormAct2d
+from spectrum.conv.padding import pad_same
 from spectrum.conv.segments import (
     PER_CHANNEL,
     Run,
@@ -63,7 +64,9 @@ class SegmentedConv2d(nn.Module):
         kernel_size: side of the spatial kernel, or (height, width).
         stride: of the spatial half, one number or (vertical, horizontal); the 1×1 always has stride 1.
         dilation: of the spatial half, likewise.
-        padding: "same" pads dilation·(k−1)/2 zeros on each side, or a number of pixels, or (vertical, horizontal).
+        padding: of the spatial half. "same" pads dilation·(k−1)/2 zeros on each side; "tf_same" what ⌈H/stride⌉ outputs
+            need, the odd pixel at the bottom and the right, as Keras' "same"; or a number of pixels, 0 being Keras'
+            "valid", or (vertical, horizontal).
         segments: 1 … C, divisible or not (sizes then differ by at most one), `"per_channel"`, or explicit sizes
             that sum to C.
         order: which half runs first, `"pointwise_first"` (Inception) or `"spatial_first"` (depthwise separable).
@@ -77,7 +80,7 @@ class SegmentedConv2d(nn.Module):
         bias: add one bias a channel to the output (Keras' `SeparableConv2D` does the same).
 
     Input (N, in_channels, H, W); output (N, out_channels, H', W') with
-    H' = ⌊(H + 2·padding − dilation·(k−1) − 1) / stride⌋ + 1.
+    H' = ⌊(H + 2·padding − dilation·(k−1) − 1) / stride⌋ + 1, or ⌈H/stride⌉ with "tf_same".
 
     Parameters are plain tensors, one a run of neighbouring segments of one size (a number that divides C makes one run,
     another number two, explicit sizes as many as they have runs): `spatial.weights.i` (outputs of the run, inputs of
@@ -118,7 +121,7 @@ class SegmentedConv2d(nn.Module):
         *,
         stride: int | Pair = 1,
         dilation: int | Pair = 1,
-        padding: Literal["same"] | int | Pair = "same",
+        padding: Literal["same", "tf_same"] | int | Pair = "same",
         segments: Segments = 1,
         order: Order = "pointwise_first",
         activation: str | None = None,
@@ -146,11 +149,14 @@ class SegmentedConv2d(nn.Module):
         spatial_out = out_channels if not pointwise else spatial_in
         in_sizes, out_sizes = _spatial_sizes(spatial_in, spatial_out, segments)
         self.segments, self.segment_sizes = len(in_sizes), in_sizes
+        if padding == "tf_same" and stride == (1, 1) and all(k % 2 for k in kernel_size):
+            padding = "same"  # which then is the same
+        self.pads_first = padding == "tf_same"
         self.spatial = SegmentedHalf(
             segment_runs(in_sizes, out_sizes),
             kernel_size,
             stride=stride,
-            padding=_padding(padding, kernel_size, dilation),
+            padding=(0, 0) if self.pads_first else _padding(padding, kernel_size, dilation),
             dilation=dilation,
         )
 
@@ -166,7 +172,7 @@ class SegmentedConv2d(nn.Module):
 
         # Nothing stands between two dense halves: together they are one convolution.
         self.folds = pointwise and not norm and activation == "none" and stride == (1, 1)
-        self.folds = self.folds and self.segments == pointwise_segments == 1
+        self.folds = self.folds and self.segments == pointwise_segments == 1 and not self.pads_first
 
         self.shuffle: Tensor | None
         self.register_buffer("shuffle", None, persistent=False)
@@ -184,19 +190,26 @@ class SegmentedConv2d(nn.Module):
     def forward(self, x_nchw: Tensor) -> Tensor:
         """(N, in_channels, H, W) to (N, out_channels, H', W'), in the input's memory layout."""
         if self.pointwise is None:
-            x_nchw = self.spatial(x_nchw)
+            x_nchw = self._half(self.spatial, x_nchw)
         else:
             pointwise_first = self.order == "pointwise_first"
             first, second = (self.pointwise, self.spatial) if pointwise_first else (self.spatial, self.pointwise)
             if self.folds and worth_folding(self.spatial.lowering, x_nchw, first.weights[0], second.weights[0]):
                 x_nchw = self.spatial.convolve(x_nchw, fold(first.weights[0], second.weights[0]))
             else:
-                x_nchw = self.between(first(x_nchw))
+                x_nchw = self.between(self._half(first, x_nchw))
                 if self.shuffle is not None:
                     layout = layout_of(x_nchw)  # which index_select forgets
                     x_nchw = x_nchw.index_select(1, self.shuffle).contiguous(memory_format=layout)
-                x_nchw = second(x_nchw)
+                x_nchw = self._half(second, x_nchw)
         return x_nchw if self.bias is None else x_nchw + self.bias.view(1, -1, 1, 1)
+
+    def _half(self, half: SegmentedHalf, x_nchw: Tensor) -> Tensor:
+        if self.pads_first and half is self.spatial:
+            g = half.geometry
+            x_nchw = pad_same(x_nchw, g.kernel_size, g.stride, g.dilation)
+        y_nchw: Tensor = half(x_nchw)
+        return y_nchw
 
     def extra_repr(self) -> str:
         return f"{self.in_channels}, {self.out_channels}, segments={self.segments}, order={self.order!r}"
@@ -309,7 +322,7 @@ def _padding(padding: Any, kernel_size: Pair, dilation: Pair) -> Pair:
     if padding != "same":
         pair = padding if isinstance(padding, tuple) else (padding, padding)
         if len(pair) != 2 or any(isinstance(p, bool) or not isinstance(p, int) or p < 0 for p in pair):
-            raise ValueError(f'padding={padding!r}: expected "same", a number of pixels, or two of them')
+            raise ValueError(f'padding={padding!r}: expected "same", "tf_same", a number of pixels, or two of them')
         return pair
     vertical, horizontal = (d * (k - 1) for d, k in zip(dilation, kernel_size, strict=True))
     if vertical % 2 or horizontal % 2:

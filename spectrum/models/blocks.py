@@ -8,9 +8,10 @@ from __future__ import annotations
 from typing import Literal
 
 from torch import Tensor, nn
-from torch.nn.functional import avg_pool2d, max_pool2d, pad
+from torch.nn.functional import avg_pool2d, max_pool2d
 
 from spectrum.conv.norm import BatchNormAct2d
+from spectrum.conv.padding import pad_same
 from spectrum.conv.segmented import SegmentedConv2d
 from spectrum.conv.segments import PER_CHANNEL, clamp_segments, segments_of_width
 from spectrum.models import Architecture
@@ -108,15 +109,8 @@ class PaddedMaxPool2d(nn.Module):
     def forward(self, x_nchw: Tensor) -> Tensor:
         if self.padding == "torch":
             return max_pool2d(x_nchw, self.kernel_size, self.stride, self.kernel_size // 2)
-        bottom, right = (self._same(side) for side in x_nchw.shape[-2:])
-        x_nchw = pad(x_nchw, (*right, *bottom), value=float("-inf"))
-        return max_pool2d(x_nchw, self.kernel_size, self.stride)
-
-    def _same(self, side: int) -> tuple[int, int]:
-        """Pixels before and after."""
-        windows = -(-side // self.stride)
-        needed = max((windows - 1) * self.stride + self.kernel_size - side, 0)
-        return needed // 2, needed - needed // 2
+        windows = (self.kernel_size, self.kernel_size), (self.stride, self.stride)
+        return max_pool2d(pad_same(x_nchw, *windows, value=float("-inf")), self.kernel_size, self.stride)
 
     def extra_repr(self) -> str:
         return f"{self.kernel_size}, stride={self.stride}, padding={self.padding!r}"

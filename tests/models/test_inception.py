@@ -1,6 +1,5 @@
 """Inception: the paper's figures are one function, and Inception V3 is that of Keras."""
 
-import os
 
 import pytest
 import torch
@@ -146,12 +145,6 @@ def test_averages_count_padding_in_as_torch_does_or_not_as_tensorflow_does():
 def test_what_cannot_be_built_says_why(options, says):
     with pytest.raises(ValueError, match=says):
         build_model("inception_v3", **options)
-
-
-@pytest.fixture(scope="module")
-def keras():
-    os.environ.setdefault("KERAS_BACKEND", "torch")
-    return pytest.importorskip("keras")
 
 
 @pytest.mark.slow

@@ -1,6 +1,5 @@
 """Xception: its counts, its parts, and Keras's own network with the same weights."""
 
-import os
 
 import pytest
 import torch
@@ -139,12 +138,6 @@ def test_the_two_paddings_are_what_they_say(side):
 
 
 # Keras
-
-
-@pytest.fixture(scope="module")
-def keras():
-    os.environ.setdefault("KERAS_BACKEND", "torch")
-    return pytest.importorskip("keras")
 
 
 @pytest.fixture(scope="module")

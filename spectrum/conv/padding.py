@@ -1,0 +1,26 @@
+"""Zeros as TensorFlow's "same" has them: what the windows need, the odd pixel at the bottom and the right."""
+
+from __future__ import annotations
+
+from torch import Tensor
+from torch.nn.functional import pad
+
+Pair = tuple[int, int]
+
+
+def same_padding(side: int, kernel_size: int, stride: int, dilation: int = 1) -> Pair:
+    """Pixels before and after, for ⌈side/stride⌉ windows.
+
+    >>> same_padding(74, 3, 2), same_padding(37, 3, 2), same_padding(8, 3, 1)
+    ((0, 1), (1, 1), (1, 1))
+    """
+    windows = -(-side // stride)
+    needed = max((windows - 1) * stride + dilation * (kernel_size - 1) + 1 - side, 0)
+    return needed // 2, needed - needed // 2
+
+
+def pad_same(x_nchw: Tensor, kernel_size: Pair, stride: Pair, dilation: Pair = (1, 1), value: float = 0.0) -> Tensor:
+    """The input with that padding, filled with `value`; (N, C, H, W) to (N, C, H', W')."""
+    sides = zip(x_nchw.shape[-2:], kernel_size, stride, dilation, strict=True)
+    vertical, horizontal = (same_padding(*side) for side in sides)
+    return pad(x_nchw, (*horizontal, *vertical), value=value)
