@@ -19,6 +19,7 @@ extensions = [
     "repository",  # what stands elsewhere in the repository as pages: results, notebooks
     "drawings",  # figures and numbers that are made at build
     "records",  # tables of a record's fields
+    "costs",  # what the networks cost
     "commands",  # the command's own help
 ]
 exclude_patterns = ["_build", "_ext", "_figures"]
