@@ -113,6 +113,8 @@ class SegmentedConv2d(nn.Module):
     ValueError: segments=200: more than the 128 channels; try 1 … 128 or "per_channel"
     """
 
+    pads_first = False  # of modules that were stored by an earlier version
+
     def __init__(
         self,
         in_channels: int,

@@ -24,15 +24,13 @@ MOST_TEACHER_SEGMENTS = 6  # the teacher has so many channels
 GAUSSIAN = "gaussian"  # images of noise, made on the spot for a teacher to label
 
 
+# Fields of a Point that say which network it trains, but for its widths.
 _NETWORK_AT_FIRST = (
     *("model", "depth", "segments", "segment_width", "order", "activation", "norm", "pointwise", "pointwise_segments"),
     *("shuffle", "downsampling", "residual"),
 )
 _NETWORK_ADDED = ("hidden", "padding", "form", "norm_eps", "norm_momentum")  # since plans were first frozen
-NETWORK = (
-    *_NETWORK_AT_FIRST,
-    *_NETWORK_ADDED,
-)  # fields of a Point that say which network it trains, but for its widths
+NETWORK = (*_NETWORK_AT_FIRST, *_NETWORK_ADDED)
 
 
 class SpecError(ValueError):

@@ -1,6 +1,5 @@
 """Inception: the paper's figures are one function, and Inception V3 is that of Keras."""
 
-
 import pytest
 import torch
 from torch import nn

@@ -1,6 +1,5 @@
 """Xception: its counts, its parts, and Keras's own network with the same weights."""
 
-
 import pytest
 import torch
 from torch import nn
