@@ -66,7 +66,7 @@ def test_the_interval_of_an_accuracy_stays_between_0_and_1():
 
 
 def test_every_field_of_a_point_is_a_setting_or_tells_the_split_or_the_seed():
-    assert {*SETTINGS, *SPLIT, "seed"} == {*Point.model_fields, "match"}
+    assert {*SETTINGS, *SPLIT, "seed", "recipe"} == {*Point.model_fields, "match"}  # a recipe is values of others
 
 
 def test_settings_that_vary_are_found_and_other_columns_are_no_settings():

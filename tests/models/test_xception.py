@@ -109,8 +109,8 @@ def test_what_cannot_be_built_says_why(options, says):
 
 
 def test_a_family_refuses_what_it_would_ignore():
-    with pytest.raises(ValueError, match="hidden: the family 'probe' has no use for it"):
-        build_model("probe", hidden=(10,))
+    with pytest.raises(ValueError, match="padding: the family 'probe' has no use for it"):
+        build_model("probe", padding="torch")
 
 
 # Pooling
