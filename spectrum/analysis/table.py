@@ -12,12 +12,15 @@ import pandas as pd
 PER_CHANNEL = "per_channel"
 SPLIT = ("segments", "segment_width", "pointwise")  # the columns that say where on the spectrum a point lies
 SETTINGS = tuple(  # the columns that say what else a point is, the seed left out
-    """dataset image_size train_images validation_fraction flip shift cutout teacher_segments label_noise teacher_seed
-    model width widths depth order activation norm pointwise_segments shuffle downsampling residual dropout hidden
-    padding form norm_eps norm_momentum epochs batch_size optimizer lr momentum nesterov weight_decay schedule
-    warmup_epochs decay decay_epochs decay_images label_smoothing ema autocast compile scored_on match""".split()
+    """dataset image_size resize train_images validation_fraction normalisation flip shift cutout
+    teacher_segments label_noise teacher_seed model width widths depth order activation norm pointwise_segments
+    shuffle downsampling residual dropout hidden padding form norm_eps norm_momentum epochs batch_size optimizer
+    lr momentum nesterov weight_decay schedule warmup_epochs decay decay_epochs decay_images label_smoothing ema
+    autocast compile scored_on match""".split()
 )
-IMAGES = ("dataset", "image_size", "teacher_segments", "label_noise", "teacher_seed")  # say which images there are
+IMAGES = (  # say which images there are
+    *("dataset", "image_size", "resize", "teacher_segments", "label_noise", "teacher_seed"),
+)
 
 
 def scored(results: pd.DataFrame, metric: str | None = None, needs: Iterable[str] = ()) -> pd.DataFrame:

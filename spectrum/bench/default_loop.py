@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 from spectrum.bench.op import lowerings
 from spectrum.models import build_model
 from spectrum.study.data import Images, split
+from spectrum.study.pixels import in_memory
 from spectrum.study.point import Point
 from spectrum.study.train import learning_rate
 
@@ -60,7 +61,10 @@ class DefaultLoop:
         ]
         self.optimizer = torch.optim.SGD(groups, lr=point.lr, momentum=point.momentum, nesterov=True)
         dataset = FlipsAndCrops(
-            self.data.train_x, self.data.train_y, self.data.mean, self.data.std, flip=point.flip, shift=point.shift
+            in_memory(self.data.train_x),
+            *(self.data.train_y, self.data.mean, self.data.std),
+            flip=point.flip,
+            shift=point.shift,
         )
         self.loader = DataLoader(dataset, batch_size=point.batch_size, shuffle=True, drop_last=True)
 
@@ -80,8 +84,8 @@ class DefaultLoop:
                     group["lr"] = learning_rate(self.point, step / len(self.loader))
                 self.step(x_nchw, y_n)
                 step += 1
-            self._accuracy(self.data.validation_x, self.data.validation_y)
-        accuracy = self._accuracy(self.images.test_x, self.images.test_y)
+            self._accuracy(in_memory(self.data.validation_x), self.data.validation_y)
+        accuracy = self._accuracy(in_memory(self.images.test_x), self.images.test_y)
         return {"seconds": time.perf_counter() - started, "test_accuracy": accuracy}
 
     @torch.no_grad()

@@ -20,7 +20,7 @@ import torch
 
 from spectrum.bench.default_loop import DefaultLoop
 from spectrum.bench.train import CURVE, along_the_curve
-from spectrum.study.data import load_images
+from spectrum.study.load import load_images
 from spectrum.study.point import Point
 from spectrum.study.spec import Study
 from spectrum.study.store import latest_rows

@@ -25,7 +25,8 @@ from spectrum.bench.default_loop import DefaultLoop
 from spectrum.bench.op import lowerings
 from spectrum.bench.rounds import spread
 from spectrum.models import build_model
-from spectrum.study.data import Images, batches, split
+from spectrum.study.augment import batches
+from spectrum.study.data import Images, split
 from spectrum.study.point import Point
 from spectrum.study.train import keep_freed_memory, make_optimizer, training_step
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 from functools import lru_cache
 from typing import Literal
 
-from spectrum.study.data import DataError, Images, load_images
+from spectrum.study.data import Images
+from spectrum.study.load import load_images
+from spectrum.study.pixels import DataError, Resize
 from spectrum.study.point import GAUSSIAN, Point
 from spectrum.study.teacher import gaussian_images, relabelled
 
@@ -19,13 +21,21 @@ CLASSES = 10  # of a teacher
 def images_of(point: Point) -> Images:
     """What a point is trained and scored on. Raises DataError for a data set that cannot be had."""
     if point.teacher_segments is None:
-        return load_images(point.dataset, point.image_size)
-    return _taught(point.dataset, point.image_size, point.teacher_segments, point.label_noise, point.teacher_seed)
+        return load_images(point.dataset, point.image_size, point.resize)
+    return _taught(
+        *(point.dataset, point.image_size, point.resize),
+        *(point.teacher_segments, point.label_noise, point.teacher_seed),
+    )
 
 
 @lru_cache(maxsize=8)  # labels only: the pixels are shared
 def _taught(
-    dataset: str, image_size: int | None, segments: int | Literal["per_channel"], label_noise: float, seed: int
+    dataset: str,
+    image_size: int | None,
+    resize: Resize,
+    segments: int | Literal["per_channel"],
+    label_noise: float,
+    seed: int,
 ) -> Images:
     if dataset == GAUSSIAN:
         side = image_size or GAUSSIAN_SIDE
@@ -33,5 +43,5 @@ def _taught(
             raise DataError(f"image_size = {side}: images that are made here have up to {LARGEST_SIDE} pixels a side")
         images = gaussian_images(GAUSSIAN_TRAIN, GAUSSIAN_TEST, side, GAUSSIAN_CHANNELS, seed)
     else:
-        images = load_images(dataset, image_size)
+        images = load_images(dataset, image_size, resize)
     return relabelled(images, segments=segments, label_noise=label_noise, seed=seed, classes=CLASSES)

@@ -262,11 +262,11 @@ class _Planner:
         return float(timed(self._stepper(point, images), THREADS).median)
 
     def _train_images(self, point: Point, images: Images) -> int:
-        from spectrum.study.data import split
+        from spectrum.study.data import count_train_images
 
         key = (images.fingerprint, point.validation_fraction, point.train_images)
         if key not in self.sizes:
-            self.sizes[key] = len(split(images, point.validation_fraction, point.train_images).train_y)
+            self.sizes[key] = count_train_images(images, point.validation_fraction, point.train_images)
         return self.sizes[key]
 
 

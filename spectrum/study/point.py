@@ -84,10 +84,14 @@ class Point(Record):
     """digits, fashion_mnist, cifar10, cifar100, gaussian (with a teacher), a hub id (owner/name), a folder (./path)."""
     image_size: Positive | None = None
     """Side in pixels that images are resized to; otherwise they keep theirs and must all have one size."""
+    resize: Literal["stretch", "centre_crop"] = "stretch"
+    """To image_size: the whole image to a square, or a square of 0.875 of its shorter side from its middle."""
     train_images: Positive | None = None
     """Size of a fixed, balanced part of the training split; otherwise all of it."""
     validation_fraction: float = Field(0.1, gt=0, lt=1)
     """Part of the official training set that is carved off, the same for every seed, for validation."""
+    normalisation: Literal["moments", "plus_minus_one"] = "moments"
+    """Of pixels: to mean 0 and standard deviation 1 over the training split, or to −1 … 1."""
     flip: bool = False
     """Mirror each training image left to right with probability 1/2."""
     shift: int = Field(0, ge=0)
@@ -204,6 +208,8 @@ class Point(Record):
             raise ValueError("segments and segment_width: give one of the two")
         if self.widths is not None and self.width != 1.0:
             raise ValueError("width and widths: give one of the two")
+        if self.resize != "stretch" and self.image_size is None:
+            raise ValueError(f"resize: {self.resize!r} needs an image_size")
         if self.shuffle and self.pointwise_segments == 1:
             raise ValueError("shuffle: only relabels rows of a dense 1×1; set pointwise_segments above 1")
         if not self.pointwise:

@@ -23,7 +23,7 @@ from spectrum.study.tuning import Choice, choose, confirmed, extended, search
 
 DATA = {  # fields that say which images a point has, and what rows from before they were there mean
     name: Point.model_fields[name].default
-    for name in ("dataset", "image_size", "teacher_segments", "label_noise", "teacher_seed")
+    for name in ("dataset", "image_size", "resize", "teacher_segments", "label_noise", "teacher_seed")
 }
 RESULT_COLUMNS = (
     "test_accuracy",

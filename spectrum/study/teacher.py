@@ -41,6 +41,7 @@ from torch.nn.functional import avg_pool2d
 from spectrum.conv.lowering import Geometry, native
 from spectrum.conv.segments import PER_CHANNEL, Run, segment_runs, segment_sizes
 from spectrum.study.data import Images, make_images
+from spectrum.study.pixels import in_memory
 from spectrum.study.point import MOST_TEACHER_SEGMENTS
 
 WIDTH = MOST_TEACHER_SEGMENTS  # channels
@@ -131,21 +132,22 @@ def relabelled(images: Images, *, segments: Segments, label_noise: float, seed: 
     has it: the same biases are applied to them, not found anew. Identical images have one label, so that many of them
     may leave the classes less equal.
 
-    Raises ValueError for arguments out of range, and for images that look all alike.
+    Raises ValueError for arguments out of range, for images that look all alike, and for images that are not in memory.
     """
     noise_ceiling(label_noise, classes)  # raises
-    count = len(images.train_x)
+    train_x, test_x = in_memory(images.train_x), in_memory(images.test_x)
+    count = len(train_x)
     if classes > count:
         raise ValueError(f"classes={classes}: more than the {count} training images; try 2 … {count}")
     every = math.ceil(count / CALIBRATION)  # spread out, since images may be stored class by class
-    teacher = teacher_network(images.train_x[::every], classes=classes, segments=segments, seed=seed)
-    train_logits, test_logits = teacher(images.train_x), teacher(images.test_x)
+    teacher = teacher_network(train_x[::every], classes=classes, segments=segments, seed=seed)
+    train_logits, test_logits = teacher(train_x), teacher(test_x)
     biases = balancing_biases(train_logits)
     train_y, test_y = (
         _with_noise((logits + biases).argmax(1), label_noise, classes, _generator(seed, 3 + stream))
         for stream, logits in enumerate((train_logits, test_logits))
     )
-    return replace(make_images(images.train_x, train_y, images.test_x, test_y), classes=classes)
+    return replace(make_images(train_x, train_y, test_x, test_y), classes=classes)
 
 
 def noise_ceiling(label_noise: float, classes: int) -> float:

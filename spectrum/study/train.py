@@ -24,10 +24,13 @@ from torch.optim.swa_utils import AveragedModel
 
 from spectrum.conv.segmented import used_lowerings
 from spectrum.models import build_model
-from spectrum.study.data import Images, batches, split
+from spectrum.study.augment import batches
+from spectrum.study.data import Images, split
+from spectrum.study.pixels import Pixels, in_turn
 from spectrum.study.point import Point
 
-EVALUATION_BATCH = 500
+EVALUATION_BATCH = 500  # images, fewer where they are large
+EVALUATION_PIXELS = 2**21  # in a batch
 Tensors = tuple[Tensor, ...] | list[Tensor]
 
 
@@ -60,7 +63,7 @@ def train(
     device = torch.device(device)
     keep_freed_memory()
     torch.manual_seed(point.seed)
-    data = split(images, point.validation_fraction, point.train_images)
+    data = split(images, point.validation_fraction, point.train_images, point.normalisation)
     channels, side, _ = images.shape
     model = build_model(point.model, point.architecture(channels, images.classes, side))
     model = model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -213,7 +216,7 @@ def make_optimizer(point: Point, model: nn.Module) -> torch.optim.Optimizer:
 def evaluate(
     model: nn.Module,
     normalise: Callable[[Tensor], Tensor],
-    x_nchw: Tensor,
+    x_nchw: Pixels,
     y_n: Tensor,
     *,
     device: torch.device | str,
@@ -221,10 +224,14 @@ def evaluate(
     """Mean cross-entropy in nats and accuracy from 0 to 1, each image counted once, in evaluation mode."""
     model.eval()
     loss, correct = 0.0, 0
-    for x, y in zip(x_nchw.split(EVALUATION_BATCH), y_n.split(EVALUATION_BATCH), strict=True):
-        logits = model(normalise(x.to(device)).contiguous(memory_format=torch.channels_last))
-        loss += cross_entropy(logits, y.to(device), reduction="sum").item()
-        correct += int((logits.argmax(1) == y.to(device)).sum())
+    height, width = x_nchw.shape[2:]
+    batch = min(EVALUATION_BATCH, max(1, EVALUATION_PIXELS // (height * width)))
+    parts = torch.arange(len(y_n)).split(batch)
+    for part, x_nhwc in zip(parts, in_turn(x_nchw, parts), strict=True):
+        x, y = x_nhwc.permute(0, 3, 1, 2).to(device), y_n[part].to(device)
+        logits = model(normalise(x).contiguous(memory_format=torch.channels_last))
+        loss += cross_entropy(logits, y, reduction="sum").item()
+        correct += int((logits.argmax(1) == y).sum())
     return loss / len(y_n), correct / len(y_n)
 
 

@@ -13,7 +13,7 @@ def data_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]
     from huggingface_hub import constants
 
     from spectrum._cache import cache_folder
-    from spectrum.study.data import load_images
+    from spectrum.study.load import load_images
 
     kernels = cache_folder() / "kernels"
     root = tmp_path / "data"

@@ -9,7 +9,7 @@ import torch
 
 from spectrum import Point
 from spectrum.models import build_model
-from spectrum.study.data import load_images
+from spectrum.study.load import load_images
 from spectrum.study.point import SpecError, choices, merged
 from spectrum.study.recipes import RECIPES
 from spectrum.study.spec import load_study, parse_study

@@ -205,7 +205,8 @@ OTHER = {
     "warmup_epochs": 1.0, "decay": 0.9, "decay_epochs": 1.0, "label_smoothing": 0.1, "ema": 0.9,
     "autocast": True, "compile": True, "seed": 100, "teacher_segments": 2, "label_noise": 0.1, "teacher_seed": 1,
     "downsampling": "stride", "scored_on": "validation", "hidden": (8,), "padding": "torch", "form": "canonical",
-    "norm_eps": 1e-3, "norm_momentum": 0.5, "nesterov": False, "decay_images": 100,
+    "norm_eps": 1e-3, "norm_momentum": 0.5, "nesterov": False, "decay_images": 100, "resize": "centre_crop",
+    "normalisation": "plus_minus_one",
 }  # fmt: skip
 
 

@@ -18,7 +18,8 @@ from torch.nn.functional import conv2d
 
 from spectrum.conv.segments import segment_runs, segment_sizes
 from spectrum.study import teacher
-from spectrum.study.data import Images, load_images
+from spectrum.study.data import Images
+from spectrum.study.load import load_images
 from spectrum.study.teacher import (
     WIDTH,
     balancing_biases,

@@ -19,8 +19,10 @@ from torch.optim import lr_scheduler
 from spectrum import models
 from spectrum.models import Architecture, build_model
 from spectrum.study import train as training
-from spectrum.study.data import Images, batches, carve, load_images, split
+from spectrum.study.augment import batches
+from spectrum.study.data import Images, carve, split
 from spectrum.study.images import images_of
+from spectrum.study.load import load_images
 from spectrum.study.point import Point, choices
 from spectrum.study.train import Result, evaluate, hash_weights, learning_rate, make_optimizer, train
 
@@ -456,8 +458,13 @@ def test_digits_are_learned_in_three_epochs(digits: Images, segments: Any) -> No
 KNOBS: dict[str, tuple[dict[str, Any], list[Any]]] = {
     "dataset": ({"train_images": 20, "batch_size": 10}, ["digits", "./letters"]),
     "image_size": ({}, [None, 16, 12]),
+    "resize": (
+        {"dataset": "./letters", "image_size": 6} | {"train_images": 20, "batch_size": 10},
+        ["stretch", "centre_crop"],
+    ),
     "train_images": ({}, [200, 150, None]),
     "validation_fraction": ({}, [0.1, 0.2]),
+    "normalisation": ({}, ["moments", "plus_minus_one"]),
     "flip": ({}, [False, True]),
     "shift": ({}, [0, 1, 2]),
     "cutout": ({}, [0, 2, 3]),
@@ -529,7 +536,7 @@ def write_letters(folder: Path) -> None:
 
 @pytest.mark.parametrize("field", [field for field in KNOBS if field not in ("compile", "scored_on")])
 def test_no_knob_does_nothing(field: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    if field == "dataset":
+    if field in ("dataset", "resize"):
         request.getfixturevalue("data_root")
         write_letters(Path("letters"))
     if field == "model":

@@ -1,0 +1,458 @@
+"""Data sets as they come: where they are found, what becomes of their pixels and labels, and the cache."""
+
+import io
+import os
+import resource
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import pytest
+import torch
+from huggingface_hub import constants
+from PIL import Image
+from sklearn.datasets import load_digits
+
+from spectrum.study import load
+from spectrum.study.data import Images, make_images
+from spectrum.study.load import load_images
+from spectrum.study.pixels import DataError
+from tests.study.stored import Pixels, as_nchw, encoded, random_pixels, write_folder, write_parquet
+
+# The embedded data set
+
+
+def test_digits_are_those_of_scikit_learn_each_once() -> None:
+    images = load_images("digits")
+    assert (images.train_x.shape, images.test_x.shape) == ((1498, 1, 8, 8), (299, 1, 8, 8))
+    assert (images.train_x.dtype, images.train_y.dtype, images.classes) == (torch.uint8, torch.int64, 10)
+    original = load_digits()
+    expected = Counter(
+        (pixels.tobytes(), int(label))
+        for pixels, label in zip(np.rint(original.images * 255 / 16).astype(np.uint8), original.target, strict=True)
+    )
+    loaded = Counter(
+        (pixels.numpy().tobytes(), int(label))
+        for x, y in ((images.train_x, images.train_y), (images.test_x, images.test_y))
+        for pixels, label in zip(x, y, strict=True)
+    )
+    assert loaded == expected
+
+
+def test_the_fingerprint_of_digits_never_changes() -> None:
+    assert load_images("digits").fingerprint == "31ab4c1d473e2109"
+
+
+def test_a_fingerprint_tells_pixels_labels_and_shapes_apart() -> None:
+    x, y = torch.zeros(4, 1, 2, 2, dtype=torch.uint8), torch.tensor([0, 1, 0, 1])
+    one_pixel = x.clone()
+    one_pixel[3, 0, 1, 1] = 1
+    sets = [(x, y, x, y), (one_pixel, y, x, y), (x, y, one_pixel, y), (x, y.flip(0), x, y), (x, y, x, y.flip(0))]
+    sets.append((x.view(4, 1, 4, 1), y, x, y))
+    assert len({make_images(*tensors).fingerprint for tensors in sets}) == len(sets)
+
+
+def test_digits_are_resized_as_pillow_does_it() -> None:
+    small, large = load_images("digits"), load_images("digits", 16)
+    assert large.train_x.shape == (1498, 1, 16, 16)
+    assert torch.equal(large.train_y, small.train_y)
+    expected = [Image.fromarray(x[0].numpy()).resize((16, 16), Image.Resampling.BILINEAR) for x in small.train_x]
+    error = large.train_x[:, 0].double() - torch.from_numpy(np.stack([np.asarray(image) for image in expected]))
+    assert error.abs().max() <= 1
+    assert error.mean().abs() < 0.05
+
+
+# Parquet
+
+
+@pytest.mark.parametrize(
+    ("channels", "image", "label"),
+    [(1, "image", "label"), (3, "img", "label"), (3, "img", "fine_label")],
+    ids=["grey, as fashion_mnist", "RGB, as cifar10", "RGB, as cifar100"],
+)
+@pytest.mark.parametrize(
+    ("named", "below"),
+    [("flowers", ""), ("owner/flowers", "data/"), ("./flowers", "plain_text/")],
+)
+def test_parquet_in_the_hubs_layout_loads(
+    data_root: Path, channels: int, image: str, label: str, below: str, named: str
+) -> None:
+    root = Path() if named.startswith(".") else data_root
+    train, test = random_pixels(9, channels=channels), random_pixels(4, channels=channels, seed=1)
+    for part in range(2):  # two files of one split
+        path = root / named / f"{below}train-0000{part}-of-00002.parquet"
+        write_parquet(path, train[part::2], [n % 3 for n in range(9)][part::2], image=image, label=label)
+    write_parquet(root / named / f"{below}test-00000-of-00001.parquet", test, [2, 2, 1, 0], image=image, label=label)
+    images = load_images(named)
+    order = [*range(0, 9, 2), *range(1, 9, 2)]
+    assert torch.equal(images.train_x, as_nchw([train[n] for n in order]))
+    assert images.train_y.tolist() == [n % 3 for n in order]
+    assert torch.equal(images.test_x, as_nchw(test))
+    assert images.test_y.tolist() == [2, 2, 1, 0]
+    assert (images.shape, images.classes) == ((channels, 6, 6), 3)
+
+
+def test_of_two_label_columns_the_fine_one_is_taken(data_root: Path) -> None:
+    features = datasets.Features(
+        {"img": datasets.Image(), "coarse_label": datasets.ClassLabel(2), "fine_label": datasets.ClassLabel(4)}
+    )
+    files = [{"bytes": encoded(pixels), "path": None} for pixels in random_pixels(8)]
+    columns = {"img": files, "coarse_label": [0, 0, 1, 1] * 2, "fine_label": [0, 1, 2, 3] * 2}
+    (data_root / "cifar100").mkdir()
+    for part in ("train", "test"):
+        path = data_root / "cifar100" / f"{part}-00000-of-00001.parquet"
+        datasets.Dataset.from_dict(columns, features=features).to_parquet(path)
+    assert load_images("cifar100").train_y.tolist() == [0, 1, 2, 3] * 2
+
+
+def test_parquet_as_the_hub_converts_it_keeps_its_splits_apart(data_root: Path) -> None:
+    train, test = random_pixels(9), random_pixels(3, seed=1)
+    write_parquet(data_root / "flowers/default/train/0000.parquet", train, [0, 1, 2] * 3)
+    write_parquet(data_root / "flowers/default/test/0000.parquet", test, [0, 1, 2])
+    images = load_images("flowers")
+    assert torch.equal(images.train_x, as_nchw(train))
+    assert torch.equal(images.test_x, as_nchw(test))
+
+
+@pytest.mark.parametrize("name", ["validation", "valid", "val"])
+def test_where_there_is_no_test_split_the_validation_split_is_the_test_set(data_root: Path, name: str) -> None:
+    test = random_pixels(3, seed=1)
+    write_parquet(data_root / "flowers/train.parquet", random_pixels(6), [0, 1, 2] * 2)
+    write_parquet(data_root / f"flowers/{name}.parquet", test, [0, 1, 2])
+    assert torch.equal(load_images("flowers").test_x, as_nchw(test))
+
+
+def test_the_test_split_goes_before_the_validation_split(data_root: Path) -> None:
+    test = random_pixels(3, seed=1)
+    write_parquet(data_root / "flowers/train.parquet", random_pixels(6), [0, 1, 2] * 2)
+    write_parquet(data_root / "flowers/validation.parquet", random_pixels(3, seed=2), [0, 1, 2])
+    write_parquet(data_root / "flowers/test.parquet", test, [0, 1, 2])
+    assert torch.equal(load_images("flowers").test_x, as_nchw(test))
+
+
+def test_a_test_split_whose_labels_are_withheld_is_none(data_root: Path) -> None:
+    """As the hub has ImageNet: the labels of its test split are all −1."""
+    validation = random_pixels(3, seed=2)
+    write_parquet(data_root / "flowers/train.parquet", random_pixels(6), [0, 1, 2] * 2)
+    write_parquet(data_root / "flowers/test.parquet", random_pixels(3, seed=1), [-1, -1, -1])
+    write_parquet(data_root / "flowers/validation.parquet", validation, [0, 1, 2])
+    images = load_images("flowers")
+    assert torch.equal(images.test_x, as_nchw(validation))
+    assert images.test_y.tolist() == [0, 1, 2]
+
+
+def test_without_a_test_split_a_fixed_sixth_is_the_test_set(data_root: Path) -> None:
+    train = random_pixels(90)
+    write_parquet(data_root / "flowers/train.parquet", train, [0, 1, 2] * 30)
+    images = load_images("flowers")
+    assert images.test_y.bincount().tolist() == [5, 5, 5]
+    assert images.train_y.bincount().tolist() == [25, 25, 25]
+    both = torch.cat([images.train_x, images.test_x])
+    assert sorted(x.numpy().tobytes() for x in both) == sorted(pixels.tobytes() for pixels in train)
+
+    (data_root / "flowers/train.parquet").rename(data_root / "flowers/train-00000-of-00001.parquet")
+    load_images.cache_clear()
+    assert load_images("flowers").fingerprint == images.fingerprint, "the same sixth every time"
+
+
+def test_without_a_test_split_all_classes_are_counted(data_root: Path) -> None:
+    write_parquet(data_root / "flowers/train.parquet", random_pixels(13), [0, 1] * 6 + [2])
+    try:
+        images = load_images("flowers")
+    except DataError:
+        return  # too few images to split is a fair answer too
+    assert images.classes == 3
+    assert int(images.test_y.max()) < images.classes
+
+
+# Folders of images
+
+
+def test_a_folder_of_png_files_loads_with_classes_in_alphabetical_order(data_root: Path) -> None:
+    train, test = random_pixels(9), random_pixels(6, seed=1)
+    write_folder(data_root / "flowers/train", train, ["rose", "aster", "lily"])
+    write_folder(data_root / "flowers/test", test, ["rose", "aster", "lily"])
+    images = load_images("flowers")
+    number = {"aster": 0, "lily": 1, "rose": 2}
+    dealt = ["rose", "aster", "lily"]
+    for x, y, source in ((images.train_x, images.train_y, train), (images.test_x, images.test_y, test)):
+        loaded = Counter((one.numpy().tobytes(), int(label)) for one, label in zip(x, y, strict=True))
+        assert loaded == Counter((p.tobytes(), number[dealt[n % 3]]) for n, p in enumerate(source))
+
+
+@pytest.mark.parametrize("name", ["flowers", "./flowers"])
+def test_a_folder_of_jpeg_files_loads_as_pillow_decodes_them(data_root: Path, name: str) -> None:
+    folder = Path("flowers") if name.startswith(".") else data_root / name
+    write_folder(folder, random_pixels(12, side=16, channels=3), ["a", "b"], "jpg")
+    images = load_images(name)
+    assert (images.shape, images.classes, len(images.train_y), len(images.test_y)) == ((3, 16, 16), 2, 10, 2)
+    files = sorted(folder.rglob("*.jpg"))
+    decoded = {
+        np.asarray(Image.open(file)).transpose(2, 0, 1).tobytes(): "ab".index(file.parent.name) for file in files
+    }
+    both = zip(torch.cat([images.train_x, images.test_x]), torch.cat([images.train_y, images.test_y]), strict=True)
+    assert {one.numpy().tobytes(): int(label) for one, label in both} == decoded
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "P", "CMYK"])
+def test_images_that_are_not_grey_become_rgb(data_root: Path, mode: str) -> None:
+    kind = "TIFF" if mode == "CMYK" else "PNG"
+    sources = [Image.fromarray(pixels).convert(mode) for pixels in random_pixels(6, channels=3)]
+    files = []
+    for source in sources:
+        source.save(file := io.BytesIO(), kind)
+        files.append(file.getvalue())
+    write_parquet(data_root / "flowers/train.parquet", files, [0, 1, 2] * 2)
+    write_parquet(data_root / "flowers/test.parquet", files[:3], [0, 1, 2])
+    expected = [np.asarray(source.convert("RGB")) for source in sources]
+    assert torch.equal(load_images("flowers").train_x, as_nchw(expected))
+
+
+def test_the_test_split_has_as_many_channels_as_the_training_split(data_root: Path) -> None:
+    write_parquet(data_root / "flowers/train.parquet", random_pixels(6), [0, 1, 2] * 2)
+    write_parquet(data_root / "flowers/test.parquet", random_pixels(3, channels=3), [0, 1, 2])
+    assert load_images("flowers").test_x.shape == (3, 1, 6, 6)
+
+
+# Sizes
+
+
+def test_image_size_resizes_and_smooths(data_root: Path) -> None:
+    train = random_pixels(6, side=16, channels=3)
+    write_parquet(data_root / "flowers/train.parquet", train, [0, 1, 2] * 2)
+    write_parquet(data_root / "flowers/test.parquet", train[:3], [0, 1, 2])
+    images = load_images("flowers", 8)
+    expected = torch.nn.functional.interpolate(as_nchw(train).double(), (8, 8), mode="bilinear", antialias=True)
+    assert (images.train_x - expected).abs().max() < 1.5
+    assert load_images("flowers").shape == (3, 16, 16), "each size has a cache of its own"
+
+
+def test_images_of_mixed_sizes_ask_for_image_size(data_root: Path) -> None:
+    mixed = [*random_pixels(3, side=6), *random_pixels(3, side=9)]
+    write_parquet(data_root / "flowers/train.parquet", mixed, [0, 1, 2] * 2)
+    with pytest.raises(DataError, match="image 3 of the train split has 9×9 pixels, earlier ones 6×6; set image_size"):
+        load_images("flowers")
+    assert load_images("flowers", 5).shape == (1, 5, 5)
+
+
+def test_a_test_split_of_another_size_asks_for_image_size(data_root: Path) -> None:
+    write_parquet(data_root / "flowers/train.parquet", random_pixels(3, side=6), [0, 1, 2])
+    write_parquet(data_root / "flowers/test.parquet", random_pixels(3, side=9), [0, 1, 2])
+    with pytest.raises(DataError, match="another size; set image_size"):
+        load_images("flowers")
+
+
+def test_images_that_are_not_square_ask_for_image_size(data_root: Path) -> None:
+    oblong = [pixels[:4] for pixels in random_pixels(6)]
+    write_parquet(data_root / "flowers/train.parquet", oblong, [0, 1, 2] * 2)
+    with pytest.raises(DataError, match="images are 4×6; set image_size"):
+        load_images("flowers")
+    assert load_images("flowers", 6).shape == (1, 6, 6)
+
+
+# Broken and missing
+
+
+def broken(how: str) -> bytes:
+    whole = encoded(random_pixels(1, side=16)[0], how.split()[0])
+    if "cut" in how:
+        return whole[: len(whole) // 2]
+    if "huge" in how:
+        return whole[:18] + (100_000).to_bytes(4, "little") * 2 + whole[26:]  # width and height
+    return {"PNG text": b"not an image", "PNG empty": b"", "PPM header": b"P6 16 sixteen 255 " + bytes(768)}[how]
+
+
+@pytest.mark.parametrize("how", ["PNG cut", "JPEG cut", "PNG text", "PNG empty", "BMP huge", "PPM header"])
+def test_a_corrupt_image_is_named_by_its_number_and_split(data_root: Path, how: str) -> None:
+    files: list[Pixels | bytes] = [*random_pixels(6, side=16)]
+    write_parquet(data_root / "flowers/train.parquet", files, [0, 1, 2] * 2)
+    files[4] = broken(how)
+    write_parquet(data_root / "flowers/test.parquet", files, [0, 1, 2] * 2)
+    with pytest.raises(DataError, match=r"dataset='flowers': image 4 of the test split cannot be decoded"):
+        load_images("flowers")
+
+
+def test_a_corrupt_file_is_named_by_its_path(data_root: Path) -> None:
+    write_folder(data_root / "flowers", random_pixels(6), ["a", "b"])
+    victim = data_root / "flowers" / "b" / "003.png"
+    victim.write_bytes(victim.read_bytes()[:50])
+    with pytest.raises(DataError, match=f"{victim}.* cannot be decoded"):
+        load_images("flowers")
+
+
+@pytest.mark.parametrize(("name", "hub_id"), [("cifar100", "uoft-cs/cifar100"), ("owner/none", "owner/none")])
+@pytest.mark.usefixtures("data_root")
+def test_a_missing_data_set_says_both_ways_to_get_it(name: str, hub_id: str) -> None:
+    with pytest.raises(DataError) as missing:
+        load_images(name)
+    said = str(missing.value)
+    assert f"dataset='{name}'" in said
+    assert f"at $SPECTRUM_DATA/{name}/" in said
+    assert f"connect to the network once, and {hub_id} is downloaded" in said
+
+
+@pytest.mark.usefixtures("data_root")
+def test_a_hub_that_cannot_be_reached_is_given_up_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in os.environ if name.lower().endswith("_proxy")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")  # a port at which nothing listens
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
+    with pytest.raises(DataError, match="connect to the network once"):
+        load_images("cifar10")
+    assert constants.HF_HUB_OFFLINE
+    assert datasets.config.HF_HUB_OFFLINE
+
+
+@pytest.mark.usefixtures("data_root")
+def test_an_unknown_name_lists_the_known_ones() -> None:
+    with pytest.raises(DataError, match=r"'cifra10': unknown; try 'digits', 'fashion_mnist', 'cifar10', 'cifar100'"):
+        load_images("cifra10")
+
+
+@pytest.mark.usefixtures("data_root")
+def test_a_folder_that_is_not_there_is_an_error() -> None:
+    with pytest.raises(DataError, match=r"dataset='\./none': no such folder"):
+        load_images("./none")
+
+
+def test_a_folder_without_images_is_an_error(data_root: Path) -> None:
+    (data_root / "flowers").mkdir()
+    with pytest.raises(DataError, match="files below its folder cannot be read"):
+        load_images("flowers")
+
+
+def test_columns_that_are_no_image_or_label_are_listed(data_root: Path) -> None:
+    (data_root / "prose").mkdir()
+    datasets.Dataset.from_dict({"text": ["a", "b"], "label": [0, 1]}).to_parquet(data_root / "prose/train.parquet")
+    with pytest.raises(DataError, match="found the columns text, label; expected an image"):
+        load_images("prose")
+
+
+def test_a_label_that_training_never_shows_is_an_error(data_root: Path) -> None:
+    write_parquet(data_root / "flowers/train.parquet", random_pixels(4), [0, 1] * 2)
+    write_parquet(data_root / "flowers/test.parquet", random_pixels(2), [0, 2])
+    with pytest.raises(DataError, match="label 2 is in the test split but not in the training split"):
+        load_images("flowers")
+
+
+# The cache
+
+
+@pytest.fixture
+def flowers(data_root: Path) -> Path:
+    write_parquet(data_root / "flowers/train.parquet", random_pixels(6, side=3), [0, 1, 2] * 2)
+    write_parquet(data_root / "flowers/test.parquet", random_pixels(3, side=3, seed=1), [0, 1, 2])
+    return data_root / "flowers"
+
+
+@pytest.fixture
+def decoded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Names of the data sets that are decoded from their source from now on."""
+    names: list[str] = []
+    real = load._read
+
+    def counted(source: Any, *how: Any) -> Images:
+        names.append(source.name)
+        return real(source, *how)
+
+    monkeypatch.setattr(load, "_read", counted)
+    return names
+
+
+def load_anew() -> Images:
+    load_images.cache_clear()
+    return load_images("flowers")
+
+
+def same(one: Images, other: Images) -> bool:
+    names = ("train_x", "train_y", "test_x", "test_y")
+    pairs = [(getattr(one, name), getattr(other, name)) for name in names]
+    equal = all(a.dtype == b.dtype and torch.equal(a, b) for a, b in pairs)
+    return equal and (one.classes, one.fingerprint) == (other.classes, other.fingerprint)
+
+
+def cached_file() -> Path:
+    (path,) = Path(os.environ["SPECTRUM_CACHE"]).glob("*.safetensors")
+    return path
+
+
+@pytest.mark.usefixtures("flowers")
+def test_images_are_decoded_once(decoded: list[str]) -> None:
+    first = load_anew()
+    assert same(load_anew(), first)
+    assert decoded == ["flowers"]
+
+
+def test_a_changed_source_is_decoded_again(flowers: Path, decoded: list[str]) -> None:
+    first = load_anew()
+    write_parquet(flowers / "test.parquet", random_pixels(3, side=3, seed=2), [0, 1, 2])
+    second = load_anew()
+    assert decoded == ["flowers"] * 2
+    assert torch.equal(second.test_x, as_nchw(random_pixels(3, side=3, seed=2)))
+    assert first.fingerprint != second.fingerprint
+
+
+def test_a_source_of_the_same_size_but_newer_is_decoded_again(data_root: Path, decoded: list[str]) -> None:
+    write_folder(data_root / "flowers", random_pixels(6), ["a", "b"], "bmp")
+    first = load_anew()
+    victim = data_root / "flowers" / "a" / "000.bmp"
+    before = victim.stat()
+    Image.fromarray(random_pixels(1, seed=1)[0]).save(victim)
+    assert victim.stat().st_size == before.st_size
+    os.utime(victim, ns=(before.st_atime_ns, before.st_mtime_ns + 1_000_000))
+    assert first.fingerprint != load_anew().fingerprint
+    assert decoded == ["flowers"] * 2
+
+
+@pytest.mark.usefixtures("flowers")
+@pytest.mark.parametrize("where", [-1, -30, 200, 0])
+def test_a_flipped_byte_in_the_cache_is_noticed_and_mended(where: int, decoded: list[str]) -> None:
+    first = load_anew()
+    content = bytearray(cached_file().read_bytes())
+    content[where] ^= 0x10
+    cached_file().write_bytes(content)
+    assert same(load_anew(), first)
+    assert decoded == ["flowers"] * 2
+    assert same(load_anew(), first)
+    assert decoded == ["flowers"] * 2, "the cache is whole again"
+
+
+@pytest.mark.usefixtures("flowers")
+def test_no_single_flip_or_cut_makes_the_cache_give_other_images() -> None:
+    first = load_anew()
+    content = cached_file().read_bytes()
+    path = cached_file().with_name("damaged")
+    damaged = [content[:n] + bytes([content[n] ^ (1 << n % 8)]) + content[n + 1 :] for n in range(len(content))]
+    damaged += [content[:n] for n in range(0, len(content), 7)]
+    for one in damaged:
+        path.write_bytes(one)
+        images = load._read_cache(path)
+        assert images is None or same(images, first)
+
+
+@pytest.mark.usefixtures("flowers")
+def test_images_load_where_no_cache_can_be_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, decoded: list[str]
+) -> None:
+    (tmp_path / "file").write_text("in the way")
+    monkeypatch.setenv("SPECTRUM_CACHE", str(tmp_path / "file" / "below"))
+    assert same(load_anew(), load_anew())
+    assert decoded == ["flowers"] * 2
+
+
+def test_a_full_disk_costs_the_cache_and_nothing_else(tmp_path: Path) -> None:
+    images = load_images("digits")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, limits[1]))  # Python ignores SIGXFSZ
+    try:
+        load._write_cache(tmp_path / "cache" / "digits.safetensors", images)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert list((tmp_path / "cache").iterdir()) == []
+    load._write_cache(tmp_path / "cache" / "digits.safetensors", images)
+    restored = load._read_cache(tmp_path / "cache" / "digits.safetensors")
+    assert restored is not None
+    assert same(restored, images)

@@ -1,0 +1,273 @@
+"""Images that are decoded as they are asked for give what the same images in memory give."""
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from torch import Tensor, nn
+from torch.nn.functional import interpolate
+
+from spectrum.study import data as data_module
+from spectrum.study import load
+from spectrum.study.augment import batches
+from spectrum.study.data import Images, balanced, carve, split
+from spectrum.study.load import load_images
+from spectrum.study.pixels import DataError, Decoder, Encoded, Stored, channels_of, decode_all, in_turn
+from spectrum.study.point import Point
+from spectrum.study.teacher import relabelled
+from spectrum.study.train import evaluate, train
+from tests.study.stored import Pixels, as_nchw, encoded, random_pixels, write_folder, write_parquet
+
+
+def stored(files: Sequence[bytes]) -> Stored:
+    features = datasets.Features({"image": datasets.Image(decode=False)})
+    rows = [{"bytes": file, "path": None} for file in files]
+    return Stored("flowers", "train", datasets.Dataset.from_dict({"image": rows}, features=features), "image")
+
+
+# Decoding
+
+
+@pytest.mark.parametrize(("height", "width"), [(64, 80), (80, 64), (64, 64)])
+def test_a_centre_crop_is_the_middle_of_the_image_scaled_whole(height: int, width: int) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    cropped = torch.tensor(Decoder(28, "centre_crop")(encoded(pixels)))
+    halved = interpolate(as_nchw([pixels]).double(), (height // 2, width // 2), mode="bilinear", antialias=True)[0]
+    top, left = (height // 2 - 28) // 2, (width // 2 - 28) // 2  # 28 of the shorter side's 32
+    expected = halved[:, top : top + 28, left : left + 28].permute(1, 2, 0)
+    assert (cropped - expected).abs().max() < 1.5
+
+
+def test_a_centre_crop_of_an_odd_rest_lies_within_a_pixel_of_the_middle() -> None:
+    ramp = np.broadcast_to(np.arange(150, dtype=np.uint8), (100, 150)).copy()  # a pixel tells its column
+    columns = Decoder(50, "centre_crop")(encoded(ramp))[..., 0].astype(float)
+    assert np.allclose(columns, 74.5 + 87.5 / 50 * (np.arange(50) - 24.5), atol=0.6)
+
+
+def test_grey_images_among_coloured_ones_become_coloured_wherever_they_stand() -> None:
+    grey, coloured = random_pixels(2), random_pixels(2, channels=3, seed=1)
+    expected = as_nchw([*(np.repeat(pixels[..., None], 3, 2) for pixels in grey), *coloured])
+    for order in ([0, 1, 2, 3], [2, 0, 3, 1], [2, 3, 0, 1]):
+        files = [encoded([*grey, *coloured][number]) for number in order]
+        assert torch.equal(decode_all(stored(files), Decoder()), expected[order])
+    assert decode_all(stored([encoded(pixels) for pixels in grey]), Decoder()).shape == (2, 1, 6, 6)
+
+
+# As they are asked for
+
+
+@pytest.fixture(scope="module")
+def both() -> tuple[Tensor, Encoded]:
+    """The same images in memory and encoded: more than are read at once."""
+    files = [encoded(pixels) for pixels in random_pixels(1_100, channels=3)]
+    decoder = Decoder(5, channels=3)
+    return decode_all(stored(files), decoder), Encoded(stored(files), decoder)
+
+
+@given(numbers=st.lists(st.integers(0, 1_099), min_size=1, max_size=600), start=st.integers(0, 1_099))
+@settings(max_examples=20, deadline=None)
+def test_any_part_is_that_of_the_tensor(numbers: list[int], start: int, both: tuple[Tensor, Encoded]) -> None:
+    in_memory, as_asked = both
+    assert as_asked.shape == in_memory.shape
+    for chosen in (torch.tensor(numbers), slice(start, None)):
+        part = as_asked[chosen]
+        assert (part.shape, len(part)) == (in_memory[chosen].shape, len(in_memory[chosen]))
+        assert torch.equal(part.decode(), in_memory[chosen].permute(0, 2, 3, 1))
+    again = torch.tensor([len(numbers) - 1, 0])
+    of_a_part = as_asked[torch.tensor(numbers)][again].decode()
+    assert torch.equal(of_a_part, in_memory[torch.tensor(numbers)][again].permute(0, 2, 3, 1))
+
+
+@pytest.mark.parametrize("size", [1, 7, 600, 1_100])
+def test_parts_come_in_turn_from_either(size: int, both: tuple[Tensor, Encoded]) -> None:
+    parts = torch.randperm(1_100, generator=torch.Generator().manual_seed(0))[:700].split(size)
+    for one, other in zip(*(in_turn(pixels, parts) for pixels in both), strict=True):
+        assert torch.equal(one, other)
+    assert list(in_turn(both[1], [])) == []
+
+
+def test_one_part_is_decoded_ahead_and_no_more(both: tuple[Tensor, Encoded], monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+    real = Encoded.decode
+
+    def decode(pixels: Encoded) -> Tensor:
+        asked.append(int(pixels.numbers[0]))
+        return real(pixels)
+
+    monkeypatch.setattr(Encoded, "decode", decode)
+    for number, x_nhwc in enumerate(in_turn(both[1], torch.arange(100).split(10))):
+        assert len(x_nhwc) == 10
+        time.sleep(0.02)  # for what is ahead to begin
+        assert asked == list(range(0, min(10 * (number + 2), 100), 10))
+
+
+def test_a_file_that_breaks_later_is_named(data_root: Path) -> None:
+    write_folder(data_root / "flowers", random_pixels(40, channels=3), ["a", "b"])
+    as_asked = kept_encoded("flowers", 5)
+    victim = sorted((data_root / "flowers" / "a").iterdir())[3]
+    victim.write_bytes(victim.read_bytes()[:60])
+    point = Point(dataset="flowers", image_size=5, batch_size=4, epochs=1, width=0.25)
+    with pytest.raises(DataError, match=rf"image 3 of the train split \({victim}\) cannot be decoded"):
+        train(point, as_asked)
+
+
+# From a folder to a result
+
+
+@pytest.fixture
+def flowers(data_root: Path) -> Path:
+    """Photographs of two kinds, of mixed sizes, one of them grey."""
+    folder = data_root / "flowers"
+    generator = np.random.default_rng(0)
+    for split_name, count in (("train", 60), ("val", 11)):
+        for number in range(count):
+            height, width = generator.integers(20, 60, 2)
+            tone = np.array([200, 80, 80] if number % 2 else [60, 60, 180])
+            pixels = np.clip(generator.normal(tone, 40, (height, width, 3)), 0, 255).astype(np.uint8)
+            image = Image.fromarray(pixels).convert("L" if number == 0 else "RGB")
+            target = folder / split_name / ("rose" if number % 2 else "iris")
+            target.mkdir(parents=True, exist_ok=True)
+            image.save(target / f"{number:03}.JPEG", quality=90)
+    return folder
+
+
+def kept_encoded(*how: Any) -> Images:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SPECTRUM_IMAGES_GB", "0")
+        load_images.cache_clear()
+        images = load_images(*how)
+    load_images.cache_clear()
+    assert isinstance(images.train_x, Encoded)
+    assert isinstance(images.test_x, Encoded)
+    return images
+
+
+@pytest.mark.parametrize("resize", ["stretch", "centre_crop"])
+@pytest.mark.usefixtures("flowers")
+def test_images_that_stay_encoded_are_those_in_memory(resize: Any) -> None:
+    in_memory, as_asked = load_images("flowers", 16, resize), kept_encoded("flowers", 16, resize)
+    assert in_memory.shape == as_asked.shape == (3, 16, 16)
+    assert in_memory.classes == as_asked.classes == 2
+    for name in ("train", "test"):
+        assert torch.equal(getattr(in_memory, f"{name}_y"), getattr(as_asked, f"{name}_y"))
+        decoded = getattr(as_asked, f"{name}_x").decode().permute(0, 3, 1, 2)
+        assert torch.equal(getattr(in_memory, f"{name}_x"), decoded)
+
+
+def test_without_a_test_split_both_have_the_same_sixth(data_root: Path) -> None:
+    write_parquet(data_root / "flowers/train.parquet", random_pixels(90, channels=3), [0, 1, 2] * 30)
+    in_memory, as_asked = load_images("flowers", 6), kept_encoded("flowers", 6)
+    assert isinstance(as_asked.test_x, Encoded)
+    assert torch.equal(as_asked.test_x.decode().permute(0, 3, 1, 2), torch.as_tensor(in_memory.test_x))
+    assert torch.equal(as_asked.test_y, in_memory.test_y)
+
+
+@pytest.mark.parametrize("normalisation", ["moments", "plus_minus_one"])
+@pytest.mark.usefixtures("flowers")
+def test_training_gives_the_same_weights_and_scores(normalisation: Any) -> None:
+    said = {"dataset": "flowers", "image_size": 16, "train_images": 40, "normalisation": normalisation}
+    point = Point(**said, epochs=2, batch_size=8, width=0.25, flip=True, shift=1, cutout=3, ema=0.9)
+    one, other = train(point, load_images("flowers", 16)), train(point, kept_encoded("flowers", 16))
+    assert one.weights_sha256 == other.weights_sha256
+    scores = ("test_accuracy", "test_loss", "val_accuracy", "val_loss", "train_loss", "test_images")
+    assert [getattr(one, name) for name in scores] == [getattr(other, name) for name in scores]
+
+
+@pytest.mark.usefixtures("flowers")
+def test_plus_minus_one_is_what_keras_does(keras: Any) -> None:
+    images = load_images("flowers", 16)
+    data = split(images, 0.1, normalisation="plus_minus_one")
+    pixels = torch.as_tensor(images.test_x)
+    expected = keras.applications.xception.preprocess_input(pixels.permute(0, 2, 3, 1).numpy().astype(np.float32))
+    assert torch.allclose(data.normalise(pixels).permute(0, 2, 3, 1), torch.from_numpy(expected), atol=1e-6)
+    x_nchw, _ = next(batches(data, batch_size=50, seed=0, epoch=0))
+    assert x_nchw.min() >= -1
+    assert x_nchw.max() <= 1
+
+
+def test_moments_of_encoded_images_are_those_of_a_balanced_part(
+    both: tuple[Tensor, Encoded], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(data_module, "MOMENTS_OF", 600)
+    labels = torch.arange(1_100) % 4
+    as_asked = Images(both[1], labels, both[1], labels, 4, "")
+    kept, _ = carve(labels, 0.1)
+    part = kept[balanced(labels[kept], 600)]
+    expected = both[0][part].double()
+    found = split(as_asked, 0.1)
+    assert torch.allclose(found.mean.double(), expected.mean((0, 2, 3)), rtol=1e-6)
+    assert torch.allclose(found.std.double(), expected.std((0, 2, 3), correction=0), rtol=1e-6)
+
+
+@pytest.mark.usefixtures("flowers")
+def test_the_files_are_read_once_for_their_fingerprint(monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[int] = []
+    monkeypatch.setattr(load, "channels_of", lambda file: read.append(len(file)) or channels_of(file))
+    first = kept_encoded("flowers", 16)
+    assert len(read) == 71
+    assert kept_encoded("flowers", 16).fingerprint == first.fingerprint
+    assert len(read) == 71
+    assert kept_encoded("flowers", 16, "centre_crop").fingerprint != first.fingerprint
+
+
+def test_a_fingerprint_of_files_sees_every_byte_label_and_size(data_root: Path) -> None:
+    def of(files: list[Pixels], labels: list[int], image_size: int = 5) -> str:
+        write_parquet(data_root / "flowers/train.parquet", files, labels)
+        write_parquet(data_root / "flowers/test.parquet", files[:4], labels[:4])
+        return kept_encoded("flowers", image_size).fingerprint
+
+    files, labels = random_pixels(8), [0, 1] * 4
+    changed = [*files[:5], files[5] ^ 1, *files[6:]]
+    prints = [of(files, labels), of(changed, labels), of(files, [0, 1, 1, 0] * 2), of(files, labels, 6)]
+    assert len(set(prints)) == 4
+    assert of(files, labels) == prints[0]
+
+
+@pytest.mark.usefixtures("flowers")
+def test_what_memory_may_hold_can_be_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    gigabytes = 71 * 3 * 16 * 16 / 1e9
+    for most, kept in ((gigabytes * 1.01, True), (gigabytes * 0.99, False)):
+        monkeypatch.setenv("SPECTRUM_IMAGES_GB", f"{most:.9f}")
+        load_images.cache_clear()
+        assert isinstance(load_images("flowers", 16).train_x, Tensor) == kept
+    for wrong in ("much", "-1", "nan"):
+        monkeypatch.setenv("SPECTRUM_IMAGES_GB", wrong)
+        load_images.cache_clear()
+        with pytest.raises(DataError, match=f"SPECTRUM_IMAGES_GB='{wrong}': expected a number of gigabytes"):
+            load_images("flowers", 16)
+
+
+def test_too_many_images_of_no_said_size_ask_for_one(data_root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_folder(data_root / "flowers", random_pixels(12), ["a", "b"])
+    monkeypatch.setenv("SPECTRUM_IMAGES_GB", "0.0000001")
+    with pytest.raises(DataError, match=r"its 12 images would take 1.3e-06 GB. Set image_size"):
+        load_images("flowers")
+
+
+@pytest.mark.usefixtures("flowers")
+def test_a_teacher_needs_images_in_memory() -> None:
+    with pytest.raises(DataError, match=r"raise \$SPECTRUM_IMAGES_GB"):
+        relabelled(kept_encoded("flowers", 16), segments=1, label_noise=0.0, seed=0)
+
+
+@pytest.mark.parametrize(("pixels", "most"), [((3, 299, 299), 23), ((3, 64, 64), 500), ((1, 2_000, 2_000), 1)])
+def test_large_images_are_evaluated_in_small_batches(pixels: tuple[int, int, int], most: int) -> None:
+    seen: list[int] = []
+
+    class Constant(nn.Module):
+        def forward(self, x_nchw: Tensor) -> Tensor:
+            seen.append(len(x_nchw))
+            return torch.zeros(len(x_nchw), 2)
+
+    count = most + 1
+    x_nchw = torch.zeros(count, 1, 1, 1, dtype=torch.uint8).expand(count, *pixels)
+    evaluate(Constant(), lambda x: x[:, :, :1, :1].float(), x_nchw, torch.zeros(count, dtype=torch.long), device="cpu")
+    assert seen == [most, 1]
