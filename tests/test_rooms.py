@@ -52,7 +52,7 @@ def test_only_the_command_prints():
 
 def test_torchs_word_for_segments_stays_in_the_lowering():
     for path in FILES:
-        if path.name in ("lowering.py",):
+        if path.name in ("lowering.py", "plain_xception.py"):  # the second is what others would write
             continue
         words = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.keyword)]
         assert not [word for word in words if word.arg == "groups"], path

@@ -20,7 +20,7 @@ from spectrum.study.point import NETWORK, Point, SpecError
 
 PRINT_COMPLETION = "--tyro-print-completion"
 SHELLS = ("bash", "zsh", "fish")
-What = Literal["op", "train", "sweep"]
+What = Literal["op", "train", "sweep", "models"]
 # tyro completes no positional word. Those of bench are known; where nothing is, a study's file or folder is meant.
 # Flags come once a dash is typed, or an empty word would never offer a file. fish has this in double quotes: none here.
 OFFERED = f"""
@@ -156,10 +156,11 @@ class Audit:
 
 @dataclass
 class Bench:
-    """Measure speed on this machine: of the operation, of a training step, of a whole study. Takes minutes."""
+    """Measure speed on this machine: of the operation, a step, a whole study, a large network. Takes minutes."""
 
     what: Annotated[What, tyro.conf.Positional]
-    """op: the spatial half beside the library's; train: a step beside other loops; sweep: a study beside a script."""
+    """op: the spatial half beside the library's; train: a step beside other loops; sweep: a study beside a script;
+    models: Xception beside Keras and torch.nn."""
     out: Path = Path("results/bench")
     """Folder for WHAT.csv and WHAT.machine.json."""
     shape: tuple[int, int, int, int] | None = None

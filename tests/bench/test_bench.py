@@ -4,8 +4,11 @@ import json
 
 import pandas as pd
 import pytest
+import torch
 
-from spectrum.bench import op, sweep, train
+from spectrum import build_model
+from spectrum.bench import models, op, sweep, train
+from spectrum.bench.plain_xception import PlainXception
 from spectrum.bench.rounds import alternate, spread
 from spectrum.cli import main
 
@@ -61,6 +64,62 @@ def test_conclusions_about_a_step_follow_from_its_table():
     assert found["8 a segment: times the default loop"] == 3
     assert found["8 a segment: times the best tuned loop"] == 2
     assert found["most of a step spent on data, per cent"] == 2
+
+
+def test_conclusions_about_a_network_follow_from_its_table():
+    rows = [
+        {"task": task, "way": way, "ms": ms}
+        for task, times in (("inference", (2, 3, 2, 5)), ("training step", (4, 4, 6, 2)))
+        for way, ms in zip(models.WAYS, times, strict=True)
+    ]
+    assert models.findings(pd.DataFrame(rows)) == {
+        "inference: times torch.nn": 1.5,
+        "inference: times torch.nn, NHWC": 1.0,
+        "inference: times Keras on torch": 2.5,
+        "training step: times torch.nn": 1.0,
+        "training step: times torch.nn, NHWC": 1.5,
+        "training step: times Keras on torch": 0.5,
+    }
+
+
+def test_the_network_written_with_torch_alone_is_ours():
+    """The same numbers, in the order in which either lists them, give the same logits and gradients."""
+    torch.manual_seed(0)
+    ours = build_model("xception", image_size=71, num_classes=5, padding="torch").double()
+    plain = PlainXception(5).double()
+    for tensor in ours.state_dict().values():
+        if tensor.ndim:
+            tensor.uniform_(0.5, 1.5) if tensor.ndim == 1 else tensor.normal_(0, 0.3 / tensor[0].numel() ** 0.5)
+    plain.load_state_dict(dict(zip(plain.state_dict(), ours.state_dict().values(), strict=True)))
+    x_nchw = torch.randn(3, 3, 71, 71, dtype=torch.float64)
+    for training in (False, True):
+        logits = [model.train(training)(x_nchw) for model in (ours, plain)]
+        torch.testing.assert_close(*logits, rtol=1e-9, atol=1e-9)
+        gradients = [
+            torch.autograd.grad(y.square().sum(), list(model.parameters()))
+            for y, model in zip(logits, (ours, plain), strict=True)
+        ]
+        torch.testing.assert_close(*gradients, rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # Keras's, on numpy 2
+def test_a_network_is_measured_beside_its_peers(keras):
+    said = []
+    table = models.measure(threads=1, image_size=71, batch_size=2, rounds=2, on_row=said.append)
+    assert [(row.task, row.way) for row in table.itertuples()] == [(t, w) for t in models.TASKS for w in models.WAYS]
+    assert (table.ms > 0).all()
+    assert (table.rounds == 2).all()
+    assert len(said) == 8
+
+
+def test_without_keras_the_others_are_measured(monkeypatch):
+    monkeypatch.setattr(models, "find_spec", lambda name: None)
+    monkeypatch.setattr(models, "_calls", lambda way, x_nchw, y_n: dict.fromkeys(models.TASKS, lambda: None))
+    said = []
+    table = models.measure(rounds=2, image_size=71, on_row=said.append)
+    assert models.KERAS not in set(table.way)
+    assert "Keras is not installed, and left out" in said[0]
 
 
 @pytest.mark.slow

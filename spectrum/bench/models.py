@@ -1,0 +1,128 @@
+"""Xception at 299 pixels, inference and a training step, beside Keras on torch and the network written with `torch.nn`.
+
+    ours                  build_model("xception"), as `spectrum run` trains it
+    torch.nn              PlainXception in torch's default layout
+    torch.nn, NHWC        the same in channels_last
+    Keras on torch        keras.applications.Xception(weights=None), by predict_on_batch and train_on_batch
+
+All in one process, which keeps freed memory for all (`keep_freed_memory`), and in turns. Inference is in evaluation
+mode without gradients, from pixels scaled to ±1 to logits, or to probabilities in Keras, whose network ends with them.
+A training step is forward, cross-entropy, backward and SGD with momentum, on the same images and labels every time.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from importlib.util import find_spec
+from typing import Any
+
+import pandas as pd
+import torch
+from torch import Tensor, nn
+
+from spectrum.bench.plain_xception import PlainXception
+from spectrum.bench.rounds import alternate, spread
+from spectrum.models import build_model
+from spectrum.study.point import Point
+from spectrum.study.train import keep_freed_memory, make_optimizer, training_step
+
+OURS, KERAS = "ours", "Keras on torch"
+PLAIN = {"torch.nn": torch.contiguous_format, "torch.nn, NHWC": torch.channels_last}
+WAYS = (OURS, *PLAIN, KERAS)
+TASKS = ("inference", "training step")
+CLASSES = 1000
+
+Call = Callable[[], Any]
+
+
+def measure(
+    ways: Sequence[str] = WAYS,
+    *,
+    threads: int = 2,
+    image_size: int = 299,
+    batch_size: int = 8,
+    rounds: int = 9,
+    on_row: Callable[[str], None] = lambda said: None,
+) -> pd.DataFrame:
+    """One row a task and a way: median and quartiles in milliseconds of one batch.
+
+    Args:
+        ways: of WAYS; Keras is left out, and said to be, where it is not installed.
+        threads: that torch may use.
+        image_size: side in pixels.
+        batch_size: images.
+        rounds: in which each way does each task once.
+    """
+    if KERAS in ways and find_spec("keras") is None:
+        on_row("Keras is not installed, and left out: pip install keras")
+        ways = [way for way in ways if way != KERAS]
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        keep_freed_memory()
+        torch.manual_seed(0)
+        x_nchw, y_n = torch.rand(batch_size, 3, image_size, image_size) * 2 - 1, torch.randint(CLASSES, (batch_size,))
+        calls = {way: _calls(way, x_nchw, y_n) for way in ways}
+        rows = []
+        for task in TASKS:
+            times = alternate({way: calls[way][task] for way in ways}, least=rounds, most=rounds)
+            for way in ways:
+                row = {"task": task, "way": way, **spread(times[way])}
+                rows.append(row | {"images_per_second": batch_size / pd.Series(times[way]).median()})
+                on_row(f"{task:13} · {way:14} {row['ms']:8.0f} ms")
+    finally:
+        torch.set_num_threads(before)
+    return pd.DataFrame(rows)
+
+
+def findings(table: pd.DataFrame) -> dict[str, Any]:
+    """How many times as fast as each other way, for each task."""
+    found: dict[str, Any] = {}
+    for task, part in table.groupby("task", sort=False):
+        ms = part.set_index("way").ms
+        found |= {f"{task}: times {way}": float(ms[way] / ms[OURS]) for way in ms.index if way != OURS}
+    return found
+
+
+def _calls(way: str, x_nchw: Tensor, y_n: Tensor) -> dict[str, Call]:
+    if way == KERAS:
+        return _calls_of_keras(x_nchw, y_n)
+    layout = torch.channels_last if way == OURS else PLAIN[way]
+    network = build_model("xception", image_size=x_nchw.shape[2], num_classes=CLASSES) if way == OURS else None
+    model = (network or PlainXception(CLASSES)).to(memory_format=layout)  # type: ignore[call-overload]
+    return calls_of_torch(model, x_nchw.contiguous(memory_format=layout), y_n)
+
+
+def calls_of_torch(model: nn.Module, x_nchw: Tensor, y_n: Tensor) -> dict[str, Call]:
+    """What is timed of a torch network, both as `spectrum run` does them."""
+    point = Point(model="xception", recipe="imagenet_xception", image_size=x_nchw.shape[2])
+    optimizer = make_optimizer(point, model)
+
+    def step() -> float:
+        model.train()
+        return training_step(point, model, optimizer, x_nchw, y_n).item()
+
+    @torch.inference_mode()
+    def infer() -> Tensor:
+        model.eval()
+        logits_nk: Tensor = model(x_nchw)
+        return logits_nk
+
+    return {"inference": infer, "training step": step}
+
+
+def _calls_of_keras(x_nchw: Tensor, y_n: Tensor) -> dict[str, Call]:
+    os.environ.setdefault("KERAS_BACKEND", "torch")
+    import keras
+
+    if keras.backend.backend() != "torch":
+        raise ValueError(f"Keras runs on {keras.backend.backend()}; set KERAS_BACKEND=torch")
+    model = keras.applications.Xception(weights=None, input_shape=(*x_nchw.shape[2:], 3), classes=CLASSES)
+    optimizer = keras.optimizers.SGD(learning_rate=0.045, momentum=0.9)
+    model.compile(optimizer, loss="sparse_categorical_crossentropy")
+    x_nhwc, y = x_nchw.permute(0, 2, 3, 1).contiguous().numpy(), y_n.numpy()
+    return {
+        "inference": lambda: model.predict_on_batch(x_nhwc),
+        "training step": lambda: model.train_on_batch(x_nhwc, y),
+    }
