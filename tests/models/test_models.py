@@ -36,6 +36,7 @@ CASES = {
     "silu": {"segments": 4, "activation": "silu", "norm": False},
     "of its own": {},
 }
+ORDERS, ACTIVATIONS = ("pointwise_first", "spatial_first"), ("none", "relu", "elu", "gelu", "silu")
 BUILT_IN = [name for name, family in models._FAMILIES.items() if isinstance(family.build, str)]
 every_family = pytest.mark.parametrize("family", BUILT_IN)
 every_case = pytest.mark.parametrize("options", CASES.values(), ids=CASES.keys())
@@ -57,7 +58,24 @@ def images_of(family, count):
 
 @every_family
 @every_case
-def test_a_network_trains_exports_and_keeps_its_layout(family, options):
+def test_a_network_trains_exports_and_takes_either_layout(family, options):
+    check(family, options)
+
+
+@pytest.mark.slow
+@every_family
+@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_every_order_and_activation_trains_exports_takes_either_layout_and_compiles(family, order, activation):
+    if family == "inception_v3":
+        pytest.skip("it has neither")
+    model, x = check(family, {"segments": 3, "order": order, "activation": activation})  # 3 divides few of the widths
+    torch.compiler.reset()  # what it remembers of other networks of this class
+    assert_close(torch.compile(model, backend="aot_eager", fullgraph=True)(x), model(x), rtol=1e-4, atol=1e-5)
+
+
+def check(family, options):
+    """Forward, backward, export and channels_last; the network, then in evaluation mode, and its images."""
     torch.manual_seed(0)
     model = built(family, **options)
     x = images_of(family, 3)
@@ -70,6 +88,7 @@ def test_a_network_trains_exports_and_keeps_its_layout(family, options):
     assert_close(torch.export.export(model, (x,)).module()(x), model(x))
     channels_last = model.to(memory_format=torch.channels_last)(x.to(memory_format=torch.channels_last))
     assert_close(channels_last, model(x), rtol=1e-4, atol=1e-5)
+    return model, x
 
 
 @every_family
