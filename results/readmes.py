@@ -7,7 +7,7 @@ hand and a page cannot say what its rows do not. The tests render the pages agai
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -262,7 +262,13 @@ def published(work: str, segments: int) -> str:
 
 def complete(name: str) -> bool:
     """Whether a study has all its rows, each with an accuracy."""
-    return has_rows(RESULTS / name) and not Shown(name).missing
+    return has_rows(RESULTS / name) and not shown(name).missing
+
+
+@cache
+def shown(name: str) -> Shown:
+    """A study, loaded once for all pages."""
+    return Shown(name)
 
 
 def has_rows(folder: Path) -> bool:
@@ -294,8 +300,8 @@ def render(template: Path) -> str:
     }
     own = template.parent.name
     return environment.get_template(str(template.relative_to(RESULTS))).render(
-        own=None if template.parent == RESULTS else Shown(own),
-        study=Shown,
+        own=None if template.parent == RESULTS else shown(own),
+        study=shown,
         dataset=DATASETS.get(own, "Fashion-MNIST"),
         complete=complete,
         holds=holds,

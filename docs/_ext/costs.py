@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 
 from docutils import nodes
-from docutils.statemachine import StringList
+from records import parsed, table
 from repository import ROOT
 from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
@@ -22,20 +22,11 @@ class Costs(SphinxDirective):
     def run(self) -> list[nodes.Node]:
         self.env.note_dependency(str(GOLDEN))
         rows = [
-            (
-                f"``{family}``",
-                segments.replace("_", " "),
-                *(f"{cost[count]:,}" for count in ("params", "buffers", "macs")),
-            )
+            (family, segments.replace("_", " "), *(f"{cost[count]:,}" for count in ("params", "buffers", "macs")))
             for family, along in json.loads(GOLDEN.read_text()).items()
             for segments, cost in along.items()
         ]
-        lines = [".. list-table::", "   :header-rows: 1", "   :widths: auto", ""]
-        for row in [("family", "segments", "parameters", "BN statistics", "MACs"), *rows]:
-            lines += [f"   {'* -' if place == 0 else '  -'} {cell}" for place, cell in enumerate(row)]
-        node = nodes.Element()
-        self.state.nested_parse(StringList(lines, self.get_source_info()[0]), 0, node)
-        return node.children
+        return parsed(self, table(("family", "segments", "parameters", "BN statistics", "MACs"), rows, 1))
 
 
 def setup(app: Sphinx) -> dict[str, bool]:

@@ -103,14 +103,16 @@ def _plain(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def table(rows: Sequence[Row]) -> list[str]:
-    """A table in reStructuredText."""
-    titles = ("field", "type", "default", "meaning")
+def fields_table(rows: Sequence[Row]) -> list[str]:
+    return table(("field", "type", "default", "meaning"), rows, 3)
+
+
+def table(titles: Sequence[str], rows: Sequence[Sequence[str]], code: int) -> list[str]:
+    """A table in reStructuredText, the first columns of which, so many, are code."""
+    coded = [[f"``{cell}``" if cell and place < code else cell for place, cell in enumerate(row)] for row in rows]
     lines = [".. list-table::", "   :header-rows: 1", "   :widths: auto", "   :class: fields", ""]
-    for number, row in enumerate([titles, *rows]):
-        code = number > 0
-        cells = [f"``{cell}``" if code and cell and place < 3 else cell for place, cell in enumerate(row)]
-        lines += [f"   {'* -' if place == 0 else '  -'} {cell}".rstrip() for place, cell in enumerate(cells)]
+    for row in [titles, *coded]:
+        lines += [f"   {'* -' if place == 0 else '  -'} {cell}".rstrip() for place, cell in enumerate(row)]
     return [*lines, ""]
 
 
@@ -140,7 +142,8 @@ class Fields(SphinxDirective):
         lines: list[str] = []
         for group, names in groups_of(record):
             lines += [f".. rubric:: {group.capitalize()}", ""] if group else []
-            lines += table([row for row in rows_of(record, names) if row.name not in left_out])
+            rows = [row for row in rows_of(record, names) if row.name not in left_out]
+            lines += fields_table(rows)
         return parsed(self, lines)
 
 
@@ -209,7 +212,7 @@ def add_table(app: Sphinx, what: str, name: str, thing: Any, options: Any, lines
     elif what == "property":
         lines[:] = app.env.temp_data.pop("lines_of_property")
     elif what == "class" and is_record(thing):
-        lines += ["", *table(rows_of(thing))]
+        lines += ["", *fields_table(rows_of(thing))]
 
 
 def without_fields(app: Sphinx, what: str, name: str, thing: Any, *said: Any) -> tuple[str, None] | None:

@@ -12,10 +12,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from spectrum.analysis.contrasts import NoRunsError, differences_by_seed
-from spectrum.analysis.inference import t_interval
 from spectrum.analysis.plots.drawing import (
     METRIC_LABELS,
     axes_or_new,
+    draw_intervals,
     drawable,
     figure_of,
     look_of,
@@ -142,12 +142,8 @@ def _by_place(table: pd.DataFrame, pair: Sides, metric: str) -> dict[float, pd.S
 
 def _draw(ax: Axes, differences: Mapping[float, pd.Series], number: int, label: str | None) -> None:
     """One curve, with the pairs of runs as dots where it is the only one."""
-    places = sorted(differences)
-    intervals = [t_interval(differences[place]) for place in places]
-    means = [mean for mean, _, _ in intervals]
-    halves = [high - mean if high == high else 0.0 for mean, _, high in intervals]
-    ax.errorbar(places, means, halves, capsize=2.5, elinewidth=1, zorder=3, label=label, **look_of(number))
+    draw_intervals(ax, differences, number, label)
     if label is None:
-        for place in places:
+        for place in differences:
             xs = [place * 2**-0.1] * len(differences[place])
             ax.plot(xs, differences[place], ls="", marker=".", ms=3.5, color="0.35", zorder=2)

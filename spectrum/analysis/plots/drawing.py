@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import wraps
 from pathlib import Path
@@ -17,6 +17,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
 
+from spectrum.analysis.inference import t_interval
 from spectrum.analysis.table import (
     SPLIT,
     budget_name,
@@ -193,6 +194,15 @@ def error_bars(groups: pd.DataFrame) -> np.ndarray[Any, Any]:
     """Lengths of the error bars in per cent, below and above the mean; 0 where there is no interval."""
     ends = groups[["low", "high"]].sub(groups["mean"], axis=0).abs()
     return np.asarray(100 * ends.fillna(0.0)).T
+
+
+def draw_intervals(ax: Axes, by_place: Mapping[float, Any], number: int, label: str | None) -> None:
+    """One curve along the spectrum: mean and 95 % t-interval of the values at each place."""
+    places = sorted(by_place)
+    intervals = [t_interval(np.asarray(by_place[place], dtype=float)) for place in places]
+    means = [mean for mean, _, _ in intervals]
+    halves = [high - mean if high == high else 0.0 for mean, _, high in intervals]
+    ax.errorbar(places, means, halves, capsize=2.5, elinewidth=1, zorder=3, label=label, **look_of(number))
 
 
 def spectrum_axis(ax: Axes, table: pd.DataFrame) -> None:

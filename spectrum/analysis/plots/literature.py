@@ -6,13 +6,12 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from spectrum.analysis.inference import t_interval
 from spectrum.analysis.plots.drawing import (
     METRIC_LABELS,
     axes_or_new,
+    draw_intervals,
     drawable,
     figure_of,
-    look_of,
     say,
     setting_said,
     spectrum_axis,
@@ -67,20 +66,13 @@ def literature_curve(results: pd.DataFrame, *, ax: Axes | None = None, metric: s
     drawn, missing = 0, []
     for values, curve in table.groupby(names, sort=False, dropna=False) if names else [((), table)]:
         first = curve[curve["segments"].eq(1)].set_index("seed")[metric]
-        places, means, halves = [], [], []
-        for _, point in curve.groupby([*SPLIT], sort=False, dropna=False):
-            gains = point.set_index("seed")[metric].sub(first).dropna().to_numpy(dtype=float)
-            if not len(gains):
-                continue
-            mean, _, high = t_interval(100 * gains)
-            places.append(point["position"].iloc[0])
-            means.append(mean)
-            halves.append(high - mean if high == high else 0.0)
-        if len(places) > 1:
-            by_place = sorted(zip(places, means, halves, strict=True))
-            xs, ys, bars = map(list, zip(*by_place, strict=True))
-            label = setting_said(names, values) or "this study"
-            ax.errorbar(xs, ys, bars, capsize=2.5, elinewidth=1, zorder=3, label=label, **look_of(drawn))
+        by_place = {
+            point["position"].iloc[0]: 100 * point.set_index("seed")[metric].sub(first).dropna()
+            for _, point in curve.groupby([*SPLIT], sort=False, dropna=False)
+        }
+        by_place = {place: gains for place, gains in by_place.items() if len(gains)}
+        if len(by_place) > 1:
+            draw_intervals(ax, by_place, drawn, setting_said(names, values) or "this study")
             drawn += 1
         else:
             missing.append(setting_said(names, values))
