@@ -38,6 +38,24 @@ def die_once():
         die()
 
 
+def die_at_step(step):
+    """Once in a study's folder, in training, at this step from the start of the process."""
+    left = step
+
+    def count():
+        nonlocal left
+        left -= 1
+        if left == 0:
+            die_once()
+
+    return count
+
+
+def stick():
+    (Path(os.environ["SPECTRUM_TEST_FOLDER"]) / f"worker-{os.getpid()}").touch()
+    time.sleep(60)
+
+
 def run_out_of_memory():
     torch.empty(2**50)
 
@@ -57,6 +75,8 @@ if os.environ.get("SPECTRUM_TEST_IMPORT") == "dies" and multiprocessing.parent_p
 register_model("linear", Linear)
 register_model("dies", lambda arch: Linear(arch, die))
 register_model("dies_once", lambda arch: Linear(arch, die_once))
+register_model("dies_at_step_5", lambda arch: Linear(arch, die_at_step(5)))
+register_model("stuck", lambda arch: Linear(arch, stick))
 register_model("out_of_memory", lambda arch: Linear(arch, run_out_of_memory))
 register_model("slow", lambda arch: Linear(arch, dawdle))
 register_model("fails", lambda arch: Linear(arch, fail))

@@ -98,6 +98,8 @@ class Run(OnStudy):
     """Where to train; by default the best that torch has."""
     confirm: bool = False
     """Of a study that tunes: after the search, train its points, with fresh seeds, at the chosen values."""
+    checkpoint_minutes: float = 1.0
+    """Between two checkpoints of a point, at least, from which a run that was cut short goes on."""
 
 
 @dataclass

@@ -172,6 +172,7 @@ def run(command: Run) -> int:
                 device=command.device,
                 imports=command.imports,
                 confirm=command.confirm,
+                checkpoint_minutes=command.checkpoint_minutes,
                 on_progress=on_progress,
             )
     except EngineError as error:

@@ -21,6 +21,7 @@ def batches(
     batch_size: int,
     seed: int,
     epoch: int,
+    first: int = 0,
     flip: bool = False,
     shift: int = 0,
     cutout: int = 0,
@@ -29,7 +30,7 @@ def batches(
     """One epoch of shuffled, augmented, normalised batches: float32 (N, C, H, W) in channels_last, and labels (N,).
 
     The order depends on (seed, epoch); what happens to an image on (seed, epoch, image) and nothing else. The last,
-    smaller batch is left out, unless there is no other.
+    smaller batch is left out, unless there is no other. The epoch begins with batch `first`, from 0.
     """
     count = len(data.train_y)
     batch_size = min(batch_size, count)
@@ -37,7 +38,7 @@ def batches(
     height, width = data.train_x.shape[2:]
     drawn = draw_augmentation(seed, epoch, count, (height, width), shift=shift)
     mean, std = (t.repeat(height * width).to(device) for t in (data.mean, data.std))  # one long loop, not many
-    parts = order[: count - count % batch_size].split(batch_size)
+    parts = order[: count - count % batch_size].split(batch_size)[first:]
     for chosen, x_nhwc in zip(parts, in_turn(data.train_x, parts), strict=True):
         if flip or shift:
             x_nhwc = move(x_nhwc, drawn.mirrored[chosen] & flip, drawn.down[chosen], drawn.right[chosen], shift)

@@ -1,7 +1,7 @@
 """Where points are trained. An engine takes points and gives back one outcome a point, in the order they end.
 
 `LocalEngine` keeps N worker processes of this machine busy. A worker that dies is replaced and its point tried again a
-few times; an exception in a point is that point's failure and no other's.
+few times, from its latest checkpoint; an exception in a point is that point's failure and no other's.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import sys
 import threading
 import traceback
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
@@ -21,6 +21,7 @@ from dataclasses import asdict, dataclass
 from functools import cache
 from importlib import import_module
 from multiprocessing.connection import wait as wait_for_handles
+from multiprocessing.synchronize import Event
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,19 @@ from pebble import ProcessExpired, ProcessPool
 from spectrum.study.point import Point
 
 ATTEMPTS = 3
+GRACE = 10.0  # seconds in which workers that are stopped may save where they stand
+
+
+@dataclass(frozen=True)
+class Saving:
+    """Where and how often runs save where they stand."""
+
+    folder: Path  # with a folder a point
+    minutes: float = 1.0  # between two checkpoints, at least
+
+    def of(self, id: str) -> Path:
+        """The folder of one point's checkpoints."""
+        return self.folder / id
 
 
 @dataclass(frozen=True)
@@ -41,6 +55,9 @@ class Outcome:
     attempts: int
 
 
+_stop: Event | None = None  # in a worker: set where it is to save and end
+
+
 class LocalEngine:
     """Worker processes on this machine, each with an equal share of the cores.
 
@@ -48,17 +65,31 @@ class LocalEngine:
         workers: processes; by default one a core, or one alone where they would share a GPU. At most one a point.
         device: "cpu", "cuda" or "mps".
         imports: modules to import in every worker first, for models of one's own.
+        saving: where and how often runs save where they stand; by default never.
     """
 
-    def __init__(self, workers: int | None = None, *, device: str = "cpu", imports: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        workers: int | None = None,
+        *,
+        device: str = "cpu",
+        imports: Sequence[str] = (),
+        saving: Saving | None = None,
+    ) -> None:
         cores = available_cores()
         self.workers = workers or (cores if device == "cpu" else 1)
         self.threads = max(1, cores // self.workers)
         self.device = device
         self.imports = tuple(imports)
+        self.saving = saving
+        self.context = multiprocessing.get_context("spawn")
+        self.stop = self.context.Event()
 
-    def run(self, points: Iterable[Point]) -> Iterator[Outcome]:
-        """Train all points. Closing the iterator, or an exception in its consumer, ends the workers at once.
+    def run(self, points: Iterable[Point]) -> Generator[Outcome, None, None]:
+        """Train all points.
+
+        Closing the iterator, or Ctrl-C, lets the workers save where they stand and ends them, after ten seconds at the
+        latest; another Ctrl-C ends them at once.
 
         Raises EngineError when workers die again and again before they take a point.
         """
@@ -72,10 +103,7 @@ class LocalEngine:
                 with _interrupts_blocked():  # what the pool starts inherits it: Ctrl-C is for the driver to handle
                     while waiting and len(running) < workers:
                         point, attempt = waiting.popleft()
-                        running[pool.schedule(_train_one, args=[point, self.device, self.threads, self.imports])] = (
-                            point,
-                            attempt,
-                        )
+                        running[self._schedule(pool, point)] = (point, attempt)
                 ended = wait(running, return_when=FIRST_COMPLETED).done
                 if any(isinstance(future.exception(), BrokenProcessPool) for future in ended):
                     broken += 1
@@ -98,14 +126,20 @@ class LocalEngine:
                     else:
                         yield _outcome(point, attempt, future, error)
             pool.close()
+        except (KeyboardInterrupt, SystemExit, GeneratorExit):
+            self.stop.set()
+            wait(running, timeout=GRACE if self.saving is not None else 0)
+            raise
         finally:
             pool.stop()
             pool.join()
 
+    def _schedule(self, pool: ProcessPool, point: Point) -> Future[Any]:
+        return pool.schedule(_train_one, args=[point, self.device, self.threads, self.imports, self.saving])
+
     def _pool(self, workers: int) -> ProcessPool:
-        context = multiprocessing.get_context("spawn")
         with _interrupts_blocked():
-            return ProcessPool(max_workers=workers, initializer=_start_worker, context=context)
+            return ProcessPool(workers, initializer=_start_worker, initargs=[self.stop], context=self.context)
 
 
 class EngineError(RuntimeError):
@@ -136,7 +170,9 @@ def _outcome(point: Point, attempt: int, future: Future[Any], error: BaseExcepti
     return Outcome(point, None, reason, attempt)
 
 
-def _start_worker() -> None:
+def _start_worker(stop: Event) -> None:
+    global _stop
+    _stop = stop
     threading.Thread(target=_end_with_driver, daemon=True).start()
 
 
@@ -162,24 +198,34 @@ def _prepare(threads: int, imports: tuple[str, ...]) -> None:
         import_module(module)
 
 
-def _train_one(point: Point, device: str, threads: int, imports: tuple[str, ...]) -> dict[str, Any]:
+def _train_one(
+    point: Point, device: str, threads: int, imports: tuple[str, ...], saving: Saving | None
+) -> dict[str, Any]:
     _prepare(threads, imports)
+    from spectrum.study.checkpoint import Checkpoints
     from spectrum.study.images import images_of
     from spectrum.study.provenance import provenance
     from spectrum.study.train import train
 
     images = images_of(point)
+    environment = provenance(images, device)
+    checkpoints = None
+    if saving is not None:
+        identity = {"point": point.id, "images": images.fingerprint}
+        stop = _stop.is_set if _stop is not None else lambda: False
+        checkpoints = Checkpoints(saving.of(point.id), identity, environment, minutes=saving.minutes, stop=stop)
     _reset_peak_memory()
     try:
-        result = train(point, images, device=device)
+        result = train(point, images, device=device, checkpoints=checkpoints)
     except RuntimeError as error:
         if "DefaultCPUAllocator" in str(error) or "out of memory" in str(error):
             raise MemoryError("oom: not enough memory for this point") from error
         raise RuntimeError(f"{error} ({_innermost(error)})") from error
+    seen = {"lowerings": result.lowerings, "resumed": result.resumed, "troubles": result.troubles}
     return {
         **asdict(result),
         "peak_memory_mb": _peak_memory_mb(),
-        "provenance": provenance(images, device) | {"lowerings": result.lowerings},
+        "provenance": environment | {name: what for name, what in seen.items() if what or name == "lowerings"},
     }
 
 

@@ -16,6 +16,7 @@ import json
 import os
 import socket
 from collections.abc import Iterable, Mapping
+from io import BufferedWriter
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -98,7 +99,7 @@ class Store:
             return
         if old is not None and old.get("hash") != plan["hash"]:
             path.replace(self.folder / f"plan-{old.get('hash', 'unknown')}.json")
-        _replace(path, json.dumps(plan, indent=1, allow_nan=False) + "\n")
+        write_whole(path, json.dumps(plan, indent=1, allow_nan=False) + "\n")
 
     def _append(self, name: str, rows: Iterable[Row]) -> None:
         lines = [json.dumps(row, allow_nan=False, ensure_ascii=False).encode() for row in rows]
@@ -145,7 +146,7 @@ class Store:
                     file.writelines(line + b"\n" for line in bad)
                     file.flush()
                     os.fsync(file.fileno())
-                _replace(self.folder / name, b"".join(line + b"\n" for line in good))
+                write_whole(self.folder / name, b"".join(line + b"\n" for line in good))
                 count += len(bad)
             elif good and not (self.folder / name).read_bytes().endswith(b"\n"):
                 with (self.folder / name).open("ab") as file:
@@ -226,13 +227,12 @@ def _json_object(line: bytes) -> Row:
     return value if isinstance(value, dict) else {}
 
 
-def _replace(path: Path, content: str | bytes) -> None:
+def write_whole(path: Path, content: str | bytes) -> None:
     """Write a whole file: the old one or the new one is there at any moment, never a mix."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         with temporary.open("wb") as file:
-            file.write(content.encode() if isinstance(content, str) else content)
-            file.flush()
+            _write_all(file, content.encode() if isinstance(content, str) else content)
             os.fsync(file.fileno())
         temporary.replace(path)
         folder = os.open(path.parent, os.O_RDONLY)
@@ -240,6 +240,11 @@ def _replace(path: Path, content: str | bytes) -> None:
         os.close(folder)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _write_all(file: BufferedWriter, data: bytes) -> None:
+    file.write(data)
+    file.flush()
 
 
 def _who(folder: Path) -> str:

@@ -8,13 +8,16 @@ the study's own points, with seeds of their own, at the values that the search c
 
 from __future__ import annotations
 
+import shutil
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from spectrum.study.contrasts import examine
+from spectrum.study.engines import LocalEngine, Outcome, Saving
 from spectrum.study.planning import PlannedPoint, entries_of, from_entry, import_modules, plan_study
 from spectrum.study.point import Point, SpecError
 from spectrum.study.spec import Study, Tune
@@ -25,6 +28,7 @@ DATA = {  # fields that say which images a point has, and what rows from before 
     name: Point.model_fields[name].default
     for name in ("dataset", "image_size", "resize", "teacher_segments", "label_noise", "teacher_seed")
 }
+CHECKPOINTS = "checkpoints"  # below a study's folder
 RESULT_COLUMNS = (
     "test_accuracy",
     "test_loss",
@@ -78,6 +82,7 @@ def run_study(
     device: str = "auto",
     imports: Sequence[str] = (),
     confirm: bool = False,
+    checkpoint_minutes: float = 1.0,
     on_progress: Callable[[Progress], None] | None = None,
 ) -> Summary:
     """Train every point of a study that has no finished row yet, and append a row for each.
@@ -90,10 +95,12 @@ def run_study(
         imports: modules to import in every worker first, for models of one's own.
         confirm: of a study that tunes, also train the points at the chosen values, once the search is complete; later
             runs into the same folder do so too.
+        checkpoint_minutes: between two checkpoints of a point, at least; 0 saves after every step.
         on_progress: called at the start of each stage and after every point.
 
-    A point that fails gets a row with status "failed" and the reason; it is tried again by the next run. Raises
-    SpecError, DataError or StoreError before anything is trained.
+    A point that was cut short goes on from its latest checkpoint, below checkpoints/ in the folder, to the same weights
+    as without the cut. A point that fails gets a row with status "failed" and the reason; it is tried again by the next
+    run. Raises SpecError, DataError or StoreError before anything is trained.
 
     In a script, call it below `if __name__ == "__main__":`, since worker processes import the script.
 
@@ -102,6 +109,8 @@ def run_study(
     >>> summary.trained, summary.reused, summary.failed  # doctest: +SKIP
     (21, 0, 0)
     """
+    if not checkpoint_minutes >= 0:
+        raise SpecError(f"checkpoint_minutes = {checkpoint_minutes}: expected 0 or more")
     if confirm and study.tune is None:
         raise SpecError("confirm: this study has no [tune], so there is no search to confirm; leave it out")
     folder = Path("results", study.name) if out is None else Path(out)
@@ -118,7 +127,8 @@ def run_study(
         planned = planned or plan_study(study, frozen=frozen)
         _check_same_images(folder, planned)
     with Store(folder) as store:
-        run = _Run(store, study, planned, workers, device, tuple(imports), on_progress)
+        saving = Saving(folder / CHECKPOINTS, checkpoint_minutes)
+        run = _Run(store, study, planned, workers, device, tuple(imports), saving, on_progress)
         if study.tune is None:
             run.freeze(planned)
             run.train(planned)
@@ -149,11 +159,12 @@ class _Run:
         workers: int | None,
         device: str,
         imports: tuple[str, ...],
+        saving: Saving,
         on_progress: Callable[[Progress], None] | None,
     ) -> None:
         self.store, self.study, self.planned = store, study, planned
         self.workers, self.device, self.imports = workers, device, imports
-        self.on_progress = on_progress
+        self.saving, self.on_progress = saving, on_progress
         self.counts: Counter[str] = Counter()
         self.seen: set[str] = set()  # ids of the points that were asked for
         self.reused = 0
@@ -219,28 +230,42 @@ class _Run:
         self.reused += len(by_id.keys() & finished.keys() - self.seen)
         self.seen |= by_id.keys()
         self._tell(None)
+        self._remove_checkpoints(finished)
         if not left:
             return finished
-        from spectrum.study.engines import LocalEngine
-
-        engine = LocalEngine(self.workers, device=self.device, imports=self.imports)
-        for outcome in engine.run(left):
-            row = _row(self.study, by_id[outcome.point.id])
-            history: list[Row] = []
-            if outcome.result is None:
-                row |= {"status": "failed", "reason": outcome.reason}
-            else:
-                result = outcome.result
-                row |= {name: result[name] for name in ("status", *RESULT_COLUMNS)}
-                row["provenance"] = result["provenance"]
-                history = [{"id": row["id"], **epoch} for epoch in result["history"]]
-                finished[row["id"]] = row
-            row["attempts"] = outcome.attempts
-            self.store.append_history(history)
-            self.store.append(row)
-            self.counts[row["status"]] += 1
-            self._tell(row)
+        engine = LocalEngine(self.workers, device=self.device, imports=self.imports, saving=self.saving)
+        with closing(engine.run(left)) as outcomes:
+            for outcome in outcomes:
+                row = self._write(outcome, by_id[outcome.point.id])
+                if row["status"] in FINISHED:
+                    finished[row["id"]] = row
+                    self._remove_checkpoints([row["id"]])
+                self.counts[row["status"]] += 1
+                self._tell(row)
         return finished
+
+    def _write(self, outcome: Outcome, planned: PlannedPoint) -> Row:
+        row = _row(self.study, planned)
+        history: list[Row] = []
+        if outcome.result is None:
+            row |= {"status": "failed", "reason": outcome.reason}
+        else:
+            result = outcome.result
+            row |= {name: result[name] for name in ("status", *RESULT_COLUMNS)}
+            row["provenance"] = result["provenance"]
+            history = [{"id": row["id"], **epoch} for epoch in result["history"]]
+        row["attempts"] = outcome.attempts
+        self.store.append_history(history)
+        self.store.append(row)
+        return row
+
+    def _remove_checkpoints(self, finished: Iterable[str]) -> None:
+        """Of points whose rows are on disk."""
+        if self.saving.folder.exists():
+            for id in finished:
+                shutil.rmtree(self.saving.of(id), ignore_errors=True)
+            with suppress(OSError):
+                self.saving.folder.rmdir()  # once it is empty
 
     def summary(self, choices: Sequence[Choice] = (), *, is_confirmed: bool = True) -> Summary:
         return Summary(

@@ -25,6 +25,7 @@ from torch.optim.swa_utils import AveragedModel
 from spectrum.conv.segmented import used_lowerings
 from spectrum.models import build_model
 from spectrum.study.augment import batches
+from spectrum.study.checkpoint import Checkpoints, Interrupted, Standing, State, seed_generators
 from spectrum.study.data import Images, split
 from spectrum.study.pixels import Pixels, in_turn
 from spectrum.study.point import Point
@@ -50,6 +51,8 @@ class Result:
     weights_sha256: str  # of the weights and buffers that were scored
     lowerings: dict[str, str] = field(default_factory=dict)  # by which each segmented convolution was computed
     history: list[dict[str, Any]] = field(default_factory=list)  # one entry an epoch
+    resumed: list[dict[str, Any]] = field(default_factory=list)  # at which steps, from a checkpoint
+    troubles: list[str] = field(default_factory=list)  # with checkpoints
 
 
 def train(
@@ -58,11 +61,16 @@ def train(
     *,
     device: torch.device | str = "cpu",
     on_epoch: Callable[[dict[str, Any]], None] | None = None,
+    checkpoints: Checkpoints | None = None,
 ) -> Result:
-    """Train one point. Raises ValueError when the network cannot be built for these images."""
+    """Train one point, from its latest checkpoint if it has one.
+
+    Raises ValueError when the network cannot be built for these images, and Interrupted when the checkpoints are asked
+    to stop.
+    """
     device = torch.device(device)
     keep_freed_memory()
-    torch.manual_seed(point.seed)
+    seed_generators(point.seed)
     data = split(images, point.validation_fraction, point.train_images, point.normalisation)
     channels, side, _ = images.shape
     model = build_model(point.model, point.architecture(channels, images.classes, side))
@@ -77,42 +85,53 @@ def train(
     test = (images.test_x, images.test_y)
     validation = (data.validation_x, data.validation_y)
 
-    history: list[dict[str, Any]] = []
-    seconds, step, loss_value, val_loss, val_accuracy = 0.0, 0, math.nan, math.nan, 0.0
+    state = State(model, average, optimizer)
+    at = Standing() if checkpoints is None else checkpoints.restore(state)
+    loss_value, val_loss, val_accuracy = math.nan, math.nan, 0.0
     diverged = False
-    for epoch in range(point.epochs):
+    for epoch in range(at.epoch, point.epochs):
         model.train()
         started = time.perf_counter()
-        epoch_loss = torch.zeros((), device=device)
+        epoch_loss = torch.tensor(at.epoch_loss, device=device)
         for x_nchw, y_n in batches(
             data,
             batch_size=point.batch_size,
             seed=point.seed,
             epoch=epoch,
+            first=at.step_in_epoch,
             flip=point.flip,
             shift=point.shift,
             cutout=point.cutout,
             device=device,
         ):
             for group in optimizer.param_groups:
-                group["lr"] = learning_rate(scheduled, step / steps_per_epoch)
+                group["lr"] = learning_rate(scheduled, at.step / steps_per_epoch)
             epoch_loss += training_step(point, run, optimizer, x_nchw, y_n)
             if average is not None:
                 average.update_parameters(model)
-            step += 1
+            at.step, at.step_in_epoch = at.step + 1, at.step_in_epoch + 1
+            if checkpoints is not None and (checkpoints.due() or checkpoints.stop()):
+                at.epoch_loss = epoch_loss.item()
+                at.lowerings |= used_lowerings(model)
+                at.train_seconds += time.perf_counter() - started
+                checkpoints.save(state, at)
+                if checkpoints.stop():
+                    raise Interrupted
+                started = time.perf_counter()
         loss_value = epoch_loss.item() / steps_per_epoch
-        seconds += time.perf_counter() - started
+        at.train_seconds += time.perf_counter() - started
         val_loss, val_accuracy = evaluate(scored, data.normalise, *validation, device=device)
         diverged = not (math.isfinite(loss_value) and math.isfinite(val_loss))
         entry = {
             "epoch": epoch + 1,
-            "lr": optimizer.param_groups[0]["lr"],
+            "lr": learning_rate(scheduled, (at.step - 1) / steps_per_epoch),
             "train_loss": _finite(loss_value),
             "val_loss": _finite(val_loss),
             "val_accuracy": 1 / images.classes if diverged else val_accuracy,
-            "train_seconds": seconds,
+            "train_seconds": at.train_seconds,
         }
-        history.append(entry)
+        at.history.append(entry)
+        at.epoch, at.step_in_epoch, at.epoch_loss = epoch + 1, 0, 0.0
         if on_epoch is not None:
             on_epoch(entry)
         if diverged:
@@ -130,11 +149,13 @@ def train(
         val_accuracy=chance if diverged else val_accuracy,
         val_loss=_finite(val_loss),
         train_loss=_finite(loss_value),
-        train_seconds=seconds,
-        images_per_second=step * batch / seconds,
+        train_seconds=at.train_seconds,
+        images_per_second=at.step * batch / at.train_seconds,
         weights_sha256=hash_weights(scored),
-        lowerings=used_lowerings(model),
-        history=history,
+        lowerings=at.lowerings | used_lowerings(model),
+        history=at.history,
+        resumed=at.resumed,
+        troubles=[] if checkpoints is None else checkpoints.troubles,
     )
 
 

@@ -181,10 +181,10 @@ def test_an_axis_of_lists_gives_a_report(study_folder):
     assert list(summary_table(load_results(summary.folder))["widths"]) == [(4, 8), (8, 16)]
 
 
-def start_slow_run(folder):
+def start_slow_run(folder, model="slow", epochs=100):
     """A run of slow points in a process of its own, started; returns when both workers train."""
     (folder / "slow.toml").write_text(
-        '[base]\nmodel = "slow"\ndataset = "digits"\nepochs = 100\n[axes]\nseed = [0, 1, 2, 3]\n'
+        f'[base]\nmodel = "{model}"\ndataset = "digits"\nepochs = {epochs}\n[axes]\nseed = [0, 1, 2, 3]\n'
     )
     command = [sys.executable, "-m", "spectrum", "run", "slow.toml", "--workers", "2", "--import", IMPORTS[0]]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
@@ -226,11 +226,70 @@ def test_a_stopped_driver_leaves_no_worker_and_a_folder_that_goes_on(study_folde
     _, said = run.communicate(timeout=30)
     assert run.returncode == status
     assert "Traceback" not in said
-    wait_until_gone(workers, seconds=5)
+    wait_until_gone(workers, seconds=1)
     folder = study_folder / "results" / "slow"
     assert read_rows(folder) == []
+    saved = list(folder.glob("checkpoints/*/*.safetensors"))
+    assert len(saved) == (0 if number == signal.SIGKILL else 2)  # killed, they had no time, and their minute was not up
     study = parse_study({"base": TINY | {"model": "linear"}, "axes": {"seed": [0]}}, "slow")
     assert run_study(study, folder, workers=1, imports=IMPORTS).trained == 1
+
+
+def hashes_of(folder):
+    return {row["seed"]: row["weights_sha256"] for row in read_rows(folder)}
+
+
+@pytest.mark.slow
+def test_a_run_that_was_stopped_goes_on_where_it_was_to_the_same_weights(study_folder):
+    run, _ = start_slow_run(study_folder, epochs=6)
+    time.sleep(0.5)
+    os.killpg(run.pid, signal.SIGINT)
+    run.communicate(timeout=30)
+    assert run.returncode == 130
+    base, axes = {"dataset": "digits", "epochs": 6}, {"seed": [0, 1, 2, 3]}
+    slow, quick = (parse_study({"base": base | {"model": name}, "axes": axes}, "slow") for name in ("slow", "linear"))
+    folder = study_folder / "results" / "slow"
+    assert len(list(folder.glob("checkpoints/*"))) == 2
+    summary = run_study(slow, folder, workers=2, imports=IMPORTS)
+    assert summary.trained == 4
+    resumed = [row["provenance"]["resumed"] for row in read_rows(folder) if "resumed" in row["provenance"]]
+    assert [len(times) for times in resumed] == [1, 1]
+    assert all(times[0]["step"] > 0 and not times[0]["before"] for times in resumed)
+    assert not (folder / "checkpoints").exists(), "nothing is kept of points that have ended"
+    assert len(load_history(folder)) == 4 * 6
+    undisturbed = run_study(quick, study_folder / "undisturbed", workers=2, imports=IMPORTS)
+    assert hashes_of(folder) == hashes_of(undisturbed.folder)
+
+
+@pytest.mark.slow
+def test_ctrl_c_twice_waits_for_nobody(study_folder):
+    run, workers = start_slow_run(study_folder, model="stuck")
+    run.send_signal(signal.SIGINT)
+    time.sleep(1)
+    assert run.poll() is None, "it waits for the workers to save"
+    run.send_signal(signal.SIGINT)
+    _, said = run.communicate(timeout=3)
+    assert run.returncode == 130
+    assert "Traceback" not in said
+    wait_until_gone(workers, seconds=1)
+
+
+@pytest.mark.slow
+def test_a_worker_killed_in_an_epoch_is_replaced_and_goes_on_from_its_checkpoint(study_folder):
+    base = {"dataset": "digits", "epochs": 2, "train_images": 400, "batch_size": 100}
+    dies, quick = (parse_study({"base": base | {"model": name}}, name) for name in ("dies_at_step_5", "linear"))
+    summary = run_study(dies, workers=1, imports=IMPORTS, checkpoint_minutes=0)
+    (row,) = read_rows(summary.folder)
+    assert (row["status"], row["attempts"]) == ("done", 2)
+    assert row["provenance"]["resumed"] == [{"step": 4, "before": {}}]
+    assert hashes_of(summary.folder) == hashes_of(run_study(quick, workers=1, imports=IMPORTS).folder)
+    assert not (summary.folder / "checkpoints").exists()
+
+
+def test_a_number_of_minutes_that_cannot_be_is_refused(study_folder):
+    with pytest.raises(SpecError, match="checkpoint_minutes = -1: expected 0 or more"):
+        run_study(tiny(), checkpoint_minutes=-1)
+    assert not list(study_folder.iterdir())
 
 
 @pytest.mark.slow

@@ -1,0 +1,220 @@
+"""The state of a run half-way: written whole, checked when it is read, and resumed bit for bit.
+
+    <folder>/<step>-<SHA-256>.safetensors     the two latest; the hash is of the file's bytes
+
+A file has the tensors of network, average, optimiser and generators, and as JSON where the run stands. Nothing in it is
+executed when it is read: no pickle. A file whose bytes have another hash than its name says, or that is of another
+point or other images, is passed over for the one before it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+import re
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import Tensor, nn
+
+from spectrum.study.store import write_whole
+
+KEPT = 2
+NAME = re.compile(r"(\d+)-([0-9a-f]{64})\.safetensors")
+STANDING = "standing"  # the tensor that holds the JSON
+
+
+@dataclass
+class Standing:
+    """Where a run stands: after `step` steps of all and `step_in_epoch` of this epoch."""
+
+    epoch: int = 0  # epochs that are over, each with an entry in the history
+    step_in_epoch: int = 0
+    step: int = 0
+    epoch_loss: float = 0.0  # sum over this epoch's steps
+    train_seconds: float = 0.0
+    lowerings: dict[str, str] = field(default_factory=dict)
+    history: list[dict[str, Any]] = field(default_factory=list)
+    resumed: list[dict[str, Any]] = field(default_factory=list)  # at which step, and what was otherwise before
+
+
+class Interrupted(Exception):
+    """A run that was asked to stop, and has saved where it stands."""
+
+
+class Checkpoints:
+    """Checkpoints of one run, in a folder of its own.
+
+    Args:
+        folder: made when the first is written.
+        identity: what a run must share with a checkpoint to go on from it; JSON.
+        environment: what a run may go on without, but not bit for bit; JSON.
+        minutes: between two, at least; 0 writes one after every step.
+        stop: asked after every step; true saves a checkpoint and raises Interrupted.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        identity: dict[str, Any],
+        environment: dict[str, Any],
+        *,
+        minutes: float = 1.0,
+        stop: Callable[[], bool] = lambda: False,
+    ) -> None:
+        self.folder, self.identity, self.environment = folder, identity, environment
+        self.seconds, self.stop = 60 * minutes, stop
+        self.saved_at = time.monotonic()
+        self.troubles: list[str] = []  # what was passed over, or could not be written
+
+    def due(self) -> bool:
+        return time.monotonic() - self.saved_at >= self.seconds
+
+    def save(self, state: State, standing: Standing) -> None:
+        """Write one, and remove all but the two latest. A disk that is full is a trouble, not the end of the run."""
+        said = {"identity": self.identity, "environment": self.environment, **asdict(standing)}
+        tensors = state.tensors() | {STANDING: _bytes(json.dumps(said).encode())}
+        data = save(tensors)
+        path = self.folder / f"{standing.step:012}-{hashlib.sha256(data).hexdigest()}.safetensors"
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            write_whole(path, data)
+        except OSError as error:
+            self._note(f"no checkpoint at step {standing.step}: {error.strerror}")
+        else:
+            halves = self.folder.glob(".*")  # of a process that was killed while it wrote
+            for old in [*halves, *(path for path, _ in list(self._found())[KEPT:])]:
+                old.unlink(missing_ok=True)
+        self.saved_at = time.monotonic()  # also where it failed: not again at every step
+
+    def restore(self, state: State) -> Standing:
+        """Go on from the latest checkpoint that is whole and of this run; where there is none, from the start."""
+        untouched = None
+        for path, sha in self._found():
+            try:
+                data = path.read_bytes()
+                if hashlib.sha256(data).hexdigest() != sha:
+                    raise ValueError("its bytes have changed")
+                tensors = load(data)
+                said = json.loads(tensors.pop(STANDING).numpy().tobytes())
+                if said.pop("identity") != self.identity:
+                    raise ValueError("it is of other images or another run")
+                before = said.pop("environment")
+                standing = Standing(**said)
+                untouched = untouched or state.tensors()
+                state.load(tensors)
+            except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
+                reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+                self._note(f"the checkpoint at step {int(path.name.partition('-')[0])} was passed over: {reason}")
+                if untouched is not None:
+                    state.load(untouched)
+                continue
+            changed = {name: value for name, value in before.items() if self.environment.get(name) != value}
+            standing.resumed.append({"step": standing.step, "before": changed})
+            return standing
+        return Standing()
+
+    def remove(self) -> None:
+        """Remove all, at the end of the run."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _found(self) -> Iterator[tuple[Path, str]]:
+        """Files and the hashes that their names say, the latest first."""
+        with suppress(OSError):
+            for path in sorted(self.folder.iterdir(), reverse=True):
+                if match := NAME.fullmatch(path.name):
+                    yield path, match[2]
+
+    def _note(self, trouble: str) -> None:
+        if trouble not in self.troubles:
+            self.troubles.append(trouble)
+
+
+class State:
+    """All that a run changes as it goes: network, average, optimiser, generators."""
+
+    def __init__(self, model: nn.Module, average: nn.Module | None, optimizer: torch.optim.Optimizer) -> None:
+        self.model, self.average, self.optimizer = model, average, optimizer
+        self.modules = {"model": model} | ({} if average is None else {"average": average})
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Contiguous copies on the CPU, by name."""
+        named: dict[str, Any] = {}
+        for part, module in self.modules.items():
+            named |= {f"{part}.{name}": tensor for name, tensor in module.state_dict().items()}
+        for number, values in self.optimizer.state_dict()["state"].items():
+            named |= {f"optimizer.{number}.{name}": value for name, value in values.items() if value is not None}
+        copies = {name: torch.as_tensor(value).detach().cpu().contiguous().clone() for name, value in named.items()}
+        return copies | _generators()
+
+    def load(self, tensors: dict[str, Tensor]) -> None:
+        """Put tensors back where they came from, in the layout of what is there.
+
+        Raises KeyError, RuntimeError or ValueError for tensors of another network; what is there may then be changed.
+        """
+        for part, module in self.modules.items():
+            module.load_state_dict(_below(part, tensors))
+        state: dict[int, dict[str, Tensor]] = {}
+        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        for name, tensor in _below("optimizer", tensors).items():
+            number, _, key = name.partition(".")
+            like = parameters[int(number)]
+            if tensor.shape == like.shape:
+                tensor = torch.empty_like(like, dtype=tensor.dtype).copy_(tensor)  # in the parameter's layout
+            state.setdefault(int(number), {})[key] = tensor
+        groups = self.optimizer.state_dict()["param_groups"]
+        self.optimizer.load_state_dict({"state": state, "param_groups": groups})
+        _set_generators(_below("generator", tensors))
+
+
+def _below(part: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name.removeprefix(f"{part}."): t for name, t in tensors.items() if name.startswith(f"{part}.")}
+
+
+def seed_generators(seed: int) -> None:
+    """Seed all generators that a network may draw from."""
+    torch.manual_seed(seed)
+    random.seed(seed)
+    np.random.seed(seed)
+
+
+def _generators() -> dict[str, Tensor]:
+    """The states of all generators that a network may draw from."""
+    kind, keys, position, has_gauss, gauss = np.random.get_state()
+    assert kind == "MT19937"
+    python = json.dumps(random.getstate()).encode()
+    states = {
+        "torch": torch.get_rng_state(),
+        "python": _bytes(python),
+        "numpy": torch.from_numpy(np.asarray(keys, np.int64)),
+        "numpy_rest": torch.tensor([position, has_gauss, gauss], dtype=torch.float64),
+    }
+    if torch.cuda.is_available():
+        states |= {f"cuda{n}": torch.cuda.get_rng_state(n) for n in range(torch.cuda.device_count())}
+    return {f"generator.{name}": state for name, state in states.items()}
+
+
+def _set_generators(states: dict[str, Tensor]) -> None:
+    torch.set_rng_state(states["torch"])
+    version, internal, gauss = json.loads(states["python"].numpy().tobytes())
+    random.setstate((version, tuple(internal), gauss))
+    position, has_gauss, cached = states["numpy_rest"].tolist()
+    keys = states["numpy"].numpy().astype(np.uint32)
+    np.random.set_state(("MT19937", keys, int(position), int(has_gauss), cached))
+    for name, state in states.items():
+        if name.startswith("cuda") and int(name.removeprefix("cuda")) < torch.cuda.device_count():
+            torch.cuda.set_rng_state(state, int(name.removeprefix("cuda")))
+
+
+def _bytes(data: bytes) -> Tensor:
+    return torch.frombuffer(bytearray(data), dtype=torch.uint8)
