@@ -65,6 +65,10 @@ def dawdle():
     time.sleep(0.05)
 
 
+def talk():
+    os.write(1, b"a word of a talkative model\n")
+
+
 def fail():
     raise ValueError("this model never works")
 
@@ -79,5 +83,6 @@ register_model("dies_at_step_5", lambda arch: Linear(arch, die_at_step(5)))
 register_model("stuck", lambda arch: Linear(arch, stick))
 register_model("out_of_memory", lambda arch: Linear(arch, run_out_of_memory))
 register_model("slow", lambda arch: Linear(arch, dawdle))
+register_model("talks", lambda arch: Linear(arch, talk))
 register_model("fails", lambda arch: Linear(arch, fail))
 register_model("fails_at_three", lambda arch: Linear(arch, fail if arch.segments == 3 else None))

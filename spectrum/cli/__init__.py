@@ -1,6 +1,7 @@
 """The command `spectrum`: the only place that parses arguments or prints.
 
-Exit status: 0 all well · 1 some points failed · 2 wrong input, nothing done · 130 and 143 stopped by a signal.
+Exit status: 0 all well · 1 some points failed, or a folder has faults · 2 wrong input, nothing done · 130 and 143
+stopped by a signal.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from spectrum.cli.arguments import (
     PRINT_COMPLETION,
     Audit,
     Bench,
+    Doctor,
     Export,
     Plan,
     Report,
@@ -32,6 +34,7 @@ COMMANDS: dict[type, Callable[[Any], int]] = {
     Plan: studies.plan,
     Run: studies.run,
     Status: results.status,
+    Doctor: results.doctor,
     Report: results.report,
     Export: results.export,
     Audit: measures.audit,

@@ -120,6 +120,14 @@ class Status(Results):
 
 
 @dataclass
+class Doctor(Results):
+    """Say what is wrong in a study's folder, with status 1 where something is."""
+
+    repair: bool = False
+    """Move torn lines to results.bad, and remove damaged checkpoints and what is left over."""
+
+
+@dataclass
 class Report(Results):
     """Draw the figures and write the page anew, from the rows that there are."""
 
@@ -206,6 +214,7 @@ def _read(words: Sequence[str]) -> Any:
         "plan": Plan(tyro.MISSING),
         "run": Run(tyro.MISSING),
         "status": Status(tyro.MISSING),
+        "doctor": Doctor(tyro.MISSING),
         "report": Report(tyro.MISSING),
         "export": Export(tyro.MISSING),
         "audit": Audit(tyro.MISSING),

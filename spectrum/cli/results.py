@@ -1,4 +1,4 @@
-"""The commands that read a study's rows: `status`, `report` and `export`."""
+"""The commands that read a study's rows: `status`, `doctor`, `report` and `export`."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from spectrum.cli.arguments import Export, Report, Status
+from spectrum.cli.arguments import Doctor, Export, Report, Status
 from spectrum.cli.printing import out, print_table
+from spectrum.study.checkpoint_files import CHECKPOINTS, checkpoint_files
 from spectrum.study.point import SpecError
 from spectrum.study.spec import Study, load_study
 from spectrum.study.store import (
@@ -17,6 +18,8 @@ from spectrum.study.store import (
     is_own,
     latest_rows,
     read_plan,
+    read_rows,
+    writer_of,
 )
 
 
@@ -44,9 +47,36 @@ def _print_standing(folder: Path, ids: Sequence[str]) -> None:
     statuses = [rows[id]["status"] if id in rows else "left" for id in ids]
     counts = " · ".join(f"{statuses.count(status)} {status}" for status in ("done", "diverged", "failed", "left"))
     out.print(f"{folder}: {len(ids)} points · {counts}")
+    if (writer := writer_of(folder)) is not None:
+        out.print(f"  a run is training: {writer}")
+    for id in ids:
+        newest = next(checkpoint_files(folder / CHECKPOINTS / id), None) if id not in rows else None
+        if newest is not None:
+            out.print(f"  part-way {id}: {newest.step} steps are saved")
     for id in ids:
         if id in rows and rows[id]["status"] == "failed":
             out.print(f"  failed {id}: {rows[id].get('reason')}")
+
+
+def doctor(command: Doctor) -> int:
+    """Print what is wrong in a folder; status 1 where there are faults, after the repair if one was asked for."""
+    from spectrum.study.doctor import look_at, repair
+
+    folder, _ = _folder(command.study, command.out)
+    found = look_at(folder)
+    if command.repair and any(one.can_be_mended for one in found):
+        repair(folder, found)
+        left = look_at(folder)
+        for one in found:
+            if one.can_be_mended and one not in left:
+                out.print(f"mended: {one.said}")
+        found = left
+    for one in found:
+        mend = " (--repair)" if one.can_be_mended else ""
+        out.print(f"{'fault' if one.fault else 'note'}: {one.said}{mend}")
+    faults = sum(one.fault for one in found)
+    out.print(f"{folder}: {len(read_rows(folder))} rows · {faults} faults · {len(found) - faults} notes")
+    return 1 if faults else 0
 
 
 def report(command: Report) -> int:

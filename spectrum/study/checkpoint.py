@@ -1,22 +1,17 @@
 """The state of a run half-way: written whole, checked when it is read, and resumed bit for bit.
 
-    <folder>/<step>-<SHA-256>.safetensors     the two latest; the hash is of the file's bytes
-
-A file has the tensors of network, average, optimiser and generators, and as JSON where the run stands. Nothing in it is
-executed when it is read: no pickle. A file whose bytes have another hash than its name says, or that is of another
-point or other images, is passed over for the one before it.
+The two latest are kept. A file has the tensors of network, average, optimiser and generators, and as JSON where the run
+stands. Nothing in it is executed when it is read: no pickle. A file whose bytes have another hash than its name says is
+passed over for the one before it, and so is one of another point or of other images.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import random
-import re
 import shutil
 import time
-from collections.abc import Callable, Iterator
-from contextlib import suppress
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,10 +22,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor, nn
 
+from spectrum.study.checkpoint_files import checkpoint_files, half_written, name_of
 from spectrum.study.store import write_whole
 
 KEPT = 2
-NAME = re.compile(r"(\d+)-([0-9a-f]{64})\.safetensors")
 STANDING = "standing"  # the tensor that holds the JSON
 
 
@@ -46,10 +41,6 @@ class Standing:
     lowerings: dict[str, str] = field(default_factory=dict)
     history: list[dict[str, Any]] = field(default_factory=list)
     resumed: list[dict[str, Any]] = field(default_factory=list)  # at which step, and what was otherwise before
-
-
-class Interrupted(Exception):
-    """A run that was asked to stop, and has saved where it stands."""
 
 
 class Checkpoints:
@@ -85,27 +76,24 @@ class Checkpoints:
         said = {"identity": self.identity, "environment": self.environment, **asdict(standing)}
         tensors = state.tensors() | {STANDING: _bytes(json.dumps(said).encode())}
         data = save(tensors)
-        path = self.folder / f"{standing.step:012}-{hashlib.sha256(data).hexdigest()}.safetensors"
+        path = self.folder / name_of(standing.step, data)
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             write_whole(path, data)
         except OSError as error:
             self._note(f"no checkpoint at step {standing.step}: {error.strerror}")
         else:
-            halves = self.folder.glob(".*")  # of a process that was killed while it wrote
-            for old in [*halves, *(path for path, _ in list(self._found())[KEPT:])]:
+            older = [file.path for file in list(checkpoint_files(self.folder))[KEPT:]]
+            for old in [*half_written(self.folder), *older]:
                 old.unlink(missing_ok=True)
         self.saved_at = time.monotonic()  # also where it failed: not again at every step
 
     def restore(self, state: State) -> Standing:
         """Go on from the latest checkpoint that is whole and of this run; where there is none, from the start."""
         untouched = None
-        for path, sha in self._found():
+        for file in checkpoint_files(self.folder):
             try:
-                data = path.read_bytes()
-                if hashlib.sha256(data).hexdigest() != sha:
-                    raise ValueError("its bytes have changed")
-                tensors = load(data)
+                tensors = load(file.read())
                 said = json.loads(tensors.pop(STANDING).numpy().tobytes())
                 if said.pop("identity") != self.identity:
                     raise ValueError("it is of other images or another run")
@@ -115,7 +103,7 @@ class Checkpoints:
                 state.load(tensors)
             except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
                 reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-                self._note(f"the checkpoint at step {int(path.name.partition('-')[0])} was passed over: {reason}")
+                self._note(f"the checkpoint at step {file.step} was passed over: {reason}")
                 if untouched is not None:
                     state.load(untouched)
                 continue
@@ -127,13 +115,6 @@ class Checkpoints:
     def remove(self) -> None:
         """Remove all, at the end of the run."""
         shutil.rmtree(self.folder, ignore_errors=True)
-
-    def _found(self) -> Iterator[tuple[Path, str]]:
-        """Files and the hashes that their names say, the latest first."""
-        with suppress(OSError):
-            for path in sorted(self.folder.iterdir(), reverse=True):
-                if match := NAME.fullmatch(path.name):
-                    yield path, match[2]
 
     def _note(self, trouble: str) -> None:
         if trouble not in self.troubles:

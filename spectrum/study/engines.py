@@ -6,6 +6,7 @@ few times, from its latest checkpoint; an exception in a point is that point's f
 
 from __future__ import annotations
 
+import faulthandler
 import multiprocessing
 import os
 import signal
@@ -27,22 +28,28 @@ from typing import Any
 
 from pebble import ProcessExpired, ProcessPool
 
+from spectrum.study.checkpoint_files import CHECKPOINTS, Interrupted
 from spectrum.study.point import Point
 
 ATTEMPTS = 3
+LOGS = "logs"  # below a study's folder
 GRACE = 10.0  # seconds in which workers that are stopped may save where they stand
 
 
 @dataclass(frozen=True)
 class Saving:
-    """Where and how often runs save where they stand."""
+    """Where and how often runs save where they stand, and where they log."""
 
-    folder: Path  # with a folder a point
+    folder: Path  # of the study
     minutes: float = 1.0  # between two checkpoints, at least
 
-    def of(self, id: str) -> Path:
+    def checkpoints_of(self, id: str) -> Path:
         """The folder of one point's checkpoints."""
-        return self.folder / id
+        return self.folder / CHECKPOINTS / id
+
+    def log_of(self, id: str) -> Path:
+        """What a point printed, and how it failed; there only if there is something to read."""
+        return self.folder / LOGS / f"{id}.log"
 
 
 @dataclass(frozen=True)
@@ -65,7 +72,7 @@ class LocalEngine:
         workers: processes; by default one a core, or one alone where they would share a GPU. At most one a point.
         device: "cpu", "cuda" or "mps".
         imports: modules to import in every worker first, for models of one's own.
-        saving: where and how often runs save where they stand; by default never.
+        saving: where and how often runs save where they stand, and where they log; by default not at all.
     """
 
     def __init__(
@@ -124,7 +131,7 @@ class LocalEngine:
                     if isinstance(error, ProcessExpired) and attempt < ATTEMPTS:
                         waiting.append((point, attempt + 1))
                     else:
-                        yield _outcome(point, attempt, future, error)
+                        yield self._outcome(point, attempt, future, error)
             pool.close()
         except (KeyboardInterrupt, SystemExit, GeneratorExit):
             self.stop.set()
@@ -136,6 +143,18 @@ class LocalEngine:
 
     def _schedule(self, pool: ProcessPool, point: Point) -> Future[Any]:
         return pool.schedule(_train_one, args=[point, self.device, self.threads, self.imports, self.saving])
+
+    def _outcome(self, point: Point, attempt: int, future: Future[Any], error: BaseException | None) -> Outcome:
+        if error is None:
+            return Outcome(point, future.result(), None, attempt)
+        if isinstance(error, ProcessExpired):
+            reason = f"the worker process died {attempt} times, last with exit code {error.exitcode}"
+        else:
+            reason = f"{type(error).__name__}: {error}"
+        log = None if self.saving is None else self.saving.log_of(point.id)
+        if log is not None and log.exists():
+            reason += f"; see {log.relative_to(log.parent.parent)}"
+        return Outcome(point, None, reason, attempt)
 
     def _pool(self, workers: int) -> ProcessPool:
         with _interrupts_blocked():
@@ -158,16 +177,6 @@ def _interrupts_blocked() -> Iterator[None]:
 def available_cores() -> int:
     """Cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _outcome(point: Point, attempt: int, future: Future[Any], error: BaseException | None) -> Outcome:
-    if error is None:
-        return Outcome(point, future.result(), None, attempt)
-    if isinstance(error, ProcessExpired):
-        reason = f"the worker process died {attempt} times, last with exit code {error.exitcode}"
-    else:
-        reason = f"{type(error).__name__}: {error}"
-    return Outcome(point, None, reason, attempt)
 
 
 def _start_worker(stop: Event) -> None:
@@ -201,7 +210,40 @@ def _prepare(threads: int, imports: tuple[str, ...]) -> None:
 def _train_one(
     point: Point, device: str, threads: int, imports: tuple[str, ...], saving: Saving | None
 ) -> dict[str, Any]:
-    _prepare(threads, imports)
+    with _logged(None if saving is None else saving.log_of(point.id)):
+        _prepare(threads, imports)
+        return _trained(point, device, saving)
+
+
+@contextmanager
+def _logged(path: Path | None) -> Iterator[None]:
+    """What is printed meanwhile, by C too, goes to the end of a file, and so does how it fails or crashes."""
+    if path is None:
+        yield
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    before = [os.dup(number) for number in (1, 2)]
+    with path.open("ab", buffering=0) as log:
+        for number in (1, 2):
+            os.dup2(log.fileno(), number)
+        faulthandler.enable(2)
+        try:
+            yield
+        except Exception as error:
+            if not isinstance(error, Interrupted):
+                traceback.print_exc()
+            raise
+        finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            for number, kept in zip((1, 2), before, strict=True):
+                os.dup2(kept, number)
+                os.close(kept)
+    if path.stat().st_size == 0:
+        path.unlink(missing_ok=True)
+
+
+def _trained(point: Point, device: str, saving: Saving | None) -> dict[str, Any]:
     from spectrum.study.checkpoint import Checkpoints
     from spectrum.study.images import images_of
     from spectrum.study.provenance import provenance
@@ -213,7 +255,9 @@ def _train_one(
     if saving is not None:
         identity = {"point": point.id, "images": images.fingerprint}
         stop = _stop.is_set if _stop is not None else lambda: False
-        checkpoints = Checkpoints(saving.of(point.id), identity, environment, minutes=saving.minutes, stop=stop)
+        checkpoints = Checkpoints(
+            saving.checkpoints_of(point.id), identity, environment, minutes=saving.minutes, stop=stop
+        )
     _reset_peak_memory()
     try:
         result = train(point, images, device=device, checkpoints=checkpoints)

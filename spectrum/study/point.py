@@ -244,6 +244,12 @@ class Point(Record):
         )
 
 
+IMAGES = {  # fields that say which images a point has, and what rows from before they were there mean
+    name: Point.model_fields[name].default
+    for name in ("dataset", "image_size", "resize", "teacher_segments", "label_noise", "teacher_seed")
+}
+
+
 def explain(error: ValidationError, record: type[BaseModel]) -> str:
     """pydantic's findings, one line a field: what came and what would work."""
     lines: dict[str, str] = {}

@@ -15,6 +15,7 @@ import fcntl
 import json
 import os
 import socket
+import time
 from collections.abc import Iterable, Mapping
 from io import BufferedWriter
 from pathlib import Path
@@ -74,12 +75,16 @@ class Store:
         os.close(self._lock)
 
     def _take_lock(self) -> None:
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise StoreError(f"{self.folder}: another run is writing here{_who(self.folder)}") from None
-        except OSError as error:
-            raise StoreError(f"{self.folder}: its file system has no locks ({error.strerror})") from None
+        for tries_left in (2, 1, 0):  # `writer_of` holds it for a moment
+            try:
+                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if not tries_left:
+                    raise StoreError(f"{self.folder}: another run is writing here{_who(self.folder)}") from None
+                time.sleep(0.05)
+            except OSError as error:
+                raise StoreError(f"{self.folder}: its file system has no locks ({error.strerror})") from None
         os.ftruncate(self._lock, 0)
         os.write(self._lock, json.dumps({"pid": os.getpid(), "host": socket.gethostname()}).encode())
 
@@ -139,7 +144,7 @@ class Store:
     def _set_bad_rows_aside(self) -> int:
         """Move torn and garbled rows to results.bad; how many there were."""
         count = 0
-        for name, check in ((ROWS, _is_row), (HISTORY, _is_epoch)):
+        for name, check in CHECKS.items():
             good, bad = _read_lines(self.folder / name, check)
             if bad:
                 with (self.folder / BAD).open("ab") as file:
@@ -159,6 +164,29 @@ def is_own(path: Path) -> bool:
     path = path.resolve()
     named = path.name in (ROWS, HISTORY, BAD, PLAN, WRITER) or path.match(f"{Path(PLAN).stem}-*.json")
     return named and any((path.parent / name).exists() for name in (ROWS, PLAN))
+
+
+def writer_of(folder: Path) -> str | None:
+    """Which process writes to a folder at this moment, in words; None where none does, or where it cannot be told."""
+    try:
+        lock = os.open(folder / WRITER, os.O_RDONLY)
+    except OSError:
+        return None
+    try:
+        fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)  # freed at once; a writer tries more than once
+    except BlockingIOError:
+        return _who(folder).strip(" ()") or "another process"
+    except OSError:
+        return None
+    finally:
+        os.close(lock)
+    return None
+
+
+def bad_lines(folder: Path) -> dict[str, int]:
+    """How many torn or garbled lines each file has."""
+    counts = {name: len(_read_lines(folder / name, check)[1]) for name, check in CHECKS.items()}
+    return {name: count for name, count in counts.items() if count}
 
 
 def read_rows(folder: Path) -> list[Row]:
@@ -216,6 +244,9 @@ def _is_row(line: bytes) -> bool:
 def _is_epoch(line: bytes) -> bool:
     row = _json_object(line)
     return isinstance(row.get("id"), str) and isinstance(row.get("epoch"), int)
+
+
+CHECKS = {ROWS: _is_row, HISTORY: _is_epoch}
 
 
 def _json_object(line: bytes) -> Row:

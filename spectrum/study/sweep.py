@@ -16,19 +16,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from spectrum.study.checkpoint_files import CHECKPOINTS
 from spectrum.study.contrasts import examine
-from spectrum.study.engines import LocalEngine, Outcome, Saving
+from spectrum.study.engines import LOGS, LocalEngine, Outcome, Saving
 from spectrum.study.planning import PlannedPoint, entries_of, from_entry, import_modules, plan_study
-from spectrum.study.point import Point, SpecError
+from spectrum.study.point import IMAGES, Point, SpecError
 from spectrum.study.spec import Study, Tune
 from spectrum.study.store import FINISHED, Row, Store, StoreError, latest_rows, read_plan
 from spectrum.study.tuning import Choice, choose, confirmed, extended, search
 
-DATA = {  # fields that say which images a point has, and what rows from before they were there mean
-    name: Point.model_fields[name].default
-    for name in ("dataset", "image_size", "resize", "teacher_segments", "label_noise", "teacher_seed")
-}
-CHECKPOINTS = "checkpoints"  # below a study's folder
 RESULT_COLUMNS = (
     "test_accuracy",
     "test_loss",
@@ -127,7 +123,7 @@ def run_study(
         planned = planned or plan_study(study, frozen=frozen)
         _check_same_images(folder, planned)
     with Store(folder) as store:
-        saving = Saving(folder / CHECKPOINTS, checkpoint_minutes)
+        saving = Saving(folder, checkpoint_minutes)
         run = _Run(store, study, planned, workers, device, tuple(imports), saving, on_progress)
         if study.tune is None:
             run.freeze(planned)
@@ -261,11 +257,11 @@ class _Run:
 
     def _remove_checkpoints(self, finished: Iterable[str]) -> None:
         """Of points whose rows are on disk."""
-        if self.saving.folder.exists():
-            for id in finished:
-                shutil.rmtree(self.saving.of(id), ignore_errors=True)
+        for id in finished:
+            shutil.rmtree(self.saving.checkpoints_of(id), ignore_errors=True)
+        for name in (CHECKPOINTS, LOGS):
             with suppress(OSError):
-                self.saving.folder.rmdir()  # once it is empty
+                (self.store.folder / name).rmdir()  # once it is empty
 
     def summary(self, choices: Sequence[Choice] = (), *, is_confirmed: bool = True) -> Summary:
         return Summary(
@@ -331,9 +327,9 @@ def _check_same_images(folder: Path, planned: Sequence[PlannedPoint]) -> None:
     for row in _finished(folder).values():
         fingerprint = (row.get("provenance") or {}).get("data_fingerprint")
         if fingerprint is not None:
-            known.setdefault(tuple(row.get(name, DATA[name]) for name in DATA), set()).add(fingerprint)
+            known.setdefault(tuple(row.get(name, default) for name, default in IMAGES.items()), set()).add(fingerprint)
     for one in planned:
-        seen = known.get(tuple(getattr(one.point, name) for name in DATA), set())
+        seen = known.get(tuple(getattr(one.point, name) for name in IMAGES), set())
         if seen - {images_of(one.point).fingerprint}:
             raise StoreError(
                 f"{folder}: its rows were trained on other images of {one.point.dataset!r} than those found now; "

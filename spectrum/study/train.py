@@ -25,7 +25,8 @@ from torch.optim.swa_utils import AveragedModel
 from spectrum.conv.segmented import used_lowerings
 from spectrum.models import build_model
 from spectrum.study.augment import batches
-from spectrum.study.checkpoint import Checkpoints, Interrupted, Standing, State, seed_generators
+from spectrum.study.checkpoint import Checkpoints, Standing, State, seed_generators
+from spectrum.study.checkpoint_files import Interrupted
 from spectrum.study.data import Images, split
 from spectrum.study.pixels import Pixels, in_turn
 from spectrum.study.point import Point

@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from spectrum import models
 from spectrum.models import Architecture
 from spectrum.study import checkpoint
-from spectrum.study.checkpoint import Checkpoints, Interrupted, Standing, State
+from spectrum.study.checkpoint import Checkpoints, Standing, State
+from spectrum.study.checkpoint_files import Interrupted, name_of
 from spectrum.study.data import Images
 from spectrum.study.load import load_images
 from spectrum.study.point import Point
@@ -237,7 +238,7 @@ def test_where_all_are_damaged_the_run_starts_anew_and_says_so(digits: Images, t
 
 def named_by_hash(folder: Path, data: bytes, step: int = 7) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"{step:012}-{checkpoint.hashlib.sha256(data).hexdigest()}.safetensors"
+    path = folder / name_of(step, data)
     path.write_bytes(data)
     return path
 

@@ -114,7 +114,7 @@ def test_one_bad_point_stops_no_other(study_folder):
     study = parse_study(
         {
             "base": TINY,
-            "cases": [{"model": name} for name in ("linear", "dies", "dies_once", "out_of_memory", "fails")],
+            "cases": [{"model": name} for name in ("linear", "dies", "dies_once", "out_of_memory", "fails", "talks")],
         },
         "faults",
     )
@@ -127,17 +127,24 @@ def test_one_bad_point_stops_no_other(study_folder):
         "dies_once": "done",
         "out_of_memory": "failed",
         "fails": "failed",
+        "talks": "done",
     }
     assert "died 3 times" in rows["dies"]["reason"]
     assert rows["dies_once"]["attempts"] == 2
     assert "oom" in rows["out_of_memory"]["reason"]
     assert rows["out_of_memory"]["attempts"] == rows["fails"]["attempts"] == 1
     assert "this model never works" in rows["fails"]["reason"]
+    log = summary.folder / "logs" / f"{rows['fails']['id']}.log"
+    assert rows["fails"]["reason"].endswith(f"; see logs/{log.name}")
+    assert "line" in log.read_text()
+    assert "in fail\n" in log.read_text(), "the traceback reaches to where it happened"
+    assert "of a talkative model" in (summary.folder / "logs" / f"{rows['talks']['id']}.log").read_text()
+    assert not (summary.folder / "logs" / f"{rows['linear']['id']}.log").exists(), "nothing to say, no file"
     assert load_results(summary.folder).set_index("model")["test_accuracy"].isna().sum() == 3
 
     (study_folder / "died").touch()
     again = run_study(study, workers=2, imports=IMPORTS)
-    assert (again.reused, again.failed) == (2, 3)  # what failed is tried again
+    assert (again.reused, again.failed) == (3, 3)  # what failed is tried again
 
 
 @pytest.mark.slow

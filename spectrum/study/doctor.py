@@ -1,0 +1,197 @@
+"""What is wrong in a study's folder, what a reader of its rows should know, and what of it can be mended.
+
+Without torch, and without the study's file: a folder says what it needs by itself. Nothing here writes, but `repair`.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from spectrum.study.checkpoint_files import CHECKPOINTS, checkpoint_files, half_written
+from spectrum.study.point import IMAGES
+from spectrum.study.store import (
+    BAD,
+    FINISHED,
+    HISTORY,
+    Row,
+    Store,
+    StoreError,
+    bad_lines,
+    read_history,
+    read_plan,
+    read_rows,
+    writer_of,
+)
+
+ENVIRONMENT = ("torch", "processor", "device", "threads", "layout", "lowering")  # within one, weights are the same
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Something about a folder, in words.
+
+    A fault is work that is lost or done twice, or rows that do not belong together; the rest is for the reader to know.
+    `remove` are files that hold nothing of worth.
+    """
+
+    said: str
+    fault: bool
+    torn: bool = False  # lines that a writer moves to results.bad
+    remove: tuple[Path, ...] = ()
+
+    @property
+    def can_be_mended(self) -> bool:
+        """Whether `repair` does something about it."""
+        return self.torn or bool(self.remove)
+
+
+def look_at(folder: Path) -> list[Finding]:
+    """All findings, faults first. Raises StoreError for a folder that is none of a study."""
+    rows = read_rows(folder)
+    found = [
+        *_of_writer(folder),
+        *_of_plan(folder, rows),
+        *_of_lines(folder),
+        *_of_ids(rows),
+        *_of_history(folder, rows),
+    ]
+    found += [*_of_images(rows), *_of_checkpoints(folder, rows), *_of_environments(rows), *_of_troubles(rows)]
+    return sorted(found, key=lambda one: not one.fault)
+
+
+def repair(folder: Path, found: Sequence[Finding]) -> None:
+    """Move torn lines to results.bad, remove files that hold nothing. Raises StoreError while a run writes there."""
+    with Store(folder):  # which sets torn lines aside
+        for path in (path for one in found for path in one.remove):
+            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+
+
+def _of_writer(folder: Path) -> Iterator[Finding]:
+    if (writer := writer_of(folder)) is not None:
+        yield Finding(f"{writer} writes here now: what it has begun looks unfinished", fault=False)
+
+
+def _of_plan(folder: Path, rows: Sequence[Row]) -> Iterator[Finding]:
+    try:
+        plan = read_plan(folder)
+    except StoreError as error:
+        yield Finding(str(error), fault=True)
+        return
+    if plan is None:
+        yield Finding("there is no plan.json: the rows are read without one", fault=bool(rows))
+        return
+    planned = {entry["id"] for entry in [*plan.get("tuning", {}).get("points", []), *plan["points"]]}
+    others = {row["id"] for row in rows} - planned
+    if others:
+        yield Finding(f"{_points(others)} not in the plan: of an earlier version of the study", fault=False)
+    failed = {row["id"] for row in rows if row["status"] == "failed"} - _finished(rows)
+    if failed & planned:
+        yield Finding(f"{_points(failed & planned)} failed; the next run tries again", fault=True)
+
+
+def _of_lines(folder: Path) -> Iterator[Finding]:
+    for name, count in bad_lines(folder).items():
+        yield Finding(f"{name}: {_count(count, 'torn or garbled line')}", fault=True, torn=True)
+    if (folder / BAD).exists():
+        count = len((folder / BAD).read_bytes().splitlines())
+        yield Finding(f"{BAD}: {_count(count, 'line')} set aside earlier", fault=False)
+
+
+def _of_ids(rows: Sequence[Row]) -> Iterator[Finding]:
+    hashes = defaultdict(list)
+    for row in rows:
+        if row["status"] in FINISHED:
+            hashes[row["id"]].append(row.get("weights_sha256"))
+    twice = {id for id, seen in hashes.items() if len(seen) > 1}
+    unlike = {id for id in twice if len(set(hashes[id])) > 1}
+    if twice:
+        said = f"{_points(twice)} finished more than once; the first row counts"
+        yield Finding(said + (f", and {len(unlike)} of them had other weights then" if unlike else ""), fault=True)
+
+
+def _of_history(folder: Path, rows: Sequence[Row]) -> Iterator[Finding]:
+    epochs = Counter({(entry["id"], entry["epoch"]): 1 for entry in read_history(folder)})
+    counted = Counter(id for id, _ in epochs)
+    done = {row["id"]: row for row in rows if row["status"] == "done"}
+    short = {id for id, row in done.items() if counted[id] < row.get("epochs", 0)}
+    if short:
+        yield Finding(f"{HISTORY} lacks epochs of {_points(short)}; their rows are whole", fault=True)
+
+
+def _of_images(rows: Sequence[Row]) -> Iterator[Finding]:
+    prints = defaultdict(set)
+    for row in rows:
+        if "data_fingerprint" in _provenance(row):
+            prints[tuple(row.get(name, default) for name, default in IMAGES.items())].add(
+                _provenance(row)["data_fingerprint"]
+            )
+    for named, seen in prints.items():
+        if len(seen) > 1:
+            yield Finding(f"rows of {len(seen)} versions of the data set {named[0]!r} stand together", fault=True)
+
+
+def _of_checkpoints(folder: Path, rows: Sequence[Row]) -> Iterator[Finding]:
+    finished = _finished(rows)
+    root = folder / CHECKPOINTS
+    for below in sorted(path for path in root.iterdir() if path.is_dir()) if root.is_dir() else ():
+        if below.name in finished:
+            yield Finding(f"{CHECKPOINTS}/{below.name}: of a point that has its row", fault=False, remove=(below,))
+            continue
+        damaged = [file for file in checkpoint_files(below) if not _is_whole(file)]
+        for file in damaged:
+            said = f"{CHECKPOINTS}/{below.name}: the one at step {file.step} is damaged"
+            left = len(list(checkpoint_files(below))) - len(damaged)
+            yield Finding(said + ("" if left else "; the point starts anew"), fault=True, remove=(file.path,))
+        if halves := half_written(below):
+            yield Finding(f"{CHECKPOINTS}/{below.name}: half a file", fault=False, remove=tuple(halves))
+
+
+def _of_environments(rows: Sequence[Row]) -> Iterator[Finding]:
+    seen = [_provenance(row) for row in rows if row["status"] in FINISHED and _provenance(row)]
+    for name in (*ENVIRONMENT, "revision"):
+        counts = Counter(str(said.get(name)) for said in seen)
+        if len(counts) > 1:
+            each = ", ".join(f"{value} ({count})" for value, count in counts.most_common())
+            yield Finding(f"rows of more than one {name}: {each}; weights need not repeat bit for bit", fault=False)
+
+
+def _of_troubles(rows: Sequence[Row]) -> Iterator[Finding]:
+    resumed = [row["id"] for row in rows if any(one["before"] for one in _provenance(row).get("resumed", ()))]
+    if resumed:
+        yield Finding(f"{_points(resumed)} went on in another environment than they began in", fault=False)
+    for row in rows:
+        for trouble in _provenance(row).get("troubles", ()):
+            yield Finding(f"{row['id']}: {trouble}", fault=False)
+
+
+def _is_whole(file: Any) -> bool:
+    try:
+        file.read()
+    except (OSError, ValueError):
+        return False
+    return True
+
+
+def _finished(rows: Sequence[Row]) -> set[str]:
+    return {row["id"] for row in rows if row["status"] in FINISHED}
+
+
+def _provenance(row: Row) -> dict[str, Any]:
+    said = row.get("provenance")
+    return said if isinstance(said, dict) else {}
+
+
+def _points(ids: Iterable[str]) -> str:
+    """How many, and the first few by id."""
+    ids = sorted(ids)
+    more = ", …" if len(ids) > 3 else ""
+    return f"{_count(len(ids), 'point')} ({', '.join(ids[:3])}{more})"
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number:,} {what}{'' if number == 1 else 's'}"
