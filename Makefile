@@ -2,12 +2,13 @@
 # make check   lint, types and the fast tests                 make notebooks  execute them on the committed results
 # make docs    the documentation site, in docs/_build/html  make pictures  draw the tests' reference pictures anew
 # make readmes write the pages of the map from the rows      make golden   count all networks anew
+# make audit   ask whether versions that are pinned have known vulnerabilities
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 STUDY ?= experiments/quickstart.toml
 
-.PHONY: study test check lint types docs notebooks pictures readmes golden clean
+.PHONY: study test check lint types docs notebooks pictures readmes golden audit clean
 .DEFAULT_GOAL := check
 
 study: .venv/for-use
@@ -46,6 +47,10 @@ docs: .venv/for-development
 
 notebooks: .venv/for-development
 	$(BIN)/python notebooks/execute.py
+
+audit: .venv/for-development
+	$(INSTALL) pip-audit
+	$(BIN)/pip-audit --requirement constraints.txt --no-deps --disable-pip
 
 golden: .venv/for-development
 	$(BIN)/python -m tests.models.golden

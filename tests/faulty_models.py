@@ -56,6 +56,13 @@ def stick():
     time.sleep(60)
 
 
+held = []
+
+
+def take_two_gigabytes():
+    held.append(torch.ones(2**29))
+
+
 def run_out_of_memory():
     torch.empty(2**50)
 
@@ -81,6 +88,7 @@ register_model("dies", lambda arch: Linear(arch, die))
 register_model("dies_once", lambda arch: Linear(arch, die_once))
 register_model("dies_at_step_5", lambda arch: Linear(arch, die_at_step(5)))
 register_model("stuck", lambda arch: Linear(arch, stick))
+register_model("greedy", lambda arch: Linear(arch, take_two_gigabytes))
 register_model("out_of_memory", lambda arch: Linear(arch, run_out_of_memory))
 register_model("slow", lambda arch: Linear(arch, dawdle))
 register_model("talks", lambda arch: Linear(arch, talk))

@@ -100,6 +100,10 @@ class Run(OnStudy):
     """Of a study that tunes: after the search, train its points, with fresh seeds, at the chosen values."""
     checkpoint_minutes: float = 1.0
     """Between two checkpoints of a point, at least, from which a run that was cut short goes on."""
+    point_minutes: float | None = None
+    """The longest that one point may take; beyond it has failed. The next run goes on from its checkpoint."""
+    memory_gb: float | None = None
+    """The most private memory that one worker may take, in GB; a point that needs more has failed."""
 
 
 @dataclass

@@ -131,5 +131,5 @@ def _row_name(row: dict[str, Any], study: Study) -> str:
         return f"{said} failed: {row['reason']}"
     diverged = " (diverged)" if row["status"] == "diverged" else ""
     scored = "val" if row["test_accuracy"] is None else "test"
-    troubles = "".join(f"; {trouble}" for trouble in row["provenance"].get("troubles", ()))
+    troubles = "".join(f"; {trouble}" for trouble in row.get("provenance", {}).get("troubles", ()))
     return f"{said} · {scored} {row[f'{scored}_accuracy']:.4f}{diverged} · {row['train_seconds']:.0f} s{troubles}"

@@ -158,7 +158,7 @@ def _budget_line(study: Study, planned: Sequence[PlannedPoint]) -> str:
 
 def run(command: Run) -> int:
     """Train what has no result yet, then show the results; status 1 where a point failed."""
-    from spectrum.study.engines import EngineError
+    from spectrum.study.engines import EngineError, Limits
     from spectrum.study.sweep import run_study
 
     study = _study(command)
@@ -173,6 +173,7 @@ def run(command: Run) -> int:
                 imports=command.imports,
                 confirm=command.confirm,
                 checkpoint_minutes=command.checkpoint_minutes,
+                limits=Limits(command.point_minutes, command.memory_gb),
                 on_progress=on_progress,
             )
     except EngineError as error:

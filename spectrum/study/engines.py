@@ -7,6 +7,7 @@ few times, from its latest checkpoint; an exception in a point is that point's f
 from __future__ import annotations
 
 import faulthandler
+import fcntl
 import multiprocessing
 import os
 import signal
@@ -24,6 +25,7 @@ from importlib import import_module
 from multiprocessing.connection import wait as wait_for_handles
 from multiprocessing.synchronize import Event
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from pebble import ProcessExpired, ProcessPool
@@ -33,6 +35,7 @@ from spectrum.study.point import Point
 
 ATTEMPTS = 3
 LOGS = "logs"  # below a study's folder
+OUT_OF_MEMORY = "oom: not enough memory for this point"
 GRACE = 10.0  # seconds in which workers that are stopped may save where they stand
 
 
@@ -50,6 +53,17 @@ class Saving:
     def log_of(self, id: str) -> Path:
         """What a point printed, and how it failed; there only if there is something to read."""
         return self.folder / LOGS / f"{id}.log"
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What one point may take. One that takes more has failed, and is not tried again in the same run."""
+
+    minutes: float | None = None  # from its start or its latest checkpoint on
+    memory_gb: float | None = None  # of a worker's private memory; images that are kept in memory count too
+
+
+NO_LIMITS = Limits()
 
 
 @dataclass(frozen=True)
@@ -73,6 +87,7 @@ class LocalEngine:
         device: "cpu", "cuda" or "mps".
         imports: modules to import in every worker first, for models of one's own.
         saving: where and how often runs save where they stand, and where they log; by default not at all.
+        limits: what one point may take.
     """
 
     def __init__(
@@ -82,13 +97,14 @@ class LocalEngine:
         device: str = "cpu",
         imports: Sequence[str] = (),
         saving: Saving | None = None,
+        limits: Limits = NO_LIMITS,
     ) -> None:
         cores = available_cores()
-        self.workers = workers or (cores if device == "cpu" else 1)
+        self.workers = workers or (cores if device == "cpu" else len(visible_gpus()) if device == "cuda" else 1)
         self.threads = max(1, cores // self.workers)
         self.device = device
         self.imports = tuple(imports)
-        self.saving = saving
+        self.saving, self.limits = saving, limits
         self.context = multiprocessing.get_context("spawn")
         self.stop = self.context.Event()
 
@@ -100,11 +116,15 @@ class LocalEngine:
 
         Raises EngineError when workers die again and again before they take a point.
         """
+        with TemporaryDirectory(prefix="spectrum-gpus-") as slots:
+            yield from self._run(points, slots)
+
+    def _run(self, points: Iterable[Point], slots: str) -> Generator[Outcome, None, None]:
         waiting = deque((point, 1) for point in points)
         workers = min(self.workers, len(waiting)) or 1
         running: dict[Future[Any], tuple[Point, int]] = {}
         broken = 0
-        pool = self._pool(workers)
+        pool = self._pool(workers, slots)
         try:
             while waiting or running:
                 with _interrupts_blocked():  # what the pool starts inherits it: Ctrl-C is for the driver to handle
@@ -123,7 +143,7 @@ class LocalEngine:
                     running.clear()
                     pool.stop()
                     pool.join()
-                    pool = self._pool(workers)
+                    pool = self._pool(workers, slots)
                     continue
                 for future in ended:
                     point, attempt = running.pop(future)
@@ -142,13 +162,17 @@ class LocalEngine:
             pool.join()
 
     def _schedule(self, pool: ProcessPool, point: Point) -> Future[Any]:
-        return pool.schedule(_train_one, args=[point, self.device, self.threads, self.imports, self.saving])
+        seconds = None if self.limits.minutes is None else 60 * self.limits.minutes
+        args = [point, self.device, self.threads, self.imports, self.saving]
+        return pool.schedule(_train_one, args=args, timeout=seconds)
 
     def _outcome(self, point: Point, attempt: int, future: Future[Any], error: BaseException | None) -> Outcome:
         if error is None:
             return Outcome(point, future.result(), None, attempt)
         if isinstance(error, ProcessExpired):
             reason = f"the worker process died {attempt} times, last with exit code {error.exitcode}"
+        elif isinstance(error, TimeoutError):
+            reason = f"took more than {self.limits.minutes:g} minutes; the next run goes on from its checkpoint"
         else:
             reason = f"{type(error).__name__}: {error}"
         log = None if self.saving is None else self.saving.log_of(point.id)
@@ -156,9 +180,10 @@ class LocalEngine:
             reason += f"; see {log.relative_to(log.parent.parent)}"
         return Outcome(point, None, reason, attempt)
 
-    def _pool(self, workers: int) -> ProcessPool:
+    def _pool(self, workers: int, slots: str) -> ProcessPool:
         with _interrupts_blocked():
-            return ProcessPool(workers, initializer=_start_worker, initargs=[self.stop], context=self.context)
+            initargs = [self.stop, self.limits.memory_gb, slots if self.device == "cuda" else None]
+            return ProcessPool(workers, initializer=_start_worker, initargs=initargs, context=self.context)
 
 
 class EngineError(RuntimeError):
@@ -179,9 +204,43 @@ def available_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _start_worker(stop: Event) -> None:
+def visible_gpus() -> list[str]:
+    """The CUDA devices that this process may use, as CUDA_VISIBLE_DEVICES names them; at least one."""
+    said = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if said is not None:
+        return [one for one in said.split(",") if one] or ["0"]
+    import torch
+
+    return [str(number) for number in range(torch.cuda.device_count())] or ["0"]
+
+
+def take_slot(folder: Path, count: int) -> int:
+    """A number from 0 to count − 1 that no other process has taken and that lives; kept until this one ends.
+
+    By kernel locks, which a killed process gives back. Where all are taken, they are shared.
+    """
+    for number in range(count):
+        slot = os.open(folder / str(number), os.O_RDWR | os.O_CREAT, 0o600)
+        try:
+            fcntl.flock(slot, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(slot)
+            continue
+        return number
+    return os.getpid() % count
+
+
+def _start_worker(stop: Event, memory_gb: float | None, slots: str | None) -> None:
     global _stop
     _stop = stop
+    if memory_gb is not None:
+        import resource
+
+        most = int(memory_gb * 1e9)
+        resource.setrlimit(resource.RLIMIT_DATA, (most, most))
+    if slots is not None:
+        gpus = visible_gpus()
+        os.environ["CUDA_VISIBLE_DEVICES"] = gpus[take_slot(Path(slots), len(gpus))]
     threading.Thread(target=_end_with_driver, daemon=True).start()
 
 
@@ -261,9 +320,11 @@ def _trained(point: Point, device: str, saving: Saving | None) -> dict[str, Any]
     _reset_peak_memory()
     try:
         result = train(point, images, device=device, checkpoints=checkpoints)
+    except MemoryError as error:
+        raise MemoryError(OUT_OF_MEMORY) from error
     except RuntimeError as error:
         if "DefaultCPUAllocator" in str(error) or "out of memory" in str(error):
-            raise MemoryError("oom: not enough memory for this point") from error
+            raise MemoryError(OUT_OF_MEMORY) from error
         raise RuntimeError(f"{error} ({_innermost(error)})") from error
     seen = {"lowerings": result.lowerings, "resumed": result.resumed, "troubles": result.troubles}
     return {

@@ -12,13 +12,13 @@ import shutil
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import closing, suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from spectrum.study.checkpoint_files import CHECKPOINTS
 from spectrum.study.contrasts import examine
-from spectrum.study.engines import LOGS, LocalEngine, Outcome, Saving
+from spectrum.study.engines import LOGS, NO_LIMITS, Limits, LocalEngine, Outcome, Saving
 from spectrum.study.planning import PlannedPoint, entries_of, from_entry, import_modules, plan_study
 from spectrum.study.point import IMAGES, Point, SpecError
 from spectrum.study.spec import Study, Tune
@@ -79,6 +79,7 @@ def run_study(
     imports: Sequence[str] = (),
     confirm: bool = False,
     checkpoint_minutes: float = 1.0,
+    limits: Limits = NO_LIMITS,
     on_progress: Callable[[Progress], None] | None = None,
 ) -> Summary:
     """Train every point of a study that has no finished row yet, and append a row for each.
@@ -92,6 +93,7 @@ def run_study(
         confirm: of a study that tunes, also train the points at the chosen values, once the search is complete; later
             runs into the same folder do so too.
         checkpoint_minutes: between two checkpoints of a point, at least; 0 saves after every step.
+        limits: of what one point may take: minutes, and gigabytes of memory.
         on_progress: called at the start of each stage and after every point.
 
     A point that was cut short goes on from its latest checkpoint, below checkpoints/ in the folder, to the same weights
@@ -107,6 +109,9 @@ def run_study(
     """
     if not checkpoint_minutes >= 0:
         raise SpecError(f"checkpoint_minutes = {checkpoint_minutes}: expected 0 or more")
+    for name, most in asdict(limits).items():
+        if most is not None and not most > 0:
+            raise SpecError(f"limits: {name} = {most}: expected more than 0")
     if confirm and study.tune is None:
         raise SpecError("confirm: this study has no [tune], so there is no search to confirm; leave it out")
     folder = Path("results", study.name) if out is None else Path(out)
@@ -124,7 +129,7 @@ def run_study(
         _check_same_images(folder, planned)
     with Store(folder) as store:
         saving = Saving(folder, checkpoint_minutes)
-        run = _Run(store, study, planned, workers, device, tuple(imports), saving, on_progress)
+        run = _Run(store, study, planned, workers, device, tuple(imports), saving, limits, on_progress)
         if study.tune is None:
             run.freeze(planned)
             run.train(planned)
@@ -156,11 +161,12 @@ class _Run:
         device: str,
         imports: tuple[str, ...],
         saving: Saving,
+        limits: Limits,
         on_progress: Callable[[Progress], None] | None,
     ) -> None:
         self.store, self.study, self.planned = store, study, planned
         self.workers, self.device, self.imports = workers, device, imports
-        self.saving, self.on_progress = saving, on_progress
+        self.saving, self.limits, self.on_progress = saving, limits, on_progress
         self.counts: Counter[str] = Counter()
         self.seen: set[str] = set()  # ids of the points that were asked for
         self.reused = 0
@@ -229,7 +235,9 @@ class _Run:
         self._remove_checkpoints(finished)
         if not left:
             return finished
-        engine = LocalEngine(self.workers, device=self.device, imports=self.imports, saving=self.saving)
+        engine = LocalEngine(
+            self.workers, device=self.device, imports=self.imports, saving=self.saving, limits=self.limits
+        )
         with closing(engine.run(left)) as outcomes:
             for outcome in outcomes:
                 row = self._write(outcome, by_id[outcome.point.id])

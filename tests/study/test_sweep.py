@@ -6,12 +6,13 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
 from spectrum import load_results, run_study
 from spectrum.results import load_history
-from spectrum.study.engines import LocalEngine, available_cores
+from spectrum.study.engines import Limits, LocalEngine, available_cores, visible_gpus
 from spectrum.study.planning import plan_study
 from spectrum.study.point import SpecError
 from spectrum.study.spec import parse_study
@@ -20,6 +21,7 @@ from spectrum.study.sweep import in_random_blocks
 from tests import faulty_models
 
 TINY = {"dataset": "digits", "train_images": 100, "batch_size": 50, "epochs": 2, "width": 0.25}
+ROOT = Path(__file__).parents[2]
 IMPORTS = (faulty_models.__name__,)
 
 
@@ -297,6 +299,66 @@ def test_a_number_of_minutes_that_cannot_be_is_refused(study_folder):
     with pytest.raises(SpecError, match="checkpoint_minutes = -1: expected 0 or more"):
         run_study(tiny(), checkpoint_minutes=-1)
     assert not list(study_folder.iterdir())
+
+
+@pytest.mark.slow
+def test_a_point_that_takes_too_much_memory_or_time_has_failed_and_no_other(study_folder):
+    cases = [{"model": "greedy"}, {"model": "slow", "epochs": 400}, {"model": "linear"}]
+    study = parse_study({"base": TINY, "cases": cases}, "limits")
+    limits = Limits(minutes=0.2, memory_gb=2.0)
+    summary = run_study(study, workers=2, imports=IMPORTS, limits=limits, checkpoint_minutes=0.01)
+    rows = {row["model"]: row for row in read_rows(summary.folder)}
+    assert {name: row["status"] for name, row in rows.items()} == {
+        "greedy": "failed",
+        "slow": "failed",
+        "linear": "done",
+    }
+    assert rows["greedy"]["reason"].startswith("MemoryError: oom: not enough memory")
+    assert rows["slow"]["reason"].startswith("took more than 0.2 minutes; the next run goes on from its checkpoint")
+    assert {row["attempts"] for row in rows.values()} == {1}, "what would only happen again is not tried again"
+    assert len(list((summary.folder / "checkpoints" / rows["slow"]["id"]).glob("*.safetensors"))) == 2
+
+
+SLOT = """
+import sys, time
+from pathlib import Path
+from spectrum.study.engines import take_slot
+print(take_slot(Path(sys.argv[1]), 2), flush=True)
+time.sleep(60)
+"""
+
+
+def test_a_gpu_is_taken_by_one_worker_and_given_back_by_its_death(tmp_path):
+    def start():
+        said = [sys.executable, "-c", SLOT, str(tmp_path)]
+        process = subprocess.Popen(said, stdout=subprocess.PIPE, text=True, env=os.environ | {"PYTHONPATH": str(ROOT)})
+        return process, int(process.stdout.readline())
+
+    (first, one), (second, other) = start(), start()
+    try:
+        assert {one, other} == {0, 1}
+        first.kill()
+        first.communicate()
+        third, again = start()
+        third.kill()
+        third.communicate()
+        assert again == one
+    finally:
+        second.kill()
+        second.communicate()
+
+
+@pytest.mark.parametrize(("said", "gpus"), [("", ["0"]), ("2", ["2"]), ("3,GPU-a", ["3", "GPU-a"])])
+def test_gpus_are_those_that_may_be_seen(monkeypatch, said, gpus):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", said)
+    assert visible_gpus() == gpus
+    assert LocalEngine(device="cuda").workers == len(gpus)
+
+
+@pytest.mark.parametrize("limits", [Limits(minutes=0), Limits(memory_gb=-1), Limits(minutes=float("nan"))])
+def test_limits_that_cannot_be_are_refused(study_folder, limits):
+    with pytest.raises(SpecError, match=r"limits: .* expected more than 0"):
+        run_study(tiny(), limits=limits)
 
 
 @pytest.mark.slow
