@@ -95,9 +95,9 @@ def load_tuning(folder: str | Path) -> Results:
 
 def _as_table(rows: Iterable[Row]) -> Results:
     table = Results(list(rows))
-    for name in table:  # lists cannot be grouped by
-        if table[name].map(lambda value: isinstance(value, list)).any():
-            table[name] = table[name].map(lambda value: tuple(value) if isinstance(value, list) else value)
+    for name in table.select_dtypes(include="object").columns:
+        if any(isinstance(value, list) for value in table[name]):  # which cannot be grouped by
+            table[name] = [tuple(value) if isinstance(value, list) else value for value in table[name]]
     return table
 
 

@@ -20,7 +20,7 @@ from spectrum.study.point import NETWORK, Point, SpecError
 
 PRINT_COMPLETION = "--tyro-print-completion"
 SHELLS = ("bash", "zsh", "fish")
-What = Literal["op", "train", "sweep", "models"]
+What = Literal["op", "train", "sweep", "models", "engine"]
 # tyro completes no positional word. Those of bench are known; where nothing is, a study's file or folder is meant.
 # Flags come once a dash is typed, or an empty word would never offer a file. fish has this in double quotes: none here.
 OFFERED = f"""
@@ -174,7 +174,7 @@ class Bench:
 
     what: Annotated[What, tyro.conf.Positional]
     """op: the spatial half beside the library's; train: a step beside other loops; sweep: a study beside a script;
-    models: Xception beside Keras and torch.nn."""
+    models: Xception beside Keras and torch.nn; engine: what a study costs beside its training."""
     out: Path = Path("results/bench")
     """Folder for WHAT.csv and WHAT.machine.json."""
     shape: tuple[int, int, int, int] | None = None

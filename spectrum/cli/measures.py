@@ -69,7 +69,7 @@ def _print_speed(speed: Speed) -> None:
 
 def bench(command: Bench) -> int:
     """Measure, save the table with the machine that it was measured on, and print what it says."""
-    from spectrum.bench import models, op, sweep, train
+    from spectrum.bench import engine, models, op, sweep, train
     from spectrum.bench.machine import save
 
     if command.threads < 1:
@@ -81,7 +81,7 @@ def bench(command: Bench) -> int:
     save(table, path, threads=command.threads)
     out.print(table.to_string(index=False, float_format="%.3g", na_rep=""))
     out.print()
-    findings = {"op": op, "train": train, "sweep": sweep, "models": models}[command.what].findings
+    findings = {"op": op, "train": train, "sweep": sweep, "models": models, "engine": engine}[command.what].findings
     for name, value in findings(table).items():
         values = value if isinstance(value, list) else [value]
         out.print(f"{name}: {' … '.join(f'{v:.4g}' for v in values)}")
@@ -90,11 +90,13 @@ def bench(command: Bench) -> int:
 
 
 def _measured(command: Bench) -> pd.DataFrame:
-    from spectrum.bench import models, op, sweep, train
+    from spectrum.bench import engine, models, op, sweep, train
 
     if command.what == "op":
         shapes = op.SHAPES if command.shape is None else (command.shape,)
         return op.measure(shapes, threads=command.threads, on_row=err.print)
+    if command.what == "engine":
+        return engine.measure(on_row=err.print)
     if command.what == "models":
         return models.measure(threads=command.threads, on_row=err.print)
     if command.what == "train":

@@ -16,11 +16,13 @@ import json
 import os
 import socket
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from io import BufferedWriter
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
+
+import orjson
 
 ROWS, HISTORY, BAD, PLAN, WRITER = (
     "results.jsonl",
@@ -144,8 +146,10 @@ class Store:
     def _set_bad_rows_aside(self) -> int:
         """Move torn and garbled rows to results.bad; how many there were."""
         count = 0
-        for name, check in CHECKS.items():
-            good, bad = _read_lines(self.folder / name, check)
+        for name, read in READERS.items():
+            good, bad = list[bytes](), list[bytes]()
+            for line in _lines(self.folder / name):
+                (bad if read(line) is None else good).append(line)
             if bad:
                 with (self.folder / BAD).open("ab") as file:
                     file.writelines(line + b"\n" for line in bad)
@@ -185,14 +189,13 @@ def writer_of(folder: Path) -> str | None:
 
 def bad_lines(folder: Path) -> dict[str, int]:
     """How many torn or garbled lines each file has."""
-    counts = {name: len(_read_lines(folder / name, check)[1]) for name, check in CHECKS.items()}
+    counts = {name: sum(read(line) is None for line in _lines(folder / name)) for name, read in READERS.items()}
     return {name: count for name, count in counts.items() if count}
 
 
 def read_rows(folder: Path) -> list[Row]:
     """All readable rows, in the order in which they were written."""
-    good, _ = _read_lines(folder / ROWS, _is_row)
-    return [json.loads(line) for line in good]
+    return [row for row in map(_row, _lines(folder / ROWS)) if row is not None]
 
 
 def latest_rows(folder: Path) -> dict[str, Row]:
@@ -211,7 +214,7 @@ def read_plan(folder: Path) -> dict[str, Any] | None:
     if not path.exists():
         return None
     try:
-        plan = json.loads(path.read_text(encoding="utf-8"))
+        plan = orjson.loads(path.read_bytes())
     except ValueError:
         raise StoreError(f"{path}: garbled; remove it, and the next run writes it anew") from None
     if not isinstance(plan, dict) or not isinstance(plan.get("points"), list):
@@ -221,39 +224,36 @@ def read_plan(folder: Path) -> dict[str, Any] | None:
 
 def read_history(folder: Path) -> list[Row]:
     """The epochs of all points, in the order in which they were written."""
-    good, _ = _read_lines(folder / HISTORY, _is_epoch)
-    return [json.loads(line) for line in good]
+    return [epoch for epoch in map(_epoch, _lines(folder / HISTORY)) if epoch is not None]
 
 
-def _read_lines(path: Path, check: Any) -> tuple[list[bytes], list[bytes]]:
-    if not path.exists():
-        return [], []
-    good: list[bytes] = []
-    bad: list[bytes] = []
-    for line in path.read_bytes().split(b"\n"):
-        if line.strip():
-            (good if check(line) else bad).append(line)
-    return good, bad
+def _lines(path: Path) -> Iterator[bytes]:
+    """Lines that hold something, without their ends."""
+    if path.exists():
+        with path.open("rb") as file:
+            for line in file:
+                if line.strip():
+                    yield line.removesuffix(b"\n")
 
 
-def _is_row(line: bytes) -> bool:
+def _row(line: bytes) -> Row | None:
     row = _json_object(line)
-    return isinstance(row.get("id"), str) and row.get("status") in (*FINISHED, "failed")
+    return row if isinstance(row.get("id"), str) and row.get("status") in (*FINISHED, "failed") else None
 
 
-def _is_epoch(line: bytes) -> bool:
-    row = _json_object(line)
-    return isinstance(row.get("id"), str) and isinstance(row.get("epoch"), int)
+def _epoch(line: bytes) -> Row | None:
+    epoch = _json_object(line)
+    return epoch if isinstance(epoch.get("id"), str) and isinstance(epoch.get("epoch"), int) else None
 
 
-CHECKS = {ROWS: _is_row, HISTORY: _is_epoch}
+READERS: Mapping[str, Callable[[bytes], Row | None]] = {ROWS: _row, HISTORY: _epoch}  # None for a torn or garbled line
 
 
 def _json_object(line: bytes) -> Row:
     """The object that a line holds; an empty one where it holds none."""
     try:
-        value = json.loads(line)
-    except (ValueError, RecursionError):
+        value = orjson.loads(line)
+    except ValueError:
         return {}
     return value if isinstance(value, dict) else {}
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from spectrum import build_model
-from spectrum.bench import models, op, sweep, train
+from spectrum.bench import engine, models, op, sweep, train
 from spectrum.bench.plain_xception import PlainXception
 from spectrum.bench.rounds import alternate, spread
 from spectrum.cli import main
@@ -111,6 +111,20 @@ def test_a_network_is_measured_beside_its_peers(keras):
     assert (table.ms > 0).all()
     assert (table.rounds == 2).all()
     assert len(said) == 8
+
+
+@pytest.mark.slow
+def test_the_engine_and_a_folder_of_rows_are_measured():
+    said = []
+    table = engine.measure(rows=200, points=3, rounds=2, on_row=said.append)
+    assert list(table.what) == ["point", "status", "load", "resume"]
+    assert (table.ms > 0).all()
+    assert list(table["rounds"]) == [3, 2, 2, 2]
+    assert len(said) == 4
+    found = engine.findings(table)
+    assert found["milliseconds a trivial point"] == table.ms[0]
+    assert found["seconds to load"] == table.ms[2] / 1e3
+    assert found["most gigabytes of memory"] == table.memory_gb.max()
 
 
 def test_without_keras_the_others_are_measured(monkeypatch):

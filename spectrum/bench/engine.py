@@ -1,0 +1,107 @@
+"""What a study costs beside its training: an engine's overhead a point, and a folder of very many rows.
+
+    point            seconds from one end of a trivial point to the next, in one warm worker; its training is in it
+    status           `spectrum status` on a folder of `rows` finished rows, in a process of its own
+    load             `load_results` of it, likewise
+    resume           what is left to train of it, likewise: rows read, torn ones looked for, the writer's lock taken
+
+Rows are those of one trivial point, with other ids and seeds, and no history.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from spectrum.bench.rounds import spread
+from spectrum.study.engines import LocalEngine, Saving
+from spectrum.study.point import Point
+from spectrum.study.spec import Study
+from spectrum.study.sweep import run_study
+
+TRIVIAL: dict[str, Any] = {"train_images": 20, "batch_size": 20, "epochs": 1, "width": 0.1}
+WARM = 5  # points that pay for the start of the worker
+CHECKS = {
+    "status": "from spectrum.cli import main; main(['status', folder])",
+    "load": "from spectrum import load_results; load_results(folder)",
+    "resume": """from pathlib import Path
+from spectrum.study.store import FINISHED, Store, latest_rows
+with Store(Path(folder)):
+    left = [row for row in latest_rows(Path(folder)).values() if row["status"] not in FINISHED]""",
+}
+MEASURED = """import resource, sys, time
+folder, started = sys.argv[1], time.perf_counter()
+{check}
+print(time.perf_counter() - started, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6, file=sys.stderr)
+"""
+
+
+def measure(
+    *, rows: int = 100_000, points: int = 40, rounds: int = 5, on_row: Callable[[str], None] = lambda said: None
+) -> pd.DataFrame:
+    """One row a thing that is measured: median and quartiles in milliseconds, and the most memory it took, in GB.
+
+    Args:
+        rows: of the folder.
+        points: trivial ones, trained one after the other by a warm worker.
+        rounds: in which each check of the folder is done once.
+    """
+    table = []
+    with TemporaryDirectory() as root:
+        seconds = overheads(Path(root, "trivial"), points)
+        table.append({"what": "point", **spread(seconds), "memory_gb": None})
+        on_row(f"point   {table[-1]['ms']:8.1f} ms")
+        folder = Path(root, "many")
+        write_many(folder, rows)
+        found: dict[str, list[tuple[float, float]]] = {name: [] for name in CHECKS}
+        for _ in range(rounds):
+            for name, check in CHECKS.items():
+                found[name].append(_in_a_process(check, folder))
+        for name, pairs in found.items():
+            memory = max(memory for _, memory in pairs)
+            table.append({"what": name, **spread([taken for taken, _ in pairs]), "memory_gb": memory})
+            on_row(f"{name:7} {table[-1]['ms']:8.0f} ms, {memory:.2f} GB, of {rows:,} rows")
+    return pd.DataFrame(table)
+
+
+def findings(table: pd.DataFrame) -> dict[str, Any]:
+    """Seconds, and the most memory of all."""
+    by_name = table.set_index("what")
+    found: dict[str, Any] = {"milliseconds a trivial point": float(by_name.ms["point"])}
+    found |= {f"seconds to {name}": float(by_name.ms[name]) / 1e3 for name in CHECKS}
+    return found | {"most gigabytes of memory": float(table.memory_gb.max())}
+
+
+def overheads(folder: Path, points: int) -> list[float]:
+    """Seconds from the end of one trivial point to the end of the next, as the driver sees them."""
+    trivial = [Point(**TRIVIAL, seed=seed) for seed in range(WARM + points)]
+    ends = [time.perf_counter() for _ in LocalEngine(1, saving=Saving(folder)).run(trivial)]
+    return list(np.diff(ends[WARM - 1 :]))
+
+
+def write_many(folder: Path, count: int) -> None:
+    """A folder of a study with so many finished rows, each as large as a real one."""
+    base = Point(**TRIVIAL)
+    summary = run_study(Study(name="many", base=base, axes={"seed": (0,)}), folder, workers=1)
+    plan = json.loads((summary.folder / "plan.json").read_text())
+    row, entry = json.loads((summary.folder / "results.jsonl").read_text()), plan["points"][0]
+    with (folder / "results.jsonl").open("w") as file:
+        file.writelines(json.dumps(row | {"id": f"{n:016x}", "seed": n}) + "\n" for n in range(count))
+    plan["points"] = [entry | {"id": f"{n:016x}"} for n in range(count)]
+    (folder / "plan.json").write_text(json.dumps(plan, indent=1))
+
+
+def _in_a_process(check: str, folder: Path) -> tuple[float, float]:
+    said = [sys.executable, "-c", MEASURED.format(check=check), str(folder)]
+    done = subprocess.run(said, capture_output=True, text=True, check=True)
+    seconds, gigabytes = done.stderr.split()[-2:]
+    return float(seconds), float(gigabytes)
