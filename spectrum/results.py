@@ -95,7 +95,7 @@ def load_tuning(folder: str | Path) -> Results:
 
 def _as_table(rows: Iterable[Row]) -> Results:
     table = Results(list(rows))
-    for name in table.select_dtypes(include="object").columns:
+    for name in table.columns[[kind.kind == "O" for kind in table.dtypes]]:
         if any(isinstance(value, list) for value in table[name]):  # which cannot be grouped by
             table[name] = [tuple(value) if isinstance(value, list) else value for value in table[name]]
     return table
