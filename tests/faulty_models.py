@@ -72,6 +72,10 @@ def dawdle():
     time.sleep(0.05)
 
 
+def time_out():
+    raise TimeoutError("a file system that does not answer")
+
+
 def talk():
     os.write(1, b"a word of a talkative model\n")
 
@@ -91,6 +95,7 @@ register_model("stuck", lambda arch: Linear(arch, stick))
 register_model("greedy", lambda arch: Linear(arch, take_two_gigabytes))
 register_model("out_of_memory", lambda arch: Linear(arch, run_out_of_memory))
 register_model("slow", lambda arch: Linear(arch, dawdle))
+register_model("times_out", lambda arch: Linear(arch, time_out))
 register_model("talks", lambda arch: Linear(arch, talk))
 register_model("fails", lambda arch: Linear(arch, fail))
 register_model("fails_at_three", lambda arch: Linear(arch, fail if arch.segments == 3 else None))

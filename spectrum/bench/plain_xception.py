@@ -14,14 +14,14 @@ class PlainXception(nn.Module):
     def __init__(self, num_classes: int = 1000) -> None:
         super().__init__()
         self.features = nn.Sequential(
-            *(nn.Conv2d(3, 32, 3, 2, bias=False), _norm(32), nn.ReLU()),
-            *(nn.Conv2d(32, 64, 3, bias=False), _norm(64), nn.ReLU()),
-            Reducing([nn.Identity(), *_separable(64, 128), nn.ReLU(), *_separable(128, 128)], 64, 128),
-            Reducing([nn.ReLU(), *_separable(128, 256), nn.ReLU(), *_separable(256, 256)], 128, 256),
-            Reducing([nn.ReLU(), *_separable(256, 728), nn.ReLU(), *_separable(728, 728)], 256, 728),
-            *(Residual([m for _ in range(3) for m in (nn.ReLU(), *_separable(728, 728))]) for _ in range(8)),
-            Reducing([nn.ReLU(), *_separable(728, 728), nn.ReLU(), *_separable(728, 1024)], 728, 1024),
-            *(*_separable(1024, 1536), nn.ReLU(), *_separable(1536, 2048), nn.ReLU()),
+            *(nn.Conv2d(3, 32, 3, 2, bias=False), _norm(32), nn.ReLU(inplace=True)),
+            *(nn.Conv2d(32, 64, 3, bias=False), _norm(64), nn.ReLU(inplace=True)),
+            Reducing([nn.Identity(), *_separable(64, 128), nn.ReLU(inplace=True), *_separable(128, 128)], 64, 128),
+            Reducing([nn.ReLU(), *_separable(128, 256), nn.ReLU(inplace=True), *_separable(256, 256)], 128, 256),
+            Reducing([nn.ReLU(), *_separable(256, 728), nn.ReLU(inplace=True), *_separable(728, 728)], 256, 728),
+            *(Residual() for _ in range(8)),
+            Reducing([nn.ReLU(), *_separable(728, 728), nn.ReLU(inplace=True), *_separable(728, 1024)], 728, 1024),
+            *(*_separable(1024, 1536), nn.ReLU(inplace=True), *_separable(1536, 2048), nn.ReLU(inplace=True)),
         )
         self.classifier = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(2048, num_classes))
 
@@ -31,11 +31,15 @@ class PlainXception(nn.Module):
 
 
 class Residual(nn.Module):
-    """What the layers make of the input, added to it."""
+    """What three times ReLU, convolution and BN make of the input, added to it."""
 
-    def __init__(self, layers: list[nn.Module]) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self.body = nn.Sequential(*layers)
+        self.body = nn.Sequential(
+            *(nn.ReLU(), *_separable(728, 728)),  # not in place: the input is added below
+            *(nn.ReLU(inplace=True), *_separable(728, 728)),
+            *(nn.ReLU(inplace=True), *_separable(728, 728)),
+        )
 
     def forward(self, x_nchw: Tensor) -> Tensor:
         y_nchw: Tensor = self.body(x_nchw) + x_nchw

@@ -18,7 +18,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor, nn
 
@@ -72,20 +71,24 @@ class Checkpoints:
         return time.monotonic() - self.saved_at >= self.seconds
 
     def save(self, state: State, standing: Standing) -> None:
-        """Write one, and remove all but the two latest. A disk that is full is a trouble, not the end of the run."""
+        """Write one, and remove all but the two latest.
+
+        Where that cannot be, for want of room on the disk or in memory, or for a tensor that no file can hold, it is a
+        trouble, and not the end of the run.
+        """
         said = {"identity": self.identity, "environment": self.environment, **asdict(standing)}
-        tensors = state.tensors() | {STANDING: _bytes(json.dumps(said).encode())}
-        data = save(tensors)
-        path = self.folder / name_of(standing.step, data)
         try:
+            data = save(state.tensors() | {STANDING: _bytes(json.dumps(said).encode())})
             self.folder.mkdir(parents=True, exist_ok=True)
-            write_whole(path, data)
-        except OSError as error:
-            self._note(f"no checkpoint at step {standing.step}: {error.strerror}")
+            write_whole(self.folder / name_of(standing.step, data), data)
+        except Exception as error:
+            self._note(f"no checkpoint at step {standing.step}: {_reason(error)}")
         else:
-            older = [file.path for file in list(checkpoint_files(self.folder))[KEPT:]]
-            for old in [*half_written(self.folder), *older]:
-                old.unlink(missing_ok=True)
+            files = list(checkpoint_files(self.folder))
+            abandoned = [file.path for file in files if file.step > standing.step]  # of a run that was passed over
+            older = [file.path for file in files if file.step <= standing.step][KEPT:]
+            for path in [*half_written(self.folder), *abandoned, *older]:
+                path.unlink(missing_ok=True)
         self.saved_at = time.monotonic()  # also where it failed: not again at every step
 
     def restore(self, state: State) -> Standing:
@@ -101,9 +104,8 @@ class Checkpoints:
                 standing = Standing(**said)
                 untouched = untouched or state.tensors()
                 state.load(tensors)
-            except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
-                reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-                self._note(f"the checkpoint at step {file.step} was passed over: {reason}")
+            except Exception as error:
+                self._note(f"the checkpoint at step {file.step} was passed over: {_reason(error)}")
                 if untouched is not None:
                     state.load(untouched)
                 continue
@@ -127,6 +129,7 @@ class State:
     def __init__(self, model: nn.Module, average: nn.Module | None, optimizer: torch.optim.Optimizer) -> None:
         self.model, self.average, self.optimizer = model, average, optimizer
         self.modules = {"model": model} | ({} if average is None else {"average": average})
+        self.devices = {parameter.device.type for parameter in model.parameters()}
 
     def tensors(self) -> dict[str, Tensor]:
         """Contiguous copies on the CPU, by name."""
@@ -136,7 +139,7 @@ class State:
         for number, values in self.optimizer.state_dict()["state"].items():
             named |= {f"optimizer.{number}.{name}": value for name, value in values.items() if value is not None}
         copies = {name: torch.as_tensor(value).detach().cpu().contiguous().clone() for name, value in named.items()}
-        return copies | _generators()
+        return copies | _generators(self.devices)
 
     def load(self, tensors: dict[str, Tensor]) -> None:
         """Put tensors back where they came from, in the layout of what is there.
@@ -169,8 +172,8 @@ def seed_generators(seed: int) -> None:
     np.random.seed(seed)
 
 
-def _generators() -> dict[str, Tensor]:
-    """The states of all generators that a network may draw from."""
+def _generators(devices: set[str]) -> dict[str, Tensor]:
+    """The states of all generators that a network on these kinds of devices may draw from."""
     kind, keys, position, has_gauss, gauss = np.random.get_state()
     assert kind == "MT19937"
     python = json.dumps(random.getstate()).encode()
@@ -180,8 +183,10 @@ def _generators() -> dict[str, Tensor]:
         "numpy": torch.from_numpy(np.asarray(keys, np.int64)),
         "numpy_rest": torch.tensor([position, has_gauss, gauss], dtype=torch.float64),
     }
-    if torch.cuda.is_available():
+    if "cuda" in devices:
         states |= {f"cuda{n}": torch.cuda.get_rng_state(n) for n in range(torch.cuda.device_count())}
+    if "mps" in devices:
+        states["mps"] = torch.mps.get_rng_state()
     return {f"generator.{name}": state for name, state in states.items()}
 
 
@@ -195,6 +200,13 @@ def _set_generators(states: dict[str, Tensor]) -> None:
     for name, state in states.items():
         if name.startswith("cuda") and int(name.removeprefix("cuda")) < torch.cuda.device_count():
             torch.cuda.set_rng_state(state, int(name.removeprefix("cuda")))
+    if "mps" in states and torch.backends.mps.is_available():
+        torch.mps.set_rng_state(states["mps"])
+
+
+def _reason(error: Exception) -> str:
+    said = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    return (said.strip().splitlines() or [type(error).__name__])[0]
 
 
 def _bytes(data: bytes) -> Tensor:

@@ -74,14 +74,17 @@ def carve(labels: Tensor, fraction: float) -> tuple[Tensor, Tensor]:
 
 def balanced(labels: Tensor, count: int) -> Tensor:
     """Indices of a fixed subset of `count` images with as equal classes as there are images for; smaller in larger."""
-    order = torch.cat([torch.arange(len(members)) for members in _by_class(labels)])
-    members = torch.cat(_by_class(labels))
+    by_class = _by_class(labels)
+    order = torch.cat([torch.arange(len(members)) for members in by_class])
+    members = torch.cat(by_class)
     return members[order.argsort(stable=True)][:count].sort().values
 
 
 def _by_class(labels: Tensor) -> list[Tensor]:
+    """The images of each class that there is, in a fixed random order."""
     shuffled = torch.randperm(len(labels), generator=torch.Generator().manual_seed(20170407))
-    return [shuffled[labels[shuffled] == label] for label in labels.unique().tolist()]
+    _, classes, counts = labels[shuffled].unique(return_inverse=True, return_counts=True)
+    return list(shuffled[classes.argsort(stable=True)].split(counts.tolist()))
 
 
 def split(

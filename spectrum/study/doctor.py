@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from spectrum.study.checkpoint_files import CHECKPOINTS, checkpoint_files, half_written
+from spectrum.study.checkpoint_files import CHECKPOINTS, CheckpointFile, checkpoint_files, half_written
 from spectrum.study.point import IMAGES
 from spectrum.study.store import (
     BAD,
@@ -139,16 +139,20 @@ def _of_checkpoints(folder: Path, rows: Sequence[Row]) -> Iterator[Finding]:
     finished = _finished(rows)
     root = folder / CHECKPOINTS
     for below in sorted(path for path in root.iterdir() if path.is_dir()) if root.is_dir() else ():
+        named = f"{CHECKPOINTS}/{below.name}"
         if below.name in finished:
-            yield Finding(f"{CHECKPOINTS}/{below.name}: of a point that has its row", fault=False, remove=(below,))
+            yield Finding(f"{named}: of a point that has its row", fault=False, remove=(below,))
             continue
-        damaged = [file for file in checkpoint_files(below) if not _is_whole(file)]
+        states = {file: _state_of(file) for file in checkpoint_files(below)}
+        damaged = [file for file, state in states.items() if state == "damaged"]
+        left = "whole" in states.values()
         for file in damaged:
-            said = f"{CHECKPOINTS}/{below.name}: the one at step {file.step} is damaged"
-            left = len(list(checkpoint_files(below))) - len(damaged)
+            said = f"{named}: the one at step {file.step} is damaged"
             yield Finding(said + ("" if left else "; the point starts anew"), fault=True, remove=(file.path,))
+        for file in (file for file, state in states.items() if state == "unreadable"):
+            yield Finding(f"{named}: the one at step {file.step} cannot be read", fault=True)
         if halves := half_written(below):
-            yield Finding(f"{CHECKPOINTS}/{below.name}: half a file", fault=False, remove=tuple(halves))
+            yield Finding(f"{named}: half a file", fault=False, remove=tuple(halves))
 
 
 def _of_environments(rows: Sequence[Row]) -> Iterator[Finding]:
@@ -169,12 +173,16 @@ def _of_troubles(rows: Sequence[Row]) -> Iterator[Finding]:
             yield Finding(f"{row['id']}: {trouble}", fault=False)
 
 
-def _is_whole(file: Any) -> bool:
+def _state_of(file: CheckpointFile) -> str:
     try:
         file.read()
-    except (OSError, ValueError):
-        return False
-    return True
+    except FileNotFoundError:
+        return "gone"  # a run has removed it meanwhile
+    except OSError:
+        return "unreadable"
+    except ValueError:
+        return "damaged"
+    return "whole"
 
 
 def _finished(rows: Sequence[Row]) -> set[str]:

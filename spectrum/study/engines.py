@@ -23,7 +23,6 @@ from dataclasses import asdict, dataclass
 from functools import cache
 from importlib import import_module
 from multiprocessing.connection import wait as wait_for_handles
-from multiprocessing.synchronize import Event
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -76,7 +75,7 @@ class Outcome:
     attempts: int
 
 
-_stop: Event | None = None  # in a worker: set where it is to save and end
+_stop: Any = None  # in a worker: its value is 1 where it is to save and end
 
 
 class LocalEngine:
@@ -106,7 +105,7 @@ class LocalEngine:
         self.imports = tuple(imports)
         self.saving, self.limits = saving, limits
         self.context = multiprocessing.get_context("spawn")
-        self.stop = self.context.Event()
+        self.stop = self.context.RawValue("b", 0)  # no lock, which a worker that is killed might take along
 
     def run(self, points: Iterable[Point]) -> Generator[Outcome, None, None]:
         """Train all points.
@@ -154,7 +153,7 @@ class LocalEngine:
                         yield self._outcome(point, attempt, future, error)
             pool.close()
         except (KeyboardInterrupt, SystemExit, GeneratorExit):
-            self.stop.set()
+            self.stop.value = 1
             wait(running, timeout=GRACE if self.saving is not None else 0)
             raise
         finally:
@@ -172,7 +171,9 @@ class LocalEngine:
         if isinstance(error, ProcessExpired):
             reason = f"the worker process died {attempt} times, last with exit code {error.exitcode}"
         elif isinstance(error, TimeoutError):
-            reason = f"took more than {self.limits.minutes:g} minutes; the next run goes on from its checkpoint"
+            reason = f"took more than {self.limits.minutes:g} minutes"
+            if self.saving is not None and self.saving.checkpoints_of(point.id).exists():
+                reason += "; the next run goes on from its checkpoint"
         else:
             reason = f"{type(error).__name__}: {error}"
         log = None if self.saving is None else self.saving.log_of(point.id)
@@ -230,14 +231,16 @@ def take_slot(folder: Path, count: int) -> int:
     return os.getpid() % count
 
 
-def _start_worker(stop: Event, memory_gb: float | None, slots: str | None) -> None:
+def _start_worker(stop: Any, memory_gb: float | None, slots: str | None) -> None:
     global _stop
     _stop = stop
     if memory_gb is not None:
         import resource
 
+        hard = resource.getrlimit(resource.RLIMIT_DATA)[1]
         most = int(memory_gb * 1e9)
-        resource.setrlimit(resource.RLIMIT_DATA, (most, most))
+        most = most if hard == resource.RLIM_INFINITY else min(most, hard)
+        resource.setrlimit(resource.RLIMIT_DATA, (most, hard))
     if slots is not None:
         gpus = visible_gpus()
         os.environ["CUDA_VISIBLE_DEVICES"] = gpus[take_slot(Path(slots), len(gpus))]
@@ -269,9 +272,18 @@ def _prepare(threads: int, imports: tuple[str, ...]) -> None:
 def _train_one(
     point: Point, device: str, threads: int, imports: tuple[str, ...], saving: Saving | None
 ) -> dict[str, Any]:
-    with _logged(None if saving is None else saving.log_of(point.id)):
-        _prepare(threads, imports)
-        return _trained(point, device, saving)
+    try:
+        with _logged(None if saving is None else saving.log_of(point.id)):
+            _prepare(threads, imports)
+            return _trained(point, device, saving)
+    except Exception as error:
+        one: BaseException | None = error
+        while one is not None:  # or the pool keeps the network of a failed point until the next one has ended
+            traceback.clear_frames(one.__traceback__)
+            one = one.__cause__ or one.__context__
+        if isinstance(error, TimeoutError):  # which is the pool's own word for the limit
+            raise RuntimeError(f"TimeoutError: {error}") from None
+        raise
 
 
 @contextmanager
@@ -280,9 +292,14 @@ def _logged(path: Path | None) -> Iterator[None]:
     if path is None:
         yield
         return
-    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        log = path.open("ab", buffering=0)
+    except OSError:  # no room for a log is no reason not to train
+        yield
+        return
     before = [os.dup(number) for number in (1, 2)]
-    with path.open("ab", buffering=0) as log:
+    with log:
         for number in (1, 2):
             os.dup2(log.fileno(), number)
         faulthandler.enable(2)
@@ -313,7 +330,7 @@ def _trained(point: Point, device: str, saving: Saving | None) -> dict[str, Any]
     checkpoints = None
     if saving is not None:
         identity = {"point": point.id, "images": images.fingerprint}
-        stop = _stop.is_set if _stop is not None else lambda: False
+        stop = (lambda: bool(_stop.value)) if _stop is not None else (lambda: False)
         checkpoints = Checkpoints(
             saving.checkpoints_of(point.id), identity, environment, minutes=saving.minutes, stop=stop
         )

@@ -131,7 +131,9 @@ def _read(source: _Source, decoder: Decoder, cache: Path) -> Images:
     train_x: Pixels
     test_x: Pixels
     if encoded:
-        channels, fingerprint = _survey([train, test] if test else [train], decoder, cache.with_suffix(".json"))
+        version = [getattr(part, "_fingerprint", None) for part in parts.values()]  # a hub id names other files later
+        splits = [train, test] if test else [train]
+        channels, fingerprint = _survey(splits, decoder, version, cache.with_suffix(".json"))
         decoder = replace(decoder, channels=channels)
         train_x = Encoded(train, decoder)
     else:
@@ -189,7 +191,7 @@ def _stay_encoded(train: Stored, count: int, decoder: Decoder) -> bool:
     if not len(train):
         return False  # and no images, which is said later
     (first,) = train.each(decoder, [0])
-    gigabytes = count * 3 * first.shape[0] * first.shape[1] / 1e9  # one that is grey says nothing of the others
+    gigabytes = _gigabytes(count, *first.shape[:2])
     if gigabytes <= _most_gigabytes():
         return False
     if decoder.image_size is None:
@@ -198,6 +200,11 @@ def _stay_encoded(train: Stored, count: int, decoder: Decoder) -> bool:
             "Set image_size, and they are decoded as they are asked for; or raise $SPECTRUM_IMAGES_GB"
         )
     return True
+
+
+def _gigabytes(count: int, height: int, width: int) -> float:
+    """Of so many images in memory, as if all were coloured: that the first one is grey says nothing of the others."""
+    return 3 * count * height * width / 1e9
 
 
 def _most_gigabytes() -> float:
@@ -211,11 +218,12 @@ def _most_gigabytes() -> float:
     return most
 
 
-def _survey(splits: Sequence[Stored], decoder: Decoder, kept: Path) -> tuple[int, str]:
+def _survey(splits: Sequence[Stored], decoder: Decoder, version: list[Any], kept: Path) -> tuple[int, str]:
     """How many channels the training images have, and a SHA-256 of all files: read once, then kept beside the cache."""
     with suppress(OSError, ValueError, KeyError):
         known = json.loads(kept.read_text())
-        return known["channels"], known["fingerprint"]
+        if known["version"] == version:
+            return known["channels"], known["fingerprint"]
     digest = hashlib.sha256(f"{decoder.image_size} {decoder.resize}".encode())
     channels = 1
     for number, stored in enumerate(splits):
@@ -223,7 +231,7 @@ def _survey(splits: Sequence[Stored], decoder: Decoder, kept: Path) -> tuple[int
             digest.update(hashed)
             if number == 0:
                 channels = max(channels, has)
-    found = {"channels": channels, "fingerprint": digest.hexdigest()}
+    found = {"channels": channels, "fingerprint": digest.hexdigest(), "version": version}
     _keep(kept, lambda temporary: temporary.write_text(json.dumps(found)))
     return channels, digest.hexdigest()
 
@@ -302,6 +310,7 @@ def _columns(source: _Source, part: Any) -> tuple[str, str]:
 
 
 def _labels(values: Sequence[Any], names: Sequence[Any] | None = None) -> tuple[Tensor, list[Any]]:
+    values = list(values)
     names = sorted(set(values)) if names is None else list(names)
     number = {name: i for i, name in enumerate(names)}
     unknown = set(values) - set(names)
@@ -329,18 +338,22 @@ def _digits(image_size: int | None) -> Images:
 
 def _cache_file(source: _Source, image_size: int | None, resize: Resize) -> Path:
     how = f"{image_size}" if resize == "stretch" else f"{image_size} {resize}"
-    key = hashlib.sha256(f"1\n{how}\n{source.key}".encode()).hexdigest()[:32]
+    key = hashlib.sha256(f"2\n{how}\n{source.key}".encode()).hexdigest()[:32]
     return cache_folder() / f"{key}.safetensors"
 
 
 def _read_cache(path: Path) -> Images | None:
     try:
-        if path.stat().st_size > _most_gigabytes() * 1e9:
-            return None
         with safe_open(str(path), framework="pt") as file:
+            count, _, height, width = file.get_slice("train_x").get_shape()
+            count += file.get_slice("test_x").get_shape()[0]
+            if _gigabytes(count, height, width) > _most_gigabytes():
+                return None
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 not a dict
             stored = file.metadata()["fingerprint"]
-    except (OSError, SafetensorError, KeyError, TypeError):
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+        if isinstance(error, DataError):
+            raise
         return None
     try:
         images = make_images(*(tensors[name] for name in ("train_x", "train_y", "test_x", "test_y")))

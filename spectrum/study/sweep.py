@@ -128,7 +128,8 @@ def run_study(
         planned = planned or plan_study(study, frozen=frozen)
         _check_same_images(folder, planned)
     with Store(folder) as store:
-        saving = Saving(folder, checkpoint_minutes)
+        often = checkpoint_minutes if limits.minutes is None else min(checkpoint_minutes, limits.minutes / 4)
+        saving = Saving(folder, often)
         run = _Run(store, study, planned, workers, device, tuple(imports), saving, limits, on_progress)
         if study.tune is None:
             run.freeze(planned)
@@ -246,6 +247,8 @@ class _Run:
                     self._remove_checkpoints([row["id"]])
                 self.counts[row["status"]] += 1
                 self._tell(row)
+        with suppress(OSError):
+            (self.store.folder / LOGS).rmdir()  # if none had anything to say
         return finished
 
     def _write(self, outcome: Outcome, planned: PlannedPoint) -> Row:
@@ -267,9 +270,8 @@ class _Run:
         """Of points whose rows are on disk."""
         for id in finished:
             shutil.rmtree(self.saving.checkpoints_of(id), ignore_errors=True)
-        for name in (CHECKPOINTS, LOGS):
-            with suppress(OSError):
-                (self.store.folder / name).rmdir()  # once it is empty
+        with suppress(OSError):
+            (self.store.folder / CHECKPOINTS).rmdir()  # once it is empty
 
     def summary(self, choices: Sequence[Choice] = (), *, is_confirmed: bool = True) -> Summary:
         return Summary(
@@ -341,5 +343,5 @@ def _check_same_images(folder: Path, planned: Sequence[PlannedPoint]) -> None:
         if seen - {images_of(one.point).fingerprint}:
             raise StoreError(
                 f"{folder}: its rows were trained on other images of {one.point.dataset!r} than those found now; "
-                "give another --out, or the earlier images"
+                "give another --out, or the earlier images (or the earlier $SPECTRUM_IMAGES_GB, if it was changed)"
             )

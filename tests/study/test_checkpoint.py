@@ -199,8 +199,7 @@ def test_what_is_restored_is_what_was_saved_in_the_layout_of_what_is_there(tmp_p
     assert equal(fresh, saved)
     (weight, *_) = fresh.model.parameters()
     assert weight.is_contiguous(memory_format=torch.channels_last)
-    (momentum, *_) = (values["momentum_buffer"] for values in fresh.optimizer.state.values())
-    assert momentum.stride() == weight.stride()
+    assert fresh.optimizer.state[weight]["momentum_buffer"].stride() == weight.stride()
 
 
 def damages(data: bytes) -> Iterator[bytes]:
@@ -287,6 +286,27 @@ def test_a_checkpoint_of_another_network_point_or_data_is_passed_over(tmp_path: 
     assert again.restore(state) == Standing()
     assert "size mismatch" in again.troubles[0] or "Error(s) in loading" in again.troubles[0]
     assert equal(state, before), "nothing of it is left behind"
+
+
+def test_checkpoints_of_a_run_that_was_passed_over_make_room(digits: Images, tmp_path: Path) -> None:
+    """Were the latest steps what is kept, those of a run on other images would outlive all that are written after."""
+    for step in (900, 1000):
+        Checkpoints(tmp_path, {"point": "a", "images": "older"}, ENVIRONMENT).save(small_state(), Standing(step=step))
+    again = kept_in(tmp_path)
+    assert again.restore(small_state()) == Standing()
+    for step in (1, 2, 3):
+        again.save(small_state(), Standing(step=step))
+    assert steps_of(tmp_path) == [2, 3]
+    assert kept_in(tmp_path).restore(small_state()).step == 3
+
+
+def test_a_tensor_that_no_file_can_hold_costs_the_checkpoint_and_not_the_run(tmp_path: Path) -> None:
+    state = small_state()
+    state.model.register_buffer("odd", torch.zeros(2, dtype=torch.complex128))
+    checkpoints = kept_in(tmp_path)
+    checkpoints.save(state, Standing(step=4))
+    assert len(checkpoints.troubles) == 1
+    assert checkpoints.troubles[0].startswith("no checkpoint at step 4: ")
 
 
 def test_another_environment_is_allowed_and_recorded(digits: Images, tmp_path: Path) -> None:

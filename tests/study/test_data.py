@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from spectrum.study.data import Images, balanced, carve, make_images, split
+from spectrum.study.data import Images, _by_class, balanced, carve, make_images, split
 from spectrum.study.pixels import DataError
 
 # Splitting
@@ -34,6 +34,17 @@ def test_carving_is_complete_disjoint_balanced_and_fixed(labels: torch.Tensor, f
     again = carve(labels, fraction)
     assert torch.equal(again[0], kept)
     assert torch.equal(again[1], part)
+
+
+def by_class_slowly(labels: torch.Tensor) -> list[list[int]]:
+    shuffled = torch.randperm(len(labels), generator=torch.Generator().manual_seed(20170407)).tolist()
+    return [[n for n in shuffled if labels[n] == label] for label in sorted(set(labels.tolist()))]
+
+
+@given(labels=label_lists, scale=st.integers(1, 5))
+@settings(max_examples=100)
+def test_classes_are_dealt_with_as_in_a_slow_loop(labels: torch.Tensor, scale: int) -> None:
+    assert [members.tolist() for members in _by_class(labels * scale)] == by_class_slowly(labels * scale)
 
 
 def test_what_is_carved_is_not_simply_the_first_or_last_of_a_class() -> None:

@@ -113,16 +113,11 @@ def test_a_study_runs_once_and_is_reused_then(study_folder):
 
 @pytest.mark.slow
 def test_one_bad_point_stops_no_other(study_folder):
-    study = parse_study(
-        {
-            "base": TINY,
-            "cases": [{"model": name} for name in ("linear", "dies", "dies_once", "out_of_memory", "fails", "talks")],
-        },
-        "faults",
-    )
+    names = ("linear", "dies", "dies_once", "out_of_memory", "fails", "talks", "times_out")
+    study = parse_study({"base": TINY, "cases": [{"model": name} for name in names]}, "faults")
     summary = run_study(study, workers=2, imports=IMPORTS)
     rows = {row["model"]: row for row in read_rows(summary.folder)}
-    assert summary.failed == 3
+    assert summary.failed == 4
     assert {name: row["status"] for name, row in rows.items()} == {
         "linear": "done",
         "dies": "failed",
@@ -130,6 +125,7 @@ def test_one_bad_point_stops_no_other(study_folder):
         "out_of_memory": "failed",
         "fails": "failed",
         "talks": "done",
+        "times_out": "failed",
     }
     assert "died 3 times" in rows["dies"]["reason"]
     assert rows["dies_once"]["attempts"] == 2
@@ -139,14 +135,15 @@ def test_one_bad_point_stops_no_other(study_folder):
     log = summary.folder / "logs" / f"{rows['fails']['id']}.log"
     assert rows["fails"]["reason"].endswith(f"; see logs/{log.name}")
     assert "line" in log.read_text()
+    assert "TimeoutError: a file system that does not answer" in rows["times_out"]["reason"]
     assert "in fail\n" in log.read_text(), "the traceback reaches to where it happened"
     assert "of a talkative model" in (summary.folder / "logs" / f"{rows['talks']['id']}.log").read_text()
     assert not (summary.folder / "logs" / f"{rows['linear']['id']}.log").exists(), "nothing to say, no file"
-    assert load_results(summary.folder).set_index("model")["test_accuracy"].isna().sum() == 3
+    assert load_results(summary.folder).set_index("model")["test_accuracy"].isna().sum() == 4
 
     (study_folder / "died").touch()
     again = run_study(study, workers=2, imports=IMPORTS)
-    assert (again.reused, again.failed) == (3, 3)  # what failed is tried again
+    assert (again.reused, again.failed) == (3, 4)  # what failed is tried again
 
 
 @pytest.mark.slow
