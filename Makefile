@@ -2,13 +2,14 @@
 # make check   lint, types and the fast tests                 make notebooks  execute them on the committed results
 # make docs    the documentation site, in docs/_build/html  make pictures  draw the tests' reference pictures anew
 # make readmes write the pages of the map from the rows      make golden   count all networks anew
+# make soak    two hundred kills over a study, a quarter of an hour
 # make audit   ask whether versions that are pinned have known vulnerabilities
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 STUDY ?= experiments/quickstart.toml
 
-.PHONY: study test check lint types docs notebooks pictures readmes golden audit clean
+.PHONY: study test check lint types docs notebooks pictures readmes golden audit soak clean
 .DEFAULT_GOAL := check
 
 study: .venv/for-use
@@ -51,6 +52,9 @@ notebooks: .venv/for-development
 audit: .venv/for-development
 	$(INSTALL) pip-audit
 	$(BIN)/pip-audit --requirement constraints.txt --no-deps --disable-pip
+
+soak: .venv/for-development
+	$(BIN)/python -m pytest tests/soak.py -s
 
 golden: .venv/for-development
 	$(BIN)/python -m tests.models.golden
