@@ -72,6 +72,26 @@ def test_a_row_is_on_disk_as_soon_as_it_is_appended(tmp_path: Path) -> None:
             assert len(read_rows(tmp_path)) == count
 
 
+@pytest.mark.parametrize("name", [ROWS, HISTORY])
+def test_what_is_appended_is_synced_before_it_is_called_written(
+    tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[tuple[int, int]] = []  # which file, and how long it was
+
+    def fsync(descriptor: int) -> None:
+        status = os.fstat(descriptor)
+        synced.append((status.st_ino, status.st_size))
+
+    with Store(tmp_path) as store:
+        monkeypatch.setattr(os, "fsync", fsync)
+        if name == ROWS:
+            store.append(row("a"))
+        else:
+            store.append_history([{"id": "a", "epoch": 1}])
+        status = (tmp_path / name).stat()
+    assert synced == [(status.st_ino, status.st_size)]
+
+
 def test_a_second_run_appends_and_changes_nothing_that_is_there(tmp_path: Path) -> None:
     write(tmp_path, row("a"), row("b"))
     before = (tmp_path / ROWS).read_bytes()

@@ -1,0 +1,100 @@
+"""What a study's safety rests on is tested: with any one of these lines changed, some test fails."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+MUTATIONS = {
+    "rows are not synced": (
+        "store.py",
+        "            os.fsync(descriptor)\n",
+        "",
+        "test_store.py -k is_synced",
+    ),
+    "whole files are not synced": (
+        "store.py",
+        "            os.fsync(file.fileno())\n        temporary",
+        "        temporary",
+        "test_checkpoint.py -k killed_while_writing",
+    ),
+    "their folder is not synced": (
+        "store.py",
+        "        os.fsync(folder)\n",
+        "",
+        "test_checkpoint.py -k killed_while_writing",
+    ),
+    "files are written in place": (
+        "store.py",
+        '    temporary = path.with_name(f".{path.name}.{os.getpid()}")\n',
+        "    temporary = path\n",
+        "test_checkpoint.py -k killed_while_writing",
+    ),
+    "there is no lock": (
+        "store.py",
+        "fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)",
+        "pass",
+        "test_store.py -k second_process",
+    ),
+    "the hash is not checked": (
+        "checkpoint_files.py",
+        "if hashlib.sha256(data).hexdigest() != self.sha256:",
+        "if False:",
+        "test_checkpoint.py -k no_cut_and_no_flip",
+    ),
+    "half a row stays": (
+        "store.py",
+        "            os.ftruncate(descriptor, before)  # half a row is worse than none\n",
+        "",
+        "test_store.py -k full_disk",
+    ),
+    "generators are not restored": (
+        "checkpoint.py",
+        '        _set_generators(_below("generator", tensors))\n',
+        "",
+        "test_checkpoint.py -k every_generator",
+    ),
+    "buffers are not averaged back": (
+        "checkpoint.py",
+        'if average is None else {"average": average}',
+        "if True else {}",
+        "test_checkpoint.py -k averaged",
+    ),
+    "epochs begin anew": ("train.py", "first=at.step_in_epoch", "first=0", "test_checkpoint.py -k pieces"),
+}
+
+
+@pytest.fixture(scope="module")
+def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("mutated")
+    for name in ("spectrum", "tests"):
+        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "pyproject.toml", folder)
+    return folder
+
+
+def run(folder: Path, tests: str) -> subprocess.CompletedProcess[str]:
+    file, _, chosen = tests.partition(" -k ")
+    said = [sys.executable, "-m", "pytest", "-x", f"tests/study/{file}", "-k", chosen]
+    environment = os.environ | {"PYTHONPATH": str(folder), "PYTHONDONTWRITEBYTECODE": "1"}
+    environment.pop("PYTEST_XDIST_WORKER", None)
+    return subprocess.run(said, cwd=folder, env=environment, capture_output=True, text=True, timeout=240)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("file", "old", "new", "tests"), MUTATIONS.values(), ids=MUTATIONS.keys())
+def test_a_change_for_the_worse_is_noticed(copy: Path, file: str, old: str, new: str, tests: str) -> None:
+    path = copy / "spectrum" / "study" / file
+    source = path.read_text(encoding="utf-8")
+    assert source.count(old) == 1, "the line to change is there"
+    path.write_text(source.replace(old, new), encoding="utf-8")
+    try:
+        changed = run(copy, tests)
+    finally:
+        path.write_text(source, encoding="utf-8")
+    assert changed.returncode == 1, changed.stdout + changed.stderr
+    assert "failed" in changed.stdout
