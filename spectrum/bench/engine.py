@@ -81,6 +81,15 @@ def findings(table: pd.DataFrame) -> dict[str, Any]:
     return found | {"most gigabytes of memory": float(table.memory_gb.max())}
 
 
+def as_markdown(table: pd.DataFrame) -> str:
+    """The table on one page."""
+    lines = ["| what | ms | quartiles | most memory, GB |", "|---|---|---|---|"]
+    for row in table.itertuples():
+        memory = "" if row.what == "point" else f"{row.memory_gb:.2f}"
+        lines.append(f"| {row.what} | {row.ms:.0f} | {row.ms_q1:.0f} to {row.ms_q3:.0f} | {memory} |")
+    return "\n".join(lines)
+
+
 def overheads(folder: Path, points: int) -> list[float]:
     """Seconds from the end of one trivial point to the end of the next, as the driver sees them."""
     trivial = [Point(**TRIVIAL, seed=seed) for seed in range(WARM + points)]
