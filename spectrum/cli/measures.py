@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING
 
 from spectrum.cli.arguments import Audit, Bench
@@ -69,7 +70,6 @@ def _print_speed(speed: Speed) -> None:
 
 def bench(command: Bench) -> int:
     """Measure, save the table with the machine that it was measured on, and print what it says."""
-    from spectrum.bench import engine, models, op, sweep, train
     from spectrum.bench.machine import save
 
     if command.threads < 1:
@@ -81,8 +81,8 @@ def bench(command: Bench) -> int:
     save(table, path, threads=command.threads)
     out.print(table.to_string(index=False, float_format="%.3g", na_rep=""))
     out.print()
-    findings = {"op": op, "train": train, "sweep": sweep, "models": models, "engine": engine}[command.what].findings
-    for name, value in findings(table).items():
+    measured_by = import_module(f"spectrum.bench.{command.what}")
+    for name, value in measured_by.findings(table).items():
         values = value if isinstance(value, list) else [value]
         out.print(f"{name}: {' … '.join(f'{v:.4g}' for v in values)}")
     out.print(f"\ntable {path}")

@@ -17,6 +17,7 @@ from spectrum.study.store import (
     StoreError,
     is_own,
     latest_rows,
+    planned_ids,
     read_plan,
     read_rows,
     writer_of,
@@ -28,18 +29,12 @@ def status(command: Status) -> int:
     folder, study = _folder(command.study, command.out)
     plan = read_plan(folder)
     if study is None or (plan is not None and plan["hash"] == study.hash):
-        _print_standing(folder, _planned_ids(frozen_plan(folder)))
+        _print_standing(folder, planned_ids(frozen_plan(folder)))
     elif study.tune is not None or study.budget.match != ("none",):  # its points are known once it is planned
         out.print(f"{folder}: not run yet as the study is now; {len(study.wanted())} points left")
     else:
         _print_standing(folder, [point.id for point in study.points()])
     return 0
-
-
-def _planned_ids(plan: dict[str, Any]) -> list[str]:
-    """Of the points and of the search; a network that serves several budgets once."""
-    entries = [*plan.get("tuning", {}).get("points", []), *plan["points"]]
-    return list(dict.fromkeys(entry["id"] for entry in entries))
 
 
 def _print_standing(folder: Path, ids: Sequence[str]) -> None:

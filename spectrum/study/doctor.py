@@ -22,6 +22,7 @@ from spectrum.study.store import (
     Store,
     StoreError,
     bad_lines,
+    planned_ids,
     read_history,
     read_plan,
     read_rows,
@@ -85,7 +86,7 @@ def _of_plan(folder: Path, rows: Sequence[Row]) -> Iterator[Finding]:
     if plan is None:
         yield Finding("there is no plan.json: the rows are read without one", fault=bool(rows))
         return
-    planned = {entry["id"] for entry in [*plan.get("tuning", {}).get("points", []), *plan["points"]]}
+    planned = set(planned_ids(plan))
     others = {row["id"] for row in rows} - planned
     if others:
         yield Finding(f"{_points(others)} not in the plan: of an earlier version of the study", fault=False)

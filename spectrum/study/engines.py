@@ -82,7 +82,7 @@ class LocalEngine:
     """Worker processes on this machine, each with an equal share of the cores.
 
     Args:
-        workers: processes; by default one a core, or one alone where they would share a GPU. At most one a point.
+        workers: processes; by default one a core, or one a GPU, which sees no other. At most one a point.
         device: "cpu", "cuda" or "mps".
         imports: modules to import in every worker first, for models of one's own.
         saving: where and how often runs save where they stand, and where they log; by default not at all.

@@ -222,6 +222,12 @@ def read_plan(folder: Path) -> dict[str, Any] | None:
     return plan
 
 
+def planned_ids(plan: Mapping[str, Any]) -> list[str]:
+    """Of a plan's points and of its search; a network that serves several budgets once."""
+    entries = [*plan.get("tuning", {}).get("points", []), *plan["points"]]
+    return list(dict.fromkeys(entry["id"] for entry in entries))
+
+
 def read_history(folder: Path) -> list[Row]:
     """The epochs of all points, in the order in which they were written."""
     return [epoch for epoch in map(_epoch, _lines(folder / HISTORY)) if epoch is not None]

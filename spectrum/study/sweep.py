@@ -22,7 +22,7 @@ from spectrum.study.engines import LOGS, NO_LIMITS, Limits, LocalEngine, Outcome
 from spectrum.study.planning import PlannedPoint, entries_of, from_entry, import_modules, plan_study
 from spectrum.study.point import IMAGES, Point, SpecError
 from spectrum.study.spec import Study, Tune
-from spectrum.study.store import FINISHED, Row, Store, StoreError, latest_rows, read_plan
+from spectrum.study.store import FINISHED, Row, Store, StoreError, latest_rows, planned_ids, read_plan
 from spectrum.study.tuning import Choice, choose, confirmed, extended, search
 
 RESULT_COLUMNS = (
@@ -320,10 +320,9 @@ def _from_plan(study: Study, plan: dict[str, Any]) -> list[PlannedPoint] | None:
 
 def _all_finished(folder: Path, plan: dict[str, Any], study: Study, confirm: bool) -> bool:
     finished = _finished(folder)
-    searched = plan.get("tuning", {}).get("points", [])
     if study.tune is not None and (not plan.get("tuning", {}).get("choices") or (confirm and not plan["points"])):
         return False
-    return all(entry["id"] in finished for entry in [*plan["points"], *searched])
+    return all(id in finished for id in planned_ids(plan))
 
 
 def _finished(folder: Path) -> dict[str, Row]:

@@ -322,25 +322,14 @@ def test_another_environment_is_allowed_and_recorded(digits: Images, tmp_path: P
 WRITES = """
 import os, sys
 from pathlib import Path
-from spectrum.study import checkpoint, store
+from spectrum.study import store
+from tests.study.failpoint import die_at
 from tests.study.test_checkpoint import saved_one
 
 folder, step, number, moment = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), sys.argv[4]
 saved_one(folder, 1)
 owner, name = {"write": (store, "_write_all"), "sync": (os, "fsync"), "rename": (Path, "replace")}[step]
-real = getattr(owner, name)
-
-def die(*arguments):
-    global number
-    number -= 1
-    if number or moment == "after":
-        real(*arguments)
-    elif step == "write":
-        real(arguments[0], arguments[1][: len(arguments[1]) // 2])
-    if not number:
-        os._exit(9)
-
-setattr(owner, name, die)
+die_at(owner, name, number, "half" if (step, moment) == ("write", "before") else moment)
 saved_one(folder, 2)
 """
 

@@ -46,6 +46,9 @@ def write(folder: Path, *rows: dict[str, Any]) -> None:
             store.append(one)
 
 
+ROOT = Path(__file__).parents[2]
+
+
 def in_another_process(script: str, *arguments: object, **options: Any) -> subprocess.Popen[str]:
     """Start a Python process on `script`; its output is piped."""
     words = [sys.executable, "-c", script, *map(str, arguments)]
@@ -381,21 +384,11 @@ KILLED = """
 import os, sys
 from pathlib import Path
 from spectrum.study.store import Store
+from tests.study.failpoint import die_at
 
-step, number, moment = sys.argv[2], int(sys.argv[3]), sys.argv[4]
-owner, name = {"sync": (os, "fsync"), "rename": (Path, "replace")}[step]
-real = getattr(owner, name)
-
-def die(*arguments):
-    global number
-    number -= 1
-    if number or moment == "after":
-        real(*arguments)
-    if not number:
-        os._exit(9)
-
+owner, name = {"sync": (os, "fsync"), "rename": (Path, "replace")}[sys.argv[2]]
 with Store(Path(sys.argv[1])) as store:
-    setattr(owner, name, die)
+    die_at(owner, name, int(sys.argv[3]), sys.argv[4])
     store.freeze({"hash": "new", "points": [{"id": "b"}]})
 """
 
@@ -409,7 +402,7 @@ def test_a_process_killed_while_freezing_leaves_no_mix_and_loses_no_plan(
     old, new = plan_of("a", hash="old"), plan_of("b", hash="new")
     with Store(tmp_path) as store:
         store.freeze(old)
-    with in_another_process(KILLED, tmp_path, step, number, moment) as writer:
+    with in_another_process(KILLED, tmp_path, step, number, moment, cwd=ROOT) as writer:
         assert writer.wait(20) == 9
     assert read_plan(tmp_path) in (old, None, new)
     with Store(tmp_path) as store:
