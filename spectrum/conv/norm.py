@@ -44,9 +44,14 @@ class BatchNormAct2d(nn.BatchNorm2d):
         """Both (N, C, H, W), and so is the result."""
         if self._takes(x_nchw) and (added_nchw is None or _alike(added_nchw, x_nchw)):
             return self._compiled(x_nchw, added_nchw)
-        y_nchw = super().forward(x_nchw)
+        y_nchw = self._by_torch(x_nchw)
         y_nchw = y_nchw if added_nchw is None else y_nchw + added_nchw
         return torch.relu(y_nchw) if self.relu else y_nchw
+
+    def _by_torch(self, x_nchw: Tensor) -> Tensor:
+        if self.training and x_nchw.dim() == 4 and 1 in x_nchw.shape[2:]:
+            return _unambiguous(super().forward(_unambiguous(x_nchw)))
+        return super().forward(x_nchw)
 
     def _takes(self, x_nchw: Tensor) -> bool:
         return (
@@ -81,6 +86,15 @@ class BatchNormAct2d(nn.BatchNorm2d):
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, relu={self.relu}"  # type: ignore[no-untyped-call]
+
+
+def _unambiguous(x_nchw: Tensor) -> Tensor:
+    """The same numbers in one of the two layouts, with the strides that torch itself gives it; so is the gradient.
+
+    One pixel high or wide, a tensor may be of both layouts by the one and of neither by the other of torch's tests,
+    and then the backward of torch's batch norm on the CPU reads one of its inputs in the wrong order, silently.
+    """
+    return x_nchw.flatten(2).unflatten(2, x_nchw.shape[2:])
 
 
 def _alike(a: Tensor, b: Tensor) -> bool:

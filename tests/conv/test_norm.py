@@ -1,6 +1,7 @@
 """Batch normalisation with what follows it, against torch's own layers one after another in float64."""
 
 import copy
+import itertools
 import subprocess
 import sys
 
@@ -341,6 +342,32 @@ def test_two_values_a_channel_are_enough(shape):
     ours, exact = pair(5)
     assert_exact([ours(images(*shape))], [exact(images(*shape).double())], 16)
     assert_exact([ours.running_var], [exact.norm.running_var], 16)
+
+
+@pytest.mark.parametrize("height, width", [(1, 5), (5, 1), (1, 1), (4, 5)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("relu", [False, True])
+def test_gradients_are_exact_for_every_order_of_input_and_gradient_in_memory(height, width, dtype, relu):
+    shape = (4, 3, height, width)
+    x, gy = torch.randn(shape, dtype=dtype), torch.randn(shape, dtype=dtype)
+    layer = BatchNormAct2d(3, relu=relu).to(dtype)
+    slow = x.double().requires_grad_()
+    centred = slow - slow.mean((0, 2, 3), keepdim=True)
+    y = centred / ((centred**2).mean((0, 2, 3), keepdim=True) + layer.eps).sqrt()
+    (exact,) = torch.autograd.grad(y.clamp_min(0) if relu else y, slow, gy.double())
+    for of_x, of_gradient in itertools.product(itertools.permutations(range(4)), repeat=2):
+        ours = in_order(x, of_x).requires_grad_()
+        (gx,) = torch.autograd.grad(layer(ours), ours, in_order(gy, of_gradient))
+        torch.testing.assert_close(gx.double(), exact, rtol=1e-4, atol=1e-5)
+
+
+def in_order(x, order):
+    """The same numbers, with the dimensions laid in memory in this order, those of one element too."""
+    strides, stride = [0] * x.dim(), 1
+    for dimension in order:
+        strides[dimension] = stride
+        stride *= x.shape[dimension]
+    return torch.empty_strided(x.shape, strides, dtype=x.dtype).copy_(x)
 
 
 @pytest.mark.parametrize("training", [True, False])
