@@ -44,11 +44,13 @@ def draw() -> Figure:
         plots.spectrum_curve(table, ax=ax)
         ax.set_title(_titled(name, table), fontsize=9, loc="left")
         _make_room_for_legend(ax, 0.35, "lower right")
-    matched = pd.concat([table[table["match"] == "macs"] for table in used], join="inner")  # later rows say more fields
+    matched = pd.concat([table[table["match"] == "macs"] for table in used])
     plots.literature_curve(matched, ax=above[-1])
     above[-1].set_title(
         "gain over 1 segment, at equal MACs; grey:\npublished, ImageNet, each budget its own", fontsize=9, loc="left"
     )
+    low, high = above[-1].get_ylim()
+    above[-1].set_ylim(low, high + 0.55 * (high - low))
     for name, ax in zip(effects, below, strict=True):
         table = load_results(RESULTS / name)
         used.append(table)

@@ -9,6 +9,7 @@ from typing import Any
 import pandas as pd
 
 from spectrum.analysis.summary import as_html
+from spectrum.study.point import Point
 from spectrum.study.store import ROWS, Row, StoreError, latest_rows, read_history, read_plan
 
 
@@ -37,9 +38,9 @@ def load_results(folder: str | Path, *, all_points: bool = False) -> Results:
         folder: where `spectrum run` wrote, such as "results/quickstart".
         all_points: also those of its search, and points that an earlier version of the study had.
 
-    Columns: every field of `Point`; `status` (done, diverged, failed), `study_hash` (of its plan), accuracies from 0 to
-    1, params, macs, seconds, provenance. A failed point has no accuracy; a diverged one is scored at chance. Raises
-    StoreError where there is no such folder or no row.
+    Columns: every field of `Point`, with its default in a row older than the field; `status` (done, diverged, failed),
+    `study_hash` (of its plan), accuracies from 0 to 1, params, macs, seconds, provenance. A failed point has no
+    accuracy; a diverged one is scored at chance. Raises StoreError where there is no such folder or no row.
 
     >>> results = load_results("results/order")
     >>> results.groupby("segments", sort=False)["test_accuracy"].mean().round(4)
@@ -94,7 +95,8 @@ def load_tuning(folder: str | Path) -> Results:
 
 
 def _as_table(rows: Iterable[Row]) -> Results:
-    table = Results(list(rows))
+    later = {name: field.default for name, field in Point.model_fields.items() if not field.is_required()}
+    table = Results([row | {name: value for name, value in later.items() if name not in row} for row in rows])
     for name in table.columns[[kind.kind == "O" for kind in table.dtypes]]:
         if any(isinstance(value, list) for value in table[name]):  # which cannot be grouped by
             table[name] = [tuple(value) if isinstance(value, list) else value for value in table[name]]

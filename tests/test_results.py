@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 
 from spectrum.results import Results, load_history, load_results
+from spectrum.study.point import Point
 from spectrum.study.store import ROWS, Store, StoreError
 
 STUDY = Path(__file__).parents[1] / "results/order"
@@ -35,6 +36,17 @@ def test_a_failed_point_has_a_row_without_accuracy(tmp_path: Path) -> None:
     results = load_results(tmp_path).set_index("id")
     assert results.loc["b", "status"] == "failed"
     assert results["accuracy"].isna().to_dict() == {"a": False, "b": True}
+
+
+def test_rows_older_than_a_field_of_a_point_have_its_default(tmp_path: Path) -> None:
+    point = Point(segments=4, ema=0.99).model_dump(mode="json")
+    older = {name: value for name, value in point.items() if name not in ("ema", "downsampling")}
+    with Store(tmp_path) as store:
+        store.append(row("a", **older))
+        store.append(row("b", **point))
+    results = load_results(tmp_path).set_index("id")
+    assert results["ema"].to_dict() == {"a": Point().ema, "b": 0.99}
+    assert list(results["downsampling"]) == [Point().downsampling] * 2
 
 
 def test_a_folder_without_results_says_how_to_get_them(tmp_path: Path) -> None:

@@ -94,7 +94,7 @@ def _unambiguous(x_nchw: Tensor) -> Tensor:
     One pixel high or wide, a tensor may be of both layouts by the one and of neither by the other of torch's tests,
     and then the backward of torch's batch norm on the CPU reads one of its inputs in the wrong order, silently.
     """
-    return x_nchw.flatten(2).unflatten(2, x_nchw.shape[2:])
+    return x_nchw.flatten(2).reshape(x_nchw.shape)
 
 
 def _alike(a: Tensor, b: Tensor) -> bool:

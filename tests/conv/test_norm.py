@@ -344,7 +344,7 @@ def test_two_values_a_channel_are_enough(shape):
     assert_exact([ours.running_var], [exact.norm.running_var], 16)
 
 
-@pytest.mark.parametrize("height, width", [(1, 5), (5, 1), (1, 1), (4, 5)])
+@pytest.mark.parametrize(("height", "width"), [(1, 5), (5, 1), (1, 1), (4, 5)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("relu", [False, True])
 def test_gradients_are_exact_for_every_order_of_input_and_gradient_in_memory(height, width, dtype, relu):
