@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from spectrum.conv.kernels import ops
-from spectrum.conv.lowering import is_traced, lowering_name, still_there, takes_kernels
+from spectrum.conv.lowering import is_traced, layout_of, lowering_name, still_there, takes_kernels
 
 
 class BatchNormAct2d(nn.BatchNorm2d):
@@ -49,8 +49,9 @@ class BatchNormAct2d(nn.BatchNorm2d):
         return torch.relu(y_nchw) if self.relu else y_nchw
 
     def _by_torch(self, x_nchw: Tensor) -> Tensor:
-        if self.training and x_nchw.dim() == 4 and 1 in x_nchw.shape[2:]:
-            return _unambiguous(super().forward(_unambiguous(x_nchw)))
+        if self.training and x_nchw.dim() == 4 and 1 in (x_nchw.shape[0], *x_nchw.shape[2:]):
+            y_nchw = _in_order(super().forward(_in_order(x_nchw)))
+            return y_nchw.contiguous(memory_format=layout_of(x_nchw))
         return super().forward(x_nchw)
 
     def _takes(self, x_nchw: Tensor) -> bool:
@@ -88,13 +89,13 @@ class BatchNormAct2d(nn.BatchNorm2d):
         return f"{super().extra_repr()}, relu={self.relu}"  # type: ignore[no-untyped-call]
 
 
-def _unambiguous(x_nchw: Tensor) -> Tensor:
-    """The same numbers in one of the two layouts, with the strides that torch itself gives it; so is the gradient.
+def _in_order(x_nchw: Tensor) -> Tensor:
+    """The same numbers in the default layout, with the strides that torch itself gives it; so is the gradient.
 
-    One pixel high or wide, a tensor may be of both layouts by the one and of neither by the other of torch's tests,
+    Where a side is 1, or the batch, a tensor may be of both layouts by one of torch's tests and of neither by another,
     and then the backward of torch's batch norm on the CPU reads one of its inputs in the wrong order, silently.
     """
-    return x_nchw.flatten(2).reshape(x_nchw.shape)
+    return x_nchw.reshape(-1).reshape(x_nchw.shape)
 
 
 def _alike(a: Tensor, b: Tensor) -> bool:
