@@ -88,7 +88,8 @@ def convolutions(draw):
     runs = []
     for _ in range(draw(st.integers(1, 3))):
         in_size = draw(size)
-        runs.append(Run(draw(st.integers(1, 6)), in_size, in_size if draw(st.booleans()) else draw(size)))
+        most = 6 if in_size > 1 else 70  # several vectors of segments of one channel
+        runs.append(Run(draw(st.integers(1, most)), in_size, in_size if draw(st.booleans()) else draw(size)))
     padding = draw(st.integers(0, 2)), draw(st.integers(0, 2))
     height, width = (draw(st.integers(max(1, 3 - 2 * p), 14)) for p in padding)
     torch.manual_seed(draw(st.integers(0, 2**20)))
@@ -99,6 +100,13 @@ def convolutions(draw):
 @given(convolutions(), st.sampled_from(list(GRADIENT_LAYOUTS)))
 def test_any_segments_of_any_image_are_convolved_exactly(case, gradient):
     assert_convolves_exactly(case, gradient)
+
+
+@pytest.mark.parametrize("padding", [(0, 2), (1, 1), (2, 0)])
+@pytest.mark.parametrize("channels", [16, 21, 150])
+def test_one_channel_a_segment_is_convolved_exactly_in_rows_of_any_length(padding, channels):
+    for width in range(3, 20):
+        assert_convolves_exactly(convolution([Run(channels, 1, 1)], 2, 3 + width % 4, width, padding))
 
 
 @pytest.mark.parametrize("size", [4, 15])
@@ -303,6 +311,9 @@ def check_library(library):
         for size in SIZES:
             assert_convolves_exactly(widths_case(size, size))
             assert_convolves_exactly(widths_case(size, 21 - size if size < 21 else 5, (size % 3, 2)))
+        for channels, width in ((16, 9), (35, 13), (150, 3)):
+            for padding in ((1, 1), (2, 0)):
+                assert_convolves_exactly(convolution([Run(channels, 1, 1)], 2, 5, width, padding))
         assert_convolves_exactly(convolution([Run(75, 4, 4)], 1, 70, 20))
         inputs = [torch.randn(3, 37, 5, 4).contiguous(memory_format=LAST), torch.rand(37) + 0.5, torch.randn(37)]
         for relu in (False, True):

@@ -34,7 +34,7 @@ from pathlib import Path
 from spectrum._cache import cache_folder
 
 SOURCES = ("segmented.cpp", "norm.cpp")
-HEADERS = ("interface.h", "vector.h", "planes.h", "convolve.h", "gradient.h")
+HEADERS = ("interface.h", "vector.h", "planes.h", "convolve.h", "gradient.h", "direct.h")
 BINDING, BINDING_HEADERS = ("binding.cpp",), ("interface.h",)
 FLAGS = ("-std=c++17", "-O2", "-ftree-vectorize", "-march=native", "-fPIC", "-fvisibility=default")
 FOLDER = Path(__file__).parent

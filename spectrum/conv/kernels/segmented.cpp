@@ -1,12 +1,13 @@
 // The spatial half of a segmented convolution: 3×3, stride 1, channels last, float32; forward and backward.
 //
-// Threads share images and groups of channels; each copies a strip of rows into planes and works on them. The gradient of
-// the input is the convolution of gy with the kernels turned round; that of the weights needs gy too, so one pass makes
-// both. Sums over images are taken in an order that depends on the number of threads alone.
+// Threads share images and groups of channels; each copies a strip of rows into planes and works on them. Segments of one
+// channel need no copy: there threads share bands of rows. The gradient of the input is the convolution of gy with the
+// kernels turned round; that of the weights needs gy too, so one pass makes both. Sums over images are taken in an order that depends on the number of threads alone.
 
 #include <vector>
 
 #include "convolve.h"
+#include "direct.h"
 #include "gradient.h"
 #include "interface.h"
 
@@ -126,12 +127,71 @@ static void add_gradient(const Shape& s, const Pair& p, float* sums) {
   }
 }
 
+static bool is_direct(const Shape& s) { return s.in_size == 1 && s.out_size == 1 && s.count >= LANES; }
+
+// The nine taps of each vector of channels: [block][tap][LANES].
+static Buffer pack_taps(const Shape& s, const float* w, bool turned) {
+  Buffer packed(vectors(s.count) * 9 * LANES);
+  for (int64_t b = 0; b < vectors(s.count); b++)
+    for (int64_t lane = 0; lane < LANES; lane++)
+      for (int64_t k = 0; k < 9; k++)
+        packed.data[(b * 9 + k) * LANES + lane] =
+            w[(first_channel(b, s.count) + lane) * s.w_out + (turned ? 8 - k : k) * s.w_tap];
+  return packed;
+}
+
+static Image image_of(const float* data, int64_t n, int64_t channels, int64_t height, int64_t width) {
+  return {data + n * height * width * channels, channels, height, width};
+}
+
+static void forward_direct(const Shape& s, const float* x, const float* w, float* y, int threads) {
+  const Buffer taps = pack_taps(s, w, false);
+  const int64_t bands = (s.out_height + DIRECT_ROWS - 1) / DIRECT_ROWS;
+  share(s.images * bands, threads, [&](int64_t, int64_t begin, int64_t end) {
+    for (int64_t item = begin; item < end; item++) {
+      const int64_t n = item / bands;
+      const Padded from{image_of(x, n, s.in_channels, s.height, s.width), s.pad_h, s.pad_w};
+      float* to = y + n * s.out_height * s.out_width * s.out_channels;
+      convolve_direct(from, taps.data, {to, s.out_channels, s.out_height, s.out_width, 0, 0}, item % bands * DIRECT_ROWS,
+                      s.count);
+    }
+  });
+}
+
+static void backward_direct(const Shape& s, const float* x, const float* w, const float* gy, float* gx, float* gw,
+                            int threads) {
+  const Buffer taps = gx ? pack_taps(s, w, true) : Buffer(0);
+  const int64_t bands = (std::max(s.height, s.out_height) + DIRECT_ROWS - 1) / DIRECT_ROWS;
+  std::vector<Buffer> sums;
+  for (int t = 0; gw && t < threads; t++) sums.emplace_back(vectors(s.count) * 9 * LANES);
+  share(s.images * bands, threads, [&](int64_t thread, int64_t begin, int64_t end) {
+    for (int64_t item = begin; item < end; item++) {
+      const int64_t n = item / bands, h = item % bands * DIRECT_ROWS;
+      const Image image = image_of(x, n, s.in_channels, s.height, s.width);
+      const Image grad = image_of(gy, n, s.out_channels, s.out_height, s.out_width);
+      float* to = gx + (gx ? n * s.height * s.width * s.in_channels : 0);
+      if (gx)
+        convolve_direct({grad, 2 - s.pad_h, 2 - s.pad_w}, taps.data, {to, s.in_channels, s.height, s.width, 0, 0}, h,
+                        s.count);
+      if (gw) add_taps_direct({image, s.pad_h, s.pad_w}, grad, sums[thread].data, h, s.count);
+    }
+  });
+  for (int64_t b = 0; gw && b < vectors(s.count); b++)
+    for (int64_t lane = 0; lane < LANES; lane++)
+      for (int64_t k = 0; k < 9; k++) {
+        float sum = 0;
+        for (const Buffer& part : sums) sum += part.data[(b * 9 + k) * LANES + lane];
+        gw[(first_channel(b, s.count) + lane) * s.w_out + k * s.w_tap] = sum;
+      }
+}
+
 extern "C" {
 
 int spectrum_lanes() { return LANES; }
 
 void spectrum_forward(const Shape* shape, const float* x, const float* w, float* y, int threads) {
   const Shape& s = *shape;
+  if (is_direct(s)) return forward_direct(s, x, w, y, threads);
   const Cut c = cut(s, 1);
   const Buffer packed = pack(s, w, false);
   const int64_t block_weights = packed_size(s, false) / c.blocks;
@@ -161,6 +221,7 @@ void spectrum_forward(const Shape* shape, const float* x, const float* w, float*
 void spectrum_backward(const Shape* shape, const float* x, const float* w, const float* gy, float* gx, float* gw,
                        int threads) {
   const Shape& s = *shape;
+  if (is_direct(s)) return backward_direct(s, x, w, gy, gx, gw, threads);
   const bool narrow = is_narrow(s);
   const Cut c = cut(s, gw ? 2 : 1);
   const Buffer packed = gx ? pack(s, w, true) : Buffer(0);
