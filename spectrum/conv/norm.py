@@ -25,8 +25,8 @@ class BatchNormAct2d(nn.BatchNorm2d):
         relu: whether max(0, ·) follows.
 
     Normalisation is that of Ioffe & Szegedy 2015, arXiv:1502.03167. The same function, parameters, buffers and
-    state_dict as `nn.BatchNorm2d` followed by `+` and `nn.ReLU`; in training on the CPU in channels_last it runs as one
-    kernel.
+    state_dict as `nn.BatchNorm2d` followed by `+` and `nn.ReLU`; on the CPU in channels_last it runs as one kernel, in
+    training and in evaluation without gradients.
 
     >>> norm = BatchNormAct2d(16, relu=True)
     >>> x_nchw = torch.randn(8, 16, 4, 4)
@@ -43,7 +43,7 @@ class BatchNormAct2d(nn.BatchNorm2d):
     def forward(self, x_nchw: Tensor, added_nchw: Tensor | None = None) -> Tensor:
         """Both (N, C, H, W), and so is the result."""
         if self._takes(x_nchw) and (added_nchw is None or _alike(added_nchw, x_nchw)):
-            return self._compiled(x_nchw, added_nchw)
+            return self._compiled(x_nchw, added_nchw) if self.training else self._evaluated(x_nchw, added_nchw)
         y_nchw = self._by_torch(x_nchw)
         y_nchw = y_nchw if added_nchw is None else y_nchw + added_nchw
         return torch.relu(y_nchw) if self.relu else y_nchw
@@ -56,17 +56,28 @@ class BatchNormAct2d(nn.BatchNorm2d):
 
     def _takes(self, x_nchw: Tensor) -> bool:
         return (
-            self.training
+            (self.training or self._only_evaluates())
             and self.lowering in ("auto", "compiled")
             and not is_traced(x_nchw)
-            and self.momentum is not None
+            and (self.momentum is not None or not self.training)
             and x_nchw.dim() == 4
             and x_nchw.shape[1] == self.num_features
-            and x_nchw.numel() > x_nchw.shape[1] > 0  # torch refuses one value a channel, and says why
+            and x_nchw.numel()
+            > (x_nchw.shape[1] if self.training else 0)  # torch refuses one value a channel, and says why
             and x_nchw.is_contiguous(memory_format=torch.channels_last)
             and takes_kernels(x_nchw)
             and self.weight.dtype == torch.float32
         )
+
+    def _only_evaluates(self) -> bool:
+        """Gradients are torch's own; a compiler joins these by itself."""
+        return not (torch.is_grad_enabled() or torch.compiler.is_compiling() or self.running_var is None)
+
+    def _evaluated(self, x_nchw: Tensor, added_nchw: Tensor | None) -> Tensor:
+        assert self.running_mean is not None
+        assert self.running_var is not None
+        statistics = self.running_mean, self.running_var
+        return ops.batch_norm_act_evaluate(x_nchw, added_nchw, self.weight, self.bias, *statistics, self.eps, self.relu)
 
     def _compiled(self, x_nchw: Tensor, added_nchw: Tensor | None) -> Tensor:
         y_nchw, mean, variance = ops.batch_norm_act(x_nchw, added_nchw, self.weight, self.bias, self.eps, self.relu)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d, max_pool2d
 
 from spectrum.conv.norm import BatchNormAct2d
-from spectrum.conv.padding import pad_same
+from spectrum.conv.padding import same_padding
 from spectrum.conv.segmented import SegmentedConv2d
 from spectrum.conv.segments import PER_CHANNEL, clamp_segments, segments_of_width
 from spectrum.models import Architecture
@@ -96,7 +96,7 @@ def classifier(arch: Architecture, channels: int) -> nn.Sequential:
 
 
 class PaddedMaxPool2d(nn.Module):
-    """Max pooling that ends with ⌈H/stride⌉ pixels, padded as torch or as TensorFlow's SAME does it.
+    """Max pooling with a stride of 2 or more to ⌈H/stride⌉ pixels, padded as torch or as TensorFlow's SAME does it.
 
     torch pads (k−1)/2 on both sides. SAME pads what the windows need, the odd pixel at the bottom and the right, so
     that on an even number of pixels the windows lie one pixel further on.
@@ -109,8 +109,8 @@ class PaddedMaxPool2d(nn.Module):
     def forward(self, x_nchw: Tensor) -> Tensor:
         if self.padding == "torch":
             return max_pool2d(x_nchw, self.kernel_size, self.stride, self.kernel_size // 2)
-        windows = (self.kernel_size, self.kernel_size), (self.stride, self.stride)
-        return max_pool2d(pad_same(x_nchw, *windows, value=float("-inf")), self.kernel_size, self.stride)
+        before = [same_padding(side, self.kernel_size, self.stride)[0] for side in x_nchw.shape[2:]]
+        return max_pool2d(x_nchw, self.kernel_size, self.stride, before, ceil_mode=True)  # without a padded copy
 
     def extra_repr(self) -> str:
         return f"{self.kernel_size}, stride={self.stride}, padding={self.padding!r}"

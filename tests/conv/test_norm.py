@@ -15,6 +15,7 @@ from torch._dynamo.backends.debugging import aot_eager
 
 from spectrum.conv import norm
 from spectrum.conv.kernels import ops
+from spectrum.conv.lowering import layout_of
 from spectrum.conv.norm import BatchNormAct2d
 from tests.conv.exact import (
     GRADIENT_LAYOUTS,
@@ -108,10 +109,11 @@ def seed():
 
 @pytest.fixture
 def joined(monkeypatch):
-    """One entry a call of the joined kernel."""
+    """One entry a call of a joined kernel."""
     calls = []
-    kernel = ops.batch_norm_act
-    monkeypatch.setattr(norm.ops, "batch_norm_act", lambda *inputs: calls.append(inputs) or kernel(*inputs))
+    for name in ("batch_norm_act", "batch_norm_act_evaluate"):
+        kernel = getattr(ops, name)
+        monkeypatch.setattr(norm.ops, name, lambda *inputs, kernel=kernel: calls.append(inputs) or kernel(*inputs))
     return calls
 
 
@@ -151,7 +153,7 @@ def test_any_input_is_normalised_exactly(shape, relu, adds, layout, added_layout
 
 
 @every_ending
-def test_the_joined_kernel_serves_channels_last_in_training_and_nothing_else(relu, adds, joined):
+def test_the_joined_kernels_serve_channels_last_and_nothing_else(relu, adds, joined):
     layer, _ = pair(6, relu)
     x_nchw = images(3, 6, 4, 5)
     added = [images(3, 6, 4, 5, seed=2)] if adds else []
@@ -163,6 +165,34 @@ def test_the_joined_kernel_serves_channels_last_in_training_and_nothing_else(rel
     layer.eval()(x_nchw, *added)
     layer.train().double()(x_nchw.double(), *doubled(added))
     assert len(joined) == 1
+    with torch.no_grad():
+        layer.float().eval()(x_nchw, *added)
+        assert len(joined) == 2
+        layer(x_nchw.contiguous(), *added)
+        layer.double()(x_nchw.double(), *doubled(added))
+    assert len(joined) == 2
+
+
+@settings(max_examples=80)
+@given(shapes(), st.booleans(), st.booleans(), *(st.sampled_from(list(LAYOUTS)) for _ in range(2)), st.booleans())
+def test_any_input_is_evaluated_exactly(shape, relu, adds, layout, added_layout, bound):
+    ours, exact = (layer.eval() for layer in pair(shape[1], relu))
+    x_nchw = images(*shape, layout=layout, mean=3)
+    added = [images(*shape, layout=added_layout, seed=2)] if adds else []
+    with torch.inference_mode(), pytest.MonkeyPatch.context() as patch:
+        if not bound:
+            patch.setattr(ops, "_bound", lambda name: None)
+        y_nchw = ours(x_nchw, *added)
+        assert_exact([y_nchw], [exact(x_nchw.double(), *doubled(added))], 16)
+        assert y_nchw.is_contiguous(memory_format=layout_of(x_nchw)) or 1 in shape
+
+
+def test_statistics_that_are_not_kept_are_those_of_the_batch_in_evaluation_too():
+    ours, theirs = (kind(4).eval() for kind in (BatchNormAct2d, nn.BatchNorm2d))
+    for layer in (ours, theirs):
+        layer.running_mean = layer.running_var = None
+    with torch.no_grad():
+        torch.testing.assert_close(ours(images(3, 4, 5, 5)), theirs(images(3, 4, 5, 5)))
 
 
 @pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")  # torch's own check of the batch size, in training

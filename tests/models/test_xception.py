@@ -6,6 +6,7 @@ from torch import nn
 from torch.testing import assert_close
 
 from spectrum import SegmentedConv2d, build_model, measure_cost
+from spectrum.conv.padding import pad_same
 from spectrum.models.blocks import PaddedMaxPool2d, realised_segments
 from spectrum.models.weights import WeightsError, load_keras_weights
 from tests.models import of_keras
@@ -134,6 +135,16 @@ def test_the_two_paddings_are_what_they_say(side):
     x = torch.randn(2, 3, side, side, dtype=torch.float64) - 5  # zeros would win, if they took part
     assert_close(PaddedMaxPool2d(3, 2, padding="torch")(x), padded_by_hand(x, 1))
     assert_close(PaddedMaxPool2d(3, 2, padding="tf_same")(x), padded_by_hand(x, side % 2))
+
+
+@pytest.mark.parametrize("kernel_size", [2, 3, 5])
+@pytest.mark.parametrize("stride", [2, 3])
+def test_pools_see_the_same_windows_as_on_a_padded_copy(kernel_size, stride):
+    for height in range(kernel_size, 14):
+        x = torch.randn(2, 3, height, 27 - height)
+        padded = pad_same(x, (kernel_size, kernel_size), (stride, stride), value=float("-inf"))
+        pool = PaddedMaxPool2d(kernel_size, stride, padding="tf_same")
+        assert torch.equal(pool(x), torch.nn.functional.max_pool2d(padded, kernel_size, stride))
 
 
 # Keras

@@ -33,15 +33,17 @@ struct {
   decltype(&spectrum_forward) forward;
   decltype(&spectrum_backward) backward;
   decltype(&spectrum_norm_forward) norm_forward;
+  decltype(&spectrum_norm_evaluate) norm_evaluate;
   decltype(&spectrum_norm_backward) norm_backward;
 } kernels;
 
 void use(at::IntArrayRef addresses) {
-  TORCH_CHECK(addresses.size() == 4, "four addresses, as in interface.h");
+  TORCH_CHECK(addresses.size() == 5, "five addresses, as in interface.h");
   kernels.forward = reinterpret_cast<decltype(kernels.forward)>(addresses[0]);
   kernels.backward = reinterpret_cast<decltype(kernels.backward)>(addresses[1]);
   kernels.norm_forward = reinterpret_cast<decltype(kernels.norm_forward)>(addresses[2]);
-  kernels.norm_backward = reinterpret_cast<decltype(kernels.norm_backward)>(addresses[3]);
+  kernels.norm_evaluate = reinterpret_cast<decltype(kernels.norm_evaluate)>(addresses[3]);
+  kernels.norm_backward = reinterpret_cast<decltype(kernels.norm_backward)>(addresses[4]);
 }
 
 // As the kernels read it. A tensor may be marked as negative instead of being so.
@@ -181,6 +183,17 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> normalise(const Tensor& x, const std:
   return {made[0], made[1], made[2], made[3]};
 }
 
+Tensor evaluate(const Tensor& given, const std::optional<Tensor>& added, const Tensor& weight, const Tensor& bias,
+                const Tensor& mean, const Tensor& variance, double eps, bool relu) {
+  const Tensor x = last(given), more = added ? last(*added) : Tensor(), y = at::empty_like(x);
+  const auto plain = [](const Tensor& tensor) { return tensor.resolve_neg().contiguous(); };
+  const Tensor w = plain(weight), b = plain(bias), m = plain(mean), v = plain(variance);
+  const Norm norm = norm_of(x, eps, relu);
+  kernels.norm_evaluate(&norm, at_element(x), added ? at_element(more) : nullptr, at_element(w), at_element(b),
+                        at_element(m), at_element(v), at_element(y));
+  return y;
+}
+
 }  // namespace
 
 TORCH_LIBRARY(spectrum_eager, m) {
@@ -190,4 +203,8 @@ TORCH_LIBRARY(spectrum_eager, m) {
       "batch_norm_act(Tensor x, Tensor? added, Tensor weight, Tensor bias, float eps, bool relu) "
       "-> (Tensor, Tensor, Tensor, Tensor)",
       &normalise);
+  m.def(
+      "batch_norm_act_evaluate(Tensor x, Tensor? added, Tensor weight, Tensor bias, Tensor mean, Tensor variance, "
+      "float eps, bool relu) -> Tensor",
+      &evaluate);
 }

@@ -75,7 +75,7 @@ def binding() -> bool:
     kernels = library()
     if kernels is None:
         return False
-    names = ("forward", "backward", "norm_forward", "norm_backward")
+    names = ("forward", "backward", "norm_forward", "norm_evaluate", "norm_backward")
     addresses = [ctypes.cast(getattr(kernels, f"spectrum_{name}"), ctypes.c_void_p).value for name in names]
     try:
         torch.ops.load_library(build_binding(cache_folder() / "kernels"))
@@ -152,6 +152,7 @@ def load(path: Path) -> ctypes.CDLL:
         kernels.spectrum_forward.argtypes = [pointer] * 4 + [ctypes.c_int]
         kernels.spectrum_backward.argtypes = [pointer] * 6 + [ctypes.c_int]
         kernels.spectrum_norm_forward.argtypes = [pointer] * 9
+        kernels.spectrum_norm_evaluate.argtypes = [pointer] * 8
         kernels.spectrum_norm_backward.argtypes = [pointer] * 11
     except (OSError, AttributeError) as error:
         path.unlink(missing_ok=True)

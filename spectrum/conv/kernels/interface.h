@@ -32,6 +32,10 @@ void spectrum_backward(const Shape*, const float* x, const float* w, const float
 void spectrum_norm_forward(const Norm*, const float* x, const float* added, const float* weight, const float* bias,
                            float* y, float* mean, float* var, float* rstd);
 
+// By statistics that are given.
+void spectrum_norm_evaluate(const Norm*, const float* x, const float* added, const float* weight, const float* bias,
+                            const float* mean, const float* var, float* y);
+
 // y: read with ReLU only. gadded: null where nothing was added, or where its gradient is gy itself.
 void spectrum_norm_backward(const Norm*, const float* x, const float* y, const float* gy, const float* weight,
                             const float* mean, const float* rstd, float* gx, float* gadded, float* gweight, float* gbias);

@@ -1,5 +1,5 @@
-// Batch normalisation in training, with what follows it: y = act(γ · (x − mean) / √(var + ε) + β [+ added]), act the
-// identity or ReLU. Channels last, float32: x, added and y are (pixels, channels) in memory.
+// Batch normalisation with what follows it: y = act(γ · (x − mean) / √(var + ε) + β [+ added]), act the identity or ReLU;
+// in training, forward and backward, and in evaluation. Channels last, float32: x, added and y are (pixels, channels) in memory.
 //
 // One pass over x for its moments, one to write y; backward one for the sums and one to write. The library needs one
 // pass more for each of ReLU, the addition, and their gradients.
@@ -53,6 +53,12 @@ static void write_y(const Norm& n, const float* x, const float* added, const flo
       }
     }
   });
+}
+
+static void write_any(const Norm& n, const float* x, const float* added, const float* scale, const float* offset, float* y) {
+  const auto write = n.relu ? (added ? write_y<true, true> : write_y<true, false>)
+                            : (added ? write_y<false, true> : write_y<false, false>);
+  write(n, x, added, scale, offset, y);
 }
 
 // gy unless y ≤ 0; as in torch, what is not a number lets it pass
@@ -126,9 +132,18 @@ void spectrum_norm_forward(const Norm* norm, const float* x, const float* added,
     mean[c] = m, var[c] = variance, rstd[c] = r;
     scale[c] = weight[c] * r, offset[c] = bias[c] - m * weight[c] * r;
   }
-  const auto write = n.relu ? (added ? write_y<true, true> : write_y<true, false>)
-                            : (added ? write_y<false, true> : write_y<false, false>);
-  write(n, x, added, scale.data(), offset.data(), y);
+  write_any(n, x, added, scale.data(), offset.data(), y);
+}
+
+void spectrum_norm_evaluate(const Norm* norm, const float* x, const float* added, const float* weight, const float* bias,
+                            const float* mean, const float* var, float* y) {
+  const Norm& n = *norm;
+  std::vector<float> scale(n.channels), offset(n.channels);
+  for (int64_t c = 0; c < n.channels; c++) {
+    const double a = weight[c] / std::sqrt(double(var[c]) + n.eps);
+    scale[c] = a, offset[c] = bias[c] - mean[c] * a;
+  }
+  write_any(n, x, added, scale.data(), offset.data(), y);
 }
 
 void spectrum_norm_backward(const Norm* norm, const float* x, const float* y, const float* gy, const float* weight,

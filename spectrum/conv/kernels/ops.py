@@ -3,6 +3,8 @@
     segmented_conv2d   the spatial half: 3×3, stride 1, dilation 1
     batch_norm_act     batch normalisation in training with what follows it
 
+and `batch_norm_act_evaluate`, the same by given statistics, for evaluation without gradients.
+
 Both take float32 tensors on the CPU and work in channels_last; other layouts are converted. They use as many threads as
 torch does, and give the same bits again for the same number of them.
 
@@ -330,6 +332,35 @@ _norm_backward = _operation(
     lambda ctx, inputs, output: None,
     _no_backward,
 )
+
+
+def batch_norm_act_evaluate(
+    x_nchw: Tensor,
+    added_nchw: Tensor | None,
+    weight: Tensor,
+    bias: Tensor,
+    mean: Tensor,
+    variance: Tensor,
+    eps: float,
+    relu: bool,
+) -> Tensor:
+    """act(batch norm of x by this mean and variance [+ added]), like x in channels_last; without any gradient."""
+    bound = _bound("batch_norm_act_evaluate")
+    if bound:
+        evaluated: Tensor = bound(x_nchw, added_nchw, weight, bias, mean, variance, eps, relu)
+        return evaluated
+    x, added = (None if part is None else part.contiguous(memory_format=LAST) for part in (x_nchw, added_nchw))
+    assert x is not None
+    y = torch.empty_like(x, memory_format=LAST)
+    parameters = [part.contiguous() for part in (weight, bias, mean, variance)]
+    _kernels().spectrum_norm_evaluate(
+        _norm_shape(x.shape, eps, relu, torch.get_num_threads()),
+        x.data_ptr(),
+        None if added is None else added.data_ptr(),
+        *(part.data_ptr() for part in parameters),
+        y.data_ptr(),
+    )
+    return y
 
 
 def plain_batch_norm_act(
