@@ -8,6 +8,7 @@ Shapes: x_nchw is (N, C, H, W).
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -38,6 +39,7 @@ class BatchNormAct2d(nn.BatchNorm2d):
     def __init__(self, channels: int, *, relu: bool = False) -> None:
         super().__init__(channels)
         self.relu = relu
+        self.total: Callable[[Tensor], Tensor] | None = None  # of sums over all processes that share a batch
         self.lowering = lowering_name()
 
     def forward(self, x_nchw: Tensor, added_nchw: Tensor | None = None) -> Tensor:
@@ -49,14 +51,35 @@ class BatchNormAct2d(nn.BatchNorm2d):
         return torch.relu(y_nchw) if self.relu else y_nchw
 
     def _by_torch(self, x_nchw: Tensor) -> Tensor:
+        if self.training and self.total is not None:
+            return self._of_all(x_nchw, self.total)
         if self.training and x_nchw.dim() == 4 and 1 in (x_nchw.shape[0], *x_nchw.shape[2:]):
             y_nchw = _in_order(super().forward(_in_order(x_nchw)))
             return y_nchw.contiguous(memory_format=layout_of(x_nchw))
         return super().forward(x_nchw)
 
+    def _of_all(self, x_nchw: Tensor, total: Callable[[Tensor], Tensor]) -> Tensor:
+        """By the moments of all processes' images."""
+        assert self.momentum is not None
+        assert self.running_mean is not None
+        assert self.running_var is not None
+        assert self.num_batches_tracked is not None
+        x, sides = x_nchw if x_nchw.dtype == torch.float64 else x_nchw.float(), (0, 2, 3)
+        count = total(x.new_tensor(x.numel() / self.num_features))
+        mean = (total(x.sum(sides)) / count).view(1, -1, 1, 1)
+        variance = total((x - mean).square().sum(sides)) / count
+        with torch.no_grad():
+            self.num_batches_tracked.add_(1)
+            self.running_mean.lerp_(mean.flatten(), self.momentum)
+            self.running_var.lerp_(variance * (count / (count - 1)), self.momentum)
+        scale = (self.weight * torch.rsqrt(variance + self.eps)).view(1, -1, 1, 1)
+        y_nchw: Tensor = (x - mean) * scale + self.bias.view(1, -1, 1, 1)
+        return y_nchw.to(x_nchw.dtype)
+
     def _takes(self, x_nchw: Tensor) -> bool:
         return (
             (self.training or self._only_evaluates())
+            and (self.total is None or not self.training)
             and self.lowering in ("auto", "compiled")
             and not is_traced(x_nchw)
             and (self.momentum is not None or not self.training)

@@ -83,6 +83,30 @@ def segment_runs(in_sizes: Sequence[int], out_sizes: Sequence[int]) -> tuple[Run
     return tuple(Run(len(list(same)), *shape) for shape, same in shapes)
 
 
+def proportional_sizes(channels: int, shares: Sequence[int]) -> tuple[int, ...]:
+    """Sizes of segments in given proportions, in channel order; the nearest whole ones, at least 1 channel each.
+
+    Largest remainders are rounded up first, then earlier segments. With fewer channels than shares, one a channel.
+
+    >>> proportional_sizes(128, (6, 3, 2, 1)), proportional_sizes(8, (6, 3, 2, 1)), proportional_sizes(2, (6, 3, 2, 1))
+    ((64, 32, 21, 11), (4, 2, 1, 1), (1, 1))
+
+    Raises ValueError for shares that are none or not above 0.
+    """
+    if not shares or min(shares) < 1:
+        raise ValueError(f"segment_shares={list(shares)}: expected whole numbers of at least 1, such as [3, 2, 1]")
+    if channels <= len(shares):
+        return (1,) * channels
+    whole, spare = sum(shares), channels - len(shares)  # a channel each first
+    quotas = [channels * share / whole - 1 for share in shares]
+    sizes = [max(0, int(quota)) for quota in quotas]
+    while sum(sizes) > spare:  # where several had less than a channel
+        sizes[max(range(len(sizes)), key=lambda s: sizes[s] - quotas[s])] -= 1
+    while sum(sizes) < spare:
+        sizes[max(range(len(sizes)), key=lambda s: quotas[s] - sizes[s])] += 1
+    return tuple(size + 1 for size in sizes)
+
+
 def interleaved(channels: int, segments: int) -> tuple[int, ...]:
     """A permutation that deals channels round: position c gets a channel of segment c mod `segments`.
 

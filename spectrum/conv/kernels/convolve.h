@@ -1,6 +1,6 @@
 // 3×3 convolution, stride 1, of planes. Two inner loops:
 //
-// narrow   segments of up to 4 channels. A vector holds whole segments, and an output channel needs the inputs of its own
+// narrow   segments of up to 4 channels, or 8 where vectors have 16 lanes. A vector holds whole segments, and an output channel needs the inputs of its own
 //          segment only: y[c] = Σ_r turn_r(x)[c] · w_r[c], over the turns r within segments.
 // wide     larger segments, one plane each. An input channel is broadcast against vectors of output channels; the three
 //          taps of a row and the channels of a pixel lie one after another and form one loop.

@@ -1,7 +1,7 @@
 // Gradient of the 3×3 kernels of a pair of planes: for input channel i and output channel o, Σ over pixels of x_i · gy_o.
 // A pass over the pixels keeps its sums in registers, and is a function of its own lest they be shared out otherwise:
 //
-// narrow   segments of up to 4 channels. A vector of inputs times one of output gradients, the latter turned by r within
+// narrow   segments of up to 4 channels, or 8 where vectors have 16 lanes. A vector of inputs times one of output gradients, the latter turned by r within
 //          segments, for all nine taps: lane l gives the gradient of (input l, output (l + r) mod SIZE of its segment).
 // wide     larger segments. Each of a few input channels is broadcast against one or two vectors of output channels, for
 //          one row of taps or all three.

@@ -11,7 +11,19 @@
 #include "gradient.h"
 #include "interface.h"
 
-static bool is_narrow(const Shape& s) { return s.in_size == s.out_size && s.in_size <= std::min(4, LANES); }
+// Segments of which a vector holds several, or is filled by one.
+constexpr int NARROW = LANES == 16 ? 8 : 4;
+
+static bool is_narrow(const Shape& s) { return s.in_size == s.out_size && s.in_size <= NARROW; }
+
+// run(size) with a narrow segment's size as a constant.
+template <int SIZE = 1, typename Run>
+static void with_size(int64_t size, Run run) {
+  if constexpr (SIZE < NARROW) {
+    if (size > SIZE) return with_size<SIZE + 1>(size, run);
+  }
+  run(std::integral_constant<int, SIZE>());
+}
 
 // How the work is cut: blocks of channels (what a vector holds, or a segment), groups of blocks that are copied together,
 // strips of rows.
@@ -98,14 +110,7 @@ static void wide_tiles(const Planes& x, const float* w, Result y, int64_t segmen
 static void convolve(const Shape& s, bool turned, const Planes& x, const float* w, const Result& y, int64_t blocks,
                      int64_t made) {
   const int64_t in = turned ? s.out_size : s.in_size, out = turned ? s.in_size : s.out_size;
-  if (is_narrow(s)) {
-    switch (in) {
-      case 1: return narrow_tiles<1>(x, w, y, blocks, made);
-      case 2: return narrow_tiles<2>(x, w, y, blocks, made);
-      case 3: return narrow_tiles<3>(x, w, y, blocks, made);
-      default: return narrow_tiles<4>(x, w, y, blocks, made);
-    }
-  }
+  if (is_narrow(s)) return with_size(in, [&](auto size) { narrow_tiles<size>(x, w, y, blocks, made); });
   if (out <= LANES) {
     switch (in) {
       case 5: return wide_tiles<5>(x, w, y, blocks, out);
@@ -119,12 +124,7 @@ static void convolve(const Shape& s, bool turned, const Planes& x, const float* 
 
 static void add_gradient(const Shape& s, const Pair& p, float* sums) {
   if (!is_narrow(s)) return add_wide(p, s.in_size, s.out_size, sums);
-  switch (s.in_size) {
-    case 1: return add_narrow<1>(p, sums);
-    case 2: return add_narrow<2>(p, sums);
-    case 3: return add_narrow<3>(p, sums);
-    default: return add_narrow<4>(p, sums);
-  }
+  with_size(s.in_size, [&](auto size) { add_narrow<size>(p, sums); });
 }
 
 static bool is_direct(const Shape& s) { return s.in_size == 1 && s.out_size == 1 && s.count >= LANES; }
