@@ -325,7 +325,7 @@ def _changed(asked: Mapping[str, Any]) -> set[str] | None:
     changed = {str(factor).partition(":")[0] for factor in asked["factors"]}
     return (
         changed
-        | ({"segments", "segment_width"} if "segments" in changed else set())
+        | ({"segments", "segment_width", "stage_segments"} if "segments" in changed else set())
         | ({"match"} if "budget" in changed else set())
     )
 

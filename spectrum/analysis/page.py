@@ -127,7 +127,8 @@ def _design(plan: Mapping[str, Any]) -> list[tuple[str, str]]:
 def _value(name: str, point: Mapping[str, Any]) -> str:
     if name == "segments":
         width = point.get("segment_width")
-        return segments_label(None if width else point.get("segments"), width, point.get("pointwise", True))
+        segments = None if width or point.get("stage_segments") else point.get("segments")
+        return segments_label(segments, width, point.get("pointwise", True))
     return _said(point.get(name)).replace("_", " ")
 
 
@@ -177,7 +178,7 @@ def _worst(results: pd.DataFrame, matches: list[str]) -> dict[str, str]:
 def choice_name(plan: Mapping[str, Any], choice: Mapping[str, Any]) -> str:
     """What a network of the search is called: segments, what else varies, and its budget where there are several."""
     point = choice["point"]
-    segments = None if "segment_width" in point else point.get("segments", PER_CHANNEL)
+    segments = None if point.keys() & {"segment_width", "stage_segments"} else point.get("segments", PER_CHANNEL)
     label = segments_label(segments, point.get("segment_width"), point.get("pointwise", True))
     others = [name for name in plan["varied"] if name not in (*SPLIT, "match", "width")]
     said = [f"{name} {point.get(name, plan['base'].get(name))}" for name in others]

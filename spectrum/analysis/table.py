@@ -13,10 +13,10 @@ PER_CHANNEL = "per_channel"
 SPLIT = ("segments", "segment_width", "pointwise")  # the columns that say where on the spectrum a point lies
 SETTINGS = tuple(  # the columns that say what else a point is, the seed left out
     """dataset image_size resize train_images validation_fraction normalisation flip shift cutout
-    teacher_segments label_noise teacher_seed model width widths depth order activation norm pointwise_segments
-    shuffle downsampling residual dropout hidden padding form norm_eps norm_momentum epochs batch_size optimizer
-    lr momentum nesterov weight_decay schedule warmup_epochs decay decay_epochs decay_images label_smoothing ema
-    autocast compile scored_on match""".split()
+    teacher_segments label_noise teacher_seed model width widths depth stage_segments segment_shares order activation
+    norm pointwise_segments shuffle downsampling residual dropout hidden padding form norm_eps norm_momentum epochs
+    batch_size optimizer lr momentum nesterov weight_decay schedule warmup_epochs decay decay_epochs decay_images
+    label_smoothing ema autocast compile scored_on match""".split()
 )
 IMAGES = (  # say which images there are
     *("dataset", "image_size", "resize", "teacher_segments", "label_noise", "teacher_seed"),
@@ -143,7 +143,7 @@ def segments_label(segments: object, segment_width: object = None, pointwise: bo
     """What a row's point is called in tables and on axes.
 
     Args:
-        segments: of the row; "per_channel", a number, or None where the segments have a width.
+        segments: of the row; "per_channel", a number, or None where the segments have a width, or each stage its own.
         segment_width: channels a segment, where that is what the study sets.
         pointwise: whether the 1×1 is there.
 
@@ -153,7 +153,8 @@ def segments_label(segments: object, segment_width: object = None, pointwise: bo
     if segments == PER_CHANNEL:
         label = "per channel"
     elif segments is None or (isinstance(segments, float) and np.isnan(segments)):
-        label = f"width {int(segment_width)}" if isinstance(segment_width, (int, float)) else "?"
+        wide = isinstance(segment_width, (int, float)) and segment_width == segment_width
+        label = f"width {int(segment_width)}" if wide else "by stage"  # type: ignore[call-overload]
     else:
         label = f"{int(str(segments).split('.')[0])}"
     return label if pointwise else f"{label}, no 1×1"

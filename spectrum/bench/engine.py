@@ -23,10 +23,11 @@ import numpy as np
 import pandas as pd
 
 from spectrum.bench.rounds import spread
-from spectrum.study.engines import LocalEngine, Saving
+from spectrum.study.engines import LocalEngine
 from spectrum.study.point import Point
 from spectrum.study.spec import Study
 from spectrum.study.sweep import run_study
+from spectrum.study.worker import Saving
 
 TRIVIAL: dict[str, Any] = {"train_images": 20, "batch_size": 20, "epochs": 1, "width": 0.1}
 WARM = 5  # points that pay for the start of the worker

@@ -1,8 +1,8 @@
 """The spatial half of a segmented convolution, forward and backward, beside every way that the library has.
 
 The yardstick is a roofline: 3 × the larger of a forward pass's arithmetic over the measured rate of a matrix product
-(torch's `@` or the same as a 1×1 convolution, by whichever library is faster here) and its bytes (input and output once)
-over the measured copy bandwidth. Forward and backward do 3 × that arithmetic.
+(torch's `@` or the same as a 1×1 convolution, whichever is faster here) and its bytes (input and output once) over the
+measured copy bandwidth. Forward and backward do 3 × that arithmetic.
 Both rates are measured in the same rounds as everything else. A tensor that stays in the cache can beat the latter.
 """
 

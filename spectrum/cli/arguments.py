@@ -104,6 +104,14 @@ class Run(OnStudy):
     """The longest that one point may take; beyond it has failed. The next run goes on from its checkpoint."""
     memory_gb: float | None = None
     """The most private memory that one worker may take, in GB; a point that needs more has failed."""
+    engine: Literal["local", "ray", "torchrun"] = "local"
+    """Train in processes of this machine, on a Ray cluster, or each point by all ranks that torchrun has started."""
+    address: str | None = None
+    """ray only: HOST:PORT of a cluster, auto for the one of this machine; by default one is started here."""
+    point_cpus: float = 1.0
+    """ray only: CPUs that each point takes."""
+    point_gpus: float = 0.0
+    """ray only: GPUs that each point takes, also a part of one."""
 
 
 @dataclass

@@ -12,6 +12,7 @@ from rich.progress import BarColumn, SpinnerColumn, TextColumn
 from rich.progress import Progress as Bar
 
 from spectrum.cli.printing import duration, err
+from spectrum.study.point import PLACES
 from spectrum.study.spec import Study
 
 if TYPE_CHECKING:
@@ -122,8 +123,8 @@ def _counts(standing: Progress, about: str) -> str:
 
 
 def _row_name(row: dict[str, Any], study: Study) -> str:
-    split = [name for name in ("segments", "segment_width") if row[name] is not None]
-    names = [*split, *(name for name in study.varied() if name not in ("segments", "segment_width")), "seed"]
+    split = [name for name in PLACES if row[name] is not None]
+    names = [*split, *(name for name in study.varied() if name not in PLACES), "seed"]
     searched = study.tune is not None and row["scored_on"] == "validation" and row["seed"] in study.tune.seeds
     names += list(study.tune.grid()) if study.tune is not None and searched else []
     said = " ".join(f"{name}={row[name]}" for name in names)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from time import monotonic
@@ -19,6 +19,8 @@ from spectrum.study.store import read_plan
 
 if TYPE_CHECKING:
     from spectrum.study.contrasts import Examined
+    from spectrum.study.engines import Cluster
+    from spectrum.study.parallel import Ranks
     from spectrum.study.planning import PlannedPoint
     from spectrum.study.sweep import Summary
 
@@ -162,18 +164,23 @@ def run(command: Run) -> int:
     from spectrum.study.sweep import run_study
 
     study = _study(command)
+    cluster = _cluster(command)
     started = monotonic()
     try:
-        with progress(study) as on_progress:
+        with _ranks(command) as (ranks, device), progress(study) as on_progress:
+            if ranks is not None and ranks.rank:
+                return 0  # it has followed the first rank to the end
             summary = run_study(
                 study,
                 command.out,
                 workers=command.workers,
-                device=command.device,
+                device=device,
                 imports=command.imports,
                 confirm=command.confirm,
                 checkpoint_minutes=command.checkpoint_minutes,
                 limits=Limits(command.point_minutes, command.memory_gb),
+                cluster=cluster,
+                ranks=ranks,
                 on_progress=on_progress,
             )
     except EngineError as error:
@@ -192,6 +199,42 @@ def run(command: Run) -> int:
         err.print(f"{summary.failed} points failed; run the same command again to try them again")
         return 1
     return 0
+
+
+def _cluster(command: Run) -> Cluster | None:
+    from spectrum.study.engines import Cluster
+    from spectrum.study.point import SpecError
+
+    cluster = Cluster(command.address, command.point_cpus, command.point_gpus)
+    if command.engine != "ray":
+        if cluster != Cluster():
+            raise SpecError("--address, --point-cpus and --point-gpus are of --engine ray")
+        return None
+    if not cluster.cpus > 0:
+        raise SpecError(f"--point-cpus {cluster.cpus:g}: expected more than 0")
+    if not cluster.gpus >= 0:
+        raise SpecError(f"--point-gpus {cluster.gpus:g}: expected 0 or more")
+    return cluster
+
+
+@contextlib.contextmanager
+def _ranks(command: Run) -> Iterator[tuple[Ranks | None, str]]:
+    """Those of torchrun, if this is one of them, and what to train on. All but the first follow that one first."""
+    if command.engine != "torchrun":
+        yield None, command.device
+        return
+    from spectrum.study.point import SpecError
+    from spectrum.study.rank_engine import follow, join, leave
+
+    if command.point_minutes or command.memory_gb or command.workers:
+        raise SpecError("--point-minutes, --memory-gb and --workers are not of --engine torchrun")
+    ranks, device = join("cpu" if command.device == "auto" else command.device)
+    try:
+        if ranks.rank:
+            follow(ranks, device, command.imports)
+        yield ranks, device
+    finally:
+        leave(ranks)
 
 
 def _print_counts(summary: Summary, seconds: float) -> None:

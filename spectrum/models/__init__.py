@@ -32,6 +32,7 @@ class Architecture:
     segments: int | Literal["per_channel"] | None = None  # None: per channel, unless segment_width says otherwise
     segment_width: int | None = None  # channels a segment, instead of `segments`
     stage_segments: tuple[int | Literal["per_channel"], ...] | None = None  # of each stage, instead of `segments`
+    segment_shares: tuple[int, ...] | Literal["even"] = "even"  # sizes of the segments, in proportion
     order: Literal["pointwise_first", "spatial_first"] | None = None  # None is the family's own
     activation: str | None = None  # between the halves; None is the family's own
     norm: bool | None = None  # batch normalisation between the halves; None is the family's own
@@ -52,6 +53,8 @@ class Architecture:
         given = [name for name in ("segments", "segment_width", "stage_segments") if getattr(self, name) is not None]
         if len(given) > 1:
             raise ValueError(f"{' and '.join(given)}: give one of them")
+        if self.segment_shares != "even" and self.segments != len(self.segment_shares):
+            raise ValueError(f"segment_shares: {len(self.segment_shares)} given; segments must be that number")
 
     def with_defaults(self, **own: Any) -> Architecture:
         """The architecture with a family's own values where it says None."""
@@ -101,6 +104,7 @@ _FAMILIES = {
             "shuffle",
             "residual",
             "padding",
+            "segment_shares",
         ),
     ),
     "inception_v3": _Family(
@@ -108,7 +112,7 @@ _FAMILIES = {
         None,
         ignores=(
             *(*OWN, "downsampling", "form", "pointwise", "pointwise_segments", "shuffle", "residual", "width"),
-            *("widths", "depth", "segments", "segment_width", "stage_segments"),
+            *("widths", "depth", "segments", "segment_width", "stage_segments", "segment_shares"),
         ),
         own={"padding": "tf_same", "norm_eps": 1e-3, "norm_momentum": 0.01},
         stages=0,

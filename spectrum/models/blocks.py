@@ -13,7 +13,7 @@ from torch.nn.functional import avg_pool2d, max_pool2d
 from spectrum.conv.norm import BatchNormAct2d
 from spectrum.conv.padding import same_padding
 from spectrum.conv.segmented import SegmentedConv2d
-from spectrum.conv.segments import PER_CHANNEL, clamp_segments, segments_of_width
+from spectrum.conv.segments import PER_CHANNEL, clamp_segments, proportional_sizes, segments_of_width
 from spectrum.models import Architecture
 
 
@@ -23,7 +23,8 @@ def segmented(
     """The 3×3 operation that the architecture asks for, its segments clamped to the channels that there are.
 
     Args:
-        arch: says segments or segment_width, order, activation, norm, pointwise, pointwise_segments and shuffle.
+        arch: says segments, segment_width, stage_segments or segment_shares; order, activation, norm, pointwise,
+            pointwise_segments and shuffle.
         in_channels: of the operation's input.
         out_channels: of its output.
         stride: of the spatial half.
@@ -39,7 +40,10 @@ def segmented(
         channels = out_channels
     else:
         channels = in_channels
-    if arch.stage_segments is not None:
+    segments: int | tuple[int, ...]
+    if arch.segment_shares != "even":
+        segments = proportional_sizes(channels, arch.segment_shares)
+    elif arch.stage_segments is not None:
         segments = clamp_segments(channels, arch.stage_segments[stage])
     elif arch.segment_width is not None:
         segments = segments_of_width(channels, arch.segment_width)

@@ -5,7 +5,7 @@ The order depends on seed and epoch; what happens to an image, on seed, epoch an
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -26,11 +26,13 @@ def batches(
     shift: int = 0,
     cutout: int = 0,
     device: torch.device | str = "cpu",
+    part: Callable[[Tensor], Tensor] = lambda chosen: chosen,
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """One epoch of shuffled, augmented, normalised batches: float32 (N, C, H, W) in channels_last, and labels (N,).
 
     The order depends on (seed, epoch); what happens to an image on (seed, epoch, image) and nothing else. The last,
-    smaller batch is left out, unless there is no other. The epoch begins with batch `first`, from 0.
+    smaller batch is left out, unless there is no other. The epoch begins with batch `first`, from 0. `part` picks some
+    of each batch's images, which are all that are read.
     """
     count = len(data.train_y)
     batch_size = min(batch_size, count)
@@ -38,11 +40,11 @@ def batches(
     height, width = data.train_x.shape[2:]
     drawn = draw_augmentation(seed, epoch, count, (height, width), shift=shift)
     mean, std = (t.repeat(height * width).to(device) for t in (data.mean, data.std))  # one long loop, not many
-    parts = order[: count - count % batch_size].split(batch_size)[first:]
+    parts = [part(whole) for whole in order[: count - count % batch_size].split(batch_size)[first:]]
     for chosen, x_nhwc in zip(parts, in_turn(data.train_x, parts), strict=True):
         if flip or shift:
             x_nhwc = move(x_nhwc, drawn.mirrored[chosen] & flip, drawn.down[chosen], drawn.right[chosen], shift)
-        x_nhwc = torch.sub(x_nhwc.view(batch_size, -1).to(device), mean).div_(std).view(x_nhwc.shape)
+        x_nhwc = torch.sub(x_nhwc.view(len(chosen), -1).to(device), mean).div_(std).view(x_nhwc.shape)
         if cutout:
             cut = square((height, width), drawn.cut_row[chosen], drawn.cut_column[chosen], cutout)
             x_nhwc.masked_fill_(cut.unsqueeze(3).to(device), 0.0)

@@ -51,6 +51,7 @@ class Checkpoints:
         environment: what a run may go on without, but not bit for bit; JSON.
         minutes: between two, at least; 0 writes one after every step.
         stop: asked after every step; true saves a checkpoint and raises Interrupted.
+        on_saved: called with the folder after each, to copy it elsewhere say; where that fails, it is a trouble.
     """
 
     def __init__(
@@ -61,7 +62,9 @@ class Checkpoints:
         *,
         minutes: float = 1.0,
         stop: Callable[[], bool] = lambda: False,
+        on_saved: Callable[[Path], None] | None = None,
     ) -> None:
+        self.on_saved = on_saved
         self.folder, self.identity, self.environment = folder, identity, environment
         self.seconds, self.stop = 60 * minutes, stop
         self.saved_at = time.monotonic()
@@ -89,6 +92,7 @@ class Checkpoints:
             older = [file.path for file in files if file.step <= standing.step][KEPT:]
             for path in [*half_written(self.folder), *abandoned, *older]:
                 path.unlink(missing_ok=True)
+            self._tell(standing.step)
         self.saved_at = time.monotonic()  # also where it failed: not again at every step
 
     def restore(self, state: State) -> Standing:
@@ -117,6 +121,14 @@ class Checkpoints:
     def remove(self) -> None:
         """Remove all, at the end of the run."""
         shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _tell(self, step: int) -> None:
+        if self.on_saved is None:
+            return
+        try:
+            self.on_saved(self.folder)
+        except Exception as error:
+            self._note(f"the checkpoint at step {step} was not copied: {_reason(error)}")
 
     def _note(self, trouble: str) -> None:
         if trouble not in self.troubles:

@@ -13,11 +13,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from spectrum.study.planning import PlannedPoint
-from spectrum.study.point import Point
+from spectrum.study.point import PLACES, Point
 from spectrum.study.spec import Contrast, Study, select
 
 EQUAL = 0.01  # counts that differ by no more are held equal
-SPLIT = ("segments", "segment_width")
 HELD = {"none": (), "params": ("params",), "macs": ("macs",), "step_time": ()}  # counts that a budget holds equal
 WORDS = {"params": "parameters", "macs": "MACs"}
 CAUSES = {  # what nobody wrote down, and the fields that it may follow from
@@ -128,7 +127,7 @@ def _factors(study: Study, first: Side, second: Side) -> tuple[list[Factor], lis
     found: dict[str, Factor] = {}
     compared("segments", lambda plan: _segments(plan.asked))
     for field in Point.model_fields:
-        if field not in ("seed", *SPLIT):
+        if field not in ("seed", *PLACES):
             compared(field, lambda plan, field=field: _said(getattr(plan.asked, field)))  # type: ignore[misc]
     compared("budget", lambda plan: plan.match)
     notes = []
@@ -165,7 +164,7 @@ def _factors(study: Study, first: Side, second: Side) -> tuple[list[Factor], lis
 
 def _pair(study: Study, found: dict[str, Factor], first: Side, second: Side) -> bool:
     """Whether every point of one side has its counterpart on the other, alike in all that is no factor."""
-    rest = ["seed", *(name for name in study.varied() if name not in (*found, *SPLIT, "match"))]
+    rest = ["seed", *(name for name in study.varied() if name not in (*found, *PLACES, "match"))]
 
     def others(plan: PlannedPoint) -> tuple[Any, ...]:
         return (None if "budget" in found else plan.match, *(getattr(plan.asked, name) for name in rest))
@@ -175,7 +174,7 @@ def _pair(study: Study, found: dict[str, Factor], first: Side, second: Side) -> 
 
 def _trained(plan: PlannedPoint) -> tuple[Any, ...]:
     """What tells networks apart, whatever the point calls it."""
-    unnamed = {"seed": 0, "segments": 1, "segment_width": None}
+    unnamed = {"seed": 0, "segments": 1, "segment_width": None, "stage_segments": None}
     return plan.point.model_copy(update=unnamed).id, plan.realised_segments
 
 
@@ -189,6 +188,8 @@ def _listed(across: object) -> object:
 
 
 def _segments(point: Point) -> str:
+    if point.stage_segments is not None:
+        return f"{' '.join(map(_said, point.stage_segments))} by stage"
     return f"width {point.segment_width}" if point.segments is None else _said(point.segments)
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from spectrum.study.point import Point, SpecError, digest, network_said
+from spectrum.study.point import PLACES, Point, SpecError, digest, network_said
 from spectrum.study.spec import Match, Study, Wanted
 
 if TYPE_CHECKING:
@@ -152,7 +152,7 @@ class _Planner:
 
         point = wanted.point
         images = images_of(point)
-        key = (wanted.match, *_network(point), *_step(point), images.shape, images.classes)
+        key = (wanted.match, digest(_network(point)), *_step(point), images.shape, images.classes)
         if key not in self.planned:
             self.planned[key] = self._plan_network(wanted, images)
         found = self.planned[key]
@@ -189,13 +189,13 @@ class _Planner:
             if match == "step_time":
                 solution, budget = self._solve_time(point, reference, images)
             else:
-                key = (*_network(reference), images.shape, images.classes)
+                key = (digest(_network(reference)), images.shape, images.classes)
                 if key not in self.references:
                     self.references[key] = _counted(reference, images)
                 budget = getattr(self.references[key], match)
                 solution = self._solve_count(point, match, budget, images)
         except BudgetError as error:
-            where = f"segments = {point.segments}" if point.segments else f"segment_width = {point.segment_width}"
+            where = ", ".join(f"{name} = {getattr(point, name)}" for name in PLACES if getattr(point, name) is not None)
             raise SpecError(
                 f"budget.match = {match!r}, {where}: {error}; try another reference or base.width"
             ) from None

@@ -20,6 +20,7 @@ from spectrum.study.recipes import RECIPES
 
 SCHEMA = 1  # of a Point; raise it only when an old row would mean something else
 MOST_SEGMENTS = 65_536
+PLACES = ("segments", "segment_width", "stage_segments")  # fields that say where on the spectrum a network lies
 MOST_TEACHER_SEGMENTS = 6  # the teacher has so many channels
 GAUSSIAN = "gaussian"  # images of noise, made on the spot for a teacher to label
 
@@ -29,7 +30,9 @@ _NETWORK_AT_FIRST = (
     *("model", "depth", "segments", "segment_width", "order", "activation", "norm", "pointwise", "pointwise_segments"),
     *("shuffle", "downsampling", "residual"),
 )
-_NETWORK_ADDED = ("hidden", "padding", "form", "norm_eps", "norm_momentum")  # since plans were first frozen
+_NETWORK_ADDED = (
+    *("hidden", "padding", "form", "norm_eps", "norm_momentum", "stage_segments", "segment_shares"),
+)  # since plans were first frozen
 NETWORK = (*_NETWORK_AT_FIRST, *_NETWORK_ADDED)
 
 
@@ -47,6 +50,11 @@ def _segments(value: object) -> object:
     if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= MOST_SEGMENTS:
         raise ValueError(f'{value!r} is not a number of segments; try 1, 2, 3, 4, 8 … or "{PER_CHANNEL}"')
     return value
+
+
+def _schedule(value: object) -> object:
+    """Each stage's as a study file gives it."""
+    return tuple(_segments(one) for one in value) if isinstance(value, list | tuple) else value
 
 
 def as_tuple(value: object) -> object:
@@ -118,6 +126,12 @@ class Point(Record):
     """Segments of every spatial convolution, clamped to its channels; per_channel if not said."""
     segment_width: Positive | None = None
     """Channels a segment, instead of segments."""
+    stage_segments: Annotated[tuple[int | Literal["per_channel"], ...] | None, BeforeValidator(_schedule)] = Field(
+        None, min_length=1
+    )
+    """Segments of each stage of the network, the first stage's first, instead of segments."""
+    segment_shares: Annotated[tuple[Positive, ...] | Literal["even"], BeforeValidator(as_tuple)] = "even"
+    """Proportions of the sizes of the segments, such as [6, 3, 2, 1], which is then their number."""
     order: Literal["pointwise_first", "spatial_first"] = "pointwise_first"
     """Which half of the operation runs first; if it is not said, the family's own, which for probe is this."""
     activation: Literal["none", "relu", "elu", "gelu", "silu"] = "none"
@@ -194,8 +208,9 @@ class Point(Record):
         """One segment a channel, and what the family has between its halves, where a point leaves them open."""
         if not isinstance(values, dict):
             return values
-        if values.get("segments") is None and values.get("segment_width") is None:
-            values = {**values, "segments": PER_CHANNEL}
+        if all(values.get(name) is None for name in PLACES):
+            shares = values.get("segment_shares")
+            values = {**values, "segments": len(shares) if isinstance(shares, list | tuple) else PER_CHANNEL}
         recipe = values.get("recipe")
         if isinstance(recipe, str):
             values = {**RECIPES.get(recipe, {}), **values}
@@ -204,8 +219,15 @@ class Point(Record):
 
     @model_validator(mode="after")
     def _check(self) -> Point:
-        if self.segments is not None and self.segment_width is not None:
-            raise ValueError("segments and segment_width: give one of the two")
+        places = [name for name in PLACES if getattr(self, name) is not None]
+        if len(places) > 1:
+            raise ValueError(f"{' and '.join(places)}: give one of the two")
+        if self.segment_shares != "even" and self.segments != len(self.segment_shares):
+            raise ValueError(
+                f"segment_shares: are {len(self.segment_shares)}; set segments to that number, or leave it out"
+            )
+        if self.segment_shares != "even" and not self.pointwise:
+            raise ValueError("segment_shares: need the 1×1; leave out pointwise = false")
         if self.widths is not None and self.width != 1.0:
             raise ValueError("width and widths: give one of the two")
         if self.resize != "stretch" and self.image_size is None:
@@ -292,10 +314,11 @@ def unknown_key(key: str, known: Sequence[str]) -> str:
 
 def merged(base: Point, changes: Mapping[str, Any]) -> Point:
     fields = base.model_dump() | dict(changes)
-    if "segment_width" in changes and "segments" not in changes:
-        fields["segments"] = None
-    if "segments" in changes and "segment_width" not in changes:
-        fields["segment_width"] = None
+    if changes.keys() & set(PLACES):  # the place on the spectrum is another one
+        others = dict.fromkeys(PLACES) | {"segment_shares": "even"}
+        fields |= {name: value for name, value in others.items() if name not in changes}
+    elif changes.get("segment_shares", "even") != "even":
+        fields |= dict.fromkeys(PLACES)
     left_open: dict[str, Any] = {}  # what the base may have left open, for another to fill
     if "model" in changes:
         left_open |= own_values(base.model, pointwise=base.pointwise)

@@ -14,16 +14,20 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import closing, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from spectrum.study.checkpoint_files import CHECKPOINTS
 from spectrum.study.contrasts import examine
-from spectrum.study.engines import LOGS, NO_LIMITS, Limits, LocalEngine, Outcome, Saving
+from spectrum.study.engines import NO_LIMITS, Cluster, Engine, Limits, LocalEngine, Outcome
 from spectrum.study.planning import PlannedPoint, entries_of, from_entry, import_modules, plan_study
 from spectrum.study.point import IMAGES, Point, SpecError
 from spectrum.study.spec import Study, Tune
 from spectrum.study.store import FINISHED, Row, Store, StoreError, latest_rows, planned_ids, read_plan
 from spectrum.study.tuning import Choice, choose, confirmed, extended, search
+from spectrum.study.worker import LOGS, Saving
+
+if TYPE_CHECKING:
+    from spectrum.study.parallel import Ranks
 
 RESULT_COLUMNS = (
     "test_accuracy",
@@ -80,6 +84,8 @@ def run_study(
     confirm: bool = False,
     checkpoint_minutes: float = 1.0,
     limits: Limits = NO_LIMITS,
+    cluster: Cluster | None = None,
+    ranks: Ranks | None = None,
     on_progress: Callable[[Progress], None] | None = None,
 ) -> Summary:
     """Train every point of a study that has no finished row yet, and append a row for each.
@@ -87,18 +93,22 @@ def run_study(
     Args:
         study: from `load_study`.
         out: folder of the results; by default results/<name of the study>/ below the current folder.
-        workers: processes that train side by side; by default one a core, and one on a GPU.
+        workers: processes that train side by side; by default one a core or one a GPU, and on a cluster as many as it
+            runs.
         device: "cpu", "cuda", "mps", or "auto".
         imports: modules to import in every worker first, for models of one's own.
         confirm: of a study that tunes, also train the points at the chosen values, once the search is complete; later
             runs into the same folder do so too.
         checkpoint_minutes: between two checkpoints of a point, at least; 0 saves after every step.
         limits: of what one point may take: minutes, and gigabytes of memory.
+        cluster: of Ray's, to train there instead of in processes of this machine; what a point takes of it.
+        ranks: started by torchrun, that train each point together; this process is the first of them, and `device` is
+            its own.
         on_progress: called at the start of each stage and after every point.
 
     A point that was cut short goes on from its latest checkpoint, below checkpoints/ in the folder, to the same weights
     as without the cut. A point that fails gets a row with status "failed" and the reason; it is tried again by the next
-    run. Raises SpecError, DataError or StoreError before anything is trained.
+    run. Raises SpecError, DataError, StoreError or EngineError (of a cluster) before anything is trained.
 
     In a script, call it below `if __name__ == "__main__":`, since worker processes import the script.
 
@@ -119,9 +129,7 @@ def run_study(
     same = frozen if frozen is not None and frozen.get("hash") == study.hash else None  # a plan of this very study
     planned = None if same is None else _from_plan(study, same)
     if same is None or planned is None or not _all_finished(folder, same, study, confirm):
-        from spectrum.study.provenance import check_device
-
-        device = check_device(device)
+        device = device if ranks is not None else _device(device, cluster)
         if "step_time" in study.budget.match and device != "cpu":
             raise SpecError(f"budget.match = 'step_time': is measured on the CPU, not on {device}; give --device cpu")
         import_modules(imports)
@@ -130,7 +138,7 @@ def run_study(
     with Store(folder) as store:
         often = checkpoint_minutes if limits.minutes is None else min(checkpoint_minutes, limits.minutes / 4)
         saving = Saving(folder, often)
-        run = _Run(store, study, planned, workers, device, tuple(imports), saving, limits, on_progress)
+        run = _Run(store, study, planned, workers, device, tuple(imports), saving, limits, cluster, ranks, on_progress)
         if study.tune is None:
             run.freeze(planned)
             run.train(planned)
@@ -139,6 +147,17 @@ def run_study(
         known = {} if same is None else same.get("tuning", {}).get("grid", {})  # as an earlier run extended it
         grid = {name: tuple(values) for name, values in known.items()} or study.tune.grid()
         return run.tune(study.tune, grid, confirm=confirm or once_confirmed)
+
+
+def _device(device: str, cluster: Cluster | None) -> str:
+    """What points are trained on; that of a cluster's nodes cannot be looked for here."""
+    from spectrum.study.provenance import check_device
+
+    if cluster is None:
+        return check_device(device)
+    if device == "auto":
+        return "cuda" if cluster.gpus else "cpu"
+    return device
 
 
 def in_random_blocks(points: Sequence[Point]) -> list[Point]:
@@ -163,11 +182,14 @@ class _Run:
         imports: tuple[str, ...],
         saving: Saving,
         limits: Limits,
+        cluster: Cluster | None,
+        ranks: Ranks | None,
         on_progress: Callable[[Progress], None] | None,
     ) -> None:
         self.store, self.study, self.planned = store, study, planned
         self.workers, self.device, self.imports = workers, device, imports
         self.saving, self.limits, self.on_progress = saving, limits, on_progress
+        self.cluster, self.ranks = cluster, ranks
         self.counts: Counter[str] = Counter()
         self.seen: set[str] = set()  # ids of the points that were asked for
         self.reused = 0
@@ -236,10 +258,7 @@ class _Run:
         self._remove_checkpoints(finished)
         if not left:
             return finished
-        engine = LocalEngine(
-            self.workers, device=self.device, imports=self.imports, saving=self.saving, limits=self.limits
-        )
-        with closing(engine.run(left)) as outcomes:
+        with closing(self._engine().run(left)) as outcomes:
             for outcome in outcomes:
                 row = self._write(outcome, by_id[outcome.point.id])
                 if row["status"] in FINISHED:
@@ -250,6 +269,26 @@ class _Run:
         with suppress(OSError):
             (self.store.folder / LOGS).rmdir()  # if none had anything to say
         return finished
+
+    def _engine(self) -> Engine:
+        if self.ranks is not None:
+            from spectrum.study.rank_engine import RankEngine
+
+            return RankEngine(self.ranks, self.device, imports=self.imports, saving=self.saving)
+        if self.cluster is None:
+            return LocalEngine(
+                self.workers, device=self.device, imports=self.imports, saving=self.saving, limits=self.limits
+            )
+        from spectrum.study.ray_engine import RayEngine
+
+        return RayEngine(
+            self.cluster,
+            self.workers,
+            device=self.device,
+            imports=self.imports,
+            saving=self.saving,
+            limits=self.limits,
+        )
 
     def _write(self, outcome: Outcome, planned: PlannedPoint) -> Row:
         row = _row(self.study, planned)

@@ -10,14 +10,16 @@ from __future__ import annotations
 
 import ctypes
 import hashlib
+import json
 import math
 import os
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
+from safetensors.torch import load, save
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.optim.swa_utils import AveragedModel
@@ -28,6 +30,7 @@ from spectrum.study.augment import batches
 from spectrum.study.checkpoint import Checkpoints, Standing, State, seed_generators
 from spectrum.study.checkpoint_files import Interrupted
 from spectrum.study.data import Images, split
+from spectrum.study.parallel import ALONE, Ranks
 from spectrum.study.pixels import Pixels, in_turn
 from spectrum.study.point import Point
 
@@ -63,11 +66,13 @@ def train(
     device: torch.device | str = "cpu",
     on_epoch: Callable[[dict[str, Any]], None] | None = None,
     checkpoints: Checkpoints | None = None,
+    ranks: Ranks = ALONE,
 ) -> Result:
     """Train one point, from its latest checkpoint if it has one.
 
-    Raises ValueError when the network cannot be built for these images, and Interrupted when the checkpoints are asked
-    to stop.
+    With several ranks each calls this with the same arguments, but for the checkpoints, which the first one alone has;
+    all have the same result. Raises ValueError when the network cannot be built for these images, and Interrupted when
+    the checkpoints are asked to stop.
     """
     device = torch.device(device)
     keep_freed_memory()
@@ -78,9 +83,12 @@ def train(
     model = model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     average = AveragedModel(model, multi_avg_fn=_ema(point.ema), use_buffers=True) if point.ema else None
     scored: nn.Module = model if average is None else average.module
-    run = torch.compile(model) if point.compile else model
+    joined = ranks.joined(model)
+    run = torch.compile(joined) if point.compile else joined
     optimizer = make_optimizer(point, model)
     batch = min(point.batch_size, len(data.train_y))
+    if batch % ranks.count:
+        raise ValueError(f"batch_size: {batch} images cannot be shared equally by {ranks.count} ranks")
     steps_per_epoch = len(data.train_y) // batch
     scheduled = _in_epochs(point, batch * steps_per_epoch)
     test = (images.test_x, images.test_y)
@@ -88,6 +96,7 @@ def train(
 
     state = State(model, average, optimizer)
     at = Standing() if checkpoints is None else checkpoints.restore(state)
+    at = _from_first(ranks, state, at)
     loss_value, val_loss, val_accuracy = math.nan, math.nan, 0.0
     diverged = False
     for epoch in range(at.epoch, point.epochs):
@@ -104,24 +113,33 @@ def train(
             shift=point.shift,
             cutout=point.cutout,
             device=device,
+            part=ranks.part,
         ):
+            if ranks.count > 1:  # each draws its own, also after a resume
+                seed_generators((point.seed * 1_000_003 + at.step) * ranks.count + ranks.rank)
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(scheduled, at.step / steps_per_epoch)
             epoch_loss += training_step(point, run, optimizer, x_nchw, y_n)
             if average is not None:
                 average.update_parameters(model)
             at.step, at.step_in_epoch = at.step + 1, at.step_in_epoch + 1
-            if checkpoints is not None and (checkpoints.due() or checkpoints.stop()):
-                at.epoch_loss = epoch_loss.item()
+            stop = checkpoints is not None and checkpoints.stop()
+            due = stop or (checkpoints is not None and checkpoints.due())
+            if ranks.count > 1:
+                stop, due = (flag > 0 for flag in ranks.sum(stop, due))
+            if due:
+                at.epoch_loss = ranks.sum(epoch_loss.item())[0] / ranks.count
+                epoch_loss.fill_(at.epoch_loss)
                 at.lowerings |= used_lowerings(model)
                 at.train_seconds += time.perf_counter() - started
-                checkpoints.save(state, at)
-                if checkpoints.stop():
+                if checkpoints is not None:
+                    checkpoints.save(state, at)
+                if stop:
                     raise Interrupted
                 started = time.perf_counter()
-        loss_value = epoch_loss.item() / steps_per_epoch
+        loss_value = ranks.sum(epoch_loss.item())[0] / ranks.count / steps_per_epoch
         at.train_seconds += time.perf_counter() - started
-        val_loss, val_accuracy = evaluate(scored, data.normalise, *validation, device=device)
+        val_loss, val_accuracy = evaluate(scored, data.normalise, *validation, device=device, ranks=ranks)
         diverged = not (math.isfinite(loss_value) and math.isfinite(val_loss))
         entry = {
             "epoch": epoch + 1,
@@ -141,7 +159,7 @@ def train(
     chance = 1 / images.classes
     test_loss, test_accuracy = math.nan, chance
     if not diverged and point.scored_on == "test":
-        test_loss, test_accuracy = evaluate(scored, data.normalise, *test, device=device)
+        test_loss, test_accuracy = evaluate(scored, data.normalise, *test, device=device, ranks=ranks)
     return Result(
         status="diverged" if diverged else "done",
         test_accuracy=test_accuracy if point.scored_on == "test" else None,
@@ -158,6 +176,18 @@ def train(
         resumed=at.resumed,
         troubles=[] if checkpoints is None else checkpoints.troubles,
     )
+
+
+def _from_first(ranks: Ranks, state: State, at: Standing) -> Standing:
+    """What the first rank took from its checkpoint, on all ranks."""
+    if ranks.count == 1:
+        return at
+    said = json.loads(ranks.from_first(json.dumps(asdict(at)).encode()))
+    if said["step"]:
+        tensors = ranks.from_first(save(state.tensors()) if ranks.rank == 0 else b"")
+        if ranks.rank:
+            state.load(load(tensors))
+    return Standing(**said)
 
 
 def training_step(
@@ -242,19 +272,22 @@ def evaluate(
     y_n: Tensor,
     *,
     device: torch.device | str,
+    ranks: Ranks = ALONE,
 ) -> tuple[float, float]:
     """Mean cross-entropy in nats and accuracy from 0 to 1, each image counted once, in evaluation mode."""
     model.eval()
     loss, correct = 0.0, 0
     height, width = x_nchw.shape[2:]
     batch = min(EVALUATION_BATCH, max(1, EVALUATION_PIXELS // (height * width)))
-    parts = torch.arange(len(y_n)).split(batch)
+    parts = ranks.part(torch.arange(len(y_n))).split(batch)
     for part, x_nhwc in zip(parts, in_turn(x_nchw, parts), strict=True):
         x, y = x_nhwc.permute(0, 3, 1, 2).to(device), y_n[part].to(device)
         logits = model(normalise(x).contiguous(memory_format=torch.channels_last))
         loss += cross_entropy(logits, y, reduction="sum").item()
         correct += int((logits.argmax(1) == y).sum())
-    return loss / len(y_n), correct / len(y_n)
+    loss, right, seen = ranks.sum(loss, correct, sum(map(len, parts)))
+    assert seen == len(y_n), "each image is counted once"
+    return loss / len(y_n), right / len(y_n)
 
 
 def hash_weights(model: nn.Module) -> str:

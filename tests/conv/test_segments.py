@@ -7,6 +7,7 @@ from spectrum.conv.segments import (
     Run,
     clamp_segments,
     interleaved,
+    proportional_sizes,
     segment_runs,
     segment_sizes,
     segments_of_width,
@@ -31,6 +32,29 @@ def test_two_runs_serve_any_count(case):
     runs = segment_runs(sizes, sizes)
     assert len(runs) == (1 if case[0] % case[1] == 0 else 2)
     assert sum(run.count for run in runs) == case[1]
+
+
+@given(st.integers(1, 300), st.lists(st.integers(1, 40), min_size=1, max_size=8))
+def test_proportional_sizes_are_the_nearest_whole_ones(channels, shares):
+    sizes = proportional_sizes(channels, shares)
+    assert sum(sizes) == channels
+    assert len(sizes) == min(channels, len(shares))
+    assert min(sizes) >= 1
+    exact = [channels * share / sum(shares) for share in shares]
+    if min(exact) >= 1:
+        assert all(abs(size - wanted) < 1 for size, wanted in zip(sizes, exact, strict=True))
+
+
+@given(channels_and_segments)
+def test_equal_proportions_are_even_sizes(case):
+    channels, segments = case
+    assert proportional_sizes(channels, (3,) * segments) == segment_sizes(channels, segments)
+
+
+@pytest.mark.parametrize("shares", [(), (1, 0), (2, -1)])
+def test_proportions_are_above_zero(shares):
+    with pytest.raises(ValueError, match="expected whole numbers of at least 1"):
+        proportional_sizes(8, shares)
 
 
 @given(st.integers(1, 64))

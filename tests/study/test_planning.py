@@ -49,6 +49,19 @@ def test_every_point_meets_the_budget_of_the_reference(match):
         assert one.budget == getattr(reference, match)
 
 
+def test_every_field_of_the_network_may_vary_under_a_budget():
+    cases = [
+        *({"segments": 4}, {"segment_shares": [4, 2, 1, 1]}, {"stage_segments": [1, 4, "per_channel"]}),
+        *({"segments": 4, "hidden": [8]}, {"segments": 4, "norm_eps": 1e-3}),
+    ]
+    planned = plan_study(study(axes={}, cases=cases, budget={"match": "params", "reference": PER_CHANNEL}))
+    assert [one.realised_segments for one in planned[:3]] == [(4,) * 6, (4,) * 6, tuple(planned[2].realised_segments)]
+    assert planned[2].realised_segments[:4] == (1, 1, 4, 4)
+    assert planned[2].realised_segments[4] == planned[2].point.widths[2]
+    assert all(abs(one.mismatch) <= 0.005 for one in planned)
+    assert len({one.point.id for one in planned}) == 5
+
+
 def test_several_budgets_are_an_axis_and_share_what_is_the_same_network():
     planned = plan_study(study(budget={"match": ["none", "params"], "reference": PER_CHANNEL}))
     assert [one.match for one in planned] == ["none"] * 4 + ["params"] * 4

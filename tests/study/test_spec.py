@@ -206,7 +206,7 @@ OTHER = {
     "autocast": True, "compile": True, "seed": 100, "teacher_segments": 2, "label_noise": 0.1, "teacher_seed": 1,
     "downsampling": "stride", "scored_on": "validation", "hidden": (8,), "padding": "torch", "form": "canonical",
     "norm_eps": 1e-3, "norm_momentum": 0.5, "nesterov": False, "decay_images": 100, "resize": "centre_crop",
-    "normalisation": "plus_minus_one",
+    "normalisation": "plus_minus_one", "stage_segments": (1, 2, 4), "segment_shares": (2, 1),
 }  # fmt: skip
 
 
@@ -214,6 +214,25 @@ OTHER = {
 def test_every_field_is_part_of_the_id(field):
     changed = Point().model_copy(update={field: OTHER[field]})  # unchecked: some fields need another one beside them
     assert changed.id != Point().id
+
+
+def test_a_schedule_and_proportions_take_the_place_of_a_number_of_segments():
+    said = {"cases": [{"segments": 2}, {"stage_segments": [1, 4, "per_channel"]}, {"segment_shares": [3, 2, 1]}]}
+    points = parse_study(said, "x").points()
+    assert [(p.segments, p.stage_segments, p.segment_shares) for p in points] == [
+        (2, None, "even"),
+        (None, (1, 4, "per_channel"), "even"),
+        (3, None, (3, 2, 1)),
+    ]
+    for wrong, message in (
+        ({"base": {"segments": 2, "segment_shares": [3, 2, 1]}}, "segment_shares: are 3; set segments to that number"),
+        ({"base": {"segments": 2, "stage_segments": [1, 2, 3]}}, "segments and stage_segments: give one of the two"),
+        ({"base": {"segment_shares": [1, 0]}}, "segment_shares"),
+        ({"base": {"stage_segments": []}}, "stage_segments"),
+        ({"base": {"stage_segments": [0, 1, 2]}}, "stage_segments"),
+    ):
+        with pytest.raises(SpecError, match=message):
+            parse_study(wrong, "x")
 
 
 def test_every_field_of_the_network_is_said_in_hashes_and_new_ones_only_where_they_are_set():

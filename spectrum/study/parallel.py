@@ -1,0 +1,140 @@
+"""One run on several devices: every rank has the whole network and takes its part of each batch.
+
+Gradients, batch normalisation's moments, losses and evaluations are those of the whole batch, so that a run on several
+ranks is the run on one, but for rounding. Ranks talk by torch.distributed, over gloo on CPUs and nccl on CUDA.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from spectrum.conv.norm import BatchNormAct2d
+
+WAIT = timedelta(seconds=60)  # for the other ranks to fail as well
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process among those that train one network together."""
+
+    rank: int = 0
+    count: int = 1
+
+    def joined(self, model: nn.Module) -> nn.Module:
+        """What to call instead of the model in training: it averages gradients as they come, and shares moments."""
+        if self.count == 1:
+            return model
+        share_moments(model)
+        return DistributedDataParallel(model, broadcast_buffers=False)
+
+    def part(self, numbers: Tensor) -> Tensor:
+        """This rank's of a batch's images, or of a data set's."""
+        return numbers[self.rank :: self.count]
+
+    def sum(self, *values: float) -> list[float]:
+        """Of each value over all ranks."""
+        if self.count == 1:
+            return list(values)
+        summed = torch.tensor(values, dtype=torch.float64)
+        dist.all_reduce(summed, group=_talk())
+        return summed.tolist()
+
+    def from_first(self, data: bytes) -> bytes:
+        """The first rank's bytes, on every rank."""
+        if self.count == 1:
+            return data
+        size = torch.tensor([len(data)])
+        dist.broadcast(size, 0, group=_talk())
+        sent = torch.frombuffer(bytearray(data), dtype=torch.uint8) if self.rank == 0 and data else None
+        sent = torch.empty(int(size), dtype=torch.uint8) if sent is None else sent
+        dist.broadcast(sent, 0, group=_talk())
+        return sent.numpy().tobytes()
+
+    def all_failed(self) -> bool:
+        """Whether the other ranks come here, too, within a minute."""
+        if self.count == 1:
+            return True
+        try:
+            dist.monitored_barrier(_fail(), timeout=WAIT)
+        except RuntimeError:
+            return False
+        return True
+
+
+ALONE = Ranks()
+_groups: dict[str, Any] = {}  # beside the one of the gradients: for what is said on the CPU, and for failures
+
+
+def started(device: str) -> tuple[Ranks, str]:
+    """This process among those that torchrun has started, and its device. Raises ValueError where there are none."""
+    if "WORLD_SIZE" not in os.environ:
+        raise ValueError("no ranks: start it by torchrun, such as torchrun --nproc-per-node 2 -m spectrum run FILE …")
+    if device == "cuda":
+        device = f"cuda:{os.environ['LOCAL_RANK']}"
+        torch.cuda.set_device(device)
+    dist.init_process_group("nccl" if device.startswith("cuda") else "gloo")
+    _groups.update(talk=dist.new_group(backend="gloo"), fail=dist.new_group(backend="gloo"))
+    return Ranks(dist.get_rank(), dist.get_world_size()), device
+
+
+def ended() -> None:
+    """Nothing is said any more."""
+    _groups.clear()
+    dist.destroy_process_group()
+
+
+def _talk() -> Any:
+    return _groups["talk"]
+
+
+def _fail() -> Any:
+    return _groups["fail"]
+
+
+def share_moments(model: nn.Module) -> None:
+    """Let every batch normalisation of a network have the moments of all ranks' images in training.
+
+    Those of torch's own kind become `BatchNormAct2d`, the same function. (`nn.SyncBatchNorm` is for CUDA only.)
+    """
+    for parent in list(model.modules()):
+        for name, module in list(parent.named_children()):
+            if type(module) is nn.BatchNorm2d:
+                setattr(parent, name, _as_ours(module))
+    for module in model.modules():
+        if isinstance(module, BatchNormAct2d):
+            module.total = total
+
+
+def _as_ours(module: nn.BatchNorm2d) -> BatchNormAct2d:
+    ours = BatchNormAct2d(module.num_features).to(next(module.parameters()).device)
+    ours.load_state_dict(module.state_dict())
+    ours.eps, ours.momentum, ours.training = module.eps, module.momentum, module.training
+    return ours
+
+
+class _Total(torch.autograd.Function):
+    """The sum over all ranks. What each rank's loss has to say of it is summed as well."""
+
+    @staticmethod
+    def forward(ctx: Any, mine: Tensor) -> Tensor:
+        everyones = mine.clone()
+        dist.all_reduce(everyones)
+        return everyones
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        everyones = gradients[0].clone()
+        dist.all_reduce(everyones)
+        return everyones
+
+
+total: Callable[[Tensor], Tensor] = _Total.apply

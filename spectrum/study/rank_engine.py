@@ -1,0 +1,80 @@
+"""Points that each take several devices: all ranks that torchrun has started train one point after the other together.
+
+The first rank is the driver: it has the study's folder, writes rows and checkpoints, and tells the others which point
+is next. A point that fails alike on every rank, as one does whose network cannot be built, has failed, and the next one
+follows. A rank that fails alone would leave the others waiting for it: it ends, torchrun ends the others, and the next
+run goes on from the last checkpoint.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Generator, Iterable, Sequence
+from typing import Any
+
+from spectrum.study.checkpoint_files import Interrupted
+from spectrum.study.engines import EngineError, Outcome, available_cores, with_log
+from spectrum.study.parallel import Ranks, ended, started
+from spectrum.study.point import Point
+from spectrum.study.worker import Saving, train_one
+
+
+class RankEngine:
+    """The first of the ranks.
+
+    Args:
+        ranks: from `join`.
+        device: of this rank.
+        imports: modules to import first, for models of one's own.
+        saving: where and how often runs save where they stand, and where they log; by default not at all.
+    """
+
+    def __init__(self, ranks: Ranks, device: str, *, imports: Sequence[str] = (), saving: Saving | None = None) -> None:
+        self.ranks, self.device, self.imports, self.saving = ranks, device, tuple(imports), saving
+
+    def run(self, points: Iterable[Point]) -> Generator[Outcome, None, None]:
+        """Train all points, one after the other."""
+        for point in points:
+            self.ranks.from_first(point.model_dump_json().encode())
+            result, reason = _together(self.ranks, point, self.device, self.imports, self.saving)
+            yield Outcome(point, result, reason and with_log(reason, self.saving, point), 1)
+
+
+def join(device: str) -> tuple[Ranks, str]:
+    """This process among the ranks, and its device. Raises EngineError where torchrun has started none."""
+    try:
+        return started(device)
+    except ValueError as error:
+        raise EngineError(str(error)) from None
+
+
+def leave(ranks: Ranks) -> None:
+    """Let the other ranks end, from the first."""
+    if ranks.rank == 0:
+        ranks.from_first(b"")
+    ended()
+
+
+def follow(ranks: Ranks, device: str, imports: Sequence[str] = ()) -> None:
+    """What the other ranks do: train what the first one says, until it says no more."""
+    while said := ranks.from_first(b""):
+        _together(ranks, Point.model_validate_json(said), device, tuple(imports), None)
+
+
+def _together(
+    ranks: Ranks, point: Point, device: str, imports: tuple[str, ...], saving: Saving | None
+) -> tuple[dict[str, Any] | None, str | None]:
+    """The result, or the reason of a failure that all ranks have in common."""
+    threads = max(1, available_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+    try:
+        return train_one(point, device, threads, imports, saving, ranks=ranks), None
+    except Interrupted:
+        raise
+    except Exception as error:
+        reason = f"{type(error).__name__}: {error}"
+        if ranks.all_failed():
+            return None, reason
+        sys.stderr.write(f"spectrum: rank {ranks.rank} failed alone, and ends: {reason}\n")
+        sys.stderr.flush()
+        os._exit(1)

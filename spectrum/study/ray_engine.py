@@ -1,0 +1,419 @@
+"""Points trained on a Ray cluster, one task a point: on this machine, or on as many as the cluster has.
+
+    driver   this process. It hands out points, counts attempts and, as ever, is the only one that writes rows.
+    task     one point on some node, in a temporary folder there; gives back its result, or the reason, and its log.
+    Keeper   an actor on the driver's node, which has the study's checkpoints: tasks fetch theirs and send new ones, so
+             that nodes share no disk, and a point goes on where it stood on a node that was lost.
+
+Ray's own retries are off: whoever counts attempts must be one alone. No more tasks are handed out than the cluster runs
+in a while, so that a hundred thousand points need no more memory than a hundred.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from spectrum.study.checkpoint_files import NAME, Interrupted, checkpoint_files
+from spectrum.study.engines import (
+    ATTEMPTS,
+    GRACE,
+    NO_LIMITS,
+    Cluster,
+    EngineError,
+    Limits,
+    Outcome,
+    died,
+    took_too_long,
+    with_log,
+)
+from spectrum.study.point import Point
+from spectrum.study.store import write_whole
+from spectrum.study.worker import OUT_OF_MEMORY, Saving, limit_memory, train_one
+
+AHEAD = 2  # tasks handed out for each that can run, so that a node need not wait for the driver
+LOOK = 10.0  # seconds, after which it is asked anew how much the cluster can run
+PATIENCE = 600.0  # seconds for a cluster to get a node that can run a point at all
+ASK = 1.0  # seconds between two questions of a task whether it is to stop
+LOG_BYTES = 200_000  # of a point's log that are sent, the last ones
+PASSED_ON = ("SPECTRUM_DATA", "SPECTRUM_IMAGES_GB", "SPECTRUM_LOWERING")  # environment that nodes take from the driver
+
+
+class RayEngine:
+    """Workers of a Ray cluster.
+
+    Args:
+        cluster: which one, and what of it a point takes.
+        workers: points that may be handed out at once; by default twice what the cluster can run.
+        device: "cpu", "cuda" or "mps".
+        imports: modules to import in every worker first, for models of one's own; every node must have them.
+        saving: where and how often runs save where they stand, and where they log; by default not at all.
+        limits: what one point may take.
+
+    Raises EngineError where Ray is not installed or the cluster cannot be reached.
+    """
+
+    def __init__(
+        self,
+        cluster: Cluster,
+        workers: int | None = None,
+        *,
+        device: str = "cpu",
+        imports: Sequence[str] = (),
+        saving: Saving | None = None,
+        limits: Limits = NO_LIMITS,
+    ) -> None:
+        self.cluster, self.workers, self.saving, self.limits = cluster, workers, saving, limits
+        self.ray = _ray()
+        self.orders = _Orders(
+            device=device,
+            threads=max(1, int(cluster.cpus)),
+            imports=tuple(imports),
+            checkpoint_minutes=None if saving is None else saving.minutes,
+            limits=limits,
+            paths=tuple(sys.path),
+            environment={name: os.environ[name] for name in PASSED_ON if name in os.environ},
+        )
+
+    def run(self, points: Iterable[Point]) -> Generator[Outcome, None, None]:
+        """Train all points.
+
+        Closing the iterator, or Ctrl-C, lets the tasks save where they stand and ends them, after ten seconds at the
+        latest; another Ctrl-C ends them at once. Raises EngineError where no node can run a point.
+        """
+        with self._connected():
+            yield from self._run(iter(points))
+
+    def _run(self, points: Iterator[Point]) -> Generator[Outcome, None, None]:
+        ray = self.ray
+        keeper = self._keeper()
+        task = ray.remote(_train_on_node).options(
+            num_cpus=self.cluster.cpus, num_gpus=self.cluster.gpus, max_retries=0, name="point"
+        )
+        again: deque[tuple[Point, int]] = deque()
+        running: dict[Any, tuple[Point, int]] = {}
+        places = _Places(ray, self.cluster)
+        try:
+            while True:
+                most = self.workers or AHEAD * places.count()
+                while len(running) < most:
+                    point, attempt = again.popleft() if again else (next(points, None), 1)
+                    if point is None:
+                        break
+                    running[task.remote(keeper, self.orders, point)] = (point, attempt)
+                if not running:
+                    if again or most:
+                        break
+                    continue
+                with _terminable():
+                    ready = ray.wait(list(running), timeout=LOOK)[0]
+                for ended in ready:
+                    point, attempt = running.pop(ended)
+                    outcome = self._outcome(point, attempt, ended)
+                    if outcome is None:
+                        again.append((point, attempt + 1))
+                    else:
+                        yield outcome
+        except (KeyboardInterrupt, SystemExit, GeneratorExit):
+            if running and self.saving is not None:
+                keeper.stop.remote()
+                ray.wait(list(running), num_returns=len(running), timeout=GRACE)
+            raise
+        finally:
+            for left in running:
+                ray.cancel(left, force=True)
+            ray.kill(keeper)
+
+    def _outcome(self, point: Point, attempt: int, ended: Any) -> Outcome | None:
+        """How a point ended; None where its worker died, and it is to be tried again."""
+        from ray import exceptions
+
+        try:
+            said = self.ray.get(ended)
+        except exceptions.OutOfMemoryError:
+            return Outcome(point, None, f"MemoryError: {OUT_OF_MEMORY}", attempt)
+        except exceptions.RayTaskError as error:  # before the point was begun: the node lacks this package, say
+            return Outcome(point, None, f"{type(error.cause).__name__}: {error.cause}", attempt)
+        except exceptions.RayError as error:
+            if attempt < ATTEMPTS:
+                return None
+            return Outcome(point, None, died(attempt, type(error).__name__), attempt)
+        if said["log"] and self.saving is not None:
+            _append(self.saving.log_of(point.id), said["log"])
+        if said["result"] is not None:
+            return Outcome(point, said["result"], None, attempt)
+        reason = said["reason"]
+        if reason is None:
+            reason = took_too_long(self.limits.minutes, self.saving, point)
+        return Outcome(point, None, with_log(reason, self.saving, point), attempt)
+
+    def _keeper(self) -> Any:
+        """The keeper, on this node and on no other."""
+        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+        here = NodeAffinitySchedulingStrategy(self.ray.get_runtime_context().get_node_id(), soft=False)
+        folder = None if self.saving is None else self.saving.folder.absolute()
+        return self.ray.remote(Keeper).options(num_cpus=0, scheduling_strategy=here).remote(folder)
+
+    @contextmanager
+    def _connected(self) -> Iterator[None]:
+        if self.ray.is_initialized():  # by whoever calls, who also ends it
+            yield
+            return
+        more: dict[str, Any] = {"address": self.cluster.address or "local", "log_to_driver": False}
+        if self.cluster.address is None:
+            more |= {"include_dashboard": False, "_node_ip_address": "127.0.0.1"}
+        try:
+            with _own_signals():
+                self.ray.init(**more, logging_level="error")
+        except Exception as error:  # of many kinds
+            where = self.cluster.address or "this machine"
+            raise EngineError(f"Ray on {where}: {error}") from error
+        try:
+            yield
+        finally:
+            self.ray.shutdown()
+
+
+@dataclass(frozen=True)
+class _Orders:
+    """What a task needs to know beside its point."""
+
+    device: str
+    threads: int
+    imports: tuple[str, ...]
+    checkpoint_minutes: float | None
+    limits: Limits
+    paths: tuple[str, ...]
+    environment: dict[str, str]
+
+
+class _Places:
+    """How many points the cluster can run at once."""
+
+    def __init__(self, ray: Any, cluster: Cluster) -> None:
+        self.ray, self.cluster = ray, cluster
+        self.looked_at, self.since, self.known = -LOOK, time.monotonic(), 0
+
+    def count(self) -> int:
+        """As of a few seconds ago. Raises EngineError where there has been no place for too long."""
+        now = time.monotonic()
+        if now - self.looked_at >= LOOK or not self.known:
+            self.looked_at, self.known = now, self._look()
+        if self.known:
+            self.since = now
+        elif self.cluster.address is None or now - self.since > PATIENCE:
+            raise EngineError(
+                f"no node of the cluster has {self.cluster.cpus:g} CPUs and {self.cluster.gpus:g} GPUs for a point; "
+                "give fewer, or start a node that has them"
+            )
+        else:
+            time.sleep(1)
+        return self.known
+
+    def _look(self) -> int:
+        wanted = {"CPU": self.cluster.cpus, "GPU": self.cluster.gpus}
+        places = 0
+        for node in self.ray.nodes():
+            if node["Alive"]:
+                have = node["Resources"]
+                places += int(min(have.get(name, 0) / most + 1e-9 for name, most in wanted.items() if most))
+        return places
+
+
+class Keeper:
+    """The study's checkpoints, for tasks on any node; and whether they are to stop."""
+
+    def __init__(self, folder: Path | None) -> None:
+        self.saving = None if folder is None else Saving(folder)
+        self.stops = False
+
+    def fetch(self, id: str) -> dict[str, bytes]:
+        """A point's checkpoints, by file name. Whether they are whole, the task finds out."""
+        if self.saving is None:
+            return {}
+        return {file.path.name: file.path.read_bytes() for file in checkpoint_files(self.saving.checkpoints_of(id))}
+
+    def keep(self, id: str, name: str, data: bytes, kept: Sequence[str]) -> None:
+        """Write one, and remove those of this point that are not among `kept`. Raises OSError and ValueError."""
+        if self.saving is None:
+            return
+        if not (id.isalnum() and NAME.fullmatch(name)):
+            raise ValueError(f"{id}/{name}: not the name of a checkpoint")
+        folder = self.saving.checkpoints_of(id)
+        folder.mkdir(parents=True, exist_ok=True)
+        write_whole(folder / name, data)
+        for file in checkpoint_files(folder):
+            if file.path.name not in kept:
+                file.path.unlink(missing_ok=True)
+
+    def stop(self) -> None:
+        """From here on all tasks are to save and end."""
+        self.stops = True
+
+    def stopped(self) -> bool:
+        """Whether that was said."""
+        return self.stops
+
+
+class _TookTooLong(BaseException):
+    """Not an Exception, which a checkpoint that fails would take for its own."""
+
+
+def _train_on_node(keeper: Any, orders: _Orders, point: Point) -> dict[str, Any]:
+    """In a worker: `result`, or `reason` (None where it took too long); and `log`."""
+    sys.path.extend(place for place in orders.paths if place not in sys.path)
+    os.environ.update(orders.environment)
+    limit_memory(orders.limits.memory_gb)
+    result, reason = None, None
+    with TemporaryDirectory(prefix="spectrum-point-") as root:
+        saves = orders.checkpoint_minutes is not None
+        saving = Saving(Path(root), orders.checkpoint_minutes if orders.checkpoint_minutes is not None else 1.0)
+        if saves:
+            _fetch(keeper, point.id, saving.checkpoints_of(point.id))
+        try:
+            with _time_limit(orders.limits.minutes):
+                result = train_one(
+                    point,
+                    orders.device,
+                    orders.threads,
+                    orders.imports,
+                    saving if saves else None,
+                    stop=_Stop(keeper),
+                    on_saved=partial(_send, keeper, point.id),
+                )
+        except _TookTooLong:
+            pass
+        except Interrupted:
+            reason = "stopped"
+        except Exception as error:
+            reason = f"{type(error).__name__}: {error}"
+        log = saving.log_of(point.id)
+        return {"result": result, "reason": reason, "log": log.read_bytes()[-LOG_BYTES:] if log.exists() else b""}
+
+
+def _fetch(keeper: Any, id: str, folder: Path) -> None:
+    import ray
+
+    for name, data in ray.get(keeper.fetch.remote(id)).items():
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(data)
+
+
+def _send(keeper: Any, id: str, folder: Path) -> None:
+    """The latest checkpoint to the keeper."""
+    import ray
+
+    files = list(checkpoint_files(folder))
+    kept = [file.path.name for file in files]
+    ray.get(keeper.keep.remote(id, files[0].path.name, files[0].path.read_bytes(), kept))
+
+
+class _Stop:
+    """Whether the driver has said so, asked now and then, and without waiting for the answer."""
+
+    def __init__(self, keeper: Any) -> None:
+        self.keeper, self.asked = keeper, time.monotonic()
+        self.answer: Any = None
+        self.stops = False
+
+    def __call__(self) -> bool:
+        import ray
+
+        now = time.monotonic()
+        if self.stops or now - self.asked < ASK:
+            return self.stops
+        if self.answer is not None and ray.wait([self.answer], timeout=0)[0]:
+            self.stops = bool(ray.get(self.answer))
+            self.answer = None
+        if self.answer is None:
+            self.answer = self.keeper.stopped.remote()
+        self.asked = now
+        return self.stops
+
+
+@contextmanager
+def _own_signals() -> Iterator[None]:
+    """Ctrl-C and SIGTERM stay this process's own to handle, which Ray would take over."""
+    handlers = {}
+    if threading.current_thread() is threading.main_thread():
+        handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def _terminable() -> Iterator[None]:
+    """SIGTERM while Ray waits does what it does elsewhere.
+
+    Of an exit that a handler asks for, Ray makes one of its own, with another status; of Ctrl-C it does not.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    told = []
+
+    def tell(number: int, frame: Any) -> None:
+        told.append((number, frame))
+        raise KeyboardInterrupt
+
+    handler = signal.signal(signal.SIGTERM, tell)
+    try:
+        yield
+    except KeyboardInterrupt:
+        if told and callable(handler):
+            handler(*told[0])
+        raise
+    finally:
+        signal.signal(signal.SIGTERM, handler)
+
+
+@contextmanager
+def _time_limit(minutes: float | None) -> Iterator[None]:
+    """Raises _TookTooLong inside, in the main thread, where tasks run."""
+    if minutes is None:
+        yield
+        return
+
+    def end(*_: Any) -> None:
+        raise _TookTooLong
+
+    before = signal.signal(signal.SIGALRM, end)
+    signal.setitimer(signal.ITIMER_REAL, 60 * minutes)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def _append(path: Path, data: bytes) -> None:
+    with suppress(OSError):  # no room for a log is no reason not to train
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("ab") as file:
+            file.write(data)
+
+
+def _ray() -> Any:
+    """The library, with its token asked for and nothing reported to its makers. Raises EngineError."""
+    os.environ.setdefault("RAY_AUTH_MODE", "token")
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    try:
+        import ray
+    except ImportError:
+        raise EngineError('Ray is not installed: pip install "convolution-spectrum[ray]"') from None
+    return ray

@@ -1,0 +1,199 @@
+"""One point in a process that trains points, whoever started it: its logs, its memory, its checkpoints, its result."""
+
+from __future__ import annotations
+
+import faulthandler
+import os
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from functools import cache
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from spectrum.study.checkpoint_files import CHECKPOINTS, Interrupted
+from spectrum.study.point import Point
+
+if TYPE_CHECKING:
+    from spectrum.study.parallel import Ranks
+
+LOGS = "logs"  # below a study's folder
+OUT_OF_MEMORY = "oom: not enough memory for this point"
+
+
+@dataclass(frozen=True)
+class Saving:
+    """Where and how often runs save where they stand, and where they log."""
+
+    folder: Path  # of the study
+    minutes: float = 1.0  # between two checkpoints, at least
+
+    def checkpoints_of(self, id: str) -> Path:
+        """The folder of one point's checkpoints."""
+        return self.folder / CHECKPOINTS / id
+
+    def log_of(self, id: str) -> Path:
+        """What a point printed, and how it failed; there only if there is something to read."""
+        return self.folder / LOGS / f"{id}.log"
+
+
+@cache
+def _prepare(threads: int, imports: tuple[str, ...]) -> None:
+    """What a worker does before its first point; an error here is that point's."""
+    os.environ["OMP_NUM_THREADS"] = str(threads)
+    import torch
+
+    from spectrum.study.provenance import code_revision
+
+    torch.set_num_threads(threads)
+    code_revision()  # of the code as it is now, not as it is when the first point ends
+    for module in imports:
+        import_module(module)
+
+
+def train_one(
+    point: Point,
+    device: str,
+    threads: int,
+    imports: tuple[str, ...],
+    saving: Saving | None,
+    *,
+    stop: Callable[[], bool] = lambda: False,
+    on_saved: Callable[[Path], None] | None = None,
+    ranks: Ranks | None = None,
+) -> dict[str, Any]:
+    """The fields of its `train.Result`, its peak memory and its provenance.
+
+    Args:
+        point: to train.
+        device: "cpu", "cuda" or "mps".
+        threads: that torch may use.
+        imports: modules to import first.
+        saving: where and how often it saves where it stands, and where it logs.
+        stop: asked after every step; true saves a checkpoint and raises Interrupted.
+        on_saved: called with the folder of the checkpoints after each.
+        ranks: that train it together, if there are several; this process is one of them.
+    """
+    try:
+        with _logged(None if saving is None else saving.log_of(point.id)):
+            _prepare(threads, imports)
+            return _trained(point, device, saving, stop, on_saved, ranks)
+    except Exception as error:
+        one: BaseException | None = error
+        while one is not None:  # or the process keeps the network of a failed point until the next one has ended
+            traceback.clear_frames(one.__traceback__)
+            one = one.__cause__ or one.__context__
+        raise
+
+
+def limit_memory(gigabytes: float | None) -> None:
+    """Of this process, from here on: its private memory."""
+    if gigabytes is None:
+        return
+    import resource
+
+    hard = resource.getrlimit(resource.RLIMIT_DATA)[1]
+    most = int(gigabytes * 1e9)
+    most = most if hard == resource.RLIM_INFINITY else min(most, hard)
+    resource.setrlimit(resource.RLIMIT_DATA, (most, hard))
+
+
+@contextmanager
+def _logged(path: Path | None) -> Iterator[None]:
+    """What is printed meanwhile, by C too, goes to the end of a file, and so does how it fails or crashes."""
+    if path is None:
+        yield
+        return
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        log = path.open("ab", buffering=0)
+    except OSError:  # no room for a log is no reason not to train
+        yield
+        return
+    before = [os.dup(number) for number in (1, 2)]
+    with log:
+        for number in (1, 2):
+            os.dup2(log.fileno(), number)
+        faulthandler.enable(2)
+        try:
+            yield
+        except Exception as error:
+            if not isinstance(error, Interrupted):
+                traceback.print_exc()
+            raise
+        finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            for number, kept in zip((1, 2), before, strict=True):
+                os.dup2(kept, number)
+                os.close(kept)
+    if path.stat().st_size == 0:
+        path.unlink(missing_ok=True)
+
+
+def _trained(
+    point: Point,
+    device: str,
+    saving: Saving | None,
+    stop: Callable[[], bool],
+    on_saved: Callable[[Path], None] | None,
+    ranks: Ranks | None,
+) -> dict[str, Any]:
+    from spectrum.study.checkpoint import Checkpoints
+    from spectrum.study.images import images_of
+    from spectrum.study.parallel import ALONE
+    from spectrum.study.provenance import provenance
+    from spectrum.study.train import train
+
+    images = images_of(point)
+    environment = provenance(images, device)
+    checkpoints = None
+    if saving is not None:
+        identity = {"point": point.id, "images": images.fingerprint}
+        folder = saving.checkpoints_of(point.id)
+        checkpoints = Checkpoints(folder, identity, environment, minutes=saving.minutes, stop=stop, on_saved=on_saved)
+    _reset_peak_memory()
+    try:
+        result = train(point, images, device=device, checkpoints=checkpoints, ranks=ranks or ALONE)
+    except MemoryError as error:
+        raise MemoryError(OUT_OF_MEMORY) from error
+    except RuntimeError as error:
+        if "DefaultCPUAllocator" in str(error) or "out of memory" in str(error):
+            raise MemoryError(OUT_OF_MEMORY) from error
+        raise RuntimeError(f"{error} ({_innermost(error)})") from error
+    seen = {"lowerings": result.lowerings, "resumed": result.resumed, "troubles": result.troubles}
+    return {
+        **asdict(result),
+        "peak_memory_mb": _peak_memory_mb(),
+        "provenance": environment
+        | ({} if ranks is None else {"ranks": ranks.count})
+        | {name: what for name, what in seen.items() if what or name == "lowerings"},
+    }
+
+
+def _innermost(error: BaseException) -> str:
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{Path(frame.filename).name}, line {frame.lineno}"
+
+
+def _reset_peak_memory() -> None:
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        return  # then the peak is over the worker's life
+
+
+def _peak_memory_mb() -> float:
+    """Largest resident memory of this process in MB, since the last reset where the system can reset it."""
+    try:
+        status = Path("/proc/self/status").read_text()
+        peak = next(line for line in status.splitlines() if line.startswith("VmHWM"))
+        return int(peak.split()[1]) / 1000
+    except (OSError, StopIteration):
+        import resource
+
+        largest = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return largest / (1e6 if sys.platform == "darwin" else 1e3)  # bytes there, kilobytes elsewhere

@@ -1,0 +1,93 @@
+"""One run on several ranks, by real processes and gloo, against the same run on one."""
+
+import json
+import os
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from spectrum.study.images import images_of
+from spectrum.study.point import Point
+from spectrum.study.store import read_rows
+from spectrum.study.train import train
+from tests.study.test_sweep import ROOT
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+TINY = {"train_images": 200, "batch_size": 40, "epochs": 2, "width": 0.25, "shift": 1, "lr": 0.05}
+
+
+def torchrun(*said: str, ranks: int = 2, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    words = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks), "-m", *said]
+    more = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    return subprocess.run(words, cwd=cwd, env=os.environ | more, capture_output=True, text=True, check=False)
+
+
+def trained(folder: Path, point: Point, *more: str, ranks: int = 2) -> list[dict]:
+    done = torchrun("tests.study.ranks", "train", str(folder / "out"), point.model_dump_json(), *more, ranks=ranks)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return [json.loads((folder / f"out.{rank}.json").read_text()) for rank in range(ranks)]
+
+
+def test_gradients_and_moments_of_two_ranks_are_those_of_the_whole_batch(tmp_path):
+    done = torchrun("tests.study.ranks", "gradients", str(tmp_path / "out"))
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert len(list(tmp_path.glob("out.*.json"))) == 2
+
+
+@pytest.mark.parametrize("ranks", [2, 4])
+@pytest.mark.parametrize("more", [{"segments": 3, "norm": True}, {"ema": 0.9}, {"segments": 1, "activation": "relu"}])
+def test_several_ranks_train_as_one_does_but_for_rounding(more, ranks, tmp_path):
+    point = Point(**TINY, **more)
+    everyones = trained(tmp_path, point, ranks=ranks)
+    assert len({each["weights_sha256"] for each in everyones}) == 1
+    alone = train(point, images_of(point))
+    for ours, theirs in zip(everyones[0]["history"], alone.history, strict=True):
+        assert ours["train_loss"] == pytest.approx(theirs["train_loss"], rel=2e-3)
+        assert ours["val_loss"] == pytest.approx(theirs["val_loss"], rel=2e-2)
+    assert everyones[0]["test_images"] == alone.test_images
+    assert everyones[0]["test_accuracy"] == pytest.approx(alone.test_accuracy, abs=0.03)
+
+
+def test_a_run_on_two_ranks_goes_on_from_its_checkpoint_to_the_same_weights(tmp_path):
+    point = Point(**TINY, dropout=0.2, ema=0.9)
+    whole = trained(tmp_path, point)[0]
+    done = torchrun(
+        "tests.study.ranks", "train", str(tmp_path / "cut"), point.model_dump_json(), str(tmp_path / "c"), "6"
+    )
+    assert "Interrupted" in done.stderr
+    assert len(list((tmp_path / "c").iterdir())) == 1
+    resumed = trained(tmp_path, point, str(tmp_path / "c"))
+    assert {each["weights_sha256"] for each in resumed} == {whole["weights_sha256"]}
+    assert resumed[0]["resumed"][0]["step"] == 6
+
+
+def test_a_batch_that_cannot_be_shared_is_refused(tmp_path):
+    said = Point(**TINY | {"batch_size": 25}).model_dump_json()
+    done = torchrun("tests.study.ranks", "train", str(tmp_path / "out"), said)
+    assert "batch_size: 25 images cannot be shared equally by 2 ranks" in done.stderr
+
+
+def test_a_study_is_run_by_torchrun_and_a_point_that_fails_on_all_ranks_holds_up_none(study_folder):
+    said = "[base]\n" + "".join(f"{name} = {value}\n" for name, value in TINY.items())
+    (study_folder / "s.toml").write_text(
+        f"{said}[axes]\nbatch_size = [40, 25]\nseed = [0, 1]\n".replace("batch_size = 40\n", "")
+    )
+    for tried in (1, 2):
+        done = torchrun("spectrum", "run", "s.toml", "--engine", "torchrun", cwd=study_folder)
+        assert done.returncode != 0  # since points failed
+        rows = read_rows(study_folder / "results/s")
+        ended = Counter((row["batch_size"], row["seed"], row["status"]) for row in rows)
+        assert ended == {(40, s, "done"): 1 for s in (0, 1)} | {(25, s, "failed"): tried for s in (0, 1)}
+        assert {row["provenance"]["ranks"] for row in rows if row["status"] == "done"} == {2}
+        assert all("cannot be shared equally" in row["reason"] for row in rows if row["status"] == "failed")
+
+
+def test_without_torchrun_it_is_said_how_to_start_it(study_folder):
+    (study_folder / "s.toml").write_text("[axes]\nseed = [0]\n")
+    said = [sys.executable, "-m", "spectrum", "run", "s.toml", "--engine", "torchrun"]
+    done = subprocess.run(said, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "torchrun --nproc-per-node 2 -m spectrum run FILE" in " ".join(done.stderr.split())

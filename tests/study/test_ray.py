@@ -1,0 +1,145 @@
+"""The same study on a Ray cluster: the same rows, nodes that are lost, one rule that counts attempts."""
+
+import importlib.util
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from spectrum import load_results, run_study
+from spectrum.study.engines import Cluster, EngineError, Limits
+from spectrum.study.store import read_rows
+from tests.study.test_sweep import IMPORTS, ROOT, is_alive, tiny
+
+pytestmark = [
+    pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="needs ray"),
+    pytest.mark.slow,
+    pytest.mark.timeout(300),
+]
+
+
+@pytest.fixture
+def three_nodes():
+    """A cluster of three nodes of one CPU each, and the one that holds no driver to be killed."""
+    os.environ["RAY_AUTH_MODE"] = "token"
+    import ray
+    from ray.cluster_utils import Cluster as Nodes
+
+    nodes = Nodes(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    others = [nodes.add_node(num_cpus=1) for _ in range(2)]
+    ray.init(address=nodes.address, log_to_driver=False)
+    yield nodes, others
+    ray.shutdown()
+    nodes.shutdown()
+
+
+def hashes(folder: Path) -> dict[str, str]:
+    return {row["id"]: row["weights_sha256"] for row in read_rows(folder)}
+
+
+def test_both_engines_give_the_same_rows(study_folder):
+    study = tiny(axes={"segments": [1, 3, "per_channel"]})
+    run_study(study, study_folder / "local", workers=2)  # one thread each, on two cores
+    run_study(study, study_folder / "ray", cluster=Cluster())
+    local, ray = (
+        load_results(study_folder / name).sort_values("id").reset_index(drop=True) for name in ("local", "ray")
+    )
+    measured = {"train_seconds", "images_per_second", "peak_memory_mb", "provenance"}
+    if os.cpu_count() != 2:
+        pytest.skip("workers have other threads here")
+    for name in set(local.columns) - measured:
+        assert list(local[name].map(repr)) == list(ray[name].map(repr)), name
+
+
+def test_a_node_that_is_lost_costs_no_point(study_folder, three_nodes):
+    nodes, others = three_nodes
+    study = tiny(base={"model": "slow", "epochs": 20}, axes={"seed": list(range(6))})
+    out = study_folder / "lost"
+
+    def lose_one():
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline and len(list((out / "checkpoints").glob("*/*.safetensors"))) < 3:
+            time.sleep(0.05)
+        nodes.remove_node(others[0], allow_graceful=False)
+
+    losing = threading.Thread(target=lose_one)
+    losing.start()
+    summary = run_study(study, out, cluster=Cluster(), imports=IMPORTS, checkpoint_minutes=0.002)
+    losing.join()
+    assert (summary.trained, summary.failed) == (6, 0)
+    rows = read_rows(out)
+    assert len(rows) == len({row["id"] for row in rows}) == 6
+    retried = [row for row in rows if row["attempts"] > 1]
+    assert retried
+    assert any(row["provenance"].get("resumed") for row in retried)
+    undisturbed = tiny(base={"model": "linear", "epochs": 20}, axes={"seed": list(range(6))})
+    run_study(undisturbed, study_folder / "undisturbed", workers=2, imports=IMPORTS)
+    assert {row["seed"]: row["weights_sha256"] for row in rows} == {
+        row["seed"]: row["weights_sha256"] for row in read_rows(study_folder / "undisturbed")
+    }
+
+
+def test_what_fails_on_a_node_fails_with_the_reason_and_the_rest_is_trained(study_folder):
+    cases = [{"model": name} for name in ("dies", "fails", "out_of_memory", "linear")]
+    study = tiny(cases=cases, axes={})
+    summary = run_study(study, study_folder / "out", cluster=Cluster(), imports=IMPORTS)
+    rows = {row["model"]: row for row in read_rows(study_folder / "out")}
+    assert (summary.trained, summary.failed) == (1, 3)
+    assert rows["dies"]["reason"] == "the worker process died 3 times, last with WorkerCrashedError"
+    assert rows["dies"]["attempts"] == 3
+    assert rows["out_of_memory"]["reason"].startswith("MemoryError: oom")
+    assert rows["fails"]["reason"].endswith(f"; see logs/{rows['fails']['id']}.log")
+    assert "Traceback" in (study_folder / "out/logs" / f"{rows['fails']['id']}.log").read_text()
+
+
+def test_a_point_that_takes_too_long_is_ended(study_folder):
+    study = tiny(base={"model": "stuck"}, axes={})
+    run_study(study, study_folder / "out", cluster=Cluster(), imports=IMPORTS, limits=Limits(minutes=0.05))
+    (row,) = read_rows(study_folder / "out")
+    assert row["reason"].startswith("took more than 0.05 minutes")
+
+
+def test_a_cluster_without_what_a_point_takes_is_refused(study_folder):
+    with pytest.raises(EngineError, match="no node of the cluster has 1 CPUs and 1 GPUs"):
+        run_study(tiny(), study_folder / "out", cluster=Cluster(gpus=1), device="cpu")
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_a_driver_that_ends_takes_all_along_and_a_rerun_finishes(how, study_folder):
+    (study_folder / "s.toml").write_text(
+        '[base]\ndataset = "digits"\nmodel = "slow"\nepochs = 20\n[axes]\nseed = [0, 1, 2]\n'
+    )
+    said = [sys.executable, "-m", "spectrum", "run", "s.toml", "--engine", "ray", "--import", *IMPORTS]
+    said += ["--checkpoint-minutes", "0.002"]
+    driver = subprocess.Popen(said, cwd=study_folder, env=os.environ | {"PYTHONPATH": str(ROOT)})
+    checkpoints = study_folder / "results/s/checkpoints"
+    deadline = time.monotonic() + 90
+    while time.monotonic() < deadline and not list(checkpoints.glob("*/*.safetensors")):
+        time.sleep(0.05)
+    tasks = [pid for pid in map(int, filter(str.isdigit, os.listdir("/proc"))) if is_task(pid)]
+    assert tasks
+    driver.send_signal(how)
+    status = driver.wait(30)
+    assert status == {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGKILL: -signal.SIGKILL}[how]
+    deadline = time.monotonic() + 15
+    while time.monotonic() < deadline and any(map(is_alive, tasks)):
+        time.sleep(0.1)
+    assert not any(map(is_alive, tasks))
+    assert (
+        subprocess.run(said, cwd=study_folder, env=os.environ | {"PYTHONPATH": str(ROOT)}, check=False).returncode == 0
+    )
+    rows = read_rows(study_folder / "results/s")
+    assert sorted(row["seed"] for row in rows) == [0, 1, 2]
+    assert any(row["provenance"].get("resumed") for row in rows)
+
+
+def is_task(pid):
+    try:
+        return b"ray::point" in Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return False
