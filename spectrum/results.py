@@ -10,7 +10,7 @@ import pandas as pd
 
 from spectrum.analysis.summary import as_html
 from spectrum.study.point import Point
-from spectrum.study.store import ROWS, Row, StoreError, latest_rows, read_history, read_plan
+from spectrum.study.store import ROWS, Row, StoreError, latest_rows, read_history, read_plan, without_collection
 
 
 class Results(pd.DataFrame):
@@ -31,6 +31,7 @@ class Results(pd.DataFrame):
         return plain
 
 
+@without_collection()
 def load_results(folder: str | Path, *, all_points: bool = False) -> Results:
     """A study's rows as a table, one row a point.
 
@@ -72,6 +73,7 @@ def load_results(folder: str | Path, *, all_points: bool = False) -> Results:
     return _as_table(row | {"study_hash": None if plan is None else plan["hash"]} for row in rows)
 
 
+@without_collection()
 def load_tuning(folder: str | Path) -> Results:
     """The rows of a study's search, as `load_results` gives those of its points, and whether each was `chosen`.
 
