@@ -22,10 +22,13 @@ EFFECTS = {  # a study, what it compares with what, and its margin
 TITLES = {
     "curve": "Fashion-MNIST",
     "curve_cifar10": "CIFAR-10, JPEG re-encodings",
-    "activation": "a non-linearity between\nthe halves, less none",
+    "activation": "a non-linearity between the halves\nless none, equal parameters",
     "order": "1×1 first less spatial first,\nat equal MACs",
-    "residual": "residual connections,\nless none",
+    "residual": "residual connections less none,\nequal parameters",
 }
+
+
+NAMES = {"dataset fashion mnist": "Fashion-MNIST", "dataset cifar10": "CIFAR-10"}  # in the legend of gains
 
 
 def draw() -> Figure:
@@ -49,6 +52,9 @@ def draw() -> Figure:
     above[-1].set_title(
         "gain over 1 segment, at equal MACs; grey:\npublished, ImageNet, each budget its own", fontsize=9, loc="left"
     )
+    above[-1].set_xlabel("segments (ShuffleNet: of the 1×1)")
+    for label in above[-1].get_legend().get_texts():
+        label.set_text(NAMES.get(label.get_text(), label.get_text()))
     low, high = above[-1].get_ylim()
     above[-1].set_ylim(low, high + 0.55 * (high - low))
     for name, ax in zip(effects, below, strict=True):
@@ -63,7 +69,7 @@ def draw() -> Figure:
             ax.get_legend().remove()  # what is grey stands above
     studies = ", ".join(studies_of(table) for table in used)
     grey = "grey band: ±0.5 points, the margin of equivalence at a place"
-    said = f"bars: 95 % t-intervals over paired seeds · {grey} · studies {studies}"
+    said = f"bars: 95 % t-intervals over seeds, of differences paired by seed · {grey} · studies {studies}"
     figure.suptitle(wrapped(said, round(figure.get_figwidth() * CAPTION_CHARACTERS)), color="0.25", fontsize=7.5)
     return figure
 

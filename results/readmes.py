@@ -6,6 +6,7 @@ hand and a page cannot say what its rows do not. The tests render the pages agai
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache, cached_property
 from pathlib import Path
@@ -16,7 +17,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from spectrum import load_results, load_study, load_tuning, stats
 from spectrum.analysis.export import markdown_rows, points_table
-from spectrum.analysis.inference import Difference
+from spectrum.analysis.inference import Difference, difference
 from spectrum.analysis.page import choice_name
 from spectrum.analysis.plots import literature
 from spectrum.analysis.sentences import points, sentence
@@ -156,9 +157,45 @@ class Shown:
         """The same in points with its interval."""
         return said(self.gain(segments, match))
 
+    def less(self, first: Any, second: Any, match: str) -> Difference:
+        """One place less another under a budget; "bare" is the regular convolution without a 1×1. Exploratory."""
+        sides = [
+            {"match": match, "pointwise": False}
+            if place == "bare"
+            else {"match": match, "pointwise": True, "segments": place}
+            for place in (first, second)
+        ]
+        return self.difference(*sides)
+
+    def less_said(self, first: Any, second: Any, match: str) -> str:
+        """The same in points with its interval."""
+        return said(self.less(first, second, match))
+
+    def high_of(self, first: Any, second: Any, matches: Sequence[str]) -> float:
+        """The highest end of the intervals of a difference under several budgets."""
+        return max(self.less(first, second, match).high for match in matches)
+
+    def low_of(self, first: Any, others: Sequence[Any], match: str) -> float:
+        """The lowest end of the intervals of the differences from several places."""
+        return min(self.less(first, other, match).low for other in others)
+
+    @property
+    def seeds(self) -> int:
+        """How many each point has."""
+        return int(self.results["seed"].nunique())
+
     def slope(self, **side: Any) -> pd.Series:
         """Of one curve: points a doubling of the segments."""
         return stats.trend(self.rows(**side)).iloc[0]
+
+    def slope_among(self, match: str, among: Sequence[Any]) -> pd.Series:
+        """Of one curve, some of its places alone."""
+        return stats.trend(self.among(among)[has(self.among(among), {"match": match, "pointwise": True})]).iloc[0]
+
+    def bare_times(self, cost: str, match: str) -> float:
+        """How many times the cost of one segment a channel the regular convolution has."""
+        bare = self.rows(pointwise=False, match=match)[cost].iloc[0]
+        return float(bare / self.rows(segments="per_channel", match=match)[cost].iloc[0])
 
     def slope_said(self, between: Sequence[Mapping[str, Any]], among: Sequence[Any]) -> str:
         """By how much a difference grows a doubling of the segments, among some of them, with its interval."""
@@ -220,6 +257,23 @@ class Shown:
         row = self.contrast(name)
         return f"{points(row['mean'], sign=True)} ({interval(row['low'], row['high'])}, n = {row['n']})"
 
+    def stride_said(self) -> str:
+        """Of BSConv's study: the order with the stride less the order alone, by seed, in points."""
+        parts = []
+        for name in ("the order, and the 1×1 before the stride, at equal MACs", "the order alone, at equal MACs"):
+            (asked,) = (one for one in self.plan["contrasts"] if one["name"] == name)
+            sides = [
+                self.results[has(self.results, side)].groupby("seed")["test_accuracy"].mean()
+                for side in asked["between"]
+            ]
+            parts.append(sides[0] - sides[1])
+        return said(difference(parts[0] - parts[1]))
+
+    def reversed_said(self, name: str) -> str:
+        """The same with its sides exchanged."""
+        row = self.contrast(name)
+        return f"{points(-row['mean'], sign=True)} ({interval(-row['high'], -row['low'])}, n = {row['n']})"
+
     def crossing(self, between: Sequence[Mapping[str, Any]]) -> stats.Crossing:
         """Where the difference of two sides crosses zero."""
         return stats.crossing(self.results, between)
@@ -258,6 +312,18 @@ def published(work: str, segments: int) -> str:
     """What a work reports that so many segments give over its own 1 segment, in points of top-1 error."""
     found = literature().set_index(["work", "segments"])["gain"]
     return points(found[work, segments] / 100, sign=True)
+
+
+def shuffled() -> str:
+    """What was found of segments in the 1×1."""
+    if not complete("sizes"):
+        return "Not asked: these studies keep the 1×1 whole."
+    sizes = shown("sizes")
+    names = "one a channel: the 1×1 in 4 segments", "one a channel: the 1×1 in 4 segments with a shuffle against whole"
+    return (
+        f"With one segment a channel, at equal parameters: the 1×1 in 4 segments against whole "
+        f"{sizes.contrast_said(names[0] + ' against whole')}, with a shuffle {sizes.contrast_said(names[1])}."
+    )
 
 
 def complete(name: str) -> bool:
@@ -307,13 +373,25 @@ def render(template: Path) -> str:
         holds=holds,
         published=published,
         interval=interval,
+        shuffled=shuffled,
     )
+
+
+CAPTION = re.compile(r"(<!-- caption: make readmes -->\n).*?(<!-- end -->)", re.DOTALL)
+
+
+def with_caption(readme: str) -> str:
+    """The project's README with the caption of the map as the rows say it today."""
+    caption = render(RESULTS / "caption.md.jinja")
+    return CAPTION.sub(lambda found: found[1] + caption + found[2], readme)
 
 
 def pages() -> Iterator[tuple[Path, str]]:
     """Every page and its text."""
     for template in templates():
         yield template.with_suffix(""), render(template)
+    readme = RESULTS.parent / "README.md"
+    yield readme, with_caption(readme.read_text(encoding="utf-8"))
 
 
 if __name__ == "__main__":

@@ -112,6 +112,10 @@ def test_a_page_of_the_map_is_what_its_rows_say(template, readmes):
     assert template.with_suffix("").read_text() == readmes.render(template), "write the pages anew: make readmes"
 
 
+def test_the_caption_of_the_map_is_what_its_rows_say(readmes):
+    assert readmes.with_caption(README) == README, "write it anew: make readmes"
+
+
 def test_every_study_with_rows_and_a_template_has_its_page(readmes):
     assert readmes.templates() == WRITTEN
 
