@@ -1,20 +1,26 @@
 """What a study costs beside its training: an engine's overhead a point, and a folder of very many rows.
 
     point            seconds from one end of a trivial point to the next, in one warm worker; its training is in it
+    point on Ray     the same on a Ray cluster of this machine that runs one point at a time
     status           `spectrum status` on a folder of `rows` finished rows, in a process of its own
     load             `load_results` of it, likewise
     resume           what is left to train of it, likewise: rows read, torn ones looked for, the writer's lock taken
 
-Rows are those of one trivial point, with other ids and seeds, and no history.
+Rows are those of one trivial point, with other ids and seeds, and no history. `busy` is of 64 workers of a Ray cluster,
+all on this machine: their tasks sleep for two to six seconds, and one in fifty ends its process instead. Where Ray is
+not installed, its lines are left out.
 """
 
 from __future__ import annotations
 
 import json
+import os
+import random
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -23,13 +29,14 @@ import numpy as np
 import pandas as pd
 
 from spectrum.bench.rounds import spread
-from spectrum.study.engines import LocalEngine
+from spectrum.study.engines import Cluster, LocalEngine, available_cores
 from spectrum.study.point import Point
 from spectrum.study.spec import Study
 from spectrum.study.sweep import run_study
 from spectrum.study.worker import Saving
 
 TRIVIAL: dict[str, Any] = {"train_images": 20, "batch_size": 20, "epochs": 1, "width": 0.1}
+SIMULATED = {"workers": 64, "points": 1000}
 WARM = 5  # points that pay for the start of the worker
 CHECKS = {
     "status": "from spectrum.cli import main; main(['status', folder])",
@@ -61,6 +68,15 @@ def measure(
         seconds = overheads(Path(root, "trivial"), points)
         table.append({"what": "point", **spread(seconds), "memory_gb": None})
         on_row(f"point   {table[-1]['ms']:8.1f} ms")
+        if find_spec("ray") is None:
+            on_row('Ray is not installed, and left out: pip install "convolution-spectrum[ray]"')
+        else:
+            table.append(
+                {"what": "point on Ray", **spread(overheads_on_ray(Path(root, "ray"), points)), "memory_gb": None}
+            )
+            on_row(f"on Ray  {table[-1]['ms']:8.1f} ms")
+            table.append({"what": "busy", "percent": 100 * busy(**SIMULATED)})
+            on_row(f"busy    {table[-1]['percent']:8.1f} % of {SIMULATED['workers']} workers")
         folder = Path(root, "many")
         write_many(folder, rows)
         found: dict[str, list[tuple[float, float]]] = {name: [] for name in CHECKS}
@@ -78,6 +94,9 @@ def findings(table: pd.DataFrame) -> dict[str, Any]:
     """Seconds, and the most memory of all."""
     by_name = table.set_index("what")
     found: dict[str, Any] = {"milliseconds a trivial point": float(by_name.ms["point"])}
+    if "busy" in by_name.index:
+        found["milliseconds a trivial point on Ray"] = float(by_name.ms["point on Ray"])
+        found["per cent of the time that workers are busy"] = float(by_name.percent["busy"])
     found |= {f"seconds to {name}": float(by_name.ms[name]) / 1e3 for name in CHECKS}
     return found | {"most gigabytes of memory": float(table.memory_gb.max())}
 
@@ -85,8 +104,8 @@ def findings(table: pd.DataFrame) -> dict[str, Any]:
 def as_markdown(table: pd.DataFrame) -> str:
     """The table on one page."""
     lines = ["| what | ms | quartiles | most memory, GB |", "|---|---|---|---|"]
-    for row in table.itertuples():
-        memory = "" if row.what == "point" else f"{row.memory_gb:.2f}"
+    for row in table[table.what != "busy"].itertuples():
+        memory = f"{row.memory_gb:.2f}" if row.what in CHECKS else ""
         lines.append(f"| {row.what} | {row.ms:.0f} | {row.ms_q1:.0f} to {row.ms_q3:.0f} | {memory} |")
     return "\n".join(lines)
 
@@ -96,6 +115,38 @@ def overheads(folder: Path, points: int) -> list[float]:
     trivial = [Point(**TRIVIAL, seed=seed) for seed in range(WARM + points)]
     ends = [time.perf_counter() for _ in LocalEngine(1, saving=Saving(folder)).run(trivial)]
     return list(np.diff(ends[WARM - 1 :]))
+
+
+def overheads_on_ray(folder: Path, points: int) -> list[float]:
+    """The same on a cluster of this machine, all of whose CPUs each point takes."""
+    from spectrum.study.ray_engine import RayEngine
+
+    trivial = [Point(**TRIVIAL, seed=seed) for seed in range(WARM + points)]
+    engine = RayEngine(Cluster(cpus=available_cores()), saving=Saving(folder))
+    ends = [time.perf_counter() for _ in engine.run(trivial)]
+    return list(np.diff(ends[WARM - 1 :]))
+
+
+def busy(workers: int, points: int) -> float:
+    """The part of the time from the first full house to the last that workers spend in points that end well."""
+    from spectrum.study import ray_engine
+
+    engine = ray_engine.RayEngine(Cluster(cpus=available_cores() / workers))
+    engine.task = pretend
+    outcomes = engine.run(Point(**TRIVIAL, seed=seed) for seed in range(points))
+    spans = [(end.result["started"], end.result["ended"]) for end in outcomes if end.result is not None]
+    full, last = sorted(start for start, _ in spans)[workers - 1], max(start for start, _ in spans)
+    spent = sum(max(0.0, min(end, last) - max(start, full)) for start, end in spans)
+    return float(spent / (workers * (last - full)))
+
+
+def pretend(keeper: Any, orders: Any, point: Point) -> dict[str, Any]:
+    """In place of training: sleep, or die."""
+    started, chance = time.time(), random.Random()
+    time.sleep(chance.uniform(2, 6))
+    if chance.random() < 0.02:
+        os._exit(1)
+    return {"result": {"started": started, "ended": time.time()}, "reason": None, "log": b""}
 
 
 def write_many(folder: Path, count: int) -> None:

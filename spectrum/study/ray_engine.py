@@ -75,7 +75,8 @@ class RayEngine:
         limits: Limits = NO_LIMITS,
     ) -> None:
         self.cluster, self.workers, self.saving, self.limits = cluster, workers, saving, limits
-        self.ray = _ray()
+        self.ray = _ray(cluster)
+        self.task = _train_on_node
         self.orders = _Orders(
             device=device,
             threads=max(1, int(cluster.cpus)),
@@ -98,7 +99,7 @@ class RayEngine:
     def _run(self, points: Iterator[Point]) -> Generator[Outcome, None, None]:
         ray = self.ray
         keeper = self._keeper()
-        task = ray.remote(_train_on_node).options(
+        task = ray.remote(self.task).options(
             num_cpus=self.cluster.cpus, num_gpus=self.cluster.gpus, max_retries=0, name="point"
         )
         again: deque[tuple[Point, int]] = deque()
@@ -173,7 +174,7 @@ class RayEngine:
             return
         more: dict[str, Any] = {"address": self.cluster.address or "local", "log_to_driver": False}
         if self.cluster.address is None:
-            more |= {"include_dashboard": False, "_node_ip_address": "127.0.0.1"}
+            more |= {"include_dashboard": False}
         try:
             with _own_signals():
                 self.ray.init(**more, logging_level="error")
@@ -408,8 +409,10 @@ def _append(path: Path, data: bytes) -> None:
             file.write(data)
 
 
-def _ray() -> Any:
+def _ray(cluster: Cluster) -> Any:
     """The library, with its token asked for and nothing reported to its makers. Raises EngineError."""
+    if cluster.address is None:  # it is to be heard on this machine only, as Ray does by itself on those it names here
+        os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
     os.environ.setdefault("RAY_AUTH_MODE", "token")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     try:

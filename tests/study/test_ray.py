@@ -42,6 +42,19 @@ def hashes(folder: Path) -> dict[str, str]:
     return {row["id"]: row["weights_sha256"] for row in read_rows(folder)}
 
 
+def test_a_cluster_that_is_started_here_listens_to_this_machine_only_and_wants_a_token(study_folder):
+    code = (
+        "import os; from spectrum.study.engines import Cluster; from spectrum.study.ray_engine import RayEngine\n"
+        "engine = RayEngine(Cluster())\n"
+        "with engine._connected():\n"
+        "    print(engine.ray.nodes()[0]['NodeManagerAddress'], os.environ['RAY_AUTH_MODE'])\n"
+        "    from ray._raylet import AuthenticationTokenLoader as tokens\n"
+        "    print(tokens.instance().has_token())"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["127.0.0.1", "token", "True"]
+
+
 def test_both_engines_give_the_same_rows(study_folder):
     study = tiny(axes={"segments": [1, 3, "per_channel"]})
     run_study(study, study_folder / "local", workers=2)  # one thread each, on two cores
