@@ -112,6 +112,8 @@ class Run(OnStudy):
     """ray only: CPUs that each point takes."""
     point_gpus: float = 0.0
     """ray only: GPUs that each point takes, also a part of one."""
+    point_ranks: int = 1
+    """ray only: tasks that train each point together, each with its part of every batch and so many CPUs and GPUs."""
 
 
 @dataclass

@@ -205,13 +205,15 @@ def _cluster(command: Run) -> Cluster | None:
     from spectrum.study.engines import Cluster
     from spectrum.study.point import SpecError
 
-    cluster = Cluster(command.address, command.point_cpus, command.point_gpus)
+    cluster = Cluster(command.address, command.point_cpus, command.point_gpus, command.point_ranks)
     if command.engine != "ray":
         if cluster != Cluster():
-            raise SpecError("--address, --point-cpus and --point-gpus are of --engine ray")
+            raise SpecError("--address, --point-cpus, --point-gpus and --point-ranks are of --engine ray")
         return None
     if not cluster.cpus > 0:
         raise SpecError(f"--point-cpus {cluster.cpus:g}: expected more than 0")
+    if cluster.ranks < 1:
+        raise SpecError(f"--point-ranks {cluster.ranks}: expected 1 or more")
     if not cluster.gpus >= 0:
         raise SpecError(f"--point-gpus {cluster.gpus:g}: expected 0 or more")
     return cluster

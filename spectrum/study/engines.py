@@ -52,6 +52,7 @@ class Cluster:
     )
     cpus: float = 1.0
     gpus: float = 0.0
+    ranks: int = 1  # that train a point together, each with so much
 
 
 @dataclass(frozen=True)

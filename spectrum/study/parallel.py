@@ -15,10 +15,12 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch._C._distributed_c10d import TCPStore
 from torch.nn.parallel import DistributedDataParallel
 
 from spectrum.conv.norm import BatchNormAct2d
 
+MEET = timedelta(seconds=300)  # for all ranks to come
 WAIT = timedelta(seconds=60)  # for the other ranks to fail as well
 
 
@@ -81,9 +83,26 @@ def started(device: str) -> tuple[Ranks, str]:
     if device == "cuda":
         device = f"cuda:{os.environ['LOCAL_RANK']}"
         torch.cuda.set_device(device)
-    dist.init_process_group("nccl" if device.startswith("cuda") else "gloo")
+    return _begin(device), device
+
+
+def open_meeting(count: int) -> tuple[Any, int]:
+    """Where `count` ranks meet: a store on this machine, for the first one's `met`; and its port, for the others'."""
+    store = TCPStore("0.0.0.0", 0, count, is_master=True, wait_for_workers=False, timeout=MEET)
+    return store, store.port
+
+
+def met(device: str, rank: int, count: int, *, store: Any = None, host: str = "", port: int = 0) -> Ranks:
+    """This process as one of `count` ranks that meet at a store: its own, or the one at host and port."""
+    if store is None:
+        store = TCPStore(host, port, count, is_master=False, wait_for_workers=False, timeout=MEET)
+    return _begin(device, store=store, rank=rank, world_size=count)
+
+
+def _begin(device: str, **how: Any) -> Ranks:
+    dist.init_process_group("nccl" if device.startswith("cuda") else "gloo", **how)
     _groups.update(talk=dist.new_group(backend="gloo"), fail=dist.new_group(backend="gloo"))
-    return Ranks(dist.get_rank(), dist.get_world_size()), device
+    return Ranks(dist.get_rank(), dist.get_world_size())
 
 
 def ended() -> None:

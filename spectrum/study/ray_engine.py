@@ -17,13 +17,13 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from spectrum.study.checkpoint_files import NAME, Interrupted, checkpoint_files
 from spectrum.study.engines import (
@@ -41,6 +41,9 @@ from spectrum.study.engines import (
 from spectrum.study.point import Point
 from spectrum.study.store import write_whole
 from spectrum.study.worker import OUT_OF_MEMORY, Saving, limit_memory, train_one
+
+if TYPE_CHECKING:
+    from spectrum.study.parallel import Ranks
 
 AHEAD = 2  # tasks handed out for each that can run, so that a node need not wait for the driver
 LOOK = 10.0  # seconds, after which it is asked anew how much the cluster can run
@@ -76,7 +79,7 @@ class RayEngine:
     ) -> None:
         self.cluster, self.workers, self.saving, self.limits = cluster, workers, saving, limits
         self.ray = _ray(cluster)
-        self.task = _train_on_node
+        self.task: Callable[..., dict[str, Any]] = _train_on_node
         self.orders = _Orders(
             device=device,
             threads=max(1, int(cluster.cpus)),
@@ -85,6 +88,7 @@ class RayEngine:
             limits=limits,
             paths=tuple(sys.path),
             environment={name: os.environ[name] for name in PASSED_ON if name in os.environ},
+            ranks=cluster.ranks,
         )
 
     def run(self, points: Iterable[Point]) -> Generator[Outcome, None, None]:
@@ -99,11 +103,9 @@ class RayEngine:
     def _run(self, points: Iterator[Point]) -> Generator[Outcome, None, None]:
         ray = self.ray
         keeper = self._keeper()
-        task = ray.remote(self.task).options(
-            num_cpus=self.cluster.cpus, num_gpus=self.cluster.gpus, max_retries=0, name="point"
-        )
         again: deque[tuple[Point, int]] = deque()
         running: dict[Any, tuple[Point, int]] = {}
+        groups: dict[Any, _Together] = {}  # of those in `running` that several ranks train
         places = _Places(ray, self.cluster)
         try:
             while True:
@@ -112,7 +114,10 @@ class RayEngine:
                     point, attempt = again.popleft() if again else (next(points, None), 1)
                     if point is None:
                         break
-                    running[task.remote(keeper, self.orders, point)] = (point, attempt)
+                    first, together = self._hand_out(keeper, point, attempt)
+                    running[first] = (point, attempt)
+                    if together is not None:
+                        groups[first] = together
                 if not running:
                     if again or most:
                         break
@@ -122,6 +127,8 @@ class RayEngine:
                 for ended in ready:
                     point, attempt = running.pop(ended)
                     outcome = self._outcome(point, attempt, ended)
+                    if ended in groups:
+                        groups.pop(ended).end()
                     if outcome is None:
                         again.append((point, attempt + 1))
                     else:
@@ -134,7 +141,27 @@ class RayEngine:
         finally:
             for left in running:
                 ray.cancel(left, force=True)
+            for together in groups.values():
+                together.end()
             ray.kill(keeper)
+
+    def _hand_out(self, keeper: Any, point: Point, attempt: int) -> tuple[Any, _Together | None]:
+        """A point's task; with several ranks the first one's, and all of them."""
+        options: dict[str, Any] = {"num_cpus": self.cluster.cpus, "num_gpus": self.cluster.gpus, "max_retries": 0}
+        if self.cluster.ranks == 1:
+            task = self.ray.remote(self.task).options(**options, name="point")
+            return task.remote(keeper, self.orders, point), None
+        from ray.util.placement_group import placement_group
+        from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+        each = {"CPU": self.cluster.cpus} | ({"GPU": self.cluster.gpus} if self.cluster.gpus else {})
+        room = placement_group([each] * self.cluster.ranks)  # all of it or nothing, on one node if that can be
+        tasks = []
+        for rank in range(self.cluster.ranks):
+            place = PlacementGroupSchedulingStrategy(room, placement_group_bundle_index=rank)
+            task = self.ray.remote(self.task).options(**options, name="point", scheduling_strategy=place)
+            tasks.append(task.remote(keeper, self.orders, point, rank, f"{point.id} {attempt}"))
+        return tasks[0], _Together(self.ray, tasks, room)
 
     def _outcome(self, point: Point, attempt: int, ended: Any) -> Outcome | None:
         """How a point ended; None where its worker died, and it is to be tried again."""
@@ -188,6 +215,23 @@ class RayEngine:
 
 
 @dataclass(frozen=True)
+class _Together:
+    """The tasks of one point's ranks, and the room that was kept for them."""
+
+    ray: Any
+    tasks: list[Any]
+    room: Any
+
+    def end(self) -> None:
+        """None of them goes on, and the room is free again."""
+        from ray.util.placement_group import remove_placement_group
+
+        for task in self.tasks:
+            self.ray.cancel(task, force=True)
+        remove_placement_group(self.room)
+
+
+@dataclass(frozen=True)
 class _Orders:
     """What a task needs to know beside its point."""
 
@@ -198,6 +242,7 @@ class _Orders:
     limits: Limits
     paths: tuple[str, ...]
     environment: dict[str, str]
+    ranks: int
 
 
 class _Places:
@@ -230,7 +275,7 @@ class _Places:
             if node["Alive"]:
                 have = node["Resources"]
                 places += int(min(have.get(name, 0) / most + 1e-9 for name, most in wanted.items() if most))
-        return places
+        return places // self.cluster.ranks
 
 
 class Keeper:
@@ -239,6 +284,15 @@ class Keeper:
     def __init__(self, folder: Path | None) -> None:
         self.saving = None if folder is None else Saving(folder)
         self.stops = False
+        self.meetings: dict[str, tuple[str, int]] = {}
+
+    def meet(self, at: str, place: tuple[str, int]) -> None:
+        """Where the ranks of one attempt at a point meet, from the first of them."""
+        self.meetings[at] = place
+
+    def meeting(self, at: str) -> tuple[str, int] | None:
+        """The same, for the others; None as long as the first has not said."""
+        return self.meetings.get(at)
 
     def fetch(self, id: str) -> dict[str, bytes]:
         """A point's checkpoints, by file name. Whether they are whole, the task finds out."""
@@ -272,19 +326,19 @@ class _TookTooLong(BaseException):
     """Not an Exception, which a checkpoint that fails would take for its own."""
 
 
-def _train_on_node(keeper: Any, orders: _Orders, point: Point) -> dict[str, Any]:
+def _train_on_node(keeper: Any, orders: _Orders, point: Point, rank: int = 0, meeting: str = "") -> dict[str, Any]:
     """In a worker: `result`, or `reason` (None where it took too long); and `log`."""
     sys.path.extend(place for place in orders.paths if place not in sys.path)
     os.environ.update(orders.environment)
     limit_memory(orders.limits.memory_gb)
     result, reason = None, None
     with TemporaryDirectory(prefix="spectrum-point-") as root:
-        saves = orders.checkpoint_minutes is not None
+        saves = orders.checkpoint_minutes is not None and rank == 0
         saving = Saving(Path(root), orders.checkpoint_minutes if orders.checkpoint_minutes is not None else 1.0)
         if saves:
             _fetch(keeper, point.id, saving.checkpoints_of(point.id))
         try:
-            with _time_limit(orders.limits.minutes):
+            with _time_limit(orders.limits.minutes), _ranks(keeper, orders, rank, meeting) as ranks:
                 result = train_one(
                     point,
                     orders.device,
@@ -293,6 +347,7 @@ def _train_on_node(keeper: Any, orders: _Orders, point: Point) -> dict[str, Any]
                     saving if saves else None,
                     stop=_Stop(keeper),
                     on_saved=partial(_send, keeper, point.id),
+                    ranks=ranks,
                 )
         except _TookTooLong:
             pass
@@ -302,6 +357,38 @@ def _train_on_node(keeper: Any, orders: _Orders, point: Point) -> dict[str, Any]
             reason = f"{type(error).__name__}: {error}"
         log = saving.log_of(point.id)
         return {"result": result, "reason": reason, "log": log.read_bytes()[-LOG_BYTES:] if log.exists() else b""}
+
+
+@contextmanager
+def _ranks(keeper: Any, orders: _Orders, rank: int, meeting: str) -> Iterator[Ranks | None]:
+    """This task as one of its point's ranks; None where it is the only one.
+
+    What fails on all of them alike is raised. A rank that fails alone ends its process, and with it the others'.
+    """
+    if orders.ranks == 1:
+        yield None
+        return
+    import ray
+
+    from spectrum.study import parallel
+
+    if rank == 0:
+        store, port = parallel.open_meeting(orders.ranks)
+        here: str = ray.util.get_node_ip_address()  # type: ignore[no-untyped-call]
+        ray.get(keeper.meet.remote(meeting, (here, port)))
+        ranks = parallel.met(orders.device, 0, orders.ranks, store=store)
+    else:
+        while (place := ray.get(keeper.meeting.remote(meeting))) is None:
+            time.sleep(0.05)
+        ranks = parallel.met(orders.device, rank, orders.ranks, host=place[0], port=place[1])
+    try:
+        yield ranks
+    except Exception as error:
+        if not isinstance(error, Interrupted) and not ranks.all_failed():
+            os._exit(1)
+        raise
+    finally:
+        parallel.ended()
 
 
 def _fetch(keeper: Any, id: str, folder: Path) -> None:

@@ -97,6 +97,28 @@ def test_a_node_that_is_lost_costs_no_point(study_folder, three_nodes):
     }
 
 
+def test_several_tasks_train_a_point_together_as_torchrun_has_it(study_folder):
+    study = tiny(base={"shift": 1}, axes={"segments": [1, "per_channel"], "batch_size": [50, 25]})
+    summary = run_study(study, study_folder / "out", cluster=Cluster(ranks=2))
+    assert (summary.trained, summary.failed) == (2, 2)
+    rows = read_rows(study_folder / "out")
+    assert {row["status"]: row["batch_size"] for row in rows} == {"done": 50, "failed": 25}
+    assert all("cannot be shared equally by 2 ranks" in row["reason"] for row in rows if row["batch_size"] == 25)
+    run_study(study, study_folder / "alone", workers=2)
+    alone = {row["id"]: row for row in read_rows(study_folder / "alone")}
+    for row in rows:
+        if row["status"] == "done":
+            assert row["provenance"]["ranks"] == 2
+            assert row["val_loss"] == pytest.approx(alone[row["id"]]["val_loss"], rel=2e-2)
+
+
+def test_a_rank_that_dies_takes_the_others_along_and_the_point_goes_on(study_folder):
+    study = tiny(base={"model": "dies_once"}, axes={"segments": [1]})
+    summary = run_study(study, study_folder / "out", cluster=Cluster(ranks=2), imports=IMPORTS)
+    (row,) = read_rows(study_folder / "out")
+    assert (summary.trained, row["attempts"]) == (1, 2)
+
+
 def test_what_fails_on_a_node_fails_with_the_reason_and_the_rest_is_trained(study_folder):
     cases = [{"model": name} for name in ("dies", "fails", "out_of_memory", "linear")]
     study = tiny(cases=cases, axes={})
