@@ -35,14 +35,15 @@ seed = [{seeds}]
 
 def start(folder: Path) -> subprocess.Popen[bytes]:
     said = ["run", "soak.toml", "--workers", "2", "--import", faulty_models.__name__, "--checkpoint-minutes", "0.002"]
-    log = (folder / "driver.log").open("ab")
-    return subprocess.Popen([sys.executable, "-m", "spectrum", *said], cwd=folder, stdout=log, stderr=log)
+    with (folder / "driver.log").open("ab") as log:
+        return subprocess.Popen([sys.executable, "-m", "spectrum", *said], cwd=folder, stdout=log, stderr=log)
 
 
 def workers_of(driver: int) -> list[int]:
     """The processes that train; not the one that watches over shared memory."""
     found = []
-    for child in Path(f"/proc/{driver}/task/{driver}/children").read_text().split():
+    children = (listed.read_text() for listed in Path(f"/proc/{driver}/task").glob("*/children"))  # of any thread
+    for child in " ".join(children).split():
         try:
             command = Path(f"/proc/{child}/cmdline").read_bytes()
         except OSError:
