@@ -97,5 +97,13 @@ register_model("out_of_memory", lambda arch: Linear(arch, run_out_of_memory))
 register_model("slow", lambda arch: Linear(arch, dawdle))
 register_model("times_out", lambda arch: Linear(arch, time_out))
 register_model("talks", lambda arch: Linear(arch, talk))
+
+
+def fail_on_rank_1():
+    if os.environ.get("RANK") == "1":
+        raise RuntimeError("only here")
+
+
+register_model("fails_on_rank_1", lambda arch: Linear(arch, fail_on_rank_1))
 register_model("fails", lambda arch: Linear(arch, fail))
 register_model("fails_at_three", lambda arch: Linear(arch, fail if arch.segments == 3 else None))

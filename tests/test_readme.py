@@ -14,7 +14,8 @@ from spectrum import build_model, load_results, measure_cost, models
 from spectrum.analysis.contrasts import contrasts
 from spectrum.analysis.sentences import sentence
 from spectrum.analysis.summary import as_text, summary_table
-from spectrum.bench import op, sweep, train
+from spectrum.bench import engine, op, sweep, train
+from spectrum.bench import models as networks
 from spectrum.study.spec import parse_study
 from spectrum.study.store import read_plan
 
@@ -153,7 +154,9 @@ def test_no_measured_figure_is_typed_into_a_template(template):
     assert re.findall(r"\d+\.\d+", prose) == []
 
 
-@pytest.mark.parametrize("bench", [op, train, sweep], ids=["op", "train", "sweep"])
+@pytest.mark.parametrize(
+    "bench", [op, train, sweep, networks, engine], ids=["op", "train", "sweep", "models", "engine"]
+)
 def test_the_table_of_a_bench_is_that_of_its_measurements(bench, request):
     folder = ROOT / "results/bench"
     table = pd.read_csv(folder / f"{request.node.callspec.id}.csv")

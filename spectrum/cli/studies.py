@@ -235,8 +235,12 @@ def _ranks(command: Run) -> Iterator[tuple[Ranks | None, str]]:
         if ranks.rank:
             follow(ranks, device, command.imports)
         yield ranks, device
-    finally:
+    except (KeyboardInterrupt, SystemExit):
+        raise  # the others are ended by torchrun; in the middle of a step they would not hear
+    except BaseException:
         leave(ranks)
+        raise
+    leave(ranks)
 
 
 def _print_counts(summary: Summary, seconds: float) -> None:

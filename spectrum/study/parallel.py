@@ -16,12 +16,14 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch._C._distributed_c10d import TCPStore
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 
 from spectrum.conv.norm import BatchNormAct2d
 
 MEET = timedelta(seconds=300)  # for all ranks to come
-WAIT = timedelta(seconds=60)  # for the other ranks to fail as well
+PATIENCE = timedelta(days=30)  # for what the first rank says next: it may plan, or download
+WAIT = timedelta(seconds=30)  # for the other ranks to fail as well
 
 
 @dataclass(frozen=True)
@@ -36,7 +38,8 @@ class Ranks:
         if self.count == 1:
             return model
         share_moments(model)
-        return DistributedDataParallel(model, broadcast_buffers=False)
+        # Told to look for unused parameters, it sums gradients in one order from the first step on, resumed or not.
+        return DistributedDataParallel(model, broadcast_buffers=False, find_unused_parameters=True)
 
     def part(self, numbers: Tensor) -> Tensor:
         """This rank's of a batch's images, or of a data set's."""
@@ -62,7 +65,7 @@ class Ranks:
         return sent.numpy().tobytes()
 
     def all_failed(self) -> bool:
-        """Whether the other ranks come here, too, within a minute."""
+        """Whether the other ranks come here, too, soon."""
         if self.count == 1:
             return True
         try:
@@ -101,7 +104,8 @@ def met(device: str, rank: int, count: int, *, store: Any = None, host: str = ""
 
 def _begin(device: str, **how: Any) -> Ranks:
     dist.init_process_group("nccl" if device.startswith("cuda") else "gloo", **how)
-    _groups.update(talk=dist.new_group(backend="gloo"), fail=dist.new_group(backend="gloo"))
+    _groups["talk"] = dist.new_group(backend="gloo", timeout=PATIENCE)
+    _groups["fail"] = dist.new_group(backend="gloo", timeout=WAIT)
     return Ranks(dist.get_rank(), dist.get_world_size())
 
 
@@ -122,20 +126,29 @@ def _fail() -> Any:
 def share_moments(model: nn.Module) -> None:
     """Let every batch normalisation of a network have the moments of all ranks' images in training.
 
-    Those of torch's own kind become `BatchNormAct2d`, the same function. (`nn.SyncBatchNorm` is for CUDA only.)
+    Those of torch's own kind become `BatchNormAct2d`, the same function. (`nn.SyncBatchNorm` is for CUDA only.) Raises
+    ValueError for others, which would go by the moments of one rank's images.
     """
+    ours: dict[int, BatchNormAct2d] = {}  # by the layer in whose place they come, which may stand in several
     for parent in list(model.modules()):
-        for name, module in list(parent.named_children()):
-            if type(module) is nn.BatchNorm2d:
-                setattr(parent, name, _as_ours(module))
+        for name, module in list(parent._modules.items()):
+            if isinstance(module, _BatchNorm) and type(module) is not BatchNormAct2d:
+                setattr(parent, name, ours.setdefault(id(module), _as_ours(module)))
     for module in model.modules():
         if isinstance(module, BatchNormAct2d):
+            if module.momentum is None:
+                raise ValueError("batch normalisation without a momentum cannot be shared by several ranks")
             module.total = total
 
 
-def _as_ours(module: nn.BatchNorm2d) -> BatchNormAct2d:
-    ours = BatchNormAct2d(module.num_features).to(next(module.parameters()).device)
-    ours.load_state_dict(module.state_dict())
+def _as_ours(module: _BatchNorm) -> BatchNormAct2d:
+    """The same layer, with the same parameters and buffers, as one that can share its moments."""
+    if type(module) is not nn.BatchNorm2d or not (module.affine and module.track_running_stats):
+        raise ValueError(
+            f"{type(module).__name__}: several ranks share the moments of BatchNormAct2d and plain nn.BatchNorm2d only"
+        )
+    ours = BatchNormAct2d(module.num_features)
+    ours._parameters, ours._buffers = module._parameters, module._buffers
     ours.eps, ours.momentum, ours.training = module.eps, module.momentum, module.training
     return ours
 

@@ -10,11 +10,14 @@ from __future__ import annotations
 
 import os
 import sys
+import threading
+import time
 from collections.abc import Generator, Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 from spectrum.study.checkpoint_files import Interrupted
-from spectrum.study.engines import EngineError, Outcome, available_cores, with_log
+from spectrum.study.engines import ATTEMPTS, EngineError, Outcome, available_cores, died, with_log
 from spectrum.study.parallel import Ranks, ended, started
 from spectrum.study.point import Point
 from spectrum.study.worker import Saving, train_one
@@ -36,17 +39,47 @@ class RankEngine:
     def run(self, points: Iterable[Point]) -> Generator[Outcome, None, None]:
         """Train all points, one after the other."""
         for point in points:
+            attempt = self._attempt(point)
+            if attempt > ATTEMPTS:
+                self._mark(point).unlink()
+                yield Outcome(point, None, died(ATTEMPTS, "all ranks, of which one had failed alone"), ATTEMPTS)
+                continue
             self.ranks.from_first(point.model_dump_json().encode())
             result, reason = _together(self.ranks, point, self.device, self.imports, self.saving)
-            yield Outcome(point, result, reason and with_log(reason, self.saving, point), 1)
+            if self.saving is not None:
+                self._mark(point).unlink(missing_ok=True)
+            yield Outcome(point, result, reason and with_log(reason, self.saving, point), attempt)
+
+    def _attempt(self, point: Point) -> int:
+        """Which one this is, counted over runs, since a rank that fails alone ends all of them without a row."""
+        if self.saving is None:
+            return 1
+        mark = self._mark(point)
+        mark.parent.mkdir(parents=True, exist_ok=True)
+        attempt = int(mark.read_text() or 0) + 1 if mark.exists() else 1
+        mark.write_text(str(attempt))
+        return attempt
+
+    def _mark(self, point: Point) -> Path:
+        assert self.saving is not None
+        return self.saving.checkpoints_of(point.id) / "attempt"
 
 
 def join(device: str) -> tuple[Ranks, str]:
     """This process among the ranks, and its device. Raises EngineError where torchrun has started none."""
     try:
-        return started(device)
+        ranks = started(device)
     except ValueError as error:
         raise EngineError(str(error)) from None
+    threading.Thread(target=_end_with, args=[os.getppid()], daemon=True).start()
+    return ranks
+
+
+def _end_with(torchrun: int) -> None:
+    """No rank outlives the process that started it, however that one ended."""
+    while os.getppid() == torchrun:
+        time.sleep(0.5)
+    os._exit(1)
 
 
 def leave(ranks: Ranks) -> None:

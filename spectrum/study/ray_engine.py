@@ -11,7 +11,9 @@ in a while, so that a hundred thousand points need no more memory than a hundred
 
 from __future__ import annotations
 
+import fcntl
 import os
+import shutil
 import signal
 import sys
 import threading
@@ -22,7 +24,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import TemporaryDirectory, gettempdir
 from typing import TYPE_CHECKING, Any
 
 from spectrum.study.checkpoint_files import NAME, Interrupted, checkpoint_files
@@ -45,6 +47,7 @@ from spectrum.study.worker import OUT_OF_MEMORY, Saving, limit_memory, train_one
 if TYPE_CHECKING:
     from spectrum.study.parallel import Ranks
 
+FOLDER = "spectrum-point-"  # of a task, in its node's folder of temporary files
 AHEAD = 2  # tasks handed out for each that can run, so that a node need not wait for the driver
 LOOK = 10.0  # seconds, after which it is asked anew how much the cluster can run
 PATIENCE = 600.0  # seconds for a cluster to get a node that can run a point at all
@@ -109,7 +112,8 @@ class RayEngine:
         places = _Places(ray, self.cluster)
         try:
             while True:
-                most = self.workers or AHEAD * places.count()
+                most = places.count()
+                most = max(1, self.workers or AHEAD * most)  # one also where there is no place yet, to ask for a node
                 while len(running) < most:
                     point, attempt = again.popleft() if again else (next(points, None), 1)
                     if point is None:
@@ -119,9 +123,7 @@ class RayEngine:
                     if together is not None:
                         groups[first] = together
                 if not running:
-                    if again or most:
-                        break
-                    continue
+                    break
                 with _terminable():
                     ready = ray.wait(list(running), timeout=LOOK)[0]
                 for ended in ready:
@@ -169,14 +171,14 @@ class RayEngine:
 
         try:
             said = self.ray.get(ended)
-        except exceptions.OutOfMemoryError:
-            return Outcome(point, None, f"MemoryError: {OUT_OF_MEMORY}", attempt)
-        except exceptions.RayTaskError as error:  # before the point was begun: the node lacks this package, say
-            return Outcome(point, None, f"{type(error.cause).__name__}: {error.cause}", attempt)
-        except exceptions.RayError as error:
+        except exceptions.RayError as error:  # of the worker, of its node, or before the point was begun
             if attempt < ATTEMPTS:
                 return None
-            return Outcome(point, None, died(attempt, type(error).__name__), attempt)
+            if isinstance(error, exceptions.OutOfMemoryError):
+                return Outcome(point, None, f"MemoryError: {OUT_OF_MEMORY}", attempt)
+            cause = getattr(error, "cause", None)
+            how = type(error).__name__ if cause is None else f"{type(cause).__name__}: {cause}"
+            return Outcome(point, None, died(attempt, how.splitlines()[0]), attempt)
         if said["log"] and self.saving is not None:
             _append(self.saving.log_of(point.id), said["log"])
         if said["result"] is not None:
@@ -192,7 +194,10 @@ class RayEngine:
 
         here = NodeAffinitySchedulingStrategy(self.ray.get_runtime_context().get_node_id(), soft=False)
         folder = None if self.saving is None else self.saving.folder.absolute()
-        return self.ray.remote(Keeper).options(num_cpus=0, scheduling_strategy=here).remote(folder)
+        keeper = self.ray.remote(Keeper).options(
+            num_cpus=0, scheduling_strategy=here, max_restarts=-1, max_task_retries=-1
+        )
+        return keeper.remote(folder)
 
     @contextmanager
     def _connected(self) -> Iterator[None]:
@@ -264,8 +269,6 @@ class _Places:
                 f"no node of the cluster has {self.cluster.cpus:g} CPUs and {self.cluster.gpus:g} GPUs for a point; "
                 "give fewer, or start a node that has them"
             )
-        else:
-            time.sleep(1)
         return self.known
 
     def _look(self) -> int:
@@ -296,7 +299,7 @@ class Keeper:
 
     def fetch(self, id: str) -> dict[str, bytes]:
         """A point's checkpoints, by file name. Whether they are whole, the task finds out."""
-        if self.saving is None:
+        if self.saving is None or not id.isalnum():
             return {}
         return {file.path.name: file.path.read_bytes() for file in checkpoint_files(self.saving.checkpoints_of(id))}
 
@@ -332,9 +335,9 @@ def _train_on_node(keeper: Any, orders: _Orders, point: Point, rank: int = 0, me
     os.environ.update(orders.environment)
     limit_memory(orders.limits.memory_gb)
     result, reason = None, None
-    with TemporaryDirectory(prefix="spectrum-point-") as root:
+    with _folder_of_its_own() as root:
         saves = orders.checkpoint_minutes is not None and rank == 0
-        saving = Saving(Path(root), orders.checkpoint_minutes if orders.checkpoint_minutes is not None else 1.0)
+        saving = Saving(root, orders.checkpoint_minutes if orders.checkpoint_minutes is not None else 1.0)
         if saves:
             _fetch(keeper, point.id, saving.checkpoints_of(point.id))
         try:
@@ -360,6 +363,23 @@ def _train_on_node(keeper: Any, orders: _Orders, point: Point, rank: int = 0, me
 
 
 @contextmanager
+def _folder_of_its_own() -> Iterator[Path]:
+    """A temporary folder, removed afterwards; those of tasks that were killed are removed, too.
+
+    Each task holds a kernel lock in its folder, which its death frees.
+    """
+    places = Path(gettempdir())
+    for lock in places.glob(f"{FOLDER}*/lock"):
+        with suppress(OSError), lock.open() as file:  # another user's, or gone meanwhile
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(lock.parent, ignore_errors=True)
+    with TemporaryDirectory(prefix=FOLDER) as root, Path(root, "lock.new").open("w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        Path(root, "lock.new").rename(Path(root, "lock"))  # never there without being held
+        yield Path(root)
+
+
+@contextmanager
 def _ranks(keeper: Any, orders: _Orders, rank: int, meeting: str) -> Iterator[Ranks | None]:
     """This task as one of its point's ranks; None where it is the only one.
 
@@ -378,7 +398,10 @@ def _ranks(keeper: Any, orders: _Orders, rank: int, meeting: str) -> Iterator[Ra
         ray.get(keeper.meet.remote(meeting, (here, port)))
         ranks = parallel.met(orders.device, 0, orders.ranks, store=store)
     else:
+        waited_until = time.monotonic() + parallel.MEET.total_seconds()
         while (place := ray.get(keeper.meeting.remote(meeting))) is None:
+            if time.monotonic() > waited_until:
+                os._exit(1)
             time.sleep(0.05)
         ranks = parallel.met(orders.device, rank, orders.ranks, host=place[0], port=place[1])
     try:
@@ -422,11 +445,12 @@ class _Stop:
         now = time.monotonic()
         if self.stops or now - self.asked < ASK:
             return self.stops
-        if self.answer is not None and ray.wait([self.answer], timeout=0)[0]:
-            self.stops = bool(ray.get(self.answer))
-            self.answer = None
-        if self.answer is None:
-            self.answer = self.keeper.stopped.remote()
+        with suppress(ray.exceptions.RayError):  # the keeper is away; the next question finds it again
+            if self.answer is not None and ray.wait([self.answer], timeout=0)[0]:
+                answer, self.answer = self.answer, None
+                self.stops = bool(ray.get(answer))
+            if self.answer is None:
+                self.answer = self.keeper.stopped.remote()
         self.asked = now
         return self.stops
 
@@ -481,7 +505,7 @@ def _time_limit(minutes: float | None) -> Iterator[None]:
         raise _TookTooLong
 
     before = signal.signal(signal.SIGALRM, end)
-    signal.setitimer(signal.ITIMER_REAL, 60 * minutes)
+    signal.setitimer(signal.ITIMER_REAL, 60 * minutes, 5.0)  # again, where something swallows the first
     try:
         yield
     finally:

@@ -32,7 +32,7 @@ from spectrum.study.checkpoint_files import Interrupted
 from spectrum.study.data import Images, split
 from spectrum.study.parallel import ALONE, Ranks
 from spectrum.study.pixels import Pixels, in_turn
-from spectrum.study.point import Point
+from spectrum.study.point import Point, digest
 
 EVALUATION_BATCH = 500  # images, fewer where they are large
 EVALUATION_PIXELS = 2**21  # in a batch
@@ -116,7 +116,7 @@ def train(
             part=ranks.part,
         ):
             if ranks.count > 1:  # each draws its own, also after a resume
-                seed_generators((point.seed * 1_000_003 + at.step) * ranks.count + ranks.rank)
+                seed_generators(int(digest([point.seed, at.step, ranks.rank])[:8], 16))
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(scheduled, at.step / steps_per_epoch)
             epoch_loss += training_step(point, run, optimizer, x_nchw, y_n)
@@ -129,7 +129,6 @@ def train(
                 stop, due = (flag > 0 for flag in ranks.sum(stop, due))
             if due:
                 at.epoch_loss = ranks.sum(epoch_loss.item())[0] / ranks.count
-                epoch_loss.fill_(at.epoch_loss)
                 at.lowerings |= used_lowerings(model)
                 at.train_seconds += time.perf_counter() - started
                 if checkpoints is not None:
@@ -160,6 +159,9 @@ def train(
     test_loss, test_accuracy = math.nan, chance
     if not diverged and point.scored_on == "test":
         test_loss, test_accuracy = evaluate(scored, data.normalise, *test, device=device, ranks=ranks)
+    sha256 = hash_weights(scored)
+    if ranks.from_first(sha256.encode()) != sha256.encode():
+        raise RuntimeError("the ranks have come to different weights: something in this network is not shared by them")
     return Result(
         status="diverged" if diverged else "done",
         test_accuracy=test_accuracy if point.scored_on == "test" else None,
@@ -170,7 +172,7 @@ def train(
         train_loss=_finite(loss_value),
         train_seconds=at.train_seconds,
         images_per_second=at.step * batch / at.train_seconds,
-        weights_sha256=hash_weights(scored),
+        weights_sha256=sha256,
         lowerings=at.lowerings | used_lowerings(model),
         history=at.history,
         resumed=at.resumed,

@@ -149,7 +149,7 @@ def _trained(
     from spectrum.study.train import train
 
     images = images_of(point)
-    environment = provenance(images, device)
+    environment = provenance(images, device) | ({} if ranks is None else {"ranks": ranks.count})
     checkpoints = None
     if saving is not None:
         identity = {"point": point.id, "images": images.fingerprint}
@@ -168,9 +168,7 @@ def _trained(
     return {
         **asdict(result),
         "peak_memory_mb": _peak_memory_mb(),
-        "provenance": environment
-        | ({} if ranks is None else {"ranks": ranks.count})
-        | {name: what for name, what in seen.items() if what or name == "lowerings"},
+        "provenance": environment | {name: what for name, what in seen.items() if what or name == "lowerings"},
     }
 
 

@@ -8,11 +8,14 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+import torch
 
 from spectrum.study.images import images_of
+from spectrum.study.parallel import share_moments
 from spectrum.study.point import Point
 from spectrum.study.store import read_rows
 from spectrum.study.train import train
+from tests import faulty_models
 from tests.study.test_sweep import ROOT
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
@@ -37,8 +40,10 @@ def test_gradients_and_moments_of_two_ranks_are_those_of_the_whole_batch(tmp_pat
     assert len(list(tmp_path.glob("out.*.json"))) == 2
 
 
-@pytest.mark.parametrize("ranks", [2, 4])
-@pytest.mark.parametrize("more", [{"segments": 3, "norm": True}, {"ema": 0.9}, {"segments": 1, "activation": "relu"}])
+@pytest.mark.parametrize(
+    ("ranks", "more"),
+    [(2, {"segments": 3, "norm": True}), (2, {"ema": 0.9}), (4, {"segments": 1, "activation": "relu"})],
+)
 def test_several_ranks_train_as_one_does_but_for_rounding(more, ranks, tmp_path):
     point = Point(**TINY, **more)
     everyones = trained(tmp_path, point, ranks=ranks)
@@ -51,17 +56,24 @@ def test_several_ranks_train_as_one_does_but_for_rounding(more, ranks, tmp_path)
     assert everyones[0]["test_accuracy"] == pytest.approx(alone.test_accuracy, abs=0.03)
 
 
-def test_a_run_on_two_ranks_goes_on_from_its_checkpoint_to_the_same_weights(tmp_path):
-    point = Point(**TINY, dropout=0.2, ema=0.9)
-    whole = trained(tmp_path, point)[0]
+@pytest.mark.parametrize("ranks", [2, 4])
+def test_a_run_goes_on_from_its_checkpoint_to_the_same_weights(ranks, tmp_path):
+    point = Point(**TINY, dropout=0.2, ema=0.9, seed=2**31 - 1)
+    whole = trained(tmp_path, point, ranks=ranks)[0]
     done = torchrun(
-        "tests.study.ranks", "train", str(tmp_path / "cut"), point.model_dump_json(), str(tmp_path / "c"), "6"
+        "tests.study.ranks",
+        "train",
+        str(tmp_path / "cut"),
+        point.model_dump_json(),
+        str(tmp_path / "c"),
+        "3",
+        ranks=ranks,
     )
     assert "Interrupted" in done.stderr
     assert len(list((tmp_path / "c").iterdir())) == 1
-    resumed = trained(tmp_path, point, str(tmp_path / "c"))
+    resumed = trained(tmp_path, point, str(tmp_path / "c"), ranks=ranks)
     assert {each["weights_sha256"] for each in resumed} == {whole["weights_sha256"]}
-    assert resumed[0]["resumed"][0]["step"] == 6
+    assert resumed[0]["resumed"][0]["step"] == 3
 
 
 def test_a_batch_that_cannot_be_shared_is_refused(tmp_path):
@@ -83,6 +95,44 @@ def test_a_study_is_run_by_torchrun_and_a_point_that_fails_on_all_ranks_holds_up
         assert ended == {(40, s, "done"): 1 for s in (0, 1)} | {(25, s, "failed"): tried for s in (0, 1)}
         assert {row["provenance"]["ranks"] for row in rows if row["status"] == "done"} == {2}
         assert all("cannot be shared equally" in row["reason"] for row in rows if row["status"] == "failed")
+
+
+def test_a_rank_that_fails_alone_ends_all_and_its_point_is_given_up_at_last(study_folder):
+    said = "[base]\n" + "".join(f"{name} = {value}\n" for name, value in TINY.items())
+    (study_folder / "s.toml").write_text(
+        f'{said}model = "fails_on_rank_1"\n[axes]\nseed = [0]\n'.replace("width = 0.25\n", "")
+    )
+    words = ["spectrum", "run", "s.toml", "--engine", "torchrun", "--import", faulty_models.__name__]
+    done = torchrun(*words, cwd=study_folder)
+    assert done.returncode != 0
+    assert "rank 1 failed alone, and ends: RuntimeError: only here" in done.stderr
+    assert not read_rows(study_folder / "results/s")
+    (mark,) = (study_folder / "results/s").glob("checkpoints/*/attempt")
+    assert mark.read_text() == "1"
+    mark.write_text("3")
+    assert torchrun(*words, cwd=study_folder).returncode != 0
+    (row,) = read_rows(study_folder / "results/s")
+    assert row["reason"].startswith(
+        "the worker process died 3 times, last with all ranks, of which one had failed alone"
+    )
+
+
+@pytest.mark.parametrize(
+    "layer", [torch.nn.BatchNorm2d(4, momentum=None), torch.nn.BatchNorm2d(4, affine=False), torch.nn.BatchNorm1d(4)]
+)
+def test_a_normalisation_that_ranks_cannot_share_is_refused(layer):
+    with pytest.raises(ValueError, match="rank"):
+        share_moments(torch.nn.Sequential(layer))
+
+
+def test_a_normalisation_of_torchs_keeps_its_parameters_and_stays_one_under_two_names():
+    layer = torch.nn.BatchNorm2d(4)
+    layer.weight.requires_grad_(False)
+    model = torch.nn.ModuleDict({"a": layer, "b": layer})
+    share_moments(model)
+    assert model["a"] is model["b"]
+    assert model["a"].weight is layer.weight
+    assert model["a"].running_mean is layer.running_mean
 
 
 def test_without_torchrun_it_is_said_how_to_start_it(study_folder):

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from spectrum import load_results, run_study
-from spectrum.study.engines import Cluster, EngineError, Limits
+from spectrum.study.engines import Cluster, EngineError, Limits, available_cores
 from spectrum.study.store import read_rows
 from tests.study.test_sweep import IMPORTS, ROOT, is_alive, tiny
 
@@ -38,10 +38,6 @@ def three_nodes():
     nodes.shutdown()
 
 
-def hashes(folder: Path) -> dict[str, str]:
-    return {row["id"]: row["weights_sha256"] for row in read_rows(folder)}
-
-
 def test_a_cluster_that_is_started_here_listens_to_this_machine_only_and_wants_a_token(study_folder):
     code = (
         "import os; from spectrum.study.engines import Cluster; from spectrum.study.ray_engine import RayEngine\n"
@@ -57,14 +53,12 @@ def test_a_cluster_that_is_started_here_listens_to_this_machine_only_and_wants_a
 
 def test_both_engines_give_the_same_rows(study_folder):
     study = tiny(axes={"segments": [1, 3, "per_channel"]})
-    run_study(study, study_folder / "local", workers=2)  # one thread each, on two cores
+    run_study(study, study_folder / "local", workers=available_cores())  # one thread each, as on Ray
     run_study(study, study_folder / "ray", cluster=Cluster())
     local, ray = (
         load_results(study_folder / name).sort_values("id").reset_index(drop=True) for name in ("local", "ray")
     )
     measured = {"train_seconds", "images_per_second", "peak_memory_mb", "provenance"}
-    if os.cpu_count() != 2:
-        pytest.skip("workers have other threads here")
     for name in set(local.columns) - measured:
         assert list(local[name].map(repr)) == list(ray[name].map(repr)), name
 
@@ -139,9 +133,42 @@ def test_a_point_that_takes_too_long_is_ended(study_folder):
     assert row["reason"].startswith("took more than 0.05 minutes")
 
 
-def test_a_cluster_without_what_a_point_takes_is_refused(study_folder):
+@pytest.mark.parametrize("workers", [None, 2])
+def test_a_cluster_without_what_a_point_takes_is_refused(workers, study_folder):
     with pytest.raises(EngineError, match="no node of the cluster has 1 CPUs and 1 GPUs"):
-        run_study(tiny(), study_folder / "out", cluster=Cluster(gpus=1), device="cpu")
+        run_study(tiny(), study_folder / "out", workers=workers, cluster=Cluster(gpus=1), device="cpu")
+
+
+def test_a_keeper_that_dies_costs_no_point(study_folder):
+    def kill_it():
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline and not list((study_folder / "out").glob("checkpoints/*/*.safetensors")):
+            time.sleep(0.05)
+        (keeper,) = (pid for pid in map(int, filter(str.isdigit, os.listdir("/proc"))) if is_named(pid, b"ray::Keeper"))
+        os.kill(keeper, signal.SIGKILL)
+
+    killing = threading.Thread(target=kill_it)
+    killing.start()
+    study = tiny(base={"model": "slow", "epochs": 20}, axes={"seed": [0, 1, 2]})
+    summary = run_study(study, study_folder / "out", cluster=Cluster(), imports=IMPORTS, checkpoint_minutes=0.002)
+    killing.join()
+    assert (summary.trained, summary.failed) == (3, 0)
+
+
+def test_what_killed_tasks_leave_is_removed_and_what_living_ones_have_is_not(tmp_path, monkeypatch):
+    from spectrum.study import ray_engine
+
+    monkeypatch.setattr(ray_engine, "gettempdir", lambda: str(tmp_path))
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    code = "import sys, os, tempfile; tempfile.tempdir = sys.argv[1]; from spectrum.study import ray_engine as r\n"
+    code += "with r._folder_of_its_own() as root: (root / 'x').touch(); os._exit(1)"
+    subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=False)
+    assert len(list(tmp_path.glob("spectrum-point-*/x"))) == 1
+    with ray_engine._folder_of_its_own() as living:
+        assert list(tmp_path.iterdir()) == [living]
+        with ray_engine._folder_of_its_own():
+            assert living.exists()
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
@@ -174,7 +201,11 @@ def test_a_driver_that_ends_takes_all_along_and_a_rerun_finishes(how, study_fold
 
 
 def is_task(pid):
+    return is_named(pid, b"ray::point")
+
+
+def is_named(pid, name):
     try:
-        return b"ray::point" in Path(f"/proc/{pid}/cmdline").read_bytes()
+        return name in Path(f"/proc/{pid}/cmdline").read_bytes()
     except OSError:
         return False
