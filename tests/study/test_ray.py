@@ -65,7 +65,7 @@ def test_both_engines_give_the_same_rows(study_folder):
 
 def test_a_node_that_is_lost_costs_no_point(study_folder, three_nodes):
     nodes, others = three_nodes
-    study = tiny(base={"model": "slow", "epochs": 40}, axes={"seed": list(range(6))})
+    study = tiny(base={"model": "slow", "epochs": 120}, axes={"seed": list(range(6))})
     out = study_folder / "lost"
 
     def lose_one():
@@ -84,7 +84,7 @@ def test_a_node_that_is_lost_costs_no_point(study_folder, three_nodes):
     retried = [row for row in rows if row["attempts"] > 1]
     assert retried
     assert any(row["provenance"].get("resumed") for row in retried)
-    undisturbed = tiny(base={"model": "linear", "epochs": 40}, axes={"seed": list(range(6))})
+    undisturbed = tiny(base={"model": "linear", "epochs": 120}, axes={"seed": list(range(6))})
     run_study(undisturbed, study_folder / "undisturbed", workers=2, imports=IMPORTS)
     assert {row["seed"]: row["weights_sha256"] for row in rows} == {
         row["seed"]: row["weights_sha256"] for row in read_rows(study_folder / "undisturbed")
