@@ -9,14 +9,14 @@ BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 STUDY ?= experiments/quickstart.toml
 
-.PHONY: study test check lint types docs notebooks pictures readmes golden audit soak clean
+.PHONY: study test check lint types docs notebooks pictures readmes golden audit cluster soak clean
 .DEFAULT_GOAL := check
 
 study: .venv/for-use
 	$(BIN)/spectrum run $(STUDY)
 
 test: lint types docs
-	SPECTRUM_SITE=docs/_build/html $(BIN)/python -m pytest -n auto
+	SPECTRUM_SITE=docs/_build/html $(BIN)/python -m pytest -n auto -m "not cluster"
 
 check: lint types
 	$(BIN)/python -m pytest -n auto -m "not slow"
@@ -52,6 +52,9 @@ notebooks: .venv/for-development
 audit: .venv/for-development
 	$(INSTALL) pip-audit
 	$(BIN)/pip-audit --requirement constraints.txt --no-deps --disable-pip
+
+cluster: .venv/for-development
+	$(BIN)/python -m pytest -m cluster
 
 soak: .venv/for-development
 	$(BIN)/python -m pytest tests/soak.py -s

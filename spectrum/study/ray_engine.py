@@ -22,7 +22,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from tempfile import TemporaryDirectory, gettempdir
 from typing import TYPE_CHECKING, Any
@@ -152,7 +152,7 @@ class RayEngine:
         options: dict[str, Any] = {"num_cpus": self.cluster.cpus, "num_gpus": self.cluster.gpus, "max_retries": 0}
         if self.cluster.ranks == 1:
             task = self.ray.remote(self.task).options(**options, name="point")
-            return task.remote(keeper, self.orders, point), None
+            return task.remote(keeper, self.orders, point, resumes=self._has_checkpoints(point)), None
         from ray.util.placement_group import placement_group
         from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
@@ -162,8 +162,12 @@ class RayEngine:
         for rank in range(self.cluster.ranks):
             place = PlacementGroupSchedulingStrategy(room, placement_group_bundle_index=rank)
             task = self.ray.remote(self.task).options(**options, name="point", scheduling_strategy=place)
-            tasks.append(task.remote(keeper, self.orders, point, rank, f"{point.id} {attempt}"))
+            meeting, resumes = f"{point.id} {attempt}", self._has_checkpoints(point)
+            tasks.append(task.remote(keeper, self.orders, point, rank, meeting, resumes=resumes))
         return tasks[0], _Together(self.ray, tasks, room)
+
+    def _has_checkpoints(self, point: Point) -> bool:
+        return self.saving is not None and self.saving.checkpoints_of(point.id).exists()
 
     def _outcome(self, point: Point, attempt: int, ended: Any) -> Outcome | None:
         """How a point ended; None where its worker died, and it is to be tried again."""
@@ -329,7 +333,9 @@ class _TookTooLong(BaseException):
     """Not an Exception, which a checkpoint that fails would take for its own."""
 
 
-def _train_on_node(keeper: Any, orders: _Orders, point: Point, rank: int = 0, meeting: str = "") -> dict[str, Any]:
+def _train_on_node(
+    keeper: Any, orders: _Orders, point: Point, rank: int = 0, meeting: str = "", *, resumes: bool
+) -> dict[str, Any]:
     """In a worker: `result`, or `reason` (None where it took too long); and `log`."""
     sys.path.extend(place for place in orders.paths if place not in sys.path)
     os.environ.update(orders.environment)
@@ -338,7 +344,7 @@ def _train_on_node(keeper: Any, orders: _Orders, point: Point, rank: int = 0, me
     with _folder_of_its_own() as root:
         saves = orders.checkpoint_minutes is not None and rank == 0
         saving = Saving(root, orders.checkpoint_minutes if orders.checkpoint_minutes is not None else 1.0)
-        if saves:
+        if saves and resumes:
             _fetch(keeper, point.id, saving.checkpoints_of(point.id))
         try:
             with _time_limit(orders.limits.minutes), _ranks(keeper, orders, rank, meeting) as ranks:
@@ -362,17 +368,22 @@ def _train_on_node(keeper: Any, orders: _Orders, point: Point, rank: int = 0, me
         return {"result": result, "reason": reason, "log": log.read_bytes()[-LOG_BYTES:] if log.exists() else b""}
 
 
+@cache
+def _sweep(place: str) -> None:
+    """Once a process."""
+    for lock in Path(place).glob(f"{FOLDER}*/lock"):
+        with suppress(OSError), lock.open() as file:  # another user's, or gone meanwhile
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(lock.parent, ignore_errors=True)
+
+
 @contextmanager
 def _folder_of_its_own() -> Iterator[Path]:
     """A temporary folder, removed afterwards; those of tasks that were killed are removed, too.
 
     Each task holds a kernel lock in its folder, which its death frees.
     """
-    places = Path(gettempdir())
-    for lock in places.glob(f"{FOLDER}*/lock"):
-        with suppress(OSError), lock.open() as file:  # another user's, or gone meanwhile
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            shutil.rmtree(lock.parent, ignore_errors=True)
+    _sweep(gettempdir())
     with TemporaryDirectory(prefix=FOLDER) as root, Path(root, "lock.new").open("w") as held:
         fcntl.flock(held, fcntl.LOCK_EX)
         Path(root, "lock.new").rename(Path(root, "lock"))  # never there without being held

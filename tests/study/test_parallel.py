@@ -42,7 +42,11 @@ def test_gradients_and_moments_of_two_ranks_are_those_of_the_whole_batch(tmp_pat
 
 @pytest.mark.parametrize(
     ("ranks", "more"),
-    [(2, {"segments": 3, "norm": True}), (2, {"ema": 0.9}), (4, {"segments": 1, "activation": "relu"})],
+    [
+        (2, {"segments": 3, "norm": True}),
+        pytest.param(2, {"ema": 0.9}, marks=pytest.mark.cluster),
+        pytest.param(4, {"segments": 1, "activation": "relu"}, marks=pytest.mark.cluster),
+    ],
 )
 def test_several_ranks_train_as_one_does_but_for_rounding(more, ranks, tmp_path):
     point = Point(**TINY, **more)
@@ -56,7 +60,7 @@ def test_several_ranks_train_as_one_does_but_for_rounding(more, ranks, tmp_path)
     assert everyones[0]["test_accuracy"] == pytest.approx(alone.test_accuracy, abs=0.03)
 
 
-@pytest.mark.parametrize("ranks", [2, 4])
+@pytest.mark.parametrize("ranks", [2, pytest.param(4, marks=pytest.mark.cluster)])
 def test_a_run_goes_on_from_its_checkpoint_to_the_same_weights(ranks, tmp_path):
     point = Point(**TINY, dropout=0.2, ema=0.9, seed=2**31 - 1)
     whole = trained(tmp_path, point, ranks=ranks)[0]
@@ -97,6 +101,7 @@ def test_a_study_is_run_by_torchrun_and_a_point_that_fails_on_all_ranks_holds_up
         assert all("cannot be shared equally" in row["reason"] for row in rows if row["status"] == "failed")
 
 
+@pytest.mark.cluster
 def test_a_rank_that_fails_alone_ends_all_and_its_point_is_given_up_at_last(study_folder):
     said = "[base]\n" + "".join(f"{name} = {value}\n" for name, value in TINY.items())
     (study_folder / "s.toml").write_text(

@@ -63,6 +63,7 @@ def test_both_engines_give_the_same_rows(study_folder):
         assert list(local[name].map(repr)) == list(ray[name].map(repr)), name
 
 
+@pytest.mark.cluster
 def test_a_node_that_is_lost_costs_no_point(study_folder, three_nodes):
     nodes, others = three_nodes
     study = tiny(base={"model": "slow", "epochs": 120}, axes={"seed": list(range(6))})
@@ -106,6 +107,7 @@ def test_several_tasks_train_a_point_together_as_torchrun_has_it(study_folder):
             assert row["val_loss"] == pytest.approx(alone[row["id"]]["val_loss"], rel=2e-2)
 
 
+@pytest.mark.cluster
 def test_a_rank_that_dies_takes_the_others_along_and_the_point_goes_on(study_folder):
     study = tiny(base={"model": "dies_once"}, axes={"segments": [1]})
     summary = run_study(study, study_folder / "out", cluster=Cluster(ranks=2), imports=IMPORTS)
@@ -126,6 +128,7 @@ def test_what_fails_on_a_node_fails_with_the_reason_and_the_rest_is_trained(stud
     assert "Traceback" in (study_folder / "out/logs" / f"{rows['fails']['id']}.log").read_text()
 
 
+@pytest.mark.cluster
 def test_a_point_that_takes_too_long_is_ended(study_folder):
     study = tiny(base={"model": "stuck"}, axes={})
     run_study(study, study_folder / "out", cluster=Cluster(), imports=IMPORTS, limits=Limits(minutes=0.05))
@@ -133,12 +136,14 @@ def test_a_point_that_takes_too_long_is_ended(study_folder):
     assert row["reason"].startswith("took more than 0.05 minutes")
 
 
+@pytest.mark.cluster
 @pytest.mark.parametrize("workers", [None, 2])
 def test_a_cluster_without_what_a_point_takes_is_refused(workers, study_folder):
     with pytest.raises(EngineError, match="no node of the cluster has 1 CPUs and 1 GPUs"):
         run_study(tiny(), study_folder / "out", workers=workers, cluster=Cluster(gpus=1), device="cpu")
 
 
+@pytest.mark.cluster
 def test_a_keeper_that_dies_costs_no_point(study_folder):
     def kill_it():
         deadline = time.monotonic() + 60
@@ -164,6 +169,7 @@ def test_what_killed_tasks_leave_is_removed_and_what_living_ones_have_is_not(tmp
     code += "with r._folder_of_its_own() as root: (root / 'x').touch(); os._exit(1)"
     subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=False)
     assert len(list(tmp_path.glob("spectrum-point-*/x"))) == 1
+    ray_engine._sweep.cache_clear()
     with ray_engine._folder_of_its_own() as living:
         assert list(tmp_path.iterdir()) == [living]
         with ray_engine._folder_of_its_own():
@@ -171,6 +177,7 @@ def test_what_killed_tasks_leave_is_removed_and_what_living_ones_have_is_not(tmp
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.cluster
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_a_driver_that_ends_takes_all_along_and_a_rerun_finishes(how, study_folder):
     (study_folder / "s.toml").write_text(
