@@ -36,7 +36,6 @@ from spectrum.study.sweep import run_study
 from spectrum.study.worker import Saving
 
 TRIVIAL: dict[str, Any] = {"train_images": 20, "batch_size": 20, "epochs": 1, "width": 0.1}
-SIMULATED = {"workers": 64, "points": 1000}
 WARM = 5  # points that pay for the start of the worker
 CHECKS = {
     "status": "from spectrum.cli import main; main(['status', folder])",
@@ -54,7 +53,12 @@ print(time.perf_counter() - started, resource.getrusage(resource.RUSAGE_SELF).ru
 
 
 def measure(
-    *, rows: int = 100_000, points: int = 40, rounds: int = 5, on_row: Callable[[str], None] = lambda said: None
+    *,
+    rows: int = 100_000,
+    points: int = 40,
+    rounds: int = 5,
+    simulated: tuple[int, int] = (64, 1000),
+    on_row: Callable[[str], None] = lambda said: None,
 ) -> pd.DataFrame:
     """One row a thing that is measured: median and quartiles in milliseconds, and the most memory it took, in GB.
 
@@ -62,6 +66,7 @@ def measure(
         rows: of the folder.
         points: trivial ones, trained one after the other by a warm worker.
         rounds: in which each check of the folder is done once.
+        simulated: workers of the cluster whose tasks sleep, and points for them.
     """
     table = []
     with TemporaryDirectory() as root:
@@ -75,8 +80,8 @@ def measure(
                 {"what": "point on Ray", **spread(overheads_on_ray(Path(root, "ray"), points)), "memory_gb": None}
             )
             on_row(f"on Ray  {table[-1]['ms']:8.1f} ms")
-            table.append({"what": "busy", "percent": 100 * busy(**SIMULATED)})
-            on_row(f"busy    {table[-1]['percent']:8.1f} % of {SIMULATED['workers']} workers")
+            table.append({"what": "busy", "percent": 100 * busy(*simulated)})
+            on_row(f"busy    {table[-1]['percent']:8.1f} % of {simulated[0]} workers")
         folder = Path(root, "many")
         write_many(folder, rows)
         found: dict[str, list[tuple[float, float]]] = {name: [] for name in CHECKS}

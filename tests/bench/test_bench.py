@@ -114,9 +114,11 @@ def test_a_network_is_measured_beside_its_peers(keras):
 
 
 @pytest.mark.slow
-def test_the_engine_and_a_folder_of_rows_are_measured():
+def test_the_engine_and_a_folder_of_rows_are_measured(monkeypatch):
+    monkeypatch.setattr(engine, "find_spec", lambda name: None)
     said = []
     table = engine.measure(rows=200, points=3, rounds=2, on_row=said.append)
+    assert "Ray is not installed, and left out" in said.pop(1)
     assert list(table.what) == ["point", "status", "load", "resume"]
     assert (table.ms > 0).all()
     assert list(table["rounds"]) == [3, 2, 2, 2]
@@ -125,6 +127,18 @@ def test_the_engine_and_a_folder_of_rows_are_measured():
     assert found["milliseconds a trivial point"] == table.ms[0]
     assert found["seconds to load"] == table.ms[2] / 1e3
     assert found["most gigabytes of memory"] == table.memory_gb.max()
+
+
+@pytest.mark.cluster
+@pytest.mark.slow
+def test_ray_is_measured_where_it_is_installed():
+    pytest.importorskip("ray")
+    table = engine.measure(rows=200, points=3, rounds=2, simulated=(4, 24)).set_index("what")
+    assert list(table.index) == ["point", "point on Ray", "busy", "status", "load", "resume"]
+    assert table.ms["point on Ray"] > 0
+    assert 30 < table.percent["busy"] <= 100
+    assert "| point on Ray |" in engine.as_markdown(table.reset_index())
+    assert engine.findings(table.reset_index())["per cent of the time that workers are busy"] == table.percent["busy"]
 
 
 def test_without_keras_the_others_are_measured(monkeypatch):
