@@ -101,7 +101,7 @@ def proportional_sizes(channels: int, shares: Sequence[int]) -> tuple[int, ...]:
     quotas = [channels * share / whole - 1 for share in shares]
     sizes = [max(0, int(quota)) for quota in quotas]
     while sum(sizes) > spare:  # where several had less than a channel
-        sizes[max(range(len(sizes)), key=lambda s: sizes[s] - quotas[s])] -= 1
+        sizes[max((s for s in range(len(sizes)) if sizes[s]), key=lambda s: sizes[s] - quotas[s])] -= 1
     while sum(sizes) < spare:
         sizes[max(range(len(sizes)), key=lambda s: quotas[s] - sizes[s])] += 1
     return tuple(size + 1 for size in sizes)

@@ -53,6 +53,15 @@ class Architecture:
         given = [name for name in ("segments", "segment_width", "stage_segments") if getattr(self, name) is not None]
         if len(given) > 1:
             raise ValueError(f"{' and '.join(given)}: give one of them")
+        if isinstance(self.segment_shares, str) and self.segment_shares != "even":
+            raise ValueError(
+                f'segment_shares={self.segment_shares!r}: expected "even" or whole numbers, such as (3, 2, 1)'
+            )
+        if self.padding not in (None, "tf_same", "torch"):
+            raise ValueError(f"padding={self.padding!r}: expected 'tf_same' or 'torch'")
+        for said in (self.segments, *(self.stage_segments or ())):
+            if said is not None and said != "per_channel" and (isinstance(said, bool | str | float) or said < 1):
+                raise ValueError(f'segments={said!r}: expected a number of at least 1 or "per_channel"')
         if self.segment_shares != "even" and self.segments != len(self.segment_shares):
             raise ValueError(f"segment_shares: {len(self.segment_shares)} given; segments must be that number")
 

@@ -48,7 +48,7 @@ def segmented(
     elif arch.segment_width is not None:
         segments = segments_of_width(channels, arch.segment_width)
     else:
-        segments = clamp_segments(channels, arch.segments or PER_CHANNEL)
+        segments = clamp_segments(channels, PER_CHANNEL if arch.segments is None else arch.segments)
     pointwise_segments = min(arch.pointwise_segments, in_channels, out_channels)
     made = SegmentedConv2d(
         in_channels,

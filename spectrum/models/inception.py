@@ -132,10 +132,19 @@ def inception_widths(arch: Architecture) -> tuple[int, ...]:
 
 def _module(arch: Architecture, channels: int, width: int, stage: int) -> nn.Module:
     form: Form = arch.form or "segments"
+    said = [
+        name
+        for name in ("segments", "segment_width", "stage_segments")
+        if getattr(arch, name) not in (None, PER_CHANNEL)
+    ]
+    if form in ("canonical", "extreme") and said:
+        raise ValueError(f"{said[0]}: form = {form!r} has its own; leave it out")
     asked = arch.segments if arch.stage_segments is None else arch.stage_segments[stage]
     if arch.segment_width is not None:
         return InceptionModule(channels, width, form=form, segments=segments_of_width(width, arch.segment_width))
-    return InceptionModule(channels, width, form=form, segments=clamp_segments(width, asked or PER_CHANNEL))
+    return InceptionModule(
+        channels, width, form=form, segments=clamp_segments(width, PER_CHANNEL if asked is None else asked)
+    )
 
 
 # Inception V3

@@ -57,6 +57,13 @@ def _schedule(value: object) -> object:
     return tuple(_segments(one) for one in value) if isinstance(value, list | tuple) else value
 
 
+def _shares(value: object) -> object:
+    whole = isinstance(value, list | tuple) and all(type(one) is int and one >= 1 for one in value)
+    if value != "even" and not (whole and value):
+        raise ValueError(f'{value!r} are no proportions; try "even", or whole numbers of at least 1 such as [3, 2, 1]')
+    return as_tuple(value)
+
+
 def as_tuple(value: object) -> object:
     return tuple(value) if isinstance(value, list) else value
 
@@ -130,7 +137,7 @@ class Point(Record):
         None, min_length=1
     )
     """Segments of each stage of the network, the first stage's first, instead of segments."""
-    segment_shares: Annotated[tuple[Positive, ...] | Literal["even"], BeforeValidator(as_tuple)] = "even"
+    segment_shares: Annotated[tuple[int, ...] | Literal["even"], BeforeValidator(_shares)] = "even"
     """Proportions of the sizes of the segments, such as [6, 3, 2, 1], which is then their number."""
     order: Literal["pointwise_first", "spatial_first"] = "pointwise_first"
     """Which half of the operation runs first; if it is not said, the family's own, which for probe is this."""
@@ -210,7 +217,8 @@ class Point(Record):
             return values
         if all(values.get(name) is None for name in PLACES):
             shares = values.get("segment_shares")
-            values = {**values, "segments": len(shares) if isinstance(shares, list | tuple) else PER_CHANNEL}
+            some = isinstance(shares, list | tuple) and len(shares) > 0
+            values = {**values, "segments": len(shares) if some else PER_CHANNEL}  # type: ignore[arg-type]
         recipe = values.get("recipe")
         if isinstance(recipe, str):
             values = {**RECIPES.get(recipe, {}), **values}
@@ -221,7 +229,9 @@ class Point(Record):
     def _check(self) -> Point:
         places = [name for name in PLACES if getattr(self, name) is not None]
         if len(places) > 1:
-            raise ValueError(f"{' and '.join(places)}: give one of the two")
+            raise ValueError(f"{' and '.join(places)}: give one of the {'two' if len(places) == 2 else 'three'}")
+        if self.segment_shares != "even" and self.segments is None:
+            raise ValueError(f"{places[0]} and segment_shares: give one of the two")
         if self.segment_shares != "even" and self.segments != len(self.segment_shares):
             raise ValueError(
                 f"segment_shares: are {len(self.segment_shares)}; set segments to that number, or leave it out"
@@ -353,4 +363,5 @@ def digest(value: object) -> str:
 
 def choices(field: str) -> tuple[str, ...]:
     """The values that a field of a Point with fixed choices can take."""
-    return get_args(Point.model_fields[field].annotation)
+    kinds = get_args(Point.model_fields[field].annotation)
+    return tuple(value for kind in kinds for value in get_args(kind) or (kind,) if isinstance(value, str))

@@ -396,7 +396,7 @@ def _check_contrast(study: Study, points: Sequence[Point], contrast: Contrast, w
         raise SpecError(f"{where}.between: give two different sides")
     compared = first.keys() | second.keys()
     if contrast.across == "segments":
-        if compared & set(PLACES) or not {"segments", "segment_width"} & set(study.varied()):
+        if compared & set(PLACES) or not set(PLACES) & set(study.varied()):
             raise SpecError(f"{where}.across: segments must vary in the study, and not be what is compared")
         return
     for number, at in enumerate(contrast.across or ()):

@@ -1,5 +1,5 @@
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from spectrum.conv.segments import (
@@ -35,6 +35,8 @@ def test_two_runs_serve_any_count(case):
 
 
 @given(st.integers(1, 300), st.lists(st.integers(1, 40), min_size=1, max_size=8))
+@example(8, [13, 1, 1, 1])
+@example(5, [10, 1, 1])
 def test_proportional_sizes_are_the_nearest_whole_ones(channels, shares):
     sizes = proportional_sizes(channels, shares)
     assert sum(sizes) == channels

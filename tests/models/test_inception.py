@@ -93,11 +93,19 @@ def test_weights_go_only_into_a_form_that_has_their_segments():
 
 @pytest.mark.parametrize("form", ["canonical", "simplified", "segments", "extreme"])
 def test_the_small_network_is_made_of_one_form(form):
-    model = build_model("inception", form=form, segments=3, image_size=12, width=0.25)
+    asked = {} if form in ("canonical", "extreme") else {"segments": 3}
+    model = build_model("inception", form=form, image_size=12, width=0.25, **asked)
     modules = [m for m in model.modules() if isinstance(m, InceptionModule)]
     assert {m.form for m in modules} == {form}
     assert len(modules) == 6
     assert model(torch.randn(2, 3, 12, 12)).shape == (2, 10)
+
+
+@pytest.mark.parametrize("form", ["canonical", "extreme"])
+@pytest.mark.parametrize("asked", [{"segments": 3}, {"segment_width": 2}, {"stage_segments": (1, 2, 3)}])
+def test_a_form_with_segments_of_its_own_takes_no_others(form, asked):
+    with pytest.raises(ValueError, match=f"{next(iter(asked))}: form = '{form}' has its own; leave it out"):
+        build_model("inception", form=form, **asked)
 
 
 # Inception V3
