@@ -242,7 +242,7 @@ def test_bash_completes_commands_flags_values_and_files(study, capsys):
     assert said.stdout.splitlines() == [
         "complete -o filenames -F _tyro_spectrum spectrum",
         "spectrum exp: export",
-        "spectrum run x --segm: --segments --segment-width",
+        "spectrum run x --segm: --segments --segment-width --segment-shares",
         "spectrum run x --order s: spatial_first",
         "spectrum run tin: tiny.toml",
         "spectrum -: -h --help",

@@ -123,7 +123,7 @@ def _counts(standing: Progress, about: str) -> str:
 
 
 def _row_name(row: dict[str, Any], study: Study) -> str:
-    split = [name for name in PLACES if row[name] is not None]
+    split = [name for name in PLACES if row.get(name) is not None]
     names = [*split, *(name for name in study.varied() if name not in PLACES), "seed"]
     searched = study.tune is not None and row["scored_on"] == "validation" and row["seed"] in study.tune.seeds
     names += list(study.tune.grid()) if study.tune is not None and searched else []

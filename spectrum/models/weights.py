@@ -144,7 +144,10 @@ def _check_separable(name: str, module: SegmentedConv2d) -> None:
 
 def _layers_of(path: Path) -> list[_Layer]:
     """The layers with weights in a file of Keras, in its order."""
-    import h5py
+    try:
+        import h5py
+    except ImportError:
+        raise WeightsError('h5py is not installed: pip install "convolution-spectrum[keras]"') from None
 
     try:
         with h5py.File(path) as file:
