@@ -17,7 +17,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from spectrum import load_results, load_study, load_tuning, stats
 from spectrum.analysis.export import markdown_rows, points_table
-from spectrum.analysis.inference import Difference, difference
+from spectrum.analysis.inference import Difference
 from spectrum.analysis.page import choice_name
 from spectrum.analysis.plots import literature
 from spectrum.analysis.sentences import points, sentence
@@ -145,13 +145,11 @@ class Shown:
 
     def ends(self, match: str) -> Difference:
         """1 segment less one a channel, both with their 1×1, under one budget."""
-        whole = {"pointwise": True, "match": match}
-        return self.difference({"segments": 1, **whole}, {"segments": "per_channel", **whole})
+        return self.less(1, "per_channel", match)
 
     def gain(self, segments: int, match: str) -> Difference:
         """What so many segments give over 1 segment under a budget; exploratory."""
-        whole = {"pointwise": True, "match": match}
-        return self.difference({"segments": segments, **whole}, {"segments": 1, **whole})
+        return self.less(segments, 1, match)
 
     def gain_said(self, segments: int, match: str) -> str:
         """The same in points with its interval."""
@@ -199,14 +197,17 @@ class Shown:
 
     def slope_said(self, between: Sequence[Mapping[str, Any]], among: Sequence[Any]) -> str:
         """By how much a difference grows a doubling of the segments, among some of them, with its interval."""
-        asked = [{"name": "slope", "between": between, "across": "segments"}]
+        return self.interaction_said(between, "segments", among)
+
+    def interaction_said(self, between: Sequence[Any], across: Any, among: Sequence[Any] | None = None) -> str:
+        """By how much a difference changes across two settings, or a doubling of the segments; exploratory."""
+        asked = [{"name": "interaction", "between": between, "across": across}]
         (row,) = stats.contrasts(self.among(among), asked).to_dict("records")
         return f"{points(row['mean'], sign=True)} ({interval(row['low'], row['high'])})"
 
     def bare(self, match: str) -> Difference:
         """A regular convolution, without a 1×1, less one segment a channel under one budget."""
-        last = {"segments": "per_channel", "pointwise": True, "match": match}
-        return self.difference({"pointwise": False, "match": match}, last)
+        return self.less("bare", "per_channel", match)
 
     def bare_said(self, match: str) -> str:
         """The same in points with its interval."""
@@ -257,18 +258,6 @@ class Shown:
         row = self.contrast(name)
         return f"{points(row['mean'], sign=True)} ({interval(row['low'], row['high'])}, n = {row['n']})"
 
-    def stride_said(self) -> str:
-        """Of BSConv's study: the order with the stride less the order alone, by seed, in points."""
-        parts = []
-        for name in ("the order, and the 1×1 before the stride, at equal MACs", "the order alone, at equal MACs"):
-            (asked,) = (one for one in self.plan["contrasts"] if one["name"] == name)
-            sides = [
-                self.results[has(self.results, side)].groupby("seed")["test_accuracy"].mean()
-                for side in asked["between"]
-            ]
-            parts.append(sides[0] - sides[1])
-        return said(difference(parts[0] - parts[1]))
-
     def reversed_said(self, name: str) -> str:
         """The same with its sides exchanged."""
         row = self.contrast(name)
@@ -312,18 +301,6 @@ def published(work: str, segments: int) -> str:
     """What a work reports that so many segments give over its own 1 segment, in points of top-1 error."""
     found = literature().set_index(["work", "segments"])["gain"]
     return points(found[work, segments] / 100, sign=True)
-
-
-def shuffled() -> str:
-    """What was found of segments in the 1×1."""
-    if not complete("sizes"):
-        return "Not asked: these studies keep the 1×1 whole."
-    sizes = shown("sizes")
-    names = "one a channel: the 1×1 in 4 segments", "one a channel: the 1×1 in 4 segments with a shuffle against whole"
-    return (
-        f"With one segment a channel, at equal parameters: the 1×1 in 4 segments against whole "
-        f"{sizes.contrast_said(names[0] + ' against whole')}, with a shuffle {sizes.contrast_said(names[1])}."
-    )
 
 
 def complete(name: str) -> bool:
@@ -373,7 +350,6 @@ def render(template: Path) -> str:
         holds=holds,
         published=published,
         interval=interval,
-        shuffled=shuffled,
     )
 
 

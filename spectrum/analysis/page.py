@@ -126,10 +126,15 @@ def _design(plan: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 def _value(name: str, point: Mapping[str, Any]) -> str:
     if name == "segments":
-        width = point.get("segment_width")
-        segments = None if width or point.get("stage_segments") else point.get("segments")
-        return segments_label(segments, width, point.get("pointwise", True))
+        return _place(point)
     return _said(point.get(name)).replace("_", " ")
+
+
+def _place(point: Mapping[str, Any]) -> str:
+    """What a point's segments are called, of a plan, which may leave out what is at its default."""
+    width = point.get("segment_width")
+    segments = None if width or point.get("stage_segments") else point.get("segments", PER_CHANNEL)
+    return segments_label(segments, width, point.get("pointwise", True))
 
 
 def _each(values: Iterable[str]) -> str:
@@ -178,11 +183,9 @@ def _worst(results: pd.DataFrame, matches: list[str]) -> dict[str, str]:
 def choice_name(plan: Mapping[str, Any], choice: Mapping[str, Any]) -> str:
     """What a network of the search is called: segments, what else varies, and its budget where there are several."""
     point = choice["point"]
-    segments = None if point.keys() & {"segment_width", "stage_segments"} else point.get("segments", PER_CHANNEL)
-    label = segments_label(segments, point.get("segment_width"), point.get("pointwise", True))
     others = [name for name in plan["varied"] if name not in (*SPLIT, "match", "width")]
     said = [f"{name} {point.get(name, plan['base'].get(name))}" for name in others]
-    return ", ".join([label, *said, *([budget_name(choice["match"])] if len(_matches(plan)) > 1 else [])])
+    return ", ".join([_place(point), *said, *([budget_name(choice["match"])] if len(_matches(plan)) > 1 else [])])
 
 
 def _command(plan: Mapping[str, Any]) -> str:

@@ -29,7 +29,7 @@ import numpy as np
 import pandas as pd
 
 from spectrum.bench.rounds import spread
-from spectrum.study.engines import Cluster, LocalEngine, available_cores
+from spectrum.study.engines import Cluster, Engine, LocalEngine, available_cores
 from spectrum.study.point import Point
 from spectrum.study.spec import Study
 from spectrum.study.sweep import run_study
@@ -70,15 +70,17 @@ def measure(
     """
     table = []
     with TemporaryDirectory() as root:
-        seconds = overheads(Path(root, "trivial"), points)
+        seconds = overheads(LocalEngine(1, saving=Saving(Path(root, "trivial"))), points)
         table.append({"what": "point", **spread(seconds), "memory_gb": None})
         on_row(f"point   {table[-1]['ms']:8.1f} ms")
         if find_spec("ray") is None:
             on_row('Ray is not installed, and left out: pip install "convolution-spectrum[ray]"')
         else:
-            table.append(
-                {"what": "point on Ray", **spread(overheads_on_ray(Path(root, "ray"), points)), "memory_gb": None}
-            )
+            from spectrum.study.ray_engine import RayEngine
+
+            whole = Cluster(cpus=available_cores())  # so that one point runs at a time
+            seconds = overheads(RayEngine(whole, saving=Saving(Path(root, "ray"))), points)
+            table.append({"what": "point on Ray", **spread(seconds), "memory_gb": None})
             on_row(f"on Ray  {table[-1]['ms']:8.1f} ms")
             table.append({"what": "busy", "percent": 100 * busy(*simulated)})
             on_row(f"busy    {table[-1]['percent']:8.1f} % of {simulated[0]} workers")
@@ -115,28 +117,18 @@ def as_markdown(table: pd.DataFrame) -> str:
     return "\n".join(lines)
 
 
-def overheads(folder: Path, points: int) -> list[float]:
+def overheads(engine: Engine, points: int) -> list[float]:
     """Seconds from the end of one trivial point to the end of the next, as the driver sees them."""
     trivial = [Point(**TRIVIAL, seed=seed) for seed in range(WARM + points)]
-    ends = [time.perf_counter() for _ in LocalEngine(1, saving=Saving(folder)).run(trivial)]
-    return list(np.diff(ends[WARM - 1 :]))
-
-
-def overheads_on_ray(folder: Path, points: int) -> list[float]:
-    """The same on a cluster of this machine, all of whose CPUs each point takes."""
-    from spectrum.study.ray_engine import RayEngine
-
-    trivial = [Point(**TRIVIAL, seed=seed) for seed in range(WARM + points)]
-    engine = RayEngine(Cluster(cpus=available_cores()), saving=Saving(folder))
     ends = [time.perf_counter() for _ in engine.run(trivial)]
     return list(np.diff(ends[WARM - 1 :]))
 
 
 def busy(workers: int, points: int) -> float:
     """The part of the time from the first full house to the last that workers spend in points that end well."""
-    from spectrum.study import ray_engine
+    from spectrum.study.ray_engine import RayEngine
 
-    engine = ray_engine.RayEngine(Cluster(cpus=available_cores() / workers))
+    engine = RayEngine(Cluster(cpus=available_cores() / workers))
     engine.task = pretend
     outcomes = engine.run(Point(**TRIVIAL, seed=seed) for seed in range(points))
     spans = [(end.result["started"], end.result["ended"]) for end in outcomes if end.result is not None]

@@ -50,7 +50,7 @@ class Ranks:
         if self.count == 1:
             return list(values)
         summed = torch.tensor(values, dtype=torch.float64)
-        dist.all_reduce(summed, group=_talk())
+        dist.all_reduce(summed, group=_groups["talk"])
         return summed.tolist()
 
     def from_first(self, data: bytes) -> bytes:
@@ -58,10 +58,10 @@ class Ranks:
         if self.count == 1:
             return data
         size = torch.tensor([len(data)])
-        dist.broadcast(size, 0, group=_talk())
+        dist.broadcast(size, 0, group=_groups["talk"])
         sent = torch.frombuffer(bytearray(data), dtype=torch.uint8) if self.rank == 0 and data else None
         sent = torch.empty(int(size), dtype=torch.uint8) if sent is None else sent
-        dist.broadcast(sent, 0, group=_talk())
+        dist.broadcast(sent, 0, group=_groups["talk"])
         return sent.numpy().tobytes()
 
     def all_failed(self) -> bool:
@@ -69,7 +69,7 @@ class Ranks:
         if self.count == 1:
             return True
         try:
-            dist.monitored_barrier(_fail(), timeout=WAIT)
+            dist.monitored_barrier(_groups["fail"], timeout=WAIT)
         except RuntimeError:
             return False
         return True
@@ -113,14 +113,6 @@ def ended() -> None:
     """Nothing is said any more."""
     _groups.clear()
     dist.destroy_process_group()
-
-
-def _talk() -> Any:
-    return _groups["talk"]
-
-
-def _fail() -> Any:
-    return _groups["fail"]
 
 
 def share_moments(model: nn.Module) -> None:

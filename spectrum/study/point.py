@@ -30,9 +30,8 @@ _NETWORK_AT_FIRST = (
     *("model", "depth", "segments", "segment_width", "order", "activation", "norm", "pointwise", "pointwise_segments"),
     *("shuffle", "downsampling", "residual"),
 )
-_NETWORK_ADDED = (
-    *("hidden", "padding", "form", "norm_eps", "norm_momentum", "stage_segments", "segment_shares"),
-)  # since plans were first frozen
+# Those that came since plans were first frozen.
+_NETWORK_ADDED = ("hidden", "padding", "form", "norm_eps", "norm_momentum", "stage_segments", "segment_shares")
 NETWORK = (*_NETWORK_AT_FIRST, *_NETWORK_ADDED)
 
 

@@ -159,10 +159,10 @@ class RayEngine:
         each = {"CPU": self.cluster.cpus} | ({"GPU": self.cluster.gpus} if self.cluster.gpus else {})
         room = placement_group([each] * self.cluster.ranks)  # all of it or nothing, on one node if that can be
         tasks = []
+        meeting, resumes = f"{point.id} {attempt}", self._has_checkpoints(point)
         for rank in range(self.cluster.ranks):
             place = PlacementGroupSchedulingStrategy(room, placement_group_bundle_index=rank)
             task = self.ray.remote(self.task).options(**options, name="point", scheduling_strategy=place)
-            meeting, resumes = f"{point.id} {attempt}", self._has_checkpoints(point)
             tasks.append(task.remote(keeper, self.orders, point, rank, meeting, resumes=resumes))
         return tasks[0], _Together(self.ray, tasks, room)
 
@@ -210,7 +210,7 @@ class RayEngine:
             return
         more: dict[str, Any] = {"address": self.cluster.address or "local", "log_to_driver": False}
         if self.cluster.address is None:
-            more |= {"include_dashboard": False}
+            more["include_dashboard"] = False
         try:
             with _own_signals():
                 self.ray.init(**more, logging_level="error")
