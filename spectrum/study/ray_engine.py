@@ -533,10 +533,11 @@ def _append(path: Path, data: bytes) -> None:
 
 def _ray(cluster: Cluster) -> Any:
     """The library, with its token asked for and nothing reported to its makers. Raises EngineError."""
-    if cluster.address is None:  # it is to be heard on this machine only, as Ray does by itself on those it names here
-        os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
-    os.environ.setdefault("RAY_AUTH_MODE", "token")
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    if "ray" not in sys.modules:  # which reads these as it is imported; for what others imported, they come too late
+        if cluster.address is None:  # to be heard on this machine only, as Ray does by itself on those it names here
+            os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     try:
         import ray
     except ImportError:
