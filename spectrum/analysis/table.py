@@ -94,7 +94,10 @@ def _check_images(results: pd.DataFrame) -> None:
     have = results[results["provenance"].map(lambda said: isinstance(said, Mapping) and "data_fingerprint" in said)]
     prints = have["provenance"].map(lambda said: said["data_fingerprint"])
     names = [name for name in IMAGES if name in have]
-    for _, part in prints.groupby([have[name].map(repr) for name in names]) if names else ():
+    keys = [have[name].map(repr) for name in names]
+    if "teacher_seed" in names:  # each run's own, or one for all
+        keys.append(have["seed"].where(have["teacher_seed"].eq("seed"), -1))
+    for _, part in prints.groupby(keys) if names else ():
         if part.nunique() > 1:
             name = have.loc[part.index[0], "dataset"]
             raise ValueError(

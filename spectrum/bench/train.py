@@ -34,6 +34,7 @@ DEFAULT, OURS = "default loop", "spectrum"
 TUNED = ("channels_last", "channels_last, compiled")
 WAYS = (DEFAULT, *TUNED, OURS)
 CURVE: tuple[dict[str, int], ...] = ({"segments": 1}, *({"segment_width": width} for width in (32, 16, 8, 4, 2, 1)))
+CIFAR_SHAPE = (3, 32, 32)
 RECIPE: dict[str, Any] = {"dataset": "cifar10", "flip": True, "shift": 4}
 
 
@@ -57,7 +58,7 @@ def measure(
     rows = []
     for where in curve:
         point = Point(**RECIPE, **where)
-        with _Workers(point, ways, threads) as workers:
+        with Workers(point, ways, threads) as workers:
             times: dict[str, list[tuple[float, float]]] = {way: [] for way in ways}
             for _ in range(rounds):
                 for way in ways:
@@ -115,16 +116,18 @@ def _tuned(row: pd.Series) -> list[float]:
     return [float(row[way]) for way in TUNED if way in row]
 
 
-class _Workers:
-    """A process a way, which trains only when asked."""
+class Workers:
+    """A process a way, which trains only when asked, on random images of a shape: channels, height and width."""
 
-    def __init__(self, point: Point, ways: Sequence[str], threads: int) -> None:
+    def __init__(
+        self, point: Point, ways: Sequence[str], threads: int, shape: tuple[int, int, int] = CIFAR_SHAPE
+    ) -> None:
         context = multiprocessing.get_context("spawn")
         self.pipes: dict[str, Connection] = {}
         self.processes = []
         for way in ways:
             here, there = context.Pipe()
-            process = context.Process(target=_serve, args=(there, way, point, threads), daemon=True)
+            process = context.Process(target=_serve, args=(there, way, point, threads, shape), daemon=True)
             process.start()
             self.pipes[way] = here
             self.processes.append(process)
@@ -136,7 +139,7 @@ class _Workers:
         answer: tuple[float, float] = self.pipes[way].recv()
         return answer
 
-    def __enter__(self) -> _Workers:
+    def __enter__(self) -> Workers:
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -145,10 +148,10 @@ class _Workers:
             process.join()
 
 
-def _serve(pipe: Connection, way: str, point: Point, threads: int) -> None:
+def _serve(pipe: Connection, way: str, point: Point, threads: int, shape: tuple[int, int, int]) -> None:
     torch.set_num_threads(threads)
     torch.manual_seed(0)
-    x, y = torch.randint(256, (6000, 3, 32, 32), dtype=torch.uint8), torch.randint(10, (6000,))
+    x, y = torch.randint(256, (6000, *shape), dtype=torch.uint8), torch.randint(10, (6000,))
     images = Images(x, y, x[:500], y[:500], classes=10, fingerprint="random")
     steps = _default_steps(point, images) if way == "default loop" else _steps(point, images, way)
     for _ in islice(steps, 4):  # warm up; compile
@@ -196,7 +199,7 @@ def _steps(point: Point, images: Images, way: str) -> Iterator[float]:
         keep_freed_memory()
     data = split(images, point.validation_fraction)
     with lowerings("auto" if way == OURS else "native"):
-        model = build_model(point.model, point.architecture(3, 10, 32))
+        model = build_model(point.model, point.architecture(images.shape[0], images.classes, images.shape[1]))
     model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     run = torch.compile(model) if way.endswith("compiled") else model
     optimizer = make_optimizer(point, model)

@@ -20,7 +20,7 @@ from spectrum.study.point import NETWORK, Point, SpecError
 
 PRINT_COMPLETION = "--tyro-print-completion"
 SHELLS = ("bash", "zsh", "fish")
-What = Literal["op", "train", "sweep", "models", "engine"]
+What = Literal["op", "train", "sweep", "models", "engine", "steps"]
 # tyro completes no positional word. Those of bench are known; where nothing is, a study's file or folder is meant.
 # Flags come once a dash is typed, or an empty word would never offer a file. fish has this in double quotes: none here.
 OFFERED = f"""
@@ -184,11 +184,14 @@ class Bench:
 
     what: Annotated[What, tyro.conf.Positional]
     """op: the spatial half beside the library's; train: a step beside other loops; sweep: a study beside a script;
-    models: Xception beside Keras and torch.nn; engine: what a study costs beside its training."""
+    models: Xception beside Keras and torch.nn; engine: what a study costs beside its training; steps: a step of every
+    network of a study (--study)."""
     out: Path = Path("results/bench")
     """Folder for WHAT.csv and WHAT.machine.json."""
     shape: tuple[int, int, int, int] | None = None
     """op only: one shape N C H W instead of the four standard ones."""
+    study: Path | None = None
+    """steps only: folder of a study that has been planned."""
     threads: int = 2
     """Threads that torch may use; for sweep, processes."""
 

@@ -76,6 +76,8 @@ def bench(command: Bench) -> int:
         raise SpecError(f"--threads {command.threads}: expected at least 1")
     if command.shape is not None and (command.what != "op" or min(command.shape) < 1):
         raise SpecError("--shape N C H W: four whole numbers of at least 1, for op only")
+    if (command.study is None) == (command.what == "steps"):
+        raise SpecError("--study FOLDER: a study's results, for steps and for nothing else")
     table = _measured(command)
     path = command.out / f"{command.what}.csv"
     save(table, path, threads=command.threads)
@@ -90,7 +92,7 @@ def bench(command: Bench) -> int:
 
 
 def _measured(command: Bench) -> pd.DataFrame:
-    from spectrum.bench import engine, models, op, sweep, train
+    from spectrum.bench import engine, models, op, steps, sweep, train
 
     if command.what == "op":
         shapes = op.SHAPES if command.shape is None else (command.shape,)
@@ -99,6 +101,9 @@ def _measured(command: Bench) -> pd.DataFrame:
         return engine.measure(on_row=err.print)
     if command.what == "models":
         return models.measure(threads=command.threads, on_row=err.print)
+    if command.what == "steps":
+        assert command.study is not None
+        return steps.measure(command.study, threads=command.threads, on_row=err.print)
     if command.what == "train":
         return train.measure(threads=command.threads, on_row=err.print)
     return sweep.measure(cores=command.threads, on_row=err.print)

@@ -143,6 +143,12 @@ _FAMILIES = {
         ignores=IN_PARTS,
         own={"activation": "relu", "norm": True},
     ),
+    "resnext_small": _Family(
+        "spectrum.models.resnext:build_resnext_small",
+        "spectrum.models.resnext:resnext_small_widths",
+        ignores=("padding", *IN_PARTS),
+        own={"activation": "relu", "norm": True},
+    ),
     "vgg": _Family(
         "spectrum.models.plain:build_vgg",
         "spectrum.models.plain:vgg_widths",

@@ -1,11 +1,14 @@
-"""ResNeXt (Xie et al. 2017, arXiv:1611.05431), whose cardinality is the number of segments.
+"""ResNeXt (Xie et al. 2017, arXiv:1611.05431), whose cardinality is the number of segments, and a small one.
 
     stem    7×7 of 64, stride 2; BN, ReLU; max pool 3×3, stride 2
     stage i depths[i] bottlenecks: the operation (1×1, BN, ReLU, 3×3 in segments), BN, ReLU, 1×1, BN; added to the input
     exit    global average pool, logistic regression
 
 The paper's 32×4d network, ResNet-50's layout with 32 segments of 4 channels, has 25,028,904 parameters. Widths are the
-widths of the bottlenecks; a block gives twice as many channels. Shapes: x_nchw is (N, C, H, W).
+widths of the bottlenecks; a block gives twice as many channels.
+
+The small one, for images of 8 to 64 pixels, has the same blocks in three stages, two a stage, and a stem of one 3×3
+that keeps the resolution, as the paper's networks for CIFAR have. Shapes: x_nchw is (N, C, H, W).
 """
 
 from __future__ import annotations
@@ -18,12 +21,29 @@ from spectrum.models.blocks import PaddedMaxPool2d, check_size, classifier, ever
 WIDTHS = (128, 256, 512, 1024)
 DEPTHS = (3, 4, 6, 3)
 STEM = 64
+SMALL_WIDTHS = (16, 32, 64)
+SMALL_DEPTHS = (2, 2, 2)
 
 
 def build_resnext(arch: Architecture) -> nn.Module:
     """Build the network. Raises ValueError for images of less than 32 pixels a side."""
     check_size(arch, "resnext", 32)
-    return ResNeXt(arch)
+    stem = nn.Sequential(
+        nn.Conv2d(arch.in_channels, STEM, 7, 2, padding=3, bias=False),
+        norm(arch, STEM, relu=True),
+        PaddedMaxPool2d(3, 2, padding=arch.padding or "torch"),
+    )
+    return ResNeXt(arch, stem, STEM, resnext_widths(arch), DEPTHS)
+
+
+def build_resnext_small(arch: Architecture) -> nn.Module:
+    """Build the small network. Raises ValueError for images of less than 4 pixels a side."""
+    check_size(arch, "resnext_small", 4)
+    widths = resnext_small_widths(arch)
+    stem = nn.Sequential(
+        nn.Conv2d(arch.in_channels, 2 * widths[0], 3, padding=1, bias=False), norm(arch, 2 * widths[0], relu=True)
+    )
+    return ResNeXt(arch, stem, 2 * widths[0], widths, SMALL_DEPTHS)
 
 
 def resnext_widths(arch: Architecture) -> tuple[int, ...]:
@@ -31,19 +51,34 @@ def resnext_widths(arch: Architecture) -> tuple[int, ...]:
     return arch.scaled_widths(WIDTHS)
 
 
-class ResNeXt(nn.Module):
-    """Images (N, in_channels, H, W) to logits (N, num_classes)."""
+def resnext_small_widths(arch: Architecture) -> tuple[int, ...]:
+    """Three bottleneck widths in channels: explicit ones, or the default times `width`, rounded to whole channels."""
+    return arch.scaled_widths(SMALL_WIDTHS)
 
-    def __init__(self, arch: Architecture) -> None:
+
+class ResNeXt(nn.Module):
+    """Images (N, in_channels, H, W) to logits (N, num_classes).
+
+    Args:
+        arch: of the bottlenecks.
+        stem: what comes before them.
+        channels: that it gives.
+        widths: of the bottlenecks of each stage.
+        own_depths: blocks of each stage, if the architecture says no others.
+    """
+
+    def __init__(
+        self,
+        arch: Architecture,
+        stem: nn.Module,
+        channels: int,
+        widths: tuple[int, ...],
+        own_depths: tuple[int, ...],
+    ) -> None:
         super().__init__()
-        widths = resnext_widths(arch)
-        depths = DEPTHS if arch.depth is None else (arch.depth,) * len(widths)
-        self.stem = nn.Sequential(
-            nn.Conv2d(arch.in_channels, STEM, 7, 2, padding=3, bias=False),
-            norm(arch, STEM, relu=True),
-            PaddedMaxPool2d(3, 2, padding=arch.padding or "torch"),
-        )
-        stages, channels = [], STEM
+        depths = own_depths if arch.depth is None else (arch.depth,) * len(widths)
+        self.stem = stem
+        stages = []
         for stage, (width, depth) in enumerate(zip(widths, depths, strict=True)):
             blocks = []
             for number in range(depth):

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from spectrum.study.checkpoint_files import CHECKPOINTS, CheckpointFile, checkpoint_files, half_written
-from spectrum.study.point import IMAGES
+from spectrum.study.point import images_said
 from spectrum.study.store import (
     BAD,
     FINISHED,
@@ -128,9 +128,7 @@ def _of_images(rows: Sequence[Row]) -> Iterator[Finding]:
     prints = defaultdict(set)
     for row in rows:
         if "data_fingerprint" in _provenance(row):
-            prints[tuple(row.get(name, default) for name, default in IMAGES.items())].add(
-                _provenance(row)["data_fingerprint"]
-            )
+            prints[images_said(row)].add(_provenance(row)["data_fingerprint"])
     for named, seen in prints.items():
         if len(seen) > 1:
             yield Finding(f"rows of {len(seen)} versions of the data set {named[0]!r} stand together", fault=True)

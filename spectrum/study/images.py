@@ -8,7 +8,7 @@ from typing import Literal
 from spectrum.study.data import Images
 from spectrum.study.load import load_images
 from spectrum.study.pixels import DataError, Resize
-from spectrum.study.point import GAUSSIAN, Point
+from spectrum.study.point import GAUSSIAN, Point, images_said
 from spectrum.study.teacher import gaussian_images, relabelled
 
 GAUSSIAN_SIDE = 16  # pixels, unless the point has an image_size
@@ -22,10 +22,7 @@ def images_of(point: Point) -> Images:
     """What a point is trained and scored on. Raises DataError for a data set that cannot be had."""
     if point.teacher_segments is None:
         return load_images(point.dataset, point.image_size, point.resize)
-    return _taught(
-        *(point.dataset, point.image_size, point.resize),
-        *(point.teacher_segments, point.label_noise, point.teacher_seed),
-    )
+    return _taught(*images_said(dict(point)))
 
 
 @lru_cache(maxsize=8)  # labels only: the pixels are shared

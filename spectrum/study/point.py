@@ -22,6 +22,7 @@ SCHEMA = 1  # of a Point; raise it only when an old row would mean something els
 MOST_SEGMENTS = 65_536
 PLACES = ("segments", "segment_width", "stage_segments")  # fields that say where on the spectrum a network lies
 MOST_TEACHER_SEGMENTS = 6  # the teacher has so many channels
+OWN_SEED = "seed"  # of a teacher: the seed of the run
 GAUSSIAN = "gaussian"  # images of noise, made on the spot for a teacher to label
 
 
@@ -61,6 +62,12 @@ def _shares(value: object) -> object:
     if value != "even" and not (whole and value):
         raise ValueError(f'{value!r} are no proportions; try "even", or whole numbers of at least 1 such as [3, 2, 1]')
     return as_tuple(value)
+
+
+def _teacher_seed(value: object) -> object:
+    if value != OWN_SEED and (isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 2**31):
+        raise ValueError(f'{value!r} is no seed; try 0, 1, 2 … or "{OWN_SEED}", each run\'s own')
+    return value
 
 
 def as_tuple(value: object) -> object:
@@ -116,8 +123,9 @@ class Point(Record):
     """Replace the labels by those of a random frozen network with so many segments."""
     label_noise: Fraction = 0.0
     """Part of a teacher's labels that is drawn anew, which bounds every accuracy."""
-    teacher_seed: Seed = 0
-    """Of the teacher's weights, its images where it has them made, and its noise."""
+    teacher_seed: Annotated[Seed | Literal["seed"], BeforeValidator(_teacher_seed)] = 0
+    """Of the teacher's weights, its images where it has them made, and its noise; "seed": the run's, so that every seed
+    has a teacher of its own and intervals speak of teachers too."""
 
     # network
     model: str = "probe"
@@ -279,6 +287,14 @@ IMAGES = {  # fields that say which images a point has, and what rows from befor
     name: Point.model_fields[name].default
     for name in ("dataset", "image_size", "resize", "teacher_segments", "label_noise", "teacher_seed")
 }
+
+
+def images_said(fields: Mapping[str, Any]) -> tuple[Any, ...]:
+    """Which images a row, or a point's fields, say there are: alike for all runs that share them."""
+    said = {name: fields.get(name, default) for name, default in IMAGES.items()}
+    if said["teacher_seed"] == OWN_SEED:
+        said["teacher_seed"] = fields["seed"]
+    return tuple(said.values())
 
 
 def explain(error: ValidationError, record: type[BaseModel]) -> str:

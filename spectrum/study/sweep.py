@@ -20,7 +20,7 @@ from spectrum.study.checkpoint_files import CHECKPOINTS
 from spectrum.study.contrasts import examine
 from spectrum.study.engines import NO_LIMITS, Cluster, Engine, Limits, LocalEngine, Outcome
 from spectrum.study.planning import PlannedPoint, entries_of, from_entry, import_modules, plan_study
-from spectrum.study.point import IMAGES, Point, SpecError
+from spectrum.study.point import Point, SpecError, images_said
 from spectrum.study.spec import Study, Tune
 from spectrum.study.store import FINISHED, Row, Store, StoreError, latest_rows, planned_ids, read_plan
 from spectrum.study.tuning import Choice, choose, confirmed, extended, search
@@ -375,9 +375,9 @@ def _check_same_images(folder: Path, planned: Sequence[PlannedPoint]) -> None:
     for row in _finished(folder).values():
         fingerprint = (row.get("provenance") or {}).get("data_fingerprint")
         if fingerprint is not None:
-            known.setdefault(tuple(row.get(name, default) for name, default in IMAGES.items()), set()).add(fingerprint)
+            known.setdefault(images_said(row), set()).add(fingerprint)
     for one in planned:
-        seen = known.get(tuple(getattr(one.point, name) for name in IMAGES), set())
+        seen = known.get(images_said(dict(one.point)), set())
         if seen - {images_of(one.point).fingerprint}:
             raise StoreError(
                 f"{folder}: its rows were trained on other images of {one.point.dataset!r} than those found now; "

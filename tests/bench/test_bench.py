@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from spectrum import build_model
-from spectrum.bench import engine, models, op, sweep, train
+from spectrum.bench import engine, models, op, steps, sweep, train
 from spectrum.bench.plain_xception import PlainXception
 from spectrum.bench.rounds import alternate, spread
 from spectrum.cli import main
@@ -174,6 +174,33 @@ def test_a_step_is_measured_in_processes_that_take_turns():
 
 
 @pytest.mark.slow
+def test_the_steps_of_a_studys_networks_are_measured_once_each(tmp_path, capsys):
+    file = tmp_path / "two.toml"
+    file.write_text(
+        'axes = { segments = [1, 4], seed = [0, 1] }\nbase = { dataset = "digits", epochs = 1, train_images = 200 }\n'
+        'budget = { match = ["none", "params"], reference = { segments = 4 } }'
+    )
+    assert main(["run", str(file), "--out", str(tmp_path / "two")]) == 0
+    seen = []
+    table = steps.measure(
+        tmp_path / "two", (steps.LAYOUT, steps.OURS), threads=1, rounds=2, steps=1, on_row=seen.append
+    )
+    assert len(seen) == 4
+    places = table[["match", "segments", "way"]].values.tolist()
+    assert places == [
+        [match, segments, way]
+        for match in ("none", "params")
+        for segments in (1, 4)
+        for way in ("channels_last", "spectrum")
+    ]
+    unmatched, matched = (table[(table.match == match) & (table.segments == 4)] for match in ("none", "params"))
+    assert unmatched.ms.tolist() == matched.ms.tolist(), "the reference is one network under both budgets"
+    assert (table.ms > 0).all()
+    (times,) = steps.findings(table).values()
+    assert 0 < times[0] <= times[1] <= times[2]
+
+
+@pytest.mark.slow
 def test_a_study_and_a_script_train_the_same_points():
     curve = ({"segments": 1}, {"segment_width": 4})
     table = sweep.measure(curve, dataset="digits", train_images=300, epochs=1, seeds=1, cores=1)
@@ -189,6 +216,9 @@ def test_a_study_and_a_script_train_the_same_points():
     [
         (["op", "--threads", "0"], "--threads 0: expected at least 1"),
         (["op", "--shape", "1", "2", "0", "4"], "--shape"),
+        (["steps"], "--study FOLDER: a study's results"),
+        (["op", "--study", "results/curve"], "for steps and for nothing else"),
+        (["steps", "--study", "nowhere"], "--study nowhere: has no plan.json"),
         (["train", "--shape", "1", "2", "3", "4"], "for op only"),
     ],
 )

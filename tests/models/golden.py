@@ -21,6 +21,7 @@ SIZES = {
     "mobilenet_v1": (224, 1000),
     "probe": (32, 10),
     "resnext": (224, 1000),
+    "resnext_small": (32, 10),
     "vgg": (224, 1000),
     "xception": (299, 1000),
 }

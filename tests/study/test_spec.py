@@ -130,6 +130,7 @@ def test_all_faults_of_a_file_are_told_at_once():
         ),
         ({"base": {"label_noise": 0.1}}, "label_noise: belongs to a teacher; set teacher_segments"),
         ({"base": {"dataset": "gaussian"}}, "has no labels of its own; set teacher_segments"),
+        ({"base": {"teacher_segments": 1, "teacher_seed": "own"}}, "'own' is no seed; try 0, 1, 2 … or \"seed\""),
         ({"cases": [{"segments": 1}, {"segments": 1}]}, "cases: two of them are the same point"),
         ({"base": 3}, "base: expected a table"),
         ({"axes": {"activation": ["none", "relu"], "pointwise": [False]}}, "at activation = 'relu'"),

@@ -508,7 +508,7 @@ KNOBS: dict[str, tuple[dict[str, Any], list[Any]]] = {
     "seed": ({}, [0, 1]),
     "teacher_segments": ({}, [None, 1, 4, "per_channel"]),
     "label_noise": ({"teacher_segments": 1}, [0.0, 0.2]),
-    "teacher_seed": ({"teacher_segments": 1}, [0, 1]),
+    "teacher_seed": ({"teacher_segments": 1, "seed": 2}, [0, 1, "seed"]),
     "downsampling": ({}, ["pool", "stride"]),
     "scored_on": ({}, ["test", "validation"]),
 }
