@@ -7,8 +7,8 @@
 The paper's 32×4d network, ResNet-50's layout with 32 segments of 4 channels, has 25,028,904 parameters. Widths are the
 widths of the bottlenecks; a block gives twice as many channels.
 
-The small one, for images of 8 to 64 pixels, has the same blocks in three stages, two a stage, and a stem of one 3×3
-that keeps the resolution, as the paper's networks for CIFAR have. Shapes: x_nchw is (N, C, H, W).
+The small one, for images of 8 to 32 pixels, has the same blocks in three stages, two a stage, and the probe's stem of
+one 3×3, with a stride of 2 from 16 pixels up. Shapes: x_nchw is (N, C, H, W).
 """
 
 from __future__ import annotations
@@ -41,7 +41,8 @@ def build_resnext_small(arch: Architecture) -> nn.Module:
     check_size(arch, "resnext_small", 4)
     widths = resnext_small_widths(arch)
     stem = nn.Sequential(
-        nn.Conv2d(arch.in_channels, 2 * widths[0], 3, padding=1, bias=False), norm(arch, 2 * widths[0], relu=True)
+        nn.Conv2d(arch.in_channels, 2 * widths[0], 3, 2 if arch.image_size >= 16 else 1, padding=1, bias=False),
+        norm(arch, 2 * widths[0], relu=True),
     )
     return ResNeXt(arch, stem, 2 * widths[0], widths, SMALL_DEPTHS)
 
