@@ -63,6 +63,7 @@ golden: .venv/for-development
 	$(BIN)/python -m tests.models.golden
 
 readmes: .venv/for-development
+	$(BIN)/python results/rows.py
 	$(BIN)/python results/readmes.py
 	$(BIN)/python results/map.py
 

@@ -25,7 +25,7 @@ from spectrum.analysis.table import budget_name, has
 from spectrum.study.store import StoreError, read_plan
 
 RESULTS = Path(__file__).parent
-DATASETS = {"curve_cifar10": "CIFAR-10"}
+DATASETS = dict.fromkeys(("curve_cifar10", "families", "kernels"), "CIFAR-10")
 ORDERS = ("pointwise_first", "spatial_first")
 EXPERIMENTS = RESULTS.parent / "experiments"
 
@@ -35,7 +35,7 @@ class Shown:
 
     def __init__(self, name: str) -> None:
         self.name = name
-        self.study = load_study(EXPERIMENTS / f"{name}.toml")
+        self.study = load_study(EXPERIMENTS / f"{name.partition('/')[0]}.toml")  # of one study run in several ways too
         self.results = load_results(RESULTS / name)
 
     @cached_property
@@ -93,7 +93,7 @@ class Shown:
     def seeds_said(self) -> str:
         """How many paired seeds the points have."""
         names = [*stats.SPLIT, *stats.varied_settings(self.results)]
-        sizes = self.results.groupby(names, dropna=False).size()
+        sizes = self.results.groupby(names, dropna=False, sort=False).size()
         few, many = sizes.min(), sizes.max()
         return f"{few} paired seeds" if few == many else f"{few} to {many} paired seeds"
 
@@ -325,7 +325,12 @@ def has_rows(folder: Path) -> bool:
 def templates() -> list[Path]:
     """Templates of all pages whose studies have rows."""
     found = sorted(RESULTS.rglob("README.md.jinja"))
-    return [path for path in found if path.parent == RESULTS or has_rows(path.parent)]
+    return [path for path in found if path.parent == RESULTS or any(map(has_rows, _folders(path.parent)))]
+
+
+def _folders(study: Path) -> list[Path]:
+    """Where a study's rows are: in its folder, or in one for each way in which it was run."""
+    return [study, *(path for path in study.iterdir() if path.is_dir())]
 
 
 def render(template: Path) -> str:
@@ -340,10 +345,11 @@ def render(template: Path) -> str:
         "signed": signed,
         "listed": listed,
         "places": places,
+        "verdict_of": lambda name, study: study.contrast(name)["verdict"],
     }
-    own = template.parent.name
+    own, whole = template.parent.name, template.parent != RESULTS and has_rows(template.parent)
     return environment.get_template(str(template.relative_to(RESULTS))).render(
-        own=None if template.parent == RESULTS else shown(own),
+        own=shown(own) if whole else None,
         study=shown,
         dataset=DATASETS.get(own, "Fashion-MNIST"),
         complete=complete,

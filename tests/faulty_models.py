@@ -1,5 +1,6 @@
 """Families that fail in the ways that real ones do. Workers import this module by name."""
 
+import ctypes
 import multiprocessing
 import os
 import signal
@@ -56,6 +57,10 @@ def stick():
     time.sleep(60)
 
 
+def stick_in_native_code():
+    ctypes.PyDLL(None).sleep(60)  # which keeps the interpreter's lock: no signal is handled, no thread runs
+
+
 held = []
 
 
@@ -92,6 +97,7 @@ register_model("dies", lambda arch: Linear(arch, die))
 register_model("dies_once", lambda arch: Linear(arch, die_once))
 register_model("dies_at_step_5", lambda arch: Linear(arch, die_at_step(5)))
 register_model("stuck", lambda arch: Linear(arch, stick))
+register_model("stuck_in_native_code", lambda arch: Linear(arch, stick_in_native_code))
 register_model("greedy", lambda arch: Linear(arch, take_two_gigabytes))
 register_model("out_of_memory", lambda arch: Linear(arch, run_out_of_memory))
 register_model("slow", lambda arch: Linear(arch, dawdle))

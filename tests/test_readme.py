@@ -121,6 +121,18 @@ def test_every_study_with_rows_and_a_template_has_its_page(readmes):
     assert readmes.templates() == WRITTEN
 
 
+def test_the_table_of_all_rows_and_its_card_are_what_the_studies_have():
+    rows = script("rows")
+    table = pd.read_parquet(ROOT / "results/rows.parquet")
+    collected = rows.collected()
+    assert list(table) == list(collected), "write it anew: make readmes"
+    assert len(table) == len(collected), "write it anew: make readmes"
+    for name in ("study", "kind", "id", "test_accuracy", "val_accuracy", "weights_sha256", "revision", "params"):
+        pd.testing.assert_series_equal(table[name], collected[name], check_dtype=False, check_exact=True)
+    assert rows.card(table) + "\n" == (ROOT / "results/rows.md").read_text(), "write it anew: make readmes"
+    assert all(rows.described().values()), "every column is said to be something"
+
+
 def test_a_claim_that_the_rows_do_not_bear_out_is_no_page(readmes):
     assert readmes.holds(True, "so it is") == "so it is"
     with pytest.raises(ValueError, match="the rows do not say: so it is"):

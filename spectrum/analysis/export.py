@@ -124,13 +124,23 @@ def write_csv(results: pd.DataFrame, path: Path) -> None:
 
 
 def write_parquet(results: pd.DataFrame, path: Path) -> None:
-    """Write rows as Parquet; a column that has numbers and text, such as `segments`, as text."""
-    mixed = [name for name in results if results[name].map(type).nunique() > 1 and results[name].map(_is_text).any()]
-    results.astype(dict.fromkeys(mixed, "string")).to_parquet(path, index=False)
+    """Write rows as Parquet; a column that has numbers and text, such as `segments`, as text.
+
+    So is one of lists with words in some of them: `stage_segments` of 1, 8 and "per_channel" is "1 8 per_channel".
+    """
+    mixed = [name for name in results if results[name].map(type).nunique() > 1 and results[name].map(_has_text).any()]
+    texts = {str(name): results[name].map(_as_text).astype("string") for name in mixed}
+    results.assign(**texts).to_parquet(path, index=False)
 
 
-def _is_text(value: object) -> bool:
-    return isinstance(value, str)
+def _has_text(value: object) -> bool:
+    return isinstance(value, str) or (isinstance(value, tuple | list) and any(isinstance(one, str) for one in value))
+
+
+def _as_text(value: object) -> str | None:
+    if isinstance(value, tuple | list):
+        return " ".join(map(str, value))
+    return None if value is None or value != value else str(value)
 
 
 def write_json(results: pd.DataFrame, path: Path) -> None:

@@ -54,7 +54,7 @@ def pareto_table(
     parts = [part.set_index("seed")[metric] for _, part in table.groupby(by, sort=False, dropna=False)]
     groups["label"] = point_labels(groups)
     tasks = [name for name in IMAGES if name in by]
-    for _, task in groups.groupby(tasks, dropna=False) if tasks else [((), groups)]:
+    for _, task in groups.groupby(tasks, dropna=False, sort=False) if tasks else [((), groups)]:
         for place in task.index:
             cheap = task["cost"] <= SAME_COST * task["cost"][place]
             groups.loc[place, "on_front"] = not (task["mean"][cheap] > task["mean"][place]).any()

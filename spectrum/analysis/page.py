@@ -134,7 +134,7 @@ def _place(point: Mapping[str, Any]) -> str:
     """What a point's segments are called, of a plan, which may leave out what is at its default."""
     width = point.get("segment_width")
     segments = None if width or point.get("stage_segments") else point.get("segments", PER_CHANNEL)
-    return segments_label(segments, width, point.get("pointwise", True))
+    return segments_label(segments, width, point.get("pointwise", True), point.get("stage_segments"))
 
 
 def _each(values: Iterable[str]) -> str:

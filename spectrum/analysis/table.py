@@ -10,10 +10,10 @@ import numpy as np
 import pandas as pd
 
 PER_CHANNEL = "per_channel"
-SPLIT = ("segments", "segment_width", "pointwise")  # the columns that say where on the spectrum a point lies
+SPLIT = ("segments", "segment_width", "pointwise", "stage_segments")  # they say where on the spectrum a point lies
 SETTINGS = tuple(  # the columns that say what else a point is, the seed left out
     """dataset image_size resize train_images validation_fraction normalisation flip shift cutout
-    teacher_segments label_noise teacher_seed model width widths depth stage_segments segment_shares order activation
+    teacher_segments label_noise teacher_seed model width widths depth segment_shares order activation
     norm pointwise_segments shuffle downsampling residual dropout hidden padding form norm_eps norm_momentum epochs
     batch_size optimizer lr momentum nesterov weight_decay schedule warmup_epochs decay decay_epochs decay_images
     label_smoothing ema autocast compile scored_on match""".split()
@@ -142,22 +142,28 @@ def spectrum_position(results: pd.DataFrame) -> pd.Series:
     return results["realised_segments"].map(lambda have: max(have) if len(have) else np.nan).astype(float)
 
 
-def segments_label(segments: object, segment_width: object = None, pointwise: bool = True) -> str:
+def segments_label(
+    segments: object, segment_width: object = None, pointwise: bool = True, stage_segments: object = None
+) -> str:
     """What a row's point is called in tables and on axes.
 
     Args:
         segments: of the row; "per_channel", a number, or None where the segments have a width, or each stage its own.
         segment_width: channels a segment, where that is what the study sets.
         pointwise: whether the 1×1 is there.
+        stage_segments: those of each stage, where they have their own.
 
     >>> segments_label("per_channel"), segments_label(None, 4), segments_label(1, None, False)
     ('per channel', 'width 4', '1, no 1×1')
+    >>> segments_label(None, stage_segments=(1, 8, "per_channel"))
+    '1, 8, per channel'
     """
-    if segments == PER_CHANNEL:
+    if isinstance(stage_segments, tuple | list):
+        label = ", ".join(segments_label(each) for each in stage_segments)
+    elif segments == PER_CHANNEL:
         label = "per channel"
     elif segments is None or (isinstance(segments, float) and np.isnan(segments)):
-        wide = isinstance(segment_width, (int, float)) and segment_width == segment_width
-        label = f"width {int(segment_width)}" if wide else "by stage"  # type: ignore[call-overload]
+        label = f"width {int(segment_width)}"  # type: ignore[call-overload]
     else:
         label = f"{int(str(segments).split('.')[0])}"
     return label if pointwise else f"{label}, no 1×1"
@@ -165,7 +171,7 @@ def segments_label(segments: object, segment_width: object = None, pointwise: bo
 
 def point_label(row: pd.Series) -> str:
     """What a row is called: its segments, and whether the 1×1 is left out."""
-    return segments_label(row["segments"], row["segment_width"], bool(row["pointwise"]))
+    return segments_label(row["segments"], row["segment_width"], bool(row["pointwise"]), row["stage_segments"])
 
 
 def point_labels(results: pd.DataFrame) -> list[str]:

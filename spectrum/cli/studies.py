@@ -126,7 +126,7 @@ def _cells(one: PlannedPoint, seeds: int, others: Sequence[str], *, matched: boo
     widths = " ".join(map(str, one.point.widths)) if one.point.widths else f"× {one.point.width:g}"
     mismatch = "" if one.mismatch is None else f"{one.mismatch:+.2%}"
     return [
-        ("segments", segments_label(asked.segments, asked.segment_width, asked.pointwise)),
+        ("segments", segments_label(asked.segments, asked.segment_width, asked.pointwise, asked.stage_segments)),
         *((name, str(getattr(asked, name))) for name in others),
         *([("budget", one.match.replace("_", " ")), ("widths", widths)] if matched else []),
         ("seeds", str(seeds)),

@@ -11,6 +11,7 @@ in a while, so that a hundred thousand points need no more memory than a hundred
 
 from __future__ import annotations
 
+import faulthandler
 import fcntl
 import os
 import shutil
@@ -128,7 +129,7 @@ class RayEngine:
                     ready = ray.wait(list(running), timeout=LOOK)[0]
                 for ended in ready:
                     point, attempt = running.pop(ended)
-                    outcome = self._outcome(point, attempt, ended)
+                    outcome = self._outcome(keeper, point, attempt, ended)
                     if ended in groups:
                         groups.pop(ended).end()
                     if outcome is None:
@@ -169,13 +170,15 @@ class RayEngine:
     def _has_checkpoints(self, point: Point) -> bool:
         return self.saving is not None and self.saving.checkpoints_of(point.id).exists()
 
-    def _outcome(self, point: Point, attempt: int, ended: Any) -> Outcome | None:
+    def _outcome(self, keeper: Any, point: Point, attempt: int, ended: Any) -> Outcome | None:
         """How a point ended; None where its worker died, and it is to be tried again."""
         from ray import exceptions
 
         try:
             said = self.ray.get(ended)
         except exceptions.RayError as error:  # of the worker, of its node, or before the point was begun
+            if self._hung(keeper, point):
+                return Outcome(point, None, took_too_long(self.limits.minutes, self.saving, point), attempt)
             if attempt < ATTEMPTS:
                 return None
             if isinstance(error, exceptions.OutOfMemoryError):
@@ -191,6 +194,13 @@ class RayEngine:
         if reason is None:
             reason = took_too_long(self.limits.minutes, self.saving, point)
         return Outcome(point, None, with_log(reason, self.saving, point), attempt)
+
+    def _hung(self, keeper: Any, point: Point) -> bool:
+        """Whether a task that died had had all of its time: its process was ended, as it did not end its work."""
+        if self.limits.minutes is None:
+            return False
+        age: float | None = self.ray.get(keeper.age.remote(point.id))
+        return age is not None and age >= 60 * self.limits.minutes
 
     def _keeper(self) -> Any:
         """The keeper, on this node and on no other."""
@@ -292,6 +302,15 @@ class Keeper:
         self.saving = None if folder is None else Saving(folder)
         self.stops = False
         self.meetings: dict[str, tuple[str, int]] = {}
+        self.began: dict[str, float] = {}
+
+    def begin(self, id: str) -> None:
+        """A task begins this point."""
+        self.began[id] = time.monotonic()
+
+    def age(self, id: str) -> float | None:
+        """Seconds since it did, last; None where that is not known."""
+        return time.monotonic() - self.began[id] if id in self.began else None
 
     def meet(self, at: str, place: tuple[str, int]) -> None:
         """Where the ranks of one attempt at a point meet, from the first of them."""
@@ -347,6 +366,8 @@ def _train_on_node(
         if saves and resumes:
             _fetch(keeper, point.id, saving.checkpoints_of(point.id))
         try:
+            if orders.limits.minutes is not None and rank == 0:
+                keeper.begin.remote(point.id)
             with _time_limit(orders.limits.minutes), _ranks(keeper, orders, rank, meeting) as ranks:
                 result = train_one(
                     point,
@@ -507,7 +528,10 @@ def _terminable() -> Iterator[None]:
 
 @contextmanager
 def _time_limit(minutes: float | None) -> Iterator[None]:
-    """Raises _TookTooLong inside, in the main thread, where tasks run."""
+    """Raises _TookTooLong inside, in the main thread, where tasks run.
+
+    What never comes back to Python cannot be told. So a thread that needs no Python ends the process a while later.
+    """
     if minutes is None:
         yield
         return
@@ -517,9 +541,11 @@ def _time_limit(minutes: float | None) -> Iterator[None]:
 
     before = signal.signal(signal.SIGALRM, end)
     signal.setitimer(signal.ITIMER_REAL, 60 * minutes, 5.0)  # again, where something swallows the first
+    faulthandler.dump_traceback_later(60 * minutes + GRACE, exit=True, file=sys.__stderr__ or 2)
     try:
         yield
     finally:
+        faulthandler.cancel_dump_traceback_later()
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
 

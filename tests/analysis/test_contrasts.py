@@ -24,10 +24,10 @@ def made_up(accuracy, *, segments=SEGMENTS, activation=("none", "relu"), seeds=5
         rows.append(
             {
                 "id": f"{number:04}", "study": "made-up", "study_hash": "0123456789abcdef", "status": "done",
-                "dataset": "digits", "segments": s, "segment_width": None, "pointwise": True, "activation": a,
-                "seed": seed, "match": "params", "budget_mismatch": 0.001, "widths": (count, 2 * count),
-                "realised_segments": [1, count], "params": 1000, "macs": 100 * count, "train_seconds": 1.0,
-                "test_accuracy": accuracy(count, a, seed),
+                "dataset": "digits", "segments": s, "segment_width": None, "stage_segments": None,
+                "pointwise": True, "activation": a, "seed": seed, "match": "params", "budget_mismatch": 0.001,
+                "widths": (count, 2 * count), "realised_segments": [1, count], "params": 1000, "macs": 100 * count,
+                "train_seconds": 1.0, "test_accuracy": accuracy(count, a, seed),
             }
         )  # fmt: skip
     return pd.DataFrame(rows).assign(**columns)

@@ -130,6 +130,22 @@ def test_columns_of_numbers_and_text_are_written_as_text(tmp_path):
     assert back["test_accuracy"].tolist() == table["test_accuracy"].tolist()
 
 
+def test_parquet_has_schedules_and_proportions_as_text(tmp_path):
+    table = (
+        results()
+        .iloc[:2]
+        .assign(
+            stage_segments=[None, (1, 8, "per_channel")], segment_shares=["even", (4, 2, 1)], widths=[None, (8, 16)]
+        )
+    )
+    write_parquet(table, tmp_path / "rows.parquet")
+    back = pd.read_parquet(tmp_path / "rows.parquet")
+    assert back["stage_segments"].isna().tolist() == [True, False]
+    assert back["stage_segments"].iloc[1] == "1 8 per_channel"
+    assert back["segment_shares"].tolist() == ["even", "4 2 1"]
+    assert back["widths"].iloc[1].tolist() == [8, 16]
+
+
 def test_a_cell_is_one_line():
     table = results(activation=["none", "a\nb\r\n\nc"])
     assert "a b c" in markdown(table)

@@ -24,8 +24,8 @@ def results(**settings):
             {
                 "id": f"{number:016x}", "study": "made-up", "status": "done", "dataset": "digits", "match": "none",
                 "budget_mismatch": None,
-                "segment_width": None, "pointwise": True, "params": 1000 // count, "macs": 100_000 // count,
-                "train_seconds": 2.0, "realised_segments": [count], "val_accuracy": 0.9,
+                "segment_width": None, "stage_segments": None, "pointwise": True, "params": 1000 // count,
+                "macs": 100_000 // count, "train_seconds": 2.0, "realised_segments": [count], "val_accuracy": 0.9,
                 "test_accuracy": 0.9 - 0.01 * np.log2(count) + 0.005 * row["seed"], **row,
             }
         )  # fmt: skip
@@ -66,6 +66,18 @@ def test_points_that_realise_the_same_segments_stay_apart():
     table = results(segments=[1, 16, "per_channel"])
     ax = plots.spectrum_curve(table).axes[0]
     assert list(ax.lines[1].get_xdata()) == [1, 16, 16]
+
+
+def test_schedules_by_stage_stand_side_by_side_after_the_even_points():
+    plain = results(segments=["per_channel", 2])
+    staged = results(segments=[1]).assign(segments=None, test_accuracy=0.5)
+    table = pd.concat([staged.assign(stage_segments=[(1, 8, "per_channel")] * len(staged)), plain])
+    for figure in (plots.spectrum_curve(table), plots.budget_panels(table)):
+        ax = figure.axes[0]
+        assert [tick.get_text() for tick in ax.get_xticklabels()] == ["2", "per channel", "1\n8\nper channel"]
+        assert list(ax.lines[1].get_xdata()) == [2, 1, 0], "in the order of the table, each at its label"
+        assert ax.lines[1].get_linestyle() == "None"
+    assert plots.learning_curves(history(table), table)
 
 
 def test_the_curve_draws_one_line_a_setting_that_varies():

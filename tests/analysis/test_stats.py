@@ -30,6 +30,7 @@ def table(**columns):
     rows = {
         "segments": [1, 1, "per_channel", "per_channel"],
         "segment_width": None,
+        "stage_segments": None,
         "pointwise": True,
         "seed": [0, 1, 0, 1],
         "status": "done",
@@ -85,6 +86,8 @@ def test_a_point_lies_where_its_widest_layer_is():
         (("per_channel", float("nan"), True), "per channel"),
         ((None, 8.0, True), "width 8"),
         ((1, None, False), "1, no 1×1"),
+        ((None, None, True, (1, 8, "per_channel")), "1, 8, per channel"),
+        ((None, None, False, (2, 4)), "2, 4, no 1×1"),
     ],
 )
 def test_points_are_called_by_their_segments(key, label):

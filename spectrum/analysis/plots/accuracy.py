@@ -27,6 +27,7 @@ from spectrum.analysis.plots.drawing import (
     figure_of,
     look_of,
     offset_of,
+    places_axis,
     say,
     seeds_said,
     setting_said,
@@ -62,6 +63,7 @@ def spectrum_curve(
             that vary. What varies beside is averaged within a seed, so that n counts seeds.
 
     A point lies at the segments that its widest layer really has. A bare convolution (no 1×1) stands beside the curve.
+    Where stages have segments of their own, there is no such place, and points stand side by side without a line.
     Raises ValueError when no row has the metric.
     """
     names = [by] if isinstance(by, str) else list(by or ())
@@ -69,6 +71,9 @@ def spectrum_curve(
     ax = axes_or_new(ax)
     names = varied_settings(table) if by is None else names
     curves = list(table.groupby(names, sort=False, dropna=False)) if names else [((), table)]
+    if table["stage_segments"].notna().any():
+        _side_by_side(ax, table, metric, names, curves)
+        return figure_of(ax)
     for number, (values, part) in enumerate(curves):
         for bare, group in part.groupby(~part["pointwise"].astype(bool), sort=True):
             label = setting_said(names, values)
@@ -254,7 +259,7 @@ def learning_curves(
     shades = shades_of(known)
     kinds = list(joined.groupby(names, sort=False, dropna=False)) if names else [((), joined)]
     what = "lines: mean over seeds, diverged runs at chance"
-    if ax is not None or joined.groupby([*names, "label"], dropna=False).ngroups <= MOST_LINES:
+    if ax is not None or joined.groupby([*names, "label"], dropna=False, sort=False).ngroups <= MOST_LINES:
         ax = axes_or_new(ax)
         for number, (values, kind) in enumerate(kinds):
             _lines(ax, kind, metric, shades, look=look_of(number), said=setting_said(names, values))
@@ -323,6 +328,33 @@ def _curve(
         zorder=3,
         label=label,
     )
+
+
+def _side_by_side(
+    ax: Axes, table: pd.DataFrame, metric: str, names: Sequence[str], curves: Sequence[tuple[Any, pd.DataFrame]]
+) -> None:
+    """Points that have no place on one axis: those of one segment number first, then schedules as they come."""
+    order = table.assign(
+        label=point_labels(table), place=spectrum_position(table), staged=table["stage_segments"].notna()
+    )
+    order.loc[order["staged"], "place"] = 0.0
+    labels = list(dict.fromkeys(order.sort_values(["staged", "place"], kind="stable")["label"]))
+    for number, (values, part) in enumerate(curves):
+        groups = summarise(part, SPLIT, metric)
+        apart = 0.16 * (number - (len(curves) - 1) / 2)
+        ax.plot(
+            [labels.index(label) + apart - 0.05 for label in point_labels(part)], 100 * part[metric],
+            ls="", marker=".", ms=3.5, color=look_of(number)["color"], alpha=0.45, zorder=2,
+        )  # fmt: skip
+        ax.errorbar(
+            [labels.index(label) + apart for label in point_labels(groups)], 100 * groups["mean"], error_bars(groups),
+            **look_of(number) | {"linestyle": ""}, capsize=2.5, elinewidth=1, zorder=3,
+            label=setting_said(names, values),
+        )  # fmt: skip
+    places_axis(ax, labels)
+    ax.set_ylabel(METRIC_LABELS.get(metric, metric))
+    add_legend(ax, bare=False)
+    say(ax, table, names, "dots: runs · bars: mean and 95 % t-interval")
 
 
 def _column_label(row: pd.Series, others: Sequence[str]) -> str:

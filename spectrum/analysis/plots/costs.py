@@ -92,7 +92,7 @@ def accuracy_against(
             color = "0.35" if crowded else look["color"]
             ax.plot([], [], ls="", marker=look["marker"], color=color, label=setting_said(names, values))
     tasks = [name for name in IMAGES if name in names]
-    fronts = [part for _, part in points.groupby(tasks, dropna=False)] if tasks else [points]
+    fronts = [part for _, part in points.groupby(tasks, dropna=False, sort=False)] if tasks else [points]
     for part in fronts:
         front = part[part["on_front"]].sort_values("cost")
         label = "Pareto front of the means" if part is fronts[0] else None

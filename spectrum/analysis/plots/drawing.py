@@ -146,6 +146,8 @@ def value_said(name: str, value: Any) -> str:
         return name.replace("_", " ") if value else f"no {name}".replace("_", " ")
     if isinstance(value, float) and value == value and value == int(value) and abs(value) >= 1:
         value = int(value)
+    if isinstance(value, tuple | list):
+        value = ":".join(map(str, value)) if name == "segment_shares" else ", ".join(map(str, value))
     value = "not set" if value is None or value != value else value
     return f"{name} {value}".replace("_", " ")
 
@@ -203,6 +205,16 @@ def draw_intervals(ax: Axes, by_place: Mapping[float, Any], number: int, label: 
     means = [mean for mean, _, _ in intervals]
     halves = [high - mean if high == high else 0.0 for mean, _, high in intervals]
     ax.errorbar(places, means, halves, capsize=2.5, elinewidth=1, zorder=3, label=label, **look_of(number))
+
+
+def places_axis(ax: Axes, labels: Sequence[str]) -> None:
+    """An axis of places that have no order along the spectrum, such as schedules by stage: a label each."""
+    inches = ax.get_position().width * figure_of(ax).get_figwidth() / len(labels)
+    room = inches > max(_label_inches(part) for label in labels for part in label.split(", "))
+    shown = labels if room else [label.replace("per channel", "per ch.") for label in labels]
+    ax.set_xticks(range(len(labels)), [label.replace(", ", "\n") for label in shown], fontsize=None if room else 7)
+    ax.set_xlim(-0.6, len(labels) - 0.4)
+    ax.set_xlabel("segments; by stage, the first on top")
 
 
 def spectrum_axis(ax: Axes, table: pd.DataFrame) -> None:
