@@ -64,6 +64,7 @@ golden: .venv/for-development
 
 readmes: .venv/for-development
 	$(BIN)/python results/rows.py
+	$(BIN)/python results/kernels.py
 	$(BIN)/python results/readmes.py
 	$(BIN)/python results/map.py
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from kernels import Steps
 
 from spectrum import load_results, load_study, load_tuning, stats
 from spectrum.analysis.export import markdown_rows, points_table
@@ -25,7 +26,7 @@ from spectrum.analysis.table import budget_name, has
 from spectrum.study.store import StoreError, read_plan
 
 RESULTS = Path(__file__).parent
-DATASETS = dict.fromkeys(("curve_cifar10", "families", "kernels"), "CIFAR-10")
+DATASETS = dict.fromkeys(("curve_cifar10", "families"), "CIFAR-10")
 ORDERS = ("pointwise_first", "spatial_first")
 EXPERIMENTS = RESULTS.parent / "experiments"
 
@@ -35,7 +36,7 @@ class Shown:
 
     def __init__(self, name: str) -> None:
         self.name = name
-        self.study = load_study(EXPERIMENTS / f"{name.partition('/')[0]}.toml")  # of one study run in several ways too
+        self.study = load_study(EXPERIMENTS / f"{name}.toml")
         self.results = load_results(RESULTS / name)
 
     @cached_property
@@ -322,15 +323,15 @@ def has_rows(folder: Path) -> bool:
         return False
 
 
+def has_steps(folder: Path) -> bool:
+    """Whether a study's networks were timed there."""
+    return (folder / "steps.csv").exists()
+
+
 def templates() -> list[Path]:
-    """Templates of all pages whose studies have rows."""
+    """Templates of all pages whose studies have rows, or times."""
     found = sorted(RESULTS.rglob("README.md.jinja"))
-    return [path for path in found if path.parent == RESULTS or any(map(has_rows, _folders(path.parent)))]
-
-
-def _folders(study: Path) -> list[Path]:
-    """Where a study's rows are: in its folder, or in one for each way in which it was run."""
-    return [study, *(path for path in study.iterdir() if path.is_dir())]
+    return [path for path in found if path.parent == RESULTS or has_rows(path.parent) or has_steps(path.parent)]
 
 
 def render(template: Path) -> str:
@@ -355,6 +356,7 @@ def render(template: Path) -> str:
         complete=complete,
         holds=holds,
         published=published,
+        steps=Steps(),
         interval=interval,
     )
 
