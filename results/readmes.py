@@ -26,7 +26,7 @@ from spectrum.analysis.table import budget_name, has
 from spectrum.study.store import StoreError, read_plan
 
 RESULTS = Path(__file__).parent
-DATASETS = dict.fromkeys(("curve_cifar10", "families"), "CIFAR-10")
+DATASETS = dict.fromkeys(("curve_cifar10", "families", "larger"), "CIFAR-10")
 ORDERS = ("pointwise_first", "spatial_first")
 EXPERIMENTS = RESULTS.parent / "experiments"
 
