@@ -1,6 +1,6 @@
 """What stands elsewhere in the repository, as pages of the site.
 
-Before a build, results/README.md and results/*/README.md with their pictures and notebooks/*.ipynb are copied into
+Before a build, results/*.md and results/*/README.md with their pictures and notebooks/*.ipynb are copied into
 docs/results and docs/notebooks, which git ignores. Links are written for a code host, relative to the file that they
 stand in; here those that lead to a page of the site are turned to it, and the others, such as a study's file, become
 the file's name.
@@ -29,7 +29,10 @@ DOCS = ROOT / "docs"
 INCLUDED = {"ARCHITECTURE.md": "explanation/architecture.md", "CHANGELOG.md": "changelog.md", "README.md": "index.md"}
 LINK = re.compile(r"(!?)\[([^\]]+)\]\((?!https?:|mailto:|#)([^)\s]+)\)")
 GROUPS = {  # of the pages in results/, in this order; what is in none of them is among the others
-    "map": ("curve", "curve_cifar10", "activation", "order", "bsconv", "residual"),
+    "map": (
+        *("curve", "curve_cifar10", "larger", "families", "sizes", "schedule", "activation", "order", "bsconv"),
+        *("residual", "teacher", "kernels"),
+    ),
     "speed": ("bench",),
 }
 FENCE = re.compile(r"^(```|~~~).*?^\1", re.MULTILINE | re.DOTALL)
@@ -44,7 +47,7 @@ def page_of(path: str) -> str | None:
     if path.startswith("docs/"):
         return path.removeprefix("docs/")
     if path.startswith("results/"):
-        readme = path if path.endswith("README.md") else f"{path}/README.md"
+        readme = path if path.endswith(".md") else f"{path}/README.md"
         return readme if (ROOT / readme).is_file() else None
     return path if path.startswith("notebooks/") and path.endswith(".ipynb") else None
 
@@ -91,7 +94,7 @@ def write(path: Path, content: bytes) -> None:
 def copy(app: Sphinx, config: Any) -> None:
     """Copy what is shown, and remove what is not there any more."""
     kept = set()
-    for readme in [ROOT / "results/README.md", *sorted(ROOT.glob("results/*/README.md"))]:
+    for readme in sorted([*ROOT.glob("results/*.md"), *ROOT.glob("results/*/README.md")]):
         shown = readme.relative_to(ROOT)
         write(DOCS / shown, with_site_links(readme.read_text(), str(shown), str(shown)).encode())
         pictures = [*readme.parent.glob("*.png"), *readme.parent.glob("figures/*.png")]
