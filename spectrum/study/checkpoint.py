@@ -113,7 +113,8 @@ class Checkpoints:
                 if untouched is not None:
                     state.load(untouched)
                 continue
-            changed = {name: value for name, value in before.items() if self.environment.get(name) != value}
+            names = sorted(before.keys() | self.environment.keys())
+            changed = {name: before.get(name) for name in names if self.environment.get(name) != before.get(name)}
             standing.resumed.append({"step": standing.step, "before": changed})
             return standing
         return Standing()

@@ -143,6 +143,8 @@ def _of_checkpoints(folder: Path, rows: Sequence[Row]) -> Iterator[Finding]:
             yield Finding(f"{named}: of a point that has its row", fault=False, remove=(below,))
             continue
         states = {file: _state_of(file) for file in checkpoint_files(below)}
+        if not states and not any(below.iterdir()):
+            yield Finding(f"{named}: empty; the point starts anew", fault=True, remove=(below,))
         damaged = [file for file, state in states.items() if state == "damaged"]
         left = "whole" in states.values()
         for file in damaged:

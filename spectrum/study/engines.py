@@ -12,6 +12,7 @@ import multiprocessing
 import os
 import signal
 import threading
+import time
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
@@ -29,6 +30,7 @@ from spectrum.study.point import Point
 from spectrum.study.worker import Saving, limit_memory, train_one
 
 ATTEMPTS = 3
+LOOK = 0.5  # seconds between two looks at which points have had their time
 GRACE = 10.0  # seconds in which workers that are stopped may save where they stand
 
 
@@ -97,6 +99,27 @@ def with_log(reason: str, saving: Saving | None, point: Point) -> str:
     return reason
 
 
+class _Clock:
+    """Which points have had their time. pebble's own limits go by the time of day, which may jump."""
+
+    def __init__(self, minutes: float | None) -> None:
+        self.seconds = None if minutes is None else 60 * minutes
+        self.look = None if minutes is None else LOOK
+        self.began: dict[Future[Any], float] = {}
+
+    def late(self, running: Iterable[Future[Any]]) -> list[Future[Any]]:
+        """Those whose worker has had them for longer than the limit."""
+        if self.seconds is None:
+            return []
+        now = time.monotonic()
+        self.began = {future: self.began.get(future, now) for future in running if future.running()}
+        return [future for future, began in self.began.items() if now - began > self.seconds]
+
+
+def _error(future: Future[Any]) -> BaseException | None:
+    return None if future.cancelled() else future.exception()
+
+
 _stop: Any = None  # in a worker: its value is 1 where it is to save and end
 
 
@@ -145,6 +168,7 @@ class LocalEngine:
         workers = min(self.workers, len(waiting)) or 1
         running: dict[Future[Any], tuple[Point, int]] = {}
         broken = 0
+        clock = _Clock(self.limits.minutes)
         pool = self._pool(workers, slots)
         try:
             while waiting or running:
@@ -152,8 +176,11 @@ class LocalEngine:
                     while waiting and len(running) < workers:
                         point, attempt = waiting.popleft()
                         running[self._schedule(pool, point)] = (point, attempt)
-                ended = wait(running, return_when=FIRST_COMPLETED).done
-                if any(isinstance(future.exception(), BrokenProcessPool) for future in ended):
+                ended = wait(running, timeout=clock.look, return_when=FIRST_COMPLETED).done
+                for late in clock.late(running.keys() - ended):
+                    late.cancel()  # which ends the process
+                    ended.add(late)
+                if any(isinstance(_error(future), BrokenProcessPool) for future in ended):
                     broken += 1
                     if broken > ATTEMPTS:
                         raise EngineError(
@@ -168,7 +195,7 @@ class LocalEngine:
                     continue
                 for future in ended:
                     point, attempt = running.pop(future)
-                    error = future.exception()
+                    error = TimeoutError() if future.cancelled() else future.exception()
                     if isinstance(error, ProcessExpired) and attempt < ATTEMPTS:
                         waiting.append((point, attempt + 1))
                     else:
@@ -183,9 +210,8 @@ class LocalEngine:
             pool.join()
 
     def _schedule(self, pool: ProcessPool, point: Point) -> Future[Any]:
-        seconds = None if self.limits.minutes is None else 60 * self.limits.minutes
         args = [point, self.device, self.threads, self.imports, self.saving]
-        return pool.schedule(_train_in_pool, args=args, timeout=seconds)
+        return pool.schedule(_train_in_pool, args=args)
 
     def _outcome(self, point: Point, attempt: int, future: Future[Any], error: BaseException | None) -> Outcome:
         if error is None:

@@ -17,7 +17,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, model_validator
 
 from spectrum.study.point import (
     GAUSSIAN,
@@ -40,6 +40,7 @@ from spectrum.study.point import (
     unknown_key,
 )
 
+MOST_BYTES = 150  # of a study's name, to which overrides add up to 100
 Match = Literal["none", "params", "macs", "step_time"]
 
 
@@ -142,6 +143,12 @@ class Wanted:
     match: Match
 
 
+def _folder_name(name: str) -> str:
+    if not name.strip(".") or re.search(r"[/\x00-\x1f\x7f]", name) or len(name.encode()) > MOST_BYTES:
+        raise ValueError(f'{name[:40]!r} cannot be the name of a folder in results/; give a word, such as "curve"')
+    return name
+
+
 class Study(Record):
     """A question, and the points that answer it: the product of all axes, for each of the cases.
 
@@ -151,7 +158,7 @@ class Study(Record):
     [(1, 0), ('per_channel', 0), (1, 1), ('per_channel', 1)]
     """
 
-    name: str
+    name: Annotated[str, AfterValidator(_folder_name)]
     """As the file is called; says where results go."""
     question: str = ""
     """What the study is to answer."""

@@ -15,6 +15,7 @@ import fcntl
 import gc
 import json
 import os
+import re
 import socket
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -58,6 +59,7 @@ class Store:
             raise StoreError(f"{self.folder}: cannot be written ({error.strerror})") from None
         try:
             self._take_lock()
+            self._remove_half_written()
             self.set_aside = self._set_bad_rows_aside()
             self._files = {name: (self.folder / name).open("ab", buffering=0) for name in (ROWS, HISTORY)}
         except OSError as error:
@@ -106,9 +108,12 @@ class Store:
         old = read_plan(self.folder)
         if old == json.loads(json.dumps(plan)):
             return
-        if old is not None and old.get("hash") != plan["hash"]:
-            path.replace(self.folder / f"plan-{old.get('hash', 'unknown')}.json")
-        write_whole(path, json.dumps(plan, indent=1, allow_nan=False) + "\n")
+        try:
+            if old is not None and old.get("hash") != plan["hash"]:
+                write_whole(self.folder / _kept_as(old), path.read_bytes())  # a copy: the plan is never away
+            write_whole(path, json.dumps(plan, indent=1, allow_nan=False) + "\n")
+        except OSError as error:
+            raise StoreError(f"{path}: cannot be written ({error.strerror})") from error
 
     def _append(self, name: str, rows: Iterable[Row]) -> None:
         lines = [json.dumps(row, allow_nan=False, ensure_ascii=False).encode() for row in rows]
@@ -145,6 +150,13 @@ class Store:
             os.ftruncate(descriptor, before)  # half a row is worse than none
             raise StoreError(f"{self.folder / name}: cannot be written ({error.strerror})") from error
 
+    def _remove_half_written(self) -> None:
+        """What writers left that were killed while they wrote a whole file."""
+        for name in (ROWS, HISTORY, PLAN, f"{Path(PLAN).stem}-*.json"):
+            for left in self.folder.glob(f".{name}.*"):
+                if left.suffix[1:].isdigit():
+                    left.unlink(missing_ok=True)
+
     def _set_bad_rows_aside(self) -> int:
         """Move torn and garbled rows to results.bad; how many there were."""
         count = 0
@@ -163,6 +175,12 @@ class Store:
                 with (self.folder / name).open("ab") as file:
                     file.write(b"\n")
         return count
+
+
+def _kept_as(plan: Mapping[str, Any]) -> str:
+    """What an earlier plan is called: by its hash, if that is one."""
+    hash = str(plan.get("hash", "unknown"))
+    return f"{Path(PLAN).stem}-{hash if re.fullmatch('[0-9a-z]{1,64}', hash) else 'unknown'}.json"
 
 
 def is_own(path: Path) -> bool:

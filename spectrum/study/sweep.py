@@ -306,11 +306,13 @@ class _Run:
         return row
 
     def _remove_checkpoints(self, finished: Iterable[str]) -> None:
-        """Of points whose rows are on disk."""
-        for id in finished:
-            shutil.rmtree(self.saving.checkpoints_of(id), ignore_errors=True)
+        """Of points whose rows are on disk. Names come from the disk: what a row calls itself may be any path."""
+        ids, root = set(finished), self.store.folder / CHECKPOINTS
+        for below in list(root.iterdir()) if root.is_dir() else ():
+            if below.name in ids:
+                shutil.rmtree(below, ignore_errors=True)
         with suppress(OSError):
-            (self.store.folder / CHECKPOINTS).rmdir()  # once it is empty
+            root.rmdir()  # once it is empty
 
     def summary(self, choices: Sequence[Choice] = (), *, is_confirmed: bool = True) -> Summary:
         return Summary(

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from functools import cache
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from spectrum.study.checkpoint_files import CHECKPOINTS, Interrupted
 from spectrum.study.point import Point
@@ -38,6 +38,9 @@ class Saving:
     def log_of(self, id: str) -> Path:
         """What a point printed, and how it failed; there only if there is something to read."""
         return self.folder / LOGS / f"{id}.log"
+
+
+T = TypeVar("T")
 
 
 @cache
@@ -148,7 +151,7 @@ def _trained(
     from spectrum.study.provenance import provenance
     from spectrum.study.train import train
 
-    images = images_of(point)
+    images = _or_out_of_memory(lambda: images_of(point))
     environment = provenance(images, device) | ({} if ranks is None else {"ranks": ranks.count})
     checkpoints = None
     if saving is not None:
@@ -156,20 +159,27 @@ def _trained(
         folder = saving.checkpoints_of(point.id)
         checkpoints = Checkpoints(folder, identity, environment, minutes=saving.minutes, stop=stop, on_saved=on_saved)
     _reset_peak_memory()
-    try:
-        result = train(point, images, device=device, checkpoints=checkpoints, ranks=ranks or ALONE)
-    except MemoryError as error:
-        raise MemoryError(OUT_OF_MEMORY) from error
-    except RuntimeError as error:
-        if "DefaultCPUAllocator" in str(error) or "out of memory" in str(error):
-            raise MemoryError(OUT_OF_MEMORY) from error
-        raise RuntimeError(f"{error} ({_innermost(error)})") from error
+    result = _or_out_of_memory(
+        lambda: train(point, images, device=device, checkpoints=checkpoints, ranks=ranks or ALONE)
+    )
     seen = {"lowerings": result.lowerings, "resumed": result.resumed, "troubles": result.troubles}
     return {
         **asdict(result),
         "peak_memory_mb": _peak_memory_mb(),
         "provenance": environment | {name: what for name, what in seen.items() if what or name == "lowerings"},
     }
+
+
+def _or_out_of_memory(work: Callable[[], T]) -> T:
+    """What it gives; whatever tells that there is no memory is a MemoryError that says so."""
+    try:
+        return work()
+    except MemoryError as error:
+        raise MemoryError(OUT_OF_MEMORY) from error
+    except RuntimeError as error:
+        if "DefaultCPUAllocator" in str(error) or "out of memory" in str(error):
+            raise MemoryError(OUT_OF_MEMORY) from error
+        raise RuntimeError(f"{error} ({_innermost(error)})") from error
 
 
 def _innermost(error: BaseException) -> str:

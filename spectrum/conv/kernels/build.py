@@ -204,7 +204,7 @@ def _raise_if_refused(note: Path) -> None:
         reason, age = note.read_text(encoding="utf-8"), time.time() - note.stat().st_mtime
     except (OSError, UnicodeDecodeError):
         return
-    if age < RETRY_SECONDS:
+    if 0 <= age < RETRY_SECONDS:  # a note from the future is of a clock that was wrong
         raise CompilerRefused(f"{reason} (remove {note} to try again)")
 
 
