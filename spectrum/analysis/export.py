@@ -120,7 +120,7 @@ def markdown_rows(table: Table) -> str:
 
 def write_csv(results: pd.DataFrame, path: Path) -> None:
     """Write rows as CSV in which no cell is a formula."""
-    results.map(inert).to_csv(path, index=False)
+    results.map(inert).rename(columns=inert).to_csv(path, index=False, lineterminator="\r\n")  # or \r is not quoted
 
 
 def write_parquet(results: pd.DataFrame, path: Path) -> None:
@@ -158,7 +158,7 @@ TABLE_FORMATS: dict[str, Callable[[Table], str]] = {".tex": as_latex, ".md": as_
 
 def inert(value: object) -> object:
     """A spreadsheet would run a cell that starts with one of these; a leading quote makes it text."""
-    if isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r")):
+    if isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r", "\n")):
         return "'" + value
     return value
 

@@ -85,11 +85,11 @@ def _more_seeds(row: pd.Series) -> str:
     if pd.isna(more):
         return " More than 10,000 seeds would be needed to decide it."
     upper = "more than 10,000" if pd.isna(most) else f"{most:,}"
-    about = "to decide it" if not math.isnan(row["margin"]) else "to show a difference as large as this one"
-    return (
-        f" About {more:,} more {_plural(int(more), 'seed')} would be needed {about}, at 80 % power; {upper} if the "
-        "spread is at its 80 % upper limit."
-    )
+    power = f"at 80 % power ({upper} if the spread is at its 80 % upper limit)"
+    seeds = f" About {more:,} more {_plural(int(more), 'seed')} would be needed"
+    if math.isnan(row["margin"]):
+        return f"{seeds} to show a difference as large as this one, {power}."
+    return f"{seeds} to tell no difference from one as large as the margin, {power}; one between may stay undecided."
 
 
 def points(value: float, *, sign: bool = False) -> str:

@@ -1,11 +1,13 @@
-"""A training step of every network of a study: with torch's own convolutions in either layout, and as studies train.
+"""A training step of every network of a study: with torch's own kernels, in either layout, and with this package's.
 
-    default loop     NCHW, eager, DataLoader
-    channels_last    eager, batches as `spectrum run` makes them, torch's own operations
-    spectrum         what `spectrum run` does
+    default loop      NCHW, eager, DataLoader: what most scripts have
+    torch's kernels   what `spectrum run` does with SPECTRUM_LOWERING=native: channels_last, its own loop and data
+    spectrum          what `spectrum run` does
 
-Each way of a network runs in a process of its own, and the three take turns. Images are random, in the shape of the
-study's: no time here depends on what they show. The accuracies that such a step leads to are in the study's own rows.
+So the first two differ in layout and loop, the last two in kernels and joined normalisation alone. Each way of a
+network runs in a process of its own, and the three take turns. The whole list of networks is timed twice, one network
+after the other: how far the two are apart says what differences between networks are worth. Images are random, in the
+shape of the study's: no time here depends on what they show. The accuracies that such steps lead to are in its rows.
 """
 
 from __future__ import annotations
@@ -17,12 +19,12 @@ from typing import Any
 import pandas as pd
 
 from spectrum.bench.rounds import spread
-from spectrum.bench.train import DEFAULT, OURS, TUNED, Workers
+from spectrum.bench.train import DEFAULT, NATIVE, OURS, Workers
+from spectrum.models import stage_widths
 from spectrum.study.point import Point, SpecError, digest
 from spectrum.study.store import read_plan
 
-LAYOUT = TUNED[0]
-WAYS = (DEFAULT, LAYOUT, OURS)
+WAYS = (DEFAULT, NATIVE, OURS)
 
 
 def measure(
@@ -30,7 +32,8 @@ def measure(
     ways: Sequence[str] = WAYS,
     *,
     threads: int = 2,
-    rounds: int = 7,
+    passes: int = 2,
+    rounds: int = 4,
     steps: int = 5,
     on_row: Callable[[str], None] = lambda said: None,
 ) -> pd.DataFrame:
@@ -40,40 +43,54 @@ def measure(
         folder: with the plan.json of a study, all of whose points are planned.
         ways: of WAYS.
         threads: that torch may use in each process; one process works at a time.
-        rounds: in which each way takes `steps` steps.
+        passes: how often the list of networks is gone through.
+        rounds: of a pass, in which each way takes `steps` steps.
 
-    Columns: match, those that vary in the study, params, macs, way, ms with quartiles, rounds. Raises SpecError for a
-    folder without a plan, or whose plan has no points yet.
+    Columns: match, those that vary in the study, params, macs, way, ms with quartiles, rounds, and `apart`: the slowest
+    pass's median over the fastest's. Raises SpecError for a folder without a plan, or whose plan has no points yet.
     """
     from spectrum.study.images import images_of
 
     plan = read_plan(folder)
     if plan is None or not plan["points"]:
         raise SpecError(f"--study {folder}: has no plan.json with points; run the study first")
-    measured: dict[str, dict[str, dict[str, float]]] = {}
-    rows = []
-    for said, entry in _networks(plan).items():
+    wanted = _networks(plan)
+    points, networks = {}, {}
+    for said, entry in wanted.items():
         point = Point(**entry["point"])
-        network = digest({"point": _without_seed(point), "segments": list(entry["realised_segments"])})
-        if network not in measured:
-            shape = images_of(point).shape
-            random = point.model_copy(update={"train_images": None})
-            measured[network] = _times(random, ways, threads, rounds, steps, shape)
-        for way, times in measured[network].items():
-            rows.append({**dict(said), "params": entry["params"], "macs": entry["macs"], "way": way, **times})
-        took = " · ".join(f"{way} {times['ms']:.1f}" for way, times in measured[network].items())
-        on_row(f"{', '.join(f'{name} {value}' for name, value in said)}: ms a step: {took}")
+        shape = images_of(point).shape
+        widths = stage_widths(point.model, point.architecture(shape[0], 10, shape[1]))
+        networks[said] = digest({"widths": widths, "point": _rest(point), "segments": entry["realised_segments"]})
+        points[networks[said]] = point.model_copy(update={"train_images": None}), shape
+    taken: dict[str, list[dict[str, list[float]]]] = {network: [] for network in points}
+    for number in range(passes):
+        for network, (point, shape) in points.items():
+            times = _times(point, ways, threads, rounds, steps, shape)
+            taken[network].append(times)
+            took = " · ".join(f"{way} {1e3 * pd.Series(seconds).median():.1f}" for way, seconds in times.items())
+            on_row(f"{number + 1}/{passes} {point.segments} segments, widths {point.widths}: ms a step: {took}")
+    rows = []
+    for said, entry in wanted.items():
+        for way in ways:
+            each = [times[way] for times in taken[networks[said]]]
+            medians = [pd.Series(seconds).median() for seconds in each]
+            measured = {
+                **spread([second for seconds in each for second in seconds]),
+                "apart": max(medians) / min(medians),
+            }
+            rows.append({**dict(said), "params": entry["params"], "macs": entry["macs"], "way": way, **measured})
     return pd.DataFrame(rows)
 
 
 def findings(table: pd.DataFrame) -> dict[str, Any]:
     """How many times as fast each other way's step is with ours, at its least, in the middle and at its most."""
     wide = table.pivot_table(index=_names(table), columns="way", values="ms", dropna=False).dropna()
-    return {
+    found: dict[str, Any] = {
         f"times {way}, least, median, most": [float(q) for q in (wide[way] / wide[OURS]).quantile([0, 0.5, 1])]
         for way in wide
         if way != OURS
     }
+    return {**found, "two passes apart, median, most": [float(q) for q in table["apart"].quantile([0.5, 1])]}
 
 
 def _names(table: pd.DataFrame) -> list[str]:
@@ -95,16 +112,18 @@ def _plain(value: Any) -> Any:
     return " ".join(map(str, value)) if isinstance(value, tuple) else value
 
 
-def _without_seed(point: Point) -> dict[str, Any]:
-    return point.model_dump(mode="json", exclude={"seed", "lr", "weight_decay", "segments", "segment_width"})
+def _rest(point: Point) -> dict[str, Any]:
+    """What else a step hangs on."""
+    told = {"seed", "lr", "weight_decay", "segments", "segment_width", "width", "widths", "train_images"}
+    return point.model_dump(mode="json", exclude=told)
 
 
 def _times(
     point: Point, ways: Sequence[str], threads: int, rounds: int, steps: int, shape: tuple[int, int, int]
-) -> dict[str, dict[str, float]]:
+) -> dict[str, list[float]]:
     with Workers(point, ways, threads, shape) as workers:
         taken: dict[str, list[float]] = {way: [] for way in ways}
         for _ in range(rounds):
             for way in ways:
                 taken[way].append(workers.take(way, steps)[0])
-    return {way: spread(seconds) for way, seconds in taken.items()}
+    return taken

@@ -31,6 +31,7 @@ from spectrum.study.point import Point
 from spectrum.study.train import keep_freed_memory, make_optimizer, training_step
 
 DEFAULT, OURS = "default loop", "spectrum"
+NATIVE = "torch's kernels"  # what `spectrum run` does with SPECTRUM_LOWERING=native
 TUNED = ("channels_last", "channels_last, compiled")
 WAYS = (DEFAULT, *TUNED, OURS)
 CURVE: tuple[dict[str, int], ...] = ({"segments": 1}, *({"segment_width": width} for width in (32, 16, 8, 4, 2, 1)))
@@ -195,7 +196,7 @@ class _Clocked:
 
 
 def _steps(point: Point, images: Images, way: str) -> Iterator[float]:
-    if way == OURS:
+    if way in (OURS, NATIVE):
         keep_freed_memory()
     data = split(images, point.validation_fraction)
     with lowerings("auto" if way == OURS else "native"):

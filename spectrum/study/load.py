@@ -220,7 +220,7 @@ def _most_gigabytes() -> float:
 
 def _survey(splits: Sequence[Stored], decoder: Decoder, version: list[Any], kept: Path) -> tuple[int, str]:
     """How many channels the training images have, and a SHA-256 of all files: read once, then kept beside the cache."""
-    with suppress(OSError, ValueError, KeyError):
+    with suppress(OSError, ValueError, KeyError, TypeError):
         known = json.loads(kept.read_text())
         if known["version"] == version:
             return known["channels"], known["fingerprint"]

@@ -26,6 +26,8 @@ Array = np.ndarray[Any, np.dtype[np.uint8]]
 T = TypeVar("T")
 
 ROWS = 512  # that are read from a table at once
+# Pillow knows more, and draws some of them, such as EPS, by starting a program.
+FORMATS = ("PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP", "PPM")
 CENTRE = 0.875  # of an image's shorter side is what a centre crop keeps: 299 of 342 pixels, 224 of 256
 
 
@@ -65,7 +67,7 @@ class Stored:
         from PIL import Image, UnidentifiedImageError
 
         try:
-            return function(row["bytes"] if row["bytes"] is not None else Path(row["path"]).read_bytes())
+            return function(row["bytes"] if row["bytes"] is not None else _file(Path(row["path"])))
         except (OSError, SyntaxError, TypeError, KeyError, ValueError, Image.DecompressionBombError) as error:
             file = row.get("path") if isinstance(row, dict) else None
             why = "no known image format" if isinstance(error, UnidentifiedImageError) else error
@@ -92,7 +94,7 @@ class Decoder:
         """Raises what Pillow raises, and ValueError for pixels that have no known range."""
         from PIL import Image
 
-        encoded = Image.open(io.BytesIO(data))
+        encoded = Image.open(io.BytesIO(data), formats=FORMATS)
         channels = self.channels or _channels(encoded.mode)
         image = _eight_bits(encoded).convert("L" if channels == 1 else "RGB")
         if self.image_size is not None:
@@ -107,7 +109,14 @@ def channels_of(data: bytes) -> int:
     """1 for a grey image, 3 for others, by the file's header. Raises what Pillow raises."""
     from PIL import Image
 
-    return _channels(Image.open(io.BytesIO(data)).mode)
+    return _channels(Image.open(io.BytesIO(data), formats=FORMATS).mode)
+
+
+def _file(path: Path) -> bytes:
+    """A file's bytes; of a device or a pipe, whose end may never come, none. Raises OSError."""
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is no file")
+    return path.read_bytes()
 
 
 def decode_all(stored: Stored, decoder: Decoder) -> Tensor:

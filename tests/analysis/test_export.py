@@ -1,5 +1,6 @@
 """What is exported can be read by what it is for, whatever a study and its values are called."""
 
+import csv
 import re
 import shutil
 import subprocess
@@ -159,13 +160,45 @@ def test_a_study_without_an_accuracy_has_no_table(export):
         export(points_table(results().assign(status="failed", test_accuracy=None, val_accuracy=None)))
 
 
-@pytest.mark.parametrize("cell", ["=1+1", "+1", "-1+1", "@SUM(A1)", "\t=1"])
+FORMULAS = ["=1+1", "+1", "-1+1", "@SUM(A1)", "\t=1", "\r=1", '=HYPERLINK("http://x","y")', "=1\n,=2"]
+HIDDEN = ['",=1', "x\r=1", "x\r\n=1", "x\n=1"]  # where a comma or a line's end is not kept within the cell
+
+
+def written(table, folder):
+    """The cells of a CSV file, as a spreadsheet reads them."""
+    write_csv(table, folder / "rows.csv")
+    with (folder / "rows.csv").open(newline="", encoding="utf-8") as file:
+        return list(csv.reader(file))
+
+
+def formulas(lines):
+    cells = (cell for line in lines for cell in line)
+    return [cell for cell in cells if cell.startswith(tuple("=+-@\t\r")) and not re.fullmatch(r"-?[\d.e-]+", cell)]
+
+
+@pytest.mark.parametrize("cell", FORMULAS + HIDDEN)
 def test_cells_that_a_spreadsheet_would_run_become_text(cell, tmp_path):
-    assert inert(cell) == "'" + cell
+    shown = "'" + cell if cell in FORMULAS else cell
+    assert inert(cell) == shown
     assert inert("plain") == "plain"
     assert inert(-1.5) == -1.5
-    write_csv(results().assign(dataset=cell), tmp_path / "rows.csv")
-    assert "'" + cell in (tmp_path / "rows.csv").read_text()
+    named = dict.fromkeys(["study", "dataset", "reason"], cell)
+    rows = results(activation=["none", cell]).assign(**named, widths=[[cell]] * 16, lr=-0.5)
+    sides = [{"activation": cell}, {"activation": "none"}]
+    nothing = [{"activation": "x"}, {"activation": "none"}]
+    judged = stats.contrasts(rows, [{"name": cell, "between": between} for between in (sides, nothing)])
+    for table in (rows, judged):
+        lines = written(table, tmp_path)
+        assert [len(line) for line in lines] == [len(table.columns)] * (1 + len(table))
+        assert formulas(lines) == []
+        assert shown in lines[1]
+
+
+@pytest.mark.parametrize("title", FORMULAS + HIDDEN)
+def test_titles_that_a_spreadsheet_would_run_become_text(title, tmp_path):
+    lines = written(results().assign(**{title: 1}), tmp_path)
+    assert len({len(line) for line in lines}) == 1
+    assert formulas(lines) == []
 
 
 def compared():

@@ -88,6 +88,19 @@ def test_the_curve_draws_one_line_a_setting_that_varies():
     assert only == ["activation none", "activation relu"]
 
 
+@pytest.mark.filterwarnings("error")  # matplotlib's, where axes have no room left
+def test_a_legend_of_many_letters_stands_below_what_is_drawn(tmp_path):
+    table = results(activation=["none", "relu", "elu"], order=["pointwise_first", "spatial_first"], lr=[0.1, 0.2])
+    two = pd.concat([table, table.assign(match="macs", budget_mismatch=0.0)])
+    for figure in (plots.spectrum_curve(table), plots.budget_panels(two), plots.learning_curves(history(table), table)):
+        plots.save_figure(figure, tmp_path / "figure")
+        (legend,) = figure.legends
+        lowest = min(ax.get_tightbbox().y0 for ax in figure.axes if ax.axison)
+        assert legend.get_window_extent().y1 <= lowest or len(figure.axes) > 2
+        assert all(ax.get_window_extent().height > 150 for ax in figure.axes if ax.axison)
+    assert plots.spectrum_curve(results()).legends == []
+
+
 def test_a_bare_convolution_stands_beside_the_curve():
     table = pd.concat([results(), results().iloc[:2].assign(pointwise=False, test_accuracy=0.95)])
     ax = plots.spectrum_curve(table).axes[0]

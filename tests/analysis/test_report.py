@@ -1,26 +1,37 @@
+import base64
+import hashlib
 import re
 import shutil
 import subprocess
 from html.parser import HTMLParser
+from xml.etree import ElementTree
 
 import pypdf
 import pytest
+from markupsafe import escape
 
-from spectrum.analysis.report import write_report
+from spectrum import plots
+from spectrum.analysis.page import page_of
+from spectrum.analysis.report import judge, write_report
 from spectrum.analysis.summary import as_text, summary_table
 from tests.analysis.test_plots import history, results
 
-EVIL = "<img src=x onerror=alert(1)></script><script>alert(2)</script>"
+EVIL = """"'--></script><script>f()</script><img src=x onerror=f()>{{7*7}}"""
 
 
 class Tags(HTMLParser):
     def __init__(self, page):
         super().__init__()
-        self.found = []
+        self.found, self.scripts = [], []
         self.feed(page)
 
     def handle_starttag(self, tag, attrs):
         self.found.append((tag, dict(attrs)))
+        self.scripts += [""] * (tag == "script")
+
+    def handle_data(self, data):
+        if self.cdata_elem == "script":
+            self.scripts[-1] += data
 
 
 @pytest.fixture
@@ -156,6 +167,19 @@ def test_contrasts_are_said_drawn_and_warned_of(tmp_path, plan):
     assert (tmp_path / "figures/contrasts.svg").exists()
 
 
+def test_the_policy_comes_before_the_one_script_and_has_its_hash(tmp_path, plan):
+    page = Tags(write_report(tmp_path, provenance(results()), history(results()), plan).page.read_text())
+    (script,) = page.scripts
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    policy = f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{digest}'"
+    said = {"http-equiv": "Content-Security-Policy", "content": policy}
+    tags = [tag for tag, _ in page.found]
+    assert [attrs for _, attrs in page.found if "http-equiv" in attrs] == [said]
+    assert page.found.index(("meta", said)) < min(tags.index(tag) for tag in ("script", "style", "img", "body"))
+    assert tags.count("script") == 1
+    assert not any(name.startswith("on") or name == "href" for _, attrs in page.found for name in attrs)
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("chromium") is None, reason="needs chromium")
 def test_a_click_on_a_title_sorts_the_table_and_no_other_script_runs(tmp_path, plan):
@@ -203,11 +227,54 @@ def test_a_study_with_no_finished_point_still_has_a_page(tmp_path, plan):
     assert "no luck" in report.page.read_text()
 
 
-def test_markup_in_names_stays_text(tmp_path, plan):
-    table = provenance(results()).assign(dataset=EVIL, status="failed", reason=EVIL)
-    plan |= {"study": EVIL, "question": EVIL, "base": {EVIL: EVIL}}
-    page = write_report(tmp_path, table, history(table), plan).page.read_text()
-    tags = Tags(page).found
-    assert [attrs for tag, attrs in tags if tag == "script"] == [{}]
-    assert EVIL not in page
-    assert all("onerror" not in attrs for _, attrs in tags)
+def named(word, plan):
+    """Rows, plan and search of a study in which all that people and files may name is called so."""
+    table = provenance(results(activation=["none", word], seed=[0, 1, 2])).assign(study=word, dataset=word)
+    table["test_accuracy"] += (table["activation"] == word) * (0.01 + 0.002 * (table["seed"] - 1))
+    table["provenance"] = [{word: word, "lowerings": {word: word}}] * len(table)
+    table.loc[[0], ["status", "test_accuracy", "reason"]] = ["failed", None, word]
+    sides = [{"activation": word}, {"activation": "none"}]
+    one = {"name": word, "between": sides, "factors": [f"activation: {word}"], "notes": [word], "confounded": False}
+    two = one | {"factors": [f"activation: {word}", word], "across_factors": [word], "margin": 0.01}
+    search = results(lr=[0.1, 0.2], activation=[word]).assign(dataset=word, weight_decay=0.0, chosen=True)
+    choice = {"point": {"segments": 1, "activation": word}, "match": "none", "values": {word: 0.1}, "edges": [word]}
+    plan |= dict.fromkeys(("study", "file", "question", "hash"), word)
+    plan |= {"imports": [word], "overrides": {word: word}, "base": {word: word, "activation": word}}
+    plan |= {"contrasts": [one, two | {"confounded": True}], "varied": ["segments", "activation", word]}
+    plan |= {"points": [{"point": {"segments": 1, "activation": word, word: word, "seed": word}}] * len(table)}
+    tuning = {"grid": {"lr": [0.1]}, "points": plan["points"], "choices": [choice | {"val_accuracy": 0.9}]}
+    return table, plan | {"tuning": tuning}, search
+
+
+def test_markup_in_names_stays_text(plan):
+    texts = []
+    for word in ("tame", EVIL):
+        table, said, _ = named(word, plan)
+        texts.append(page_of(table, said, summary_table(table), {}, judge(table, said)))
+    tame, evil = map(Tags, texts)
+    assert [(tag, sorted(attrs)) for tag, attrs in tame.found] == [(tag, sorted(attrs)) for tag, attrs in evil.found]
+    assert tame.scripts == evil.scripts
+    assert texts[1].count(escape(EVIL)) == texts[0].count("tame") > 30
+    assert EVIL not in texts[1]
+
+
+@pytest.mark.slow
+def test_markup_in_names_stays_text_in_pictures(tmp_path, plan):
+    table, said, search = named(EVIL, plan)
+    report = write_report(tmp_path, table, history(table), said, search)
+    assert [attrs for tag, attrs in Tags(report.page.read_text()).found if tag == "script"] == [{}]
+    drawn = [path for path in report.figures if path.suffix == ".svg"]
+    assert {path.stem for path in drawn} == {"spectrum", "params", "macs", "learning", "contrasts", "tuning"}
+    for path in drawn:
+        for element in ElementTree.parse(path).iter():
+            assert element.tag.rpartition("}")[2] not in ("script", "img", "foreignObject", "a"), path.name
+            attributes = {name.rpartition("}")[2]: value for name, value in element.attrib.items()}
+            assert not any(name.startswith("on") for name in attributes), path.name
+            assert attributes.get("href", "#").startswith(("#", "data:image/png;base64,")), path.name
+
+
+@pytest.mark.parametrize("word", ["$x$", "$x^$"])
+def test_a_dollar_in_a_name_is_no_mathematics(word, tmp_path):
+    table = results(activation=["none", word]).assign(dataset=word)
+    path, _ = plots.save_figure(plots.spectrum_curve(table), tmp_path / "curve")
+    assert "Oblique" not in path.read_text()  # the letters of a formula

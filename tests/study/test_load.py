@@ -1,18 +1,26 @@
 """Data sets as they come: where they are found, what becomes of their pixels and labels, and the cache."""
 
+import base64
+import gzip
 import io
 import os
+import pickle
 import resource
 from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import datasets
 import numpy as np
+import pyarrow
 import pytest
 import torch
 from huggingface_hub import constants
-from PIL import Image
+from PIL import EpsImagePlugin, Image
+from pyarrow import parquet
 from sklearn.datasets import load_digits
 
 from spectrum.study import load
@@ -338,6 +346,105 @@ def test_a_label_that_training_never_shows_is_an_error(data_root: Path) -> None:
         load_images("flowers")
 
 
+# Files that would run something, if they were let
+
+
+class Canary:
+    """Makes a folder where it is unpickled."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def __reduce__(self) -> Any:
+        return os.mkdir, (str(self.folder),)
+
+
+PICKLES: dict[str, Callable[[Canary], bytes]] = {
+    **{f"protocol {number}": partial(pickle.dumps, protocol=number) for number in (0, 1, 2, 4, 5)},
+    "gzip": lambda canary: gzip.compress(pickle.dumps(canary)),
+    "torch": lambda canary: saved(lambda file: torch.save(canary, file)),
+    "torch, older": lambda canary: saved(lambda file: torch.save(canary, file, _use_new_zipfile_serialization=False)),
+    "numpy": lambda canary: saved(lambda file: np.save(file, np.array([canary], dtype=object), allow_pickle=True)),
+}
+
+
+def saved(save: Callable[[io.BytesIO], None]) -> bytes:
+    save(file := io.BytesIO())
+    return file.getvalue()
+
+
+@pytest.fixture
+def canary(tmp_path: Path) -> Iterator[Canary]:
+    """One that lives, and has not sung when the test ends."""
+    one = Canary(tmp_path / "sung")
+    pickle.loads(pickle.dumps(one))
+    one.folder.rmdir()
+    yield one
+    assert not one.folder.exists()
+
+
+@pytest.mark.parametrize("how", PICKLES)
+@pytest.mark.parametrize("file", ["train.parquet", "a/0.png"])
+def test_a_pickle_in_place_of_a_file_is_not_loaded(data_root: Path, canary: Canary, how: str, file: str) -> None:
+    if not file.endswith("parquet"):
+        write_folder(data_root / "flowers", random_pixels(6), ["a", "b"])
+    path = data_root / "flowers" / file
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(PICKLES[how](canary))
+    with pytest.raises(DataError, match=r"cannot be (read|decoded)"):
+        load_images("flowers")
+
+
+@pytest.mark.parametrize("how", PICKLES)
+def test_a_pickle_in_place_of_an_image_is_not_loaded(data_root: Path, canary: Canary, how: str) -> None:
+    files = [*random_pixels(5), PICKLES[how](canary)]
+    write_parquet(data_root / "flowers/train.parquet", files, [0, 1, 2] * 2)
+    with pytest.raises(DataError, match=r"image 5 of the train split cannot be decoded"):
+        load_images("flowers")
+
+
+def test_a_pickle_in_the_type_of_a_column_is_not_loaded(data_root: Path, canary: Canary) -> None:
+    """As pyarrow did until 14.0.1 (CVE-2023-47248)."""
+    path = data_root / "flowers/train.parquet"
+    write_parquet(path, random_pixels(12), [0, 1, 2] * 4)
+    table = parquet.read_table(path)
+    kind = {"ARROW:extension:name": "arrow.py_extension_type", "ARROW:extension:metadata": pickle.dumps(canary)}
+    fields = [field.with_metadata(kind) for field in table.schema]
+    parquet.write_table(table.cast(pyarrow.schema(fields, table.schema.metadata)), path)
+    assert b"py_extension_type" in base64.b64decode(parquet.read_metadata(path).metadata[b"ARROW:schema"])
+    with suppress(DataError):
+        load_images("flowers")
+
+
+@pytest.mark.parametrize("kind", ["parquet", "png"])
+@pytest.mark.parametrize("name", ["flowers", "./flowers", "owner/flowers"])
+def test_a_program_beside_the_images_is_not_run(data_root: Path, canary: Canary, kind: str, name: str) -> None:
+    folder = data_root / name if name == "flowers" else Path(name)  # the hub's library looks here for its ids too
+    if kind == "parquet":
+        write_parquet(folder / "train.parquet", random_pixels(12), [0, 1] * 6)
+    else:
+        write_folder(folder, random_pixels(12), ["a", "b"])
+    for program in ("flowers.py", "__init__.py", "datasets.py", "a/a.py"):
+        (folder / program).parent.mkdir(exist_ok=True)
+        (folder / program).write_text(f"import os; os.mkdir({str(canary.folder)!r})")
+    (folder / "README.md").write_text(f"---\nx: !!python/object/apply:os.mkdir [{canary.folder}]\n---\n")
+    with nullcontext() if "owner" not in name else pytest.raises(DataError):
+        assert len(load_images(name).train_y) == 10
+
+
+def test_no_program_draws_an_image(data_root: Path, canary: Canary, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pillow gives PostScript to Ghostscript, if there is one: a program of its own, run by what is in the file."""
+    ghostscript = data_root / "gs"
+    ghostscript.write_text(f"#!/bin/sh\nmkdir {canary.folder}\n")
+    ghostscript.chmod(0o755)
+    monkeypatch.setenv("PATH", str(data_root), prepend=os.pathsep)
+    monkeypatch.setattr(EpsImagePlugin, "gs_binary", None)  # which Pillow looks for once
+    script = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 6 6\n%%EndComments\nshowpage\n%%EOF\n"
+    write_parquet(data_root / "flowers/train.parquet", [*random_pixels(5), script], [0, 1, 2] * 2)
+    with pytest.raises(DataError, match=r"image 5 of the train split cannot be decoded"):
+        load_images("flowers")
+
+
 # The cache
 
 
@@ -418,6 +525,17 @@ def test_a_flipped_byte_in_the_cache_is_noticed_and_mended(where: int, decoded: 
     assert decoded == ["flowers"] * 2
     assert same(load_anew(), first)
     assert decoded == ["flowers"] * 2, "the cache is whole again"
+
+
+@pytest.mark.usefixtures("flowers")
+@pytest.mark.parametrize("how", PICKLES)
+def test_a_pickle_in_place_of_the_cache_is_not_loaded(canary: Canary, how: str, decoded: list[str]) -> None:
+    first = load_anew()
+    whole = cached_file().read_bytes()
+    cached_file().write_bytes(PICKLES[how](canary))
+    assert same(load_anew(), first)
+    assert decoded == ["flowers"] * 2
+    assert cached_file().read_bytes() == whole
 
 
 @pytest.mark.usefixtures("flowers")

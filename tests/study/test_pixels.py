@@ -26,6 +26,7 @@ from spectrum.study.point import Point
 from spectrum.study.teacher import relabelled
 from spectrum.study.train import evaluate, train
 from tests.study.stored import Pixels, as_nchw, encoded, random_pixels, write_folder, write_parquet
+from tests.study.test_load import PICKLES, Canary
 
 
 def stored(files: Sequence[bytes]) -> Stored:
@@ -118,6 +119,20 @@ def test_a_file_that_breaks_later_is_named(data_root: Path) -> None:
     point = Point(dataset="flowers", image_size=5, batch_size=4, epochs=1, width=0.25)
     with pytest.raises(DataError, match=rf"image 3 of the train split \({victim}\) cannot be decoded"):
         train(point, as_asked)
+
+
+@pytest.mark.parametrize("how", PICKLES)
+def test_a_pickle_in_place_of_an_encoded_image_is_not_loaded(data_root: Path, how: str) -> None:
+    for part in ("train", "test"):
+        write_folder(data_root / "flowers" / part, random_pixels(4, channels=3), ["a", "b"])
+    as_asked, canary = kept_encoded("flowers", 5), Canary(data_root / "sung")
+    assert isinstance(as_asked.train_x, Encoded)
+    victim = data_root / "flowers" / "train" / "b" / "003.png"
+    victim.write_bytes(PICKLES[how](canary))
+    for read in (as_asked.train_x.decode, lambda: kept_encoded("flowers", 6)):
+        with pytest.raises(DataError, match=rf"image 3 of the train split \({victim}\) cannot be decoded"):
+            read()
+    assert not canary.folder.exists()
 
 
 # From a folder to a result
@@ -221,6 +236,18 @@ def test_the_files_are_read_once_for_their_fingerprint(monkeypatch: pytest.Monke
     assert kept_encoded("flowers", 16).fingerprint == first.fingerprint
     assert len(read) == 142, "a hub id may name other files than it did"
     assert kept_encoded("flowers", 16, "centre_crop").fingerprint != first.fingerprint
+
+
+@pytest.mark.usefixtures("flowers")
+@pytest.mark.parametrize("content", [*PICKLES, "{", "null", "[]", '{"version": 1}'])
+def test_what_is_no_record_of_a_fingerprint_is_made_anew(content: str, tmp_path: Path) -> None:
+    first, canary = kept_encoded("flowers", 16), Canary(tmp_path / "sung")
+    (survey,) = Path(os.environ["SPECTRUM_CACHE"]).glob("*.json")
+    whole = survey.read_bytes()
+    survey.write_bytes(PICKLES[content](canary) if content in PICKLES else content.encode())
+    assert kept_encoded("flowers", 16).fingerprint == first.fingerprint
+    assert survey.read_bytes() == whole
+    assert not canary.folder.exists()
 
 
 def test_a_fingerprint_of_files_sees_every_byte_label_and_size(data_root: Path) -> None:

@@ -25,6 +25,7 @@ from spectrum.analysis.plots.drawing import (
     drawable,
     error_bars,
     figure_of,
+    legend_below,
     look_of,
     offset_of,
     places_axis,
@@ -32,6 +33,7 @@ from spectrum.analysis.plots.drawing import (
     seeds_said,
     setting_said,
     shades_of,
+    share_legend,
     spectrum_axis,
     styled,
     value_said,
@@ -109,6 +111,7 @@ def budget_panels(results: pd.DataFrame, *, metric: str = "test_accuracy") -> Fi
         ax.set_title(said, color="0.25", fontsize=8)
         if number:
             ax.set_ylabel("")
+    share_legend(panels)
     _say_of_all(figure, table, "line and bars: mean and 95 % t-interval")
     return figure
 
@@ -264,7 +267,8 @@ def learning_curves(
         for number, (values, kind) in enumerate(kinds):
             _lines(ax, kind, metric, shades, look=look_of(number), said=setting_said(names, values))
         longest = max(len(str(line.get_label())) for line in ax.lines)
-        ax.legend(title="segments", ncols=2 if longest < 28 else 1, fontsize=7.5 if len(ax.lines) > 8 else None)
+        if not legend_below(ax, ax.lines, "segments"):
+            ax.legend(title="segments", ncols=2 if longest < 28 else 1, fontsize=7.5 if len(ax.lines) > 8 else None)
         say(ax, table, names, what)
         return figure_of(ax)
     across = min(4, len(kinds))

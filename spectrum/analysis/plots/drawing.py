@@ -32,6 +32,7 @@ from spectrum.analysis.table import (
 STYLE = Path(__file__).with_name("spectrum.mplstyle")
 CAPTION_CHARACTERS = 17.5  # of a caption, an inch
 ORDERS = {"pointwise_first": "1×1 first", "spatial_first": "spatial first"}
+LETTERS_WITHIN = 200  # of all labels; a legend of more is put below the axes
 METRIC_LABELS = {"test_accuracy": "test accuracy, %", "val_accuracy": "validation accuracy, %"}
 P = ParamSpec("P")
 
@@ -263,11 +264,40 @@ def add_legend(ax: Axes, *, bare: bool) -> None:
     handles, _ = ax.get_legend_handles_labels()
     if bare:
         handles += [mpl.lines.Line2D([], [], color="0.3", ls="", marker="*", ms=9, mfc="white", label="no 1×1 (bare)")]
-    if handles:
+    if handles and not legend_below(ax, handles):
         if len(ax.get_xticks()) == 1:  # marks stand in the middle, and nothing is free
             ax.legend(handles=handles, loc="center left", bbox_to_anchor=(1.01, 0.5))
         else:
             ax.legend(handles=handles, ncols=2 if len(handles) > 8 else 1)
+
+
+def share_legend(panels: Sequence[Axes]) -> None:
+    """One legend below all panels, where one in each would hide what is drawn."""
+    legends = [legend for ax in panels if (legend := ax.get_legend()) is not None]
+    labels = [text.get_text() for text in legends[0].get_texts()] if legends else []
+    if sum(map(len, labels)) * len(panels) < LETTERS_WITHIN:
+        return
+    drawn, _ = panels[0].get_legend_handles_labels()
+    handles = [*drawn, *legends[0].legend_handles[len(drawn) :]]
+    _put_below(figure_of(panels[0]), handles, labels, None)
+    for legend in legends:
+        legend.remove()
+
+
+def legend_below(ax: Axes, handles: Sequence[Any], title: str | None = None) -> bool:
+    """Whether a legend that would hide what is drawn was put below the axes, for which the figure grows."""
+    labels = [str(handle.get_label()) for handle in handles]
+    if len(figure_of(ax).axes) > 1 or max(map(len, labels)) * len(labels) < LETTERS_WITHIN:
+        return False
+    _put_below(figure_of(ax), handles, labels, title)
+    return True
+
+
+def _put_below(figure: Figure, handles: Sequence[Any], labels: Sequence[str], title: str | None) -> None:
+    columns = max(1, int(figure.get_figwidth() / (0.55 + 0.062 * max(map(len, labels)))))
+    lines = -(-len(labels) // columns) + (title is not None)
+    figure.set_figheight(figure.get_figheight() + 0.17 * lines)
+    figure.legend(handles, labels, title=title, loc="outside lower center", ncols=columns, fontsize=7.5)
 
 
 def offset_of(number: int, count: int) -> float:
