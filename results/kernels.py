@@ -1,6 +1,6 @@
 """The curve on CIFAR-10 against measured step time, with torch's kernels and with this package's: `make readmes`.
 
-    results/curve_cifar10            accuracies of its networks
+    results/curve_cifar10            accuracies of its networks, under all four budgets
     results/kernels/steps.csv        what a training step of each takes: `spectrum bench steps`
 
 The accuracies are the same under all kernels, since every way computes the same function; what moves is the time.
@@ -20,16 +20,16 @@ from matplotlib.figure import Figure
 from spectrum import load_results, plots, stats
 from spectrum.analysis.plots.drawing import look_of, shades_of
 from spectrum.analysis.table import budget_name
-from spectrum.bench.steps import DEFAULT, LAYOUT, OURS, WAYS
+from spectrum.bench.steps import DEFAULT, NATIVE, OURS, WAYS
 
 RESULTS = Path(__file__).parent
 STUDY = RESULTS / "curve_cifar10"
-BUDGETS = ("none", "params", "macs")  # step_time was held with kernels of its own
 TITLES = {
-    DEFAULT: "torch's kernels, default layout",
-    LAYOUT: "torch's kernels, channels_last",
+    DEFAULT: "torch's kernels, default layout and loop",
+    NATIVE: "torch's kernels, channels_last",
     OURS: "this package's kernels",
 }
+BARE, END = "1, no 1×1", "per channel"
 
 
 class Steps:
@@ -37,13 +37,22 @@ class Steps:
 
     @cached_property
     def times(self) -> pd.DataFrame:
-        table = pd.read_csv(RESULTS / "kernels/steps.csv")
-        return table[table["match"].isin(BUDGETS)]
+        return pd.read_csv(RESULTS / "kernels/steps.csv")
 
     @cached_property
     def results(self) -> pd.DataFrame:
-        rows = load_results(STUDY)
-        return rows[rows["match"].isin(BUDGETS)]
+        return load_results(STUDY)
+
+    @property
+    def machine(self) -> dict[str, Any]:
+        """What the steps were measured on."""
+        said: dict[str, Any] = json.loads((RESULTS / "kernels/steps.machine.json").read_text())
+        return said
+
+    @property
+    def apart(self) -> float:
+        """How many times as long the slower of two passes took, at most, with ours or torch's kernels."""
+        return float(self.times.loc[self.times["way"] != DEFAULT, "apart"].max())
 
     def timed(self, way: str) -> pd.DataFrame:
         """The rows, each with the milliseconds of a step of its network."""
@@ -51,13 +60,13 @@ class Steps:
         places = self.results[["match", "segments", "pointwise"]].astype({"segments": str})
         return self.results.assign(step_ms=ms.loc[list(places.itertuples(index=False, name=None))].to_numpy())
 
-    def ms(self, way: str, segments: object, match: str = "macs", *, pointwise: bool = True) -> float:
-        """Of a step of one network."""
+    def ms(self, way: str, segments: object, match: str = "macs") -> float:
+        """Of a step of one network with a 1×1."""
         there = self.times[
             (self.times["way"] == way)
             & (self.times["match"] == match)
             & (self.times["segments"] == str(segments))
-            & (self.times["pointwise"] == pointwise)
+            & self.times["pointwise"]
         ]
         return float(there["ms"].iloc[0])
 
@@ -65,12 +74,6 @@ class Steps:
         """Mean test accuracy of one network with a 1×1."""
         rows = self.results[(self.results["match"] == match) & self.results["pointwise"].astype(bool)]
         return float(rows.loc[rows["segments"].astype(str) == place, "test_accuracy"].mean())
-
-    @property
-    def machine(self) -> dict[str, Any]:
-        """What the steps were measured on."""
-        said: dict[str, Any] = json.loads((RESULTS / "kernels/steps.machine.json").read_text())
-        return said
 
     def places(self, match: str = "macs") -> list[str]:
         """Segments of the networks under one budget, with a 1×1."""
@@ -82,39 +85,47 @@ class Steps:
         place = max(self.places(match), key=lambda segments: self.ms(way, segments, match))
         return place, self.ms(way, place, match) / self.ms(way, 1, match)
 
-    def front(self, way: str) -> pd.DataFrame:
-        """Points, by rising time, that no other beats in mean accuracy at as little time."""
-        points = stats.pareto_table(self.timed(way), "step_ms")
-        return points[points["on_front"]].sort_values("cost")
+    def gone(self, place: object) -> tuple[float, float]:
+        """Of what a place takes more than 1 segment in the default loop, at equal MACs: the parts that go with layout
+        and loop, and with the kernels."""
+        more = [self.ms(way, place) / self.ms(way, 1) - 1 for way in WAYS]
+        return 1 - more[1] / more[0], (more[1] - more[2]) / more[0]
 
-    def front_said(self, way: str) -> list[str]:
-        """The same in words: segments, and the budget."""
-        words = {"none": "unmatched"}
-        found = self.front(way)
-        names = [
-            "one a channel"  # the reference, one network under all budgets
-            if label == "per channel"
-            else f"{label.replace('1, no 1×1', 'the bare convolution')} ({words.get(match, budget_name(match))})"
-            for label, match in zip(found["label"], found["match"], strict=True)
-        ]
-        return list(dict.fromkeys(names))
+    def points(self, way: str) -> pd.DataFrame:
+        """Every network once, by rising time: its cost is the step, and whether it is on the front of the means."""
+        points = stats.pareto_table(self.timed(way), "step_ms").sort_values("cost", kind="stable")
+        return points.drop_duplicates(["label", "cost"])
 
-    def possible(self, way: str) -> list[str]:
-        """Places and budgets that are not shown to be off the front."""
-        points = stats.pareto_table(self.timed(way), "step_ms").sort_values("cost")
-        kept = points[points["beaten_by"] == ""]
-        return [f"{label} {match}" for label, match in zip(kept["label"], kept["match"], strict=True)]
+    def front(self, way: str) -> list[str]:
+        """Places on the front of accuracy against step time, by their means, from fast to slow."""
+        points = self.points(way)
+        return list(dict.fromkeys(points.loc[points["on_front"], "label"]))
+
+    def between(self, way: str) -> list[str]:
+        """Those of them that are neither an end of the spectrum nor the bare convolution."""
+        return [label for label in self.front(way) if label not in ("1", BARE, END)]
+
+    @property
+    def stale(self) -> float:
+        """By what part networks of equal step time are off it now, at most: they were solved with earlier kernels."""
+        end = self.ms(OURS, "per_channel", "step_time")
+        return max(abs(self.ms(OURS, place, "step_time") / end - 1) for place in self.places("step_time"))
+
+    def end_ms(self, way: str) -> float:
+        """Of a step of one segment a channel."""
+        return self.ms(way, "per_channel")
 
 
 def draw(steps: Steps) -> Figure:
     """Accuracy against step time in three panels, one a way to compute, each with its front."""
+    matches = list(dict.fromkeys(steps.results["match"]))
     with plots.style():
-        shades = shades_of(steps.results)
-        markers = {match: look_of(number)["marker"] for number, match in enumerate(BUDGETS)}
-        figure = Figure(figsize=(10.2, 3.9))
+        shades = shades_of(steps.results[steps.results["pointwise"].astype(bool)]) | {BARE: "#cc79a7"}
+        markers = {match: look_of(number)["marker"] for number, match in enumerate(matches)}
+        figure = Figure(figsize=(10.6, 4.2))
         panels = figure.subplots(1, len(WAYS), sharey=True, sharex=True)
         for ax, way in zip(panels, WAYS, strict=True):
-            points = stats.pareto_table(steps.timed(way), "step_ms")
+            points = steps.points(way)
             for _, point in points.iterrows():
                 shade = shades[point["label"]]
                 half = 100 * (point["high"] - point["mean"])
@@ -123,17 +134,15 @@ def draw(steps: Steps) -> Figure:
                     point["cost"], 100 * point["mean"], half,
                     fmt=markers[point["match"]], color=shade, mfc=face, capsize=2, lw=1, ms=5, zorder=3,
                 )  # fmt: skip
-            front = points[points["on_front"]].sort_values("cost")
-            ax.plot(front["cost"], 100 * front["mean"], ls="--", color="0.35", marker="", zorder=2)
+            front = points[points["on_front"]]
+            ax.step(front["cost"], 100 * front["mean"], where="post", ls="--", color="0.35", marker="", zorder=2)
             ax.set_xscale("log", base=2)
             ax.set_xticks([12, 16, 24, 32, 48], ["12", "16", "24", "32", "48"])
             ax.minorticks_off()
             ax.set_title(TITLES[way], fontsize=9, loc="left")
             ax.set_xlabel("a training step of 64 images, ms")
         panels[0].set_ylabel("test accuracy, %")
-        handles = [
-            mpl.lines.Line2D([], [], color=shade, marker="s", ls="", label=label) for label, shade in shades.items()
-        ]
+        handles = [mpl.lines.Line2D([], [], color=shade, lw=5, label=label) for label, shade in shades.items()]
         handles += [
             mpl.lines.Line2D([], [], color="0.35", marker=marker, ls="", label=budget_name(match))
             for match, marker in markers.items()
@@ -141,12 +150,14 @@ def draw(steps: Steps) -> Figure:
         handles += [
             mpl.lines.Line2D([], [], color="0.35", ls="--", label="front of the means"),
             mpl.lines.Line2D([], [], color="0.35", marker="o", mfc="white", ls="", label="shown to be off it"),
-        ]
-        figure.legend(handles=handles, title="segments", loc="outside right center", fontsize=7.5)
+        ]  # fmt: skip
+        figure.legend(
+            handles=handles, title="segments (colour), budget (mark)", loc="outside right center", fontsize=7.5
+        )
+        seeds = steps.results["seed"].nunique()
         figure.suptitle(
-            f"CIFAR-10, JPEG re-encodings · n = {steps.results['seed'].nunique()} seeds · bars: 95 % t-interval",
-            fontsize=8, color="0.25",
-        )  # fmt: skip
+            f"CIFAR-10, JPEG re-encodings · n = {seeds} seeds · bars: 95 % t-interval", fontsize=8, color="0.25"
+        )
     return figure
 
 

@@ -90,6 +90,10 @@ class Shown:
         """Instruction sets of the processors that trained the rows."""
         return list(dict.fromkeys(said["processor"] for said in self.results["provenance"]))
 
+    def worst_mismatch(self, *matches: str) -> float:
+        """The largest distance of a point from its budget, as a part of it, under some budgets."""
+        return float(self.results[self.results["match"].isin(matches)]["budget_mismatch"].abs().max())
+
     @property
     def seeds_said(self) -> str:
         """How many paired seeds the points have."""
@@ -106,6 +110,10 @@ class Shown:
     def rows(self, **side: Any) -> pd.DataFrame:
         """Rows that have these values."""
         return self.results[has(self.results, side)]
+
+    def realised(self, **side: Any) -> list[int]:
+        """Segments that each stage of a network really has."""
+        return list(dict.fromkeys(self.rows(**side)["realised_segments"].iloc[0]))
 
     def table(self, **side: Any) -> str:
         """The summary of the rows that have these values."""
@@ -240,6 +248,18 @@ class Shown:
         return apart
 
     @cached_property
+    def runner_up(self) -> list[float]:
+        """By how much each network's second-best value of the search is behind its best, in validation accuracy."""
+        grid = list(self.study.tune.grid()) if self.study.tune else []
+        names = [*stats.SPLIT, *(name for name in stats.varied_settings(self.search) if name not in grid)]
+        means = self.search.groupby([*names, *grid], sort=False, dropna=False)["val_accuracy"].mean()
+        behind = []
+        for _, values in means.groupby(level=names, sort=False, dropna=False):
+            best = values.sort_values(ascending=False)
+            behind.append(float(best.iloc[0] - best.iloc[1]))
+        return behind
+
+    @cached_property
     def networks(self) -> dict[str, str]:
         """What each point trains and on what, but for its seed and what the search chose."""
         chosen = self.study.tune.grid() if self.study.tune else {}
@@ -346,6 +366,8 @@ def render(template: Path) -> str:
         "signed": signed,
         "listed": listed,
         "places": places,
+        "median": lambda values: float(pd.Series(values).median()),
+        "width_of": lambda channels, segments: f"{channels / segments:g}",
         "verdict_of": lambda name, study: study.contrast(name)["verdict"],
     }
     own, whole = template.parent.name, template.parent != RESULTS and has_rows(template.parent)

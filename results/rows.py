@@ -39,13 +39,20 @@ MEASURED = {
     "study_hash": "hash of the study's plan",
     "status": "done; diverged (scored at chance); failed (no accuracy)",
     "match": "budget that the widths were solved for: none, params, macs (forward), step_time",
-    "budget_mismatch": "distance from the budget, as a part of it",
+    "budget_mismatch": "distance from the budget, as a part of it; empty where none was held",
+    "segments": "of every spatial convolution, as text: a number or per_channel; empty where stages have their own",
+    "stage_segments": "of each stage, with spaces between, as in 1 8 per_channel; empty where all have the same",
+    "segment_shares": "even, or proportions with spaces between, as in 4 2 1",
+    "widths": "channels of each stage, where a budget solved them; empty: the family's own, for probe 32, 64, 128",
+    "order": "which half of the operation ran first: pointwise_first or spatial_first",
+    "model": "family of the network",
+    "train_images": "size of the fixed, balanced part of the training split; empty: all of it (20,000 for gaussian)",
     "params": "trainable numbers of the network",
     "macs": "multiply-adds of one image forward; convolutions and products only",
     "flops": "2 × macs",
     "activations": "numbers that convolutions and products give for one image",
     "realised_segments": "segments of each spatial convolution, in order",
-    "test_accuracy": "0 to 1, on the official test images after the last epoch",
+    "test_accuracy": "0 to 1, on the data set's test images after the last epoch; empty in rows of a search",
     "test_loss": "cross entropy, nats",
     "test_images": "how many",
     "val_accuracy": "0 to 1, on images carved off the training set",
@@ -56,7 +63,7 @@ MEASURED = {
     "peak_memory_mb": "of the process, 10⁶ bytes",
     "weights_sha256": "of the trained weights; equal runs in one environment have equal ones",
     "attempts": "how often the point was begun",
-    "tuned": "whether a search found lr",
+    "tuned": "whether a search had found lr before; rows of the search itself say false",
 }
 
 
@@ -64,15 +71,17 @@ def collected() -> pd.DataFrame:
     """All rows of all studies: those that count, then those of the search."""
     parts = [part for file in sorted(RESULTS.glob(f"**/{ROWS}")) for part in _of_study(file.parent)]
     table = pd.concat(parts, ignore_index=True)
-    return table[[name for name in described() if name in table]]
+    table = table[[name for name in described() if name in table]].dropna(axis=1, how="all")
+    return table.convert_dtypes()  # whole numbers and truths that may be empty stay what they are
 
 
 def described() -> dict[str, str]:
     """Every column and what it is."""
     first = ("kind", "chosen", "study", "match")
     fields = {name: " ".join((field.description or "").split()) for name, field in Point.model_fields.items()}
-    rest = {name: said for name, said in MEASURED.items() if name not in first}
-    return {name: MEASURED[name] for name in first} | fields | rest | PROVENANCE
+    rest = {name: said for name, said in MEASURED.items() if name not in (*first, *fields)}
+    own = {name: MEASURED[name] for name in fields if name in MEASURED}
+    return {name: MEASURED[name] for name in first} | fields | own | rest | PROVENANCE
 
 
 def _of_study(folder: Path) -> list[pd.DataFrame]:
@@ -97,9 +106,13 @@ def _plain(value: Any) -> Any:
 def card(table: pd.DataFrame) -> str:
     """The card, from its template."""
     environment = Environment(loader=FileSystemLoader(RESULTS), undefined=StrictUndefined, trim_blocks=True)
-    studies = table.groupby("study", sort=False)
+    runs = table.drop_duplicates(["study", "id"])
+    studies = runs.groupby("study", sort=False)
     return environment.get_template("rows.md.jinja").render(
-        table=table, studies=studies, columns={name: what for name, what in described().items() if name in table}
+        table=table,
+        runs=runs,
+        studies=studies,
+        columns={name: what for name, what in described().items() if name in table},
     )
 
 

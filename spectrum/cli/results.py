@@ -118,7 +118,10 @@ def show_report(folder: Path) -> None:
     plan = frozen_plan(folder)
     results = load_results(folder) if plan["points"] else pd.DataFrame()
     tuning = load_tuning(folder) if "tuning" in plan else None
-    report = write_report(folder, results, load_history(folder), plan, tuning)
+    try:
+        report = write_report(folder, results, load_history(folder), plan, tuning)
+    except OSError as error:
+        raise StoreError(f"{folder}: its report cannot be written ({error.strerror})") from error
     out.print()
     if len(report.table):
         print_table(*as_text(report.table))

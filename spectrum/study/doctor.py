@@ -136,14 +136,14 @@ def _of_images(rows: Sequence[Row]) -> Iterator[Finding]:
 
 def _of_checkpoints(folder: Path, rows: Sequence[Row]) -> Iterator[Finding]:
     finished = _finished(rows)
-    root = folder / CHECKPOINTS
+    root, writing = folder / CHECKPOINTS, writer_of(folder)  # whose folders come and go
     for below in sorted(path for path in root.iterdir() if path.is_dir()) if root.is_dir() else ():
         named = f"{CHECKPOINTS}/{below.name}"
         if below.name in finished:
             yield Finding(f"{named}: of a point that has its row", fault=False, remove=(below,))
             continue
         states = {file: _state_of(file) for file in checkpoint_files(below)}
-        if not states and not any(below.iterdir()):
+        if not states and writing is None and _is_empty(below):
             yield Finding(f"{named}: empty; the point starts anew", fault=True, remove=(below,))
         damaged = [file for file, state in states.items() if state == "damaged"]
         left = "whole" in states.values()
@@ -154,6 +154,14 @@ def _of_checkpoints(folder: Path, rows: Sequence[Row]) -> Iterator[Finding]:
             yield Finding(f"{named}: the one at step {file.step} cannot be read", fault=True)
         if halves := half_written(below):
             yield Finding(f"{named}: half a file", fault=False, remove=tuple(halves))
+
+
+def _is_empty(folder: Path) -> bool:
+    """Whether it is there, and has nothing in it."""
+    try:
+        return not any(folder.iterdir())
+    except FileNotFoundError:
+        return False
 
 
 def _of_environments(rows: Sequence[Row]) -> Iterator[Finding]:

@@ -20,7 +20,7 @@ import socket
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from io import BufferedWriter
+from io import BufferedRandom, BufferedWriter
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -165,15 +165,16 @@ class Store:
             for line in _lines(self.folder / name):
                 (bad if read(line) is None else good).append(line)
             if bad:
-                with (self.folder / BAD).open("ab") as file:
+                with (self.folder / BAD).open("ab+") as file:
+                    _end_line(file)  # of a writer that was killed here
                     file.writelines(line + b"\n" for line in bad)
                     file.flush()
                     os.fsync(file.fileno())
                 write_whole(self.folder / name, b"".join(line + b"\n" for line in good))
                 count += len(bad)
-            elif good and not (self.folder / name).read_bytes().endswith(b"\n"):
-                with (self.folder / name).open("ab") as file:
-                    file.write(b"\n")
+            elif good:
+                with (self.folder / name).open("ab+") as file:
+                    _end_line(file)
         return count
 
 
@@ -181,6 +182,14 @@ def _kept_as(plan: Mapping[str, Any]) -> str:
     """What an earlier plan is called: by its hash, if that is one."""
     hash = str(plan.get("hash", "unknown"))
     return f"{Path(PLAN).stem}-{hash if re.fullmatch('[0-9a-z]{1,64}', hash) else 'unknown'}.json"
+
+
+def _end_line(file: BufferedRandom) -> None:
+    """Write the end of the last line, if it has none."""
+    if file.seek(0, os.SEEK_END):
+        file.seek(-1, os.SEEK_END)
+        if file.read(1) != b"\n":
+            file.write(b"\n")
 
 
 def is_own(path: Path) -> bool:

@@ -1,5 +1,6 @@
 """A run that is cut short anywhere ends with the weights of one that is not, whatever befalls its checkpoints."""
 
+import json
 import os
 import pickle
 import random
@@ -28,6 +29,7 @@ from spectrum.study.train import Result, make_optimizer, train
 
 TINY: dict[str, Any] = {"train_images": 120, "epochs": 3, "width": 0.25, "batch_size": 40}  # nine steps
 IDENTITY, ENVIRONMENT = {"point": "a"}, {"threads": 2}
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -77,13 +79,35 @@ def test_a_run_in_pieces_is_a_run_in_one(digits: Images, tmp_path: Path, cuts: t
     assert seconds == sorted(seconds)
 
 
-OPTIONS: dict[str, dict[str, Any]] = {
+SPLITS: dict[str, dict[str, Any]] = {
     "1 segment": {"segments": 1},
     "uneven": {"segments": 3},
     "32 segments": {"segments": 32, "width": 1.0},
     "per channel": {"segments": "per_channel"},
-    "augmented": {"flip": True, "shift": 2, "cutout": 3},
-    "averaged": {"ema": 0.99},
+}
+
+
+AUGMENTED: dict[str, Any] = {"flip": True, "shift": 2, "cutout": 3}
+
+
+@pytest.mark.parametrize("split", SPLITS.values(), ids=SPLITS.keys())
+@pytest.mark.parametrize(
+    "more",
+    [
+        pytest.param({}, id="plain", marks=pytest.mark.slow),
+        pytest.param(AUGMENTED, id="augmented", marks=pytest.mark.slow),
+        pytest.param({"ema": 0.9}, id="averaged", marks=pytest.mark.slow),
+        pytest.param(AUGMENTED | {"ema": 0.9}, id="augmented and averaged"),
+    ],
+)
+def test_a_run_at_each_split_goes_on_bit_for_bit(
+    digits: Images, tmp_path: Path, split: dict[str, Any], more: dict[str, Any]
+) -> None:
+    point = Point(**TINY | split | more)
+    assert told(cut_at(point, digits, tmp_path, 5)) == told(train(point, digits))
+
+
+OPTIONS: dict[str, dict[str, Any]] = {
     "dropout": {"dropout": 0.5, "hidden": (16,)},
     "plain SGD": {"momentum": 0.0, "nesterov": False},
     "AdamW": {"optimizer": "adamw", "lr": 0.01},
@@ -101,10 +125,36 @@ def test_whatever_is_trained_goes_on_bit_for_bit(digits: Images, tmp_path: Path,
     assert told(cut_at(point, digits, tmp_path, 5)) == told(train(point, digits))
 
 
+GOES_ON = """
+import json, sys
+from pathlib import Path
+import torch
+from spectrum.study.load import load_images
+from spectrum.study.point import Point
+from spectrum.study.train import train
+from tests.study.test_checkpoint import kept_in, told
+
+torch.set_num_threads(1)
+point = Point.model_validate_json(sys.argv[2])
+result = train(point, load_images("digits"), checkpoints=kept_in(Path(sys.argv[1]), minutes=60))
+print(json.dumps([told(result), result.resumed]))
+"""
+
+
 @pytest.mark.slow
-def test_a_compiled_network_goes_on_bit_for_bit(digits: Images, tmp_path: Path) -> None:
-    point = Point(**TINY, compile=True, dropout=0.2, segments=3)
-    assert told(cut_at(point, digits, tmp_path, 5)) == told(train(point, digits))
+@pytest.mark.parametrize("split", SPLITS.values(), ids=SPLITS.keys())
+def test_a_compiled_network_goes_on_in_another_process_bit_for_bit(
+    digits: Images, tmp_path: Path, split: dict[str, Any]
+) -> None:
+    point = Point(**TINY | split, compile=True, dropout=0.2, ema=0.9, shift=1)
+    with pytest.raises(Interrupted):
+        train(point, digits, checkpoints=kept_in(tmp_path, minutes=60, stop=after(5)))
+    words = [sys.executable, "-c", GOES_ON, str(tmp_path), point.model_dump_json()]
+    other = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=250)
+    assert other.returncode == 0, other.stderr
+    said, resumed = json.loads(other.stdout)
+    assert resumed == [{"step": 5, "before": {}}]
+    assert said == json.loads(json.dumps(told(train(point, digits))))
 
 
 class Drawing(nn.Module):
@@ -317,6 +367,24 @@ def test_another_environment_is_allowed_and_recorded(digits: Images, tmp_path: P
     assert train(point, digits, checkpoints=elsewhere).resumed == [{"step": 4, "before": {"threads": 2}}]
 
 
+@pytest.mark.parametrize(
+    ("before", "now", "told"),
+    [
+        ({"threads": 2}, {"threads": 2}, {}),
+        ({"threads": 2}, {"threads": 2, "ranks": 2}, {"ranks": None}),
+        ({"threads": 2, "ranks": 2}, {"threads": 2}, {"ranks": 2}),
+        ({"threads": 2, "ranks": 2}, {"threads": 1, "ranks": 4}, {"threads": 2, "ranks": 2}),
+    ],
+    ids=["the same", "ranks that were none before", "none that were ranks", "other ranks"],
+)
+def test_what_was_otherwise_before_is_told(
+    tmp_path: Path, before: dict[str, Any], now: dict[str, Any], told: dict[str, Any]
+) -> None:
+    Checkpoints(tmp_path, IDENTITY, before).save(small_state(), Standing(step=3))
+    standing = Checkpoints(tmp_path, IDENTITY, now).restore(small_state())
+    assert standing.resumed == [{"step": 3, "before": told}]
+
+
 # Killed and out of room at each step of writing
 
 WRITES = """
@@ -340,7 +408,7 @@ def test_killed_while_writing_there_is_the_old_one_or_the_new(
     tmp_path: Path, step: str, number: int, moment: str
 ) -> None:
     said = [sys.executable, "-c", WRITES, str(tmp_path), step, str(number), moment]
-    assert subprocess.run(said, cwd=Path(__file__).parents[2], timeout=60).returncode == 9
+    assert subprocess.run(said, cwd=ROOT, timeout=60).returncode == 9
     renamed = (step, number, moment) in (("rename", 1, "after"), ("sync", 2, "before"), ("sync", 2, "after"))
     state = small_state(9)
     assert kept_in(tmp_path).restore(state).step == (2 if renamed else 1)

@@ -34,6 +34,18 @@ MUTATIONS = {
         "    temporary = path\n",
         "test_checkpoint.py -k killed_while_writing",
     ),
+    "the plan is away while another is frozen": (
+        "store.py",
+        "write_whole(self.folder / _kept_as(old), path.read_bytes())",
+        "path.replace(self.folder / _kept_as(old))",
+        "test_store.py -k killed_while_freezing",
+    ),
+    "what was half written stays": (
+        "store.py",
+        "            self._remove_half_written()\n",
+        "",
+        "test_store.py -k killed_while_freezing",
+    ),
     "there is no lock": (
         "store.py",
         "fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)",
@@ -64,6 +76,12 @@ MUTATIONS = {
         "if True else {}",
         "test_checkpoint.py -k averaged",
     ),
+    "limits go by the time of day": (
+        "engines.py",
+        "now = time.monotonic()",
+        "now = time.time()",
+        "test_sweep.py -k does_not_jump",
+    ),
     "epochs begin anew": ("train.py", "first=at.step_in_epoch", "first=0", "test_checkpoint.py -k pieces"),
 }
 
@@ -83,6 +101,13 @@ def run(folder: Path, tests: str) -> subprocess.CompletedProcess[str]:
     environment = os.environ | {"PYTHONPATH": str(folder), "PYTHONDONTWRITEBYTECODE": "1"}
     environment.pop("PYTEST_XDIST_WORKER", None)
     return subprocess.run(said, cwd=folder, env=environment, capture_output=True, text=True, timeout=240)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("tests", dict.fromkeys(tests for *_, tests in MUTATIONS.values()))
+def test_without_a_change_all_pass(copy: Path, tests: str) -> None:
+    unchanged = run(copy, tests)
+    assert unchanged.returncode == 0, unchanged.stdout + unchanged.stderr
 
 
 @pytest.mark.slow

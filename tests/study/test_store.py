@@ -1,5 +1,6 @@
 """The results folder: rows that are whole or absent, one writer, and nothing lost. Every fault here is a real one."""
 
+import itertools
 import json
 import os
 import resource
@@ -8,7 +9,7 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -341,6 +342,39 @@ def test_a_full_disk_is_a_clear_error_and_tears_no_row(tmp_path: Path, size: int
         assert store.set_aside == 0
 
 
+FILL_BY_A_PLAN = """
+import resource, signal, sys
+from pathlib import Path
+from spectrum.study.store import Store, StoreError
+
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
+with Store(Path(sys.argv[1])) as store:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (600, hard))
+    try:
+        store.freeze({"hash": "new", "points": [{"id": "b"}] * int(sys.argv[2])})
+    except StoreError as error:
+        print(error)
+"""
+
+
+@pytest.mark.parametrize(("old", "new"), [(1, 100), (100, 1)], ids=["new one too large", "copy of old one too large"])
+def test_a_disk_that_is_full_when_a_plan_is_frozen_is_a_clear_error_and_keeps_the_old_plan(
+    tmp_path: Path, old: int, new: int
+) -> None:
+    if resource.getrlimit(resource.RLIMIT_FSIZE)[1] != resource.RLIM_INFINITY:
+        pytest.skip("file sizes are limited here already")
+    plan = plan_of(*["a"] * old, hash="old")
+    with Store(tmp_path) as store:
+        store.freeze(plan)
+    with in_another_process(FILL_BY_A_PLAN, tmp_path, new) as writer:
+        said, error = writer.communicate()
+    assert (error, writer.returncode) == ("", 0)
+    assert said == f"{tmp_path / PLAN}: cannot be written (File too large)\n"
+    assert read_plan(tmp_path) == plan
+    assert not list(tmp_path.glob(".*.[0-9]*")), "no part of a file is left"
+
+
 def test_a_folder_that_cannot_be_made_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     for folder in (tmp_path / "file", tmp_path / "file" / "below"):
@@ -383,32 +417,114 @@ def test_a_folder_whose_rows_cannot_be_opened_is_refused_and_freed(tmp_path: Pat
 KILLED = """
 import os, sys
 from pathlib import Path
-from spectrum.study.store import Store
+from spectrum.study import store
 from tests.study.failpoint import die_at
 
-owner, name = {"sync": (os, "fsync"), "rename": (Path, "replace")}[sys.argv[2]]
-with Store(Path(sys.argv[1])) as store:
-    die_at(owner, name, int(sys.argv[3]), sys.argv[4])
-    store.freeze({"hash": "new", "points": [{"id": "b"}]})
+folder, doing, step, number, moment = Path(sys.argv[1]), *sys.argv[2:4], int(sys.argv[4]), sys.argv[5]
+owner, name = {
+    "write": (os, "write"), "write whole": (store, "_write_all"), "sync": (os, "fsync"), "rename": (Path, "replace")
+}[step]
+if doing == "open":
+    die_at(owner, name, number, moment)
+with store.Store(folder) as opened:
+    die_at(owner, name, number, moment)
+    if doing == "freeze":
+        opened.freeze({"hash": "new", "points": [{"id": "b"}]})
+    elif doing == "results.jsonl":
+        opened.append({"id": "b", "status": "done"})
+    elif doing == "history.jsonl":
+        opened.append_history([{"id": "b", "epoch": 1}])
+os._exit(0)
 """
 
 
-@pytest.mark.parametrize("step", ["sync", "rename"])
-@pytest.mark.parametrize("number", [1, 2])
-@pytest.mark.parametrize("moment", ["before", "after"])
-def test_a_process_killed_while_freezing_leaves_no_mix_and_loses_no_plan(
-    tmp_path: Path, step: str, number: int, moment: str
-) -> None:
+def kill(folder: Path, doing: str, step: str, number: int, moment: str) -> bool:
+    """Kill a writer of the folder at a call; False where it has not made so many."""
+    with in_another_process(KILLED, folder, doing, step, number, moment, cwd=ROOT) as writer:
+        said, error = writer.communicate(timeout=60)
+    assert (said, error) == ("", "")
+    assert writer.returncode in (0, 9)
+    return writer.returncode == 9
+
+
+WHOLE_FILE = [
+    ("write whole", "before"),
+    ("write whole", "half"),
+    ("write whole", "after"),
+    ("sync", "before"),
+    ("sync", "after"),
+    ("rename", "before"),
+    ("rename", "after"),
+]
+
+
+@pytest.mark.parametrize(("step", "moment"), WHOLE_FILE)
+def test_a_process_killed_while_freezing_leaves_the_old_plan_or_the_new(tmp_path: Path, step: str, moment: str) -> None:
     old, new = plan_of("a", hash="old"), plan_of("b", hash="new")
+    for number in itertools.count(1):
+        folder = tmp_path / str(number)
+        with Store(folder) as store:
+            store.freeze(old)
+        if not kill(folder, "freeze", step, number, moment):
+            break
+        assert read_plan(folder) in (old, new)
+        with Store(folder) as store:
+            assert not list(folder.glob(".*.[0-9]*")), "what was half written is gone"
+            store.freeze(new)
+        assert read_plan(folder) == new
+        assert json.loads((folder / "plan-old.json").read_text()) == old
+    assert number > 1, "it was killed at all"
+
+
+@pytest.mark.parametrize(("step", "moment"), WHOLE_FILE)
+def test_a_process_killed_while_it_sets_a_torn_row_aside_loses_neither_it_nor_a_row(
+    tmp_path: Path, step: str, moment: str
+) -> None:
+    for number in itertools.count(1):
+        folder = tmp_path / str(number)
+        write(folder, row("a"))
+        with (folder / ROWS).open("ab") as file:
+            file.write(b'{"id": "b", "sta')
+        if not kill(folder, "open", step, number, moment):
+            break
+        assert read_rows(folder) == [row("a")]
+        write(folder, row("b"))
+        assert (folder / ROWS).read_text() == '{"id": "a", "status": "done"}\n{"id": "b", "status": "done"}\n'
+        assert set((folder / BAD).read_bytes().splitlines()) == {b'{"id": "b", "sta'}
+        assert not list(folder.glob(".*.[0-9]*")), "what was half written is gone"
+    assert number > 1, "it was killed at all"
+
+
+@pytest.mark.parametrize(("name", "read"), [(ROWS, read_rows), (HISTORY, read_history)])
+@pytest.mark.parametrize(
+    ("step", "moment", "ids", "torn"),
+    [
+        ("write", "before", "a", 0),
+        ("write", "half", "a", 1),
+        ("write", "after", "ab", 0),
+        ("sync", "before", "ab", 0),
+        ("sync", "after", "ab", 0),
+    ],
+)
+def test_a_process_killed_while_appending_leaves_the_row_whole_or_absent(
+    tmp_path: Path,
+    name: str,
+    read: Callable[[Path], list[dict[str, Any]]],
+    step: str,
+    moment: str,
+    ids: str,
+    torn: int,
+) -> None:
     with Store(tmp_path) as store:
-        store.freeze(old)
-    with in_another_process(KILLED, tmp_path, step, number, moment, cwd=ROOT) as writer:
-        assert writer.wait(20) == 9
-    assert read_plan(tmp_path) in (old, None, new)
+        store.append(row("a"))
+        store.append_history([{"id": "a", "epoch": 1}])
+    assert kill(tmp_path, name, step, 1, moment)
+    assert [one["id"] for one in read(tmp_path)] == list(ids)
     with Store(tmp_path) as store:
-        store.freeze(new)
-    assert read_plan(tmp_path) == new
-    assert json.loads((tmp_path / "plan-old.json").read_text()) == old
+        assert store.set_aside == torn
+        store.append(row("c"))
+        store.append_history([{"id": "c", "epoch": 1}])
+    assert [one["id"] for one in read(tmp_path)] == [*ids, "c"]
 
 
 # A file that is replaced under its writer

@@ -2,21 +2,29 @@
 
 import json
 import os
+import re
 import signal
+import socket
 import subprocess
 import sys
+import threading
 import time
+from importlib import import_module
 from pathlib import Path
 
 import pytest
 
-from spectrum import load_results, run_study
+from spectrum import load_results, load_study, run_study
+from spectrum.cli import main
 from spectrum.results import load_history
+from spectrum.study import doctor
+from spectrum.study.checkpoint_files import name_of
+from spectrum.study.doctor import look_at
 from spectrum.study.engines import Limits, LocalEngine, available_cores, visible_gpus
 from spectrum.study.planning import plan_study
 from spectrum.study.point import SpecError
 from spectrum.study.spec import parse_study
-from spectrum.study.store import StoreError, read_rows
+from spectrum.study.store import Store, StoreError, read_rows
 from spectrum.study.sweep import in_random_blocks
 from tests import faulty_models
 
@@ -187,20 +195,34 @@ def test_an_axis_of_lists_gives_a_report(study_folder):
     assert list(summary_table(load_results(summary.folder))["widths"]) == [(4, 8), (8, 16)]
 
 
-def start_slow_run(folder, model="slow", epochs=100):
-    """A run of slow points in a process of its own, started; returns when both workers train."""
-    (folder / "slow.toml").write_text(
-        f'[base]\nmodel = "{model}"\ndataset = "digits"\nepochs = {epochs}\n[axes]\nseed = [0, 1, 2, 3]\n'
-    )
-    command = [sys.executable, "-m", "spectrum", "run", "slow.toml", "--workers", "2", "--import", IMPORTS[0]]
+def slow_study(folder, model="slow", epochs=100):
+    """Writes slow.toml: four points, each a step of a twentieth of a second; its path."""
+    path = folder / "slow.toml"
+    path.write_text(f'[base]\nmodel = "{model}"\ndataset = "digits"\nepochs = {epochs}\n[axes]\nseed = [0, 1, 2, 3]\n')
+    return path
+
+
+def command(folder, *words):
+    """The command `spectrum`, started in a folder, in a process group of its own."""
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    run = subprocess.Popen(command, cwd=folder, text=True, start_new_session=True, **pipes)
-    deadline = time.monotonic() + 120
-    while len(list(folder.glob("worker-*"))) < 2:
-        assert run.poll() is None, run.communicate()
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    words = [sys.executable, "-m", "spectrum", *map(str, words)]
+    return subprocess.Popen(words, cwd=folder, text=True, start_new_session=True, **pipes)
+
+
+def start_slow_run(folder, *more, model="slow", epochs=100):
+    """A run of slow points in a process of its own, started; returns when both workers train."""
+    path = slow_study(folder, model, epochs)
+    run = command(folder, "run", path.name, "--workers", 2, "--import", IMPORTS[0], *more)
+    wait_until(lambda: run.poll() is not None or len(list(folder.glob("worker-*"))) == 2, seconds=120)
+    assert run.poll() is None, run.communicate()
     return run, [int(path.name.removeprefix("worker-")) for path in folder.glob("worker-*")]
+
+
+def wait_until(true, seconds):
+    deadline = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
 
 
 def wait_until_gone(pids, seconds):
@@ -218,53 +240,70 @@ def is_alive(pid):
         return False
 
 
-@pytest.mark.slow
-@pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="reads /proc")
-@pytest.mark.parametrize(
-    ("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGKILL, -signal.SIGKILL)]
-)
-def test_a_stopped_driver_leaves_no_worker_and_a_folder_that_goes_on(study_folder, number, status):
-    run, workers = start_slow_run(study_folder)
-    if number == signal.SIGINT:
-        os.killpg(run.pid, number)  # as a terminal does
-    else:
-        run.send_signal(number)
-    _, said = run.communicate(timeout=30)
-    assert run.returncode == status
-    assert "Traceback" not in said
-    wait_until_gone(workers, seconds=1)
-    folder = study_folder / "results" / "slow"
-    assert read_rows(folder) == []
-    saved = list(folder.glob("checkpoints/*/*.safetensors"))
-    assert len(saved) == (0 if number == signal.SIGKILL else 2)  # killed, they had no time, and their minute was not up
-    study = parse_study({"base": TINY | {"model": "linear"}, "axes": {"seed": [0]}}, "slow")
-    assert run_study(study, folder, workers=1, imports=IMPORTS).trained == 1
+def children_of(pid):
+    """All processes that one has started, by any of its threads."""
+    return [
+        int(child) for listed in Path(f"/proc/{pid}/task").glob("*/children") for child in listed.read_text().split()
+    ]
 
 
 def hashes_of(folder):
     return {row["seed"]: row["weights_sha256"] for row in read_rows(folder)}
 
 
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    """The hashes that the points of slow_study(epochs=6) end with; a quick model with the same weights."""
+    base, axes = {"dataset": "digits", "epochs": 6, "model": "linear"}, {"seed": [0, 1, 2, 3]}
+    study = parse_study({"base": base, "axes": axes}, "undisturbed")
+    return hashes_of(run_study(study, tmp_path_factory.mktemp("undisturbed"), workers=2, imports=IMPORTS).folder)
+
+
 @pytest.mark.slow
-def test_a_run_that_was_stopped_goes_on_where_it_was_to_the_same_weights(study_folder):
-    run, _ = start_slow_run(study_folder, epochs=6)
-    time.sleep(0.5)
-    os.killpg(run.pid, signal.SIGINT)
-    run.communicate(timeout=30)
-    assert run.returncode == 130
-    base, axes = {"dataset": "digits", "epochs": 6}, {"seed": [0, 1, 2, 3]}
-    slow, quick = (parse_study({"base": base | {"model": name}, "axes": axes}, "slow") for name in ("slow", "linear"))
+@pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="reads /proc")
+@pytest.mark.parametrize(
+    ("signals", "status"),
+    [
+        ([signal.SIGINT], 130),
+        ([signal.SIGINT, signal.SIGINT], 130),
+        ([signal.SIGTERM], 143),
+        ([signal.SIGKILL], -signal.SIGKILL),
+    ],
+    ids=["Ctrl-C", "Ctrl-C twice", "terminated", "killed"],
+)
+def test_a_stopped_driver_leaves_no_worker_and_its_study_goes_on_to_the_same_weights(
+    study_folder, undisturbed, signals, status
+):
+    killed = signal.SIGKILL in signals  # its workers have no time to save
     folder = study_folder / "results" / "slow"
-    assert len(list(folder.glob("checkpoints/*"))) == 2
-    summary = run_study(slow, folder, workers=2, imports=IMPORTS)
-    assert summary.trained == 4
-    resumed = [row["provenance"]["resumed"] for row in read_rows(folder) if "resumed" in row["provenance"]]
-    assert [len(times) for times in resumed] == [1, 1]
-    assert all(times[0]["step"] > 0 and not times[0]["before"] for times in resumed)
-    assert not (folder / "checkpoints").exists(), "nothing is kept of points that have ended"
+    run, workers = start_slow_run(study_folder, *(["--checkpoint-minutes", 0] if killed else []), epochs=6)
+    if killed:
+        wait_until(lambda: len({path.parent for path in folder.glob("checkpoints/*/*.safetensors")}) == 2, seconds=60)
+    children = children_of(run.pid)
+    assert set(workers) <= set(children)
+    for number in signals:
+        if number == signal.SIGINT:
+            os.killpg(run.pid, number)  # as a terminal does
+        else:
+            run.send_signal(number)
+        time.sleep(0.02)
+    assert run.wait(timeout=30) == status
+    wait_until_gone(children, seconds=5)
+    _, said = run.communicate(timeout=5)
+    assert "Traceback" not in said
+    rows_before = read_rows(folder)
+
+    summary = run_study(load_study(study_folder / "slow.toml"), folder, workers=2, imports=IMPORTS)
+    rows = read_rows(folder)
+    assert (summary.reused, summary.trained) == (len(rows_before), 4 - len(rows_before))
+    assert sorted(row["seed"] for row in rows) == [0, 1, 2, 3]
+    resumed = [row["provenance"]["resumed"] for row in rows if "resumed" in row["provenance"]]
+    assert all(len(times) == 1 and times[0]["step"] > 0 and not times[0]["before"] for times in resumed)
+    assert len(resumed) == 2 or len(signals) == 2, "a second Ctrl-C waits for nobody"
+    assert hashes_of(folder) == undisturbed
     assert len(load_history(folder)) == 4 * 6
-    undisturbed = run_study(quick, study_folder / "undisturbed", workers=2, imports=IMPORTS)
-    assert hashes_of(folder) == hashes_of(undisturbed.folder)
+    assert not (folder / "checkpoints").exists(), "nothing is kept of points that have ended"
+    assert [found.said for found in look_at(folder) if found.fault] == []
 
 
 @pytest.mark.slow
@@ -274,21 +313,52 @@ def test_ctrl_c_twice_waits_for_nobody(study_folder):
     time.sleep(1)
     assert run.poll() is None, "it waits for the workers to save"
     run.send_signal(signal.SIGINT)
-    _, said = run.communicate(timeout=3)
-    assert run.returncode == 130
-    assert "Traceback" not in said
+    assert run.wait(timeout=3) == 130
     wait_until_gone(workers, seconds=1)
+    _, said = run.communicate(timeout=3)
+    assert "Traceback" not in said
 
 
 @pytest.mark.slow
-def test_a_worker_killed_in_an_epoch_is_replaced_and_goes_on_from_its_checkpoint(study_folder):
-    base = {"dataset": "digits", "epochs": 2, "train_images": 400, "batch_size": 100}
-    dies, quick = (parse_study({"base": base | {"model": name}}, name) for name in ("dies_at_step_5", "linear"))
-    summary = run_study(dies, workers=1, imports=IMPORTS, checkpoint_minutes=0)
+@pytest.mark.skipif(available_cores() < 2, reason="one worker has as many threads as two")
+def test_a_row_says_with_how_many_threads_it_began(study_folder, undisturbed):
+    run, _ = start_slow_run(study_folder, epochs=6)
+    os.killpg(run.pid, signal.SIGINT)
+    run.communicate(timeout=30)
+    folder = study_folder / "results" / "slow"
+    run_study(load_study(study_folder / "slow.toml"), folder, workers=1, imports=IMPORTS)
+    resumed = [row["provenance"]["resumed"] for row in read_rows(folder) if "resumed" in row["provenance"]]
+    assert [times[0]["before"] for times in resumed] == [{"threads": LocalEngine(2).threads}] * 2
+    assert {row["provenance"]["threads"] for row in read_rows(folder)} == {LocalEngine(1).threads}
+    assert any("went on in another environment" in found.said for found in look_at(folder))
+
+
+DYING = """
+from spectrum import build_model, register_model
+from tests.faulty_models import die_at_step
+
+def dying_probe(arch):
+    model, count = build_model("probe", arch), die_at_step(13)
+    model.register_forward_pre_hook(lambda module, inputs: count() if module.training else None)
+    return model
+
+register_model("dying_probe", dying_probe)
+"""
+
+
+@pytest.mark.slow
+def test_a_worker_killed_in_an_epoch_is_replaced_and_goes_on_from_its_checkpoint(study_folder, monkeypatch):
+    (study_folder / "dying.py").write_text(DYING)
+    monkeypatch.syspath_prepend(study_folder)
+    import_module("dying")
+    base = {"dataset": "digits", "epochs": 2, "train_images": 400, "batch_size": 50, "width": 0.25, "segments": 3}
+    base |= {"flip": True, "shift": 1, "ema": 0.9, "dropout": 0.2}
+    dies, quick = (parse_study({"base": base | {"model": name}}, name) for name in ("dying_probe", "probe"))
+    summary = run_study(dies, workers=1, imports=["dying"], checkpoint_minutes=0)
     (row,) = read_rows(summary.folder)
     assert (row["status"], row["attempts"]) == ("done", 2)
-    assert row["provenance"]["resumed"] == [{"step": 4, "before": {}}]
-    assert hashes_of(summary.folder) == hashes_of(run_study(quick, workers=1, imports=IMPORTS).folder)
+    assert row["provenance"]["resumed"] == [{"step": 12, "before": {}}], "of eight steps an epoch"
+    assert hashes_of(summary.folder) == hashes_of(run_study(quick, workers=1).folder)
     assert not (summary.folder / "checkpoints").exists()
 
 
@@ -314,6 +384,37 @@ def test_a_point_that_takes_too_much_memory_or_time_has_failed_and_no_other(stud
     assert rows["slow"]["reason"].startswith("took more than 0.2 minutes; the next run goes on from its checkpoint")
     assert {row["attempts"] for row in rows.values()} == {1}, "what would only happen again is not tried again"
     assert len(list((summary.folder / "checkpoints" / rows["slow"]["id"]).glob("*.safetensors"))) == 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("seconds", "minutes", "epochs", "status"),
+    [(86_400, 10, 20, "done"), (-86_400, 0.25, 400, "failed")],  # two seconds, and forty
+    ids=["a day ahead is no time taken", "a day back is no time given"],
+)
+def test_a_limit_goes_by_a_clock_that_does_not_jump(study_folder, monkeypatch, seconds, minutes, epochs, status):
+    real, shift = time.time, 0
+    monkeypatch.setattr(time, "time", lambda: real() + shift)
+    ended = threading.Event()
+
+    def jump():
+        nonlocal shift
+        while not ended.wait(0.02):
+            if list(study_folder.glob("worker-*")):
+                shift = seconds
+
+    jumper = threading.Thread(target=jump)
+    jumper.start()
+    try:
+        study = parse_study({"base": TINY | {"model": "slow", "epochs": epochs}}, "clock")
+        summary = run_study(study, workers=1, imports=IMPORTS, limits=Limits(minutes=minutes))
+    finally:
+        ended.set()
+        jumper.join()
+    (row,) = read_rows(summary.folder)
+    assert shift == seconds
+    assert row["status"] == status
+    assert status == "done" or row["reason"].startswith("took more than 0.25 minutes")
 
 
 SLOT = """
@@ -359,15 +460,175 @@ def test_limits_that_cannot_be_are_refused(study_folder, limits):
 
 
 @pytest.mark.slow
-def test_a_second_run_of_a_study_is_refused_with_the_pid_of_the_first(study_folder):
-    run, workers = start_slow_run(study_folder)
+def test_of_two_runs_of_a_study_started_at_once_one_is_refused_with_the_pid_of_the_other(study_folder):
+    path = slow_study(study_folder, epochs=6)
+    runs = [command(study_folder, "run", path.name, "--workers", 2, "--import", IMPORTS[0]) for _ in range(2)]
+    said = [run.communicate(timeout=200) for run in runs]
+    assert sorted(run.returncode for run in runs) == [0, 2], said
+    winner, loser = sorted(range(2), key=lambda number: runs[number].returncode)
+    assert f"another run is writing here (process {runs[winner].pid} on {socket.gethostname()})" in said[loser][1]
+    rows = read_rows(study_folder / "results" / "slow")
+    assert sorted(row["seed"] for row in rows) == [0, 1, 2, 3], "each once"
+
+
+@pytest.mark.slow
+def test_a_run_may_be_looked_at_from_another_shell(study_folder):
+    run, workers = start_slow_run(study_folder, "--checkpoint-minutes", 0, epochs=20)
     try:
-        with pytest.raises(StoreError, match=f"another run is writing here .process {run.pid} on"):
-            run_study(tiny(), study_folder / "results" / "slow", workers=1)
+        for name, told in (
+            ("status", f"a run is training: process {run.pid} on"),
+            ("doctor", f"process {run.pid} on {socket.gethostname()} writes here now"),
+        ):
+            look = command(study_folder, name, "slow.toml", "--import", IMPORTS[0])
+            said, error = look.communicate(timeout=60)
+            assert (look.returncode, error) == (0, ""), said
+            assert told in said
+        folder, looks = study_folder / "results" / "slow", 0
+        while run.poll() is None:  # however often, and whatever comes and goes meanwhile
+            assert [found.said for found in look_at(folder) if found.fault] == []
+            looks += 1
+        assert looks > 10
+        assert run.returncode == 0, run.communicate()
     finally:
         run.kill()
         run.communicate()
         wait_until_gone(workers, seconds=5)
+    assert sorted(row["seed"] for row in read_rows(folder)) == [0, 1, 2, 3]
+    assert look_at(folder) == []
+
+
+@pytest.fixture
+def mount(study_folder):
+    """Starts the command in a name space of its own, in which a script has mounted something on results/."""
+    (study_folder / "results").mkdir()
+    (study_folder / "kept").mkdir()
+
+    def start(script, *words):
+        words = ["unshare", "-rm", "sh", "-euc", script, "sh", sys.executable, "-m", "spectrum", *words]
+        return subprocess.run(words, cwd=study_folder, capture_output=True, text=True, timeout=250)
+
+    try:
+        permitted = start("mount -t tmpfs none results").returncode == 0
+    except OSError:
+        permitted = False
+    if not permitted:
+        pytest.skip("no mounts without rights here")
+    return start
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("begun", [False, True], ids=["a new folder", "a folder with rows"])
+def test_a_read_only_file_system_is_refused_before_anything_is_trained(study_folder, mount, begun):
+    slow_study(study_folder)
+    folder = study_folder / "results" / "slow"
+    if begun:
+        with Store(folder) as store:
+            store.append({"id": "a", "status": "done"})
+    script = 'mount --bind results results; mount -o remount,bind,ro results; exec "$@"'
+    done = mount(script, "run", "slow.toml", "--workers", "1", "--import", IMPORTS[0])
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "spectrum: results/slow: cannot be written (Read-only file system)\n"
+    assert not list(study_folder.glob("worker-*"))
+    assert [row["id"] for row in read_rows(folder)] == ["a"] * begun
+
+
+FILL = """
+mount -t tmpfs -o size=1m none results
+cat /dev/zero >results/zeros 2>results/said || rm results/said
+truncate -s -$((4096 * PAGES)) results/zeros
+status=0
+"$@" || status=$?
+rm results/zeros
+cp -r results/. kept
+exit $status
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "pages", [0, 2, 4, 12], ids=["for nothing", "for a plan", "for two rows", "for all but the report"]
+)
+def test_a_full_file_system_ends_the_run_and_tears_no_row(study_folder, mount, pages):
+    (study_folder / "tiny.toml").write_text(
+        '[base]\nmodel = "linear"\ndataset = "digits"\ntrain_images = 100\nepochs = 2\n[axes]\nseed = [0, 1, 2, 3]\n'
+    )
+    said = ["run", "tiny.toml", "--workers", "1", "--import", IMPORTS[0]]
+    done = mount(FILL.replace("PAGES", str(pages)), *said)
+    assert done.returncode != 0, done
+    *_, last = done.stderr.splitlines()
+    assert re.fullmatch(r"spectrum: results/tiny\S*: .*No space left on device\)?", last)
+    folder = study_folder / "kept" / "tiny"
+    whole = read_rows(folder)
+    summary = run_study(load_study(study_folder / "tiny.toml"), folder, workers=1, imports=IMPORTS)
+    assert (summary.set_aside, summary.reused, summary.trained) == (0, len(whole), 4 - len(whole))
+    assert [found.said for found in look_at(folder) if found.fault] == []
+
+
+@pytest.mark.parametrize("gone", [True, False], ids=["gone", "being removed"])
+def test_a_point_that_ends_while_its_folder_is_looked_at_is_no_fault(tmp_path, monkeypatch, gone):
+    first, second = (tmp_path / "checkpoints" / id / name_of(1, b"state") for id in "ab")
+    for path in (first, second):
+        path.parent.mkdir(parents=True)
+        path.write_bytes(b"state")
+
+    def end_the_second(file):
+        second.unlink(missing_ok=True)
+        if gone and second.parent.exists():
+            second.parent.rmdir()
+        return state_of(file)
+
+    state_of = doctor._state_of
+    monkeypatch.setattr(doctor, "_state_of", end_the_second)
+    with Store(tmp_path) as store:
+        store.freeze({"hash": "h", "points": [{"id": "a"}, {"id": "b"}]})
+        assert [found.said for found in look_at(tmp_path) if found.fault] == []
+    assert first.exists()
+    assert second.parent.exists() != gone
+
+
+def folders_below(folder):
+    return sorted(path.relative_to(folder) for path in folder.rglob("*") if path.is_dir())
+
+
+@pytest.mark.parametrize("id", ["{victim}", "../..", "..", ".", "", "../../../victim", "a\0b", "x" * 5000])
+def test_a_row_that_calls_itself_by_a_path_removes_nothing(study_folder, id):
+    victim = study_folder / "victim"
+    study = tiny(base={"model": "linear", "width": 1.0}, axes={"segments": [1]})
+    folder = study_folder / "results" / "tiny"
+    for path in (victim / "below", folder / "checkpoints" / "part-way", study_folder / "results" / "other"):
+        path.mkdir(parents=True)
+        (path / "file").touch()
+    hostile, reused = ({"id": one, "status": "done"} for one in (id.format(victim=victim), study.points()[0].id))
+    (folder / "results.jsonl").write_text(f"{json.dumps(hostile)}\n{json.dumps(reused)}\n")
+    before = folders_below(study_folder)
+    summary = run_study(study, imports=IMPORTS)
+    assert (summary.total, summary.reused) == (1, 1)
+    assert folders_below(study_folder) == before
+    assert {path.parent.name for path in study_folder.rglob("file")} == {"below", "part-way", "other"}
+    assert read_rows(folder) == [hostile, reused]
+
+
+@pytest.mark.slow
+def test_a_row_torn_in_half_is_set_aside_and_trained_again(study_folder, capsys):
+    (study_folder / "tiny.toml").write_text(
+        '[base]\nmodel = "linear"\ndataset = "digits"\ntrain_images = 100\nepochs = 2\n[axes]\nseed = [0, 1]\n'
+    )
+    words = ["run", "tiny.toml", "--workers", "2", "--import", IMPORTS[0]]
+    assert main(words) == 0
+    path = study_folder / "results" / "tiny" / "results.jsonl"
+    whole = hashes_of(path.parent)
+    *lines, last = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(b"".join(lines) + last[: len(last) // 2])
+    capsys.readouterr()
+
+    assert main(words) == 0
+    shown = capsys.readouterr()
+    assert "1 torn or garbled lines were moved to results/tiny/results.bad" in shown.err
+    assert "1 of 2 points had a result already and were reused" in shown.out
+    assert len(read_rows(path.parent)) == 2
+    assert hashes_of(path.parent) == whole
+    assert [found.said for found in look_at(path.parent) if found.fault] == []
+    assert (path.parent / "results.bad").read_bytes() == last[: len(last) // 2] + b"\n"
 
 
 @pytest.mark.slow
