@@ -84,7 +84,7 @@ def test_links_lead_to_pages_where_there_are_some(repository):
     def shown(text):
         return repository.with_site_links(text, "docs/explanation/spectrum.md", "explanation/spectrum.md")
 
-    assert shown("[a](../../results/teacher)") == "[a](../results/teacher/README.md)"
+    assert shown("[a](../../results/teacher_pilot)") == "[a](../results/teacher_pilot/README.md)"
     assert shown("[a](../fairness.md#budgets)") == "[a](../fairness.md#budgets)"
     assert shown("![a](../../results/bench/yardstick.png)") == "![a](../results/bench/yardstick.png)"
     assert shown("[a study](../../experiments/teacher.toml)") == "a study (`experiments/teacher.toml`)"

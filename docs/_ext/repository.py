@@ -31,7 +31,7 @@ LINK = re.compile(r"(!?)\[([^\]]+)\]\((?!https?:|mailto:|#)([^)\s]+)\)")
 GROUPS = {  # of the pages in results/, in this order; what is in none of them is among the others
     "map": (
         *("curve", "curve_cifar10", "larger", "families", "sizes", "schedule", "activation", "order", "bsconv"),
-        *("residual", "teacher", "kernels"),
+        *("residual", "teacher", "teacher_pilot", "kernels"),
     ),
     "speed": ("bench",),
 }
