@@ -368,6 +368,7 @@ def render(template: Path) -> str:
         "places": places,
         "median": lambda values: float(pd.Series(values).median()),
         "width_of": lambda channels, segments: f"{channels / segments:g}",
+        "best_of": lambda model, study: study.best(model=model)["label"],
         "verdict_of": lambda name, study: study.contrast(name)["verdict"],
     }
     own, whole = template.parent.name, template.parent != RESULTS and has_rows(template.parent)
