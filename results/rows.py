@@ -68,8 +68,9 @@ MEASURED = {
 
 
 def collected() -> pd.DataFrame:
-    """All rows of all studies: those that count, then those of the search."""
-    parts = [part for file in sorted(RESULTS.glob(f"**/{ROWS}")) for part in _of_study(file.parent)]
+    """All rows of all studies that have a page: those that count, then those of the search."""
+    folders = sorted(file.parent for file in RESULTS.glob(f"*/{ROWS}") if (file.parent / "README.md").exists())
+    parts = [part for folder in folders for part in _of_study(folder)]
     table = pd.concat(parts, ignore_index=True)
     table = table[[name for name in described() if name in table]].dropna(axis=1, how="all")
     return table.convert_dtypes()  # whole numbers and truths that may be empty stay what they are

@@ -132,6 +132,11 @@ def skip(arch: Architecture, in_channels: int, out_channels: int, stride: int) -
     return nn.Sequential(nn.Conv2d(in_channels, out_channels, 1, bias=False), norm(arch, out_channels))
 
 
+def stem_stride(arch: Architecture) -> int:
+    """Of the first convolution of small networks: 2 from 16 pixels up."""
+    return 2 if arch.image_size >= 16 else 1
+
+
 def check_size(arch: Architecture, family: str, least: int) -> None:
     """Raises ValueError for images of fewer pixels a side."""
     if arch.image_size < least:

@@ -17,7 +17,7 @@ from itertools import pairwise
 from torch import Tensor, nn
 
 from spectrum.models import Architecture
-from spectrum.models.blocks import MiddleFlowBlock, classifier, norm
+from spectrum.models.blocks import MiddleFlowBlock, classifier, norm, stem_stride
 
 WIDTHS = (32, 64, 128)
 DEPTH = 1
@@ -38,14 +38,14 @@ class Probe(nn.Module):
 
     def __init__(self, arch: Architecture, widths: tuple[int, ...], depth: int) -> None:
         super().__init__()
-        stem_stride = 2 if arch.image_size >= 16 else 1
-        smallest = arch.image_size // stem_stride // 2 ** (len(widths) - 1)
+        stride = stem_stride(arch)
+        smallest = arch.image_size // stride // 2 ** (len(widths) - 1)
         if smallest < 1:
             raise ValueError(
                 f"image_size={arch.image_size}: too small for {len(widths)} stages; give fewer widths or larger images"
             )
         self.stem = nn.Sequential(
-            nn.Conv2d(arch.in_channels, widths[0], 3, stem_stride, padding=1, bias=False),
+            nn.Conv2d(arch.in_channels, widths[0], 3, stride, padding=1, bias=False),
             norm(arch, widths[0]),
         )
         pools = arch.downsampling == "pool"

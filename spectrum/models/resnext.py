@@ -16,7 +16,16 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from spectrum.models import Architecture
-from spectrum.models.blocks import PaddedMaxPool2d, check_size, classifier, every_pixel, norm, segmented, skip
+from spectrum.models.blocks import (
+    PaddedMaxPool2d,
+    check_size,
+    classifier,
+    every_pixel,
+    norm,
+    segmented,
+    skip,
+    stem_stride,
+)
 
 WIDTHS = (128, 256, 512, 1024)
 DEPTHS = (3, 4, 6, 3)
@@ -41,7 +50,7 @@ def build_resnext_small(arch: Architecture) -> nn.Module:
     check_size(arch, "resnext_small", 4)
     widths = resnext_small_widths(arch)
     stem = nn.Sequential(
-        nn.Conv2d(arch.in_channels, 2 * widths[0], 3, 2 if arch.image_size >= 16 else 1, padding=1, bias=False),
+        nn.Conv2d(arch.in_channels, 2 * widths[0], 3, stem_stride(arch), padding=1, bias=False),
         norm(arch, 2 * widths[0], relu=True),
     )
     return ResNeXt(arch, stem, 2 * widths[0], widths, SMALL_DEPTHS)
