@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from torch import nn
 
 
+PLACES = ("segments", "segment_width", "stage_segments")  # fields that say where on the spectrum a network lies
+
+
 @dataclass(frozen=True, kw_only=True)
 class Architecture:
     """All that determines a network, one record for every family. Words as in `SegmentedConv2d`.
@@ -50,7 +53,7 @@ class Architecture:
     norm_momentum: float | None = None  # weight of a new batch in the running statistics, as torch has it
 
     def __post_init__(self) -> None:
-        given = [name for name in ("segments", "segment_width", "stage_segments") if getattr(self, name) is not None]
+        given = [name for name in PLACES if getattr(self, name) is not None]
         if len(given) > 1:
             raise ValueError(f"{' and '.join(given)}: give one of them")
         if isinstance(self.segment_shares, str) and self.segment_shares != "even":

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from spectrum.conv.segmented import SegmentedConv2d
 from spectrum.conv.segments import PER_CHANNEL, Segments, clamp_segments, segment_sizes, segments_of_width
-from spectrum.models import Architecture
+from spectrum.models import PLACES, Architecture
 from spectrum.models.blocks import check_size, classifier, norm
 
 Form = Literal["canonical", "simplified", "segments", "extreme"]
@@ -132,11 +132,7 @@ def inception_widths(arch: Architecture) -> tuple[int, ...]:
 
 def _module(arch: Architecture, channels: int, width: int, stage: int) -> nn.Module:
     form: Form = arch.form or "segments"
-    said = [
-        name
-        for name in ("segments", "segment_width", "stage_segments")
-        if getattr(arch, name) not in (None, PER_CHANNEL)
-    ]
+    said = [name for name in PLACES if getattr(arch, name) not in (None, PER_CHANNEL)]
     if form in ("canonical", "extreme") and said:
         raise ValueError(f"{said[0]}: form = {form!r} has its own; leave it out")
     asked = arch.segments if arch.stage_segments is None else arch.stage_segments[stage]

@@ -15,12 +15,12 @@ from typing import Annotated, Any, Literal, get_args
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from spectrum.conv.segments import PER_CHANNEL
+from spectrum.models import PLACES as PLACES
 from spectrum.models import Architecture, check_model, own_values
 from spectrum.study.recipes import RECIPES
 
 SCHEMA = 1  # of a Point; raise it only when an old row would mean something else
 MOST_SEGMENTS = 65_536
-PLACES = ("segments", "segment_width", "stage_segments")  # fields that say where on the spectrum a network lies
 MOST_TEACHER_SEGMENTS = 6  # the teacher has so many channels
 OWN_SEED = "seed"  # of a teacher: the seed of the run
 GAUSSIAN = "gaussian"  # images of noise, made on the spot for a teacher to label
