@@ -80,7 +80,7 @@ MUTATIONS = {
         "engines.py",
         "now = time.monotonic()",
         "now = time.time()",
-        "test_sweep.py -k does_not_jump",
+        "test_limits.py -k does_not_jump",
     ),
     "epochs begin anew": ("train.py", "first=at.step_in_epoch", "first=0", "test_checkpoint.py -k pieces"),
 }

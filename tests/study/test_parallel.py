@@ -16,7 +16,7 @@ from spectrum.study.point import Point
 from spectrum.study.store import read_rows
 from spectrum.study.train import train
 from tests import faulty_models
-from tests.study.test_sweep import ROOT
+from tests.study.runs import ROOT
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 TINY = {"train_images": 200, "batch_size": 40, "epochs": 2, "width": 0.25, "shift": 1, "lr": 0.05}

@@ -14,7 +14,7 @@ import pytest
 from spectrum import load_results, run_study
 from spectrum.study.engines import Cluster, EngineError, Limits, available_cores
 from spectrum.study.store import read_rows
-from tests.study.test_sweep import IMPORTS, ROOT, is_alive, tiny
+from tests.study.runs import IMPORTS, ROOT, is_alive, tiny
 
 pytestmark = [
     pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="needs ray"),
