@@ -275,14 +275,14 @@ class Shown:
         return said(self.difference(first, second, among))
 
     def contrast_said(self, name: str) -> str:
-        """A contrast in points with its interval and n."""
+        """A contrast in points with its interval."""
         row = self.contrast(name)
-        return f"{points(row['mean'], sign=True)} ({interval(row['low'], row['high'])}, n = {row['n']})"
+        return f"{points(row['mean'], sign=True)} ({interval(row['low'], row['high'])})"
 
     def reversed_said(self, name: str) -> str:
         """The same with its sides exchanged."""
         row = self.contrast(name)
-        return f"{points(-row['mean'], sign=True)} ({interval(-row['high'], -row['low'])}, n = {row['n']})"
+        return f"{points(-row['mean'], sign=True)} ({interval(-row['high'], -row['low'])})"
 
     def crossing(self, between: Sequence[Mapping[str, Any]]) -> stats.Crossing:
         """Where the difference of two sides crosses zero."""
