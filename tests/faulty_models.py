@@ -52,12 +52,17 @@ def die_at_step(step):
     return count
 
 
-def stick():
+def say_who():
     (Path(os.environ["SPECTRUM_TEST_FOLDER"]) / f"worker-{os.getpid()}").touch()
+
+
+def stick():
+    say_who()
     time.sleep(60)
 
 
 def stick_in_native_code():
+    say_who()
     ctypes.PyDLL(None).sleep(60)  # which keeps the interpreter's lock: no signal is handled, no thread runs
 
 
@@ -73,7 +78,7 @@ def run_out_of_memory():
 
 
 def dawdle():
-    (Path(os.environ["SPECTRUM_TEST_FOLDER"]) / f"worker-{os.getpid()}").touch()
+    say_who()
     time.sleep(0.05)
 
 

@@ -281,15 +281,25 @@ def _start_worker(stop: Any, memory_gb: float | None, slots: str | None) -> None
     if slots is not None:
         gpus = visible_gpus()
         os.environ["CUDA_VISIBLE_DEVICES"] = gpus[take_slot(Path(slots), len(gpus))]
-    threading.Thread(target=_end_with_driver, daemon=True).start()
+    _end_with_driver()
 
 
 def _end_with_driver() -> None:
-    """No worker outlives the process that started it, however that one ended."""
+    """No worker outlives the process that started it, however that one ended, and whatever the worker does then."""
     parent = multiprocessing.parent_process()
-    if parent is not None:
+    if parent is None:
+        return
+    if hasattr(fcntl, "F_SETSIG"):  # Linux. No thread of Python's runs while native code keeps the interpreter's lock
+        pipe = parent.sentinel  # whose other end closes with the driver; the kernel then sends the signal
+        fcntl.fcntl(pipe, fcntl.F_SETOWN, os.getpid())
+        fcntl.fcntl(pipe, fcntl.F_SETSIG, signal.SIGKILL)
+        fcntl.fcntl(pipe, fcntl.F_SETFL, fcntl.fcntl(pipe, fcntl.F_GETFL) | os.O_ASYNC)
+
+    def watch() -> None:  # the same elsewhere, and where the driver had ended before
         wait_for_handles([parent.sentinel])
         os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _train_in_pool(

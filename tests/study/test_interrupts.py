@@ -1,5 +1,6 @@
 """Runs that are stopped, killed, started twice or looked at: real signals to real processes."""
 
+import fcntl
 import os
 import signal
 import socket
@@ -92,6 +93,15 @@ def test_ctrl_c_twice_waits_for_nobody(study_folder):
     wait_until_gone(workers, seconds=1)
     _, said = run.communicate(timeout=3)
     assert "Traceback" not in said
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not hasattr(fcntl, "F_SETSIG"), reason="asks the kernel, as Linux lets one")
+def test_a_killed_driver_takes_workers_along_that_hang_in_native_code(study_folder):
+    run, workers = start_slow_run(study_folder, model="stuck_in_native_code")
+    run.kill()
+    run.communicate(timeout=30)  # which ends with the last process that has its pipes
+    wait_until_gone(workers, seconds=1)
 
 
 @pytest.mark.slow
