@@ -23,8 +23,8 @@ def trend(results: pd.DataFrame, *, metric: str | None = None, confidence: float
     Each seed has its own straight line over log₂ of the segments, and what is averaged is its slope; `curvature` is
     likewise the coefficient of the square in a parabola, below zero where the middle lies above the ends. Both are in
     accuracy, from 0 to 1, and have t-intervals over seeds (`low`, `high`, `curvature_low`, `curvature_high`). Bare
-    convolutions, without a 1×1, are left out. With two places there is no curvature, NaN. Raises ValueError below two
-    places, and for a table that would mislead.
+    convolutions, without a 1×1, are left out, and so are places where every run has failed. With two places there is no
+    curvature, NaN. Raises ValueError below two places, and for a table that would mislead.
 
     >>> from spectrum import load_results
     >>> trend(load_results("results/order"))[["order", "n", "slope", "low", "high"]].round(4)
@@ -33,8 +33,9 @@ def trend(results: pd.DataFrame, *, metric: str | None = None, confidence: float
     1    spatial_first  14  0.0018  0.0015  0.0022
     """
     metric = scored_metric(results) if metric is None else metric
+    scored(results, metric, needs=["realised_segments"])  # refuses what would mislead
     rows = []
-    for settings, curve in _curves(scored(results, metric, needs=["realised_segments"]), metric):
+    for settings, curve, _ in _curves(results, metric):
         if len(curve.columns) < 2:
             continue
         slope, low, high = t_interval(leading(curve, 1), confidence)
@@ -59,8 +60,9 @@ def optimum(results: pd.DataFrame, *, metric: str | None = None, confidence: flo
     Columns: n, mean, `best` (the highest mean of its curve) and `in_set`. Of each curve the points with `in_set` are a
     confidence set: the truly best one is among them with this confidence. A point is out only if some other is shown to
     be better, by one-sided t-tests of differences paired by seed, at a level divided by the number of rivals. With few
-    seeds the set is large, and that is the answer; with one it is everything. The idea is that of comparisons with the
-    best (Hsu 1981), here with every pair's own spread. Raises ValueError for a table that would mislead.
+    seeds the set is large, and that is the answer; with one it is everything. A point whose runs have all failed has
+    n = 0, no mean, and is in the set, since nothing puts it out. The idea is that of comparisons with the best (Hsu
+    1981), here with every pair's own spread. Raises ValueError for a table that would mislead.
 
     >>> from spectrum import load_results
     >>> found = optimum(load_results("results/order"))
@@ -68,11 +70,11 @@ def optimum(results: pd.DataFrame, *, metric: str | None = None, confidence: flo
     {'pointwise_first': ['per channel'], 'spatial_first': ['per channel']}
     """
     metric = scored_metric(results) if metric is None else metric
-    table = scored(results, metric, needs=["realised_segments"])
+    scored(results, metric, needs=["realised_segments"])  # refuses what would mislead
     rows = []
-    for settings, curve in _curves(table, metric, bare=True):
+    for settings, curve, failed in _curves(results, metric, bare=True):
         values = curve.to_numpy(dtype=float)
-        level = (1 - confidence) / max(1, values.shape[1] - 1)
+        level = (1 - confidence) / max(1, values.shape[1] + len(failed) - 1)
         means = values.mean(axis=0)
         for place, label in enumerate(curve.columns):
             beaten = any(shown_better(values[:, other], values[:, place]) <= level for other in range(len(means)))
@@ -80,25 +82,33 @@ def optimum(results: pd.DataFrame, *, metric: str | None = None, confidence: flo
             rows.append(
                 settings | {"label": label, "n": len(curve), "mean": means[place], "best": best, "in_set": not beaten}
             )
+        unknown = {"n": 0, "mean": float("nan"), "best": False, "in_set": True}
+        rows.extend(settings | {"label": label} | unknown for label in failed)
     return pd.DataFrame(rows)
 
 
-def _curves(table: pd.DataFrame, metric: str, *, bare: bool = False) -> list[tuple[dict[str, Any], pd.DataFrame]]:
-    """Of every combination of settings: accuracies, a row a complete seed, a column a place on the log₂ axis.
+def _curves(
+    table: pd.DataFrame, metric: str, *, bare: bool = False
+) -> list[tuple[dict[str, Any], pd.DataFrame, list[Any]]]:
+    """Of every combination of settings: accuracies, a row a complete seed, a column a place on the log₂ axis; and the
+    places that have none, since every run there has failed.
 
     With `bare` columns are labels, and bare convolutions are there too.
     """
     names = varied_settings(table)
-    table = table.assign(place=places(table), label=point_labels(table))
-    table = table.sort_values("place", kind="stable")
+    table = table.assign(label=point_labels(table))
     if not bare:
         table = table[table["pointwise"].astype(bool)]
     column = "label" if bare else "place"
     curves = []
     for values, part in table.groupby(names, sort=False, dropna=False) if names else [((), table)]:
-        curve = part.pivot_table(index="seed", columns=column, values=metric, sort=False).dropna()
+        part = part.assign(place=places(part)).sort_values("place", kind="stable")
+        curve = part.groupby(["seed", column], sort=False)[metric].mean().unstack()
+        curve = curve[list(dict.fromkeys(part[column]))]
+        failed = curve.columns[curve.isna().all()]
+        curve = curve.drop(columns=failed).dropna()
         if len(curve):
-            curves.append((dict(zip(names, values, strict=True)), curve))
+            curves.append((dict(zip(names, values, strict=True)), curve, list(failed)))
     return curves
 
 

@@ -275,10 +275,15 @@ def zero_crossing(
         values: a row a seed, a column a place.
         confidence: of the stretches.
 
-    Each seed has its own straight line; a place is possible where the t-interval of the lines' heights holds zero.
+    Each seed has its own straight line; a place is possible where the t-interval of the lines' heights holds zero, and
+    every place is where all seeds are equal.
     """
     x, lines = np.asarray(places, dtype=float), np.asarray(values, dtype=float)
     slope, height = np.polyfit(x, lines.T, 1)
+    at = float(-height.mean() / slope.mean()) if slope.mean() else float("nan")
+    at = at if x.min() <= at <= x.max() else float("nan")
+    if (lines == lines[0]).all():
+        return at, [(float(x.min()), float(x.max()))]  # without a spread nothing is shown
     # there (mean height + mean slope · x)² ≤ t² · (variance over seeds at x, a parabola too) / n
     spread = special.stdtrit(len(lines) - 1, (1 + confidence) / 2) ** 2 / len(lines) * np.cov(slope, height)
     parabola = [
@@ -289,8 +294,7 @@ def zero_crossing(
     roots = sorted(float(root.real) for root in np.roots(parabola) if root.imag == 0 and x.min() < root.real < x.max())
     ends = [float(x.min()), *roots, float(x.max())]
     inside = [(low, high) for low, high in pairwise(ends) if np.polyval(parabola, (low + high) / 2) <= 0]
-    at = -height.mean() / slope.mean() if slope.mean() else float("nan")
-    return float(at) if x.min() <= at <= x.max() else float("nan"), inside
+    return at, inside
 
 
 def upper_sd(sd: float, n: int, confidence: float = 0.8) -> float:
@@ -323,9 +327,9 @@ def _fewest(power_with: Callable[[int], float], wanted: float) -> int | None:
     """The smallest n from 2 up with at least the wanted power, which rises with n."""
     high = 2
     while power_with(high) < wanted:
-        high *= 2
-        if high > MOST_SEEDS:
+        if high == MOST_SEEDS:
             return None
+        high = min(2 * high, MOST_SEEDS)
     low = max(2, high // 2)
     while low < high:
         middle = (low + high) // 2

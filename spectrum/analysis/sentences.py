@@ -52,9 +52,9 @@ def _difference(row: pd.Series) -> str:
 WORDS = {  # of a verdict, by what is compared
     ("difference", "higher"): "The first is higher",
     ("difference", "lower"): "The first is lower",
-    ("interaction", "higher"): "The difference is larger at the first setting",
-    ("interaction", "lower"): "The difference is smaller at the first setting",
-    ("slope", "higher"): "The difference grows",
+    ("interaction", "higher"): "The difference is higher at the first setting",
+    ("interaction", "lower"): "The difference is lower at the first setting",
+    ("slope", "higher"): "The difference rises",
     ("slope", "lower"): "The difference falls",
 }
 
@@ -81,15 +81,22 @@ def _verdict(row: pd.Series) -> str:
 
 
 def _more_seeds(row: pd.Series) -> str:
-    more, most = row["more_seeds"], row["more_seeds_at_most"]
-    if pd.isna(more):
+    """How many it would take, at 80 % power, to show what seems to be there."""
+    beyond = math.isnan(row["margin"]) or abs(row["mean"]) > row["margin"]
+    what = "show a difference as large as this one" if beyond else "tell no difference from one as large as the margin"
+    seeds = row["more_seeds_to_show" if beyond else "more_seeds"]
+    between = "" if beyond else "; one between may stay undecided"
+    if pd.isna(seeds):
         return " More than 10,000 seeds would be needed to decide it."
-    upper = "more than 10,000" if pd.isna(most) else f"{most:,}"
-    power = f"at 80 % power ({upper} if the spread is at its 80 % upper limit)"
-    seeds = f" About {more:,} more {_plural(int(more), 'seed')} would be needed"
-    if math.isnan(row["margin"]):
-        return f"{seeds} to show a difference as large as this one, {power}."
-    return f"{seeds} to tell no difference from one as large as the margin, {power}; one between may stay undecided."
+    if seeds == 0:
+        return f" So many seeds {what} with 80 % power{between}."
+    said = f" About {seeds:,} more {_plural(int(seeds), 'seed')} would be needed to {what}, at 80 % power"
+    at_most = f" ({_number(row['more_seeds_at_most'])} if the spread is at its 80 % upper limit)"
+    return f"{said}{'' if beyond and not math.isnan(row['margin']) else at_most}{between}."
+
+
+def _number(more: int) -> str:
+    return "more than 10,000" if pd.isna(more) else f"{more:,}"
 
 
 def points(value: float, *, sign: bool = False) -> str:

@@ -8,7 +8,7 @@ Seeds are what counts as n. A diverged run counts, at chance, as its row has it;
 """
 
 from spectrum.analysis.along import optimum, trend
-from spectrum.analysis.contrasts import Crossing, NoRunsError, contrast, contrasts, crossing, differences_by_seed
+from spectrum.analysis.contrasts import Crossing, contrast, contrasts, crossing
 from spectrum.analysis.fronts import pareto_front, pareto_table
 from spectrum.analysis.inference import (
     ALPHA,
@@ -24,6 +24,7 @@ from spectrum.analysis.inference import (
     t_interval,
     upper_sd,
 )
+from spectrum.analysis.pairing import NoRunsError, differences_by_seed
 from spectrum.analysis.summary import summarise
 from spectrum.analysis.table import (
     PER_CHANNEL,

@@ -14,6 +14,7 @@ from spectrum.analysis.table import (
     SPLIT,
     budget_name,
     check,
+    keys,
     scored_metric,
     segments_label,
     studies_of,
@@ -35,7 +36,8 @@ def summarise(
         metric: a column of accuracies from 0 to 1, or of another measure.
         confidence: of the intervals.
 
-    n counts seeds: where a group has several runs of a seed, their mean is the seed's value. Groups come in the order
+    n counts seeds: where a group has several points, a seed's value is their mean, and a seed without an accuracy of
+    each of them is left out, so that all seeds speak of the same points. Groups come in the order
     of the table, with the columns `by` first; `params` and `macs` where all rows of a group agree. The ends of an
     interval for an accuracy are cut at 0 and 1, which it cannot leave; `half` is not. Raises ValueError for columns
     that are not there and for a table that would mislead.
@@ -50,9 +52,13 @@ def summarise(
     names = [by] if isinstance(by, str) else list(by)
     check(results, [*names, metric])
     rows = []
-    for key, group in results[results[metric].notna()].groupby(names, sort=False, dropna=False):
-        seeds = group.groupby("seed")[metric].mean()
-        mean, low, high = t_interval(seeds, confidence)
+    results = results.assign(point=keys(results, [*SPLIT, *varied_settings(results)]))
+    for key, group in results.groupby(names, sort=False, dropna=False):
+        runs = group.groupby(["seed", "point"], sort=False)[metric].mean().unstack()
+        seeds, group = runs.dropna().mean(axis=1), group[group[metric].notna()]
+        if group.empty:
+            continue
+        mean, low, high = t_interval(seeds, confidence) if len(seeds) else [float("nan")] * 3
         row = dict(zip(names, key, strict=True))
         row |= {"n": len(seeds), "mean": mean, "sd": seeds.std(ddof=1), "half": high - mean}
         row |= {"low": low, "high": high}

@@ -75,16 +75,17 @@ def _check_table(results: object) -> None:
 
 
 def _check_runs(results: pd.DataFrame) -> None:
-    settings = [name for name in SETTINGS if name in results]
-    keys = results[[*SPLIT, *settings, "seed"]].map(repr)
+    keys = results[[*SPLIT, *varied_settings(results), "seed"]].map(repr)
     twice = keys.duplicated(keep=False)
     if twice.any():
         one = results[(keys == keys[twice].iloc[0]).all(axis=1)]
         studies = ", ".join(dict.fromkeys(one["study"])) if "study" in one else "the table"
         label = segments_label(*one.iloc[0][[*SPLIT]])
+        same = "id" in one and one["id"].nunique() < len(one)
+        advice = 'drop the copies, as with drop_duplicates(["id", "match"]), or ' if same else ""
         raise ValueError(
             f"segments = {label}, seed {one['seed'].iloc[0]} is there {len(one)} times (in {studies}), and would count "
-            'as that many seeds; drop the copies, as with drop_duplicates("id"), or take one study at a time'
+            f"as that many seeds; {advice}take one study at a time"
         )
 
 

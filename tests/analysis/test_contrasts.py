@@ -101,6 +101,111 @@ def test_a_seed_with_a_missing_run_is_left_out_and_a_diverged_run_counts():
     assert "1 run diverged and counted, at chance." in said
 
 
+def failed(table, rows):
+    """The table with some of its runs failed."""
+    return table.assign(
+        status=table["status"].where(~rows, "failed"), test_accuracy=table["test_accuracy"].where(~rows)
+    )
+
+
+def test_a_place_at_which_all_runs_failed_is_missing_and_not_gone():
+    """Without it, the effect over the spectrum would change its sign."""
+    whole = made_up(lambda s, a, seed: 0.8 + (a == "relu") * (0.05 if s == 1 else -0.01) + NOISE[s, a, seed] / 10)
+    assert stats.contrast(whole, RELU).low > 0
+    table = failed(whole, whole["segments"].eq(1))
+    asked = [{"name": "relu", "between": RELU}, {"name": "slope", "between": RELU, "across": "segments"}]
+    for row in stats.contrasts(table, asked).to_dict("records"):
+        assert (row["n"], row["verdict"], row["left_out"]) == (0, "unknown", (0, 1, 2, 3, 4))
+        assert row["reason"].startswith("no seed has a run on every side")
+    assert "with segments = 1" in stats.contrasts(table, asked)["reason"][0]
+    without = table[table["segments"] != 1]
+    assert stats.contrast(without, RELU).high < 0, "which may be asked, as what it is"
+
+
+def test_a_seed_that_failed_on_both_sides_is_left_out_and_said():
+    whole = made_up(noisy)
+    table = failed(whole, whole["seed"].eq(2) & whole["segments"].eq(8))
+    (row,) = stats.contrasts(table, [{"name": "relu", "between": RELU}]).to_dict("records")
+    assert (row["n"], row["left_out"]) == (4, (2,))
+
+
+def in_two_orders(effect):
+    """Two tables in one, with an effect of ReLU that hangs on the segments alone."""
+    orders = [
+        made_up(lambda s, a, seed: 0.8 + (a == "relu") * effect(s) + NOISE[s, a, seed] / 10).assign(order=order)
+        for order in ("pointwise_first", "spatial_first")
+    ]
+    return pd.concat(orders, ignore_index=True)
+
+
+def test_an_interaction_is_refused_where_a_setting_has_other_places():
+    """The effect is the same in both orders, but 1 segment was run in one alone."""
+    table = in_two_orders(lambda s: 0.06 if s == 1 else 0)
+    orders = [{"order": "pointwise_first"}, {"order": "spatial_first"}]
+    for lacks, others in (("spatial_first", "the first setting"), ("pointwise_first", "the second")):
+        part = table[~(table["order"].eq(lacks) & table["segments"].eq(1))]
+        with pytest.raises(ValueError, match=rf"has no run with segments = 1, .* and {others} has"):
+            stats.differences_by_seed(part, RELU, orders)
+    shared = table[table["segments"] != 1]
+    assert stats.contrast(shared, RELU, orders).mean == pytest.approx(0, abs=1e-9)
+
+
+def test_a_slope_is_refused_where_a_place_has_other_settings():
+    """Without a slope in either order, but with another height in each, and one order at two places alone."""
+    table = in_two_orders(lambda s: 0)
+    high = table["order"].eq("spatial_first") & table["activation"].eq("relu")
+    table["test_accuracy"] += 0.02 * high
+    assert stats.contrast(table, RELU, "segments").mean == pytest.approx(0, abs=0.001)
+    part = table[~(table["order"].eq("spatial_first") & table["segments"].isin([1, 2]))]
+    with pytest.raises(ValueError, match="the place at 1 segments has no run with order = 'spatial_first'"):
+        stats.differences_by_seed(part, RELU, "segments")
+
+
+def test_bare_convolutions_have_no_place_on_the_line():
+    table = made_up(lambda s, a, seed: 0.8 + 0.01 * (a == "relu") * (math.log2(s) - 2) + NOISE[s, a, seed] / 10)
+    bare = table[table["segments"].eq(1)].assign(pointwise=False)
+    bare["test_accuracy"] += 0.1 * bare["activation"].eq("relu")
+    both = pd.concat([table, bare], ignore_index=True)
+    pd.testing.assert_series_equal(
+        stats.differences_by_seed(both, RELU, "segments"), stats.differences_by_seed(table, RELU, "segments")
+    )
+    assert stats.crossing(both, RELU) == stats.crossing(table, RELU)
+
+
+def test_an_optimum_is_not_said_to_be_elsewhere_than_where_all_runs_failed():
+    whole = made_up(lambda s, a, seed: 0.8 + 0.01 * math.log2(s) + NOISE[s, a, seed] / 10, activation=["none"])
+    found = stats.optimum(failed(whole, whole["segments"].eq(2))).set_index("label")
+    assert found["in_set"].to_dict() == {"1": False, "8": False, "per channel": True, "2": True}
+    assert found["n"].to_dict() == {"1": 5, "8": 5, "per channel": 5, "2": 0}
+    assert found["best"].sum() == 1
+
+
+def test_a_curve_has_its_own_places_whatever_other_curves_are_in_the_table():
+    small = made_up(noisy, activation=["none"]).assign(order="pointwise_first")
+    large = small.assign(
+        order="spatial_first", realised_segments=[[1, 4 * have[1]] for have in small["realised_segments"]]
+    )
+    alone = stats.trend(small)["slope"][0]
+    assert stats.trend(pd.concat([small, large], ignore_index=True))["slope"][0] == pytest.approx(alone)
+
+
+def test_a_network_of_two_studies_at_two_learning_rates_is_not_two_seeds():
+    one = made_up(noisy, activation=["none"]).assign(lr=0.1, tuned=True)
+    other = one.assign(lr=0.2, study="other", id=[f"b{id}" for id in one["id"]])
+    with pytest.raises(ValueError, match=r"is there 2 times \(in made-up, other\).*; take one study at a time"):
+        stats.pareto_table(pd.concat([one, other], ignore_index=True))
+    with pytest.raises(ValueError, match=r'drop_duplicates\(\["id", "match"\]\)'):
+        stats.pareto_table(pd.concat([one, one], ignore_index=True))
+
+
+def test_a_mean_over_several_points_is_over_the_same_points_in_every_seed():
+    table = made_up(lambda s, a, seed: 0.8 + 0.02 * math.log2(s))
+    part = failed(table, table["seed"].eq(2) & table["segments"].isin([8, "per_channel"]))
+    found = stats.summarise(part, "activation")
+    assert found["n"].tolist() == [4, 4]
+    assert found["mean"].tolist() == stats.summarise(table, "activation")["mean"].tolist()
+
+
 def test_a_family_is_corrected_and_each_verdict_follows():
     table = made_up(noisy)
     asked = [
@@ -123,8 +228,9 @@ def test_a_family_is_corrected_and_each_verdict_follows():
     assert "neither a difference nor equivalence within ±0.10 points is shown" in said[2]
     assert "points a doubling of the segments" in said[3]
     assert "to show a difference as large as this one" in said[3]
-    more = [f"About {n} more seeds would be needed" for n in found["more_seeds"][2:]]
-    assert [words in text for words, text in zip(more, said[2:], strict=True)] == [True, True]
+    assert abs(found["mean"]["interaction"]) > 0.001, "beyond the margin: what counts is to show as large a one"
+    for words, n in zip(said[2:], found["more_seeds_to_show"][2:], strict=True):
+        assert f"About {n} more seeds would be needed to show a difference as large as this one" in words
     assert [sentence(stats.contrasts(table, asked).iloc[number]) for number in range(4)] == said
 
 
@@ -389,7 +495,7 @@ def test_diverged_runs_count_where_they_are_used():
 def test_an_interaction_is_said_as_one():
     table = made_up(lambda c, a, s: 0.8 + 0.02 * (a == "relu") * (c == 1) + NOISE[c, a, s] / 4)
     (row,) = stats.contrasts(table, [{"name": "x", "between": RELU, "across": ENDS}]).to_dict("records")
-    assert "The difference is smaller at the first setting (p" in sentence(pd.Series(row))
+    assert "The difference is lower at the first setting (p" in sentence(pd.Series(row))
 
 
 # Where an effect crosses zero

@@ -264,6 +264,26 @@ def test_the_set_of_crossings_holds_the_true_one_as_often_as_it_says(slope):
     assert 0.93 <= held / 4000 <= 0.97
 
 
+def test_a_second_look_with_more_seeds_makes_more_false_claims():
+    values = np.random.default_rng(0).normal(size=(20_000, 12))
+    first, both = (distributions.ttest_1samp(part, 0, axis=1).pvalue <= 0.05 for part in (values[:, :6], values))
+    assert first.mean() == pytest.approx(0.05, abs=0.005)
+    assert (first | both).mean() == pytest.approx(0.086, abs=0.005)
+
+
+def test_lines_that_are_all_equal_leave_every_place_possible():
+    assert zero_crossing([0.0, 1.0, 2.0], [[-1.0, 0.0, 1.0]] * 3) == (pytest.approx(1.0), [(0.0, 2.0)])
+
+
+@pytest.mark.parametrize(("difference", "needed"), [(0.03, True), (0.01, False)])
+def test_seeds_are_looked_for_up_to_ten_thousand(difference, needed):
+    found = seeds_for_difference(difference, 1.0)
+    assert (found is not None) is needed
+    assert found is None or difference_power(found, difference, 1.0) >= 0.8 > difference_power(
+        found - 1, difference, 1.0
+    )
+
+
 def test_a_line_that_crosses_beyond_the_places_has_no_crossing():
     at, possible = zero_crossing([0.0, 1.0, 2.0], [[1.0, 2.0, 3.1], [1.1, 2.0, 3.0], [1.0, 2.1, 3.0]])
     assert math.isnan(at)

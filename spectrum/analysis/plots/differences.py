@@ -11,7 +11,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from spectrum.analysis.contrasts import NoRunsError, differences_by_seed
+from spectrum.analysis.pairing import NoRunsError, differences_by_seed
 from spectrum.analysis.plots.drawing import (
     METRIC_LABELS,
     axes_or_new,
