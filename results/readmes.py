@@ -28,6 +28,7 @@ from spectrum.study.store import StoreError, read_plan
 RESULTS = Path(__file__).parent
 DATASETS = dict.fromkeys(("curve_cifar10", "families", "larger"), "CIFAR-10")
 ORDERS = ("pointwise_first", "spatial_first")
+CURVES = ("curve", "curve_cifar10")  # which the other studies have networks of
 EXPERIMENTS = RESULTS.parent / "experiments"
 
 
@@ -199,6 +200,11 @@ class Shown:
         """Of one curve, some of its places alone."""
         return stats.trend(self.among(among)[has(self.among(among), {"match": match, "pointwise": True})]).iloc[0]
 
+    def times(self, cost: str, first: tuple[Any, ...], second: tuple[Any, ...], **side: Any) -> float:
+        """How many times the cost of one schedule by stage another has."""
+        costs = [self.rows(stage_segments=stages, **side)[cost].iloc[0] for stages in (first, second)]
+        return float(costs[0] / costs[1])
+
     def bare_times(self, cost: str, match: str) -> float:
         """How many times the cost of one segment a channel the regular convolution has."""
         bare = self.rows(pointwise=False, match=match)[cost].iloc[0]
@@ -234,18 +240,29 @@ class Shown:
         rate = means[True].idxmax()
         return float(means[True, rate]), float(means[False, rate]), float(means[False].max())
 
-    @cached_property
+    @property
     def rechosen(self) -> list[float]:
-        """How far means are apart of networks that the curve has too, under another rate, over the seeds of both."""
-        curve = Shown("curve")
-        apart = []
-        for _, own in self.results.groupby(self.results["id"].map(self.networks)):
-            (network,) = set(own["id"].map(self.networks))
-            other = curve.results[curve.results["id"].map(curve.networks).eq(network)].drop_duplicates("seed")
-            both = own.merge(other, on="seed", suffixes=("", "_there"))
-            if len(both) and (both["lr"] != both["lr_there"]).all():
-                apart.append(abs(float((both["test_accuracy"] - both["test_accuracy_there"]).mean())))
-        return apart
+        """How far means are apart of networks that a curve has too, under another rate, over the seeds of both."""
+        return [apart for apart, same in self.again if not same]
+
+    @property
+    def repeated(self) -> list[float]:
+        """The same of networks that a curve has under the same rate, trained by another version of the code."""
+        return [apart for apart, same in self.again if same]
+
+    @cached_property
+    def again(self) -> list[tuple[float, bool]]:
+        """Of networks that a curve has too: how far means of the shared seeds are apart, and whether rates agree."""
+        found = []
+        for curve in (shown(name) for name in CURVES if name != self.name):
+            there = curve.results.assign(network=curve.results["id"].map(curve.networks))
+            own = self.results.assign(network=self.results["id"].map(self.networks))
+            once = [table.drop_duplicates(["network", "seed"]) for table in (own, there)]
+            for _, both in once[0].merge(once[1], on=["network", "seed"], suffixes=("", "_there")).groupby("network"):
+                apart = abs(float((both["test_accuracy"] - both["test_accuracy_there"]).mean()))
+                if (both["weights_sha256"] != both["weights_sha256_there"]).all():
+                    found.append((apart, bool((both["lr"] == both["lr_there"]).all())))
+        return found
 
     @cached_property
     def runner_up(self) -> list[float]:
@@ -369,6 +386,9 @@ def render(template: Path) -> str:
         "median": lambda values: float(pd.Series(values).median()),
         "width_of": lambda channels, segments: f"{channels / segments:g}",
         "best_of": lambda model, study: study.best(model=model)["label"],
+        "mismatch": lambda study, *matches: study.worst_mismatch(*matches),
+        "fewest_params": lambda rows: rows["params"].min(),
+        "most_params": lambda rows: rows["params"].max(),
         "verdict_of": lambda name, study: study.contrast(name)["verdict"],
     }
     own, whole = template.parent.name, template.parent != RESULTS and has_rows(template.parent)
@@ -387,18 +407,22 @@ def render(template: Path) -> str:
 CAPTION = re.compile(r"(<!-- caption: make readmes -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
-def with_caption(readme: str) -> str:
-    """The project's README with the caption of the map as the rows say it today."""
-    caption = render(RESULTS / "caption.md.jinja")
-    return CAPTION.sub(lambda found: found[1] + caption + found[2], readme)
+FRONT_PAGES = (RESULTS.parent / "README.md", RESULTS.parent / "docs/index.md")  # which show the map
+
+
+def with_caption(page: Path) -> str:
+    """A front page with the caption of the map as the rows say it today."""
+    up = "../" * len(page.relative_to(RESULTS.parent).parents[1:])
+    caption = render(RESULTS / "caption.md.jinja").replace("(results/", f"({up}results/")
+    return CAPTION.sub(lambda found: found[1] + caption + found[2], page.read_text(encoding="utf-8"))
 
 
 def pages() -> Iterator[tuple[Path, str]]:
     """Every page and its text."""
     for template in templates():
         yield template.with_suffix(""), render(template)
-    readme = RESULTS.parent / "README.md"
-    yield readme, with_caption(readme.read_text(encoding="utf-8"))
+    for page in FRONT_PAGES:
+        yield page, with_caption(page)
 
 
 if __name__ == "__main__":

@@ -108,13 +108,19 @@ def as_text(table: pd.DataFrame) -> tuple[list[str], list[list[str]]]:
     """Titles and cells of a summary table, as the command and the page show them."""
 
     def cell(name: str, value: Any) -> str:
+        if value is None or value != value:
+            return ""
         if name == "match":
             return budget_name(value)
         if name == "seconds":
             return f"{value:.1f}"
         if isinstance(value, bool | np.bool_):
             return "yes" if value else "no"
+        if name in unset and float(value).is_integer():
+            return str(int(value))  # which pandas made 1.0, for the sake of those that are not set
         return f"{value:,}" if isinstance(value, int) else str(value)
+
+    unset = [name for name in table if table[name].dtype == float and table[name].isna().any()]
 
     titles = {"macs": "MACs", "match": "budget", "accuracy": "accuracy, % ± 95 % t"}
     rows = [[cell(str(name), value) for name, value in row.items()] for _, row in table.iterrows()]

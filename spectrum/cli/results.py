@@ -90,6 +90,8 @@ def export(command: Export) -> int:
     kind, endings = command.to.suffix, [*ROW_FORMATS, *TABLE_FORMATS]
     if kind not in endings:
         raise SpecError(f"--to {command.to}: expected a name that ends in {', '.join(endings[:-1])} or {endings[-1]}")
+    if not command.to.parent.is_dir():
+        raise SpecError(f"--to {command.to}: no folder {command.to.parent}; make it first")
     if is_own(command.to):
         raise SpecError(f"--to {command.to}: is a file that a study's folder lives on; give another name")
     folder, _ = _folder(command.study, command.out)
@@ -103,7 +105,9 @@ def export(command: Export) -> int:
         table = contrasts_table(rows, results) if command.contrasts else points_table(results)
         command.to.write_text(TABLE_FORMATS[kind](table), encoding="utf-8")
     what = f"{len(rows)} {'contrasts' if command.contrasts else 'rows'}"
-    out.print(f"{what if kind in ROW_FORMATS else f'table of {what}'} written to {command.to}")
+    if kind in TABLE_FORMATS:
+        what = f"table of {what}" if command.contrasts else f"table of {what}, a line a point,"
+    out.print(f"{what} written to {command.to}")
     return 0
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from typing import Literal
+from typing import Any, Literal
 
 PER_CHANNEL: Literal["per_channel"] = "per_channel"
 
@@ -45,13 +45,14 @@ def segment_sizes(channels: int, segments: Segments) -> tuple[int, ...]:
     """
     if segments == PER_CHANNEL:
         return (1,) * channels
-    if isinstance(segments, (bool, str)):
-        raise ValueError(f'segments={segments!r}: expected a number, "per_channel", or a list of sizes')
-    if isinstance(segments, int):
+    if isinstance(segments, int) and not isinstance(segments, bool):
         _check_count(channels, segments)
         size, larger = divmod(channels, segments)
         return (size + 1,) * larger + (size,) * (segments - larger)
-    return _explicit_sizes(channels, segments)
+    sizes: Any = segments
+    if isinstance(sizes, str) or not isinstance(sizes, Sequence):
+        raise ValueError(f'segments={segments!r}: expected a number, "per_channel", or a list of sizes')
+    return _explicit_sizes(channels, sizes)
 
 
 def clamp_segments(channels: int, segments: int | Literal["per_channel"]) -> int:

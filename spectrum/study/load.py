@@ -19,6 +19,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from difflib import get_close_matches
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -111,9 +112,11 @@ def _find(name: str) -> _Source:
             raise DataError(f"dataset={name!r}: no such folder")
         return _Source(name, folder, None)
     if name not in HUB_IDS and "/" not in name:
+        near = get_close_matches(name, DATASETS, n=1)
+        meant = f"did you mean {near[0]!r}? Else try" if near else "try"
         raise DataError(
-            f"dataset={name!r}: unknown; try {', '.join(map(repr, DATASETS))}, a hub id (owner/name), "
-            f"a folder (./{name}), or put it at $SPECTRUM_DATA/{name}/"
+            f"dataset={name!r}: unknown; {meant} {', '.join(map(repr, DATASETS))}, 'gaussian' with teacher_segments, "
+            f"a hub id (owner/name), a folder (./{name}), or put it at $SPECTRUM_DATA/{name}/"
         )
     return _Source(name, None, HUB_IDS.get(name, name))
 

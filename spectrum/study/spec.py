@@ -338,9 +338,19 @@ def _case_faults(cases: Sequence[Mapping[str, Any]], axes: Mapping[str, object])
     return faults
 
 
+def _base_faults(base: Point, axes: Mapping[str, object]) -> list[str]:
+    """A place on the spectrum that no point would have, since an axis puts every one elsewhere: a line a fault."""
+    return [
+        f"base.{name}: no point would have it, since axes.{axis} puts each elsewhere; keep one of the two"
+        for name in PLACES
+        for axis in PLACES
+        if axis in axes and name not in ("segments", *axes) and getattr(base, name) is not None
+    ]
+
+
 def _checked(study: Study) -> Study:
     """The study, if every one of its points can be. Fields are checked one axis at a time, then all together."""
-    faults = [*_axis_faults(study.axes), *_case_faults(study.cases, study.axes)]
+    faults = [*_axis_faults(study.axes), *_case_faults(study.cases, study.axes), *_base_faults(study.base, study.axes)]
     if faults:
         raise SpecError("\n".join(faults))
     points = study.points()

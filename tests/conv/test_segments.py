@@ -81,6 +81,7 @@ def test_explicit_sizes_are_kept_in_order():
         ((8, 8), r"the sizes sum to 16, not to 8 channels$"),
         ((), r"segments=\[\]"),
         ((8, 0), r"segments=\[8, 0\]"),
+        (3.5, r'segments=3.5: expected a number, "per_channel", or a list of sizes'),
         ((4.0, 4), r"segments=\[4.0, 4\]"),
     ],
 )

@@ -316,7 +316,10 @@ def test_a_hub_that_cannot_be_reached_is_given_up_at_once(monkeypatch: pytest.Mo
 
 @pytest.mark.usefixtures("data_root")
 def test_an_unknown_name_lists_the_known_ones() -> None:
-    with pytest.raises(DataError, match=r"'cifra10': unknown; try 'digits', 'fashion_mnist', 'cifar10', 'cifar100'"):
+    with pytest.raises(
+        DataError,
+        match=r"'cifra10': unknown; did you mean 'cifar10'\? Else try 'digits'",
+    ):
         load_images("cifra10")
 
 

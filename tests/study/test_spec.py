@@ -78,6 +78,10 @@ def test_all_faults_of_a_file_are_told_at_once():
         ({"base": {"widths": [8, 0]}}, "base.widths.1"),
         ({"base": {"model": "prob"}}, "model='prob': unknown; did you mean 'probe'?"),
         ({"base": {"segments": 4, "segment_width": 2}}, "segments and segment_width: give one of the two"),
+        (
+            {"base": {"segment_width": 4}, "axes": {"segments": [1, 2]}},
+            "base.segment_width: no point would have it, since axes.segments puts each elsewhere",
+        ),
         ({"base": {"shuffle": True}}, "shuffle: only relabels rows"),
         ({"base": {"pointwise": False, "norm": True}}, "norm: there is no second half"),
         ({"base": {"warmup_epochs": 8.0}}, "warmup_epochs: 8.0 leaves nothing of 8 epochs"),

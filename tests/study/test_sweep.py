@@ -9,6 +9,7 @@ import pytest
 from spectrum import load_results, run_study
 from spectrum.results import load_history
 from spectrum.study.engines import LocalEngine, available_cores
+from spectrum.study.pixels import DataError
 from spectrum.study.planning import plan_study
 from spectrum.study.point import SpecError
 from spectrum.study.spec import parse_study
@@ -37,6 +38,13 @@ def test_a_plan_knows_costs_and_clamps_before_training(study_folder):
 def test_more_segments_than_any_layer_has_channels_are_refused(study_folder):
     with pytest.raises(SpecError, match="segments = 33: no layer of 'probe' has so many channels; the widest has 32"):
         run_study(tiny(axes={"segments": [1, 33]}))
+    assert not list(study_folder.iterdir())
+
+
+@pytest.mark.parametrize("said", [{"train_images": 10_000}, {"validation_fraction": 0.99}], ids=str)
+def test_more_training_images_than_there_are_are_refused_before_anything_is_written(study_folder, said):
+    with pytest.raises(DataError, match=r"train_images=\d+: only \d+ are left beside the validation split"):
+        run_study(tiny(base=said))
     assert not list(study_folder.iterdir())
 
 

@@ -133,8 +133,10 @@ def budget_said(table: pd.DataFrame) -> str:
 
 
 def setting_said(names: Sequence[str], values: Sequence[Any]) -> str:
-    """What a curve is called: the values of the settings that vary; a budget in the words of the title."""
-    return ", ".join(value_said(name, value) for name, value in zip(names, values, strict=True))
+    """What a curve is called: the values of the settings that vary, if set; a budget in the words of the title."""
+    pairs = list(zip(names, values, strict=True))
+    have = [(name, value) for name, value in pairs if value is not None and value == value]
+    return ", ".join(value_said(name, value) for name, value in have or pairs)
 
 
 def value_said(name: str, value: Any) -> str:
