@@ -76,9 +76,10 @@ def spectrum_curve(
     if table["stage_segments"].notna().any():
         _side_by_side(ax, table, metric, names, curves)
         return figure_of(ax)
+    telling, along = _telling_apart(names, [values for values, _ in curves])
     for number, (values, part) in enumerate(curves):
         for bare, group in part.groupby(~part["pointwise"].astype(bool), sort=True):
-            label = setting_said(names, values)
+            label = setting_said(telling, [values[names.index(name)] for name in telling])
             offset = offset_of(number, len(curves)) * (2**-0.2 if bare else 1)
             _curve(
                 ax, group, metric, bare=bool(bare), offset=offset, look=look_of(number), label=None if bare else label
@@ -86,8 +87,18 @@ def spectrum_curve(
     spectrum_axis(ax, table)
     ax.set_ylabel(METRIC_LABELS.get(metric, metric))
     add_legend(ax, bare=bool((~table["pointwise"].astype(bool)).any()))
-    say(ax, table, names, "dots: runs · line and bars: mean and 95 % t-interval")
+    with_it = f" · with {telling[0]} change {', '.join(along)}".replace("_", " ") if along else ""
+    say(ax, table, names, f"dots: runs · line and bars: mean and 95 % t-interval{with_it}")
     return figure_of(ax)
+
+
+def _telling_apart(names: list[str], curves: Sequence[tuple[Any, ...]]) -> tuple[list[str], list[str]]:
+    """The settings by which curves are called, and those that only go along with these: of a study of families, the
+    model has depth and norm along."""
+    for name, *values in zip(names, *curves, strict=True):
+        if len(names) > 1 and len(set(map(repr, values))) == len(curves) > 1:
+            return [name], [other for other in names if other != name]
+    return names, []
 
 
 @styled
