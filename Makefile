@@ -63,9 +63,9 @@ golden: .venv/for-development
 	$(BIN)/python -m tests.models.golden
 
 readmes: .venv/for-development
-	$(BIN)/python results/rows.py
 	$(BIN)/python results/kernels.py
 	$(BIN)/python results/readmes.py
+	$(BIN)/python results/rows.py
 	$(BIN)/python results/map.py
 
 clean:

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from kernels import Steps
+from templates import environment
 
 from spectrum import load_results, load_study, load_tuning, stats
 from spectrum.analysis.export import markdown_rows, points_table
@@ -373,12 +373,9 @@ def templates() -> list[Path]:
 
 def render(template: Path) -> str:
     """A page as its rows say it today."""
-    environment = Environment(
-        loader=FileSystemLoader(RESULTS), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )  # fmt: skip
+    pages_of = environment()
     signed = lambda value: points(value, sign=True)  # noqa: E731
-    environment.filters |= {
+    pages_of.filters |= {
         "points": points,
         "signed": signed,
         "listed": listed,
@@ -392,7 +389,7 @@ def render(template: Path) -> str:
         "verdict_of": lambda name, study: study.contrast(name)["verdict"],
     }
     own, whole = template.parent.name, template.parent != RESULTS and has_rows(template.parent)
-    return environment.get_template(str(template.relative_to(RESULTS))).render(
+    return pages_of.get_template(str(template.relative_to(RESULTS))).render(
         own=shown(own) if whole else None,
         study=shown,
         dataset=DATASETS.get(own, "Fashion-MNIST"),

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from templates import environment
 
 from spectrum import load_results, load_tuning
 from spectrum.analysis.export import write_parquet
@@ -106,21 +106,24 @@ def _plain(value: Any) -> Any:
 
 def card(table: pd.DataFrame) -> str:
     """The card, from its template."""
-    environment = Environment(loader=FileSystemLoader(RESULTS), undefined=StrictUndefined, trim_blocks=True)
     runs = table.drop_duplicates(["study", "id"])
     studies = runs.groupby("study", sort=False)
-    return environment.get_template("rows.md.jinja").render(
-        table=table,
-        runs=runs,
-        studies=studies,
-        columns={name: what for name, what in described().items() if name in table},
+    return (
+        environment()
+        .get_template("rows.md.jinja")
+        .render(
+            table=table,
+            runs=runs,
+            studies=studies,
+            columns={name: what for name, what in described().items() if name in table},
+        )
     )
 
 
 def main() -> None:
     table = collected()
     write_parquet(table, TABLE)
-    CARD.write_text(card(pd.read_parquet(TABLE)) + "\n")
+    CARD.write_text(card(pd.read_parquet(TABLE)))
 
 
 if __name__ == "__main__":

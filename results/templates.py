@@ -1,0 +1,17 @@
+"""The templates of the pages of this folder; a name that is not known is an error."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+RESULTS = Path(__file__).parent
+
+
+def environment() -> Environment:
+    """A new one, to which filters may be added."""
+    return Environment(
+        loader=FileSystemLoader(RESULTS), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )  # fmt: skip
