@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import random
-import shutil
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
@@ -118,10 +117,6 @@ class Checkpoints:
             standing.resumed.append({"step": standing.step, "before": changed})
             return standing
         return Standing()
-
-    def remove(self) -> None:
-        """Remove all, at the end of the run."""
-        shutil.rmtree(self.folder, ignore_errors=True)
 
     def _tell(self, step: int) -> None:
         if self.on_saved is None:

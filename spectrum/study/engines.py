@@ -17,7 +17,7 @@ from collections import deque
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from multiprocessing.connection import wait as wait_for_handles
 from pathlib import Path
@@ -160,10 +160,10 @@ class LocalEngine:
 
         Raises EngineError when workers die again and again before they take a point.
         """
-        with TemporaryDirectory(prefix="spectrum-gpus-") as slots:
+        with TemporaryDirectory(prefix="spectrum-gpus-") if self.device == "cuda" else nullcontext() as slots:
             yield from self._run(points, slots)
 
-    def _run(self, points: Iterable[Point], slots: str) -> Generator[Outcome, None, None]:
+    def _run(self, points: Iterable[Point], slots: str | None) -> Generator[Outcome, None, None]:
         waiting = deque((point, 1) for point in points)
         workers = min(self.workers, len(waiting)) or 1
         running: dict[Future[Any], tuple[Point, int]] = {}
@@ -224,9 +224,9 @@ class LocalEngine:
             reason = f"{type(error).__name__}: {error}"
         return Outcome(point, None, with_log(reason, self.saving, point), attempt)
 
-    def _pool(self, workers: int, slots: str) -> ProcessPool:
+    def _pool(self, workers: int, slots: str | None) -> ProcessPool:
         with _interrupts_blocked():
-            initargs = [self.stop, self.limits.memory_gb, slots if self.device == "cuda" else None]
+            initargs = [self.stop, self.limits.memory_gb, slots]
             return ProcessPool(workers, initializer=_start_worker, initargs=initargs, context=self.context)
 
 

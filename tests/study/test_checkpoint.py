@@ -208,13 +208,6 @@ def test_time_decides_whatever_the_clock_on_the_wall_does(
     assert result.train_seconds > 0
 
 
-def test_removed_at_the_end(tmp_path: Path) -> None:
-    checkpoints, _ = saved_one(tmp_path / "a")
-    checkpoints.remove()
-    assert not (tmp_path / "a").exists()
-    checkpoints.remove()
-
-
 # Broken, foreign and malicious files
 
 
