@@ -244,14 +244,12 @@ class _Planner:
         return solve_ratio(ratio, _stage_widths(point, images)), sorted(budgets)[len(budgets) // 2]
 
     def _stepper(self, point: Point, images: Images) -> Callable[[], object]:
-        import torch
-
         from spectrum.cost.speed import random_batch
-        from spectrum.study.train import keep_freed_memory, make_optimizer, training_step
+        from spectrum.study.train import compiled, keep_freed_memory, make_optimizer, training_step
 
         keep_freed_memory()  # as training does
         model = _build(point, images)
-        run = torch.compile(model) if point.compile else model
+        run = compiled(model) if point.compile else model
         optimizer = make_optimizer(point, model)
         x_nchw, y_n = random_batch(
             model, (min(point.batch_size, self._train_images(point, images)), *images.shape), images.classes

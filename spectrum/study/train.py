@@ -84,7 +84,7 @@ def train(
     average = AveragedModel(model, multi_avg_fn=_ema(point.ema), use_buffers=True) if point.ema else None
     scored: nn.Module = model if average is None else average.module
     joined = ranks.joined(model)
-    run = torch.compile(joined) if point.compile else joined
+    run = compiled(joined) if point.compile else joined
     optimizer = make_optimizer(point, model)
     batch = min(point.batch_size, len(data.train_y))
     if batch % ranks.count:
@@ -190,6 +190,17 @@ def _from_first(ranks: Ranks, state: State, at: Standing) -> Standing:
         if ranks.rank:
             state.load(load(tensors))
     return Standing(**said)
+
+
+def compiled(model: nn.Module) -> Callable[[Tensor], Tensor]:
+    """The network by torch.compile, as it would be in a process of its own, whatever this one compiled before.
+
+    Without the reset torch gives up after eight networks of one class, without an error, and runs the next ones
+    eagerly; and another batch or image than the last network's would get code for any size, with other last bits.
+    """
+    torch.compiler.reset()
+    run: Callable[[Tensor], Tensor] = torch.compile(model, dynamic=False)
+    return run
 
 
 def training_step(

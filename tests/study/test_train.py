@@ -564,7 +564,7 @@ def test_a_point_that_is_scored_on_validation_never_reads_the_test_set(digits: I
 def test_compile_trains_what_torch_compiles(digits: Images, monkeypatch: pytest.MonkeyPatch) -> None:
     batch_sizes: list[int] = []
 
-    def compiled(model: nn.Module) -> Callable[[Tensor], Tensor]:
+    def compiled(model: nn.Module, dynamic: bool) -> Callable[[Tensor], Tensor]:
         def run(x_nchw: Tensor) -> Tensor:
             batch_sizes.append(len(x_nchw))
             return 2 * model(x_nchw)  # so that it shows in the weights
@@ -576,3 +576,21 @@ def test_compile_trains_what_torch_compiles(digits: Images, monkeypatch: pytest.
     assert batch_sizes == []
     assert train(Point(**TINY, compile=True), digits).weights_sha256 != plain.weights_sha256
     assert batch_sizes == [50] * 4, "of one size, or it would be compiled anew"
+
+
+@pytest.mark.slow
+def test_every_network_is_compiled_however_many_a_process_has_trained(
+    digits: Images, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from torch._dynamo.testing import CompileCounter  # slow to import
+
+    real, counters = torch.compile, []
+
+    def counting(model: nn.Module, **options: Any) -> Callable[[Tensor], Tensor]:
+        counters.append(CompileCounter())
+        return real(model, backend=counters[-1], **options)
+
+    monkeypatch.setattr(torch, "compile", counting)
+    for number in range(10):
+        train(Point(**TINY | {"width": 0.125 * (2 + number)}, compile=True), digits)
+    assert [counter.frame_count for counter in counters] == [1] * 10
