@@ -384,6 +384,7 @@ def render(template: Path) -> str:
         "width_of": lambda channels, segments: f"{channels / segments:g}",
         "best_of": lambda model, study: study.best(model=model)["label"],
         "mismatch": lambda study, *matches: study.worst_mismatch(*matches),
+        "largest": lambda values: max(values, default=0.0),
         "fewest_params": lambda rows: rows["params"].min(),
         "most_params": lambda rows: rows["params"].max(),
         "verdict_of": lambda name, study: study.contrast(name)["verdict"],

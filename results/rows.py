@@ -63,7 +63,7 @@ MEASURED = {
     "peak_memory_mb": "of the process, 10⁶ bytes",
     "weights_sha256": "of the trained weights; equal runs in one environment have equal ones",
     "attempts": "how often the point was begun",
-    "tuned": "whether a search had found lr before; rows of the search itself say false",
+    "searched": "fields that a search had found before, such as lr; empty in rows of the search itself",
 }
 
 

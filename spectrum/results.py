@@ -40,8 +40,9 @@ def load_results(folder: str | Path, *, all_points: bool = False) -> Results:
         all_points: also those of its search, and points that an earlier version of the study had.
 
     Columns: every field of `Point`, with its default in a row older than the field; `status` (done, diverged, failed),
-    `study_hash` (of its plan), accuracies from 0 to 1, params, macs, seconds, provenance. A failed point has no
-    accuracy; a diverged one is scored at chance. Raises StoreError where there is no such folder or no row.
+    `study_hash` (of its plan), `searched` (fields that a search chose, with spaces between), accuracies from 0 to 1,
+    params, macs, seconds, provenance. A failed point has no accuracy; a diverged one is scored at chance. Raises
+    StoreError where there is no such folder or no row.
 
     >>> results = load_results("results/order")
     >>> results.groupby("segments", sort=False)["test_accuracy"].mean().round(4)
@@ -62,7 +63,8 @@ def load_results(folder: str | Path, *, all_points: bool = False) -> Results:
         rows = list(by_id.values())
     else:
         entries = [entry for entry in plan["points"] if entry["id"] in by_id]
-        rows = [_planned(by_id[entry["id"]], entry, tuned="tuning" in plan) for entry in entries]
+        searched = " ".join(plan["tuning"]["grid"]) if "tuning" in plan else ""
+        rows = [_planned(by_id[entry["id"]], entry, searched) for entry in entries]
         if all_points:
             listed = {entry["id"] for entry in entries}
             rows += [row for id, row in by_id.items() if id not in listed]
@@ -113,12 +115,12 @@ def _as_table(rows: Iterable[Row]) -> Results:
     return Results(columns | {name: [value] * count for name, value in later.items() if name not in columns})
 
 
-def _planned(row: Row, entry: Mapping[str, Any], *, tuned: bool = False) -> Row:
+def _planned(row: Row, entry: Mapping[str, Any], searched: str = "") -> Row:
     """A row as one point of a plan has it, since one network may serve several budgets."""
     if "match" not in entry:  # a plan of an earlier version
-        return row | {"tuned": tuned}
+        return row | {"searched": searched}
     asked = {"match": entry["match"], "budget_mismatch": entry["mismatch"], "width": entry["width"]}
-    return row | asked | {"tuned": tuned}
+    return row | asked | {"searched": searched}
 
 
 def load_history(folder: str | Path) -> pd.DataFrame:

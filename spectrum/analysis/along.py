@@ -103,11 +103,12 @@ def _curves(
     curves = []
     for values, part in table.groupby(names, sort=False, dropna=False) if names else [((), table)]:
         part = part.assign(place=places(part)).sort_values("place", kind="stable")
+        part = part[part[column].notna()]  # a network without segments has no place
         curve = part.groupby(["seed", column], sort=False)[metric].mean().unstack()
         curve = curve[list(dict.fromkeys(part[column]))]
         failed = curve.columns[curve.isna().all()]
         curve = curve.drop(columns=failed).dropna()
-        if len(curve):
+        if curve.size:
             curves.append((dict(zip(names, values, strict=True)), curve, list(failed)))
     return curves
 

@@ -183,7 +183,8 @@ def _nothing(table: pd.DataFrame, reason: str) -> dict[str, Any]:
 def _rows_of(table: pd.DataFrame, between: Sequence[Side], across: Across) -> pd.DataFrame:
     """The runs that a comparison takes, if it is complete."""
     settings = across if across is not None and across != "segments" else [{}]
-    return pd.concat([rows_of_side(table, {**side, **at}) for at in settings for side in between])
+    rows = pd.concat([rows_of_side(table, {**side, **at}) for at in settings for side in between])
+    return rows[rows["pointwise"].astype(bool)] if across == "segments" else rows  # as `differences_by_place` does
 
 
 def _changed(asked: Mapping[str, Any]) -> set[str] | None:

@@ -52,9 +52,10 @@ def summarise(
     names = [by] if isinstance(by, str) else list(by)
     check(results, [*names, metric])
     rows = []
-    results = results.assign(point=keys(results, [*SPLIT, *varied_settings(results)]))
+    results = results.reset_index(drop=True)
+    points = keys(results, [*SPLIT, *varied_settings(results)])
     for key, group in results.groupby(names, sort=False, dropna=False):
-        runs = group.groupby(["seed", "point"], sort=False)[metric].mean().unstack()
+        runs = group.groupby(["seed", points[group.index]], sort=False)[metric].mean().unstack()
         seeds, group = runs.dropna().mean(axis=1), group[group[metric].notna()]
         if group.empty:
             continue
@@ -84,12 +85,11 @@ def summary_table(results: pd.DataFrame) -> pd.DataFrame:
         return summary
     labels = [segments_label(*key) for key in summary[[*SPLIT]].itertuples(index=False)]
     table = pd.DataFrame({"segments": labels, **{name: summary[name] for name in names}})
-    scored = results[results[metric].notna()]
-    mismatch = scored.groupby([*SPLIT, *names], sort=False, dropna=False)["budget_mismatch"].first()
-    diverged = scored.assign(diverged=scored["status"] == "diverged").groupby(
+    groups = results.assign(diverged=results["status"] == "diverged").groupby(
         [*SPLIT, *names], sort=False, dropna=False
     )
-    counts = diverged["diverged"].sum().to_numpy()
+    shown = groups[metric].count().to_numpy() > 0  # those that the summary has, in its order
+    mismatch, counts = groups["budget_mismatch"].first()[shown], groups["diverged"].sum().to_numpy()[shown]
     return table.assign(
         n=summary["n"],
         **({"diverged": counts} if counts.any() else {}),
@@ -117,7 +117,7 @@ def as_text(table: pd.DataFrame) -> tuple[list[str], list[list[str]]]:
         if isinstance(value, bool | np.bool_):
             return "yes" if value else "no"
         if name in unset and float(value).is_integer():
-            return str(int(value))  # which pandas made 1.0, for the sake of those that are not set
+            return f"{int(value):,}"  # which pandas made 1.0, for the sake of those that are not set
         return f"{value:,}" if isinstance(value, int) else str(value)
 
     unset = [name for name in table if table[name].dtype == float and table[name].isna().any()]

@@ -119,8 +119,8 @@ def _chosen(results: pd.DataFrame, name: str) -> pd.Series:
     """A setting where the study says it, not where a budget or a search found it."""
     if name == "widths" and "match" in results:
         return results.loc[results["match"] == "none", name]
-    if name in ("lr", "weight_decay") and "tuned" in results:
-        return results.loc[~results["tuned"].astype(bool), name]
+    if name in ("lr", "weight_decay") and "searched" in results:
+        return results.loc[~results["searched"].map(lambda said: isinstance(said, str) and name in said.split()), name]
     return results[name]
 
 
@@ -140,7 +140,11 @@ def worst_mismatch(results: pd.DataFrame) -> float:
 
 def spectrum_position(results: pd.DataFrame) -> pd.Series:
     """Where on the spectrum a row lies: the segments that its widest convolution really has."""
-    return results["realised_segments"].map(lambda have: max(have) if len(have) else np.nan).astype(float)
+
+    def widest(have: Any) -> float:
+        return float("nan") if have is None or np.ndim(have) == 0 else max(have, default=float("nan"))
+
+    return results["realised_segments"].map(widest).astype(float)
 
 
 def segments_label(
@@ -182,7 +186,10 @@ def point_labels(results: pd.DataFrame) -> list[str]:
 
 def keys(rows: pd.DataFrame, names: Sequence[str]) -> pd.Series:
     """What tells rows apart by some columns, as text, which lists and None can be compared by too."""
-    return rows[list(names)].map(repr).agg(" ".join, axis=1) if names else pd.Series("", index=rows.index)
+    said = pd.Series("", index=rows.index)
+    for name in names:
+        said = said + rows[name].map(repr) + " "
+    return said
 
 
 def has(results: pd.DataFrame, side: Mapping[str, Any]) -> pd.Series:

@@ -99,8 +99,8 @@ def measure_cost(
             image: see `Speed`. Takes some seconds. None only counts.
         threads: that torch may use for the measurements.
 
-    Raises ValueError for a shape that is not three positive numbers or that the network does not take, or a batch size
-    below 1.
+    Raises ValueError for a shape that is not three positive numbers, or a batch size below 1, and what the network
+    raises for an image that it does not take.
 
     >>> from spectrum import build_model
     >>> cost = measure_cost(build_model("probe", segments=8, in_channels=1, image_size=28), (1, 28, 28))
@@ -117,10 +117,7 @@ def measure_cost(
     products = _Products()
     some = next(model.parameters(), torch.empty(0))
     with torch.inference_mode(False), _evaluating(model), torch.enable_grad(), _telling(model, products), products:
-        try:
-            model(torch.zeros(1, *input_shape, dtype=some.dtype, device=some.device))
-        except RuntimeError as error:
-            raise ValueError(f"input_shape={input_shape!r}: the network does not take it: {error}") from error
+        model(torch.zeros(1, *input_shape, dtype=some.dtype, device=some.device))
     modules = dict(model.named_modules())
     params = dict.fromkeys(modules, 0)
     owners: dict[str, str] = {}  # modules that are never called, such as lists of parameters, belong to their parents

@@ -17,7 +17,7 @@ from collections import deque
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from multiprocessing.connection import wait as wait_for_handles
 from pathlib import Path
@@ -289,13 +289,14 @@ def _end_with_driver() -> None:
     parent = multiprocessing.parent_process()
     if parent is None:
         return
-    if hasattr(fcntl, "F_SETSIG"):  # Linux. No thread of Python's runs while native code keeps the interpreter's lock
-        pipe = parent.sentinel  # whose other end closes with the driver; the kernel then sends the signal
-        fcntl.fcntl(pipe, fcntl.F_SETOWN, os.getpid())
-        fcntl.fcntl(pipe, fcntl.F_SETSIG, signal.SIGKILL)
-        fcntl.fcntl(pipe, fcntl.F_SETFL, fcntl.fcntl(pipe, fcntl.F_GETFL) | os.O_ASYNC)
+    # No thread of Python's runs while native code keeps the interpreter's lock. On Linux the kernel sends the signal as
+    # the driver's end of the pipe closes.
+    with suppress(AttributeError, OSError):
+        fcntl.fcntl(parent.sentinel, fcntl.F_SETOWN, os.getpid())
+        fcntl.fcntl(parent.sentinel, fcntl.F_SETSIG, signal.SIGKILL)
+        fcntl.fcntl(parent.sentinel, fcntl.F_SETFL, fcntl.fcntl(parent.sentinel, fcntl.F_GETFL) | os.O_ASYNC)
 
-    def watch() -> None:  # the same elsewhere, and where the driver had ended before
+    def watch() -> None:  # where the kernel cannot, or the driver had ended before
         wait_for_handles([parent.sentinel])
         os._exit(1)
 

@@ -152,8 +152,7 @@ class _Planner:
 
         point = wanted.point
         images = images_of(point)
-        if point.teacher_segments is None or point.train_images is not None:  # a teacher's labels are made when read
-            self._train_images(point, images)  # raises where there are too few
+        self._train_images(point, images)  # raises where there are too few
         key = (wanted.match, digest(_network(point)), *_step(point), images.shape, images.classes)
         if key not in self.planned:
             self.planned[key] = self._plan_network(wanted, images)

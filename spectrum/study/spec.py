@@ -338,19 +338,22 @@ def _case_faults(cases: Sequence[Mapping[str, Any]], axes: Mapping[str, object])
     return faults
 
 
-def _base_faults(base: Point, axes: Mapping[str, object]) -> list[str]:
-    """A place on the spectrum that no point would have, since an axis puts every one elsewhere: a line a fault."""
+def _base_faults(study: Study) -> list[str]:
+    """What the base says of the place on the spectrum, where an axis puts every point elsewhere: a line a fault."""
+    axes = [axis for axis in PLACES if axis in study.axes]
+    if not axes or (study.budget.match != ("none",) and not set(PLACES) & study.budget.reference.keys()):
+        return []  # or the budget's reference has it
+    said = {name: getattr(study.base, name) for name in ("segment_width", "stage_segments", "segment_shares")}
     return [
-        f"base.{name}: no point would have it, since axes.{axis} puts each elsewhere; keep one of the two"
-        for name in PLACES
-        for axis in PLACES
-        if axis in axes and name not in ("segments", *axes) and getattr(base, name) is not None
+        f"base.{name}: no point would have it, since axes.{axes[0]} puts each elsewhere; keep one of the two"
+        for name, value in said.items()
+        if name not in study.axes and value not in (None, "even")
     ]
 
 
 def _checked(study: Study) -> Study:
     """The study, if every one of its points can be. Fields are checked one axis at a time, then all together."""
-    faults = [*_axis_faults(study.axes), *_case_faults(study.cases, study.axes), *_base_faults(study.base, study.axes)]
+    faults = [*_axis_faults(study.axes), *_case_faults(study.cases, study.axes), *_base_faults(study)]
     if faults:
         raise SpecError("\n".join(faults))
     points = study.points()

@@ -10,6 +10,7 @@ import pytest
 from spectrum import plots, stats
 from spectrum.analysis.inference import difference
 from spectrum.analysis.sentences import sentence
+from spectrum.analysis.summary import summary_table
 
 RELU = [{"activation": "relu"}, {"activation": "none"}]
 ENDS = [{"segments": "per_channel"}, {"segments": 1}]
@@ -190,12 +191,63 @@ def test_a_curve_has_its_own_places_whatever_other_curves_are_in_the_table():
 
 
 def test_a_network_of_two_studies_at_two_learning_rates_is_not_two_seeds():
-    one = made_up(noisy, activation=["none"]).assign(lr=0.1, tuned=True)
+    one = made_up(noisy, activation=["none"]).assign(lr=0.1, searched="lr")
     other = one.assign(lr=0.2, study="other", id=[f"b{id}" for id in one["id"]])
     with pytest.raises(ValueError, match=r"is there 2 times \(in made-up, other\).*; take one study at a time"):
         stats.pareto_table(pd.concat([one, other], ignore_index=True))
     with pytest.raises(ValueError, match=r'drop_duplicates\(\["id", "match"\]\)'):
         stats.pareto_table(pd.concat([one, one], ignore_index=True))
+
+
+def test_an_axis_of_one_field_beside_a_search_of_the_other_is_an_axis():
+    low, high = (
+        made_up(noisy, activation=["none"]).assign(lr=lr, weight_decay=wd, searched="weight_decay")
+        for lr, wd in ((0.1, 1e-4), (0.2, 1e-5))
+    )
+    both = pd.concat([low, high.assign(test_accuracy=high["test_accuracy"] + 0.01)], ignore_index=True)
+    assert stats.varied_settings(both) == ["lr"]
+    found = stats.contrast(both, [{"lr": 0.2}, {"lr": 0.1}])
+    assert (found.n, found.mean) == (5, pytest.approx(0.01))
+
+
+def test_what_has_no_place_on_the_spectrum_has_no_slope():
+    """Rows of a network without segments, and failed rows of another program, beside a curve."""
+    table = made_up(noisy, activation=["none"])
+    odd = table.assign(order="other", realised_segments=[[], None] * 10, status="failed", test_accuracy=float("nan"))
+    both = pd.concat([table.assign(order="own"), odd], ignore_index=True)
+    assert stats.trend(both)["slope"].tolist() == stats.trend(table)["slope"].tolist()
+    assert set(stats.optimum(both)["order"]) == {"own"}
+
+
+def test_the_summary_says_of_each_point_what_is_its_own():
+    """One failed and one diverged, and mismatches of their own: none slips to another point."""
+    table = made_up(noisy, activation=["none"])
+    table["budget_mismatch"] = [{1: 0.001, 2: 0.002, 8: 0.003, "per_channel": 0.0}[s] for s in table["segments"]]
+    table = failed(table, table["segments"].eq(1) & table["seed"].eq(0))
+    table.loc[table["segments"].eq(2) & table["seed"].eq(1), "status"] = "diverged"
+    shown = summary_table(table).set_index("segments")
+    assert shown["diverged"].to_dict() == {"1": 0, "2": 1, "8": 0, "per channel": 0}
+    assert shown["mismatch"].to_dict() == {"1": "+0.10 %", "2": "+0.20 %", "8": "+0.30 %", "per channel": "+0.00 %"}
+    assert shown["n"].to_dict() == {"1": 4, "2": 5, "8": 5, "per channel": 5}
+
+
+def test_seeds_of_bare_convolutions_are_not_left_out_of_a_slope_that_has_none():
+    table = made_up(noisy)
+    bare = table.assign(pointwise=False, seed=table["seed"] + 100, status="diverged")
+    both = pd.concat([table, bare], ignore_index=True)
+    (row,) = stats.contrasts(both, [{"name": "x", "between": RELU, "across": "segments"}]).to_dict("records")
+    assert (row["n"], row["left_out"], row["diverged"]) == (5, (), 0)
+
+
+def test_figures_leave_a_gap_where_a_contrast_has_none():
+    table = in_two_orders(lambda s: 0.01)
+    table = failed(table, table["order"].eq("spatial_first") & table["segments"].eq(2))
+    line = plots.difference_curve(table, RELU).axes[0].get_lines()
+    assert not any(np.isclose(one.get_xdata(), 2).any() for one in line if len(one.get_xdata()) > 1)
+    curve = plots.spectrum_curve(table, by="activation").axes[0].containers[0].lines[0]
+    x, y = np.asarray(curve.get_data(), dtype=float)
+    assert np.isnan(y).tolist() == [False, True, False, False]
+    assert x[1] == pytest.approx(2, rel=0.1)
 
 
 def test_a_mean_over_several_points_is_over_the_same_points_in_every_seed():

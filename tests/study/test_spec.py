@@ -82,6 +82,10 @@ def test_all_faults_of_a_file_are_told_at_once():
             {"base": {"segment_width": 4}, "axes": {"segments": [1, 2]}},
             "base.segment_width: no point would have it, since axes.segments puts each elsewhere",
         ),
+        (
+            {"base": {"segment_shares": [2, 1]}, "axes": {"segment_width": [1, 2]}},
+            "base.segment_shares: no point would have it, since axes.segment_width puts each elsewhere",
+        ),
         ({"base": {"shuffle": True}}, "shuffle: only relabels rows"),
         ({"base": {"pointwise": False, "norm": True}}, "norm: there is no second half"),
         ({"base": {"warmup_epochs": 8.0}}, "warmup_epochs: 8.0 leaves nothing of 8 epochs"),

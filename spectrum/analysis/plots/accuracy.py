@@ -72,7 +72,8 @@ def spectrum_curve(
     table = drawable(results, metric, names)
     ax = axes_or_new(ax)
     names = varied_settings(table) if by is None else names
-    curves = list(table.groupby(names, sort=False, dropna=False)) if names else [((), table)]
+    curves = list(results.groupby(names, sort=False, dropna=False)) if names else [((), results)]
+    curves = [(values, part) for values, part in curves if part[metric].notna().any()]  # failed runs leave gaps
     if table["stage_segments"].notna().any():
         _side_by_side(ax, table, metric, names, curves)
         return figure_of(ax)
@@ -87,9 +88,13 @@ def spectrum_curve(
     spectrum_axis(ax, table)
     ax.set_ylabel(METRIC_LABELS.get(metric, metric))
     add_legend(ax, bare=bool((~table["pointwise"].astype(bool)).any()))
-    with_it = f" · with {telling[0]} change {', '.join(along)}".replace("_", " ") if along else ""
-    say(ax, table, names, f"dots: runs · line and bars: mean and 95 % t-interval{with_it}")
+    say(ax, table, names, f"dots: runs · line and bars: mean and 95 % t-interval{_along_said(telling, along)}")
     return figure_of(ax)
+
+
+def _along_said(telling: Sequence[str], along: Sequence[str]) -> str:
+    words = ["budget" if name == "match" else name.replace("_", " ") for name in (*telling[:1], *along)]
+    return f" · with {words[0]} change {', '.join(words[1:])}" if along else ""
 
 
 def _telling_apart(names: list[str], curves: Sequence[tuple[Any, ...]]) -> tuple[list[str], list[str]]:
@@ -123,7 +128,10 @@ def budget_panels(results: pd.DataFrame, *, metric: str = "test_accuracy") -> Fi
         if number:
             ax.set_ylabel("")
     share_legend(panels)
-    _say_of_all(figure, table, "line and bars: mean and 95 % t-interval")
+    names = [name for name in varied_settings(table) if name != "match"]
+    curves = table[names].drop_duplicates().itertuples(index=False, name=None) if names else []
+    along = _along_said(*_telling_apart(names, list(curves)))
+    _say_of_all(figure, table, f"line and bars: mean and 95 % t-interval{along}")
     return figure
 
 
@@ -355,7 +363,7 @@ def _side_by_side(
     order.loc[order["staged"], "place"] = 0.0
     labels = list(dict.fromkeys(order.sort_values(["staged", "place"], kind="stable")["label"]))
     for number, (values, part) in enumerate(curves):
-        groups = summarise(part, SPLIT, metric)
+        groups, part = summarise(part, SPLIT, metric), part[part[metric].notna()]
         apart = 0.16 * (number - (len(curves) - 1) / 2)
         ax.plot(
             [labels.index(label) + apart - 0.05 for label in point_labels(part)], 100 * part[metric],

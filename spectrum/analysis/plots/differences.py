@@ -99,8 +99,8 @@ def difference_curve(
     seed has both sides. Raises ValueError where there is no other.
     """
     pairs: list[Any] = [between] if not between or isinstance(between[0], Mapping) else list(between)
-    table = drawable(results, metric, [name for pair in pairs for side in pair for name in side])
-    table = table[table["pointwise"].astype(bool)]
+    drawable(results, metric, [name for pair in pairs for side in pair for name in side])  # refuses what would mislead
+    table = results[results["pointwise"].astype(bool)]  # failed runs too: they leave gaps
     table = table.assign(position=spectrum_position(table))
     found = [_by_place(table, pair, metric) for pair in pairs]
     ax = axes_or_new(ax)
