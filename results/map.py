@@ -7,7 +7,7 @@ from pathlib import Path
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from readmes import complete
+from shown import complete
 
 from spectrum import load_results, plots
 from spectrum.analysis.plots.drawing import CAPTION_CHARACTERS, wrapped
