@@ -31,7 +31,8 @@ def status(command: Status) -> int:
     if study is None or (plan is not None and plan["hash"] == study.hash):
         _print_standing(folder, planned_ids(frozen_plan(folder)))
     elif study.tune is not None or study.budget.match != ("none",):  # its points are known once it is planned
-        out.print(f"{folder}: not run yet as the study is now; {len(study.wanted())} points left")
+        search = "a search, then " if study.tune is not None else ""
+        out.print(f"{folder}: not run yet as the study is now; {search}up to {len(study.wanted())} points")
     else:
         _print_standing(folder, [point.id for point in study.points()])
     return 0
