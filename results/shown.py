@@ -187,10 +187,9 @@ class Shown:
         """Of one curve: points a doubling of the segments."""
         return stats.trend(self.rows(**side)).iloc[0]
 
-    def times(self, cost: str, first: tuple[Any, ...], second: tuple[Any, ...], **side: Any) -> float:
-        """How many times the cost of one schedule by stage another has."""
-        costs = [self.rows(stage_segments=stages, **side)[cost].iloc[0] for stages in (first, second)]
-        return float(costs[0] / costs[1])
+    def times(self, cost: str, first: Mapping[str, Any], second: Mapping[str, Any]) -> float:
+        """How many times the cost of the second network the first has."""
+        return float(self.rows(**first)[cost].iloc[0] / self.rows(**second)[cost].iloc[0])
 
     def bare_times(self, cost: str, match: str) -> float:
         """How many times the cost of one segment a channel the regular convolution has."""
