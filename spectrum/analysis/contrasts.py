@@ -59,7 +59,7 @@ def crossing(
     """
     metric = scored_metric(results) if metric is None else metric
     scored(results, metric, needs=["realised_segments"])
-    curve = differences_by_place(results, between, metric)
+    curve = differences_by_place(results.reset_index(drop=True), between, metric)
     if len(curve) < 2:
         raise NoRunsError("crossing: needs at least two complete seeds")
     logs = curve.columns.to_numpy(dtype=float)
@@ -138,6 +138,7 @@ def contrasts(
     """
     metric = scored_metric(results) if metric is None else metric
     scored(results, metric)  # refuses what would mislead
+    results = results.reset_index(drop=True)
     for one in asked:
         if not {"name", "between"} <= one.keys():
             raise ValueError(f"contrasts: {dict(one)} lacks a name, or the two sides in between")

@@ -48,13 +48,16 @@ def differences_by_seed(
     """
     metric = scored_metric(results) if metric is None else metric
     scored(results, metric)  # refuses what would mislead
-    return paired_differences(results, between, across, metric)
+    return paired_differences(results.reset_index(drop=True), between, across, metric)
 
 
 def paired_differences(
     table: pd.DataFrame, between: Sequence[Side], across: Across, metric: str, changed: Collection[str] | None = None
 ) -> pd.Series:
-    """`differences_by_seed` of a table that is checked. Failed runs are in it: what has no run is missing, not gone."""
+    """`differences_by_seed` of a table that is checked, and whose index tells its rows apart.
+
+    Failed runs are in it: what has no run is missing, not gone.
+    """
     if len(between) != 2:
         raise ValueError(f"between: expected two sides, got {len(between)}")
     if across is None:

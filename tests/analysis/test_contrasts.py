@@ -219,6 +219,16 @@ def test_what_has_no_place_on_the_spectrum_has_no_slope():
     assert set(stats.optimum(both)["order"]) == {"own"}
 
 
+def test_studies_that_are_joined_may_have_one_index_twice():
+    one = made_up(noisy, activation=["none"])
+    other = one.assign(dataset="letters", test_accuracy=one["test_accuracy"] + 0.01)
+    asked = [{"dataset": "letters"}, {"dataset": "digits"}]
+    both = pd.concat([one, other])
+    assert stats.contrast(both, asked).mean == pytest.approx(0.01)
+    assert stats.contrasts(both, [{"name": "x", "between": asked}])["n"].tolist() == [5]
+    assert stats.crossing(both, asked).n == 5
+
+
 def test_the_summary_says_of_each_point_what_is_its_own():
     """One failed and one diverged, and mismatches of their own: none slips to another point."""
     table = made_up(noisy, activation=["none"])
