@@ -121,7 +121,6 @@ def as_text(table: pd.DataFrame) -> tuple[list[str], list[list[str]]]:
         return f"{value:,}" if isinstance(value, int) else str(value)
 
     unset = [name for name in table if table[name].dtype == float and table[name].isna().any()]
-
     titles = {"macs": "MACs", "match": "budget", "accuracy": "accuracy, % ± 95 % t"}
     rows = [[cell(str(name), value) for name, value in row.items()] for _, row in table.iterrows()]
     return [titles.get(str(name), str(name)) for name in table], rows

@@ -75,10 +75,10 @@ def _check_table(results: object) -> None:
 
 
 def _check_runs(results: pd.DataFrame) -> None:
-    keys = results[[*SPLIT, *varied_settings(results), "seed"]].map(repr)
-    twice = keys.duplicated(keep=False)
+    runs = keys(results, [*SPLIT, *varied_settings(results), "seed"])
+    twice = runs.duplicated(keep=False)
     if twice.any():
-        one = results[(keys == keys[twice].iloc[0]).all(axis=1)]
+        one = results[runs == runs[twice].iloc[0]]
         studies = ", ".join(dict.fromkeys(one["study"])) if "study" in one else "the table"
         label = segments_label(*one.iloc[0][[*SPLIT]])
         same = "id" in one and one["id"].nunique() < len(one)

@@ -152,7 +152,7 @@ class _Planner:
 
         point = wanted.point
         images = images_of(point)
-        self._train_images(point, images)  # raises where there are too few
+        images_an_epoch = self._train_images(point, images)  # raises where there are too few
         key = (wanted.match, digest(_network(point)), *_step(point), images.shape, images.classes)
         if key not in self.planned:
             self.planned[key] = self._plan_network(wanted, images)
@@ -162,7 +162,6 @@ class _Planner:
         solved = _as_wide_as(found.point, point)
         if found.step_seconds is None:
             return replace(found, point=solved, asked=point)
-        images_an_epoch = self._train_images(point, images)
         steps = images_an_epoch // min(point.batch_size, images_an_epoch) * point.epochs
         return replace(found, point=solved, asked=point, seconds=found.step_seconds * steps)
 
