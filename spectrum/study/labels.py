@@ -72,7 +72,7 @@ class LabelColumn:
         return None
 
     def classes(self) -> Classes:
-        """The classes of these labels, in the order of numbers or names. Raises LayoutError for a label that is none."""
+        """The classes, in the order of numbers or names. Raises LayoutError for a label that is none."""
         self._raise_if_unfit()
         keys = sorted(self.counts, key=lambda value: (isinstance(value, str), value))
         names = tuple(self._name(key) for key in keys)
@@ -81,8 +81,8 @@ class LabelColumn:
         pair = twins(map(str, keys)) if isinstance(keys[0], str) else None
         if pair:
             raise LayoutError(
-                f"{self.where} holds {pair[0]!a} and {pair[1]!a}, which differ only in Unicode normalisation or in blanks; "
-                "write one for both"
+                f"{self.where} holds {pair[0]!a} and {pair[1]!a}, which differ only in Unicode normalisation or in "
+                "blanks; write one for both"
             )
         return Classes(tuple(map(_composed, keys)), names, self.declared)
 
@@ -112,14 +112,15 @@ class LabelColumn:
         for value, count in self.counts.items():
             if _is_missing(value):
                 first = next(number for number, one in enumerate(self.values) if _is_missing(one))
+                times = f"{count:,} time{'' if count == 1 else 's'}"
                 raise LayoutError(
-                    f"{self.where} holds {value!r} {count:,} {'time' if count == 1 else 'times'} (first: image {first}), "
+                    f"{self.where} holds {value!r} {times} (first: image {first}), "
                     "which stands for a missing label; remove these images, or label them"
                 )
             if isinstance(value, float):
                 raise LayoutError(
-                    f"{self.where} holds {value!r}, which is no whole number; labels are classes: write whole numbers or "
-                    "names"
+                    f"{self.where} holds {value!r}, which is no whole number; labels are classes: write whole "
+                    "numbers or names"
                 )
             if self.declared is not None and not (isinstance(value, int) and 0 <= value < len(self.declared)):
                 raise LayoutError(
@@ -133,8 +134,8 @@ class LabelColumn:
             if isinstance(classes.keys[0], str) or (plain and isinstance(plain[0], str)):
                 return list(plain) if self.declared is None else [same_text(self.declared[value]) for value in plain]
             raise LayoutError(
-                f"column {self.column!r} names its classes in the {having} split and not in the {lacking} split, so that "
-                "its numbers may mean others; write both splits alike"
+                f"column {self.column!r} names its classes in the {having} split and not in the {lacking} split, so "
+                "that its numbers may mean others; write both splits alike"
             )
         for names in (self.declared, classes.names):
             if len(set(names)) < len(names):

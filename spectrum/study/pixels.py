@@ -29,6 +29,7 @@ from torch import Tensor
 Resize = Literal["stretch", "centre_crop"]
 Array = np.ndarray[Any, np.dtype[np.uint8]]
 T = TypeVar("T")
+U = TypeVar("U")
 
 ROWS = 512  # that are read from a table at once
 # Of 16-bit numbers, the least part of their range that an image must span to keep more than 16 of 256 levels.
@@ -149,6 +150,11 @@ def _file(path: Path) -> bytes:
     if not path.is_file():
         raise FileNotFoundError(f"{path} is no file")
     return path.read_bytes()
+
+
+def in_threads(function: Callable[[U], T], many: Iterable[U]) -> Iterator[T]:
+    """What the function makes of each, in order, by as many threads as torch has."""
+    return _threads(torch.get_num_threads()).map(function, many)
 
 
 def decode_all(stored: Stored, decoder: Decoder) -> Tensor:
