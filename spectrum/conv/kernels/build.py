@@ -178,8 +178,8 @@ def _work_folder(folder: Path) -> Path:
         if is_our_own(folder.resolve()):
             return Path(tempfile.mkdtemp(prefix="build-", dir=folder.resolve()))
         warnings.warn(
-            f"kernels are not kept in {folder}: it belongs to another user, or others may write to it. They are kept in "
-            f"{second}; to use the first, set SPECTRUM_CACHE to a folder of your own, or run chmod go-w {folder}",
+            f"kernels are not kept in {folder}: it belongs to another user, or others may write to it. They are kept "
+            f"in {second}; to use the first, set SPECTRUM_CACHE to a folder of your own, or run chmod go-w {folder}",
             stacklevel=2,
         )
     except OSError:
