@@ -73,6 +73,8 @@ class LabelColumn:
 
     def classes(self) -> Classes:
         """The classes, in the order of numbers or names. Raises LayoutError for a label that is none."""
+        if not self.values:
+            raise LayoutError(f"the {self.split} split has no images")
         self._raise_if_unfit()
         keys = sorted(self.counts, key=lambda value: (isinstance(value, str), value))
         names = tuple(self._name(key) for key in keys)

@@ -70,6 +70,7 @@ HUB_IDS = {
 }
 DATASETS = ("digits", *HUB_IDS)
 DECODING = 3  # a version: what is kept of decoded images holds for one way to decode only
+COLOURED = "training images are grey, so coloured test images are read as grey"
 CARVED = "a fixed sixth of the training files, carved off, since there is no test split with labels"
 
 
@@ -359,6 +360,7 @@ def _read(source: _Source, decoder: Decoder, cache: Path) -> Images:
     encoded = _stay_encoded(
         parts.train.stored("first", cache), len(labels) + (len(part.labels) if part else 0), decoder
     )
+    known = encoded and cache.with_suffix(".json").exists() and usable_cache()  # then nothing new is kept
     how: How = "mapped" if encoded else "memory"
     train = parts.train.stored(how, cache)
     test = part.stored(how, cache) if part else None
@@ -379,7 +381,11 @@ def _read(source: _Source, decoder: Decoder, cache: Path) -> Images:
         test_x = Encoded(test, decoder) if encoded else decode_all(test, decoder)
         if test_x.shape[1:] != train_x.shape[1:]:
             raise DataError(f"dataset={source.name!r}: images of the test split have another size; set image_size")
-    if source.read_key() != source.key:
+    if decoder.channels == 1 and test is not None and any(has > 1 for has in test.each(channels_of)):
+        about = replace(about, notes=(*about.notes, COLOURED))
+    if not known and source.read_key() != source.key:
+        for kept in cache.parent.glob(f"{cache.stem}.*"):
+            kept.unlink(missing_ok=True)
         raise DataError(f"dataset={source.name!r}: its files changed while they were read; try again")
     if isinstance(train_x, Tensor) and isinstance(test_x, Tensor):
         images = make_images(train_x, labels, test_x, test_labels, about)

@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache, partial
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -154,7 +155,9 @@ def _file(path: Path) -> bytes:
 
 def in_threads(function: Callable[[U], T], many: Iterable[U]) -> Iterator[T]:
     """What the function makes of each, in order, by as many threads as torch has."""
-    return _threads(torch.get_num_threads()).map(function, many)
+    waiting = iter(many)
+    while some := list(islice(waiting, ROWS)):
+        yield from _threads(torch.get_num_threads()).map(function, some)
 
 
 def decode_all(stored: Stored, decoder: Decoder) -> Tensor:

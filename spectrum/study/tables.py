@@ -113,13 +113,12 @@ class ParquetTable:
                 self.schema.field(column).type
             ):
                 raise LayoutError(f"{path.name} has no column {column!r} of the type that {self.files[0].name} has")
-            number = file.schema_arrow.names.index(column)
             try:
                 for batch in file.iter_batches(size, columns=[column]):
                     yield batch.column(column)
             except (OSError, pa.ArrowException) as error:
                 reason = str(error).splitlines()[0]
-                raise LayoutError(f"column {number} of {path} cannot be read: {reason}; mend or remove it") from error
+                raise LayoutError(f"column {column!r} of {path} cannot be read: {reason}; mend or remove it") from error
 
     def _write(self, column: str, path: Path) -> None:
         field = self.schema.field(column).with_metadata(None)

@@ -223,7 +223,9 @@ def test_images_that_are_not_grey_become_rgb(data_root: Path, mode: str) -> None
 def test_the_test_split_has_as_many_channels_as_the_training_split(data_root: Path) -> None:
     write_parquet(data_root / "flowers/train.parquet", random_pixels(6), [0, 1, 2] * 2)
     write_parquet(data_root / "flowers/test.parquet", random_pixels(3, channels=3), [0, 1, 2])
-    assert load_images("flowers").test_x.shape == (3, 1, 6, 6)
+    images = load_images("flowers")
+    assert images.test_x.shape == (3, 1, 6, 6)
+    assert images.about.notes == ("training images are grey, so coloured test images are read as grey",)
 
 
 # Sizes
