@@ -95,6 +95,8 @@ def test_a_plan_lists_points_and_writes_nothing(study, capsys):
     assert "Does it run?" in said
     assert "6 points" in said
     assert "unmatched" in said
+    assert "data: digits: 1,498 training and 299 test images · 10 classes, training/test: 0 148/30, " in said
+    assert "8×8 pixels, 1 channel · test images: a fixed sixth of the images, carved off" in said
     assert [path.name for path in study.iterdir()] == ["tiny.toml"]
 
 

@@ -47,6 +47,15 @@ def plan(command: Plan) -> int:
     return 0
 
 
+def _print_images(images: Sequence[dict[str, Any]]) -> None:
+    """A line for each data set."""
+    from spectrum.study.data import describe
+
+    for known in images:
+        size = f" at image_size {known['image_size']}" if len(images) > 1 and known["image_size"] else ""
+        out.print(f"data: {describe(known['dataset'] + size, known)}")
+
+
 @dataclass(frozen=True)
 class _Forecast:
     """What a study would train: its points, those of its search, and what its contrasts change."""
@@ -55,6 +64,7 @@ class _Forecast:
     searched: Sequence[PlannedPoint]
     examined: Sequence[Examined]
     workers: int
+    images: Sequence[dict[str, Any]]  # what is known of each data set
 
     @property
     def seconds(self) -> float:
@@ -68,6 +78,7 @@ class _Forecast:
             "hash": study.hash,
             "points": [one.entry() | {"seed": one.point.seed, "seconds": one.seconds} for one in self.planned],
             "contrasts": [one.entry() for one in self.examined],
+            "images": self.images,
             "searched": len(self.searched),
             "workers": self.workers,
             "seconds": self.seconds,
@@ -77,15 +88,19 @@ class _Forecast:
 def _forecast(study: Study, command: Plan, frozen: dict[str, Any] | None) -> _Forecast:
     from spectrum.study.contrasts import examine
     from spectrum.study.engines import LocalEngine, available_cores
+    from spectrum.study.images import described, read_once
     from spectrum.study.planning import plan_study
     from spectrum.study.tuning import search
 
-    planned = plan_study(study, imports=command.imports, time_steps=True, frozen=frozen)
+    with read_once():
+        planned = plan_study(study, imports=command.imports, time_steps=True, frozen=frozen)
+        images = described(one.point for one in planned)
     return _Forecast(
         planned=planned,
         searched=search(planned, study.tune.grid(), study.tune.seeds) if study.tune else [],
         examined=examine(study, planned),
         workers=min(LocalEngine(command.workers).workers, available_cores(), len(planned)),
+        images=images,
     )
 
 
@@ -96,6 +111,7 @@ def _show_forecast(study: Study, forecast: _Forecast) -> None:
     took = f"about {duration(forecast.seconds)} of training steps on {forecast.workers} CPU cores"
     out.print(f"\n{len(planned)} points{more} · {took}")
     out.print(_budget_line(study, planned))
+    _print_images(forecast.images)
     for noise in sorted({one.point.label_noise for one in planned} - {0.0}):
         from spectrum.study.images import CLASSES
         from spectrum.study.teacher import noise_ceiling
@@ -192,6 +208,7 @@ def run(command: Run) -> int:
         if contrast["confounded"]:
             print_contrast(contrast)
     _print_choices(summary, frozen)
+    _print_images(frozen.get("images", []))
     show_report(summary.folder)
     if summary.diverged:
         err.print(f"{summary.diverged} points diverged; they count, at chance")

@@ -3,20 +3,33 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from spectrum.study.pixels import DataError, Pixels
 
+NAMED_CLASSES = 12  # in the line that describes a data set; of more, a summary
 MOMENTS_OF = 2_000  # images of a data set that is decoded as it goes, for its mean and standard deviation
 
 Normalisation = Literal["moments", "plus_minus_one"]
 
 
 @dataclass(frozen=True)
+class About:
+    """Where images come from and what was left out, in words."""
+
+    read: str = ""  # what was read: a folder of images, or which columns of Parquet files
+    classes: tuple[str, ...] = ()  # names, in the order of labels
+    test: str = ""  # where the test images come from
+    left_out: tuple[str, ...] = ()  # what was found and is not used, and why
+    notes: tuple[str, ...] = ()  # what else a reader should know
+
+
+@dataclass(frozen=True, eq=False)
 class Images:
     """A data set. Pixels uint8 (N, C, H, W), in memory or encoded; labels int64 (N,) from 0 to classes − 1."""
 
@@ -26,6 +39,7 @@ class Images:
     test_y: Tensor
     classes: int
     fingerprint: str  # 16 hex digits of a SHA-256 of pixels and labels; of the files' bytes, where they stay encoded
+    about: About = About()
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -50,13 +64,66 @@ class Split:
         return (x_nchw.float() - mean).div_(std)
 
 
-def make_images(train_x: Tensor, train_y: Tensor, test_x: Tensor, test_y: Tensor) -> Images:
+def record(images: Images) -> dict[str, Any]:
+    """What is known of a data set, for plan.json."""
+    train, test = (y.bincount(minlength=images.classes).tolist() for y in (images.train_y, images.test_y))
+    about = images.about
+    return {
+        "fingerprint": images.fingerprint,
+        "shape": list(images.shape),
+        "classes": list(about.classes) or list(map(str, range(images.classes))),
+        "train_images": train,
+        "test_images": test,
+        "test": about.test,
+        "read": about.read,
+        "left_out": list(about.left_out),
+        "notes": list(about.notes),
+    }
+
+
+def describe(name: str, known: Mapping[str, Any]) -> str:
+    """A data set in a line: images by split and class, size, where test images come from, what is left out.
+
+    Args:
+        name: of the data set.
+        known: from `record`.
+    """
+    channels, height, width = known["shape"]
+    said = [
+        f"{name}: {sum(known['train_images']):,} training and {sum(known['test_images']):,} test images",
+        _class_counts(known["classes"], known["train_images"], known["test_images"]),
+        f"{height}×{width} pixels, {channels} channel{'' if channels == 1 else 's'}",
+        f"test images: {known['test'] or 'not said'}",
+        known["read"] or "arrays",
+        *known["notes"],
+        f"left out: {'; '.join(known['left_out']) or 'nothing'}",
+    ]
+    return " · ".join(said)
+
+
+def _class_counts(names: Sequence[str], train: Sequence[int], test: Sequence[int]) -> str:
+    """Training and test images of each class; of many classes, the least and the most."""
+    counts = f"{len(names):,} classes of {_span(train)} training and {_span(test)} test images"
+    if len(names) > NAMED_CLASSES:
+        return counts
+    if len(set(train)) == len(set(test)) == 1:
+        return f"{counts}: {', '.join(names)}"
+    each = (f"{name} {a:,}/{b:,}" for name, a, b in zip(names, train, test, strict=True))
+    return f"{len(names)} classes, training/test: {', '.join(each)}"
+
+
+def _span(counts: Sequence[int]) -> str:
+    least, most = min(counts), max(counts)
+    return f"{least:,}" if least == most else f"{least:,} to {most:,}"
+
+
+def make_images(train_x: Tensor, train_y: Tensor, test_x: Tensor, test_y: Tensor, about: About = About()) -> Images:
     tensors = (train_x, train_y, test_x, test_y)
     digest = hashlib.sha256()
     for tensor in tensors:
         digest.update(repr(tuple(tensor.shape)).encode())
         digest.update(tensor.contiguous().numpy().data)
-    return Images(*tensors, classes=int(train_y.max()) + 1, fingerprint=digest.hexdigest()[:16])
+    return Images(*tensors, classes=int(train_y.max()) + 1, fingerprint=digest.hexdigest()[:16], about=about)
 
 
 def carve(labels: Tensor, fraction: float) -> tuple[Tensor, Tensor]:

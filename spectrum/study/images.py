@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
-from typing import Literal
+from typing import Any
 
-from spectrum.study.data import Images
+from spectrum.study.data import About, Images, record
 from spectrum.study.load import load_images
-from spectrum.study.pixels import DataError, Resize
-from spectrum.study.point import GAUSSIAN, Point, images_said
+from spectrum.study.pixels import DataError
+from spectrum.study.point import GAUSSIAN, IMAGES, Point, images_said
 from spectrum.study.teacher import gaussian_images, relabelled
 
 GAUSSIAN_SIDE = 16  # pixels, unless the point has an image_size
@@ -16,29 +19,68 @@ GAUSSIAN_CHANNELS = 3
 GAUSSIAN_TRAIN, GAUSSIAN_TEST = 20_000, 10_000
 LARGEST_SIDE = 64  # whose 30,000 images take a few hundred megabytes
 CLASSES = 10  # of a teacher
+RELABELLED = "labels are those of a teacher"
 
 
 def images_of(point: Point) -> Images:
-    """What a point is trained and scored on. Raises DataError for a data set that cannot be had."""
+    """What a point is trained and scored on, as the files are now. Raises DataError where it cannot be had."""
+    if _held is None:
+        return _images_of(point)
+    said = images_said(dict(point))
+    if said not in _held:
+        _held[said] = _images_of(point)
+    return _held[said]
+
+
+@contextmanager
+def read_once() -> Iterator[None]:
+    """Inside it, the files of each data set are read once, so that all that is said of them is of the same images."""
+    global _held
+    before = _held
+    _held = {} if before is None else before
+    try:
+        yield
+    finally:
+        _held = before
+
+
+def described(points: Iterable[Point]) -> list[dict[str, Any]]:
+    """What is known of each data set that points have, with the fields that decide which it is."""
+    by_fields = {images_said(dict(point)): point for point in points}
+    return [dict(zip(IMAGES, said, strict=True)) | record(images_of(point)) for said, point in by_fields.items()]
+
+
+_held: dict[tuple[Any, ...], Images] | None = None
+
+
+def _images_of(point: Point) -> Images:
+    if point.dataset == GAUSSIAN and point.teacher_segments is not None:
+        return _taught(_Taught(images_said(dict(point)), "", None))
+    images = load_images(point.dataset, point.image_size, point.resize)
     if point.teacher_segments is None:
-        return load_images(point.dataset, point.image_size, point.resize)
-    return _taught(*images_said(dict(point)))
+        return images
+    taught = _taught(_Taught(images_said(dict(point)), images.fingerprint, images))
+    about = replace(images.about, classes=(), notes=(*images.about.notes, RELABELLED))
+    return replace(taught, about=about)
+
+
+@dataclass(frozen=True)
+class _Taught:
+    """What decides the labels that a teacher gives: fields of the point, and the images."""
+
+    said: tuple[Any, ...]
+    fingerprint: str
+    images: Images | None = field(compare=False)  # None: they are made here
 
 
 @lru_cache(maxsize=8)  # labels only: the pixels are shared
-def _taught(
-    dataset: str,
-    image_size: int | None,
-    resize: Resize,
-    segments: int | Literal["per_channel"],
-    label_noise: float,
-    seed: int,
-) -> Images:
-    if dataset == GAUSSIAN:
+def _taught(asked: _Taught) -> Images:
+    _, image_size, _, segments, label_noise, seed = asked.said
+    images = asked.images
+    if images is None:
         side = image_size or GAUSSIAN_SIDE
         if side > LARGEST_SIDE:
             raise DataError(f"image_size = {side}: images that are made here have up to {LARGEST_SIDE} pixels a side")
         images = gaussian_images(GAUSSIAN_TRAIN, GAUSSIAN_TEST, side, GAUSSIAN_CHANNELS, seed)
-    else:
-        images = load_images(dataset, image_size, resize)
-    return relabelled(images, segments=segments, label_noise=label_noise, seed=seed, classes=CLASSES)
+    taught = relabelled(images, segments=segments, label_noise=label_noise, seed=seed, classes=CLASSES)
+    return replace(taught, about=About(read="Gaussian noise, made here", test="made as well", notes=(RELABELLED,)))

@@ -1,11 +1,13 @@
 """From the name of a data set to its images.
 
-Where it is looked for: `$SPECTRUM_DATA/<name>/` first (Parquet in the hub's layout, or a folder a class), then the
-hub's cache or a download. The test set is whatever the source calls "test", if it has labels, else its "validation"
-split, else a fixed sixth of its images.
+Where it is looked for: `$SPECTRUM_DATA/<name>/` first (a folder of images or of Parquet files), then the hub's cache or
+a download. `layout.py` has the rules for folders, `tables.py` reads tables, `labels.py` their labels. The test set is
+what the source calls "test", if it has labels, else its "validation" split, else a fixed sixth of its images.
 
 Decoded images are kept in memory, and cached under `$SPECTRUM_CACHE` (~/.cache/spectrum otherwise). Where their pixels
 would take more than `$SPECTRUM_IMAGES_GB` (4 by default), they stay encoded and are decoded as they are asked for.
+
+Whatever is kept, in memory or on disk, is found by the content of the files, which are read on every call.
 """
 
 from __future__ import annotations
@@ -16,23 +18,37 @@ import math
 import os
 import socket
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from difflib import get_close_matches
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 from urllib.parse import urlsplit
 from urllib.request import getproxies
 
+import pyarrow as pa
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from spectrum._cache import cache_folder
-from spectrum.study.data import Images, carve, make_images
+from spectrum._cache import cache_folder, make_folder, usable_cache
+from spectrum.study.data import About, Images, carve, make_images
+from spectrum.study.labels import LabelColumn
+from spectrum.study.layout import (
+    IN_ORDER,
+    TEST_SPLITS,
+    File,
+    Layout,
+    LayoutError,
+    Split,
+    arrange,
+    shown,
+    split_named,
+    walk,
+)
 from spectrum.study.pixels import (
     DataError,
     Decoder,
@@ -43,7 +59,9 @@ from spectrum.study.pixels import (
     channels_of,
     decode_all,
     in_memory,
+    in_threads,
 )
+from spectrum.study.tables import How, HubTable, ParquetTable, Table, columns_of, hash_of
 
 HUB_IDS = {
     "fashion_mnist": "zalando-datasets/fashion_mnist",
@@ -51,53 +69,262 @@ HUB_IDS = {
     "cifar100": "uoft-cs/cifar100",
 }
 DATASETS = ("digits", *HUB_IDS)
-IMAGE_COLUMNS = ("image", "img", "picture", "pixels")
-LABEL_COLUMNS = ("label", "fine_label", "labels", "target", "class", "y")
-TEST_SPLITS = ("test", "validation", "valid", "val")
+DECODING = 3  # a version: what is kept of decoded images holds for one way to decode only
+COLOURED = "training images are grey, so coloured test images are read as grey"
+CARVED = "a fixed sixth of the training files, carved off, since there is no test split with labels"
 
 
-@lru_cache(maxsize=2)
 def load_images(name: str, image_size: int | None = None, resize: Resize = "stretch") -> Images:
     """Load a data set by name, hub id or folder.
 
     Args:
         name: "digits" (comes with scikit-learn), "fashion_mnist", "cifar10", "cifar100", a hub id such as
-            "owner/name", or a folder such as "./flowers": of Parquet files in the hub's layout, or of one folder a
+            "owner/name", or a folder such as "./flowers": of Parquet files in the hub's layout, or of one folder per
             class (optionally below train/ and test/).
         image_size: side in pixels to resize to; None keeps the images, which must then have one size.
         resize: "stretch" images to a square, or "centre_crop": cut a square of 0.875 of the shorter side out of the
             middle.
 
-    Raises DataError (a ValueError) that says what is missing and both ways to get it.
+    Every call reads the files, so that images that have changed are never taken for those of an earlier call. Raises
+    DataError (a ValueError) that says what is missing or wrong, and what to do.
     """
     if name == "digits":
         if resize != "stretch":
             raise DataError(f"resize={resize!r}: digits are square already; leave it out")
         return _digits(image_size)
-    source = _find(name)
-    cache = _cache_file(source, image_size, resize)
-    images = _read_cache(cache)
-    if images is None:
-        images = _read(source, Decoder(image_size, resize), cache)
-    return images
+    try:
+        source = _find(name)
+        images = _loaded(_Request(source.key, name, image_size, resize, _most_gigabytes(), source))
+    except LayoutError as error:
+        raise DataError(f"dataset={name!r}: {error}") from error
+    layout = source.layout
+    if layout is None:
+        return images
+    left_out, notes = images.about.left_out + layout.left_out, images.about.notes + layout.notes
+    return replace(images, about=replace(images.about, left_out=left_out, notes=notes))
 
 
 @dataclass(frozen=True)
-class _Source:
-    """Where images come from: a local folder, or a hub id."""
+class _Request:
+    """What decides which images are loaded."""
+
+    content: str
+    name: str
+    image_size: int | None
+    resize: Resize
+    most_gigabytes: float
+    source: _Source = field(compare=False)
+
+
+@lru_cache(maxsize=2)
+def _loaded(request: _Request) -> Images:
+    decoder = Decoder(request.image_size, request.resize)
+    cache = _cache_file(request.content, request.image_size, request.resize)
+    images = _read_cache(cache)
+    if images is None:
+        images = _read(request.source, decoder, cache)
+    return images
+
+
+load_images.cache_clear = _loaded.cache_clear  # type: ignore[attr-defined] # gives memory back
+
+
+@dataclass(frozen=True)
+class _Part:
+    """One split: its labels, and its images in the ways in which they can be had."""
+
+    labels: Tensor
+    stored: Callable[[How, Path], Stored]  # "mapped" may write the file
+
+
+@dataclass(frozen=True)
+class _Parts:
+    train: _Part
+    test: _Part | None
+    about: About
+
+
+class _Source(Protocol):
+    """Where images come from."""
 
     name: str
-    folder: Path | None
-    hub_id: str | None
+
+    @property
+    def layout(self) -> Layout | None:
+        """What the files of a folder mean."""
 
     @property
     def key(self) -> str:
-        if self.folder is None:
-            return f"hub:{self.hub_id}"
-        files = sorted(path for path in self.folder.rglob("*") if path.is_file())
-        return "\n".join(
-            f"{path.relative_to(self.folder)} {path.stat().st_size} {path.stat().st_mtime_ns}" for path in files
+        """A hash of the content that is used."""
+
+    def read_key(self) -> str:
+        """The same, from the files as they are now."""
+
+    def parts(self) -> _Parts:
+        """The splits that are used. Raises LayoutError for labels that are none."""
+
+
+@dataclass
+class _ImageFolder:
+    name: str
+    folder: Path
+    layout: Layout
+
+    @cached_property
+    def key(self) -> str:
+        return self.read_key()
+
+    def read_key(self) -> str:
+        digest = hashlib.sha256(b"folder of images")
+        for split, files in self.layout.splits.items():
+            hashes = in_threads(hash_of, (self.folder.joinpath(*file.parts) for file in files))
+            for file, hashed in zip(files, hashes, strict=True):
+                digest.update(
+                    hashlib.sha256(f"{split} {file.label}".encode("utf-8", "surrogateescape")).digest() + hashed
+                )
+        return digest.hexdigest()
+
+    def parts(self) -> _Parts:
+        splits, folders = self.layout.splits, self.layout.folders
+        names = sorted({file.label for file in splits["train"]})
+        number = {name: n for n, name in enumerate(names)}
+        parts = {
+            split: _Part(torch.tensor([number[file.label] for file in files]), self._images(split, files))
+            for split, files in splits.items()
+        }
+        test = next((split for split in TEST_SPLITS if split in parts), None)
+        about = About(
+            read="a folder of images",
+            classes=tuple(map(shown, names)),
+            test=CARVED if test is None else f"those in {shown(folders[test])}/",
         )
+        return _Parts(parts["train"], parts[test] if test else None, about)
+
+    def _images(self, split: Split, files: Sequence[File]) -> Callable[[How, Path], Stored]:
+        paths = [str(self.folder.joinpath(*file.parts)) for file in files]
+        return lambda how, kept: Stored(self.name, split, _Paths(paths), "image")
+
+
+@dataclass(frozen=True)
+class _Paths:
+    """Files, as rows of a table."""
+
+    paths: Sequence[str]
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, numbers: Sequence[int]) -> dict[str, list[dict[str, str | None]]]:
+        return {"image": [{"bytes": None, "path": self.paths[number]} for number in numbers]}
+
+
+@dataclass
+class _ParquetFolder:
+    name: str
+    folder: Path
+    layout: Layout
+
+    @cached_property
+    def key(self) -> str:
+        return self.read_key()
+
+    def read_key(self) -> str:
+        digest = hashlib.sha256(b"Parquet")
+        for split in IN_ORDER:
+            for path in self._paths(split):
+                digest.update(split.encode() + hash_of(path))
+        return digest.hexdigest()
+
+    def parts(self) -> _Parts:
+        tables: dict[Split, Table] = {
+            split: ParquetTable(self._paths(split)) for split in IN_ORDER if split in self.layout.splits
+        }
+        return _of_tables(self.name, "Parquet files", tables, paths=False)
+
+    def _paths(self, split: Split) -> list[Path]:
+        return [self.folder.joinpath(*file.parts) for file in self.layout.splits.get(split, ())]
+
+
+@dataclass
+class _Hub:
+    name: str
+    hub_id: str
+    layout: Layout | None = None
+
+    @cached_property
+    def tables(self) -> dict[str, HubTable]:
+        return {split: HubTable(part) for split, part in _fetched(self.name, self.hub_id).items()}
+
+    @cached_property
+    def key(self) -> str:
+        return self.read_key()
+
+    def read_key(self) -> str:
+        return "\n".join(["hub", *(f"{split} {table.key}" for split, table in self.tables.items())])
+
+    def parts(self) -> _Parts:
+        tables: dict[Split, Table] = {}
+        left_out = []
+        for name, table in self.tables.items():
+            split = split_named(name)
+            if split is None and len(self.tables) == 1:
+                split = "train"
+            if split is None or split in tables:
+                left_out.append(f"{len(table):,} images of the split {name!r}, which is none of {', '.join(IN_ORDER)}")
+            else:
+                tables[split] = table
+        if "train" not in tables:
+            raise LayoutError(f"has the splits {', '.join(self.tables)}, and none to train on; expected train")
+        parts = _of_tables(self.name, f"{self.hub_id} of the hub", tables, paths=True)
+        return replace(parts, about=replace(parts.about, left_out=(*parts.about.left_out, *left_out)))
+
+
+def _of_tables(name: str, kind: str, tables: Mapping[Split, Table], *, paths: bool) -> _Parts:
+    """The training split of tables, and the first of test and validation that has labels."""
+    image, label, said = columns_of(tables["train"])
+    column = LabelColumn("train", label, tables["train"].values(label), tables["train"].names(label))
+    classes = column.classes()
+    train = _Part(column.numbers(classes), _images_of(name, "train", tables["train"], image, paths=paths))
+    left_out, notes = [], []
+    unused = set(classes.declared or ()) - set(classes.names)
+    if unused:
+        notes.append(f"{len(unused)} of {len(classes.declared or ())} named classes without images")
+    test: _Part | None = None
+    from_where = CARVED
+    for split in TEST_SPLITS:
+        table = tables.get(split)
+        if table is None:
+            continue
+        counted = f"{len(table):,} images of the {split} split"
+        if test is not None:
+            left_out.append(f"{counted}: validation images are carved off the training images")
+            continue
+        if not len(table):
+            left_out.append(f"the {split} split, which is empty")
+            continue
+        if label not in table.columns:
+            left_out.append(f"{counted}, without labels: it has no column {label!r}")
+            continue
+        labels = LabelColumn(split, label, table.values(label), table.names(label))
+        why = labels.withheld(classes)
+        if why is not None:
+            left_out.append(f"{counted}, without labels: {why}")
+            continue
+        if image not in table.columns:
+            raise LayoutError(f"the {split} split has no column {image!r}, which the train split has its images in")
+        numbers = labels.numbers(classes)
+        labels.raise_unless_all(classes, numbers)
+        test, from_where = _Part(numbers, _images_of(name, split, table, image, paths=paths)), f"the {split} split"
+    about = About(f"{kind}, {said}", tuple(map(shown, classes.names)), from_where, tuple(left_out), tuple(notes))
+    return _Parts(train, test, about)
+
+
+def _images_of(name: str, split: Split, table: Table, column: str, *, paths: bool) -> Callable[[How, Path], Stored]:
+    def stored(how: How, kept: Path) -> Stored:
+        path = kept.with_suffix(f".{split}.arrow")
+        return Stored(name, split, table.rows(column, how, path, _keep), column, paths)
+
+    return stored
 
 
 def _find(name: str) -> _Source:
@@ -105,12 +332,12 @@ def _find(name: str) -> _Source:
     if root is not None and not name.startswith((".", "/", "~")):
         folder = Path(root).expanduser() / name
         if folder.is_dir():
-            return _Source(name, folder, None)
+            return _folder(name, folder)
     if name.startswith((".", "/", "~")):
         folder = Path(name).expanduser()
         if not folder.is_dir():
             raise DataError(f"dataset={name!r}: no such folder")
-        return _Source(name, folder, None)
+        return _folder(name, folder)
     if name not in HUB_IDS and "/" not in name:
         near = get_close_matches(name, DATASETS, n=1)
         meant = f"did you mean {near[0]!r}? Else try" if near else "try"
@@ -118,75 +345,68 @@ def _find(name: str) -> _Source:
             f"dataset={name!r}: unknown; {meant} {', '.join(map(repr, DATASETS))}, 'gaussian' with teacher_segments, "
             f"a hub id (owner/name), a folder (./{name}), or put it at $SPECTRUM_DATA/{name}/"
         )
-    return _Source(name, None, HUB_IDS.get(name, name))
+    return _Hub(name, HUB_IDS.get(name, name))
+
+
+def _folder(name: str, folder: Path) -> _ImageFolder | _ParquetFolder:
+    layout = arrange(walk(folder))
+    return (_ImageFolder if layout.kind == "images" else _ParquetFolder)(name, folder, layout)
 
 
 def _read(source: _Source, decoder: Decoder, cache: Path) -> Images:
-    parts = _tables(source)
-    train_name = "train" if "train" in parts else next(iter(parts))
-    image, label = _columns(source, parts[train_name])
-    test_name = next((name for name in TEST_SPLITS if name != train_name and _has_labels(parts, name, label)), None)
-
-    labels, names = _labels(parts[train_name][label])
-    train = _stored(source, train_name, parts[train_name], image)
-    test = _stored(source, test_name, parts[test_name], image) if test_name else None
-    encoded = _stay_encoded(train, len(train) + (len(test) if test else 0), decoder)
+    parts = source.parts()
+    labels, part, about = parts.train.labels, parts.test, parts.about
+    names = about.classes
+    encoded = _stay_encoded(
+        parts.train.stored("first", cache), len(labels) + (len(part.labels) if part else 0), decoder
+    )
+    known = encoded and cache.with_suffix(".json").exists() and usable_cache()  # then nothing new is kept
+    how: How = "mapped" if encoded else "memory"
+    train = parts.train.stored(how, cache)
+    test = part.stored(how, cache) if part else None
     train_x: Pixels
     test_x: Pixels
     if encoded:
-        version = [getattr(part, "_fingerprint", None) for part in parts.values()]  # a hub id names other files later
-        splits = [train, test] if test else [train]
-        channels, fingerprint = _survey(splits, decoder, version, cache.with_suffix(".json"))
+        channels, fingerprint = _survey([train, test] if test else [train], decoder, cache.with_suffix(".json"))
         decoder = replace(decoder, channels=channels)
         train_x = Encoded(train, decoder)
     else:
         train_x = _square(source, decode_all(train, decoder))
         decoder = replace(decoder, channels=train_x.shape[1])
-    if test is None:
-        keep, part = _sixth(source, labels, names)
-        train_x, labels, test_x, test_labels = train_x[keep], labels[keep], train_x[part], labels[part]
+    if part is None or test is None:
+        keep, carved = _sixth(source, labels, names)
+        train_x, labels, test_x, test_labels = train_x[keep], labels[keep], train_x[carved], labels[carved]
     else:
-        test_labels, _ = _labels(parts[test_name][label], names)
+        test_labels = part.labels
         test_x = Encoded(test, decoder) if encoded else decode_all(test, decoder)
         if test_x.shape[1:] != train_x.shape[1:]:
             raise DataError(f"dataset={source.name!r}: images of the test split have another size; set image_size")
+    if decoder.channels == 1 and test is not None and any(has > 1 for has in test.each(channels_of)):
+        about = replace(about, notes=(*about.notes, COLOURED))
+    if not known and source.read_key() != source.key:
+        for kept in cache.parent.glob(f"{cache.stem}.*"):
+            kept.unlink(missing_ok=True)
+        raise DataError(f"dataset={source.name!r}: its files changed while they were read; try again")
     if isinstance(train_x, Tensor) and isinstance(test_x, Tensor):
-        images = make_images(train_x, labels, test_x, test_labels)
+        images = make_images(train_x, labels, test_x, test_labels, about)
         _write_cache(cache, images)
         return images
     fingerprint = hashlib.sha256(f"{fingerprint} {labels.tolist()} {test_labels.tolist()}".encode()).hexdigest()[:16]
-    return Images(train_x, labels, test_x, test_labels, classes=int(labels.max()) + 1, fingerprint=fingerprint)
+    return Images(train_x, labels, test_x, test_labels, len(names), fingerprint, about)
 
 
-def _tables(source: _Source) -> Any:
-    if source.folder is None:
-        _go_offline_without_network()
+def _fetched(name: str, hub_id: str) -> Any:
+    """The splits of a data set of the hub, by name."""
+    _go_offline_without_network()
     with warnings.catch_warnings():  # in a notebook tqdm asks for widgets, for bars that are not shown
         warnings.filterwarnings("ignore", message="IProgress not found")
         import datasets
 
     datasets.disable_progress_bars()
     try:
-        if source.folder is None:
-            return datasets.load_dataset(source.hub_id)
-        if files := _parquet_files(source.folder):
-            return datasets.load_dataset("parquet", data_files=files)
-        return datasets.load_dataset("imagefolder", data_dir=str(source.folder))
+        return datasets.load_dataset(hub_id)
     except Exception as error:  # the library raises dozens of kinds, from offline hubs to broken files
-        raise DataError(_missing(source, error)) from error
-
-
-def _has_labels(parts: Any, split_name: str, label: str) -> bool:
-    """Whether there is such a split with labels: where they are withheld, all are −1, as ImageNet's on the hub."""
-    return split_name in parts and label in parts[split_name].features and set(parts[split_name][label]) != {-1}
-
-
-def _stored(source: _Source, split_name: str, part: Any, column: str) -> Stored:
-    import datasets
-
-    if isinstance(part.features[column], datasets.Image):
-        part = part.cast_column(column, datasets.Image(decode=False))
-    return Stored(source.name, split_name, part.select_columns([column]), column)
+        raise DataError(_missing(name, hub_id, error)) from error
 
 
 def _stay_encoded(train: Stored, count: int, decoder: Decoder) -> bool:
@@ -221,20 +441,19 @@ def _most_gigabytes() -> float:
     return most
 
 
-def _survey(splits: Sequence[Stored], decoder: Decoder, version: list[Any], kept: Path) -> tuple[int, str]:
+def _survey(splits: Sequence[Stored], decoder: Decoder, kept: Path) -> tuple[int, str]:
     """How many channels the training images have, and a SHA-256 of all files: read once, then kept beside the cache."""
     with suppress(OSError, ValueError, KeyError, TypeError):
-        known = json.loads(kept.read_text())
-        if known["version"] == version:
-            return known["channels"], known["fingerprint"]
-    digest = hashlib.sha256(f"{decoder.image_size} {decoder.resize}".encode())
+        known = json.loads(kept.read_text()) if usable_cache() else {}
+        return int(known["channels"]), str(known["fingerprint"])
+    digest = hashlib.sha256(f"{DECODING} {decoder.image_size} {decoder.resize}".encode())
     channels = 1
     for number, stored in enumerate(splits):
         for hashed, has in stored.each(lambda data: (hashlib.sha256(data).digest(), channels_of(data))):
             digest.update(hashed)
             if number == 0:
                 channels = max(channels, has)
-    found = {"channels": channels, "fingerprint": digest.hexdigest(), "version": version}
+    found = {"channels": channels, "fingerprint": digest.hexdigest()}
     _keep(kept, lambda temporary: temporary.write_text(json.dumps(found)))
     return channels, digest.hexdigest()
 
@@ -246,10 +465,8 @@ def _square(source: _Source, x_nchw: Tensor) -> Tensor:
     return x_nchw
 
 
-def _sixth(source: _Source, labels: Tensor, names: Sequence[Any]) -> tuple[Tensor, Tensor]:
+def _sixth(source: _Source, labels: Tensor, names: Sequence[str]) -> tuple[Tensor, Tensor]:
     """Numbers of the images to train on and of those to test on, where the source has no test split."""
-    if len(names) < 2:
-        raise DataError(f"dataset={source.name!r}: needs at least two classes, got {len(names)}")
     rare = [name for name, count in zip(names, labels.bincount().tolist(), strict=True) if count < 2]
     if rare:
         raise DataError(
@@ -274,54 +491,16 @@ def _go_offline_without_network() -> None:
         constants.HF_HUB_OFFLINE = datasets.config.HF_HUB_OFFLINE = True
 
 
-def _parquet_files(folder: Path) -> dict[str, list[str]]:
-    files: dict[str, list[str]] = {}
-    for path in sorted(folder.rglob("*.parquet")):
-        # train-00000-of-00001.parquet, or train/0000.parquet as the hub converts it
-        words = [path.stem.split("-")[0], *reversed(path.relative_to(folder).parts[:-1])]
-        split_name = next((word for word in words if word in ("train", *TEST_SPLITS)), words[0])
-        files.setdefault(split_name, []).append(str(path))
-    return files
-
-
-def _missing(source: _Source, error: Exception) -> str:
+def _missing(name: str, hub_id: str, error: Exception) -> str:
     reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-    if source.folder is not None:
-        return f"dataset={source.name!r}: the files below its folder cannot be read: {reason}"
     return (
-        f"dataset={source.name!r}: not found below $SPECTRUM_DATA and not to be had from the hub ({reason}).\n"
-        f"Either put its Parquet files (or a folder an image class) at $SPECTRUM_DATA/{source.name}/,\n"
-        f"or connect to the network once, and {source.hub_id} is downloaded and kept."
+        f"dataset={name!r}: not found below $SPECTRUM_DATA and not to be had from the hub ({reason}).\n"
+        f"Either put its Parquet files (or a folder per class of images) at $SPECTRUM_DATA/{name}/,\n"
+        f"or connect to the network once, and {hub_id} is downloaded and kept."
     )
 
 
-def _columns(source: _Source, part: Any) -> tuple[str, str]:
-    import datasets
-
-    features = part.features
-    images = [c for c in features if isinstance(features[c], datasets.Image)]
-    images += [c for c in IMAGE_COLUMNS if c in features and c not in images]
-    labels = [c for c in LABEL_COLUMNS if c in features]
-    labels += [c for c in features if isinstance(features[c], datasets.ClassLabel) and c not in labels]
-    if not images or not labels:
-        raise DataError(
-            f"dataset={source.name!r}: found the columns {', '.join(features)}; expected an image "
-            f"({', '.join(IMAGE_COLUMNS)}) and a label ({', '.join(LABEL_COLUMNS)}). A folder of images needs two or "
-            "more folders of classes, none of them called train, test or validation"
-        )
-    return images[0], labels[0]
-
-
-def _labels(values: Sequence[Any], names: Sequence[Any] | None = None) -> tuple[Tensor, list[Any]]:
-    values = list(values)
-    names = sorted(set(values)) if names is None else list(names)
-    number = {name: i for i, name in enumerate(names)}
-    unknown = set(values) - set(names)
-    if unknown:
-        raise DataError(f"label {sorted(unknown)[0]!r} is in the test split but not in the training split")
-    return torch.tensor([number[value] for value in values]), names
-
-
+@lru_cache(maxsize=2)
 def _digits(image_size: int | None) -> Images:
     """1,797 handwritten digits of 8×8 pixels (Alpaydin & Kaynak 1998), as they come with scikit-learn."""
     from sklearn.datasets import load_digits
@@ -333,19 +512,26 @@ def _digits(image_size: int | None) -> Images:
     pixels = pixels.round().clamp(0, 255).to(torch.uint8)
     labels = torch.from_numpy(digits.target).long()
     train, test = carve(labels, 1 / 6)
-    return make_images(pixels[train], labels[train], pixels[test], labels[test])
+    about = About(
+        read="the digits of scikit-learn",
+        classes=tuple(map(str, range(10))),
+        test="a fixed sixth of the images, carved off, since there is no test split",
+    )
+    return make_images(pixels[train], labels[train], pixels[test], labels[test], about)
 
 
 # The cache of decoded images
 
 
-def _cache_file(source: _Source, image_size: int | None, resize: Resize) -> Path:
+def _cache_file(content: str, image_size: int | None, resize: Resize) -> Path:
     how = f"{image_size}" if resize == "stretch" else f"{image_size} {resize}"
-    key = hashlib.sha256(f"2\n{how}\n{source.key}".encode()).hexdigest()[:32]
+    key = hashlib.sha256(f"{DECODING}\n{how}\n{content}".encode()).hexdigest()[:32]
     return cache_folder() / f"{key}.safetensors"
 
 
 def _read_cache(path: Path) -> Images | None:
+    if not usable_cache():
+        return None
     try:
         with safe_open(str(path), framework="pt") as file:
             count, _, height, width = file.get_slice("train_x").get_shape()
@@ -353,32 +539,52 @@ def _read_cache(path: Path) -> Images | None:
             if _gigabytes(count, height, width) > _most_gigabytes():
                 return None
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 not a dict
-            stored = file.metadata()["fingerprint"]
+            stored, about = _unsealed(file.metadata()["record"])
     except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
         if isinstance(error, DataError):
             raise
         return None
     try:
-        images = make_images(*(tensors[name] for name in ("train_x", "train_y", "test_x", "test_y")))
+        images = replace(
+            make_images(*(tensors[name] for name in ("train_x", "train_y", "test_x", "test_y"))), about=about
+        )
     except KeyError:
         return None
     return images if images.fingerprint == stored else None  # a flipped bit: decode again
 
 
+def _sealed(images: Images) -> str:
+    """What a file of the cache says of its images, after a hash of it."""
+    record = json.dumps([images.fingerprint, asdict(images.about)])
+    return f"{hashlib.sha256(record.encode()).hexdigest()} {record}"
+
+
+def _unsealed(record: str) -> tuple[str, About]:
+    """The fingerprint, and where the images come from. Raises ValueError for a record that is not whole."""
+    seal, _, content = record.partition(" ")
+    if hashlib.sha256(content.encode()).hexdigest() != seal:
+        raise ValueError("the record is not whole")
+    fingerprint, said = json.loads(content)
+    tuples = {name: tuple(said[name]) for name in ("classes", "left_out", "notes")}
+    return fingerprint, About(said["read"], test=said["test"], **tuples)
+
+
 def _write_cache(path: Path, images: Images) -> None:
     pixels = {"train_x": in_memory(images.train_x), "test_x": in_memory(images.test_x)}
     tensors = pixels | {"train_y": images.train_y, "test_y": images.test_y}
-    metadata = {"fingerprint": images.fingerprint}
+    metadata = {"record": _sealed(images)}
     _keep(path, lambda temporary: save_file(tensors, str(temporary), metadata=metadata))
 
 
 def _keep(path: Path, write: Callable[[Path], object]) -> None:
     """Write a file of the cache whole, or not: without room for it, images are decoded every time."""
+    if not usable_cache():
+        return
     temporary = path.with_suffix(f".{os.getpid()}")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent)
         write(temporary)
         temporary.replace(path)
-    except (OSError, SafetensorError):
+    except (OSError, SafetensorError, pa.ArrowException):
         with suppress(OSError):
             temporary.unlink()

@@ -5,15 +5,21 @@
     in_turn(either, parts)  →  pixels of one part after the other, the next decoded while one is in use
 
 Decoding and resizing leave Python's lock, so that threads use all cores, and nothing is sent between processes.
+
+What a file says is what becomes of its pixels: EXIF orientation is applied, transparent pixels show a white
+background, 16 bits become 8 by the full range. An image whose numbers have no known range, that has several frames, or
+that would lose what it shows is refused.
 """
 
 from __future__ import annotations
 
 import io
+import struct
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache, partial
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -24,8 +30,21 @@ from torch import Tensor
 Resize = Literal["stretch", "centre_crop"]
 Array = np.ndarray[Any, np.dtype[np.uint8]]
 T = TypeVar("T")
+U = TypeVar("U")
 
 ROWS = 512  # that are read from a table at once
+# Of 16-bit numbers, the least part of their range that an image must span to keep more than 16 of 256 levels.
+LEAST_SPAN = 1 / 16
+MANY = ("GIF", "PNG", "TIFF", "WEBP")  # formats whose further frames are images of their own, not previews
+UPRIGHT = {  # EXIF orientation to what turns the image upright; the values are those of PIL.Image.Transpose
+    2: 0,  # mirrored left to right
+    3: 3,  # by 180°
+    4: 1,  # mirrored top to bottom
+    5: 5,  # transposed
+    6: 4,  # by 270°
+    7: 6,  # transverse
+    8: 2,  # by 90°
+}
 # Pillow knows more, and draws some of them, such as EPS, by starting a program.
 FORMATS = ("PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP", "PPM")
 CENTRE = 0.875  # of an image's shorter side is what a centre crop keeps: 299 of 342 pixels, 224 of 256
@@ -41,8 +60,9 @@ class Stored:
 
     dataset: str
     split: str
-    table: Any  # datasets.Dataset, memory-mapped
+    table: Any  # table[numbers][column] is a list of bytes, or of dicts with "bytes" or "path"; a datasets.Dataset, say
     column: str  # of encoded images
+    paths: bool = True  # False: images are in the table, and paths to others are not followed
 
     def __len__(self) -> int:
         return len(self.table)
@@ -63,11 +83,22 @@ class Stored:
     def named(self, number: int) -> str:
         return f"dataset={self.dataset!r}: image {number} of the {self.split} split"
 
+    def _bytes(self, row: Any) -> bytes:
+        if isinstance(row, bytes):
+            return row
+        if row is not None and row["bytes"] is not None:
+            return bytes(row["bytes"])
+        if row is None or row["path"] is None:
+            raise ValueError("there is none")
+        if not self.paths:
+            raise ValueError("the table has its path only, not its bytes; store the bytes")
+        return _file(Path(row["path"]))
+
     def _one(self, function: Callable[[bytes], T], number: int, row: Any) -> T:
         from PIL import Image, UnidentifiedImageError
 
         try:
-            return function(row["bytes"] if row["bytes"] is not None else _file(Path(row["path"])))
+            return function(self._bytes(row))
         except (OSError, SyntaxError, TypeError, KeyError, ValueError, Image.DecompressionBombError) as error:
             file = row.get("path") if isinstance(row, dict) else None
             why = "no known image format" if isinstance(error, UnidentifiedImageError) else error
@@ -95,8 +126,11 @@ class Decoder:
         from PIL import Image
 
         encoded = Image.open(io.BytesIO(data), formats=FORMATS)
+        _raise_if_several(encoded)
         channels = self.channels or _channels(encoded.mode)
-        image = _eight_bits(encoded).convert("L" if channels == 1 else "RGB")
+        whole = _upright(encoded, _eight_bits(encoded))
+        image = _on_white(whole).convert("L" if channels == 1 else "RGB")
+        _raise_if_blank(whole, image)
         if self.image_size is not None:
             box = _middle(image.size) if self.resize == "centre_crop" else None
             size = (self.image_size, self.image_size)
@@ -117,6 +151,13 @@ def _file(path: Path) -> bytes:
     if not path.is_file():
         raise FileNotFoundError(f"{path} is no file")
     return path.read_bytes()
+
+
+def in_threads(function: Callable[[U], T], many: Iterable[U]) -> Iterator[T]:
+    """What the function makes of each, in order, by as many threads as torch has."""
+    waiting = iter(many)
+    while some := list(islice(waiting, ROWS)):
+        yield from _threads(torch.get_num_threads()).map(function, some)
 
 
 def decode_all(stored: Stored, decoder: Decoder) -> Tensor:
@@ -198,19 +239,108 @@ def _middle(size: tuple[int, int]) -> tuple[float, float, float, float]:
 
 
 def _channels(mode: str) -> int:
-    return 1 if mode in ("1", "L", "I") or mode.startswith("I;16") else 3
+    return 1 if mode in ("1", "L", "LA", "La", "I") or mode.startswith("I;16") else 3
+
+
+def _raise_if_several(image: Any) -> None:
+    if image.format in MANY and getattr(image, "is_animated", False):
+        raise ValueError(f"it has {image.n_frames} frames; store one image per file")
 
 
 def _eight_bits(image: Any) -> Any:
-    """The image, scaled to 8 bits if it has 16 (where Pillow would cut off). Raises ValueError for numbers beyond."""
+    """The image with 8 bits per channel. Raises ValueError for numbers whose range is not known, or hardly used."""
+    most = _most(image)
+    if most == 255:
+        return image
+    if image.mode == "F" or most is None:
+        bits = "floating-point numbers" if image.mode == "F" else "32-bit integers"
+        raise ValueError(f"its pixels are {bits} of no known range (mode {image.mode}); store them with 8 or 16 bits")
     from PIL import Image
 
-    if image.mode != "F" and image.mode != "I" and not image.mode.startswith("I;16"):
+    if image.mode != "I" and not image.mode.startswith("I;16"):  # colours: Pillow keeps the upper byte of each
+        image.load()
+        if "transparency" in image.info and isinstance(image.info["transparency"], tuple):
+            image.info["transparency"] = tuple(value >> 8 for value in image.info["transparency"])
+        spans = [high - low for low, high in _extrema(image)][:3]
+        _raise_if_narrow(max(spans) * 257, most)
         return image
     values = np.asarray(image)
-    if image.mode == "F" or values.min() < 0 or values.max() > 65_535:
-        raise ValueError(f"pixels of mode {image.mode} have no known range; store them with 8 or 16 bits")
-    return Image.fromarray((values / 257).round().astype(np.uint8))
+    if values.min() != values.max():
+        _raise_if_narrow(int(values.max()) - int(values.min()), most)
+    seen = (values / (most / 255)).round().clip(0, 255).astype(np.uint8)
+    if isinstance(transparent := image.info.get("transparency"), int):
+        seen[values == transparent] = 255  # white, as all that is transparent
+    return Image.fromarray(seen)
+
+
+def _most(image: Any) -> int | None:
+    """The number that stands for white in the file; None where the file does not say."""
+    if image.mode == "F":
+        return None
+    deep = any(";16" in str(part) for tile in image.tile for part in tile[3:])
+    if image.format == "PPM" and image.tile and isinstance(image.tile[0][3], tuple):
+        deep = image.tile[0][3][1] > 255
+    if image.mode == "I":
+        return 65_535 if image.format in ("PNG", "PPM") else None
+    if image.mode.startswith("I;16"):
+        (bits, *_) = image.tag_v2.get(258, (16,)) if image.format == "TIFF" else (16,)
+        return int(2**bits - 1)
+    return 65_535 if deep else 255
+
+
+def _raise_if_narrow(span: int, most: int) -> None:
+    if span < LEAST_SPAN * most:
+        raise ValueError(
+            f"its numbers, of 0 to {most:,}, span less than a sixteenth of that, and would keep 16 levels or less; "
+            "store them with 8 bits, or scaled to the whole range"
+        )
+
+
+def _upright(encoded: Any, image: Any) -> Any:
+    """The image as its file's EXIF orientation says that it is to be seen."""
+    encoded.load()  # after which a TIFF file is upright already, and says so
+    try:
+        orientation = encoded.getexif().get(0x0112)
+    except (SyntaxError, ValueError, KeyError, TypeError, IndexError, OSError, struct.error):
+        return image  # EXIF that cannot be read says nothing
+    return image.transpose(UPRIGHT[orientation]) if orientation in UPRIGHT else image
+
+
+def _on_white(image: Any) -> Any:
+    """The image, its transparent pixels on white."""
+    if not _is_transparent(image):
+        return image
+    from PIL import Image
+
+    drawn = image.convert("RGBA")
+    white = Image.new("RGBA", drawn.size, "white")
+    white.alpha_composite(drawn)
+    return white.convert("RGB")
+
+
+def _is_transparent(image: Any) -> bool:
+    return image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info
+
+
+def _raise_if_blank(before: Any, after: Any) -> None:
+    """Raise ValueError where all pixels have become alike and were not in the file."""
+    if before is after or not _is_constant(after):
+        return
+    transparent = _is_transparent(before)
+    seen = before.convert("RGBA") if transparent or before.mode == "P" else before
+    if not _is_constant(seen):
+        how = "on a white background" if transparent else f"from mode {before.mode} to {after.mode}"
+        raise ValueError(f"all its pixels become alike {how}, though they differ in the file; store it as 8-bit RGB")
+
+
+def _is_constant(image: Any) -> bool:
+    return all(low == high for low, high in _extrema(image))
+
+
+def _extrema(image: Any) -> list[tuple[int, int]]:
+    """Least and largest number of each channel."""
+    found = image.getextrema()
+    return [found] if isinstance(found[0], int) else list(found)
 
 
 @cache

@@ -113,9 +113,12 @@ def plan_study(
     >>> {one.point.segments: one.params for one in planned}
     {1: 108986, 2: 60602, 3: 44510, 4: 36410, 8: 24314, 16: 18266, 'per_channel': 14234}
     """
+    from spectrum.study.images import read_once
+
     import_modules(imports)
     planner = _Planner(study, frozen)
-    return [planner.plan(wanted, time_steps=time_steps) for wanted in study.wanted()]
+    with read_once():
+        return [planner.plan(wanted, time_steps=time_steps) for wanted in study.wanted()]
 
 
 def import_modules(names: Iterable[str]) -> None:

@@ -128,17 +128,25 @@ def run_study(
     frozen = read_plan(folder)
     same = frozen if frozen is not None and frozen.get("hash") == study.hash else None  # a plan of this very study
     planned = None if same is None else _from_plan(study, same)
+    images = [] if same is None else same.get("images", [])
     if same is None or planned is None or not _all_finished(folder, same, study, confirm):
         device = device if ranks is not None else _device(device, cluster)
         if "step_time" in study.budget.match and device != "cpu":
             raise SpecError(f"budget.match = 'step_time': is measured on the CPU, not on {device}; give --device cpu")
         import_modules(imports)
-        planned = planned or plan_study(study, frozen=frozen)
-        _check_same_images(folder, planned)
+        from spectrum.study.images import described, read_once
+
+        with read_once():
+            if same is not None and planned is not None and _is_of_other_images(folder, same, planned):
+                planned = None
+            planned = planned or plan_study(study, frozen=frozen)
+            _check_same_images(folder, planned)
+            images = described(one.point for one in planned)
     with Store(folder) as store:
         often = checkpoint_minutes if limits.minutes is None else min(checkpoint_minutes, limits.minutes / 4)
         saving = Saving(folder, often)
         run = _Run(store, study, planned, workers, device, tuple(imports), saving, limits, cluster, ranks, on_progress)
+        run.images = images
         if study.tune is None:
             run.freeze(planned)
             run.train(planned)
@@ -193,6 +201,7 @@ class _Run:
         self.counts: Counter[str] = Counter()
         self.seen: set[str] = set()  # ids of the points that were asked for
         self.reused = 0
+        self.images: list[dict[str, Any]] = []  # what the plan says of them
 
     def tune(self, said: Tune, grid: dict[str, tuple[float, ...]], *, confirm: bool) -> Summary:
         """The search, wider where its edges are best, and the confirmation if asked for."""
@@ -233,6 +242,7 @@ class _Run:
             "budget": study.budget.model_dump(mode="json"),
             "base": study.base.model_dump(mode="json"),
             "varied": study.varied(),
+            "images": self.images,
             "contrasts": [examined.entry() for examined in examine(study, self.planned)],
             "points": [one.entry() for one in points],
         }
@@ -370,14 +380,32 @@ def _finished(folder: Path) -> dict[str, Row]:
     return {id: row for id, row in latest_rows(folder).items() if row["status"] in FINISHED}
 
 
-def _check_same_images(folder: Path, planned: Sequence[PlannedPoint]) -> None:
+def _is_of_other_images(folder: Path, plan: dict[str, Any], planned: Sequence[PlannedPoint]) -> bool:
+    """Whether a plan was made for other images than there are now; without a record of them, whether no row tells."""
     from spectrum.study.images import images_of
 
+    recorded = {images_said(entry): entry["fingerprint"] for entry in plan.get("images", [])}
+    rows = _fingerprints(folder)
+    for said, point in {images_said(dict(one.point)): one.point for one in planned}.items():
+        if (said in recorded or said not in rows) and recorded.get(said) != images_of(point).fingerprint:
+            return True
+    return False
+
+
+def _fingerprints(folder: Path) -> dict[tuple[Any, ...], set[str]]:
+    """Of the images that finished rows were trained on."""
     known: dict[tuple[Any, ...], set[str]] = {}
     for row in _finished(folder).values():
         fingerprint = (row.get("provenance") or {}).get("data_fingerprint")
         if fingerprint is not None:
             known.setdefault(images_said(row), set()).add(fingerprint)
+    return known
+
+
+def _check_same_images(folder: Path, planned: Sequence[PlannedPoint]) -> None:
+    from spectrum.study.images import images_of
+
+    known = _fingerprints(folder)
     for one in planned:
         seen = known.get(images_said(dict(one.point)), set())
         if seen - {images_of(one.point).fingerprint}:

@@ -375,6 +375,18 @@ def test_a_folder_that_others_may_write_to_is_not_trusted(fresh, instant):
         build.build(fresh)
 
 
+@pytest.mark.parametrize("mode", [0o777, 0o775])
+def test_a_cache_folder_that_others_may_write_to_is_not_loaded_from(mode, fresh, instant):
+    planted = build.build(fresh)
+    fresh.chmod(mode)
+    with pytest.warns(UserWarning, match="kernels are not kept in .*: it belongs to another user, or others may write"):
+        path = build.build(fresh)
+    assert path.parent == build._second_folder() != planted.parent
+    assert build.build(fresh) == path, "the warning comes with a build only"
+    fresh.chmod(0o755)
+    assert build.build(fresh) == planted
+
+
 def test_a_build_that_fails_outside_the_cache_leaves_its_reason_only(fresh, tmp_path, monkeypatch):
     lies_below_a_file(fresh)
     monkeypatch.setenv("CXX", script(tmp_path / "bad-c++", '[ "$1" = --version ] && exec echo 1.0; exit 1'))

@@ -3,9 +3,11 @@
 import base64
 import gzip
 import io
+import math
 import os
 import pickle
 import resource
+import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext, suppress
@@ -24,7 +26,7 @@ from pyarrow import parquet
 from sklearn.datasets import load_digits
 
 from spectrum.study import load
-from spectrum.study.data import Images, make_images
+from spectrum.study.data import Images, describe, make_images, record
 from spectrum.study.load import load_images
 from spectrum.study.pixels import DataError
 from tests.study.stored import Pixels, as_nchw, encoded, random_pixels, write_folder, write_parquet
@@ -221,7 +223,9 @@ def test_images_that_are_not_grey_become_rgb(data_root: Path, mode: str) -> None
 def test_the_test_split_has_as_many_channels_as_the_training_split(data_root: Path) -> None:
     write_parquet(data_root / "flowers/train.parquet", random_pixels(6), [0, 1, 2] * 2)
     write_parquet(data_root / "flowers/test.parquet", random_pixels(3, channels=3), [0, 1, 2])
-    assert load_images("flowers").test_x.shape == (3, 1, 6, 6)
+    images = load_images("flowers")
+    assert images.test_x.shape == (3, 1, 6, 6)
+    assert images.about.notes == ("training images are grey, so coloured test images are read as grey",)
 
 
 # Sizes
@@ -331,7 +335,7 @@ def test_a_folder_that_is_not_there_is_an_error() -> None:
 
 def test_a_folder_without_images_is_an_error(data_root: Path) -> None:
     (data_root / "flowers").mkdir()
-    with pytest.raises(DataError, match="files below its folder cannot be read"):
+    with pytest.raises(DataError, match="dataset='flowers': holds no folder with images"):
         load_images("flowers")
 
 
@@ -345,7 +349,111 @@ def test_columns_that_are_no_image_or_label_are_listed(data_root: Path) -> None:
 def test_a_label_that_training_never_shows_is_an_error(data_root: Path) -> None:
     write_parquet(data_root / "flowers/train.parquet", random_pixels(4), [0, 1] * 2)
     write_parquet(data_root / "flowers/test.parquet", random_pixels(2), [0, 2])
-    with pytest.raises(DataError, match="label 2 is in the test split but not in the training split"):
+    with pytest.raises(
+        DataError, match=r"column 'label' of the test split holds 2 \('2'\), which no training image has"
+    ):
+        load_images("flowers")
+
+
+# What is said of a data set
+
+
+def said_of(name: str, *how: Any) -> str:
+    return describe(name, record(load_images(name, *how)))
+
+
+def test_a_data_set_is_said_in_a_line(data_root: Path) -> None:
+    write_folder(data_root / "flowers", random_pixels(13), ["a", "b"])
+    Image.fromarray(random_pixels(1)[0]).save(data_root / "flowers" / "loose test.png")
+    line = said_of("flowers")
+    assert (
+        "flowers: 11 training and 2 test images · 2 classes, training/test: a 6/1, b 5/1 · 6×6 pixels, 1 channel"
+        in line
+    )
+    assert "test images: a fixed sixth of the training files, carved off, since there is no test split" in line
+    assert "left out: 1 image in no class folder (loose test.png)" in line
+
+
+def test_where_test_images_come_from_and_what_is_left_out_is_said_of_tables(data_root: Path) -> None:
+    for split, labels in (("train", [0, 1, 2] * 4), ("test", [-1] * 5), ("validation", [2, 1, 0])):
+        write_parquet(data_root / f"flowers/{split}.parquet", random_pixels(len(labels)), labels)
+    for line in (said_of("flowers"), said_of("flowers")):  # decoded, and from the cache
+        assert "12 training and 3 test images · 3 classes of 4 training and 1 test images: 0, 1, 2" in line
+        assert "test images: the validation split" in line
+        assert "image column 'image', label column 'label'" in line
+        assert "left out: 5 images of the test split, without labels: all its labels are -1" in line
+    write_parquet(data_root / "flowers/test.parquet", random_pixels(3), [0, 1, 2])
+    assert "left out: 3 images of the validation split: validation images are carved off" in said_of("flowers")
+
+
+def test_of_many_classes_there_is_a_summary(data_root: Path) -> None:
+    write_parquet(data_root / "flowers/train.parquet", random_pixels(122), [*range(40)] * 3 + [0, 1], classes=41)
+    line = said_of("flowers")
+    assert "40 classes of 2 to 3 training and 1 test images · " in line
+    assert "1 of 41 named classes without images" in line
+
+
+def test_of_several_label_columns_the_one_that_is_read_is_said(data_root: Path) -> None:
+    features = datasets.Features(
+        {
+            "img": datasets.Image(),
+            "mask": datasets.Image(),
+            "coarse_label": datasets.ClassLabel(2),
+            "fine_label": datasets.ClassLabel(4),
+        }
+    )
+    files = [{"bytes": encoded(pixels), "path": None} for pixels in random_pixels(16)]
+    columns = {"img": files, "mask": files, "coarse_label": [0, 0, 1, 1] * 4, "fine_label": [0, 1, 2, 3] * 4}
+    (data_root / "flowers").mkdir()
+    datasets.Dataset.from_dict(columns, features=features).to_parquet(data_root / "flowers/train.parquet")
+    said = "image column 'img', label column 'fine_label'; not read: 'mask', 'coarse_label'"
+    assert said in said_of("flowers")
+
+
+@pytest.mark.parametrize("test_labels", [None, [None] * 3, [-1] * 3, [math.nan] * 3, ["?"] * 3, [0] * 3])
+def test_withheld_test_labels_leave_a_sixth_as_the_test_set(data_root: Path, test_labels: list[Any] | None) -> None:
+    def write(split: str, labels: list[Any] | None, count: int) -> None:
+        columns = {"image": [encoded(pixels) for pixels in random_pixels(count)]}
+        table = pyarrow.table(columns | ({} if labels is None else {"label": labels}))
+        parquet.write_table(table, data_root / "flowers" / f"{split}.parquet")
+
+    (data_root / "flowers").mkdir()
+    write("train", [0, 1] * 6, 12)
+    write("test", test_labels, 3)
+    images = load_images("flowers")
+    assert len(images.test_y) == 2
+    assert images.about.test.startswith("a fixed sixth of the training files")
+    assert images.about.left_out[0].startswith("3 images of the test split, without labels: ")
+
+
+@pytest.mark.parametrize(
+    ("column", "said"),
+    [
+        (pyarrow.array([[0, 1], [2, 3]] * 6), r"column 'image' holds list<.*> values, not encoded images"),
+        (pyarrow.array([1.0] * 12), "column 'image' holds double values, not encoded images"),
+        (pyarrow.array([{"bytes": None, "path": "x.png"}] * 12), "image 0 .* has its path only, not its bytes"),
+        (pyarrow.array([None] * 12, pyarrow.binary()), "image 0 of the train split cannot be decoded .there is none."),
+    ],
+)
+def test_an_image_column_without_encoded_images_is_refused(data_root: Path, column: Any, said: str) -> None:
+    (data_root / "flowers").mkdir()
+    parquet.write_table(pyarrow.table({"image": column, "label": [0, 1] * 6}), data_root / "flowers/train.parquet")
+    with pytest.raises(DataError, match=said):
+        load_images("flowers")
+
+
+def test_a_test_split_that_lacks_a_class_is_refused_by_name(data_root: Path) -> None:
+    features = datasets.Features(
+        {"image": datasets.Image(), "label": datasets.ClassLabel(names=["iris", "lily", "rose"])}
+    )
+    for split, labels in (("train", [0, 1, 2] * 4), ("test", [0, 2])):
+        files = [{"bytes": encoded(pixels), "path": None} for pixels in random_pixels(len(labels))]
+        (data_root / "flowers").mkdir(exist_ok=True)
+        table = datasets.Dataset.from_dict({"image": files, "label": labels}, features=features)
+        table.to_parquet(data_root / "flowers" / f"{split}.parquet")
+    with pytest.raises(
+        DataError, match="dataset='flowers': class 'lily' of the train split has no images in the test split"
+    ):
         load_images("flowers")
 
 
@@ -472,6 +580,23 @@ def decoded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return names
 
 
+@pytest.mark.parametrize("limit", ["4", "0"], ids=["in memory", "encoded"])
+def test_arrow_and_parquet_of_one_table_are_the_same_images(
+    data_root: Path, limit: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A column of bytes, a struct without a note of its type, several row groups, a path that looks like a pattern."""
+    monkeypatch.setenv("SPECTRUM_IMAGES_GB", limit)
+    files, labels = [encoded(pixels) for pixels in random_pixels(30)], ["iris", "rose", "lily"] * 10
+    rows = {"bytes": pyarrow.array(files), "struct": pyarrow.array([{"bytes": file, "path": None} for file in files])}
+    for name, column in rows.items():
+        table = pyarrow.table({"image": column, "label": labels})
+        (data_root / f"{name}[0-9]*").mkdir()
+        parquet.write_table(table, data_root / f"{name}[0-9]*" / "train.parquet", row_group_size=7)
+    found = [load_images(f"{name}[0-9]*", 6) for name in rows]
+    assert found[0].fingerprint == found[1].fingerprint
+    assert found[0].about.classes == ("iris", "lily", "rose")
+
+
 def load_anew() -> Images:
     load_images.cache_clear()
     return load_images("flowers")
@@ -481,7 +606,8 @@ def same(one: Images, other: Images) -> bool:
     names = ("train_x", "train_y", "test_x", "test_y")
     pairs = [(getattr(one, name), getattr(other, name)) for name in names]
     equal = all(a.dtype == b.dtype and torch.equal(a, b) for a, b in pairs)
-    return equal and (one.classes, one.fingerprint) == (other.classes, other.fingerprint)
+    same_words = (one.classes, one.fingerprint, one.about) == (other.classes, other.fingerprint, other.about)
+    return equal and same_words
 
 
 def cached_file() -> Path:
@@ -505,16 +631,101 @@ def test_a_changed_source_is_decoded_again(flowers: Path, decoded: list[str]) ->
     assert first.fingerprint != second.fingerprint
 
 
-def test_a_source_of_the_same_size_but_newer_is_decoded_again(data_root: Path, decoded: list[str]) -> None:
+@pytest.mark.parametrize("limit", ["4", "0"], ids=["in memory", "encoded"])
+def test_files_of_the_same_name_size_and_time_are_told_apart(
+    data_root: Path, limit: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SPECTRUM_IMAGES_GB", limit)
     write_folder(data_root / "flowers", random_pixels(6), ["a", "b"], "bmp")
-    first = load_anew()
+    first = load_images("flowers", 6)
     victim = data_root / "flowers" / "a" / "000.bmp"
     before = victim.stat()
     Image.fromarray(random_pixels(1, seed=1)[0]).save(victim)
-    assert victim.stat().st_size == before.st_size
-    os.utime(victim, ns=(before.st_atime_ns, before.st_mtime_ns + 1_000_000))
-    assert first.fingerprint != load_anew().fingerprint
+    os.utime(victim, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert (victim.stat().st_size, victim.stat().st_mtime_ns) == (before.st_size, before.st_mtime_ns)
+    second = load_images("flowers", 6)
+    assert first.fingerprint != second.fingerprint
+    shutil.copytree(data_root / "flowers", data_root / "roses")
+    assert load_images("roses", 6).fingerprint == second.fingerprint
+
+
+@pytest.mark.parametrize("limit", ["4", "0"], ids=["in memory", "encoded"])
+def test_parquet_files_of_the_same_name_size_and_time_are_told_apart(
+    data_root: Path, limit: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SPECTRUM_IMAGES_GB", limit)
+    path = data_root / "flowers" / "train.parquet"
+    found = []
+    for labels in ([0, 1, 2] * 4, [2, 1, 0] * 4):
+        path.parent.mkdir(exist_ok=True)
+        table = pyarrow.table({"image": [encoded(pixels) for pixels in random_pixels(12)], "label": labels})
+        parquet.write_table(table, path, compression="none", use_dictionary=False)
+        os.utime(path, ns=(1_600_000_000_000_000_000,) * 2)
+        found.append((path.stat().st_size, load_images("flowers", 6)))
+    assert found[0][0] == found[1][0]
+    assert not torch.equal(found[0][1].train_y, found[1][1].train_y)
+    assert found[0][1].fingerprint != found[1][1].fingerprint
+
+
+def test_a_folder_that_grows_is_read_again_by_the_same_process(data_root: Path) -> None:
+    write_folder(data_root / "flowers", random_pixels(6), ["a", "b"])
+    assert (load_images("flowers").classes, len(load_images("flowers").train_y)) == (2, 4)
+    write_folder(data_root / "flowers", random_pixels(9, seed=1), ["a", "b", "c"])
+    assert (load_images("flowers").classes, len(load_images("flowers").train_y)) == (3, 10)
+
+
+def test_files_that_change_while_they_are_read_are_not_kept(flowers: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = load.decode_all
+
+    def decode(*how: Any) -> torch.Tensor:
+        write_parquet(flowers / "test.parquet", random_pixels(3, side=3, seed=len(changes) + 5), [0, 1, 2])
+        changes.append(how)
+        return real(*how)
+
+    changes: list[Any] = []
+    monkeypatch.setattr(load, "decode_all", decode)
+    with pytest.raises(DataError, match="its files changed while they were read; try again"):
+        load_images("flowers")
+    assert not list(Path(os.environ["SPECTRUM_CACHE"]).glob("*.safetensors"))
+
+
+def test_a_data_set_of_the_hub_that_changes_is_decoded_again(
+    data_root: Path, monkeypatch: pytest.MonkeyPatch, decoded: list[str]
+) -> None:
+    """Without a network: what `datasets` would fetch is made here."""
+
+    def fetched(seed: int) -> Any:
+        path = data_root / f"hub{seed}.parquet"
+        write_parquet(path, random_pixels(12, seed=seed), [0, 1, 2] * 4)
+        return datasets.DatasetDict(full=datasets.Dataset.from_parquet(str(path), cache_dir=str(data_root / "arrow")))
+
+    uploads = [fetched(0), fetched(1)]
+    found = []
+    for upload in (uploads[0], uploads[0], uploads[1]):
+        monkeypatch.setattr(datasets, "load_dataset", lambda name, upload=upload: upload)
+        found.append(load_images("owner/flowers").fingerprint)
+    assert found[0] == found[1] != found[2]
+    assert decoded == ["owner/flowers"] * 2
+
+
+@pytest.mark.parametrize("mode", [0o777, 0o775])
+def test_a_cache_folder_that_others_may_write_to_is_not_used(
+    data_root: Path, mode: int, monkeypatch: pytest.MonkeyPatch, decoded: list[str]
+) -> None:
+    write_folder(data_root / "flowers", random_pixels(6), ["a", "b"])
+    shared = data_root.parent / f"shared{mode}"
+    shared.mkdir()
+    shared.chmod(mode)
+    monkeypatch.setenv("SPECTRUM_CACHE", str(shared))
+    with pytest.warns(UserWarning, match="is not used: it belongs to another user, or others may write to it"):
+        first = load_anew()
+    assert same(load_anew(), first)
     assert decoded == ["flowers"] * 2
+    assert list(shared.iterdir()) == []
+    shared.chmod(0o755)
+    assert same(load_anew(), first)
+    assert same(load_anew(), first)
+    assert decoded == ["flowers"] * 3
 
 
 @pytest.mark.usefixtures("flowers")

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -13,13 +14,14 @@ from spectrum.study.pixels import DataError
 from spectrum.study.planning import plan_study
 from spectrum.study.point import SpecError
 from spectrum.study.spec import parse_study
-from spectrum.study.store import StoreError, read_rows
+from spectrum.study.store import StoreError, read_plan, read_rows
 from spectrum.study.sweep import in_random_blocks
 from tests.study.runs import (
     IMPORTS,
     TINY,
     tiny,
 )
+from tests.study.stored import random_pixels, write_folder
 
 
 def test_a_plan_knows_costs_and_clamps_before_training(study_folder):
@@ -202,6 +204,30 @@ def test_rows_of_other_images_are_not_mixed_in(study_folder):
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     with pytest.raises(StoreError, match="trained on other images of 'digits'"):
         run_study(tiny(axes={"segments": [1, 2, "per_channel"]}), summary.folder, workers=1)
+
+
+@pytest.mark.slow
+def test_a_folder_that_grew_since_its_plan_is_planned_anew(data_root):
+    """The plan of a run that was cut short before its first row, and the images of the run after it."""
+
+    def stop(progress):
+        raise KeyboardInterrupt
+
+    base = {"dataset": "./flowers", "image_size": 8, "train_images": 30, "batch_size": 10}
+    study = tiny(base=base, axes={"segments": [1]})
+    write_folder(Path("flowers"), random_pixels(60), ["a", "b"])
+    with pytest.raises(KeyboardInterrupt):
+        run_study(study, "out", on_progress=stop)
+    before = read_plan(Path("out"))
+    write_folder(Path("flowers"), random_pixels(90, seed=1), ["a", "b", "c"])
+    assert run_study(study, "out", workers=1).failed == 0
+    (row,), after = read_rows(Path("out")), read_plan(Path("out"))
+    (network,) = plan_study(study)
+    assert row["params"] == network.params == after["points"][0]["params"] > before["points"][0]["params"]
+    (known,) = after["images"]
+    assert known["fingerprint"] == row["provenance"]["data_fingerprint"] != before["images"][0]["fingerprint"]
+    assert known["classes"] == ["a", "b", "c"]
+    assert known["test"].startswith("a fixed sixth of the training files")
 
 
 def test_a_module_that_cannot_be_imported_is_named(study_folder):

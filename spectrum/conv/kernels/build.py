@@ -22,7 +22,6 @@ import platform
 import re
 import shlex
 import shutil
-import stat
 import subprocess
 import tempfile
 import time
@@ -31,7 +30,7 @@ from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
-from spectrum._cache import cache_folder
+from spectrum._cache import cache_folder, is_our_own
 
 SOURCES = ("segmented.cpp", "norm.cpp")
 HEADERS = ("interface.h", "vector.h", "planes.h", "convolve.h", "gradient.h", "direct.h")
@@ -118,7 +117,7 @@ def _build(
     compiler = _compiler()
     name = _key(compiler, sources, headers, (*flags, *links, made_for))
     second = _second_folder()
-    for place in [folder, second] if _is_our_own(second) else [folder]:
+    for place in filter(is_our_own, (folder.resolve(), second)):
         if _is_whole(place / f"{name}.so"):
             return place / f"{name}.so"
         _raise_if_refused(place / f"{name}.failed")
@@ -169,16 +168,25 @@ def _seal(path: Path) -> None:
 
 
 def _work_folder(folder: Path) -> Path:
-    """A new folder to build in, inside `folder` or, where there is no room or no permission, the second one."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        return Path(tempfile.mkdtemp(prefix="build-", dir=folder))
-    except OSError:
-        pass
+    """A new folder to build in: inside `folder`, or in the second one for lack of room, permission or trust.
+
+    What lies there is loaded into the process, so that nobody else may write to it.
+    """
     second = _second_folder()
     try:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        if is_our_own(folder.resolve()):
+            return Path(tempfile.mkdtemp(prefix="build-", dir=folder.resolve()))
+        warnings.warn(
+            f"kernels are not kept in {folder}: it belongs to another user, or others may write to it. They are kept "
+            f"in {second}; to use the first, set SPECTRUM_CACHE to a folder of your own, or run chmod go-w {folder}",
+            stacklevel=2,
+        )
+    except OSError:
+        pass
+    try:
         second.mkdir(exist_ok=True, mode=0o700)
-        if not _is_our_own(second):
+        if not is_our_own(second):
             raise BuildError(f"{second} belongs to another user, or others may write to it")
         return Path(tempfile.mkdtemp(prefix="build-", dir=second))
     except OSError as error:
@@ -188,15 +196,6 @@ def _work_folder(folder: Path) -> Path:
 def _second_folder() -> Path:
     """Where a build is kept if the cache folder cannot be written: this user's own folder among the temporary ones."""
     return Path(tempfile.gettempdir()) / f"spectrum-kernels-{os.getuid()}"
-
-
-def _is_our_own(folder: Path) -> bool:
-    """Whether it is a folder to which nobody else may write: what lies there is loaded into the process."""
-    try:
-        status = folder.lstat()
-    except OSError:
-        return False
-    return stat.S_ISDIR(status.st_mode) and status.st_uid == os.getuid() and not status.st_mode & 0o022
 
 
 def _raise_if_refused(note: Path) -> None:
