@@ -28,7 +28,8 @@ from torch.nn.modules.instancenorm import _InstanceNorm
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from spectrum._version import __version__
-from spectrum.cost.count import Cost, macs_of_convolution, measure_cost
+from spectrum.cost.count import Cost, measure_cost
+from spectrum.cost.operators import macs_of_convolution
 
 aten = torch.ops.aten
 OURS, TORCH, TORCH_BOTH = "spectrum", "torch forward", "torch forward + backward"
