@@ -21,22 +21,31 @@ def audit(command: Audit) -> int:
     """Print what a network costs, and what other counters make of it."""
     from spectrum.cost.audit import as_prose, as_rows
     from spectrum.cost.audit import audit as audited
-    from spectrum.cost.count import measure_cost
+    from spectrum.cost.count import first_line, measure_cost
     from spectrum.models import build_model
 
     model = build_model(command.model, _architecture(command))
     shape = (command.channels, command.image_size, command.image_size)
-    cost = measure_cost(model, shape, batch_size=command.batch_size)
+    try:
+        cost = measure_cost(model, shape, batch_size=command.batch_size)
+    except Exception as error:  # whatever a network of one's own raises
+        raise SpecError(
+            f"model {command.model!r} does not take one image of {'×'.join(map(str, shape))}: "
+            f"{first_line(error)}; give --channels and --image-size that it takes, "
+            "or count it in Python: measure_cost(model, example_inputs=…)"
+        ) from error
     if command.layers:
         _print_layers(cost)
     out.print(
         f"{command.model} on one image of {'×'.join(map(str, shape))}: {cost.params:,} parameters · {cost.macs:,} MACs "
         f"({cost.flops:,} FLOPs) forward · {cost.backward_macs:,} MACs backward · {cost.activations:,} activations"
     )
+    if cost.caveat is not None:
+        out.print(cost.caveat)
     if cost.speed is not None:
         _print_speed(cost.speed)
     out.print()
-    findings = audited(model, shape)
+    findings = audited(model, shape, cost=cost)
     print_table(*as_rows(findings))
     out.print(f"\n{as_prose(findings)}")
     return 0

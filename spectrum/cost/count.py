@@ -21,7 +21,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 from typing import Any, NamedTuple
 
 import torch
@@ -179,8 +179,17 @@ def measure_cost(
         raise ValueError("batch_size: speed is measured of a classifier with random inputs; give input_shape")
     speed = None
     if batch_size is not None and input_shape is not None:
-        speed = measure_speed(model, (batch_size, *input_shape), threads=threads)
-    products = _count(model, inputs, None if input_shape is None else tuple(input_shape))
+        with torch.inference_mode(False), torch.enable_grad():
+            speed = measure_speed(model, (batch_size, *inputs.args[0].shape[1:]), threads=threads)
+    try:
+        products = _count(model, inputs)
+    except Exception as error:
+        if input_shape is not None:
+            error.add_note(
+                f"The network was called with zeros of shape {(1, *input_shape)} and type {inputs.args[0].dtype}; "
+                "give example_inputs for others."
+            )
+        raise
     modules = dict(model.named_modules())
     params = dict.fromkeys(modules, 0)
     owners: dict[str, str] = {}  # modules that are never called, such as lists of parameters, belong to their parents
@@ -214,7 +223,7 @@ def inputs_of(model: nn.Module, input_shape: Sequence[int] | None, example_input
     with torch.inference_mode(False), torch.no_grad():
         if input_shape is not None:
             return Inputs((torch.zeros(1, *_checked(input_shape), dtype=like.dtype, device=like.device),), {})
-        copied = _copied(example_inputs, like.device)
+        copied = _copied(example_inputs, like.device, {})
     if isinstance(copied, Mapping):
         return Inputs((), {str(name): value for name, value in copied.items()})
     return Inputs(tuple(copied) if type(copied) in (tuple, list) else (copied,), {})
@@ -246,18 +255,20 @@ def _typical(model: nn.Module) -> Tensor:
     return floating[0] if floating else torch.empty(0, device=device)
 
 
-def _copied(value: Any, device: torch.device) -> Any:
-    """The same structure with copies of its tensors, which the network may then change in place."""
+def _copied(value: Any, device: torch.device, known: dict[int, Tensor]) -> Any:
+    """The same structure with copies of its tensors, one each, which the network may then change in place."""
     if isinstance(value, Tensor):
-        copied = value.detach().to("meta") if device.type == "meta" else value.detach().clone()
-        return copied.requires_grad_() if value.requires_grad else copied
+        if id(value) not in known:
+            copied = value.detach().to("meta") if device.type == "meta" else value.detach().clone()
+            known[id(value)] = copied.requires_grad_() if value.requires_grad else copied
+        return known[id(value)]
     if isinstance(value, Mapping):
-        items = {name: _copied(item, device) for name, item in value.items()}
+        items = {name: _copied(item, device, known) for name, item in value.items()}
         return items if type(value) is dict else _rebuilt(value, items)
     if isinstance(value, tuple) and type(value) is not tuple:  # one with names
-        return type(value)(*(_copied(item, device) for item in value))
+        return type(value)(*(_copied(item, device, known) for item in value))
     if isinstance(value, list | tuple):
-        return type(value)(_copied(item, device) for item in value)
+        return type(value)(_copied(item, device, known) for item in value)
     return value
 
 
@@ -307,12 +318,39 @@ def _leaves(nodes: list[Any]) -> list[Tensor]:
     return leaves
 
 
-def _count(model: nn.Module, inputs: Inputs, shape: tuple[int, ...] | None) -> _Products:
+def _count(model: nn.Module, inputs: Inputs) -> _Products:
+    """Run a network forward and backward; forward alone, where torch has no backward pass for it on this device."""
     products = _Products()
+    try:
+        with _watched(model, products), torch.enable_grad():
+            output = model(*inputs.args, **inputs.kwargs)
+            products.backward = True
+            _run_backward_of(output, products)
+    except NotImplementedError as error:
+        if _typical(model).is_meta or products.backward:
+            raise  # numbers may be all that it lacks
+        products = _Products()
+        with _watched(model, products), torch.no_grad():
+            model(*inputs.args, **inputs.kwargs)
+        products.unknown[f"the backward pass ({first_line(error)})", "", True] += 1
+    return products
+
+
+def _run_backward_of(output: Any, products: _Products) -> None:
+    try:
+        run_backward(output)
+    except Exception as error:
+        if any(tensor.is_meta for tensor in tensors_in(output)):
+            raise  # numbers may be all that it lacks
+        products.unknown[f"the rest of the backward pass ({first_line(error)})", "", True] += 1
+
+
+@contextmanager
+def _watched(model: nn.Module, products: _Products) -> Iterator[None]:
+    """While entered, `products` sees everything that runs, and the network is in evaluation mode."""
     devices = {tensor.device for tensor in model.parameters() if tensor.is_cuda}
     with (
         torch.inference_mode(False),
-        torch.enable_grad(),
         torch.random.fork_rng(devices=list(devices)),
         _evaluating(model),
         _keeping_buffers(model),
@@ -321,24 +359,12 @@ def _count(model: nn.Module, inputs: Inputs, shape: tuple[int, ...] | None) -> _
         products,
         _Leaving(products),
     ):
-        try:
-            output = model(*inputs.args, **inputs.kwargs)
-        except Exception as error:
-            if shape is not None:
-                kind = inputs.args[0].dtype
-                error.add_note(
-                    f"It was called with zeros of shape {(1, *shape)} and type {kind}, as input_shape={shape} says; "
-                    "give example_inputs for other inputs."
-                )
-            raise
-        products.backward = True
-        try:
-            run_backward(output)
-        except Exception as error:
-            if any(tensor.is_meta for tensor in tensors_in(output)):
-                raise  # numbers may be all that it lacks
-            products.unknown[f"the rest of the backward pass ({type(error).__name__}: {error})", "", True] += 1
-    return products
+        yield
+
+
+def first_line(error: BaseException) -> str:
+    """What went wrong, in a line."""
+    return f"{type(error).__name__}: {error}".partition("\n")[0]
 
 
 class _Products(TorchDispatchMode):
@@ -368,7 +394,7 @@ class _Products(TorchDispatchMode):
         self._changes()
 
     def _changes(self) -> None:
-        self.since.append(torch.autograd._get_sequence_nr())
+        self.since.append(torch.autograd._get_sequence_nr())  # type: ignore[attr-defined]
         self.ran.append(self.running[-1] if self.running else "")
 
     def layer(self) -> str:
@@ -389,11 +415,14 @@ class _Products(TorchDispatchMode):
         kwargs = kwargs or {}
         if any(kind not in (Tensor, nn.Parameter) for kind in types):
             return NotImplemented  # a class of tensors that says itself what it is made of
-        if isinstance(func, torch._ops.OpOverload) and _is_composite(func):
+        if torch.is_inference_mode_enabled() and isinstance(func, torch._ops.OpOverload) and _is_composite(func):
             with self:
                 return func.decompose(*args, **kwargs)
-        result = func(*args, **kwargs)
         packet = getattr(func, "overloadpacket", func)
+        if self.backward and packet is aten.convolution_backward:
+            result: Any = _gradients_of_nothing(*args)
+        else:
+            result = func(*args, **kwargs)
         if not self.backward:
             self.norms += packet in _NORMS
             self.nonlinearities += packet in _NONLINEARITIES
@@ -421,11 +450,21 @@ class _Products(TorchDispatchMode):
         return node is not None and node.name().startswith(("MvBackward", "AddmvBackward", "DotBackward", "VdotBackw"))
 
 
+def _gradients_of_nothing(gradient: Tensor, x: Tensor, weight: Tensor, biases: Any, *rest: Any) -> tuple[Any, ...]:
+    """What convolution_backward gives for the gradient that the count sends, which is zero; at once."""
+    of_x, of_weight, of_bias = rest[-1]
+    return (
+        torch.zeros_like(x) if of_x else None,
+        torch.zeros_like(weight) if of_weight else None,
+        gradient.new_zeros(biases) if of_bias else None,
+    )
+
+
 class _Leaving(TorchFunctionMode):
-    """Sees numbers leave torch, for numpy or for a kernel of another library; and runs recurrent layers step by step."""
+    """Sees numbers leave torch, for numpy or another library's kernel, and runs recurrent layers step by step."""
 
     def __init__(self, products: _Products) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         self.products = products
 
     def __torch_function__(
@@ -448,10 +487,10 @@ _NONLINEARITIES = (
 )
 
 
-@lru_cache(maxsize=None)
+@cache
 def _is_composite(func: Any) -> bool:
-    """Whether torch only knows an operator as made of others; it is seen where autograd is off, in inference mode."""
-    return torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), "CompositeImplicitAutograd")
+    """Whether torch makes an operator of others. In inference mode it has not done so yet when it is seen."""
+    return bool(torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), "CompositeImplicitAutograd"))
 
 
 @contextmanager
@@ -478,6 +517,8 @@ def _telling(model: nn.Module, products: _Products) -> Iterator[None]:
 
     with ExitStack() as hooks:
         for name, module in model.named_modules():
+            if isinstance(module, torch.jit.RecursiveScriptModule):  # type: ignore[attr-defined]
+                continue  # takes no hooks; what it runs belongs to the module that calls it
             hooks.callback(module.register_forward_pre_hook(enters(name)).remove)
             hooks.callback(module.register_forward_hook(leaves, always_call=True).remove)
         yield

@@ -17,7 +17,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable
-from functools import lru_cache
+from functools import cache
 from typing import Any
 
 import torch
@@ -60,7 +60,7 @@ def _formula(operator: Any) -> Callable[[Arguments, dict[str, Any], Any], int] |
     return None
 
 
-@lru_cache(maxsize=None)
+@cache
 def _own_formula(operator: Any) -> Formula | None:
     return _FORMULAS.get(str(getattr(operator, "overloadpacket", operator)))
 
@@ -75,7 +75,7 @@ def macs_of_convolution(args: Arguments, result: Tensor) -> int:
     return int((x if transposed else result).numel() * math.prod(weight.shape[1:]))
 
 
-def _convolution_backward(args: Arguments, result: Any) -> int:
+def macs_of_convolution_backward(args: Arguments, result: Any) -> int:
     """The gradients of input and weight cost as much as the convolution did, each where it is asked for."""
     gradient, x, weight, transposed, wanted = args[0], args[1], args[2], args[7], args[10]
     return int(sum(wanted[:2]) * (x if transposed else gradient).numel() * math.prod(weight.shape[1:]))
@@ -104,16 +104,16 @@ def _product(first: int) -> Formula:
         if a.layout == b.layout == torch.strided:
             return int(each * result.numel() * a.shape[-1])
         if b.layout == torch.strided:
-            return each * _stored(a) * (b.shape[-1] if b.dim() > 1 else 1)
+            return int(each * _stored(a) * (b.shape[-1] if b.dim() > 1 else 1))
         if a.layout == torch.strided:
-            return each * _stored(b) * a.shape[-2]
+            return int(each * _stored(b) * a.shape[-2])
         raise NotImplementedError("what two sparse factors cost follows from no shape")
 
     return macs
 
 
 def _stored(sparse: Tensor) -> int:
-    return (sparse._values() if sparse.layout == torch.sparse_coo else sparse.values()).numel()
+    return int((sparse._values() if sparse.layout == torch.sparse_coo else sparse.values()).numel())
 
 
 def _batched_product(args: Arguments, result: Any) -> int:
@@ -209,10 +209,10 @@ def _affine_grid(args: Arguments, result: Any) -> int:
 
 _FORMULAS: dict[str, Formula] = {
     **dict.fromkeys(("aten.convolution", "aten._convolution"), macs_of_convolution),
-    "aten.convolution_backward": _convolution_backward,
+    "aten.convolution_backward": macs_of_convolution_backward,
     "aten.conv_tbc": _convolution_in_time,
     "aten.conv_tbc_backward": _convolution_in_time_backward,
-    **dict.fromkeys(("aten.mm", "aten.bmm", "aten.mv", "aten.dot", "aten.vdot"), _product(0)),
+    **dict.fromkeys(("aten.mm", "aten.bmm", "aten.mv", "aten.dot", "aten.vdot", "aten.matmul"), _product(0)),
     **dict.fromkeys(("aten._int_mm", "aten._scaled_mm", "aten._sparse_mm"), _product(0)),
     **dict.fromkeys((f"aten.{name}{at}" for name in ("addmm", "baddbmm", "addmv") for at in ("", "_")), _product(1)),
     **dict.fromkeys(("aten._addmm_activation", "aten._sparse_addmm"), _product(1)),
@@ -221,6 +221,7 @@ _FORMULAS: dict[str, Formula] = {
     **dict.fromkeys(
         (f"quantized.linear{name}" for name in ("", "_relu", "_dynamic", "_relu_dynamic", "_dynamic_fp16")), _inner_size
     ),
+    "aten.linear": _inner_size,
     **dict.fromkeys(
         (f"quantized.conv{dims}d{then}" for dims in (1, 2, 3) for then in ("", "_relu")), _packed_convolution
     ),
@@ -240,7 +241,7 @@ _FORMULAS: dict[str, Formula] = {
 }
 
 
-@lru_cache(maxsize=None)
+@cache
 def is_free(operator: Any) -> bool:
     """Whether an operator is known to carry no products."""
     if not isinstance(operator, torch._ops.OpOverload):  # one of a higher order: it runs functions
@@ -268,9 +269,9 @@ def _says_that_it_is_free(operator: Any) -> bool:
     return "Tensor" not in taken and "__torch__" not in taken
 
 
-@lru_cache(maxsize=None)
+@cache
 def _is_free_name(name: str) -> bool:
-    """By what an operator is called: variants of a free one, in place, into a given tensor or backward, are free too."""
+    """By what an operator is called: variants of a free one, in place or backward, are free too."""
     if _FREE.fullmatch(name):
         return True
     packet = getattr(aten, name, None)
