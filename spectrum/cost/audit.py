@@ -314,7 +314,7 @@ def _count_both_by_torch(package: Any, model: nn.Module, inputs: Inputs) -> Coun
 def counts_segments_of_gradients_too_often() -> bool:
     """Whether torch's counter has the group error: asked of a convolution with 1 MAC in each of 2 segments."""
     x, weight = (torch.zeros(1, 2, 1, device="meta", requires_grad=True), torch.zeros(2, 1, 1, device="meta"))
-    y = torch.nn.functional.conv1d(x, weight.requires_grad_(), groups=2)
+    y = torch.nn.functional.conv1d(x, weight.requires_grad_(), None, 1, 0, 1, 2)  # the last: segments
     with FlopCounterMode(display=False) as counter:
         torch.autograd.grad(y, weight, torch.zeros_like(y))
     return int(counter.get_total_flops()) == 2 * 2 * 2

@@ -474,7 +474,7 @@ class _Leaving(TorchFunctionMode):
         if func in _EXITS:
             self.products.misses(f"Tensor.{func.__name__}")
         elif getattr(func, "__name__", "") in ("lstm", "gru", "rnn_tanh", "rnn_relu"):
-            with torch.backends.mkldnn.flags(enabled=False), torch.backends.cudnn.flags(enabled=False):
+            with _step_by_step():
                 return func(*args, **kwargs)
         return func(*args, **kwargs)
 
@@ -491,6 +491,19 @@ _NONLINEARITIES = (
 def _is_composite(func: Any) -> bool:
     """Whether torch makes an operator of others. In inference mode it has not done so yet when it is seen."""
     return bool(torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), "CompositeImplicitAutograd"))
+
+
+@contextmanager
+def _step_by_step() -> Iterator[None]:
+    """Without the libraries that run a recurrent layer as one kernel."""
+    on_cpu, on_cuda = torch._C._get_mkldnn_enabled(), torch._C._get_cudnn_enabled()
+    torch._C._set_mkldnn_enabled(False)
+    torch._C._set_cudnn_enabled(False)
+    try:
+        yield
+    finally:
+        torch._C._set_mkldnn_enabled(on_cpu)
+        torch._C._set_cudnn_enabled(on_cuda)
 
 
 @contextmanager
