@@ -6,8 +6,8 @@ source has it, and never from the difference; so what is left over is nothing on
 this project's layers and the common ones of torch.nn; what another layer adds or lacks is left over, and is shown.
 
 The reason that matters most here is the group error. `torch.utils.flop_counter` leaves the segments of a convolution
-out of its weight's gradient, and so counts it as many times as there are segments. torch 2.6 to 2.13 do so. Whether the
-installed one does is asked of a small convolution, so that a version without the fault gets no such reason.
+out of its weight's gradient, and so counts it as many times as there are segments. Versions up to 2.13 do so. Whether
+the installed one does is asked of a small convolution, so that a version without the fault gets no such reason.
 """
 
 from __future__ import annotations

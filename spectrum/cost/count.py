@@ -318,14 +318,21 @@ def _leaves(nodes: list[Any]) -> list[Tensor]:
     return leaves
 
 
-def _count(model: nn.Module, inputs: Inputs) -> _Products:
+def forward_macs(model: nn.Module, input_shape: Sequence[int]) -> int:
+    """MACs of a forward pass of one example, as `measure_cost` counts them, without the time that all else takes."""
+    products = _count(model, inputs_of(model, input_shape, None), backward=False)
+    return sum(forward for forward, _, _ in products.of.values())
+
+
+def _count(model: nn.Module, inputs: Inputs, *, backward: bool = True) -> _Products:
     """Run a network forward and backward; forward alone, where torch has no backward pass for it on this device."""
     products = _Products()
     try:
         with _watched(model, products), torch.enable_grad():
             output = model(*inputs.args, **inputs.kwargs)
             products.backward = True
-            _run_backward_of(output, products)
+            if backward:
+                _run_backward_of(output, products)
     except NotImplementedError as error:
         if _typical(model).is_meta or products.backward:
             raise  # numbers may be all that it lacks

@@ -224,7 +224,7 @@ class _Planner:
             if match == "params":
                 return sum(p.numel() for p in model.parameters() if p.requires_grad)
             macs = macs_of_weights(model, pixels) if by_weights and pixels is not None else None
-            return _cost(narrow, images)[1].macs if macs is None else macs
+            return _forward_macs(narrow, model, images) if macs is None else macs
 
         base = _stage_widths(point, images)
         solution = solve_count(count, base, budget)
@@ -352,6 +352,15 @@ def _counted(point: Point, images: Images) -> PlannedPoint:
         ),
         caveat=cost.caveat,
     )
+
+
+def _forward_macs(point: Point, model: nn.Module, images: Images) -> int:
+    from spectrum.cost.count import forward_macs
+
+    try:
+        return forward_macs(model, images.shape)
+    except Exception:  # as in `_cost`
+        return forward_macs(_build(point, images), images.shape)
 
 
 def _cost(point: Point, images: Images) -> tuple[nn.Module, Cost]:

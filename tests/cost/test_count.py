@@ -17,6 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from spectrum import SegmentedConv2d, build_model, measure_cost
 from spectrum.conv.segments import segment_sizes
+from spectrum.cost.count import forward_macs
 from spectrum.cost.speed import peak_memory, time_training_step
 
 
@@ -200,6 +201,11 @@ def test_a_network_costs_the_sum_of_its_layers(segments, order):
     assert cost.macs == fvcore_macs(model, (3, 28, 28)) == torch_macs(model, (3, 28, 28))
     assert cost.params == sum(p.numel() for p in model.parameters())
     assert cost.activations == ActivationCountAnalysis(model, torch.zeros(1, 3, 28, 28)).total()
+
+
+def test_forward_macs_alone_are_the_same():
+    model = build_model("probe", segments=3)
+    assert forward_macs(model, (3, 32, 32)) == measure_cost(model, (3, 32, 32)).macs
 
 
 def test_activations_are_the_outputs_of_convolutions_and_linear_layers():
