@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from importlib import import_module
 from typing import TYPE_CHECKING
 
@@ -11,6 +12,7 @@ from spectrum.study.point import Point, SpecError, merged
 
 if TYPE_CHECKING:
     import pandas as pd
+    from torch import nn
 
     from spectrum.cost.count import Cost
     from spectrum.cost.speed import Speed
@@ -21,25 +23,57 @@ def audit(command: Audit) -> int:
     """Print what a network costs, and what other counters make of it."""
     from spectrum.cost.audit import as_prose, as_rows
     from spectrum.cost.audit import audit as audited
-    from spectrum.cost.count import measure_cost
-    from spectrum.models import build_model
+    from spectrum.cost.speed import measure_speed
 
-    model = build_model(command.model, _architecture(command))
+    if command.batch_size is not None and command.batch_size < 1:
+        raise SpecError(f"batch_size={command.batch_size}: expected at least 1")
+    model = _built(command)
     shape = (command.channels, command.image_size, command.image_size)
-    cost = measure_cost(model, shape, batch_size=command.batch_size)
+    cost = _counted(command.model, model, shape)
+    if command.batch_size is not None:
+        cost = replace(cost, speed=measure_speed(model, (command.batch_size, *shape)))
     if command.layers:
         _print_layers(cost)
     out.print(
         f"{command.model} on one image of {'×'.join(map(str, shape))}: {cost.params:,} parameters · {cost.macs:,} MACs "
         f"({cost.flops:,} FLOPs) forward · {cost.backward_macs:,} MACs backward · {cost.activations:,} activations"
     )
+    if cost.caveat is not None:
+        out.print(cost.caveat)
     if cost.speed is not None:
         _print_speed(cost.speed)
     out.print()
-    findings = audited(model, shape)
+    findings = audited(model, shape, cost=cost)
     print_table(*as_rows(findings))
     out.print(f"\n{as_prose(findings)}")
     return 0
+
+
+def _built(command: Audit) -> nn.Module:
+    """Raises ValueError for options that cannot be, and for a network of one's own that cannot be built."""
+    from spectrum.cost.count import first_line
+    from spectrum.models import build_model
+
+    architecture = _architecture(command)
+    try:
+        return build_model(command.model, architecture)
+    except ValueError:
+        raise
+    except Exception as error:  # whatever a network of one's own raises
+        raise SpecError(f"model {command.model!r} cannot be built: {first_line(error)}; mend it") from error
+
+
+def _counted(name: str, model: nn.Module, shape: tuple[int, int, int]) -> Cost:
+    from spectrum.cost.count import first_line, measure_cost
+
+    try:
+        return measure_cost(model, shape)
+    except Exception as error:  # whatever a network of one's own raises
+        raise SpecError(
+            f"model {name!r} does not take one image of {'×'.join(map(str, shape))}: {first_line(error)}; "
+            "give --channels and --image-size that it takes, or count it in Python: "
+            "measure_cost(model, example_inputs=…)"
+        ) from error
 
 
 def _architecture(command: Audit) -> Architecture:

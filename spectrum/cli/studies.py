@@ -76,7 +76,10 @@ class _Forecast:
         return {
             "study": study.name,
             "hash": study.hash,
-            "points": [one.entry() | {"seed": one.point.seed, "seconds": one.seconds} for one in self.planned],
+            "points": [
+                one.entry() | {"seed": one.point.seed, "seconds": one.seconds, "caveat": one.caveat}
+                for one in self.planned
+            ],
             "contrasts": [one.entry() for one in self.examined],
             "images": self.images,
             "searched": len(self.searched),
@@ -112,6 +115,8 @@ def _show_forecast(study: Study, forecast: _Forecast) -> None:
     out.print(f"\n{len(planned)} points{more} · {took}")
     out.print(_budget_line(study, planned))
     _print_images(forecast.images)
+    for model, caveat in {one.point.model: one.caveat for one in planned if one.caveat}.items():
+        out.print(f"model {model}: {caveat}")
     for noise in sorted({one.point.label_noise for one in planned} - {0.0}):
         from spectrum.study.images import CLASSES
         from spectrum.study.teacher import noise_ceiling

@@ -6,15 +6,16 @@ source has it, and never from the difference; so what is left over is nothing on
 this project's layers and the common ones of torch.nn; what another layer adds or lacks is left over, and is shown.
 
 The reason that matters most here is the group error. `torch.utils.flop_counter` leaves the segments of a convolution
-out of its weight's gradient, and so counts it as many times as there are segments.
+out of its weight's gradient, and so counts it as many times as there are segments. Versions up to 2.13 do so. Whether
+the installed one does is asked of a small convolution, so that a version without the fault gets no such reason.
 """
 
 from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from importlib import import_module, metadata
@@ -26,9 +27,11 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode
 
 from spectrum._version import __version__
-from spectrum.cost.count import Cost, macs_of_convolution, measure_cost
+from spectrum.cost.count import Cost, Inputs, first_line, inputs_of, measure_cost, run_backward
+from spectrum.cost.operators import macs_of_convolution_backward
 
 aten = torch.ops.aten
 OURS, TORCH, TORCH_BOTH = "spectrum", "torch forward", "torch forward + backward"
@@ -44,7 +47,7 @@ class Reason:
 
 @dataclass(frozen=True)
 class Reading:
-    """What one counter says of one network, for one image."""
+    """What one counter says of one network, for one example or the inputs that were given."""
 
     counter: str
     version: str | None  # None: not installed
@@ -87,22 +90,27 @@ class Audit:
     readings: tuple[Reading, ...]  # ours first
 
 
-def audit(model: nn.Module, input_shape: tuple[int, int, int]) -> Audit:
+def audit(
+    model: nn.Module, input_shape: Sequence[int] | None = None, *, example_inputs: Any = None, cost: Cost | None = None
+) -> Audit:
     """Count a network by every counter there is, and account for their differences to `measure_cost`.
 
     Args:
         model: eager (not compiled); it is left as it was. Memory for a copy of it is taken.
-        input_shape: (channels, height, width) of one image.
+        input_shape, example_inputs: as `measure_cost` takes them.
+        cost: what `measure_cost` said of it, if known.
 
-    A counter that is not installed, or that fails on this network, has a reading that says so. Raises ValueError for a
-    shape that is not three positive numbers.
+    A counter that is not installed, that fails on this network or that takes no such inputs has a reading that says so.
+    Raises what `measure_cost` raises.
     """
-    cost = measure_cost(model, input_shape)
-    some = next(model.parameters(), torch.empty(0))
-    image = torch.zeros(1, *input_shape, dtype=some.dtype, device=some.device)
-    seen = _look(model, image)
+    cost = measure_cost(model, input_shape, example_inputs=example_inputs) if cost is None else cost
+
+    def inputs() -> Inputs:
+        return inputs_of(model, input_shape, example_inputs)
+
+    seen = _look(model, inputs())
     ours = Reading(OURS, __version__, "MACs", 1, cost.macs, cost.macs, cost.params)
-    return Audit(cost, (ours, *(_read(counter, model, image, seen, cost) for counter in _COUNTERS)))
+    return Audit(cost, (ours, *(_read(counter, model, inputs(), seen, cost) for counter in _COUNTERS)))
 
 
 def as_rows(audited: Audit) -> tuple[list[str], list[list[str]]]:
@@ -135,9 +143,13 @@ def as_prose(audited: Audit) -> str:
     """One line on what forward and backward passes cost next to a forward pass, by our count and by torch's."""
     cost = audited.cost
     if not cost.macs:
-        return "The network has no convolutions or matrix products."
+        return "The network has no convolutions or matrix products that can be counted."
     line = f"Forward + backward is {1 + cost.backward_macs / cost.macs:.3f} × forward"
-    line += ": 3, less the first layer's gradient of the image, which is not needed"
+    missing = 2 * cost.macs - cost.backward_macs
+    if missing == next(layer.macs for layer in cost.layers if layer.macs):
+        line += ": 3, less the first layer's gradient of the image, which is not needed"
+    elif missing > 0:
+        line += ": 3, less the gradients that are not needed"
     figures = {reading.counter: reading.figure for reading in audited.readings}
     forward, both = figures[TORCH], figures[TORCH_BOTH]
     return f"{line}; torch's counter says {both / forward:.3f} ×." if forward and both else f"{line}."
@@ -160,7 +172,7 @@ class _Seen(TorchDispatchMode):
         super().__init__()  # type: ignore[no-untyped-call]
         self.modules = modules
         self.calls: list[_Call] = []
-        self.group_error = 0  # MACs
+        self.group_error = 0  # MACs, where the weight's gradient is counted once for each segment
         self.biases = 0  # numbers that a convolution or a matrix product adds a bias to
 
     def hook(self, name: str) -> Callable[[nn.Module, Any, Any], None]:
@@ -175,21 +187,22 @@ class _Seen(TorchDispatchMode):
     ) -> Any:
         result = func(*args, **(kwargs or {}))
         if func._overloadpacket is aten.convolution:
-            weight, bias, segments = args[1], args[2], args[8]
-            self.group_error += (segments - 1) * macs_of_convolution(args, result) if weight.requires_grad else 0
-            self.biases += 0 if bias is None else result.numel()
+            self.biases += 0 if args[2] is None else result.numel()
+        elif func._overloadpacket is aten.convolution_backward:
+            segments, of_weight = args[9], [False, args[10][1], False]
+            self.group_error += (segments - 1) * macs_of_convolution_backward((*args[:10], of_weight), result)
         elif func._overloadpacket is aten.addmm:
             self.biases += result.numel()
         return result
 
 
-def _look(model: nn.Module, image: Tensor) -> _Seen:
+def _look(model: nn.Module, inputs: Inputs) -> _Seen:
     model = deepcopy(model).eval()
     seen = _Seen(dict(model.named_modules()))
     for name, module in seen.modules.items():
         module.register_forward_hook(seen.hook(name))
-    with torch.enable_grad(), seen:
-        model(image)
+    with suppress(Exception), torch.inference_mode(False), torch.enable_grad(), seen:
+        run_backward(model(*inputs.args, **inputs.kwargs))  # counters that differentiate will say so if it fails
     return seen
 
 
@@ -205,15 +218,19 @@ class _Counter:
     package: str
     word: str
     per_mac: int
-    count: Callable[[Any, nn.Module, Tensor], Count]
+    count: Callable[[Any, nn.Module, Inputs], Count]
     reasons: Callable[[_Seen, Cost], Reasons]
 
 
-def _read(counter: _Counter, model: nn.Module, image: Tensor, seen: _Seen, cost: Cost) -> Reading:
+def _read(counter: _Counter, model: nn.Module, inputs: Inputs, seen: _Seen, cost: Cost) -> Reading:
     ours = cost.macs + (cost.backward_macs if counter.name == TORCH_BOTH else 0)
     reading = Reading(counter.name, None, counter.word, counter.per_mac, ours)
     name = counter.package.partition(".")[0]
-    with _silence(), torch.enable_grad():  # without it torch may take other ways, which counters do not know
+    with (
+        _silence(),
+        torch.inference_mode(False),
+        torch.enable_grad(),
+    ):  # without it torch may take other ways, which counters do not know
         try:
             import_module(name)  # which may be missing although a module in it was imported before
             package = import_module(counter.package)
@@ -221,18 +238,14 @@ def _read(counter: _Counter, model: nn.Module, image: Tensor, seen: _Seen, cost:
         except ImportError as error:
             return replace(reading, problem=f"not installed ({error})")
         try:
-            figure, params = counter.count(package, deepcopy(model).eval(), image)
+            figure, params = counter.count(package, deepcopy(model).eval(), inputs)
         except Exception as error:
-            return replace(reading, problem=_first_line(error.__cause__ or error))
+            return replace(reading, problem=f"failed: {first_line(error.__cause__ or error)}")
     reasons: dict[str, int] = {}
     for reason, macs in counter.reasons(seen, cost):
         reasons[reason] = reasons.get(reason, 0) + macs
     found = tuple(Reason(reason, macs) for reason, macs in reasons.items() if macs)
     return replace(reading, figure=figure, params=params, reasons=found)
-
-
-def _first_line(error: BaseException) -> str:
-    return f"failed: {type(error).__name__}: {error}".partition("\n")[0]
 
 
 @contextmanager
@@ -254,11 +267,17 @@ def _unknown_classes(seen: _Seen, cost: Cost) -> Reasons:
             yield f"{layer.kind} not seen", -layer.macs
 
 
+def _without_keywords(inputs: Inputs) -> tuple[Any, ...]:
+    if inputs.kwargs:
+        raise ValueError("it takes no keyword arguments; give example_inputs as a tuple")
+    return inputs.args
+
+
 # fvcore goes by the operations of a traced graph, and has rules beside those for products.
 
 
-def _count_by_fvcore(package: Any, model: nn.Module, image: Tensor) -> Count:
-    analysis = package.FlopCountAnalysis(model, image)
+def _count_by_fvcore(package: Any, model: nn.Module, inputs: Inputs) -> Count:
+    analysis = package.FlopCountAnalysis(model, _without_keywords(inputs))
     analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False)
     return int(analysis.total()), None
 
@@ -280,16 +299,25 @@ def _reasons_of_fvcore(seen: _Seen, cost: Cost) -> Reasons:
 # torch goes by the operations that run, and has rules for products only.
 
 
-def _count_by_torch(package: Any, model: nn.Module, image: Tensor) -> Count:
+def _count_by_torch(package: Any, model: nn.Module, inputs: Inputs) -> Count:
     with package.FlopCounterMode(display=False) as counter:
-        model(image)
+        model(*inputs.args, **inputs.kwargs)
     return int(counter.get_total_flops()), None
 
 
-def _count_both_by_torch(package: Any, model: nn.Module, image: Tensor) -> Count:
+def _count_both_by_torch(package: Any, model: nn.Module, inputs: Inputs) -> Count:
     with package.FlopCounterMode(display=False) as counter:
-        model(image).sum().backward()
+        run_backward(model(*inputs.args, **inputs.kwargs))
     return int(counter.get_total_flops()), None
+
+
+def counts_segments_of_gradients_too_often() -> bool:
+    """Whether torch's counter has the group error: asked of a convolution with 1 MAC in each of 2 segments."""
+    x, weight = (torch.zeros(1, 2, 1, device="meta", requires_grad=True), torch.zeros(2, 1, 1, device="meta"))
+    y = torch.nn.functional.conv1d(x, weight.requires_grad_(), None, 1, 0, 1, 2)  # the last: segments
+    with FlopCounterMode(display=False) as counter:
+        torch.autograd.grad(y, weight, torch.zeros_like(y))
+    return int(counter.get_total_flops()) == 2 * 2 * 2
 
 
 def _reasons_of_torch(seen: _Seen, cost: Cost) -> Reasons:
@@ -297,7 +325,8 @@ def _reasons_of_torch(seen: _Seen, cost: Cost) -> Reasons:
 
 
 def _reasons_of_both_by_torch(seen: _Seen, cost: Cost) -> Reasons:
-    yield "group error", seen.group_error
+    if counts_segments_of_gradients_too_often():
+        yield "group error", seen.group_error
 
 
 # ptflops has two backends: aten goes by the operations that run; pytorch, its default, hooks modules of exactly the
@@ -319,18 +348,28 @@ _NORMS = (
 )
 
 
-def _count_by_aten(package: Any, model: nn.Module, image: Tensor) -> Count:
-    return _count_by_ptflops(package, model, image, "aten")
+def _count_by_aten(package: Any, model: nn.Module, inputs: Inputs) -> Count:
+    return _count_by_ptflops(package, model, inputs, "aten")
 
 
-def _count_by_hooks(package: Any, model: nn.Module, image: Tensor) -> Count:
-    return _count_by_ptflops(package, model, image, "pytorch")
+def _count_by_hooks(package: Any, model: nn.Module, inputs: Inputs) -> Count:
+    return _count_by_ptflops(package, model, inputs, "pytorch")
 
 
-def _count_by_ptflops(package: Any, model: nn.Module, image: Tensor, backend: str) -> Count:
+def _count_by_ptflops(package: Any, model: nn.Module, inputs: Inputs, backend: str) -> Count:
+    given = inputs.kwargs or inputs.args[0]
+    if len(inputs.args) + bool(inputs.kwargs) != 1:
+        raise ValueError("it takes one input, or keyword arguments; give example_inputs as a dict")
+    if backend == "pytorch" and isinstance(given, Tensor) and given.dim() and len(given) != 1:
+        raise ValueError("it gives the mean over a batch; give one example")
     with redirect_stdout(StringIO()) as said:
         macs, params = package.get_model_complexity_info(
-            model, tuple(image.shape[1:]), print_per_layer_stat=False, as_strings=False, backend=backend
+            model,
+            (1,),  # not looked at
+            input_constructor=lambda _: given,
+            print_per_layer_stat=False,
+            as_strings=False,
+            backend=backend,
         )
     if macs is None:  # it prints what went wrong, in its second line
         raise RuntimeError(said.getvalue().partition("\n")[2])
@@ -358,8 +397,8 @@ def _reasons_of_hooks(seen: _Seen, cost: Cost) -> Reasons:
 # thop hooks modules of exactly the classes in a table. Biases, activations and max-pools are nothing to it.
 
 
-def _count_by_thop(package: Any, model: nn.Module, image: Tensor) -> Count:
-    macs, params = package.profile(model, (image,), verbose=False)
+def _count_by_thop(package: Any, model: nn.Module, inputs: Inputs) -> Count:
+    macs, params = package.profile(model, _without_keywords(inputs), verbose=False)
     return int(macs), int(params)
 
 
@@ -388,8 +427,9 @@ def _reasons_of_thop(seen: _Seen, cost: Cost) -> Reasons:
 # image, or once an output pixel if the class is named a convolution.
 
 
-def _count_by_torchinfo(package: Any, model: nn.Module, image: Tensor) -> Count:
-    statistics = package.summary(model, input_data=image, verbose=0)
+def _count_by_torchinfo(package: Any, model: nn.Module, inputs: Inputs) -> Count:
+    given = inputs.kwargs or list(inputs.args)
+    statistics = package.summary(model, input_data=given, verbose=0)
     package.torchinfo.clear_cached_forward_pass()  # which would keep the copy
     return int(statistics.total_mult_adds), int(statistics.total_params)
 

@@ -1,27 +1,37 @@
 """What a built network costs, layer by layer: parameters, MACs and FLOPs forward and backward, activations.
 
-One MAC is one multiply-add; FLOPs are 2 × MACs. Counted are convolutions and matrix products, for one image: what
-papers quote. Batch normalisation, biases, activations and pools are left out.
+One MAC is one multiply-add; FLOPs are 2 × MACs. Counted are convolutions and matrix products, for one example or for
+the inputs that are given: what papers quote. Batch normalisation, biases, activations and pools are left out.
 
-The network runs once, in evaluation mode, and every product that torch is asked for is counted by a closed form of its
-shapes; hooks say which layer asked for it. So a layer written with `torch.nn.functional` counts as a module does. What
-runs as one fused recurrent kernel (`nn.LSTM`) is not seen. The backward pass is not run: a product of two tensors costs
-as many MACs again for each of the two whose gradient is wanted, in any number of segments. (`torch.utils.flop_counter`
-leaves the segments out of a weight's gradient, which it overstates by their number; see `spectrum audit`.)
+The network runs once, in evaluation mode, forward and then backward. Every product that torch runs is counted by a
+closed form of its shapes (`operators.py`); hooks say which layer asked for it. So a layer written with
+`torch.nn.functional` counts as a module does, and a gradient counts where autograd computes it, not where
+`requires_grad` suggests it. What ran and has no known cost is named in the result.
+
+While a network is counted, attention runs as its two products and recurrent layers run step by step, in place of the
+library's fused kernels. So a count is the same on every device, and no kernel hides its products.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import dataclasses
+import operator
+from bisect import bisect_right
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Any
+from functools import cache
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.parameter import is_lazy
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import flop_registry
 
+from spectrum.cost.operators import macs_of
 from spectrum.cost.speed import Speed, measure_speed
 
 aten = torch.ops.aten
@@ -29,38 +39,52 @@ aten = torch.ops.aten
 
 @dataclass(frozen=True)
 class LayerCost:
-    """What one layer costs. Counts are of one image."""
+    """What one layer costs. Counts are of one example, or of the inputs that were given."""
 
     name: str  # of its module
     kind: str  # the module's class
     params: int  # trainable numbers of its own
     macs: int  # multiply-adds, forward
-    backward_macs: int  # of the gradients of its input and of its weights, where they are wanted
+    backward_macs: int  # of the gradients of its inputs and of its weights, where autograd computes them
     activations: int  # numbers that its convolutions and matrix products put out
+
+
+@dataclass(frozen=True)
+class NotCounted:
+    """An operator that ran and whose arithmetic is unknown, so that the counts lack it."""
+
+    operator: str  # such as "aten._fft_r2c"
+    layer: str  # name of the module that ran it
+    calls: int
+    backward: bool  # whether it ran in the backward pass
 
 
 @dataclass(frozen=True, repr=False)
 class Cost:
-    """What one network costs at one input size. Counts are of one image."""
+    """What one network costs at one input size. Counts are of one example, or of the inputs that were given.
+
+    With `not_counted`, MACs and activations are lower bounds.
+    """
 
     layers: tuple[LayerCost, ...]  # those with parameters or products, in the order of the modules
     norms: int  # batch normalisations of a forward pass
     nonlinearities: int  # ReLUs and the like of a forward pass
     speed: Speed | None = None  # measured, where `measure_cost` was asked to
+    not_counted: tuple[NotCounted, ...] = ()
 
     @property
     def params(self) -> int:
-        """Trainable numbers."""
+        """Trainable numbers; a weight that several layers share counts once."""
         return sum(layer.params for layer in self.layers)
 
     @property
     def macs(self) -> int:
-        """Multiply-adds of a forward pass."""
+        """Multiply-adds of a forward pass; a weight that is used several times counts each time."""
         return sum(layer.macs for layer in self.layers)
 
     @property
     def backward_macs(self) -> int:
-        """Multiply-adds of a backward pass: the gradients of all weights, and of all inputs but the image."""
+        """Multiply-adds of a backward pass from all outputs: the gradients that autograd computes."""
         return sum(layer.backward_macs for layer in self.layers)
 
     @property
@@ -78,29 +102,64 @@ class Cost:
         """Floating-point operations of a backward pass: 2 × MACs."""
         return 2 * self.backward_macs
 
+    @property
+    def caveat(self) -> str | None:
+        """A sentence on what ran and was not counted; None where everything was."""
+        if not self.not_counted:
+            return None
+        named = "; ".join(_said(one) for one in self.not_counted)
+        return f"Not counted, since what it multiplies is unknown: {named}. The MACs are a lower bound."
+
     def __repr__(self) -> str:
         names = ("params", "macs", "backward_macs", "activations")
-        return f"Cost({', '.join(f'{name}={getattr(self, name)}' for name in names)}, {len(self.layers)} layers)"
+        counts = [*(f"{name}={getattr(self, name)}" for name in names), f"{len(self.layers)} layers"]
+        if self.not_counted:
+            counts.append(f"not counted: {', '.join(sorted({one.operator for one in self.not_counted}))}")
+        return f"Cost({', '.join(counts)})"
+
+
+def _said(one: NotCounted) -> str:
+    calls = "call" if one.calls == 1 else "calls"
+    where = f" in {one.layer!r}" if one.layer else ""
+    return f"{one.operator} ({one.calls} {calls}{where}{', backward' if one.backward else ''})"
+
+
+class Inputs(NamedTuple):
+    """What a network is called with."""
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
 
 
 def measure_cost(
     model: nn.Module,
-    input_shape: tuple[int, int, int],
+    input_shape: Sequence[int] | None = None,
     *,
+    example_inputs: Any = None,
     batch_size: int | None = None,
     threads: int = 1,
 ) -> Cost:
     """Count a network's parameters and the arithmetic of one forward and one backward pass; measure its speed if asked.
 
     Args:
-        model: eager (not compiled), on any device, "meta" too unless speed is measured; it is left as it was.
-        input_shape: (channels, height, width) of one image.
+        model: on any device, "meta" too unless speed is measured. Parameters, gradients, buffers, modes and the state
+            of random numbers are left as they were; hooks run. A compiled model is counted as the eager one.
+        input_shape: of one example, without the batch: (C, H, W), (L,), (C, L), (C, D, H, W) or any other. The network
+            is called with a batch of one, of zeros of its own floating type.
+        example_inputs: in place of `input_shape`, what the network is called with: a tensor, a tuple or list of
+            arguments, or a dict of keyword arguments, nested as they need be. A single argument that is itself a
+            list or dict goes into a tuple: `([image, image],)`. Counts are of exactly these inputs, a batch in them
+            included: divide by its size for one example. They are copied, for a model on "meta" to "meta". A gradient
+            of an input is counted where the input requires one.
         batch_size: images a training step, of which time and peak memory are then measured, beside the latency of one
-            image: see `Speed`. Takes some seconds. None only counts.
+            image: see `Speed`. Takes some seconds, and needs `input_shape` and a classifier. None only counts.
         threads: that torch may use for the measurements.
 
-    Raises ValueError for a shape that is not three positive numbers, or a batch size below 1, and what the network
-    raises for an image that it does not take.
+    The backward pass starts from every output that has a gradient, in whatever structure the outputs come.
+
+    Raises ValueError for a shape that is not of positive whole numbers, for both or neither of shape and inputs, for
+    layers that have no shape yet, for a batch size below 1 and for a speed that cannot be measured; TypeError for what
+    is no module; and what the network raises for an input that it does not take.
 
     >>> from spectrum import build_model
     >>> cost = measure_cost(build_model("probe", segments=8, in_channels=1, image_size=28), (1, 28, 28))
@@ -108,22 +167,35 @@ def measure_cost(
     Cost(params=94314, macs=2877824, backward_macs=5699200, activations=57290, 25 layers)
     >>> cost.layers[0]
     LayerCost(name='stem.0', kind='Conv2d', params=288, macs=56448, backward_macs=56448, activations=6272)
+
+    >>> from torch import nn, zeros
+    >>> measure_cost(nn.MultiheadAttention(8, 2), example_inputs=3 * (zeros(5, 1, 8),)).macs  # 4 · 5·8·8 + 2 · 5·5·8
+    1680
     """
-    if len(input_shape) != 3 or min(input_shape) < 1:
-        raise ValueError(f"input_shape={input_shape!r}: expected (channels, height, width)")
+    inputs = inputs_of(model, input_shape, example_inputs)
     if batch_size is not None and batch_size < 1:
         raise ValueError(f"batch_size={batch_size}: expected at least 1")
-    speed = None if batch_size is None else measure_speed(model, (batch_size, *input_shape), threads=threads)
-    products = _Products()
-    some = next(model.parameters(), torch.empty(0))
-    with torch.inference_mode(False), _evaluating(model), torch.enable_grad(), _telling(model, products), products:
-        model(torch.zeros(1, *input_shape, dtype=some.dtype, device=some.device))
+    if batch_size is not None and input_shape is None:
+        raise ValueError("batch_size: speed is measured of a classifier with random inputs; give input_shape")
+    speed = None
+    if batch_size is not None and input_shape is not None:
+        with torch.inference_mode(False), torch.enable_grad():
+            speed = measure_speed(model, (batch_size, *inputs.args[0].shape[1:]), threads=threads)
+    try:
+        products = _count(model, inputs)
+    except Exception as error:
+        if input_shape is not None:
+            error.add_note(
+                f"The network was called with zeros of shape {(1, *input_shape)} and type {inputs.args[0].dtype}; "
+                "give example_inputs for others."
+            )
+        raise
     modules = dict(model.named_modules())
     params = dict.fromkeys(modules, 0)
     owners: dict[str, str] = {}  # modules that are never called, such as lists of parameters, belong to their parents
     seen: set[Tensor] = set()
     for name, module in modules.items():
-        owners[name] = owners[name.rpartition(".")[0]] if isinstance(module, nn.ParameterList) else name
+        owners[name] = owners[name.rpartition(".")[0]] if isinstance(module, nn.ParameterList) and name else name
         for parameter in module.parameters(recurse=False):
             if parameter.requires_grad and parameter not in seen:
                 seen.add(parameter)
@@ -133,7 +205,173 @@ def measure_cost(
         for name in params
         if params[name] or name in products.of
     )
-    return Cost(layers, products.norms, products.nonlinearities, speed)
+    not_counted = tuple(NotCounted(*which[:2], calls, which[2]) for which, calls in products.unknown.items())
+    return Cost(layers, products.norms, products.nonlinearities, speed, not_counted)
+
+
+def inputs_of(model: nn.Module, input_shape: Sequence[int] | None, example_inputs: Any) -> Inputs:
+    """What to call a network with: one example of zeros, or a copy of the inputs that are given.
+
+    Raises as `measure_cost` does.
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
+    if (input_shape is None) == (example_inputs is None):
+        given = "neither" if input_shape is None else "both"
+        raise ValueError(f"input_shape, example_inputs: got {given}; give one of them")
+    like = _typical(model)
+    with torch.inference_mode(False), torch.no_grad():
+        if input_shape is not None:
+            return Inputs((torch.zeros(1, *_checked(input_shape), dtype=like.dtype, device=like.device),), {})
+        copied = _copied(example_inputs, like.device, {})
+    if isinstance(copied, Mapping):
+        return Inputs((), {str(name): value for name, value in copied.items()})
+    return Inputs(tuple(copied) if type(copied) in (tuple, list) else (copied,), {})
+
+
+def _checked(shape: Any) -> tuple[int, ...]:
+    if isinstance(shape, Sequence) and not isinstance(shape, str) and shape:
+        try:
+            sizes = tuple(0 if isinstance(size, bool) else operator.index(size) for size in shape)
+        except TypeError:
+            sizes = ()
+        if sizes and min(sizes) >= 1:
+            return sizes
+    said = type(shape).__name__ if isinstance(shape, Tensor | nn.Module) else repr(shape)
+    raise ValueError(
+        f"input_shape={said}: expected the positive whole numbers of one example's shape, such as (3, 32, 32); "
+        "other inputs go into example_inputs"
+    )
+
+
+def _typical(model: nn.Module) -> Tensor:
+    """A tensor of the type and on the device that a network's inputs have."""
+    tensors = [*model.named_parameters(), *model.named_buffers()]
+    for name, tensor in tensors:
+        if is_lazy(tensor):
+            raise ValueError(f"{name}: its layer is lazy and has no shape yet; call the network once, then count it")
+    floating = [tensor for _, tensor in tensors if tensor.is_floating_point() or tensor.is_complex()]
+    device = tensors[0][1].device if tensors else torch.empty(0).device
+    return floating[0] if floating else torch.empty(0, device=device)
+
+
+def _copied(value: Any, device: torch.device, known: dict[int, Tensor]) -> Any:
+    """The same structure with copies of its tensors, one each, which the network may then change in place."""
+    if isinstance(value, Tensor):
+        if id(value) not in known:
+            copied = value.detach().to("meta") if device.type == "meta" else value.detach().clone()
+            known[id(value)] = copied.requires_grad_() if value.requires_grad else copied
+        return known[id(value)]
+    if isinstance(value, Mapping):
+        items = {name: _copied(item, device, known) for name, item in value.items()}
+        return items if type(value) is dict else _rebuilt(value, items)
+    if isinstance(value, tuple) and type(value) is not tuple:  # one with names
+        return type(value)(*(_copied(item, device, known) for item in value))
+    if isinstance(value, list | tuple):
+        return type(value)(_copied(item, device, known) for item in value)
+    return value
+
+
+def _rebuilt(value: Mapping[Any, Any], items: dict[Any, Any]) -> Any:
+    try:
+        return type(value)(items)  # type: ignore[call-arg]
+    except Exception:  # a mapping that is made otherwise; its items are what counts
+        return items
+
+
+def tensors_in(value: Any) -> Iterator[Tensor]:
+    """All tensors of a network's output, in whatever structure: containers, dataclasses, objects with attributes."""
+    waiting, met = [value], set[int]()
+    while waiting:
+        one = waiting.pop()
+        if isinstance(one, Tensor):
+            yield one
+        elif id(one) not in met and not isinstance(one, str | bytes | type | nn.Module):
+            met.add(id(one))
+            if isinstance(one, Mapping):
+                waiting.extend(one.values())
+            elif isinstance(one, list | tuple | set | frozenset):
+                waiting.extend(one)
+            if dataclasses.is_dataclass(one):
+                waiting.extend(getattr(one, field.name, None) for field in dataclasses.fields(one))
+            waiting.extend(getattr(one, "__dict__", {}).values())
+
+
+def run_backward(output: Any) -> None:
+    """Compute what `backward()` from all outputs at once would, without changing any `grad`."""
+    started = list({id(t): t for t in tensors_in(output) if t.grad_fn is not None}.values())
+    leaves = _leaves([tensor.grad_fn for tensor in started])
+    if started and leaves:
+        torch.autograd.grad(started, leaves, [torch.zeros_like(t) for t in started], allow_unused=True)
+
+
+def _leaves(nodes: list[Any]) -> list[Tensor]:
+    """Everything that autograd would accumulate a gradient in."""
+    waiting, met, leaves = list(nodes), set(nodes), list[Tensor]()
+    while waiting:
+        node = waiting.pop()
+        if hasattr(node, "variable"):
+            leaves.append(node.variable)
+        new = {following for following, _ in node.next_functions if following is not None} - met
+        met |= new
+        waiting.extend(new)
+    return leaves
+
+
+def forward_macs(model: nn.Module, input_shape: Sequence[int]) -> int:
+    """MACs of a forward pass of one example, as `measure_cost` counts them, without the time that all else takes."""
+    products = _count(model, inputs_of(model, input_shape, None), backward=False)
+    return sum(forward for forward, _, _ in products.of.values())
+
+
+def _count(model: nn.Module, inputs: Inputs, *, backward: bool = True) -> _Products:
+    """Run a network forward and backward; forward alone, where torch has no backward pass for it on this device."""
+    products = _Products()
+    try:
+        with _watched(model, products), torch.enable_grad():
+            output = model(*inputs.args, **inputs.kwargs)
+            products.backward = True
+            if backward:
+                _run_backward_of(output, products)
+    except NotImplementedError as error:
+        if _typical(model).is_meta or products.backward:
+            raise  # numbers may be all that it lacks
+        products = _Products()
+        with _watched(model, products), torch.no_grad():
+            model(*inputs.args, **inputs.kwargs)
+        products.unknown[f"the backward pass ({first_line(error)})", "", True] += 1
+    return products
+
+
+def _run_backward_of(output: Any, products: _Products) -> None:
+    try:
+        run_backward(output)
+    except Exception as error:
+        if any(tensor.is_meta for tensor in tensors_in(output)):
+            raise  # numbers may be all that it lacks
+        products.unknown[f"the rest of the backward pass ({first_line(error)})", "", True] += 1
+
+
+@contextmanager
+def _watched(model: nn.Module, products: _Products) -> Iterator[None]:
+    """While entered, `products` sees everything that runs, and the network is in evaluation mode."""
+    devices = {tensor.device for tensor in model.parameters() if tensor.is_cuda}
+    with (
+        torch.inference_mode(False),
+        torch.random.fork_rng(devices=list(devices)),
+        _evaluating(model),
+        _keeping_buffers(model),
+        _without_fused_kernels(),
+        _telling(model, products),
+        products,
+        _Leaving(products),
+    ):
+        yield
+
+
+def first_line(error: BaseException) -> str:
+    """What went wrong, in a line."""
+    return f"{type(error).__name__}: {error}".partition("\n")[0]
 
 
 class _Products(TorchDispatchMode):
@@ -142,62 +380,113 @@ class _Products(TorchDispatchMode):
     Under it the operation takes the library's own convolutions, whatever the lowering, so that none is missed.
     """
 
+    supports_higher_order_operators = True
+
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.running: list[str] = []
+        self.backward = False
         self.of: dict[str, tuple[int, int, int]] = {}  # MACs, backward MACs, activations
+        self.unknown: Counter[tuple[str, str, bool]] = Counter()  # operator, layer, backward
         self.norms = self.nonlinearities = 0
+        self.since: list[int] = []  # the next node of autograd's graph when another module began to run …
+        self.ran: list[str] = []  # … and which it was
+
+    def enters(self, name: str) -> None:
+        self.running.append(name)
+        self._changes()
+
+    def leaves(self) -> None:
+        self.running.pop()
+        self._changes()
+
+    def _changes(self) -> None:
+        self.since.append(torch.autograd._get_sequence_nr())  # type: ignore[attr-defined]
+        self.ran.append(self.running[-1] if self.running else "")
+
+    def layer(self) -> str:
+        """The module that runs; in the backward pass, the one whose forward pass is being differentiated."""
+        if self.running or not self.backward:
+            return self.running[-1] if self.running else ""
+        node = torch._C._current_autograd_node()
+        place = bisect_right(self.since, node._sequence_nr()) if node is not None else 0
+        return self.ran[place - 1] if place else ""
+
+    def misses(self, name: str) -> None:
+        """Remember what has no known cost."""
+        self.unknown[name, self.layer(), self.backward] += 1
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        result = func(*args, **(kwargs or {}))
-        packet = func._overloadpacket
-        self.norms += packet in _NORMS
-        self.nonlinearities += packet in _NONLINEARITIES
-        if packet in _FIRST_FACTOR:
-            first = _FIRST_FACTOR[packet]
-            if packet is aten.convolution:
-                macs = macs_of_convolution(args, result)
-            else:  # (…, n, k) by (…, k, m), or by (k,)
-                macs = result.numel() * args[first].shape[-1]
-            wanted = sum(factor.requires_grad for factor in args[first : first + 2])
-        elif packet is aten._scaled_dot_product_flash_attention_for_cpu:  # two products: queries · keys, and by values
-            query, key, value = args[:3]
-            macs = query[..., 0].numel() * key.shape[-2] * (query.shape[-1] + value.shape[-1])
-            wanted = 2 * any(factor.requires_grad for factor in args[:3])
-        elif packet in flop_registry:  # attention on other devices
-            macs = flop_registry[packet](*args, **(kwargs or {}), out_val=result) // 2
-            wanted = 2 * any(isinstance(arg, Tensor) and arg.requires_grad for arg in args)
+        kwargs = kwargs or {}
+        if any(kind not in (Tensor, nn.Parameter) for kind in types):
+            return NotImplemented  # a class of tensors that says itself what it is made of
+        if torch.is_inference_mode_enabled() and isinstance(func, torch._ops.OpOverload) and _is_composite(func):
+            with self:
+                return func.decompose(*args, **kwargs)
+        packet = getattr(func, "overloadpacket", func)
+        if self.backward and packet is aten.convolution_backward:
+            result: Any = _gradients_of_nothing(*args)
         else:
-            return result
-        outputs = result.numel() if isinstance(result, Tensor) else result[0].numel()
-        layer = self.running[-1]
-        before = self.of.get(layer, (0, 0, 0))
-        self.of[layer] = (before[0] + macs, before[1] + wanted * macs, before[2] + outputs)
+            result = func(*args, **kwargs)
+        if not self.backward:
+            self.norms += packet in _NORMS
+            self.nonlinearities += packet in _NONLINEARITIES
+        macs = macs_of(func, args, kwargs, result)
+        if macs == 0 and packet is aten.mul and self._multiplies_vectors():
+            macs = result.numel()
+        if macs is None:
+            self.misses(str(packet))
+        elif macs:
+            outputs = result if isinstance(result, Tensor) else result[0]
+            self._add(macs, 0 if outputs is None else outputs.numel())
         return result
 
+    def _add(self, macs: int, outputs: int) -> None:
+        layer = self.layer()
+        forward, backward, activations = self.of.get(layer, (0, 0, 0))
+        if self.backward:
+            self.of[layer] = (forward, backward + macs, activations)
+        else:
+            self.of[layer] = (forward + macs, backward, activations + outputs)
 
-def macs_of_convolution(args: tuple[Any, ...], result: Tensor) -> int:
-    """Of one call of aten.convolution, from its arguments and its result.
-
-    Every output number is a sum over taps and over the inputs of its segment: all but the first axis of the weight. In
-    a transposed convolution every input number is spread so.
-    """
-    x, weight, transposed = args[0], args[1], args[6]
-    return int((x if transposed else result).numel() * weight[0].numel())
+    def _multiplies_vectors(self) -> bool:
+        """Whether autograd differentiates a product with a vector, whose gradient it writes as an outer product."""
+        node = torch._C._current_autograd_node()
+        return node is not None and node.name().startswith(("MvBackward", "AddmvBackward", "DotBackward", "VdotBackw"))
 
 
-_FIRST_FACTOR = {  # where among the arguments of a convolution or product the first of its two factors stands
-    aten.convolution: 0,
-    aten.mm: 0,
-    aten.bmm: 0,
-    aten.mv: 0,
-    aten.dot: 0,
-    aten.addmm: 1,
-    aten.baddbmm: 1,
-    aten.addmv: 1,
-}
+def _gradients_of_nothing(gradient: Tensor, x: Tensor, weight: Tensor, biases: Any, *rest: Any) -> tuple[Any, ...]:
+    """What convolution_backward gives for the gradient that the count sends, which is zero; at once."""
+    of_x, of_weight, of_bias = rest[-1]
+    return (
+        torch.zeros_like(x) if of_x else None,
+        torch.zeros_like(weight) if of_weight else None,
+        gradient.new_zeros(biases) if of_bias else None,
+    )
+
+
+class _Leaving(TorchFunctionMode):
+    """Sees numbers leave torch, for numpy or another library's kernel, and runs recurrent layers step by step."""
+
+    def __init__(self, products: _Products) -> None:
+        super().__init__()
+        self.products = products
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func in _EXITS:
+            self.products.misses(f"Tensor.{func.__name__}")
+        elif getattr(func, "__name__", "") in ("lstm", "gru", "rnn_tanh", "rnn_relu"):
+            with _step_by_step():
+                return func(*args, **kwargs)
+        return func(*args, **kwargs)
+
+
+_EXITS = (Tensor.numpy, Tensor.__array__, Tensor.data_ptr, Tensor.__dlpack__)
 _NORMS = (aten.native_batch_norm, aten.cudnn_batch_norm, aten._native_batch_norm_legit_no_training)
 _NONLINEARITIES = (
     *(aten.relu, aten.relu_, aten.elu, aten.elu_, aten.gelu, aten.silu, aten.silu_, aten.leaky_relu, aten.hardtanh),
@@ -205,21 +494,72 @@ _NONLINEARITIES = (
 )
 
 
+@cache
+def _is_composite(func: Any) -> bool:
+    """Whether torch makes an operator of others. In inference mode it has not done so yet when it is seen."""
+    return bool(torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), "CompositeImplicitAutograd"))
+
+
+@contextmanager
+def _step_by_step() -> Iterator[None]:
+    """Without the libraries that run a recurrent layer as one kernel."""
+    on_cpu, on_cuda = torch._C._get_mkldnn_enabled(), torch._C._get_cudnn_enabled()
+    torch._C._set_mkldnn_enabled(False)
+    torch._C._set_cudnn_enabled(False)
+    try:
+        yield
+    finally:
+        torch._C._set_mkldnn_enabled(on_cpu)
+        torch._C._set_cudnn_enabled(on_cuda)
+
+
+@contextmanager
+def _without_fused_kernels() -> Iterator[None]:
+    """Attention as its two products, and what is compiled as it is written."""
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with sdpa_kernel(SDPBackend.MATH), torch.compiler.set_stance("force_eager"):
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
+
+
 @contextmanager
 def _telling(model: nn.Module, products: _Products) -> Iterator[None]:
-    """While entered, `products.running` names the modules that are being called, the innermost last."""
+    """While entered, `products` knows the modules that are being called, the innermost last."""
 
     def enters(name: str) -> Callable[[nn.Module, Any], None]:
-        return lambda module, inputs: products.running.append(name)
+        return lambda module, inputs: products.enters(name)
 
     def leaves(module: nn.Module, inputs: Any, output: Any) -> None:
-        products.running.pop()
+        products.leaves()
 
     with ExitStack() as hooks:
         for name, module in model.named_modules():
+            if isinstance(module, torch.jit.RecursiveScriptModule):  # type: ignore[attr-defined]
+                continue  # takes no hooks; what it runs belongs to the module that calls it
             hooks.callback(module.register_forward_pre_hook(enters(name)).remove)
-            hooks.callback(module.register_forward_hook(leaves).remove)
+            hooks.callback(module.register_forward_hook(leaves, always_call=True).remove)
         yield
+
+
+@contextmanager
+def _keeping_buffers(model: nn.Module) -> Iterator[None]:
+    """Afterwards every buffer is the one that it was, with the numbers that it had."""
+    buffers = [
+        (module, name, buffer, buffer.detach().clone())
+        for module in model.modules()
+        for name, buffer in module.named_buffers(recurse=False)
+    ]
+    try:
+        yield
+    finally:
+        for module, name, buffer, numbers in buffers:
+            module._buffers[name] = buffer
+            if not buffer.is_meta and buffer.layout == torch.strided and not torch.equal(buffer, numbers):
+                with torch.no_grad():
+                    buffer.copy_(numbers)
 
 
 @contextmanager

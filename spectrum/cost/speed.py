@@ -21,32 +21,38 @@ ROUND_SECONDS = 0.06  # of each turn where two take turns
 
 @dataclass(frozen=True)
 class Speed:
-    """Measured times (medians and interquartile ranges, in seconds) and memory of one network, in channels_last."""
+    """Measured times (medians, interquartile ranges, in seconds) and memory; images are in channels_last."""
 
     batch_size: int
     threads: int
     latency: float  # forward pass of one image, in evaluation mode
     latency_iqr: float
-    step: float  # forward pass, backward pass and SGD update of a batch
+    step: float  # forward pass, backward pass and SGD update of a batch of random labels
     step_iqr: float
     peak_memory: int  # bytes of tensors at the fullest moment of a step: weights, gradients, optimiser, activations
 
 
-def measure_speed(model: nn.Module, batch_shape: tuple[int, int, int, int], *, threads: int = 1) -> Speed:
-    """Measure a classifier with random images; works on a copy of it.
+def measure_speed(model: nn.Module, batch_shape: tuple[int, ...], *, threads: int = 1) -> Speed:
+    """Measure a classifier with random inputs; works on a copy of it.
 
     Args:
-        model: from (N, C, H, W) to (N, classes), on the CPU or on CUDA.
-        batch_shape: (images, channels, height, width) of a training step.
+        model: from (N, ...) to (N, classes), on the CPU or on CUDA, with weights that train.
+        batch_shape: of a training step, (images, channels, height, width) or (examples, ...).
         threads: that torch may use.
+
+    Raises ValueError for a network that is no such classifier, or that has no numbers.
     """
-    model = deepcopy(model).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    device = next(model.parameters()).device
-    image_nchw = torch.randn(1, *batch_shape[1:], device=device).contiguous(memory_format=torch.channels_last)
+    tensors = [*model.parameters(), *model.buffers()]
+    if any(tensor.is_meta for tensor in tensors):
+        raise ValueError('batch_size: a network on "meta" has no numbers to measure; build it on another device')
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise ValueError("batch_size: the network has no weights that train, so there is no training step to measure")
+    model = _in_channels_last(deepcopy(model))
+    one = _random_inputs(model, (1, *batch_shape[1:]))
     model.eval()
-    latency = timed(torch.inference_mode()(lambda: model(image_nchw)), threads)
-    optimizer = torch.optim.SGD(model.parameters(), lr=1e-6, momentum=0.9)
-    classes = model(image_nchw).shape[1]
+    latency = timed(torch.inference_mode()(lambda: model(one)), threads)
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=1e-6, momentum=0.9)
+    classes = _classes(model(one))
     step = time_training_step(model, optimizer, batch_shape, classes, threads=threads)
     return Speed(
         batch_size=batch_shape[0],
@@ -59,20 +65,30 @@ def measure_speed(model: nn.Module, batch_shape: tuple[int, int, int, int], *, t
     )
 
 
+def _classes(output: Any) -> int:
+    if isinstance(output, Tensor) and output.dim() == 2 and output.shape[0] == 1 and output.requires_grad:
+        return int(output.shape[1])
+    shape = f"a tensor of shape {tuple(output.shape)}" if isinstance(output, Tensor) else type(output).__name__
+    raise ValueError(
+        f"batch_size: one example gives {shape}; the training step is of a classifier, which gives (1, classes) with a "
+        "gradient; leave batch_size out to count only"
+    )
+
+
 def time_training_step(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
-    batch_shape: tuple[int, int, int, int],
+    batch_shape: tuple[int, ...],
     classes: int,
     *,
     threads: int = 1,
 ) -> Measurement:
-    """Seconds of one forward pass, backward pass and update, in channels_last: a measurement with `median` and `iqr`.
+    """Seconds of one forward pass, backward pass and update: a measurement with `median` and `iqr`.
 
     Args:
         model: a classifier; its weights change.
         optimizer: of its parameters.
-        batch_shape: (images, channels, height, width).
+        batch_shape: (images, channels, height, width), which run in channels_last, or (examples, ...).
         classes: number of classes of the network's output.
         threads: that torch may use.
     """
@@ -103,9 +119,7 @@ def step_time_ratio(
     return Ratio(median(ratios), median(seconds))
 
 
-def peak_memory(
-    model: nn.Module, optimizer: torch.optim.Optimizer, batch_shape: tuple[int, int, int, int], classes: int
-) -> int:
+def peak_memory(model: nn.Module, optimizer: torch.optim.Optimizer, batch_shape: tuple[int, ...], classes: int) -> int:
     """Bytes of tensors at the fullest moment of a training step, weights, optimiser and batch among them.
 
     Counted from what torch allocates and frees during one step (on CUDA from the allocator's own high-water mark), so
@@ -146,18 +160,27 @@ def timed(function: Callable[[], Any], threads: int = 1) -> Measurement:
     return timer.blocked_autorange(min_run_time=MEASURED_SECONDS)
 
 
-def random_batch(model: nn.Module, batch_shape: tuple[int, int, int, int], classes: int) -> tuple[Tensor, Tensor]:
-    """Random images (N, C, H, W) and labels (N,) for a network, which is put into channels_last as they are."""
-    model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    device = next(model.parameters()).device
-    x_nchw = torch.randn(batch_shape, device=device).contiguous(memory_format=torch.channels_last)
-    return x_nchw, torch.randint(classes, batch_shape[:1], device=device)
+def random_batch(model: nn.Module, batch_shape: tuple[int, ...], classes: int) -> tuple[Tensor, Tensor]:
+    """Random inputs (N, ...) and labels (N,) for a network; it and images (N, C, H, W) go into channels_last."""
+    x = _random_inputs(_in_channels_last(model), batch_shape)
+    return x, torch.randint(classes, batch_shape[:1], device=x.device)
 
 
-def _step(model: nn.Module, optimizer: torch.optim.Optimizer, x_nchw: Tensor, y_n: Tensor) -> Callable[[], None]:
+def _random_inputs(model: nn.Module, batch_shape: tuple[int, ...]) -> Tensor:
+    like = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
+    x = torch.randn(batch_shape, device=like.device, dtype=like.dtype)
+    return x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 else x
+
+
+def _in_channels_last(model: nn.Module) -> nn.Module:
+    """The network itself, its weights of four dimensions in channels_last."""
+    return model.to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
+
+
+def _step(model: nn.Module, optimizer: torch.optim.Optimizer, x: Tensor, y_n: Tensor) -> Callable[[], None]:
     def step() -> None:
         optimizer.zero_grad(set_to_none=True)
-        cross_entropy(model(x_nchw), y_n).backward()
+        cross_entropy(model(x), y_n).backward()
         optimizer.step()
 
     return step

@@ -43,6 +43,7 @@ class PlannedPoint:
     step_seconds: float | None = None  # measured
     solved_for: str | None = None  # a hash of what its widths depend on
     seconds: float | None = None  # estimated training time on one worker
+    caveat: str | None = None  # what ran in a network of one's own and is not in its MACs
 
     @property
     def clamped_layers(self) -> int:
@@ -215,9 +216,9 @@ class _Planner:
         from spectrum.cost.count import macs_of_weights, pixels_by_layer
 
         counted, cost = _cost(point, images)
-        pixels = pixels_by_layer(counted, cost.layers)
+        pixels = pixels_by_layer(counted, cost.layers) if match == "macs" else None
 
-        def count(widths: Widths) -> int:
+        def count(widths: Widths, *, by_weights: bool = True) -> int:
             narrow = _with_widths(point, widths)
             try:
                 model = _build_on_meta(narrow, images)
@@ -225,10 +226,14 @@ class _Planner:
                 return 0  # too narrow, for its pointwise_segments for instance
             if match == "params":
                 return sum(p.numel() for p in model.parameters() if p.requires_grad)
-            macs = None if pixels is None else macs_of_weights(model, pixels)
-            return _cost(narrow, images)[1].macs if macs is None else macs
+            macs = macs_of_weights(model, pixels) if by_weights and pixels is not None else None
+            return _forward_macs(narrow, model, images) if macs is None else macs
 
-        return solve_count(count, _stage_widths(point, images), budget)
+        base = _stage_widths(point, images)
+        solution = solve_count(count, base, budget)
+        if solution.cost != count(solution.widths, by_weights=False):  # its MACs do not follow from its weights
+            solution = solve_count(lambda widths: count(widths, by_weights=False), base, budget)
+        return solution
 
     def _solve_time(self, point: Point, reference: Point, images: Images) -> tuple[Solution, float]:
         from spectrum.cost.budget import solve_ratio
@@ -348,7 +353,17 @@ def _counted(point: Point, images: Images) -> PlannedPoint:
         pointwise_pixels=tuple(
             layer.macs // layer.params for layer in cost.layers if layer.name.endswith("pointwise") and layer.params
         ),
+        caveat=cost.caveat,
     )
+
+
+def _forward_macs(point: Point, model: nn.Module, images: Images) -> int:
+    from spectrum.cost.count import forward_macs
+
+    try:
+        return forward_macs(model, images.shape)
+    except Exception:  # as in `_cost`
+        return forward_macs(_build(point, images), images.shape)
 
 
 def _cost(point: Point, images: Images) -> tuple[nn.Module, Cost]:
@@ -357,6 +372,6 @@ def _cost(point: Point, images: Images) -> tuple[nn.Module, Cost]:
     model = _build_on_meta(point, images)
     try:
         return model, measure_cost(model, images.shape)
-    except (NotImplementedError, RuntimeError):  # a user's own family may look at numbers
+    except Exception:  # a user's own family may look at numbers; what else is wrong will show again
         model = _build(point, images)
         return model, measure_cost(model, images.shape)

@@ -1,5 +1,6 @@
 """Every counter's difference to `measure_cost` is accounted for to the last MAC, by rules and not by the difference."""
 
+import math
 import sys
 from functools import cache
 
@@ -7,9 +8,17 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils.flop_counter import flop_registry, shape_wrapper
 
 from spectrum import SegmentedConv2d, build_model, measure_cost
-from spectrum.cost.audit import TORCH, TORCH_BOTH, as_prose, as_rows, audit
+from spectrum.cost.audit import (
+    TORCH,
+    TORCH_BOTH,
+    as_prose,
+    as_rows,
+    audit,
+    counts_segments_of_gradients_too_often,
+)
 
 COUNTERS = ("spectrum", "fvcore", TORCH, TORCH_BOTH, "ptflops aten", "ptflops pytorch", "thop", "torchinfo")
 OTHERS = {"fvcore": 1, "ptflops": 2, "thop": 1, "torchinfo": 1}  # counters a package has
@@ -177,7 +186,7 @@ def test_a_counter_that_is_not_installed_says_so(package, monkeypatch):
 
 
 class Fussy(nn.Module):
-    """A network that some counters cannot run."""
+    """A network that some counters cannot run, with outputs by name."""
 
     def __init__(self):
         super().__init__()
@@ -188,14 +197,13 @@ class Fussy(nn.Module):
             raise ValueError("wants gradients\nalways")
         if hasattr(self, "__batch_counter__"):
             raise ValueError("wants no counter")
-        return {"maps": self.conv(x_nchw)}
+        return {"maps": self.conv(x_nchw), "nothing": None}
 
 
 def test_a_counter_that_fails_says_so():
     audited = audit(Fussy(), SHAPE)
     problems = {reading.counter: reading.problem for reading in audited.readings if reading.version}
-    assert problems["spectrum"] is problems[TORCH] is None
-    assert problems.pop(TORCH_BOTH).startswith("failed: AttributeError: 'dict'")
+    assert problems["spectrum"] is problems[TORCH] is problems[TORCH_BOTH] is None
     for counter in {"thop", "torchinfo"} & problems.keys():
         assert problems[counter] == "failed: ValueError: wants gradients"
     if "ptflops pytorch" in problems:
@@ -203,7 +211,72 @@ def test_a_counter_that_fails_says_so():
         assert problems["ptflops pytorch"].startswith("failed: ")
         assert "wants no counter" in problems["ptflops pytorch"]
     assert as_prose(audited).startswith("Forward + backward is 2.000 × forward: 3,")
-    assert "torch's counter" not in as_prose(audited)
+
+
+class Words(nn.Module):
+    """A network of words, with a mask by name."""
+
+    def __init__(self):
+        super().__init__()
+        self.words, self.head = nn.Embedding(9, 4), nn.Linear(4, 3, bias=False)
+
+    def forward(self, words, mask=None):
+        x = self.words(words)
+        return (self.head(x if mask is None else x * mask), None)
+
+
+WORDS = torch.zeros(2, 5, dtype=torch.long)
+
+
+@pytest.mark.parametrize("inputs", [WORDS, (WORDS,), {"words": WORDS}, (WORDS, torch.ones(2, 5, 1))])
+def test_odd_inputs_are_counted_by_all_that_take_them(inputs):
+    audited = audit(Words(), example_inputs=inputs)
+    assert audited.cost.macs == 2 * 5 * 12
+    found = {reading.counter: reading for reading in audited.readings if reading.version is not None}
+    assert {name for name, reading in found.items() if reading.unexplained == 0} >= {"spectrum", TORCH, TORCH_BOTH}
+    for reading in found.values():
+        refused = reading.problem is not None and "give " in reading.problem
+        assert reading.unexplained == 0 or refused, reading
+
+
+def fixed(gradient, x, weight, biases, stride, padding, dilation, transposed, *rest, out_shape=None):
+    """FLOPs of a convolution's gradients, segments and all."""
+    of_x, of_weight, _ = rest[-1]
+    return 2 * (of_x + of_weight) * math.prod(x if transposed else gradient) * math.prod(weight[1:])
+
+
+@pytest.mark.parametrize("name", ["plain", "8 elu pointwise_first", "frozen", "twice"])
+def test_a_torch_without_the_group_error_gets_no_such_reason(name, monkeypatch):
+    formula = shape_wrapper(fixed)
+    monkeypatch.setitem(flop_registry, torch.ops.aten.convolution_backward, formula)
+    assert not counts_segments_of_gradients_too_often()
+    reading = reading_of(TORCH_BOTH, network(name))
+    assert (reading.reasons, reading.unexplained, reading.difference) == ((), 0, 0)
+
+
+def test_this_torch_has_the_group_error():
+    assert counts_segments_of_gradients_too_often()
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+def test_the_group_error_is_that_of_weights_whose_gradient_runs(transposed):
+    kind = nn.ConvTranspose2d if transposed else nn.Conv2d
+    model = nn.Sequential(kind(4, 4, 3, groups=2), kind(4, 4, 3, groups=4), Detached(), kind(4, 4, 1, groups=2))
+    reading = reading_of(TORCH_BOTH, model, (4, 9, 9))
+    last = next(layer for layer in audit(model, (4, 9, 9)).cost.layers if layer.name == "3")
+    assert [(reason.name, reason.macs) for reason in reading.reasons] == [("group error", last.macs)]
+    assert reading.unexplained == 0
+
+
+class Detached(nn.Module):
+    def forward(self, x_nchw):
+        return x_nchw.detach()
+
+
+def test_prose_gives_no_reason_that_is_untrue():
+    model = plain()
+    model[0].requires_grad_(False)
+    assert ": 3, less the gradients that are not needed; " in as_prose(audit(model, SHAPE))
 
 
 def test_the_network_is_left_as_it_was(capfd):
@@ -257,4 +330,4 @@ def test_prose_sets_torchs_ratio_beside_ours():
 
 def test_a_wrong_shape_is_named():
     with pytest.raises(ValueError, match="input_shape"):
-        audit(network("plain"), (3, 14))
+        audit(network("plain"), (3, 0, 14))

@@ -3,7 +3,9 @@
 import itertools
 import logging
 import math
+from dataclasses import dataclass
 
+import numpy
 import pytest
 import torch
 import torch.nn.functional as F
@@ -15,6 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from spectrum import SegmentedConv2d, build_model, measure_cost
 from spectrum.conv.segments import segment_sizes
+from spectrum.cost.count import forward_macs
 from spectrum.cost.speed import peak_memory, time_training_step
 
 
@@ -200,6 +203,11 @@ def test_a_network_costs_the_sum_of_its_layers(segments, order):
     assert cost.activations == ActivationCountAnalysis(model, torch.zeros(1, 3, 28, 28)).total()
 
 
+def test_forward_macs_alone_are_the_same():
+    model = build_model("probe", segments=3)
+    assert forward_macs(model, (3, 32, 32)) == measure_cost(model, (3, 32, 32)).macs
+
+
 def test_activations_are_the_outputs_of_convolutions_and_linear_layers():
     model = nn.Sequential(SegmentedConv2d(3, 8, segments=2), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 16, 10))
     assert measure_cost(model, (3, 4, 4)).activations == 2 * 8 * 16 + 10
@@ -221,10 +229,191 @@ def test_frozen_parameters_are_not_counted():
     assert measure_cost(model, (3, 2, 2)).params == 12
 
 
-@pytest.mark.parametrize("shape", [(3, 32), (3, 0, 32), ()])
+@pytest.mark.parametrize(
+    "shape", [(3, 0, 32), (), (-1,), 32, 3.5, (3, 32.0), (True, 3), "3", torch.zeros(3, 4), nn.ReLU()]
+)
 def test_a_wrong_shape_is_named(shape):
-    with pytest.raises(ValueError, match="input_shape"):
+    with pytest.raises(ValueError, match=r"input_shape=.*example_inputs"):
         measure_cost(nn.Conv2d(3, 4, 1), shape)
+
+
+@pytest.mark.parametrize("shape", [[3, 4, 5], torch.Size([3, 4, 5]), tuple(numpy.array([3, 4, 5]))])
+def test_a_shape_is_any_sequence_of_whole_numbers(shape):
+    assert measure_cost(nn.Conv2d(3, 4, 1), shape).macs == 12 * 20
+
+
+def test_an_input_that_the_network_does_not_take_says_what_it_was_given():
+    with pytest.raises(RuntimeError) as raised:
+        measure_cost(nn.Embedding(9, 4), (3,))
+    assert raised.value.__notes__ == [
+        "The network was called with zeros of shape (1, 3) and type torch.float32; give example_inputs for others."
+    ]
+
+
+def test_inputs_and_a_network_are_asked_for():
+    with pytest.raises(ValueError, match="got neither"):
+        measure_cost(nn.ReLU())
+    with pytest.raises(ValueError, match="got both"):
+        measure_cost(nn.ReLU(), (3,), example_inputs=torch.zeros(3))
+    with pytest.raises(TypeError, match=r"expected a torch\.nn\.Module, got str"):
+        measure_cost("probe", (3,))
+    with pytest.raises(ValueError, match="weight: its layer is lazy"):
+        measure_cost(nn.LazyLinear(3), (3,))
+
+
+class Many(nn.Module):
+    """Takes words, an image, a scale by name, and nested extras; gives a dataclass."""
+
+    @dataclass
+    class Output:
+        scores: torch.Tensor
+        maps: dict
+        nothing: None = None
+
+    def __init__(self):
+        super().__init__()
+        self.words, self.image, self.head = nn.Embedding(9, 4), nn.Conv2d(3, 4, 1), nn.Linear(4, 2)
+
+    def forward(self, words, image, *, extras):
+        maps = self.image(image)
+        joined = self.words(words).mean(1) + maps.mean((2, 3)) + extras["bias"][0]
+        return self.Output(self.head(joined), {"maps": [maps, None]})
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_a_network_is_called_as_it_is_called(device):
+    words, image, extras = torch.zeros(2, 5, dtype=torch.long), torch.zeros(2, 3, 6, 6), {"bias": [torch.zeros(2, 4)]}
+    model = Many().to(device)
+    cost = measure_cost(model, example_inputs={"words": words, "image": image, "extras": extras})
+    assert [(layer.name, layer.macs, layer.backward_macs) for layer in cost.layers] == [
+        ("words", 0, 0),
+        ("image", 2 * 36 * 12, 2 * 36 * 12),
+        ("head", 2 * 8, 2 * 2 * 8),
+    ]
+    assert cost.params == sum(parameter.numel() for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("wrap", [lambda x: x, lambda x: (x,), lambda x: [x], lambda x: {"input": x}])
+def test_counts_are_of_exactly_the_inputs_that_are_given(wrap):
+    for batch in (1, 3):
+        cost = measure_cost(nn.Linear(4, 5), example_inputs=wrap(torch.zeros(batch, 4)))
+        assert (cost.macs, cost.backward_macs, cost.activations) == (20 * batch, 20 * batch, 5 * batch)
+
+
+def test_inputs_are_copied_and_one_tensor_stays_one():
+    class Same(nn.Module):
+        def forward(self, x, y):
+            assert x is y
+            assert x.requires_grad
+            x = x * 1
+            return x.add_(1)
+
+    x = torch.zeros(3, requires_grad=True)
+    measure_cost(Same(), example_inputs=(x, x))
+    measure_cost(nn.ReLU(inplace=True), example_inputs=(negative := torch.full((3,), -1.0)))
+    assert torch.equal(negative, torch.full((3,), -1.0))
+    assert x.grad is None
+
+
+def test_a_network_without_parameters_or_inputs_is_counted():
+    class Constant(nn.Module):
+        def forward(self):
+            return torch.ones(2, 3) @ torch.ones(3, 4)
+
+    assert measure_cost(Constant(), example_inputs=()).macs == 24
+    assert measure_cost(nn.Flatten(), (3, 4)) == measure_cost(nn.Identity(), (5,))
+
+
+@pytest.mark.filterwarnings("ignore:Complex modules")
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64, torch.complex64])
+def test_a_network_gets_numbers_of_its_own_type(dtype):
+    each = 4 if dtype.is_complex else 1
+    assert measure_cost(nn.Linear(4, 5).to(dtype), (4,)).macs == 20 * each
+
+
+def test_shared_layers_and_tied_weights_count_once_in_params_and_each_time_in_macs():
+    class Tied(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.words, self.body, self.head = nn.Embedding(9, 4), nn.Linear(4, 4, bias=False), nn.Linear(4, 9, False)
+            self.head.weight = self.words.weight
+            self.again = self.body
+
+        def forward(self, words):
+            return self.head(self.again(self.body(self.words(words))))
+
+    cost = measure_cost(Tied(), example_inputs=torch.zeros(1, 3, dtype=torch.long))
+    assert {layer.name: (layer.params, layer.macs) for layer in cost.layers} == {
+        "words": (36, 0),
+        "body": (16, 2 * 3 * 16),
+        "head": (0, 3 * 36),
+    }
+    assert cost.backward_macs == 2 * cost.macs
+
+
+def test_counting_leaves_buffers_and_random_numbers_as_they_were():
+    class Counts(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("calls", torch.zeros(()))
+            self.register_buffer("other", torch.zeros(()))
+
+        def forward(self, x):
+            self.calls += 1
+            self.other = self.other + torch.rand(())
+            return x
+
+    model, state = Counts(), torch.get_rng_state()
+    calls, other = model.calls, model.other
+    measure_cost(model, (3,))
+    assert model.calls is calls
+    assert model.other is other
+    assert (float(calls), float(other)) == (0, 0)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit")
+def test_scripted_traced_and_compiled_networks_are_counted():
+    model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.Flatten(), nn.Linear(18, 2)).eval()
+    expected = measure_cost(model, (1, 5, 5))
+    others = [torch.jit.script(model), torch.jit.trace(model, torch.zeros(1, 1, 5, 5)), torch.compile(model)]
+    for other in others:
+        cost = measure_cost(other, (1, 5, 5))
+        assert (cost.params, cost.macs, cost.backward_macs) == (
+            expected.params,
+            expected.macs,
+            expected.backward_macs,
+        )
+        assert cost.not_counted == ()
+
+
+@pytest.mark.filterwarnings("ignore")  # torch.ao's, of its future
+def test_quantised_layers_are_counted_or_named():
+    model = nn.Sequential(nn.Linear(4, 6), nn.LSTM(6, 5))
+    quantised = torch.ao.quantization.quantize_dynamic(model, {nn.Linear, nn.LSTM})
+    cost = measure_cost(quantised, example_inputs=torch.zeros(3, 2, 4))
+    assert cost.macs == 3 * 2 * 24
+    assert [(one.operator, one.layer) for one in cost.not_counted] == [("aten.quantized_lstm", "1")]
+
+
+def test_speed_is_of_classifiers_of_any_input_and_else_refused_in_words():
+    model = nn.Sequential(nn.Conv1d(3, 4, 3), nn.Flatten(), nn.Linear(12, 3)).double()
+    assert 0 < measure_cost(model, (3, 5), batch_size=2).speed.step < 5
+    for model, said in (
+        (nn.Conv1d(3, 4, 1), r"one example gives a tensor of shape \(1, 4, 5\)"),
+        (nn.Flatten(), "no weights that train"),
+        (nn.Conv1d(3, 4, 1, device="meta"), 'a network on "meta" has no numbers'),
+        (nn.Sequential(nn.Flatten(), nn.Linear(15, 3), Listed()), "one example gives list"),
+    ):
+        with pytest.raises(ValueError, match=f"batch_size: .*{said}"):
+            measure_cost(model, (3, 5), batch_size=2)
+    with pytest.raises(ValueError, match="give input_shape"):
+        measure_cost(model, example_inputs=torch.zeros(1, 3, 5), batch_size=2)
+
+
+class Listed(nn.Module):
+    def forward(self, x):
+        return [x]
 
 
 def test_a_training_step_takes_time():
