@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.fx import Proxy
 
 from spectrum.conv.kernels import ops
 from spectrum.conv.lowering import is_traced, layout_of, lowering_name, still_there, takes_kernels
@@ -24,6 +25,7 @@ class BatchNormAct2d(nn.BatchNorm2d):
     Args:
         channels: C.
         relu: whether max(0, ·) follows.
+        device, dtype: of parameters and buffers, as torch's own layers take them.
 
     Normalisation is that of Ioffe & Szegedy 2015, arXiv:1502.03167. The same function, parameters, buffers and
     state_dict as `nn.BatchNorm2d` followed by `+` and `nn.ReLU`; on the CPU in channels_last it runs as one kernel, in
@@ -36,14 +38,29 @@ class BatchNormAct2d(nn.BatchNorm2d):
     (torch.Size([8, 16, 4, 4]), True)
     """
 
-    def __init__(self, channels: int, *, relu: bool = False) -> None:
-        super().__init__(channels)
+    def __init__(
+        self,
+        channels: int,
+        *,
+        relu: bool = False,
+        device: torch.device | str | int | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(channels, device=device, dtype=dtype)
         self.relu = relu
         self.total: Callable[[Tensor], Tensor] | None = None  # of sums over all processes that share a batch
-        self.lowering = lowering_name()
+        self.lowering = lowering_name(build=not self.weight.is_meta)
 
     def forward(self, x_nchw: Tensor, added_nchw: Tensor | None = None) -> Tensor:
         """Both (N, C, H, W), and so is the result."""
+        if isinstance(x_nchw, Proxy):  # fx is told of a layer as a whole, as it is of torch's own
+            traced: Tensor = x_nchw.tracer.create_proxy(
+                "call_module",
+                x_nchw.tracer.path_of_module(self),  # type: ignore[attr-defined]
+                (x_nchw,) if added_nchw is None else (x_nchw, added_nchw),
+                {},
+            )
+            return traced
         if self._takes(x_nchw) and (added_nchw is None or _alike(added_nchw, x_nchw)):
             return self._compiled(x_nchw, added_nchw) if self.training else self._evaluated(x_nchw, added_nchw)
         y_nchw = self._by_torch(x_nchw)

@@ -1,0 +1,87 @@
+"""What the operation's arguments may be: types and ranges, as plain values of Python.
+
+numpy's integers and booleans count as Python's, and lists as tuples. True and False are no numbers.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Sequence
+from typing import Any
+
+Pair = tuple[int, int]
+
+
+def whole(name: str, value: Any, least: int = 1, *, more: str = "") -> int:
+    """A whole number of at least `least`.
+
+    Raises ValueError with the argument's name and what came; `more` says what else would do.
+
+    >>> whole("depth", 3)
+    3
+    >>> whole("depth", "3")
+    Traceback (most recent call last):
+    ValueError: depth='3': expected a whole number of at least 1, without quotes
+    """
+    number = as_whole(value)
+    if number is None or number < least:
+        hint = ", without quotes" if _is_quoted(value) else ""
+        raise ValueError(f"{name}={value!r}: expected a whole number of at least {least}{more}{hint}")
+    return number
+
+
+def pair(name: str, value: Any, least: int = 1, *, more: str = "") -> Pair:
+    """A whole number for both directions, or (vertical, horizontal)."""
+    listed = as_tuple(value)
+    values = (value, value) if listed is None else listed
+    numbers = [as_whole(one) for one in values]
+    if len(numbers) != 2 or any(one is None or one < least for one in numbers):
+        raise ValueError(f"{name}={value!r}: expected a whole number of at least {least}, or two of them{more}")
+    vertical, horizontal = (int(one) for one in values)
+    return vertical, horizontal
+
+
+def flag(name: str, value: Any) -> bool:
+    """True or False, and nothing that only counts as such."""
+    if isinstance(value, bool):
+        return value
+    if _is_numpy_bool(value):
+        return bool(value)
+    raise ValueError(f"{name}={value!r}: expected True or False")
+
+
+def choice(name: str, value: Any, known: Sequence[str]) -> str:
+    """One of a few words."""
+    if not isinstance(value, str) or value not in known:
+        last = f" or {known[-1]!r}" if len(known) == 2 else f", {known[-1]!r}"
+        raise ValueError(f"{name}={value!r}: unknown; try {', '.join(map(repr, known[:-1]))}{last}")
+    return value
+
+
+def as_whole(value: Any) -> int | None:
+    """The value as a whole number of Python's, if it is one of Python's or numpy's."""
+    if isinstance(value, bool) or _is_numpy_bool(value):
+        return None
+    try:
+        return operator.index(value)
+    except TypeError:
+        return None
+
+
+def as_tuple(value: Any) -> tuple[Any, ...] | None:
+    """The values of a list, tuple, range or one-dimensional numpy array."""
+    if isinstance(value, str | bytes):
+        return None
+    if isinstance(value, Sequence):
+        return tuple(value)
+    if type(value).__module__ == "numpy" and getattr(value, "ndim", 0) == 1:
+        return tuple(value.tolist())
+    return None
+
+
+def _is_quoted(value: Any) -> bool:
+    return isinstance(value, str) and value.strip().isdigit()
+
+
+def _is_numpy_bool(value: Any) -> bool:
+    return type(value).__module__ == "numpy" and type(value).__name__ in ("bool", "bool_")
