@@ -51,6 +51,10 @@ class _Form(Protocol):
 
     def by_definition(self, x_nchw: Tensor, weights: Sequence[Tensor]) -> Tensor: ...
 
+    def gradients_by_definition(
+        self, x: Tensor, weights: Sequence[Tensor], gy: Tensor, needs: Sequence[bool]
+    ) -> list[Tensor | None]: ...
+
 
 @dataclass(frozen=True)
 class Blocks:
@@ -79,8 +83,13 @@ class Blocks:
         return (gradient,)
 
     def by_definition(self, x_nchw: Tensor, weights: Sequence[Tensor]) -> Tensor:
-        w = self.window
-        return F.conv2d(x_nchw, weights[0], None, w.stride, w.padding, w.dilation, self.run.count)
+        return _conv2d(x_nchw, weights[0], self.window, self.run.count)
+
+    def gradients_by_definition(
+        self, x: Tensor, weights: Sequence[Tensor], gy: Tensor, needs: Sequence[bool]
+    ) -> list[Tensor | None]:
+        """Of x and the weight, where needed."""
+        return _conv2d_backward(gy, x, weights[0], self.window, self.run.count, needs)
 
     def _apart(self, weight: Tensor) -> Tensor:
         """(groups, out, in, kh, kw, together), as a view."""
@@ -112,11 +121,23 @@ class Folded:
         return torch.einsum("oihw,om->mihw", kernel, second[:, :, 0, 0]), one
 
     def by_definition(self, x_nchw: Tensor, weights: Sequence[Tensor]) -> Tensor:
-        first, second = weights
-        w = self.window
-        if _is_1x1(first):
-            return F.conv2d(F.conv2d(x_nchw, first), second, None, w.stride, w.padding, w.dilation)
-        return F.conv2d(F.conv2d(x_nchw, first, None, w.stride, w.padding, w.dilation), second)
+        first, second = self._windows(weights)
+        return _conv2d(_conv2d(x_nchw, weights[0], first), weights[1], second)
+
+    def gradients_by_definition(
+        self, x: Tensor, weights: Sequence[Tensor], gy: Tensor, needs: Sequence[bool]
+    ) -> list[Tensor | None]:
+        """Of x and both weights, where needed."""
+        first, second = self._windows(weights)
+        between = _conv2d(x, weights[0], first)
+        gbetween, gsecond = _conv2d_backward(gy, between, weights[1], second, 1, (needs[0] or needs[1], needs[2]))
+        if gbetween is None:
+            return [None, None, gsecond]
+        return [*_conv2d_backward(gbetween, x, weights[0], first, 1, needs[:2]), gsecond]
+
+    def _windows(self, weights: Sequence[Tensor]) -> tuple[Window, Window]:
+        plain = Window((1, 1), (0, 0), (1, 1))
+        return (plain, self.window) if _is_1x1(weights[0]) else (self.window, plain)
 
 
 def fold(first: Tensor, second: Tensor) -> Tensor:
@@ -161,44 +182,39 @@ class _Function(torch.autograd.Function):
     def backward(ctx: Any, gy: Tensor) -> Any:
         x, kernel, *weights = ctx.saved_tensors
         needs = [ctx.needs_input_grad[1], *ctx.needs_input_grad[3:]]
-        if ctx.by_definition or torch.is_grad_enabled() or _stands_for_several(gy):
-            gx, *gweights = _gradients_by_definition(ctx.form, x, weights, gy, needs)
+        if torch.is_grad_enabled():
+            gx, *gweights = _followed_gradients(ctx.form, x, weights, gy, needs)
+        elif ctx.by_definition or _stands_for_several(gy):
+            gx, *gweights = ctx.form.gradients_by_definition(x, weights, gy, needs)
         else:
             gx, *gweights = _gradients(ctx.form, x, kernel, weights, gy, needs)
         return None, gx, None, *gweights
 
 
 def _by_kernel(form: _Form, x: Tensor, kernel: Tensor) -> Tensor:
-    w = form.window
-    return F.conv2d(x, kernel, None, w.stride, w.padding, w.dilation, form.groups)
+    return _conv2d(x, kernel, form.window, form.groups)
 
 
 def _gradients(
     form: _Form, x: Tensor, kernel: Tensor, weights: Sequence[Tensor], gy: Tensor, needs: Sequence[bool]
 ) -> list[Tensor | None]:
     """Of x and each weight, where needed. The kernel is finite."""
-    w, wanted = form.window, [needs[0], any(needs[1:]), False]
-    geometry = [list(w.stride), list(w.padding), list(w.dilation), False, [0, 0], form.groups]
-    gx, gkernel, _ = torch.ops.aten.convolution_backward(gy, x, kernel, None, *geometry, wanted)
-    if not is_finite(gkernel if wanted[1] else gx):
-        return _gradients_by_definition(form, x, weights, gy, needs)
-    gweights = form.gradients(weights, gkernel) if wanted[1] else [None for _ in weights]
-    return [gx if needs[0] else None, *(g if need else None for g, need in zip(gweights, needs[1:], strict=True))]
+    gx, gkernel = _conv2d_backward(gy, x, kernel, form.window, form.groups, (needs[0], any(needs[1:])))
+    shown = gx if gkernel is None else gkernel
+    if shown is not None and not is_finite(shown):
+        return form.gradients_by_definition(x, weights, gy, needs)
+    gweights = form.gradients(weights, gkernel) if gkernel is not None else [None for _ in weights]
+    return [gx, *(g if need else None for g, need in zip(gweights, needs[1:], strict=True))]
 
 
-def _gradients_by_definition(
+def _followed_gradients(
     form: _Form, x: Tensor, weights: Sequence[Tensor], gy: Tensor, needs: Sequence[bool]
 ) -> list[Tensor | None]:
-    """The same by torch's own operations; differentiable where a derivative of them is wanted."""
-    again = torch.is_grad_enabled()
-    with torch.enable_grad():
-        # Aliases, so that a hook of the tensors themselves is not called for what is inside of this operation.
-        tensors = [
-            t.view_as(t) if again else t.detach().requires_grad_(n) for t, n in zip((x, *weights), needs, strict=True)
-        ]
-        y = form.by_definition(tensors[0], tensors[1:])
-        asked = [t for t, need in zip(tensors, needs, strict=True) if need]
-        found = iter(torch.autograd.grad(y, asked, gy, create_graph=again))
+    """The same so that they have derivatives in turn."""
+    # Of aliases, so that hooks of the tensors themselves are not called for what is inside of this operation.
+    tensors = [tensor.view_as(tensor) for tensor in (x, *weights)]
+    asked = [tensor for tensor, need in zip(tensors, needs, strict=True) if need]
+    found = iter(torch.autograd.grad(form.by_definition(tensors[0], tensors[1:]), asked, gy, create_graph=True))
     return [next(found) if need else None for need in needs]
 
 
@@ -242,7 +258,7 @@ def _operation_backward(
     if is_finite(kernel):
         found = _gradients(form, x, kernel, weights, gy, needs)
     else:
-        found = _gradients_by_definition(form, x, weights, gy, needs)
+        found = form.gradients_by_definition(x, weights, gy, needs)
     return [_like(given, gradient) for given, gradient in zip((x, *weights), found, strict=True)]
 
 
@@ -277,6 +293,19 @@ def _like(given: Tensor, gradient: Tensor | None) -> Tensor:
     """With the strides that are foretold; what is not wanted is there all the same, as zeros."""
     room = torch.empty_like(given)
     return room.zero_() if gradient is None else room.copy_(gradient)
+
+
+def _conv2d(x: Tensor, weight: Tensor, window: Window, segments: int = 1) -> Tensor:
+    return F.conv2d(x, weight, None, window.stride, window.padding, window.dilation, segments)
+
+
+def _conv2d_backward(
+    gy: Tensor, x: Tensor, weight: Tensor, window: Window, segments: int, needs: Sequence[bool]
+) -> list[Tensor | None]:
+    """Of x and weight, where needed; also inside of an operation, where nothing is recorded."""
+    geometry = list(window.stride), list(window.padding), list(window.dilation), False, [0, 0], segments
+    found = torch.ops.aten.convolution_backward(gy, x, weight, None, *geometry, [*needs, False])
+    return [gradient if need else None for gradient, need in zip(found[:2], needs, strict=True)]
 
 
 def _is_1x1(weight: Tensor) -> bool:

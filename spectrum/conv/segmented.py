@@ -250,7 +250,8 @@ class SegmentedConv2d(nn.Module):
         """
         if isinstance(x_nchw, Proxy):  # of fx, which does not know the shape; everything native takes both
             return self._forward(x_nchw)
-        self._check(x_nchw)
+        if not torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]
+            self._check(x_nchw)
         return self._forward(x_nchw) if x_nchw.dim() == 4 else self._forward(x_nchw.unsqueeze(0)).squeeze(0)
 
     def _forward(self, x_nchw: Tensor) -> Tensor:

@@ -157,30 +157,42 @@ def _convolve_backward_like(
 
 def _by_library(x: Tensor, weight: Tensor, sizes: list[int], padding: list[int]) -> Tensor:
     """The convolution by torch's own, one call a run."""
-    counts, shapes = sizes[::3], _weight_shapes(sizes)
-    parts = x.split([count * shape[1] for count, shape in zip(counts, shapes, strict=True)], dim=1)
-    weights = weight.flatten().split([math.prod(shape) for shape in shapes]) if weight.dim() == 1 else [weight]
-    runs = zip(parts, weights, shapes, counts, strict=True)
-    return torch.cat([F.conv2d(part, w.view(shape), None, 1, padding, 1, n) for part, w, shape, n in runs], dim=1)
+    runs = zip(*_runs(x, weight, sizes), strict=True)
+    return torch.cat([F.conv2d(part, w, None, 1, padding, 1, n) for part, w, n in runs], dim=1)
 
 
 def _gradients_by_library(
     x: Tensor, weight: Tensor, gy: Tensor, sizes: list[int], padding: list[int], needs_x: bool, needs_w: bool
 ) -> tuple[Tensor, Tensor]:
-    x, weight = x.detach().requires_grad_(needs_x), weight.detach().requires_grad_(needs_w)
-    with torch.enable_grad():
-        found = torch.autograd.grad(
-            _by_library(x, weight, sizes, padding), [tensor for tensor in (x, weight) if tensor.requires_grad], gy
+    gx, gw = _gradients_of(x, weight, needs_x, needs_w)
+    runs = zip(*_runs(x, weight, sizes), gy.split(_out_channels(sizes), dim=1), strict=True)
+    found = [
+        torch.ops.aten.convolution_backward(
+            gy_part, part, w, None, [1, 1], padding, [1, 1], False, [0, 0], n, [needs_x, needs_w, False]
         )
-    gx, gw = _gradients_of(x.detach(), weight.detach(), needs_x, needs_w)
-    for room, gradient in zip([room for room, needed in ((gx, needs_x), (gw, needs_w)) if needed], found, strict=True):
-        room.copy_(gradient)
+        for part, w, n, gy_part in runs
+    ]
+    if needs_x:
+        gx.copy_(torch.cat([gradients[0] for gradients in found], dim=1))
+    if needs_w:
+        gw.copy_(found[0][1] if weight.dim() == 4 else torch.cat([gradients[1].flatten() for gradients in found]))
     return gx, gw
 
 
-def _weight_shapes(sizes: list[int]) -> list[tuple[int, int, int, int]]:
-    """Of each run's weights."""
-    return [(count * out, size, 3, 3) for count, size, out in zip(sizes[::3], sizes[1::3], sizes[2::3], strict=True)]
+def _runs(x: Tensor, weight: Tensor, sizes: list[int]) -> tuple[Sequence[Tensor], Sequence[Tensor], list[int]]:
+    """Each run's input, weights and number of segments."""
+    counts, in_sizes = sizes[::3], sizes[1::3]
+    parts = x.split([count * size for count, size in zip(counts, in_sizes, strict=True)], dim=1)
+    if weight.dim() == 4:
+        return parts, [weight], counts
+    shapes = [(out, size, 3, 3) for out, size in zip(_out_channels(sizes), in_sizes, strict=True)]
+    flat = weight.split([math.prod(shape) for shape in shapes])
+    return parts, [w.view(shape) for w, shape in zip(flat, shapes, strict=True)], counts
+
+
+def _out_channels(sizes: list[int]) -> list[int]:
+    """Of each run."""
+    return [count * out for count, out in zip(sizes[::3], sizes[2::3], strict=True)]
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
