@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.fx import Proxy
 
-from spectrum.conv.arguments import Pair, as_tuple, as_whole, choice, flag, pair, whole
+from spectrum.conv.arguments import ORDERS, Pair, as_tuple, as_whole, choice, flag, pair, whole
 from spectrum.conv.derived import Folded, Window, convolve
 from spectrum.conv.lowering import (
     LOWERINGS,
@@ -47,7 +47,6 @@ from spectrum.conv.segments import (
 )
 
 Order = Literal["pointwise_first", "spatial_first"]
-ORDERS: tuple[Order, ...] = ("pointwise_first", "spatial_first")
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "none": nn.Identity,
     "relu": nn.ReLU,

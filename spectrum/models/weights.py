@@ -8,6 +8,7 @@ load_keras_weights(model, "xception.weights.h5")   of keras.Model.save_weights, 
 from __future__ import annotations
 
 import re
+import zipfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,7 @@ from torch import Tensor, nn
 from spectrum.conv.segmented import SegmentedConv2d
 
 SHOWN = 5  # of what does not fit
+REMEDY = 'write it in Keras by model.save_weights("name.weights.h5")'
 KINDS = {  # the ranks of a layer's weights in a file, and what it is in Keras
     (4,): "conv2d",
     (4, 4): "separable_conv2d",
@@ -88,7 +90,8 @@ def load_keras_weights(model: nn.Module, file: str | Path) -> None:
         model: of a family that Keras has too: "xception", with one segment a channel, or "inception_v3".
         file: a .weights.h5 of Keras 3, or an .h5 in the older layout, such as the published ImageNet weights.
 
-    Layers are matched kind by kind, in the order in which they were made. Needs h5py, which comes with Keras. Raises
+    Layers are matched kind by kind, in the order in which they were made. Needs h5py, which comes with Keras. A whole
+    model, as `keras.Model.save` writes it to .keras or .h5, is refused: write its weights by `save_weights`. Raises
     WeightsError where the file cannot be read or does not fit, with the first layers that do not; the network then
     keeps the weights it has.
     """
@@ -149,11 +152,21 @@ def _layers_of(path: Path) -> list[_Layer]:
     except ImportError:
         raise WeightsError('h5py is not installed: pip install "convolution-spectrum[keras]"') from None
 
+    if zipfile.is_zipfile(path):
+        raise WeightsError(f"{path}: is a whole model of Keras, not its weights; {REMEDY}")
     try:
         with h5py.File(path) as file:
+            if "model_weights" in file or "model_config" in file.attrs:
+                raise WeightsError(f"{path}: is a whole model of Keras, not its weights; {REMEDY}")
+            if "layer_names" not in file.attrs and "layers" not in file:
+                raise ValueError("it has no layers")
             return _as_made(list(_older(file) if "layer_names" in file.attrs else _newer(file)))
-    except (OSError, KeyError, ValueError) as error:
-        raise WeightsError(f"{path}: is no file of Keras weights: {error}") from None
+    except WeightsError:
+        raise
+    except (OSError, KeyError, ValueError, IndexError, AttributeError) as error:
+        missing = isinstance(error, OSError) and not path.exists()
+        reason = "there is no such file" if missing else "it is a folder" if path.is_dir() else str(error)
+        raise WeightsError(f"{path}: is no file of Keras weights: {reason}; {REMEDY}") from None
 
 
 def _older(file: Any) -> Iterator[_Layer]:
@@ -190,7 +203,11 @@ def _layer_of(name: str, weights: Sequence[NDArray[Any]]) -> _Layer:
     """A layer with its weights as torch has them."""
     kind = KINDS.get(tuple(weight.ndim for weight in weights))
     if kind is None:
-        raise ValueError(f"{name}: weights of shapes {', '.join(map(_shape, weights))} are of no known layer")
+        shapes = ", ".join(map(_shape, weights))
+        raise WeightsError(
+            f"layer {name}: weights of shapes {shapes} are none of a convolution or separable convolution without bias, "
+            "a batch normalization, or a dense layer with bias, which are all that this package's networks have"
+        )
     turned = [_as_torch(weight) for weight in weights]
     if kind == "batch_normalization" and len(turned) == 3:
         turned.insert(0, np.ones_like(turned[0]))
