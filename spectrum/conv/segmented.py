@@ -11,7 +11,7 @@ of its channels), in either order, with or without something between them:
 Shapes: x_nchw is (N, C, H, W).
 """
 
-from __future__ import annotations
+# Annotations are not strings here and in `spectrum.models`: what fx has traced keeps them, and is pickled with them.
 
 import math
 from collections.abc import Callable
@@ -234,7 +234,7 @@ class SegmentedConv2d(nn.Module):
         permutation = torch.tensor(interleaved(sum(self.segment_sizes), segments), device="cpu")
         return (permutation if self.order == "pointwise_first" else permutation.argsort()).to(device)
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> SegmentedConv2d:
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "SegmentedConv2d":
         """Of `.to()` and the like. Leaving `meta`, the permutation is computed, since no state_dict has it."""
         was_meta = self.shuffle is not None and self.shuffle.is_meta
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
@@ -289,7 +289,7 @@ class SegmentedConv2d(nn.Module):
                 f"input of type {x_nchw.dtype}: the weights are {dtype}; give x.to({dtype}), or convert the module"
             )
 
-    def _half(self, half: SegmentedHalf, x_nchw: Tensor) -> Tensor:
+    def _half(self, half: "SegmentedHalf", x_nchw: Tensor) -> Tensor:
         if self.pads_first and half is self.spatial:
             g = half.geometry
             x_nchw = pad_same(x_nchw, g.kernel_size, g.stride, g.dilation)

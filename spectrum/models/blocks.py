@@ -3,8 +3,6 @@
 Shapes: x_nchw is (N, C, H, W); blocks keep H and W, but for their stride.
 """
 
-from __future__ import annotations
-
 from typing import Literal
 
 import torch

@@ -38,6 +38,10 @@ class WeightsError(ValueError):
     """A file of weights that cannot be read, or does not fit a network."""
 
 
+class UnknownLayer(ValueError):
+    """A layer of a kind that no network here has."""
+
+
 def save_weights(model: nn.Module, file: str | Path) -> None:
     """Write a network's parameters and buffers, under the names of its state_dict.
 
@@ -152,7 +156,7 @@ def _layers_of(path: Path) -> list[_Layer]:
     except ImportError:
         raise WeightsError('h5py is not installed: pip install "convolution-spectrum[keras]"') from None
 
-    if zipfile.is_zipfile(path):
+    if _is_keras_archive(path):
         raise WeightsError(f"{path}: is a whole model of Keras, not its weights; {REMEDY}")
     try:
         with h5py.File(path) as file:
@@ -163,10 +167,22 @@ def _layers_of(path: Path) -> list[_Layer]:
             return _as_made(list(_older(file) if "layer_names" in file.attrs else _newer(file)))
     except WeightsError:
         raise
+    except UnknownLayer as error:
+        raise WeightsError(f"{path}: does not fit the network: {error}") from None
     except (OSError, KeyError, ValueError, IndexError, AttributeError) as error:
-        missing = isinstance(error, OSError) and not path.exists()
-        reason = "there is no such file" if missing else "it is a folder" if path.is_dir() else str(error)
+        if not path.exists():
+            raise WeightsError(f"{path}: is no file of Keras weights: there is no such file") from None
+        reason = "it is a folder" if path.is_dir() else error
         raise WeightsError(f"{path}: is no file of Keras weights: {reason}; {REMEDY}") from None
+
+
+def _is_keras_archive(path: Path) -> bool:
+    """Whether it is a .keras file, which is a zip archive."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return "model.weights.h5" in archive.namelist()
+    except (OSError, zipfile.BadZipFile):
+        return False
 
 
 def _older(file: Any) -> Iterator[_Layer]:
@@ -204,9 +220,9 @@ def _layer_of(name: str, weights: Sequence[NDArray[Any]]) -> _Layer:
     kind = KINDS.get(tuple(weight.ndim for weight in weights))
     if kind is None:
         shapes = ", ".join(map(_shape, weights))
-        raise WeightsError(
-            f"layer {name}: weights of shapes {shapes} are none of a convolution or separable convolution without bias, "
-            "a batch normalization, or a dense layer with bias, which are all that this package's networks have"
+        raise UnknownLayer(
+            f"layer {name} has weights of shapes {shapes}; the networks here have convolutions without bias, batch "
+            "normalization, and dense layers with bias"
         )
     turned = [_as_torch(weight) for weight in weights]
     if kind == "batch_normalization" and len(turned) == 3:
