@@ -159,7 +159,8 @@ def convolve(form: Blocks | Folded, x_nchw: Tensor, weights: Sequence[Tensor], k
         to = torch.get_autocast_dtype("cpu")
         x_nchw, kernel, *weights = (t if t.dtype == torch.float64 else t.to(to) for t in (x_nchw, kernel, *weights))
     if torch.compiler.is_compiling():
-        return _operation(x_nchw, kernel, list(weights), _code(form))
+        followed: Tensor = _operation(x_nchw, kernel, list(weights), _code(form))
+        return followed
     y_nchw: Tensor = _Function.apply(form, x_nchw, kernel, *weights)  # type: ignore[no-untyped-call]
     return y_nchw
 

@@ -25,6 +25,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import forward_ad
+from torch.fx import Proxy
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 from spectrum.conv.arguments import Pair as Pair
@@ -72,7 +73,7 @@ def coalesced(x_nchw: Tensor, weights: Sequence[Tensor], geometry: Geometry) -> 
 
     Does several times the arithmetic of the segments, at many times the library's speed on them.
     """
-    return _by_run(x_nchw, weights, geometry, lambda *run: _coalesced_run(*run, geometry))
+    return _by_run(x_nchw, weights, geometry, lambda part, weight, run: _coalesced_run(part, weight, run, geometry))
 
 
 def _coalesced_run(part: Tensor, weight: Tensor, run: Run, geometry: Geometry) -> Tensor:
@@ -151,6 +152,11 @@ def is_traced(x_nchw: Tensor) -> bool:
     )
 
 
+def is_of_fx(x_nchw: object) -> bool:
+    """Whether fx looks on, which knows neither shape nor layout."""
+    return isinstance(x_nchw, Proxy)
+
+
 def takes_kernels(x_nchw: Tensor) -> bool:
     """Whether the kernels can work on this tensor at all: float32 on the CPU, not under autocast; and there are any."""
     takes = x_nchw.device.type == "cpu" and x_nchw.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
@@ -191,7 +197,7 @@ def _can_derive(x_nchw: Tensor) -> bool:
     return x_nchw.device.type == "cpu" and x_nchw.is_floating_point()
 
 
-@torch.compiler.assume_constant_result
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def _has_kernels() -> bool:
     """Built by now, but for a module that was made on `meta` and got its numbers later."""
     return library() is not None

@@ -14,10 +14,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.fx import Proxy
 
 from spectrum.conv.kernels import ops
-from spectrum.conv.lowering import is_traced, layout_of, lowering_name, still_there, takes_kernels
+from spectrum.conv.lowering import is_of_fx, is_traced, layout_of, lowering_name, still_there, takes_kernels
 
 
 class BatchNormAct2d(nn.BatchNorm2d):
@@ -54,19 +53,20 @@ class BatchNormAct2d(nn.BatchNorm2d):
 
     def forward(self, x_nchw: Tensor, added_nchw: Tensor | None = None) -> Tensor:
         """Both (N, C, H, W), and so is the result."""
-        if isinstance(x_nchw, Proxy):  # fx is told of a layer as a whole, as it is of torch's own
-            traced: Tensor = x_nchw.tracer.create_proxy(
-                "call_module",
-                x_nchw.tracer.path_of_module(self),  # type: ignore[attr-defined]
-                (x_nchw,) if added_nchw is None else (x_nchw, added_nchw),
-                {},
-            )
-            return traced
+        if is_of_fx(x_nchw):
+            return self._as_a_whole(x_nchw, () if added_nchw is None else (added_nchw,))
         if self._takes(x_nchw) and (added_nchw is None or _alike(added_nchw, x_nchw)):
             return self._compiled(x_nchw, added_nchw) if self.training else self._evaluated(x_nchw, added_nchw)
         y_nchw = self._by_torch(x_nchw)
         y_nchw = y_nchw if added_nchw is None else y_nchw + added_nchw
         return torch.relu(y_nchw) if self.relu else y_nchw
+
+    def _as_a_whole(self, proxy: Any, added: tuple[Any, ...]) -> Tensor:
+        """fx is told of the layer as it is of torch's own, so that what it traced follows the mode."""
+        called: Tensor = proxy.tracer.create_proxy(
+            "call_module", proxy.tracer.path_of_module(self), (proxy, *added), {}
+        )
+        return called
 
     def _by_torch(self, x_nchw: Tensor) -> Tensor:
         if self.training and self.total is not None:

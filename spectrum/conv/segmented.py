@@ -20,7 +20,6 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.fx import Proxy
 
 from spectrum.conv.arguments import ORDERS, Pair, as_tuple, as_whole, choice, flag, pair, whole
 from spectrum.conv.derived import Folded, Window, convolve
@@ -29,6 +28,7 @@ from spectrum.conv.lowering import (
     Geometry,
     choose,
     fold,
+    is_of_fx,
     layout_of,
     lowering_name,
     still_there,
@@ -217,8 +217,9 @@ class SegmentedConv2d(nn.Module):
     def reset_parameters(self) -> None:
         """Draw all weights anew, as at the start. For a module made on `meta`, as with torch's own layers."""
         for module in self.modules():
-            if module is not self and hasattr(module, "reset_parameters"):
-                module.reset_parameters()
+            reset = getattr(module, "reset_parameters", None)
+            if module is not self and callable(reset):
+                reset()
         self._reset_bias()
 
     def _reset_bias(self) -> None:
@@ -247,7 +248,7 @@ class SegmentedConv2d(nn.Module):
 
         Raises InputError for another shape or type.
         """
-        if isinstance(x_nchw, Proxy):  # of fx, which does not know the shape; everything native takes both
+        if is_of_fx(x_nchw):  # everything native takes both shapes
             return self._forward(x_nchw)
         if not torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]
             self._check(x_nchw)
@@ -423,7 +424,7 @@ def _between(channels: int, norm: bool, activation: str | nn.Module, made: dict[
 
 def _shuffled(x_nchw: Tensor, permutation: Tensor) -> Tensor:
     y_nchw = x_nchw.index_select(-3, permutation)
-    if isinstance(x_nchw, Proxy):
+    if is_of_fx(x_nchw):
         return y_nchw
     return y_nchw.contiguous(memory_format=layout_of(x_nchw))  # which index_select forgets
 
