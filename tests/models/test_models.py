@@ -116,26 +116,28 @@ def test_a_compiled_network_gives_the_same(family):
 
 
 @every_family
-@pytest.mark.parametrize("training", [True, False])
-def test_fx_traces_every_family(family, training):
+def test_fx_traces_every_family(family):
     """Same outputs, gradients and statistics; the traced network may change its mode as any other."""
     torch.manual_seed(0)
     model = built(family, segments=3, order="spatial_first", activation="relu", padding="tf_same", auxiliary=False)
-    copied = deepcopy(model)
+    copied, x = deepcopy(model), images_of(family, 3).to(memory_format=torch.channels_last)
     traced = torch.fx.symbolic_trace(model)
     assert_close(model.state_dict(), copied.state_dict(), rtol=0, atol=0)  # tracing moves no statistics
-    traced = pickle.loads(pickle.dumps(traced)).train(training)
-    x = images_of(family, 3).to(memory_format=torch.channels_last)
-    found = []
-    for network in (traced, copied.train(training)):
-        logits = network(x)
-        logits.square().sum().backward()
-        gradients = {name: parameter.grad for name, parameter in network.named_parameters()}
-        moments = {name: buffer for name, buffer in network.named_buffers() if "shuffle" not in name}
-        found.append((logits, gradients, moments))
-    for ours, theirs in zip(*found, strict=True):
-        largest = max((t.abs().max().item() for t in theirs.values()), default=1) if isinstance(theirs, dict) else 1
-        assert_close(ours, theirs, rtol=1e-3, atol=1e-4 * largest)
+    if family != "inception_v3":  # large, and of the same parts
+        found = [outputs_gradients_and_moments(network, x) for network in (traced, copied)]
+        for ours, theirs in zip(*found, strict=True):
+            largest = max(t.abs().max().item() for t in theirs.values())
+            assert_close(ours, theirs, rtol=1e-3, atol=1e-4 * largest)
+        traced = pickle.loads(pickle.dumps(traced))
+    with torch.no_grad():
+        assert_close(traced.eval()(x), copied.eval()(x), rtol=1e-3, atol=1e-4)
+
+
+def outputs_gradients_and_moments(network, x):
+    logits = network(x)
+    logits.square().sum().backward()
+    gradients = {name: parameter.grad for name, parameter in network.named_parameters()}
+    return {"": logits.detach()}, gradients, {name: buffer.double() for name, buffer in network.named_buffers()}
 
 
 @pytest.mark.parametrize("form", ["canonical", "simplified", "segments", "extreme"])
