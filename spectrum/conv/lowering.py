@@ -1,7 +1,7 @@
 """Exact ways to run a segmented convolution, and which one is used where.
 
-Every lowering computes the same function of (input, one weight a run of equal segments); they differ in speed only, and
-in the last bits.
+Every lowering computes the same function of (input, one weight a run of equal segments), for infinite inputs and those
+that are not a number too; they differ in speed only, and in the last bits.
 
     native      the library's grouped convolution, one call a run
     coalesced   several narrow segments as one wider group with a block-diagonal kernel
@@ -10,7 +10,7 @@ in the last bits.
 
 `$SPECTRUM_LOWERING` says how to choose: "auto" (the table below), "native" (always), or one of "coalesced" and
 "compiled" (wherever it can serve, for measurements). While a counter or an exporter traces a network, native is used,
-so that it sees the true convolutions. `groups`, torch's word for equal segments, appears nowhere else.
+so that it sees the true convolutions. `groups`, torch's word for equal segments, appears here and in derived.py only.
 
 Shapes: x (N, C_in, H, W); weights one tensor a run, (count·out_size, in_size, kh, kw); result (N, C_out, H', W').
 """
@@ -25,19 +25,22 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import forward_ad
+from torch.fx import Proxy
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
+from spectrum.conv.arguments import Pair as Pair
+from spectrum.conv.derived import Blocks, Window, convolve
+from spectrum.conv.derived import fold as fold
 from spectrum.conv.kernels import ops
 from spectrum.conv.kernels.build import binding, library
 from spectrum.conv.segments import Run
 
-Pair = tuple[int, int]
 CHOICES = ("auto", "native", "coalesced", "compiled")
 
-# The table, measured by `spectrum bench op` on CPUs (results/bench/). On CUDA it was never measured.
+# The table, measured by `spectrum bench op` on CPUs (results/bench/). On other devices all is native: nothing was
+# measured there, and asking whether a result is finite would make a GPU wait.
 WIDEST_COMPILED = 32  # channels a segment; from there on the library is as fast
-COALESCED_CPU = {2: 8, 3: 9, 4: 8}  # channels a segment: channels of the group that takes several of them in
-COALESCED_CUDA = {2: 16, 3: 15, 4: 16, 8: 16}
+COALESCED = {2: 8, 3: 9, 4: 8}  # channels a segment: channels of the group that takes several of them in
 
 
 @dataclass(frozen=True)
@@ -55,8 +58,14 @@ Lowering = Callable[[Tensor, Sequence[Tensor], Geometry], Tensor]
 
 
 def native(x_nchw: Tensor, weights: Sequence[Tensor], geometry: Geometry) -> Tensor:
-    """The library's own grouped convolution, one call a run of equal segments."""
-    return _by_run(x_nchw, weights, geometry, coalesce=lambda run: 1)
+    """The library's own grouped convolution, one call a run of equal segments. Also takes (C_in, H, W)."""
+    g = geometry
+    return _by_run(
+        x_nchw,
+        weights,
+        geometry,
+        lambda part, weight, run: F.conv2d(part, weight, None, g.stride, g.padding, g.dilation, run.count),
+    )
 
 
 def coalesced(x_nchw: Tensor, weights: Sequence[Tensor], geometry: Geometry) -> Tensor:
@@ -64,15 +73,23 @@ def coalesced(x_nchw: Tensor, weights: Sequence[Tensor], geometry: Geometry) -> 
 
     Does several times the arithmetic of the segments, at many times the library's speed on them.
     """
-    widths = COALESCED_CUDA if x_nchw.device.type == "cuda" else COALESCED_CPU
-    return _by_run(x_nchw, weights, geometry, coalesce=lambda run: _together(run, widths))
+    return _by_run(x_nchw, weights, geometry, lambda part, weight, run: _coalesced_run(part, weight, run, geometry))
+
+
+def _coalesced_run(part: Tensor, weight: Tensor, run: Run, geometry: Geometry) -> Tensor:
+    window = Window(geometry.stride, geometry.padding, geometry.dilation)
+    blocks = Blocks(run, _together(run), window)
+    if blocks.together == 1 or (part.dtype != weight.dtype and not torch.is_autocast_enabled("cpu")):
+        return blocks.by_definition(part, [weight])
+    return convolve(blocks, part, [weight], blocks.kernel(weight))
 
 
 def compiled(x_nchw: Tensor, weights: Sequence[Tensor], geometry: Geometry) -> Tensor:
     """The kernels of this project. Input in any layout; the result has the input's."""
     channels = sum(run.count * run.in_size for run in geometry.runs)
     fits = x_nchw.dim() == 4 and x_nchw.shape[1] == channels
-    fits = fits and all(side + 2 * pad >= 3 for side, pad in zip(x_nchw.shape[2:], geometry.padding, strict=True))
+    sides = zip(x_nchw.shape[2:], geometry.padding, strict=True) if fits else ()
+    fits = fits and all(side and side + 2 * pad >= 3 for side, pad in sides)
     if not fits or any(weight.dtype != x_nchw.dtype or weight.device != x_nchw.device for weight in weights):
         return native(x_nchw, weights, geometry)  # which says what is wrong
     y_nchw = ops.segmented_conv2d(x_nchw, weights, geometry.runs, geometry.padding)
@@ -82,15 +99,16 @@ def compiled(x_nchw: Tensor, weights: Sequence[Tensor], geometry: Geometry) -> T
 LOWERINGS: dict[str, Lowering] = {"native": native, "coalesced": coalesced, "compiled": compiled}
 
 
-def lowering_name() -> str:
+def lowering_name(*, build: bool = True) -> str:
     """How lowerings are chosen from here on: `$SPECTRUM_LOWERING`, or "auto"; "library" is "auto" without kernels.
 
-    Builds the kernels if they are not there yet. Raises ValueError for a name that does not exist.
+    Builds the kernels if they are not there yet, unless `build` says that they may wait. Raises ValueError for a name
+    that does not exist.
     """
     name = os.environ.get("SPECTRUM_LOWERING", "auto")
     if name not in CHOICES:
         raise ValueError(f"SPECTRUM_LOWERING={name}: no such lowering; try {', '.join(CHOICES)}")
-    if name not in ("auto", "compiled"):
+    if name not in ("auto", "compiled") or not build:
         return name
     if library() is not None:
         binding()  # now, lest the first step wait for it, and once before processes start that would all build it
@@ -116,11 +134,8 @@ def choose(name: str, x_nchw: Tensor, geometry: Geometry) -> str:
             max(sizes) <= WIDEST_COMPILED and (_is_channels_last(x_nchw) or 2 <= max(sizes) <= 8)
         ):
             return "compiled"
-    if name != "compiled" and (x_nchw.is_cuda or _is_channels_last(x_nchw)):
-        widths = COALESCED_CUDA if x_nchw.is_cuda else COALESCED_CPU
-        if any(_together(run, widths) > 1 for run in geometry.runs):
-            return "coalesced"
-    return "native"
+    derives = name != "compiled" and _can_derive(x_nchw) and _is_channels_last(x_nchw)
+    return "coalesced" if derives and any(_together(run) > 1 for run in geometry.runs) else "native"
 
 
 def is_traced(x_nchw: Tensor) -> bool:
@@ -137,19 +152,15 @@ def is_traced(x_nchw: Tensor) -> bool:
     )
 
 
+def is_of_fx(x_nchw: object) -> bool:
+    """Whether fx looks on, which knows neither shape nor layout."""
+    return isinstance(x_nchw, Proxy)
+
+
 def takes_kernels(x_nchw: Tensor) -> bool:
-    """Whether the kernels can work on this tensor at all: float32 on the CPU, and not under autocast."""
-    return x_nchw.device.type == "cpu" and x_nchw.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
-
-
-def fold(first: Tensor, second: Tensor) -> Tensor:
-    """The kernel of one convolution that does `first` and then `second`, one of which is 1×1; both dense.
-
-    (mid, in, ·, ·) and (out, mid, ·, ·) to (out, in, kh, kw). Exact also with zero padding, since the 1×1 has no bias.
-    """
-    if first.shape[2:] == (1, 1):
-        return torch.einsum("omhw,mi->oihw", second, first[:, :, 0, 0]).contiguous()
-    return torch.einsum("om,mihw->oihw", second[:, :, 0, 0], first).contiguous()
+    """Whether the kernels can work on this tensor at all: float32 on the CPU, not under autocast; and there are any."""
+    takes = x_nchw.device.type == "cpu" and x_nchw.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
+    return takes and _has_kernels()
 
 
 def worth_folding(name: str, x_nchw: Tensor, first: Tensor, second: Tensor) -> bool:
@@ -157,7 +168,7 @@ def worth_folding(name: str, x_nchw: Tensor, first: Tensor, second: Tensor) -> b
 
     Assumes stride 1 and "same" padding, where every pixel costs alike.
     """
-    if name == "native" or is_traced(x_nchw):
+    if name == "native" or is_traced(x_nchw) or not _can_derive(x_nchw):
         return False
     pixels = x_nchw.shape[0] * x_nchw.shape[2] * x_nchw.shape[3]
     (out, mid), taps = second.shape[:2], (first[0, 0].numel() * second[0, 0].numel())
@@ -165,31 +176,31 @@ def worth_folding(name: str, x_nchw: Tensor, first: Tensor, second: Tensor) -> b
     return pixels * taps * out * inputs + taps * out * mid * inputs < pixels * (first.numel() + second.numel())
 
 
-def _by_run(x_nchw: Tensor, weights: Sequence[Tensor], geometry: Geometry, coalesce: Callable[[Run], int]) -> Tensor:
+def _by_run(
+    x_nchw: Tensor, weights: Sequence[Tensor], geometry: Geometry, convolve: Callable[[Tensor, Tensor, Run], Tensor]
+) -> Tensor:
     runs = geometry.runs
-    slices = [x_nchw] if len(runs) == 1 else x_nchw.split([run.count * run.in_size for run in runs], dim=1)
-    parts = []
-    for part, weight, run in zip(slices, weights, runs, strict=True):
-        together = coalesce(run)
-        if together > 1:
-            weight = _block_diagonal(weight, run, together)
-        groups = run.count // together
-        parts.append(F.conv2d(part, weight, None, geometry.stride, geometry.padding, geometry.dilation, groups))
-    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
+    if len(runs) == 1:
+        return convolve(x_nchw, weights[0], runs[0])
+    slices = x_nchw.split([run.count * run.in_size for run in runs], dim=-3)
+    parts = [convolve(slices[i], weights[i], run) for i, run in enumerate(runs)]  # by number, as fx can follow
+    return torch.cat(parts, dim=-3)
 
 
-def _together(run: Run, widths: dict[int, int]) -> int:
+def _together(run: Run) -> int:
     """How many segments of a run one group takes in: up to the table's width, and a divisor of their number."""
-    most = widths.get(run.in_size, run.in_size) // run.in_size
+    most = COALESCED.get(run.in_size, run.in_size) // run.in_size
     return next(n for n in range(most, 0, -1) if run.count % n == 0)
 
 
-def _block_diagonal(weight: Tensor, run: Run, together: int) -> Tensor:
-    """(count·out, in, kh, kw) to (count·out, together·in, kh, kw), by a product with zeros and ones."""
-    kernel = weight.shape[2:]
-    eye = torch.eye(together, dtype=weight.dtype, device=weight.device).view(1, together, 1, together, 1, 1, 1)
-    blocks = weight.view(-1, together, run.out_size, 1, run.in_size, *kernel) * eye
-    return blocks.reshape(run.count * run.out_size, together * run.in_size, *kernel)
+def _can_derive(x_nchw: Tensor) -> bool:
+    return x_nchw.device.type == "cpu" and x_nchw.is_floating_point()
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _has_kernels() -> bool:
+    """Built by now, but for a module that was made on `meta` and got its numbers later."""
+    return library() is not None
 
 
 def _can_compile(x_nchw: Tensor, geometry: Geometry) -> bool:

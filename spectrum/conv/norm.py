@@ -8,6 +8,7 @@ Shapes: x_nchw is (N, C, H, W).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -15,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from spectrum.conv.kernels import ops
-from spectrum.conv.lowering import is_traced, layout_of, lowering_name, still_there, takes_kernels
+from spectrum.conv.lowering import is_of_fx, is_traced, layout_of, lowering_name, still_there, takes_kernels
 
 
 class BatchNormAct2d(nn.BatchNorm2d):
@@ -24,6 +25,7 @@ class BatchNormAct2d(nn.BatchNorm2d):
     Args:
         channels: C.
         relu: whether max(0, ·) follows.
+        device, dtype: of parameters and buffers, as torch's own layers take them.
 
     Normalisation is that of Ioffe & Szegedy 2015, arXiv:1502.03167. The same function, parameters, buffers and
     state_dict as `nn.BatchNorm2d` followed by `+` and `nn.ReLU`; on the CPU in channels_last it runs as one kernel, in
@@ -36,19 +38,35 @@ class BatchNormAct2d(nn.BatchNorm2d):
     (torch.Size([8, 16, 4, 4]), True)
     """
 
-    def __init__(self, channels: int, *, relu: bool = False) -> None:
-        super().__init__(channels)
+    def __init__(
+        self,
+        channels: int,
+        *,
+        relu: bool = False,
+        device: torch.device | str | int | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(channels, device=device, dtype=dtype)
         self.relu = relu
         self.total: Callable[[Tensor], Tensor] | None = None  # of sums over all processes that share a batch
-        self.lowering = lowering_name()
+        self.lowering = lowering_name(build=not self.weight.is_meta)
 
     def forward(self, x_nchw: Tensor, added_nchw: Tensor | None = None) -> Tensor:
         """Both (N, C, H, W), and so is the result."""
+        if is_of_fx(x_nchw):
+            return self._as_a_whole(x_nchw, () if added_nchw is None else (added_nchw,))
         if self._takes(x_nchw) and (added_nchw is None or _alike(added_nchw, x_nchw)):
             return self._compiled(x_nchw, added_nchw) if self.training else self._evaluated(x_nchw, added_nchw)
         y_nchw = self._by_torch(x_nchw)
         y_nchw = y_nchw if added_nchw is None else y_nchw + added_nchw
         return torch.relu(y_nchw) if self.relu else y_nchw
+
+    def _as_a_whole(self, proxy: Any, added: tuple[Any, ...]) -> Tensor:
+        """fx is told of the layer as it is of torch's own, so that what it traced follows the mode."""
+        called: Tensor = proxy.tracer.create_proxy(
+            "call_module", proxy.tracer.path_of_module(self), (proxy, *added), {}
+        )
+        return called
 
     def _by_torch(self, x_nchw: Tensor) -> Tensor:
         if self.training and self.total is not None:
@@ -60,18 +78,11 @@ class BatchNormAct2d(nn.BatchNorm2d):
 
     def _of_all(self, x_nchw: Tensor, total: Callable[[Tensor], Tensor]) -> Tensor:
         """By the moments of all processes' images."""
-        assert self.momentum is not None
-        assert self.running_mean is not None
-        assert self.running_var is not None
-        assert self.num_batches_tracked is not None
         x, sides = x_nchw if x_nchw.dtype == torch.float64 else x_nchw.float(), (0, 2, 3)
         count = total(x.new_tensor(x.numel() / self.num_features))
         mean = (total(x.sum(sides)) / count).view(1, -1, 1, 1)
         variance = total((x - mean).square().sum(sides)) / count
-        with torch.no_grad():
-            self.num_batches_tracked.add_(1)
-            self.running_mean.lerp_(mean.flatten(), self.momentum)
-            self.running_var.lerp_(variance * (count / (count - 1)), self.momentum)
+        self._follow(mean.flatten(), variance * (count / (count - 1)))
         scale = (self.weight * torch.rsqrt(variance + self.eps)).view(1, -1, 1, 1)
         y_nchw: Tensor = (x - mean) * scale + self.bias.view(1, -1, 1, 1)
         return y_nchw.to(x_nchw.dtype)
@@ -105,15 +116,27 @@ class BatchNormAct2d(nn.BatchNorm2d):
     def _compiled(self, x_nchw: Tensor, added_nchw: Tensor | None) -> Tensor:
         y_nchw, mean, variance = ops.batch_norm_act(x_nchw, added_nchw, self.weight, self.bias, self.eps, self.relu)
         count = x_nchw.numel() // self.num_features
+        self._follow(mean, variance * (count / (count - 1)))
+        return y_nchw
+
+    @torch.no_grad()
+    def _follow(self, mean: Tensor, variance: Tensor) -> None:
+        """Move the running statistics towards a batch's, (C,) each; the variance unbiased."""
         assert self.num_batches_tracked is not None
         assert self.running_mean is not None
         assert self.running_var is not None
         assert self.momentum is not None
-        with torch.no_grad():
-            self.num_batches_tracked.add_(1)
-            self.running_mean.lerp_(mean, self.momentum)
-            self.running_var.lerp_(variance * (count / (count - 1)), self.momentum)
-        return y_nchw
+        self.num_batches_tracked.add_(1)
+        plain = not torch.compiler.is_compiling() and mean.device.type == "cpu"
+        plain = plain and _are_finite(self.running_mean, self.running_var)
+        plain = plain and (self.momentum < 0.5 or _are_finite(mean, variance))
+        for running, new in ((self.running_mean, mean), (self.running_var, variance)):
+            if plain:
+                running.lerp_(new, self.momentum)
+            else:  # between infinities there is no way half-way, which torch's batch norm does not look for
+                by_parts = (1 - self.momentum) * running + self.momentum * new
+                finite = running.isfinite() & new.isfinite()
+                running.copy_(torch.where(finite, running.lerp(new, self.momentum), by_parts))
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)  # type: ignore[no-untyped-call]
@@ -121,6 +144,11 @@ class BatchNormAct2d(nn.BatchNorm2d):
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, relu={self.relu}"  # type: ignore[no-untyped-call]
+
+
+def _are_finite(first: Tensor, second: Tensor) -> bool:
+    """Of two vectors, in one call."""
+    return math.isfinite(torch.dot(first, second).item())
 
 
 def _in_order(x_nchw: Tensor) -> Tensor:

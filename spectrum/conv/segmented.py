@@ -11,22 +11,24 @@ of its channels), in either order, with or without something between them:
 Shapes: x_nchw is (N, C, H, W).
 """
 
-from __future__ import annotations
+# Annotations are not strings here and in `spectrum.models`: what fx has traced keeps them, and is pickled with them.
 
 import math
 from collections.abc import Callable
-from dataclasses import replace
+from functools import partial
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
+from spectrum.conv.arguments import ORDERS, Pair, as_tuple, as_whole, choice, flag, pair, whole
+from spectrum.conv.derived import Folded, Window, convolve
 from spectrum.conv.lowering import (
     LOWERINGS,
     Geometry,
-    Pair,
     choose,
     fold,
+    is_of_fx,
     layout_of,
     lowering_name,
     still_there,
@@ -39,12 +41,12 @@ from spectrum.conv.segments import (
     Run,
     Segments,
     interleaved,
+    plain_segments,
     segment_runs,
     segment_sizes,
 )
 
 Order = Literal["pointwise_first", "spatial_first"]
-ORDERS: tuple[Order, ...] = ("pointwise_first", "spatial_first")
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "none": nn.Identity,
     "relu": nn.ReLU,
@@ -52,6 +54,13 @@ ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "gelu": nn.GELU,
     "silu": nn.SiLU,
 }
+
+
+torch.fx.wrap("pad_same")  # looks at the size of its input, which fx does not know
+
+
+class InputError(RuntimeError, ValueError):
+    """An input that the operation cannot take; a RuntimeError as torch's own, and a ValueError as elsewhere here."""
 
 
 class SegmentedConv2d(nn.Module):
@@ -70,7 +79,9 @@ class SegmentedConv2d(nn.Module):
         segments: 1 … C, divisible or not (sizes then differ by at most one), `"per_channel"`, or explicit sizes
             that sum to C.
         order: which half runs first, `"pointwise_first"` (Inception) or `"spatial_first"` (depthwise separable).
-        activation: non-linearity between the halves: None (or "none"), "relu", "elu", "gelu", "silu".
+        activation: non-linearity between the halves: None (or "none"), "relu", "elu", "gelu", "silu"; or a module,
+            which becomes a part of this one and is not copied; or a class of modules, made without arguments; or a
+            function of a tensor.
         norm: whether batch normalisation stands between the halves, before the activation.
         pointwise: False leaves out the 1×1, which gives the bare spatial convolution; `segments=1` is then
             `nn.Conv2d`. Input and output channels both fall into the segments, so C is the smaller of the two.
@@ -78,9 +89,12 @@ class SegmentedConv2d(nn.Module):
         shuffle: interleave channels between the halves, so that neighbouring channels of the spatial half belong to
             different segments of the 1×1. Needs pointwise_segments > 1: after a dense 1×1 it only relabels rows.
         bias: add one bias a channel to the output (Keras' `SeparableConv2D` does the same).
+        device, dtype: of parameters and buffers, as torch's own layers take them.
 
     Input (N, in_channels, H, W); output (N, out_channels, H', W') with
-    H' = ⌊(H + 2·padding − dilation·(k−1) − 1) / stride⌋ + 1, or ⌈H/stride⌉ with "tf_same".
+    H' = ⌊(H + 2·padding − dilation·(k−1) − 1) / stride⌋ + 1, or ⌈H/stride⌉ with "tf_same". Or (in_channels, H, W) to
+    (out_channels, H', W'), except with `norm`, which needs a batch. Infinite values and NaN reach the outputs and
+    gradients that they reach in torch's own convolutions, one after another, and no others.
 
     Parameters are plain tensors, one a run of neighbouring segments of one size (a number that divides C makes one run,
     another number two, explicit sizes as many as they have runs): `spatial.weights.i` (outputs of the run, inputs of
@@ -91,7 +105,8 @@ class SegmentedConv2d(nn.Module):
     From F. Chollet, "Xception: Deep Learning with Depthwise Separable Convolutions", CVPR 2017, arXiv:1610.02357,
     sections 1.1 and 1.2.
 
-    Raises ValueError with the argument's name and what would work.
+    Raises ValueError with the argument's name and what would work; called on an input of another shape or type,
+    InputError, which is also a RuntimeError as torch's own.
 
     >>> conv = SegmentedConv2d(64, 128, segments=3)
     >>> conv
@@ -115,6 +130,11 @@ class SegmentedConv2d(nn.Module):
 
     pads_first = False  # of modules that were stored by an earlier version
 
+    @property
+    def normalises(self) -> bool:
+        """Whether batch normalisation stands between the halves."""
+        return isinstance(self.between, nn.Sequential) and isinstance(self.between[0], BatchNormAct2d)
+
     def __init__(
         self,
         in_channels: int,
@@ -126,19 +146,28 @@ class SegmentedConv2d(nn.Module):
         padding: Literal["same", "tf_same"] | int | Pair = "same",
         segments: Segments = 1,
         order: Order = "pointwise_first",
-        activation: str | None = None,
+        activation: str | nn.Module | type[nn.Module] | Callable[[Tensor], Tensor] | None = None,
         norm: bool = False,
         pointwise: bool = True,
         pointwise_segments: int = 1,
         shuffle: bool = False,
         bias: bool = False,
+        device: torch.device | str | int | None = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        activation = activation or "none"
-        kernel_size = _pair("kernel_size", kernel_size)
-        stride, dilation = _pair("stride", stride), _pair("dilation", dilation)
-        _check_channels(in_channels, out_channels)
-        _check_choices(order, activation)
+        in_channels, out_channels = whole("in_channels", in_channels), whole("out_channels", out_channels)
+        kernel_size, stride, dilation = (
+            pair("kernel_size", kernel_size),
+            pair("stride", stride),
+            pair("dilation", dilation),
+        )
+        pointwise_segments = whole("pointwise_segments", pointwise_segments)
+        choice("order", order, ORDERS)
+        norm, pointwise, shuffle = flag("norm", norm), flag("pointwise", pointwise), flag("shuffle", shuffle)
+        bias = flag("bias", bias)
+        activation = _named(activation)
+        made: dict[str, Any] = {"device": device, "dtype": dtype}
         if not pointwise:
             _check_bare(norm, activation, pointwise_segments)
         if shuffle and pointwise_segments == 1:
@@ -151,26 +180,27 @@ class SegmentedConv2d(nn.Module):
         spatial_out = out_channels if not pointwise else spatial_in
         in_sizes, out_sizes = _spatial_sizes(spatial_in, spatial_out, segments)
         self.segments, self.segment_sizes = len(in_sizes), in_sizes
-        if padding == "tf_same" and stride == (1, 1) and all(k % 2 for k in kernel_size):
-            padding = "same"  # which then is the same
-        self.pads_first = padding == "tf_same"
+        self.pads_first = isinstance(padding, str) and padding == "tf_same"
+        if self.pads_first and stride == (1, 1) and all(k % 2 for k in kernel_size):
+            padding, self.pads_first = "same", False  # which then is the same
         self.spatial = SegmentedHalf(
             segment_runs(in_sizes, out_sizes),
             kernel_size,
             stride=stride,
             padding=(0, 0) if self.pads_first else _padding(padding, kernel_size, dilation),
             dilation=dilation,
+            **made,
         )
 
         self.pointwise: SegmentedHalf | None = None
         self.between: nn.Module = nn.Identity()
         if pointwise:
             smaller = min(in_channels, out_channels)
-            if not 1 <= pointwise_segments <= smaller:
+            if pointwise_segments > smaller:
                 raise ValueError(f"pointwise_segments={pointwise_segments}: expected 1 … {smaller}")
             halves = (segment_sizes(c, pointwise_segments) for c in (in_channels, out_channels))
-            self.pointwise = SegmentedHalf(segment_runs(*halves), (1, 1))
-            self.between = _between(spatial_in, norm, activation)
+            self.pointwise = SegmentedHalf(segment_runs(*halves), (1, 1), **made)
+            self.between = _between(spatial_in, norm, activation, made)
 
         # Nothing stands between two dense halves: together they are one convolution.
         self.folds = pointwise and not norm and activation == "none" and stride == (1, 1)
@@ -179,34 +209,88 @@ class SegmentedConv2d(nn.Module):
         self.shuffle: Tensor | None
         self.register_buffer("shuffle", None, persistent=False)
         if shuffle:
-            # Position c of the spatial half belongs to segment c mod P of the 1×1, whichever of the two comes first.
-            permutation = torch.tensor(interleaved(spatial_in, pointwise_segments))
-            self.shuffle = permutation if order == "pointwise_first" else permutation.argsort()
+            self.shuffle = self._permutation(torch.empty(0, device=device).device)
 
-        self.bias = nn.Parameter(torch.empty(out_channels)) if bias else None
+        self.bias = nn.Parameter(torch.empty(out_channels, **made)) if bias else None
+        self._reset_bias()
+
+    def reset_parameters(self) -> None:
+        """Draw all weights anew, as at the start. For a module made on `meta`, as with torch's own layers."""
+        for module in self.modules():
+            reset = getattr(module, "reset_parameters", None)
+            if module is not self and callable(reset):
+                reset()
+        self._reset_bias()
+
+    def _reset_bias(self) -> None:
         if self.bias is not None:
-            last = self.spatial if self.pointwise is None or order == "pointwise_first" else self.pointwise
+            last = self.spatial if self.pointwise is None or self.order == "pointwise_first" else self.pointwise
             bound = 1 / math.sqrt(last.largest_fan_in)
             nn.init.uniform_(self.bias, -bound, bound)
 
+    def _permutation(self, device: torch.device) -> Tensor:
+        """Position c of the spatial half belongs to segment c mod P of the 1×1, whichever of the two comes first."""
+        assert self.pointwise is not None
+        segments = sum(run.count for run in self.pointwise.geometry.runs)
+        permutation = torch.tensor(interleaved(sum(self.segment_sizes), segments), device="cpu")
+        return (permutation if self.order == "pointwise_first" else permutation.argsort()).to(device)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "SegmentedConv2d":
+        """Of `.to()` and the like. Leaving `meta`, the permutation is computed, since no state_dict has it."""
+        was_meta = self.shuffle is not None and self.shuffle.is_meta
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        if was_meta and self.shuffle is not None and not self.shuffle.is_meta:
+            self.shuffle = self._permutation(self.shuffle.device)
+        return self
+
     def forward(self, x_nchw: Tensor) -> Tensor:
-        """(N, in_channels, H, W) to (N, out_channels, H', W'), in the input's memory layout."""
+        """(N, in_channels, H, W) to (N, out_channels, H', W'), in the input's memory layout; or both without N.
+
+        Raises InputError for another shape or type.
+        """
+        if is_of_fx(x_nchw):  # everything native takes both shapes
+            return self._forward(x_nchw)
+        if not torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]
+            self._check(x_nchw)
+        return self._forward(x_nchw) if x_nchw.dim() == 4 else self._forward(x_nchw.unsqueeze(0)).squeeze(0)
+
+    def _forward(self, x_nchw: Tensor) -> Tensor:
         if self.pointwise is None:
             x_nchw = self._half(self.spatial, x_nchw)
         else:
             pointwise_first = self.order == "pointwise_first"
             first, second = (self.pointwise, self.spatial) if pointwise_first else (self.spatial, self.pointwise)
             if self.folds and worth_folding(self.spatial.lowering, x_nchw, first.weights[0], second.weights[0]):
-                x_nchw = self.spatial.convolve(x_nchw, fold(first.weights[0], second.weights[0]))
+                x_nchw = self.spatial.folded(x_nchw, first.weights[0], second.weights[0])
             else:
                 x_nchw = self.between(self._half(first, x_nchw))
                 if self.shuffle is not None:
-                    layout = layout_of(x_nchw)  # which index_select forgets
-                    x_nchw = x_nchw.index_select(1, self.shuffle).contiguous(memory_format=layout)
+                    x_nchw = _shuffled(x_nchw, self.shuffle)
                 x_nchw = self._half(second, x_nchw)
-        return x_nchw if self.bias is None else x_nchw + self.bias.view(1, -1, 1, 1)
+        return x_nchw if self.bias is None else x_nchw + self.bias.view(-1, 1, 1)
 
-    def _half(self, half: SegmentedHalf, x_nchw: Tensor) -> Tensor:
+    def _check(self, x_nchw: Tensor) -> None:
+        if x_nchw.dim() not in (3, 4):
+            raise InputError(
+                f"input of shape {tuple(x_nchw.shape)}: expected (N, {self.in_channels}, H, W) or "
+                f"({self.in_channels}, H, W)"
+            )
+        if x_nchw.shape[-3] != self.in_channels:
+            raise InputError(
+                f"input of shape {tuple(x_nchw.shape)}: has {x_nchw.shape[-3]} channels, expected "
+                f"in_channels={self.in_channels}"
+            )
+        if x_nchw.dim() == 3 and self.normalises:
+            raise InputError(
+                f"input of shape {tuple(x_nchw.shape)}: norm=True needs a batch (N, C, H, W); give x.unsqueeze(0)"
+            )
+        dtype = self.spatial.weights[0].dtype
+        if x_nchw.dtype != dtype and not torch.is_autocast_enabled(x_nchw.device.type):
+            raise InputError(
+                f"input of type {x_nchw.dtype}: the weights are {dtype}; give x.to({dtype}), or convert the module"
+            )
+
+    def _half(self, half: "SegmentedHalf", x_nchw: Tensor) -> Tensor:
         if self.pads_first and half is self.spatial:
             g = half.geometry
             x_nchw = pad_same(x_nchw, g.kernel_size, g.stride, g.dilation)
@@ -228,14 +312,20 @@ class SegmentedHalf(nn.Module):
         stride: Pair = (1, 1),
         padding: Pair = (0, 0),
         dilation: Pair = (1, 1),
+        device: torch.device | str | int | None = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
         self.geometry = Geometry(runs, kernel_size, stride, padding, dilation)
-        self.lowering = lowering_name()
         self.used: str | None = None  # the lowering of the last call, a key of LOWERINGS or "folded"
         self.weights = nn.ParameterList(
-            torch.empty(run.count * run.out_size, run.in_size, *kernel_size) for run in runs
+            torch.empty(run.count * run.out_size, run.in_size, *kernel_size, device=device, dtype=dtype) for run in runs
         )
+        self.lowering = lowering_name(build=not self.weights[0].is_meta)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw the weights anew, as at the start."""
         for weight in self.weights:
             bound = 1 / math.sqrt(weight[0].numel())
             nn.init.uniform_(weight, -bound, bound)
@@ -258,11 +348,13 @@ class SegmentedHalf(nn.Module):
         self.lowering = still_there(self.lowering)
         self.__dict__.setdefault("used", None)  # stored by an earlier version
 
-    def convolve(self, x_nchw: Tensor, weight: Tensor) -> Tensor:
-        """This half's convolution, dense, with another weight (out, in, kh, kw)."""
+    def folded(self, x_nchw: Tensor, first: Tensor, second: Tensor) -> Tensor:
+        """This half's convolution and the other's 1×1 as one; weights (mid, in, ·, ·) and (out, mid, ·, ·), dense."""
         self._note("folded")
-        run = Run(1, weight.shape[1], weight.shape[0])
-        return LOWERINGS["native"](x_nchw, [weight], replace(self.geometry, runs=(run,)))
+        g = self.geometry
+        with torch.no_grad():
+            kernel = fold(first, second)
+        return convolve(Folded(Window(g.stride, g.padding, g.dilation)), x_nchw, (first, second), kernel)
 
     def extra_repr(self) -> str:
         g = self.geometry
@@ -282,14 +374,64 @@ def used_lowerings(model: nn.Module) -> dict[str, str]:
     }
 
 
-def _between(channels: int, norm: bool, activation: str) -> nn.Module:
+class Elementwise(nn.Module):
+    """A function of a tensor, as a module."""
+
+    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, x_nchw: Tensor) -> Tensor:
+        return self.function(x_nchw)
+
+    def extra_repr(self) -> str:
+        return getattr(self.function, "__name__", repr(self.function))
+
+
+def _named(activation: Any) -> str | nn.Module:
+    """An activation by its name, or as a module of its own. Raises ValueError for what is neither."""
+    if activation is None or isinstance(activation, nn.Identity):
+        return "none"
+    if isinstance(activation, str):
+        return choice("activation", activation, tuple(ACTIVATIONS))
+    makes = activation.func if isinstance(activation, partial) else activation
+    if isinstance(makes, type) and issubclass(makes, nn.Module):
+        by_class = {kind: name for name, kind in ACTIVATIONS.items()}
+        if activation in by_class:
+            return by_class[activation]
+        try:
+            activation = activation()
+        except TypeError as error:
+            raise ValueError(
+                f"activation={makes.__name__}: cannot be made without arguments ({error}); give an instance of it"
+            ) from None
+    if isinstance(activation, nn.Module):
+        return activation
+    if isinstance(makes, type) or not callable(activation):
+        raise ValueError(
+            f"activation={activation!r}: expected a name ({', '.join(map(repr, ACTIVATIONS))}), a module such as "
+            "nn.ReLU(), or a function of a tensor"
+        )
+    return Elementwise(activation)
+
+
+def _between(channels: int, norm: bool, activation: str | nn.Module, made: dict[str, Any]) -> nn.Module:
     if norm and activation == "relu":
-        return nn.Sequential(BatchNormAct2d(channels, relu=True))
-    return nn.Sequential(BatchNormAct2d(channels) if norm else nn.Identity(), ACTIVATIONS[activation]())
+        return nn.Sequential(BatchNormAct2d(channels, relu=True, **made))
+    last = ACTIVATIONS[activation]() if isinstance(activation, str) else activation
+    return nn.Sequential(BatchNormAct2d(channels, **made) if norm else nn.Identity(), last)
+
+
+def _shuffled(x_nchw: Tensor, permutation: Tensor) -> Tensor:
+    y_nchw = x_nchw.index_select(-3, permutation)
+    if is_of_fx(x_nchw):
+        return y_nchw
+    return y_nchw.contiguous(memory_format=layout_of(x_nchw))  # which index_select forgets
 
 
 def _spatial_sizes(in_channels: int, out_channels: int, segments: Segments) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Sizes of the segments on both sides of the spatial half; they differ only in the bare operation."""
+    segments = plain_segments(segments)
     if in_channels == out_channels:
         sizes = segment_sizes(in_channels, segments)
         return sizes, sizes
@@ -313,19 +455,13 @@ def _spatial_sizes(in_channels: int, out_channels: int, segments: Segments) -> t
     return in_sizes, tuple(size * out_channels // in_channels for size in in_sizes)
 
 
-def _pair(name: str, value: int | Pair) -> Pair:
-    pair = value if isinstance(value, tuple) else (value, value)
-    if len(pair) != 2 or any(isinstance(v, bool) or not isinstance(v, int) or v < 1 for v in pair):
-        raise ValueError(f"{name}={value!r}: expected a whole number of at least 1, or two of them")
-    return pair
-
-
 def _padding(padding: Any, kernel_size: Pair, dilation: Pair) -> Pair:
-    if padding != "same":
-        pair = padding if isinstance(padding, tuple) else (padding, padding)
-        if len(pair) != 2 or any(isinstance(p, bool) or not isinstance(p, int) or p < 0 for p in pair):
+    if not (isinstance(padding, str) and padding == "same"):
+        values = as_tuple(padding) or (padding, padding)
+        numbers = [as_whole(value) for value in values]
+        if len(numbers) != 2 or any(number is None or number < 0 for number in numbers):
             raise ValueError(f'padding={padding!r}: expected "same", "tf_same", a number of pixels, or two of them')
-        return pair
+        return pair("padding", padding, 0)
     vertical, horizontal = (d * (k - 1) for d, k in zip(dilation, kernel_size, strict=True))
     if vertical % 2 or horizontal % 2:
         raise ValueError(
@@ -334,20 +470,7 @@ def _padding(padding: Any, kernel_size: Pair, dilation: Pair) -> Pair:
     return vertical // 2, horizontal // 2
 
 
-def _check_channels(in_channels: int, out_channels: int) -> None:
-    for name, value in (("in_channels", in_channels), ("out_channels", out_channels)):
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise ValueError(f"{name}={value!r}: expected a whole number of at least 1")
-
-
-def _check_choices(order: str, activation: str) -> None:
-    if order not in ORDERS:
-        raise ValueError(f"order={order!r}: unknown; try {' or '.join(map(repr, ORDERS))}")
-    if activation not in ACTIVATIONS:
-        raise ValueError(f"activation={activation!r}: unknown; try {', '.join(map(repr, ACTIVATIONS))}")
-
-
-def _check_bare(norm: bool, activation: str, pointwise_segments: int) -> None:
+def _check_bare(norm: bool, activation: str | nn.Module, pointwise_segments: int) -> None:
     given = {
         "norm": norm,
         "activation": activation != "none",

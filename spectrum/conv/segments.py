@@ -10,7 +10,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from typing import Any, Literal
+from typing import Literal
+
+from spectrum.conv.arguments import as_tuple, as_whole
 
 PER_CHANNEL: Literal["per_channel"] = "per_channel"
 
@@ -43,16 +45,36 @@ def segment_sizes(channels: int, segments: Segments) -> tuple[int, ...]:
 
     Raises ValueError when there are fewer than 1 or more than `channels` segments, or sizes do not sum to `channels`.
     """
-    if segments == PER_CHANNEL:
+    asked = plain_segments(segments)
+    if asked == PER_CHANNEL:
         return (1,) * channels
-    if isinstance(segments, int) and not isinstance(segments, bool):
-        _check_count(channels, segments)
-        size, larger = divmod(channels, segments)
-        return (size + 1,) * larger + (size,) * (segments - larger)
-    sizes: Any = segments
-    if isinstance(sizes, str) or not isinstance(sizes, Sequence):
+    if not isinstance(asked, int):
+        return _explicit_sizes(channels, asked)
+    _check_count(channels, asked)
+    size, larger = divmod(channels, asked)
+    return (size + 1,) * larger + (size,) * (asked - larger)
+
+
+def plain_segments(segments: Segments) -> int | Literal["per_channel"] | tuple[int, ...]:
+    """The same in Python's own types: numpy's integers and arrays are taken as well, True and False are not.
+
+    >>> plain_segments([96, 96, 64])
+    (96, 96, 64)
+
+    Raises ValueError for what is none of the three.
+    """
+    if isinstance(segments, str) and segments == PER_CHANNEL:
+        return PER_CHANNEL
+    number, sizes = as_whole(segments), as_tuple(segments)
+    if number is not None:
+        return number
+    if sizes is None:
         raise ValueError(f'segments={segments!r}: expected a number, "per_channel", or a list of sizes')
-    return _explicit_sizes(channels, sizes)
+    wholes = [as_whole(size) for size in sizes]
+    plain = tuple(whole for whole in wholes if whole is not None and whole >= 1)
+    if not sizes or len(plain) != len(sizes):
+        raise ValueError(f"segments={list(sizes)}: a list of sizes needs whole numbers of at least 1")
+    return plain
 
 
 def clamp_segments(channels: int, segments: int | Literal["per_channel"]) -> int:
@@ -129,11 +151,7 @@ def _check_count(channels: int, segments: int) -> None:
         raise ValueError(f'segments={segments}: more than the {channels} channels; try 1 … {channels} or "per_channel"')
 
 
-def _explicit_sizes(channels: int, sizes: Sequence[int]) -> tuple[int, ...]:
-    sizes = tuple(sizes)
-    wrong = [size for size in sizes if isinstance(size, bool) or not isinstance(size, int) or size < 1]
-    if not sizes or wrong:
-        raise ValueError(f"segments={list(sizes)}: a list of sizes needs whole numbers of at least 1")
+def _explicit_sizes(channels: int, sizes: tuple[int, ...]) -> tuple[int, ...]:
     if sum(sizes) != channels:
         rest = channels - sum(sizes[:-1])
         hint = f"; try {[*sizes[:-1], rest]}" if rest > 0 else ""

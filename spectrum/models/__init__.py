@@ -6,11 +6,15 @@ that listing and checking names loads no torch.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from difflib import get_close_matches
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Literal
+
+from spectrum.conv.arguments import ACTIVATIONS, ORDERS, as_tuple, as_whole, choice, flag, number, whole, wholes
+from spectrum.conv.segments import PER_CHANNEL
 
 if TYPE_CHECKING:
     from torch import nn
@@ -23,7 +27,12 @@ PLACES = ("segments", "segment_width", "stage_segments")  # fields that say wher
 class Architecture:
     """All that determines a network, one record for every family. Words as in `SegmentedConv2d`.
 
-    A layer with fewer channels than `segments` takes one segment a channel (see `realised_segments`).
+    A layer with fewer channels than `segments` takes one segment a channel (see `realised_segments`). numpy's integers
+    and lists are taken, and kept as Python's own. Raises ValueError with the field's name and what would work.
+
+    >>> Architecture(in_channels="1")
+    Traceback (most recent call last):
+    ValueError: in_channels='1': expected a whole number of at least 1, without quotes
     """
 
     in_channels: int = 3  # of the images
@@ -53,20 +62,18 @@ class Architecture:
     norm_momentum: float | None = None  # weight of a new batch in the running statistics, as torch has it
 
     def __post_init__(self) -> None:
+        """Check every field, and keep its value in Python's own type. Raises ValueError with what would work."""
+        for name, check in _CHECKS.items():
+            value = getattr(self, name)
+            if value is not None or name not in _MAY_BE_NONE:
+                object.__setattr__(self, name, check(name, value))
         given = [name for name in PLACES if getattr(self, name) is not None]
         if len(given) > 1:
             raise ValueError(f"{' and '.join(given)}: give one of them")
-        if isinstance(self.segment_shares, str) and self.segment_shares != "even":
-            raise ValueError(
-                f'segment_shares={self.segment_shares!r}: expected "even" or whole numbers, such as (3, 2, 1)'
-            )
-        if self.padding not in (None, "tf_same", "torch"):
-            raise ValueError(f"padding={self.padding!r}: expected 'tf_same' or 'torch'")
-        for said in (self.segments, *(self.stage_segments or ())):
-            if said is not None and said != "per_channel" and (isinstance(said, bool | str | float) or said < 1):
-                raise ValueError(f'segments={said!r}: expected a number of at least 1 or "per_channel"')
         if self.segment_shares != "even" and self.segments != len(self.segment_shares):
             raise ValueError(f"segment_shares: {len(self.segment_shares)} given; segments must be that number")
+        if self.shuffle and self.pointwise_segments == 1:
+            raise ValueError("shuffle=True: after a dense 1×1 it only relabels rows; use pointwise_segments > 1")
 
     def with_defaults(self, **own: Any) -> Architecture:
         """The architecture with a family's own values where it says None."""
@@ -85,6 +92,60 @@ class Architecture:
             raise ValueError(f"widths={list(self.widths)}: expected {len(own)} stage widths, as in {list(own)}")
         return self.widths
 
+
+def _segments(name: str, value: Any) -> int | Literal["per_channel"]:
+    if isinstance(value, str) and value == PER_CHANNEL:
+        return PER_CHANNEL
+    plain = as_whole(value)
+    if plain is None or plain < 1:
+        hint = "; for sizes in proportion, segment_shares" if as_tuple(value) else ""
+        raise ValueError(f'{name}={value!r}: expected a number of at least 1 or "per_channel"{hint}')
+    return plain
+
+
+def _stage_segments(name: str, value: Any) -> tuple[int | Literal["per_channel"], ...]:
+    listed = as_tuple(value)
+    if not listed:
+        raise ValueError(f'{name}={value!r}: expected segments for each stage, such as (4, 8, "per_channel")')
+    return tuple(_segments(name, one) for one in listed)
+
+
+def _shares(name: str, value: Any) -> tuple[int, ...] | Literal["even"]:
+    if isinstance(value, str):
+        if value == "even":
+            return "even"
+        raise ValueError(f'{name}={value!r}: expected "even" or whole numbers, such as (3, 2, 1)')
+    return wholes(name, value)
+
+
+def _one_of(*known: str) -> Callable[[str, Any], str]:
+    return lambda name, value: choice(name, value, known)
+
+
+def _number(expected: str, least: float, most: float, *open_at: float) -> Callable[[str, Any], float]:
+    return lambda name, value: number(name, value, expected, least, most, open_at=open_at)
+
+
+_CHECKS: dict[str, Callable[[str, Any], Any]] = {  # of every field of an Architecture
+    **dict.fromkeys(("in_channels", "num_classes", "image_size"), whole),
+    **dict.fromkeys(("depth", "segment_width", "pointwise_segments"), whole),
+    **dict.fromkeys(("norm", "pointwise", "shuffle", "residual", "auxiliary"), flag),
+    "width": _number("a number above 0", 0, math.inf, 0),
+    "widths": wholes,
+    "hidden": lambda name, value: wholes(name, value, empty=True),
+    "segments": _segments,
+    "stage_segments": _stage_segments,
+    "segment_shares": _shares,
+    "order": _one_of(*ORDERS),
+    "activation": _one_of(*ACTIVATIONS),
+    "downsampling": _one_of("pool", "stride"),
+    "padding": _one_of("tf_same", "torch"),
+    "form": _one_of("canonical", "simplified", "segments", "extreme"),
+    "dropout": _number("a number from 0 up to, but not, 1", 0, 1, 1),
+    "norm_eps": _number("a number above 0", 0, math.inf, 0),
+    "norm_momentum": _number("a number above 0, up to 1", 0, 1, 0),
+}
+_MAY_BE_NONE = {known.name for known in fields(Architecture) if known.default is None}
 
 Builder = Callable[[Architecture], "nn.Module"]
 StageWidths = Callable[[Architecture], tuple[int, ...]]
@@ -239,6 +300,8 @@ def own_values(name: str, *, pointwise: bool = True) -> dict[str, Any]:
 
 def check_model(name: str) -> None:
     """Raise ValueError for a name that no family has."""
+    if not isinstance(name, str):
+        raise ValueError(f"model={name!r}: expected a name, such as 'probe'")
     if name not in _FAMILIES:
         close = get_close_matches(name, _FAMILIES, n=1)
         hint = f"did you mean {close[0]!r}?" if close else f"try {', '.join(map(repr, list_models()))}"
@@ -274,6 +337,8 @@ def build_model(name: str, architecture: Architecture | None = None, **options: 
         architecture = Architecture(**options)
     elif options:
         raise ValueError("build_model: give an Architecture or options by name, not both")
+    elif not isinstance(architecture, Architecture):
+        raise ValueError(f"build_model: {architecture!r} is no Architecture; give options by name, such as segments=8")
     family = _FAMILIES[name]
     for known_field in fields(Architecture):
         field_name, value = known_field.name, getattr(architecture, known_field.name)

@@ -3,10 +3,9 @@
 Shapes: x_nchw is (N, C, H, W); blocks keep H and W, but for their stride.
 """
 
-from __future__ import annotations
-
 from typing import Literal
 
+import torch
 from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d, max_pool2d
 
@@ -113,11 +112,17 @@ class PaddedMaxPool2d(nn.Module):
     def forward(self, x_nchw: Tensor) -> Tensor:
         if self.padding == "torch":
             return max_pool2d(x_nchw, self.kernel_size, self.stride, self.kernel_size // 2)
-        before = [same_padding(side, self.kernel_size, self.stride)[0] for side in x_nchw.shape[2:]]
-        return max_pool2d(x_nchw, self.kernel_size, self.stride, before, ceil_mode=True)  # without a padded copy
+        return max_pool_same(x_nchw, self.kernel_size, self.stride)
 
     def extra_repr(self) -> str:
         return f"{self.kernel_size}, stride={self.stride}, padding={self.padding!r}"
+
+
+@torch.fx.wrap  # looks at the size of its input, which fx does not know
+def max_pool_same(x_nchw: Tensor, kernel_size: int, stride: int) -> Tensor:
+    """Max pooling to ⌈H/stride⌉ pixels, padded as TensorFlow's SAME."""
+    before = [same_padding(side, kernel_size, stride)[0] for side in x_nchw.shape[-2:]]
+    return max_pool2d(x_nchw, kernel_size, stride, before, ceil_mode=True)  # without a padded copy
 
 
 def skip(arch: Architecture, in_channels: int, out_channels: int, stride: int) -> nn.Module | None:

@@ -10,8 +10,6 @@ Inception V3 is that of Szegedy et al. 2016 (arXiv:1512.00567), as reference imp
 parameters and 34,432 buffers; 27,161,264 parameters with the auxiliary tower. Shapes: x_nchw is (N, C, H, W).
 """
 
-from __future__ import annotations
-
 from typing import Literal
 
 import torch
@@ -78,7 +76,7 @@ class InceptionModule(nn.Module):
         return torch.cat([branch(x_nchw) for branch in self.branches], dim=1)
 
     @torch.no_grad()
-    def load_towers(self, simplified: InceptionModule) -> None:
+    def load_towers(self, simplified: "InceptionModule") -> None:
         """Take the weights of the simplified form's towers into one large 1×1 and its segments.
 
         Args:

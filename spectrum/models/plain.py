@@ -9,8 +9,6 @@ parameters. With the 1×1 first and nothing between it is BSConv-U's (Haase & Am
 VGG has bare regular convolutions: segments=1, pointwise=False. Shapes: x_nchw is (N, C, H, W).
 """
 
-from __future__ import annotations
-
 from torch import Tensor, nn
 
 from spectrum.models import Architecture

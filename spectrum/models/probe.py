@@ -10,8 +10,6 @@ takes the stride, as in MobileNet, and the swap does move the 1×1. At 28×28×1
 1.6 million MACs with one segment a channel and 13.3 million with 1 segment.
 """
 
-from __future__ import annotations
-
 from itertools import pairwise
 
 from torch import Tensor, nn

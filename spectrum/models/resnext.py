@@ -11,8 +11,6 @@ The small one, for images of 8 to 32 pixels, has the same blocks in three stages
 one 3×3, with a stride of 2 from 16 pixels up. Shapes: x_nchw is (N, C, H, W).
 """
 
-from __future__ import annotations
-
 from torch import Tensor, nn
 
 from spectrum.models import Architecture

@@ -8,6 +8,7 @@ load_keras_weights(model, "xception.weights.h5")   of keras.Model.save_weights, 
 from __future__ import annotations
 
 import re
+import zipfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,7 @@ from torch import Tensor, nn
 from spectrum.conv.segmented import SegmentedConv2d
 
 SHOWN = 5  # of what does not fit
+REMEDY = 'write it in Keras by model.save_weights("name.weights.h5")'
 KINDS = {  # the ranks of a layer's weights in a file, and what it is in Keras
     (4,): "conv2d",
     (4, 4): "separable_conv2d",
@@ -34,6 +36,10 @@ KINDS = {  # the ranks of a layer's weights in a file, and what it is in Keras
 
 class WeightsError(ValueError):
     """A file of weights that cannot be read, or does not fit a network."""
+
+
+class UnknownLayer(ValueError):
+    """A layer of a kind that no network here has."""
 
 
 def save_weights(model: nn.Module, file: str | Path) -> None:
@@ -88,7 +94,8 @@ def load_keras_weights(model: nn.Module, file: str | Path) -> None:
         model: of a family that Keras has too: "xception", with one segment a channel, or "inception_v3".
         file: a .weights.h5 of Keras 3, or an .h5 in the older layout, such as the published ImageNet weights.
 
-    Layers are matched kind by kind, in the order in which they were made. Needs h5py, which comes with Keras. Raises
+    Layers are matched kind by kind, in the order in which they were made. Needs h5py, which comes with Keras. A whole
+    model, as `keras.Model.save` writes it to .keras or .h5, is refused: write its weights by `save_weights`. Raises
     WeightsError where the file cannot be read or does not fit, with the first layers that do not; the network then
     keeps the weights it has.
     """
@@ -149,11 +156,33 @@ def _layers_of(path: Path) -> list[_Layer]:
     except ImportError:
         raise WeightsError('h5py is not installed: pip install "convolution-spectrum[keras]"') from None
 
+    if _is_keras_archive(path):
+        raise WeightsError(f"{path}: is a whole model of Keras, not its weights; {REMEDY}")
     try:
         with h5py.File(path) as file:
+            if "model_weights" in file or "model_config" in file.attrs:
+                raise WeightsError(f"{path}: is a whole model of Keras, not its weights; {REMEDY}")
+            if "layer_names" not in file.attrs and "layers" not in file:
+                raise ValueError("it has no layers")
             return _as_made(list(_older(file) if "layer_names" in file.attrs else _newer(file)))
-    except (OSError, KeyError, ValueError) as error:
-        raise WeightsError(f"{path}: is no file of Keras weights: {error}") from None
+    except WeightsError:
+        raise
+    except UnknownLayer as error:
+        raise WeightsError(f"{path}: does not fit the network: {error}") from None
+    except (OSError, KeyError, ValueError, IndexError, AttributeError) as error:
+        if not path.exists():
+            raise WeightsError(f"{path}: is no file of Keras weights: there is no such file") from None
+        reason = "it is a folder" if path.is_dir() else error
+        raise WeightsError(f"{path}: is no file of Keras weights: {reason}; {REMEDY}") from None
+
+
+def _is_keras_archive(path: Path) -> bool:
+    """Whether it is a .keras file, which is a zip archive."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return "model.weights.h5" in archive.namelist()
+    except (OSError, zipfile.BadZipFile):
+        return False
 
 
 def _older(file: Any) -> Iterator[_Layer]:
@@ -190,7 +219,11 @@ def _layer_of(name: str, weights: Sequence[NDArray[Any]]) -> _Layer:
     """A layer with its weights as torch has them."""
     kind = KINDS.get(tuple(weight.ndim for weight in weights))
     if kind is None:
-        raise ValueError(f"{name}: weights of shapes {', '.join(map(_shape, weights))} are of no known layer")
+        shapes = ", ".join(map(_shape, weights))
+        raise UnknownLayer(
+            f"layer {name} has weights of shapes {shapes}; the networks here have convolutions without bias, batch "
+            "normalization, and dense layers with bias"
+        )
     turned = [_as_torch(weight) for weight in weights]
     if kind == "batch_normalization" and len(turned) == 3:
         turned.insert(0, np.ones_like(turned[0]))

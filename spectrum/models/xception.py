@@ -14,8 +14,6 @@ Widths are stage widths: (stem, stem, entry, entry, middle, exit, exit, exit). T
 parameters and 54,528 buffers of BN; at 299 pixels 8.36 thousand million MACs. Shapes: x_nchw is (N, C, H, W).
 """
 
-from __future__ import annotations
-
 from itertools import pairwise
 
 from torch import Tensor, nn

@@ -169,6 +169,8 @@ class LocalEngine:
         running: dict[Future[Any], tuple[Point, int]] = {}
         broken = 0
         clock = _Clock(self.limits.minutes)
+        if self.device == "cpu":
+            _build_kernels()
         pool = self._pool(workers, slots)
         try:
             while waiting or running:
@@ -232,6 +234,13 @@ class LocalEngine:
 
 class EngineError(RuntimeError):
     """Workers that cannot be kept alive."""
+
+
+def _build_kernels() -> None:
+    """Once, before several workers would each do it."""
+    from spectrum.conv.lowering import lowering_name
+
+    lowering_name()
 
 
 @contextmanager

@@ -467,3 +467,46 @@ def test_the_kernels_are_linked_to_torchs_runtime():
     assert ctypes.cast(kernels.omp_get_num_threads, ctypes.c_void_p).value == (
         ctypes.cast(loaded.omp_get_num_threads, ctypes.c_void_p).value
     )
+
+
+# What is said of a build
+
+SAID = "spectrum: compiling kernels for this processor, once; this takes about half a minute"
+
+
+@pytest.mark.parametrize("imports", ["", "import logging; logging.getLogger('spectrum').setLevel(logging.ERROR); "])
+def test_a_first_use_that_compiles_says_so_once_on_stderr_unless_logging_is_told_not_to(fresh, quick, imports):
+    code = f"{imports}from spectrum import SegmentedConv2d; [SegmentedConv2d(4, 4) for _ in range(3)]; print('made')"
+    variables = {"SPECTRUM_CACHE": str(fresh.parent), "SPECTRUM_LOWERING": None}
+    process = run(f"import warnings; warnings.simplefilter('ignore'); {code}", **variables)
+    out, err = process.communicate(timeout=120)
+    assert (out, process.returncode) == ("made\n", 0)
+    assert err.count(SAID) == (0 if imports else 1)
+    out, err = run(f"import warnings; warnings.simplefilter('ignore'); {code}", **variables).communicate(timeout=120)
+    assert (out, err) == ("made\n", "")  # what is built is built
+
+
+@pytest.mark.parametrize("place", ["worker", "rank", "first rank"])
+def test_of_several_processes_one_says_that_it_compiles(fresh, instant, caplog, monkeypatch, place):
+    build._announce.cache_clear()
+    if place == "worker":
+        monkeypatch.setattr(build.multiprocessing, "parent_process", lambda: object())
+    else:
+        monkeypatch.setenv("LOCAL_RANK", "1" if place == "rank" else "0")
+    build.build(fresh)
+    assert [SAID in record.getMessage() for record in caplog.records] == ([True] if place == "first rank" else [])
+    build._announce.cache_clear()
+
+
+def test_a_module_on_meta_starts_no_compiler_until_it_has_numbers(fresh, instant):
+    module = SegmentedConv2d(12, 12, segments=3, norm=True, device="meta")
+    assert not fresh.exists()
+    assert module(torch.empty(2, 12, 5, 5, device="meta")).shape == (2, 12, 5, 5)
+    assert not fresh.exists()
+    module = module.to_empty(device="cpu")
+    module.reset_parameters()
+    x_nchw = torch.randn(2, 12, 5, 5).contiguous(memory_format=torch.channels_last)
+    y_nchw = module(x_nchw)
+    assert module.spatial.used == "compiled"
+    assert [path.suffix for path in fresh.iterdir()] == [".so"]
+    assert y_nchw.isfinite().all()

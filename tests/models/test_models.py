@@ -1,8 +1,11 @@
 """One check over every family, and what is particular to the probe."""
 
 import json
+import pickle
 from copy import deepcopy
+from dataclasses import fields
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -110,6 +113,52 @@ def test_a_compiled_network_gives_the_same(family):
     model = built(family, segments=3).eval()
     x = images_of(family, 2)
     assert_close(torch.compile(model)(x), model(x), rtol=1e-4, atol=1e-4)
+
+
+@every_family
+def test_fx_traces_every_family(family):
+    """Same outputs, gradients and statistics; the traced network may change its mode as any other."""
+    torch.manual_seed(0)
+    model = built(family, segments=3, order="spatial_first", activation="relu", padding="tf_same", auxiliary=False)
+    copied, x = deepcopy(model), images_of(family, 3).to(memory_format=torch.channels_last)
+    traced = torch.fx.symbolic_trace(model)
+    assert_close(model.state_dict(), copied.state_dict(), rtol=0, atol=0)  # tracing moves no statistics
+    if family != "inception_v3":  # large, and of the same parts
+        found = [outputs_gradients_and_moments(network, x) for network in (traced, copied)]
+        for ours, theirs in zip(*found, strict=True):
+            largest = max(t.abs().max().item() for t in theirs.values())
+            assert_close(ours, theirs, rtol=1e-3, atol=1e-4 * largest)
+        traced = pickle.loads(pickle.dumps(traced))
+    with torch.no_grad():
+        assert_close(traced.eval()(x), copied.eval()(x), rtol=1e-3, atol=1e-4)
+
+
+def outputs_gradients_and_moments(network, x):
+    logits = network(x)
+    logits.square().sum().backward()
+    gradients = {name: parameter.grad for name, parameter in network.named_parameters()}
+    return {"": logits.detach()}, gradients, {name: buffer.double() for name, buffer in network.named_buffers()}
+
+
+@pytest.mark.parametrize("form", ["canonical", "simplified", "segments", "extreme"])
+def test_fx_traces_every_form_of_an_inception_module(form):
+    model, x = built("inception", form=form).eval(), images_of("inception", 2)
+    assert_close(torch.fx.symbolic_trace(model)(x), model(x), rtol=1e-4, atol=1e-5)
+
+
+def test_fx_traces_strides_shuffles_and_the_auxiliary_tower():
+    for family, options in [
+        ("probe", {"downsampling": "stride", "pointwise_segments": 2, "shuffle": True, "dropout": 0.5}),
+        ("xception", {"residual": False, "padding": "torch", "norm": True}),
+    ]:
+        model, x = built(family, **options).eval(), images_of(family, 2)
+        assert_close(torch.fx.symbolic_trace(model)(x), model(x), rtol=1e-4, atol=1e-5)
+    with torch.device("meta"):
+        tower = build_model("inception_v3", image_size=299, auxiliary=True)
+    assert [logits.shape for logits in torch.fx.symbolic_trace(tower)(torch.empty(2, 3, 299, 299, device="meta"))] == [
+        (2, 10),
+        (2, 10),
+    ]
 
 
 @every_family
@@ -295,3 +344,70 @@ def test_a_family_of_ones_own_is_built_by_name():
 def test_wrong_input_is_named(name, options, says):
     with pytest.raises(ValueError, match=says.replace("?", r"\?")):
         build_model(name, **options)
+
+
+WRONG = {  # of each field: values that no network can have
+    **dict.fromkeys(("in_channels", "num_classes", "image_size"), (0, -1, "1", 1.0, True, None, [1])),
+    **dict.fromkeys(("depth", "segment_width"), (0, -1, "1", 1.0, True, [1])),
+    "pointwise_segments": (0, "1", 1.0, True, None),
+    "width": (0, -1.0, "1", float("nan"), float("inf"), True, None, [1.0]),
+    "widths": (8, (), (8, 0), (8, "8"), (8, 8.0), "8", (8, True)),
+    "hidden": (64, (0,), ("64",), None, "64"),
+    "segments": (0, -3, "4", 2.5, True, (4, 4), "per channel"),
+    "stage_segments": (3, (), (1, 0), (1, "2"), "per_channel", (1, True)),
+    "segment_shares": ("odd", 3, (), (3, 0), (3, "1"), None),
+    "order": ("pointwise", 3, True),
+    "activation": ("rellu", 3, nn.ReLU(), nn.ReLU),
+    **dict.fromkeys(("norm",), (1, 0, "yes")),
+    **dict.fromkeys(("pointwise", "shuffle", "residual", "auxiliary"), (1, 0, "yes", None)),
+    "downsampling": ("pooling", None, True),
+    "dropout": (1, 1.5, -0.1, "0.5", float("nan"), None, True),
+    "padding": ("same", 1),
+    "form": ("deep", 1),
+    "norm_eps": (0, -1e-3, "1e-3", float("inf"), True),
+    "norm_momentum": (0, 1.1, -0.1, "0.1", True),
+}
+
+
+def test_every_field_has_values_that_are_refused():
+    assert WRONG.keys() == {field.name for field in fields(Architecture)}
+
+
+@pytest.mark.parametrize(("name", "value"), [(name, value) for name, values in WRONG.items() for value in values])
+def test_a_field_of_another_type_or_range_is_named_with_what_would_work(name, value):
+    with pytest.raises(ValueError, match=rf"^{name}=.*(expected|try|use) "):
+        build_model("probe", **{name: value})
+
+
+def test_numbers_of_numpy_and_lists_are_pythons_own_in_an_architecture():
+    ours = Architecture(
+        in_channels=np.int64(1),
+        widths=np.array([8, 16, 16]),
+        depth=np.int32(1),
+        stage_segments=[np.int64(1), 2, "per_channel"],
+        dropout=np.float32(0.5),
+        hidden=[np.int64(4)],
+        norm=np.bool_(True),
+    )
+    plain = Architecture(
+        in_channels=1,
+        widths=(8, 16, 16),
+        depth=1,
+        stage_segments=(1, 2, "per_channel"),
+        dropout=0.5,
+        hidden=(4,),
+        norm=True,
+    )
+    assert ours == plain
+    assert "np." not in repr(ours)
+    assert hash(ours) == hash(plain)
+    assert realised_segments(build_model("probe", ours)) == [1, 1, 2, 2, 16, 16]
+
+
+def test_what_a_network_is_built_from_is_an_architecture_or_options():
+    with pytest.raises(ValueError, match=r"build_model: .* is no Architecture; give options by name"):
+        build_model("probe", {"segments": 8})
+    with pytest.raises(ValueError, match="model=8: expected a name"):
+        build_model(8)
+    with pytest.raises(ValueError, match=r"shuffle=True: .* use pointwise_segments > 1"):
+        build_model("probe", shuffle=True)

@@ -6,10 +6,13 @@
 #include <ATen/core/Tensor.h>
 #include <ATen/Parallel.h>
 #include <ATen/core/dispatch/Dispatcher.h>
+#include <ATen/ops/add.h>
+#include <ATen/ops/batch_norm.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
 #include <ATen/ops/le.h>
 #include <ATen/ops/native_batch_norm_backward.h>
+#include <ATen/ops/relu.h>
 #include <ATen/ops/where.h>
 #include <ATen/ops/zeros_like.h>
 #include <torch/csrc/autograd/custom_function.h>
@@ -81,6 +84,12 @@ void for_runs(const Tensor& x, const Tensor& weight, const Tensor& y, at::IntArr
   }
 }
 
+// The operation of this name as ops.py has it: where a kernel leaves the work to the library, or torch has to follow.
+template <typename Signature>
+auto in_python(const char* name) {
+  return c10::Dispatcher::singleton().findSchemaOrThrow(name, "").typed<Signature>();
+}
+
 struct Convolution : torch::autograd::Function<Convolution> {
   static Tensor forward(AutogradContext* ctx, const Tensor& given, const Tensor& weight, std::vector<int64_t> sizes,
                         std::vector<int64_t> padding) {
@@ -89,15 +98,19 @@ struct Convolution : torch::autograd::Function<Convolution> {
     for (size_t i = 0; i + 2 < sizes.size(); i += 3) channels += sizes[i] * sizes[i + 2];
     const Tensor y = at::empty({x.size(0), channels, x.size(2) + 2 * padding[0] - 2, x.size(3) + 2 * padding[1] - 2},
                                x.options(), LAST);
+    bool made = true;
     if (x.numel() && y.numel())
       for_runs(x, w, y, sizes, padding, [&](const Shape& shape, int64_t x_past, int64_t w_past, int64_t y_past) {
-        kernels.forward(&shape, at_element(x, x_past), at_element(w, w_past), at_element(y, y_past),
-                        at::get_num_threads());
+        made = made && kernels.forward(&shape, at_element(x, x_past), at_element(w, w_past), at_element(y, y_past),
+                                       at::get_num_threads());
       });
     ctx->save_for_backward({given, weight});
-    ctx->saved_data["sizes"] = std::move(sizes);
-    ctx->saved_data["padding"] = std::move(padding);
-    return y;
+    ctx->saved_data["sizes"] = sizes;
+    ctx->saved_data["padding"] = padding;
+    if (made) return y;
+    static const auto again =
+        in_python<Tensor(const Tensor&, const Tensor&, at::IntArrayRef, at::IntArrayRef)>("spectrum::segmented_conv2d");
+    return again.call(given, weight, sizes, padding);
   }
 
   static tensor_list backward(AutogradContext* ctx, const tensor_list& grads) {
@@ -105,25 +118,26 @@ struct Convolution : torch::autograd::Function<Convolution> {
     const std::vector<int64_t> sizes = ctx->saved_data["sizes"].toIntVector();
     const std::vector<int64_t> padding = ctx->saved_data["padding"].toIntVector();
     const bool needs_x = ctx->needs_input_grad(0), needs_w = ctx->needs_input_grad(1);
-    if (is_followed(grads[0])) {
-      static const auto again = c10::Dispatcher::singleton()
-                                    .findSchemaOrThrow("spectrum::segmented_conv2d_backward", "")
-                                    .typed<std::tuple<Tensor, Tensor>(const Tensor&, const Tensor&, const Tensor&,
-                                                                      at::IntArrayRef, at::IntArrayRef, bool, bool)>();
+    const auto by_python = [&]() -> tensor_list {
+      static const auto again =
+          in_python<std::tuple<Tensor, Tensor>(const Tensor&, const Tensor&, const Tensor&, at::IntArrayRef,
+                                               at::IntArrayRef, bool, bool)>("spectrum::segmented_conv2d_backward");
       const auto [gx, gw] = again.call(saved[0], saved[1], grads[0], sizes, padding, needs_x, needs_w);
       return {needs_x ? gx : Tensor(), needs_w ? gw : Tensor(), Tensor(), Tensor()};
-    }
+    };
+    if (is_followed(grads[0])) return by_python();
     const Tensor x = last(saved[0]), w = evenly_laid(saved[1]), gy = last(grads[0]);
     const bool nothing = x.numel() == 0 || gy.numel() == 0;
     const auto room = [&](const Tensor& like) { return nothing ? at::zeros_like(like) : at::empty_like(like); };
     const Tensor gx = needs_x ? room(x) : Tensor(), gw = needs_w ? room(w) : Tensor();
+    bool made = true;
     if (!nothing)
       for_runs(x, w, gy, sizes, padding, [&](const Shape& shape, int64_t x_past, int64_t w_past, int64_t y_past) {
-        kernels.backward(&shape, at_element(x, x_past), at_element(w, w_past), at_element(gy, y_past),
-                         needs_x ? at_element(gx, x_past) : nullptr, needs_w ? at_element(gw, w_past) : nullptr,
-                         at::get_num_threads());
+        made = made && kernels.backward(&shape, at_element(x, x_past), at_element(w, w_past), at_element(gy, y_past),
+                                        needs_x ? at_element(gx, x_past) : nullptr,
+                                        needs_w ? at_element(gw, w_past) : nullptr, at::get_num_threads());
       });
-    return {gx, gw, Tensor(), Tensor()};
+    return made ? tensor_list{gx, gw, Tensor(), Tensor()} : by_python();
   }
 };
 
@@ -142,16 +156,22 @@ struct Normalisation : torch::autograd::Function<Normalisation> {
     const Tensor more = added ? last(*added) : Tensor();
     const Tensor y = at::empty_like(x), mean = at::empty_like(w), variance = at::empty_like(w), rstd = at::empty_like(w);
     const Norm norm = norm_of(x, eps, relu);
-    kernels.norm_forward(&norm, at_element(x), added ? at_element(more) : nullptr, at_element(w), at_element(b),
-                         at_element(y), at_element(mean), at_element(variance), at_element(rstd));
+    tensor_list made{y, mean, variance, rstd};
+    if (!kernels.norm_forward(&norm, at_element(x), added ? at_element(more) : nullptr, at_element(w), at_element(b),
+                              at_element(y), at_element(mean), at_element(variance), at_element(rstd))) {
+      static const auto again =
+          in_python<std::tuple<Tensor, Tensor, Tensor, Tensor>(const Tensor&, const std::optional<Tensor>&, const Tensor&,
+                                                               const Tensor&, double, bool)>("spectrum::batch_norm_act");
+      std::tie(made[0], made[1], made[2], made[3]) = again.call(given, added, weight, bias, eps, relu);
+    }
     // y only where its sign is needed, and never what was added: both may be changed in place afterwards.
-    ctx->save_for_backward({given, weight, relu ? y : given, mean, rstd});
+    ctx->save_for_backward({given, weight, relu ? made[0] : given, made[1], made[3]});
     ctx->saved_data["eps"] = eps;
     ctx->saved_data["relu"] = relu;
     ctx->saved_data["added"] = added.has_value();
-    ctx->mark_non_differentiable({mean, variance, rstd});
+    ctx->mark_non_differentiable({made[1], made[2], made[3]});
     ctx->set_materialize_grads(false);
-    return {y, mean, variance, rstd};
+    return made;
   }
 
   static tensor_list backward(AutogradContext* ctx, const tensor_list& grads) {
@@ -170,9 +190,16 @@ struct Normalisation : torch::autograd::Function<Normalisation> {
     const Tensor gx = at::empty_like(x), gadded = added && relu ? at::empty_like(x) : Tensor();
     const Tensor gweight = at::empty_like(w), gbias = at::empty_like(w);
     const Norm norm = norm_of(x, eps, relu);
-    kernels.norm_backward(&norm, at_element(x), at_element(y), at_element(gy), at_element(w), at_element(mean),
-                          at_element(rstd), at_element(gx), gadded.defined() ? at_element(gadded) : nullptr,
-                          at_element(gweight), at_element(gbias));
+    if (!kernels.norm_backward(&norm, at_element(x), at_element(y), at_element(gy), at_element(w), at_element(mean),
+                               at_element(rstd), at_element(gx), gadded.defined() ? at_element(gadded) : nullptr,
+                               at_element(gweight), at_element(gbias))) {
+      static const auto again =
+          in_python<std::tuple<Tensor, Tensor, Tensor, Tensor>(const Tensor&, const Tensor&, const Tensor&, const Tensor&,
+                                                               const Tensor&, const Tensor&, bool, bool)>(
+              "spectrum::batch_norm_act_backward");
+      const auto [ex, eadded, eweight, ebias] = again.call(given, saved[2], grads[0], weight, mean, rstd, relu, added);
+      return {ex, !added ? Tensor() : relu ? eadded : grads[0], eweight, ebias, Tensor(), Tensor()};
+    }
     return {gx, !added ? Tensor() : relu ? gadded : grads[0], gweight, gbias, Tensor(), Tensor()};
   }
 };
@@ -189,9 +216,12 @@ Tensor evaluate(const Tensor& given, const std::optional<Tensor>& added, const T
   const auto plain = [](const Tensor& tensor) { return tensor.resolve_neg().contiguous(); };
   const Tensor w = plain(weight), b = plain(bias), m = plain(mean), v = plain(variance);
   const Norm norm = norm_of(x, eps, relu);
-  kernels.norm_evaluate(&norm, at_element(x), added ? at_element(more) : nullptr, at_element(w), at_element(b),
-                        at_element(m), at_element(v), at_element(y));
-  return y;
+  if (kernels.norm_evaluate(&norm, at_element(x), added ? at_element(more) : nullptr, at_element(w), at_element(b),
+                            at_element(m), at_element(v), at_element(y)))
+    return y;
+  const Tensor plain_y = at::batch_norm(given, w, b, m, v, false, 0, eps, false);
+  const Tensor sum = added ? at::add(plain_y, *added) : plain_y;
+  return last(relu ? at::relu(sum) : sum);
 }
 
 }  // namespace

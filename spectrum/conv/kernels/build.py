@@ -8,6 +8,9 @@ no build comes about, that is said once and everything runs on torch's own opera
 A second library binds the kernels to torch, which takes torch's headers and three times as long. Without it they are
 called from Python, which is said once too.
 
+A build says so on stderr before it starts, once and in one process of several, through the logger "spectrum.kernels":
+`logging.getLogger("spectrum").setLevel(logging.ERROR)` silences it.
+
 What the compiler refuses is noted beside where the library would be, as NAME.failed, so that the processes of a study
 do not each try it again; for a day, or until the note is removed.
 """
@@ -17,6 +20,8 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import hashlib
+import logging
+import multiprocessing
 import os
 import platform
 import re
@@ -37,6 +42,7 @@ HEADERS = ("interface.h", "vector.h", "planes.h", "convolve.h", "gradient.h", "d
 BINDING, BINDING_HEADERS = ("binding.cpp",), ("interface.h",)
 FLAGS = ("-std=c++17", "-O2", "-ftree-vectorize", "-march=native", "-fPIC", "-fvisibility=default")
 FOLDER = Path(__file__).parent
+LOGGER = logging.getLogger("spectrum.kernels")
 BUILD_SECONDS = 300  # then it counts as failed
 RETRY_SECONDS = 24 * 3600  # what the compiler refused is not tried again before
 
@@ -121,6 +127,7 @@ def _build(
         if _is_whole(place / f"{name}.so"):
             return place / f"{name}.so"
         _raise_if_refused(place / f"{name}.failed")
+    _announce()
     work = _work_folder(folder)
     path = work.parent / f"{name}.so"
     try:
@@ -139,6 +146,13 @@ def _build(
     finally:
         shutil.rmtree(work, ignore_errors=True)
     return path
+
+
+@cache
+def _announce() -> None:
+    """What takes so long; as a warning, which logging shows on stderr unless it is told otherwise."""
+    if multiprocessing.parent_process() is None and os.environ.get("LOCAL_RANK", "0") == "0":
+        LOGGER.warning("spectrum: compiling kernels for this processor, once; this takes about half a minute …")
 
 
 def load(path: Path) -> ctypes.CDLL:

@@ -22,21 +22,26 @@ struct Norm {
   float eps;
 };
 
+// Every function gives 1, or 0 where numbers that are not finite make its own result another than the library's: the
+// caller then has the library compute it. The kernels pad with zeros, the library leaves out what lies outside; and zero
+// times infinity is not a number.
 extern "C" {
-void spectrum_forward(const Shape*, const float* x, const float* w, float* y, int threads);
+// 0 where weights are not finite.
+int spectrum_forward(const Shape*, const float* x, const float* w, float* y, int threads);
 
-// gx and gw: null where not wanted.
-void spectrum_backward(const Shape*, const float* x, const float* w, const float* gy, float* gx, float* gw, int threads);
+// gx and gw: null where not wanted. 0 where weights (for gx) or gw are not finite.
+int spectrum_backward(const Shape*, const float* x, const float* w, const float* gy, float* gx, float* gw, int threads);
 
-// mean, var (biased) and rstd are written. added: null where nothing is added.
-void spectrum_norm_forward(const Norm*, const float* x, const float* added, const float* weight, const float* bias,
+// mean, var (biased) and rstd are written. added: null where nothing is added. 0 where any of these is not finite, or γ or β.
+int spectrum_norm_forward(const Norm*, const float* x, const float* added, const float* weight, const float* bias,
                            float* y, float* mean, float* var, float* rstd);
 
-// By statistics that are given.
-void spectrum_norm_evaluate(const Norm*, const float* x, const float* added, const float* weight, const float* bias,
+// By statistics that are given. 0 where what they make of γ and β is not finite.
+int spectrum_norm_evaluate(const Norm*, const float* x, const float* added, const float* weight, const float* bias,
                             const float* mean, const float* var, float* y);
 
-// y: read with ReLU only. gadded: null where nothing was added, or where its gradient is gy itself.
-void spectrum_norm_backward(const Norm*, const float* x, const float* y, const float* gy, const float* weight,
+// y: read with ReLU only. gadded: null where nothing was added, or where its gradient is gy itself. 0 where a coefficient
+// of gx is not finite.
+int spectrum_norm_backward(const Norm*, const float* x, const float* y, const float* gy, const float* weight,
                             const float* mean, const float* rstd, float* gx, float* gadded, float* gweight, float* gbias);
 }

@@ -68,7 +68,7 @@ static inline float through(float gy, float y) {
 }
 
 template <bool RELU>
-static void backward(const Norm& n, const float* x, const float* y, const float* gy, const float* weight, const float* mean,
+static int backward(const Norm& n, const float* x, const float* y, const float* gy, const float* weight, const float* mean,
                      const float* rstd, float* gx, float* gadded, float* gweight, float* gbias) {
   const int64_t C = n.channels;
   const std::vector<double> sums = all_sums(n, [=](int64_t p, float* plain, float* scaled) {
@@ -90,6 +90,7 @@ static void backward(const Norm& n, const float* x, const float* y, const float*
     d[c] = -weight[c] * r * sums[c] / n.pixels;
   }
   const float *as = a.data(), *bs = b.data(), *ds = d.data();
+  if (!all_finite(as, C) || !all_finite(bs, C) || !all_finite(ds, C)) return 0;
   share(n.pixels, n.threads, [&](int64_t, int64_t begin, int64_t end) {
     for (int64_t p = begin; p < end; p++) {
       const float *xs = x + p * C, *ys = y + (RELU ? p * C : 0), *gs = gy + p * C;
@@ -102,11 +103,12 @@ static void backward(const Norm& n, const float* x, const float* y, const float*
         to[c] = as[c] * through<RELU>(gs[c], RELU ? ys[c] : 0) + bs[c] * (xs[c] - mean[c]) + ds[c];
     }
   });
+  return 1;
 }
 
 extern "C" {
 
-void spectrum_norm_forward(const Norm* norm, const float* x, const float* added, const float* weight, const float* bias,
+int spectrum_norm_forward(const Norm* norm, const float* x, const float* added, const float* weight, const float* bias,
                            float* y, float* mean, float* var, float* rstd) {
   const Norm& n = *norm;
   const int64_t C = n.channels;
@@ -132,10 +134,13 @@ void spectrum_norm_forward(const Norm* norm, const float* x, const float* added,
     mean[c] = m, var[c] = variance, rstd[c] = r;
     scale[c] = weight[c] * r, offset[c] = bias[c] - m * weight[c] * r;
   }
+  for (const float* each : {mean, var, rstd, scale.data(), offset.data()})
+    if (!all_finite(each, C)) return 0;
   write_any(n, x, added, scale.data(), offset.data(), y);
+  return 1;
 }
 
-void spectrum_norm_evaluate(const Norm* norm, const float* x, const float* added, const float* weight, const float* bias,
+int spectrum_norm_evaluate(const Norm* norm, const float* x, const float* added, const float* weight, const float* bias,
                             const float* mean, const float* var, float* y) {
   const Norm& n = *norm;
   std::vector<float> scale(n.channels), offset(n.channels);
@@ -143,11 +148,13 @@ void spectrum_norm_evaluate(const Norm* norm, const float* x, const float* added
     const double a = weight[c] / std::sqrt(double(var[c]) + n.eps);
     scale[c] = a, offset[c] = bias[c] - mean[c] * a;
   }
+  if (!all_finite(scale.data(), n.channels) || !all_finite(offset.data(), n.channels)) return 0;
   write_any(n, x, added, scale.data(), offset.data(), y);
+  return 1;
 }
 
-void spectrum_norm_backward(const Norm* norm, const float* x, const float* y, const float* gy, const float* weight,
-                            const float* mean, const float* rstd, float* gx, float* gadded, float* gweight, float* gbias) {
-  (norm->relu ? backward<true> : backward<false>)(*norm, x, y, gy, weight, mean, rstd, gx, gadded, gweight, gbias);
+int spectrum_norm_backward(const Norm* norm, const float* x, const float* y, const float* gy, const float* weight,
+                           const float* mean, const float* rstd, float* gx, float* gadded, float* gweight, float* gbias) {
+  return (norm->relu ? backward<true> : backward<false>)(*norm, x, y, gy, weight, mean, rstd, gx, gadded, gweight, gbias);
 }
 }

@@ -15,6 +15,7 @@ for the eager mode, where a call from Python would cost as much as a small kerne
 from __future__ import annotations
 
 import ctypes
+import math
 from collections.abc import Callable, Sequence
 from functools import cache, lru_cache
 from typing import Any
@@ -108,14 +109,15 @@ def batch_norm_act(
 # The convolution. `weight`: of the one run, or of all runs in a row; `sizes`: count, in_size, out_size of each.
 
 
-def _convolve_kernel(x: Tensor, weight: Tensor, sizes: list[int], padding: list[int]) -> Tensor:
-    x, weight = x.contiguous(memory_format=LAST), _evenly_laid(weight)
+def _convolve_kernel(given: Tensor, weight: Tensor, sizes: list[int], padding: list[int]) -> Tensor:
+    x, weight = given.contiguous(memory_format=LAST), _evenly_laid(weight)
     y = _result_of(x, sizes, padding)
     if y.numel() and x.numel():
         forward, threads = _kernels().spectrum_forward, torch.get_num_threads()
         x_at, w_at, y_at = x.data_ptr(), weight.data_ptr(), y.data_ptr()
         for shape, x_past, w_past, y_past in _run_shapes(x.shape, weight.stride(), tuple(sizes), tuple(padding)):
-            forward(shape, x_at + x_past, w_at + w_past, y_at + y_past, threads)
+            if not forward(shape, x_at + x_past, w_at + w_past, y_at + y_past, threads):
+                return _by_library(given, weight, sizes, padding).contiguous(memory_format=LAST)
     return y
 
 
@@ -124,16 +126,16 @@ def _convolve_like(x: Tensor, weight: Tensor, sizes: list[int], padding: list[in
 
 
 def _convolve_backward_kernel(
-    x: Tensor, weight: Tensor, gy: Tensor, sizes: list[int], padding: list[int], needs_x: bool, needs_w: bool
+    given: Tensor, weight: Tensor, given_gy: Tensor, sizes: list[int], padding: list[int], needs_x: bool, needs_w: bool
 ) -> tuple[Tensor, Tensor]:
-    x, weight, gy = x.contiguous(memory_format=LAST), _evenly_laid(weight), gy.contiguous(memory_format=LAST)
+    x, weight, gy = given.contiguous(memory_format=LAST), _evenly_laid(weight), given_gy.contiguous(memory_format=LAST)
     gx, gw = _gradients_of(x, weight, needs_x, needs_w)
     if gy.numel() == 0 or x.numel() == 0:
         return gx.zero_(), gw.zero_()
     backward, threads = _kernels().spectrum_backward, torch.get_num_threads()
     x_at, w_at, gy_at, gx_at, gw_at = (tensor.data_ptr() for tensor in (x, weight, gy, gx, gw))
     for shape, x_past, w_past, y_past in _run_shapes(x.shape, weight.stride(), tuple(sizes), tuple(padding)):
-        backward(
+        made = backward(
             shape,
             x_at + x_past,
             w_at + w_past,
@@ -142,6 +144,8 @@ def _convolve_backward_kernel(
             gw_at + w_past if needs_w else None,
             threads,
         )
+        if not made:
+            return _gradients_by_library(given, weight, given_gy, sizes, padding, needs_x, needs_w)
     return gx, gw
 
 
@@ -149,6 +153,46 @@ def _convolve_backward_like(
     x: Tensor, weight: Tensor, gy: Tensor, sizes: list[int], padding: list[int], needs_x: bool, needs_w: bool
 ) -> tuple[Tensor, Tensor]:
     return _gradients_of(x, weight, needs_x, needs_w)
+
+
+def _by_library(x: Tensor, weight: Tensor, sizes: list[int], padding: list[int]) -> Tensor:
+    """The convolution by torch's own, one call a run."""
+    runs = zip(*_runs(x, weight, sizes), strict=True)
+    return torch.cat([F.conv2d(part, w, None, 1, padding, 1, n) for part, w, n in runs], dim=1)
+
+
+def _gradients_by_library(
+    x: Tensor, weight: Tensor, gy: Tensor, sizes: list[int], padding: list[int], needs_x: bool, needs_w: bool
+) -> tuple[Tensor, Tensor]:
+    gx, gw = _gradients_of(x, weight, needs_x, needs_w)
+    runs = zip(*_runs(x, weight, sizes), gy.split(_out_channels(sizes), dim=1), strict=True)
+    found = [
+        torch.ops.aten.convolution_backward(
+            gy_part, part, w, None, [1, 1], padding, [1, 1], False, [0, 0], n, [needs_x, needs_w, False]
+        )
+        for part, w, n, gy_part in runs
+    ]
+    if needs_x:
+        gx.copy_(torch.cat([gradients[0] for gradients in found], dim=1))
+    if needs_w:
+        gw.copy_(found[0][1] if weight.dim() == 4 else torch.cat([gradients[1].flatten() for gradients in found]))
+    return gx, gw
+
+
+def _runs(x: Tensor, weight: Tensor, sizes: list[int]) -> tuple[Sequence[Tensor], Sequence[Tensor], list[int]]:
+    """Each run's input, weights and number of segments."""
+    counts, in_sizes = sizes[::3], sizes[1::3]
+    parts = x.split([count * size for count, size in zip(counts, in_sizes, strict=True)], dim=1)
+    if weight.dim() == 4:
+        return parts, [weight], counts
+    shapes = [(out, size, 3, 3) for out, size in zip(_out_channels(sizes), in_sizes, strict=True)]
+    flat = weight.split([math.prod(shape) for shape in shapes])
+    return parts, [w.view(shape) for w, shape in zip(flat, shapes, strict=True)], counts
+
+
+def _out_channels(sizes: list[int]) -> list[int]:
+    """Of each run."""
+    return [count * out for count, out in zip(sizes[::3], sizes[2::3], strict=True)]
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -254,16 +298,17 @@ def _run_shapes(
 def _norm_kernel(
     x: Tensor, added: Tensor | None, weight: Tensor, bias: Tensor, eps: float, relu: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    given, given_added = x, added
     x, weight, bias = x.contiguous(memory_format=LAST), weight.contiguous(), bias.contiguous()
     added = None if added is None else added.contiguous(memory_format=LAST)
     y, mean, variance, rstd = _normed(x, weight)
-    _kernels().spectrum_norm_forward(
+    made = _kernels().spectrum_norm_forward(
         _norm_shape(x.shape, eps, relu, torch.get_num_threads()),
         x.data_ptr(),
         None if added is None else added.data_ptr(),
         *(tensor.data_ptr() for tensor in (weight, bias, y, mean, variance, rstd)),
     )
-    return y, mean, variance, rstd
+    return (y, mean, variance, rstd) if made else _normed_by_library(given, given_added, weight, bias, eps, relu)
 
 
 def _norm_like(
@@ -272,20 +317,50 @@ def _norm_like(
     return _normed(x, weight)
 
 
-def _norm_backward_kernel(
-    x: Tensor, y: Tensor, gy: Tensor, weight: Tensor, mean: Tensor, rstd: Tensor, relu: bool, added: bool
+def _normed_by_library(
+    x: Tensor, added: Tensor | None, weight: Tensor, bias: Tensor, eps: float, relu: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    x, y, gy = (tensor.contiguous(memory_format=LAST) for tensor in (x, y, gy))
+    """The same by torch's own operations."""
+    mean, variance = torch.zeros_like(weight), torch.zeros_like(weight)  # of which it makes running statistics
+    y, _, rstd = torch.native_batch_norm(x, weight, bias, mean, variance, True, 1.0, eps)
+    pixels = x.numel() // x.shape[1]
+    y = _then(y, added, relu).contiguous(memory_format=LAST)
+    return y, mean, variance * ((pixels - 1) / pixels), rstd
+
+
+def _norm_backward_kernel(
+    given: Tensor, y: Tensor, given_gy: Tensor, weight: Tensor, mean: Tensor, rstd: Tensor, relu: bool, added: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    x, y, gy = (tensor.contiguous(memory_format=LAST) for tensor in (given, y, given_gy))
     weight, mean, rstd = weight.contiguous(), mean.contiguous(), rstd.contiguous()
     gx, gadded, gweight, gbias = _normed_gradients(x, weight, added and relu)
-    _kernels().spectrum_norm_backward(
+    made = _kernels().spectrum_norm_backward(
         _norm_shape(x.shape, 0.0, relu, torch.get_num_threads()),
         *(tensor.data_ptr() for tensor in (x, y, gy, weight, mean, rstd, gx)),
         gadded.data_ptr() if added and relu else None,
         gweight.data_ptr(),
         gbias.data_ptr(),
     )
+    if not made:
+        through = torch.where(y <= 0, 0.0, given_gy) if relu else given_gy
+        found = _norm_gradients_by_library(through, given, weight, mean, rstd)
+        for room, gradient in zip((gx, gweight, gbias), found, strict=True):
+            room.copy_(gradient)
+        if added and relu:
+            gadded.copy_(through)
     return gx, gadded, gweight, gbias
+
+
+def _norm_gradients_by_library(
+    gy: Tensor, x: Tensor, weight: Tensor, mean: Tensor, rstd: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Over (N, C, H·W), since in four dimensions torch's own may be wrong (see `spectrum.conv.norm`)."""
+    shape, gy, x = x.shape, gy.flatten(2).contiguous(), x.flatten(2).contiguous()
+    nothing = torch.zeros_like(mean), torch.ones_like(mean)
+    gx, gweight, gbias = torch.ops.aten.native_batch_norm_backward(
+        gy, x, weight, *nothing, mean, rstd, True, 0.0, [True, True, True]
+    )
+    return gx.view(shape), gweight, gbias
 
 
 def _norm_backward_like(
@@ -353,13 +428,16 @@ def batch_norm_act_evaluate(
     assert x is not None
     y = torch.empty_like(x, memory_format=LAST)
     parameters = [part.contiguous() for part in (weight, bias, mean, variance)]
-    _kernels().spectrum_norm_evaluate(
+    made = _kernels().spectrum_norm_evaluate(
         _norm_shape(x.shape, eps, relu, torch.get_num_threads()),
         x.data_ptr(),
         None if added is None else added.data_ptr(),
         *(part.data_ptr() for part in parameters),
         y.data_ptr(),
     )
+    if not made:
+        y = F.batch_norm(x_nchw, mean, variance, weight, bias, False, 0.0, eps)
+        y = _then(y, added_nchw, relu).contiguous(memory_format=LAST)
     return y
 
 
@@ -367,7 +445,10 @@ def plain_batch_norm_act(
     x: Tensor, added: Tensor | None, weight: Tensor | None, bias: Tensor | None, eps: float, relu: bool
 ) -> Tensor:
     """What `batch_norm_act` computes, by torch's own operations."""
-    y = F.batch_norm(x, None, None, weight, bias, True, 0.0, eps)
+    return _then(F.batch_norm(x, None, None, weight, bias, True, 0.0, eps), added, relu)
+
+
+def _then(y: Tensor, added: Tensor | None, relu: bool) -> Tensor:
     y = y if added is None else y + added
     return F.relu(y) if relu else y
 

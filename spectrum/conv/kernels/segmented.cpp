@@ -127,6 +127,9 @@ static void add_gradient(const Shape& s, const Pair& p, float* sums) {
   with_size(s.in_size, [&](auto size) { add_narrow<size>(p, sums); });
 }
 
+// Of a run's weights, or their gradient, which lie without gaps.
+static bool is_finite(const Shape& s, const float* w) { return all_finite(w, s.count * s.out_size * s.in_size * 9); }
+
 static bool is_direct(const Shape& s) { return s.in_size == 1 && s.out_size == 1 && s.count >= LANES; }
 
 // The nine taps of each vector of channels: [block][tap][LANES].
@@ -189,9 +192,13 @@ extern "C" {
 
 int spectrum_lanes() { return LANES; }
 
-void spectrum_forward(const Shape* shape, const float* x, const float* w, float* y, int threads) {
+int spectrum_forward(const Shape* shape, const float* x, const float* w, float* y, int threads) {
   const Shape& s = *shape;
-  if (is_direct(s)) return forward_direct(s, x, w, y, threads);
+  if (!is_finite(s, w)) return 0;
+  if (is_direct(s)) {
+    forward_direct(s, x, w, y, threads);
+    return 1;
+  }
   const Cut c = cut(s, 1);
   const Buffer packed = pack(s, w, false);
   const int64_t block_weights = packed_size(s, false) / c.blocks;
@@ -216,12 +223,17 @@ void spectrum_forward(const Shape* shape, const float* x, const float* w, float*
       }
     }
   });
+  return 1;
 }
 
-void spectrum_backward(const Shape* shape, const float* x, const float* w, const float* gy, float* gx, float* gw,
-                       int threads) {
+int spectrum_backward(const Shape* shape, const float* x, const float* w, const float* gy, float* gx, float* gw,
+                      int threads) {
   const Shape& s = *shape;
-  if (is_direct(s)) return backward_direct(s, x, w, gy, gx, gw, threads);
+  if (gx && !is_finite(s, w)) return 0;
+  if (is_direct(s)) {
+    backward_direct(s, x, w, gy, gx, gw, threads);
+    return !gw || is_finite(s, gw);
+  }
   const bool narrow = is_narrow(s);
   const Cut c = cut(s, gw ? 2 : 1);
   const Buffer packed = gx ? pack(s, w, true) : Buffer(0);
@@ -274,7 +286,7 @@ void spectrum_backward(const Shape* shape, const float* x, const float* w, const
       }
     }
   });
-  if (!gw) return;
+  if (!gw) return 1;
   const int64_t held = narrow ? c.in_block / s.in_size : 1;  // segments in a block
   for (int64_t segment = 0; segment < s.count; segment++)
     for (int64_t o = 0; o < s.out_size; o++)
@@ -287,5 +299,6 @@ void spectrum_backward(const Shape* shape, const float* x, const float* w, const
           gw[(segment * s.out_size + o) * s.w_out + i * s.w_in + k * s.w_tap] = sum;
         }
       }
+  return is_finite(s, gw);
 }
 }

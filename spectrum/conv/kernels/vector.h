@@ -62,6 +62,17 @@ static inline Vector turn(Vector v) {
   return shuffle<PERIOD, BY>(v, std::make_integer_sequence<int, LANES>());
 }
 
+// Whether all numbers are finite: whether an exponent has all its bits set is asked of all at once, as vectors.
+static inline bool all_finite(const float* from, int64_t size) {
+  int32_t any = 0;
+  for (int64_t i = 0; i < size; i++) {
+    int32_t bits;
+    std::memcpy(&bits, from + i, sizeof(bits));
+    any |= ((bits & 0x7f800000) == 0x7f800000);
+  }
+  return !any;
+}
+
 // Zeroed memory on a cache line's border, with room for a few vectors that are read past the end.
 struct Buffer {
   float* data;

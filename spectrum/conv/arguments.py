@@ -1,0 +1,126 @@
+"""What the operation's arguments may be: types and ranges, as plain values of Python.
+
+numpy's integers and booleans count as Python's, and lists as tuples. True and False are no numbers.
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Sequence
+from typing import Any
+
+Pair = tuple[int, int]
+
+ORDERS = ("pointwise_first", "spatial_first")
+ACTIVATIONS = ("none", "relu", "elu", "gelu", "silu")  # those that have a name
+
+
+def whole(name: str, value: Any, least: int = 1, *, more: str = "") -> int:
+    """A whole number of at least `least`.
+
+    Raises ValueError with the argument's name and what came; `more` says what else would do.
+
+    >>> whole("depth", 3)
+    3
+    >>> whole("depth", "3")
+    Traceback (most recent call last):
+    ValueError: depth='3': expected a whole number of at least 1, without quotes
+    """
+    number = as_whole(value)
+    if number is None or number < least:
+        hint = ", without quotes" if _is_quoted(value) else ""
+        raise ValueError(f"{name}={value!r}: expected a whole number of at least {least}{more}{hint}")
+    return number
+
+
+def pair(name: str, value: Any, least: int = 1, *, more: str = "") -> Pair:
+    """A whole number for both directions, or (vertical, horizontal)."""
+    listed = as_tuple(value)
+    values = (value, value) if listed is None else listed
+    numbers = [as_whole(one) for one in values]
+    if len(numbers) != 2 or any(one is None or one < least for one in numbers):
+        raise ValueError(f"{name}={value!r}: expected a whole number of at least {least}, or two of them{more}")
+    vertical, horizontal = (int(one) for one in values)
+    return vertical, horizontal
+
+
+def wholes(name: str, value: Any, *, empty: bool = False) -> tuple[int, ...]:
+    """Whole numbers of at least 1, at least one of them unless `empty`."""
+    listed = as_tuple(value)
+    numbers = [as_whole(one) for one in listed or ()]
+    plain = tuple(one for one in numbers if one is not None and one >= 1)
+    if listed is None or len(plain) != len(listed) or not (plain or empty):
+        raise ValueError(f"{name}={value!r}: expected whole numbers of at least 1, such as (32, 64)")
+    return plain
+
+
+def number(name: str, value: Any, expected: str, least: float, most: float, *, open_at: Sequence[float] = ()) -> float:
+    """A finite number from `least` to `most`, and none of `open_at`; `expected` says so in words.
+
+    >>> number("width", 2, "a number above 0", 0, math.inf, open_at=[0])
+    2.0
+    """
+    wrong = isinstance(value, str | bytes | bool | complex) or _is_numpy_bool(value)
+    try:
+        plain = math.nan if wrong else float(value)
+    except (TypeError, ValueError):
+        plain = math.nan
+    if not (math.isfinite(plain) and least <= plain <= most) or plain in open_at:
+        hint = ", without quotes" if isinstance(value, str) and _is_number(value) else ""
+        raise ValueError(f"{name}={value!r}: expected {expected}{hint}")
+    return plain
+
+
+def flag(name: str, value: Any) -> bool:
+    """True or False, and nothing that only counts as such."""
+    if isinstance(value, bool):
+        return value
+    if _is_numpy_bool(value):
+        return bool(value)
+    raise ValueError(f"{name}={value!r}: expected True or False")
+
+
+def choice(name: str, value: Any, known: Sequence[str]) -> str:
+    """One of a few words."""
+    if not isinstance(value, str) or value not in known:
+        last = f" or {known[-1]!r}" if len(known) == 2 else f", {known[-1]!r}"
+        raise ValueError(f"{name}={value!r}: unknown; try {', '.join(map(repr, known[:-1]))}{last}")
+    return value
+
+
+def as_whole(value: Any) -> int | None:
+    """The value as a whole number of Python's, if it is one of Python's or numpy's."""
+    if isinstance(value, bool) or _is_numpy_bool(value):
+        return None
+    try:
+        return operator.index(value)
+    except TypeError:
+        return None
+
+
+def as_tuple(value: Any) -> tuple[Any, ...] | None:
+    """The values of a list, tuple, range or one-dimensional numpy array."""
+    if isinstance(value, str | bytes):
+        return None
+    if isinstance(value, Sequence):
+        return tuple(value)
+    if type(value).__module__ == "numpy" and getattr(value, "ndim", 0) == 1:
+        return tuple(value.tolist())
+    return None
+
+
+def _is_number(value: str) -> bool:
+    try:
+        float(value)
+    except ValueError:
+        return False
+    return True
+
+
+def _is_quoted(value: Any) -> bool:
+    return isinstance(value, str) and value.strip().isdigit()
+
+
+def _is_numpy_bool(value: Any) -> bool:
+    return type(value).__module__ == "numpy" and type(value).__name__ in ("bool", "bool_")

@@ -1,0 +1,313 @@
+"""One convolution in place of several, with a kernel derived from theirs; exact for every input.
+
+    Blocks    narrow segments side by side in one wider group, with zeros between them
+    Folded    a 1×1 and a spatial convolution, either of them first
+
+Zero times infinity is not a number, and infinities of two convolutions cancel otherwise than those of one. So a result
+that is not finite is computed again by its definition, and so are gradients. One pass over the output tells: whatever
+is not finite and reaches another segment's output reaches its own segment's, too. The gradient of the kernel, which is
+small, tells as much of the output's gradient.
+
+Shapes: x (N, C_in, H, W); result (N, C_out, H', W').
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import astuple, dataclass
+from typing import Any, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from spectrum.conv.arguments import Pair
+from spectrum.conv.segments import Run
+
+
+@dataclass(frozen=True)
+class Window:
+    """Stride, padding and dilation of a spatial convolution."""
+
+    stride: Pair
+    padding: Pair
+    dilation: Pair
+
+
+_BATCHED = [torch._C._dispatch_key_parse(name) for name in ("Batched", "FuncTorchBatched")]
+
+
+class _Form(Protocol):
+    """How a gradient of the kernel becomes those of the weights, and what the convolution stands for."""
+
+    @property
+    def window(self) -> Window: ...
+
+    @property
+    def groups(self) -> int: ...
+
+    def gradients(self, weights: Sequence[Tensor], kernel: Tensor) -> tuple[Tensor, ...]: ...
+
+    def by_definition(self, x_nchw: Tensor, weights: Sequence[Tensor]) -> Tensor: ...
+
+    def gradients_by_definition(
+        self, x: Tensor, weights: Sequence[Tensor], gy: Tensor, needs: Sequence[bool]
+    ) -> list[Tensor | None]: ...
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """`together` neighbouring segments of a run in each group. Weights: one, (count·out, in, kh, kw)."""
+
+    run: Run
+    together: int
+    window: Window
+
+    @property
+    def groups(self) -> int:
+        return self.run.count // self.together
+
+    def kernel(self, weight: Tensor) -> Tensor:
+        """(count·out, together·in, kh, kw); carries no gradient."""
+        run, taps = self.run, weight.shape[2:]
+        with torch.no_grad():
+            kernel = weight.new_zeros(run.count * run.out_size, self.together * run.in_size, *taps)
+            self._diagonal(kernel).copy_(self._apart(weight))
+        return kernel
+
+    def gradients(self, weights: Sequence[Tensor], kernel: Tensor) -> tuple[Tensor, ...]:
+        """The blocks of the kernel's gradient; what lies between them is left out, finite or not."""
+        gradient = torch.empty_like(weights[0])
+        self._apart(gradient).copy_(self._diagonal(kernel))
+        return (gradient,)
+
+    def by_definition(self, x_nchw: Tensor, weights: Sequence[Tensor]) -> Tensor:
+        return _conv2d(x_nchw, weights[0], self.window, self.run.count)
+
+    def gradients_by_definition(
+        self, x: Tensor, weights: Sequence[Tensor], gy: Tensor, needs: Sequence[bool]
+    ) -> list[Tensor | None]:
+        """Of x and the weight, where needed."""
+        return _conv2d_backward(gy, x, weights[0], self.window, self.run.count, needs)
+
+    def _apart(self, weight: Tensor) -> Tensor:
+        """(groups, out, in, kh, kw, together), as a view."""
+        run = self.run
+        return weight.view(self.groups, self.together, run.out_size, run.in_size, *weight.shape[2:]).movedim(1, -1)
+
+    def _diagonal(self, kernel: Tensor) -> Tensor:
+        """The blocks of a kernel, likewise."""
+        run, n = self.run, self.together
+        return kernel.view(self.groups, n, run.out_size, n, run.in_size, *kernel.shape[2:]).diagonal(dim1=1, dim2=3)
+
+
+@dataclass(frozen=True)
+class Folded:
+    """Two dense convolutions as one. Weights: the first's (mid, in, ·, ·) and the second's (out, mid, ·, ·)."""
+
+    window: Window
+
+    @property
+    def groups(self) -> int:
+        return 1
+
+    def gradients(self, weights: Sequence[Tensor], kernel: Tensor) -> tuple[Tensor, ...]:
+        first, second = weights
+        if _is_1x1(first):
+            one = torch.einsum("oihw,omhw->mi", kernel, second)[:, :, None, None]
+            return one, torch.einsum("oihw,mi->omhw", kernel, first[:, :, 0, 0])
+        one = torch.einsum("oihw,mihw->om", kernel, first)[:, :, None, None]
+        return torch.einsum("oihw,om->mihw", kernel, second[:, :, 0, 0]), one
+
+    def by_definition(self, x_nchw: Tensor, weights: Sequence[Tensor]) -> Tensor:
+        first, second = self._windows(weights)
+        return _conv2d(_conv2d(x_nchw, weights[0], first), weights[1], second)
+
+    def gradients_by_definition(
+        self, x: Tensor, weights: Sequence[Tensor], gy: Tensor, needs: Sequence[bool]
+    ) -> list[Tensor | None]:
+        """Of x and both weights, where needed."""
+        first, second = self._windows(weights)
+        between = _conv2d(x, weights[0], first)
+        gbetween, gsecond = _conv2d_backward(gy, between, weights[1], second, 1, (needs[0] or needs[1], needs[2]))
+        if gbetween is None:
+            return [None, None, gsecond]
+        return [*_conv2d_backward(gbetween, x, weights[0], first, 1, needs[:2]), gsecond]
+
+    def _windows(self, weights: Sequence[Tensor]) -> tuple[Window, Window]:
+        plain = Window((1, 1), (0, 0), (1, 1))
+        return (plain, self.window) if _is_1x1(weights[0]) else (self.window, plain)
+
+
+def fold(first: Tensor, second: Tensor) -> Tensor:
+    """The kernel of one convolution that does `first` and then `second`, one of which is 1×1; both dense.
+
+    (mid, in, ·, ·) and (out, mid, ·, ·) to (out, in, kh, kw). Exact also with zero padding, since the 1×1 has no bias.
+    """
+    if _is_1x1(first):
+        return torch.einsum("omhw,mi->oihw", second, first[:, :, 0, 0]).contiguous()
+    return torch.einsum("om,mihw->oihw", second[:, :, 0, 0], first).contiguous()
+
+
+def convolve(form: Blocks | Folded, x_nchw: Tensor, weights: Sequence[Tensor], kernel: Tensor) -> Tensor:
+    """The convolution with a kernel that derives from the weights as `form` says, on the CPU.
+
+    Differentiable with respect to x and the weights, to any order, and known to torch.compile.
+    """
+    if torch.is_autocast_enabled("cpu"):
+        to = torch.get_autocast_dtype("cpu")
+        x_nchw, kernel, *weights = (t if t.dtype == torch.float64 else t.to(to) for t in (x_nchw, kernel, *weights))
+    if torch.compiler.is_compiling():
+        followed: Tensor = _operation(x_nchw, kernel, list(weights), _code(form))
+        return followed
+    y_nchw: Tensor = _Function.apply(form, x_nchw, kernel, *weights)  # type: ignore[no-untyped-call]
+    return y_nchw
+
+
+def is_finite(tensor: Tensor) -> bool:
+    """Whether every number is finite; one pass. May also say no where their sum leaves the type's range."""
+    wider = torch.float32 if tensor.dtype == torch.float16 else None
+    return math.isfinite(tensor.sum(dtype=wider).item())
+
+
+class _Function(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, form: _Form, x: Tensor, kernel: Tensor, *weights: Tensor) -> Tensor:
+        y = _by_kernel(form, x, kernel)
+        ctx.form, ctx.by_definition = form, not is_finite(y)
+        ctx.save_for_backward(x, kernel, *weights)
+        return form.by_definition(x, weights) if ctx.by_definition else y
+
+    @staticmethod
+    def backward(ctx: Any, gy: Tensor) -> Any:
+        x, kernel, *weights = ctx.saved_tensors
+        needs = [ctx.needs_input_grad[1], *ctx.needs_input_grad[3:]]
+        if torch.is_grad_enabled():
+            gx, *gweights = _followed_gradients(ctx.form, x, weights, gy, needs)
+        elif ctx.by_definition or _stands_for_several(gy):
+            gx, *gweights = ctx.form.gradients_by_definition(x, weights, gy, needs)
+        else:
+            gx, *gweights = _gradients(ctx.form, x, kernel, weights, gy, needs)
+        return None, gx, None, *gweights
+
+
+def _by_kernel(form: _Form, x: Tensor, kernel: Tensor) -> Tensor:
+    return _conv2d(x, kernel, form.window, form.groups)
+
+
+def _gradients(
+    form: _Form, x: Tensor, kernel: Tensor, weights: Sequence[Tensor], gy: Tensor, needs: Sequence[bool]
+) -> list[Tensor | None]:
+    """Of x and each weight, where needed. The kernel is finite."""
+    gx, gkernel = _conv2d_backward(gy, x, kernel, form.window, form.groups, (needs[0], any(needs[1:])))
+    shown = gx if gkernel is None else gkernel
+    if shown is not None and not is_finite(shown):
+        return form.gradients_by_definition(x, weights, gy, needs)
+    gweights = form.gradients(weights, gkernel) if gkernel is not None else [None for _ in weights]
+    return [gx, *(g if need else None for g, need in zip(gweights, needs[1:], strict=True))]
+
+
+def _followed_gradients(
+    form: _Form, x: Tensor, weights: Sequence[Tensor], gy: Tensor, needs: Sequence[bool]
+) -> list[Tensor | None]:
+    """The same so that they have derivatives in turn."""
+    # Of aliases, so that hooks of the tensors themselves are not called for what is inside of this operation.
+    tensors = [tensor.view_as(tensor) for tensor in (x, *weights)]
+    asked = [tensor for tensor, need in zip(tensors, needs, strict=True) if need]
+    found = iter(torch.autograd.grad(form.by_definition(tensors[0], tensors[1:]), asked, gy, create_graph=True))
+    return [next(found) if need else None for need in needs]
+
+
+def _stands_for_several(gy: Tensor) -> bool:
+    """Whether it is a batch of gradients, as with `is_grads_batched`, of which no single number can be asked."""
+    keys = torch._C._dispatch_keys(gy)
+    return any(keys.has(key) for key in _BATCHED)
+
+
+# As an operation of torch's, which torch.compile takes as a whole: what is finite is not known while it compiles.
+
+
+def _code(form: Blocks | Folded) -> list[int]:
+    """The form as plain numbers, as an operation takes them."""
+    window = [number for pair in astuple(form.window) for number in pair]
+    return [*window, *astuple(form.run), form.together] if isinstance(form, Blocks) else window
+
+
+def _form(code: Sequence[int]) -> Blocks | Folded:
+    window = Window((code[0], code[1]), (code[2], code[3]), (code[4], code[5]))
+    return Blocks(Run(*code[6:9]), code[9], window) if len(code) > 6 else Folded(window)
+
+
+@torch.library.custom_op("spectrum::derived_conv2d", mutates_args=(), device_types="cpu")
+def _operation(x: Tensor, kernel: Tensor, weights: list[Tensor], code: list[int]) -> Tensor:
+    form = _form(code)
+    y = _by_kernel(form, x, kernel)
+    return _laid_like(x, y if is_finite(y) else form.by_definition(x, weights))
+
+
+@_operation.register_fake
+def _(x: Tensor, kernel: Tensor, weights: list[Tensor], code: list[int]) -> Tensor:
+    return _laid_like(x, _form(code).by_definition(x, weights))
+
+
+@torch.library.custom_op("spectrum::derived_conv2d_backward", mutates_args=(), device_types="cpu")
+def _operation_backward(
+    x: Tensor, kernel: Tensor, weights: list[Tensor], gy: Tensor, code: list[int], needs_x: bool, needs_w: bool
+) -> list[Tensor]:
+    form, needs = _form(code), [needs_x, *(needs_w for _ in weights)]
+    if is_finite(kernel):
+        found = _gradients(form, x, kernel, weights, gy, needs)
+    else:
+        found = form.gradients_by_definition(x, weights, gy, needs)
+    return [_like(given, gradient) for given, gradient in zip((x, *weights), found, strict=True)]
+
+
+@_operation_backward.register_fake
+def _(
+    x: Tensor, kernel: Tensor, weights: list[Tensor], gy: Tensor, code: list[int], needs_x: bool, needs_w: bool
+) -> list[Tensor]:
+    return [torch.empty_like(given) for given in (x, *weights)]
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    x, kernel, weights, ctx.code = inputs
+    ctx.save_for_backward(x, kernel, *weights)
+
+
+def _backward(ctx: Any, gy: Tensor) -> tuple[Any, ...]:
+    x, kernel, *weights = ctx.saved_tensors
+    needs_x, needs_w = ctx.needs_input_grad[0], any(ctx.needs_input_grad[2])
+    gx, *gweights = _operation_backward(x, kernel, weights, gy, ctx.code, needs_x, needs_w)
+    return gx if needs_x else None, None, gweights if needs_w else [None for _ in gweights], None
+
+
+_operation.register_autograd(_backward, setup_context=_save)
+
+
+def _laid_like(x: Tensor, y: Tensor) -> Tensor:
+    last = x.is_contiguous(memory_format=torch.channels_last)
+    return y.contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)
+
+
+def _like(given: Tensor, gradient: Tensor | None) -> Tensor:
+    """With the strides that are foretold; what is not wanted is there all the same, as zeros."""
+    room = torch.empty_like(given)
+    return room.zero_() if gradient is None else room.copy_(gradient)
+
+
+def _conv2d(x: Tensor, weight: Tensor, window: Window, segments: int = 1) -> Tensor:
+    return F.conv2d(x, weight, None, window.stride, window.padding, window.dilation, segments)
+
+
+def _conv2d_backward(
+    gy: Tensor, x: Tensor, weight: Tensor, window: Window, segments: int, needs: Sequence[bool]
+) -> list[Tensor | None]:
+    """Of x and weight, where needed; also inside of an operation, where nothing is recorded."""
+    geometry = list(window.stride), list(window.padding), list(window.dilation), False, [0, 0], segments
+    found = torch.ops.aten.convolution_backward(gy, x, weight, None, *geometry, [*needs, False])
+    return [gradient if need else None for gradient, need in zip(found[:2], needs, strict=True)]
+
+
+def _is_1x1(weight: Tensor) -> bool:
+    return weight.shape[2:] == (1, 1)
