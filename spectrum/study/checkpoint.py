@@ -20,8 +20,8 @@ import torch
 from safetensors.torch import load, save
 from torch import Tensor, nn
 
+from spectrum._files import write_whole
 from spectrum.study.checkpoint_files import checkpoint_files, half_written, name_of
-from spectrum.study.store import write_whole
 
 KEPT = 2
 STANDING = "standing"  # the tensor that holds the JSON

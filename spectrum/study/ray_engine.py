@@ -28,6 +28,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory, gettempdir
 from typing import TYPE_CHECKING, Any
 
+from spectrum._files import write_whole
 from spectrum.study.checkpoint_files import NAME, Interrupted, checkpoint_files
 from spectrum.study.engines import (
     ATTEMPTS,
@@ -42,7 +43,6 @@ from spectrum.study.engines import (
     with_log,
 )
 from spectrum.study.point import Point
-from spectrum.study.store import write_whole
 from spectrum.study.worker import OUT_OF_MEMORY, Saving, limit_memory, train_one
 
 if TYPE_CHECKING:

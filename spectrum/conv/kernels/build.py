@@ -32,6 +32,7 @@ from functools import cache
 from pathlib import Path
 
 from spectrum._cache import cache_folder
+from spectrum._files import write_whole
 
 SOURCES = ("segmented.cpp", "norm.cpp")
 HEADERS = ("interface.h", "vector.h", "planes.h", "convolve.h", "gradient.h", "direct.h")
@@ -133,7 +134,7 @@ def _build(
         (work / "made.so").replace(path)
     except CompilerRefused as error:
         with contextlib.suppress(OSError):
-            path.with_suffix(".failed").write_text(str(error), encoding="utf-8")
+            write_whole(path.with_suffix(".failed"), str(error))
         raise
     except OSError as error:
         raise BuildError(str(error)) from None
