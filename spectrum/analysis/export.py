@@ -17,6 +17,7 @@ import unicodedata
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -188,7 +189,7 @@ def _of_one_type(column: pd.Series) -> pd.Series:
     """A column that Parquet can have, with every value as it is, or as text that says it exactly."""
     if column.dtype != object:
         return column
-    values = [None if _is_missing(value) else _plain(value) for value in column.tolist()]
+    values: list[Any] = [None if _is_missing(value) else _plain(value) for value in column.tolist()]
     there = [value for value in values if value is not None]
     kinds = set(map(type, there))
     if not kinds:
@@ -206,22 +207,22 @@ def _of_one_type(column: pd.Series) -> pd.Series:
     return pd.Series([None if value is None else text(value) for value in values], column.index, dtype="string")
 
 
-def _is_float(value: object) -> bool:
+def _is_float(value: float) -> bool:
     """Whether a number is the same as a float."""
     try:
-        return float(value) == value or value != value  # type: ignore[arg-type]
+        return float(value) == value or value != value
     except OverflowError:
         return False
 
 
-def _is_of_numbers(lists: list[list[object]]) -> bool:
+def _is_of_numbers(lists: list[list[Any]]) -> bool:
     kinds = {type(one) for values in lists for one in values}
     if kinds <= {int}:
-        return all(-(2**63) <= one < 2**63 for values in lists for one in values)  # type: ignore[operator]
+        return all(-(2**63) <= one < 2**63 for values in lists for one in values)
     return kinds in ({float}, {bool})
 
 
-def _is_of_words(values: list[object]) -> bool:
+def _is_of_words(values: list[Any]) -> bool:
     """Whether they can be told apart with spaces between."""
     return all(type(one) is int or (isinstance(one, str) and one.split() == [one]) for one in values)
 

@@ -128,17 +128,19 @@ def run_study(
     frozen = read_plan(folder)
     same = frozen if frozen is not None and frozen.get("hash") == study.hash else None  # a plan of this very study
     planned = None if same is None else _from_plan(study, same)
+    images: dict[tuple[Any, ...], str] = {}
     if same is None or planned is None or not _all_finished(folder, same, study, confirm):
         device = device if ranks is not None else _device(device, cluster)
         if "step_time" in study.budget.match and device != "cpu":
             raise SpecError(f"budget.match = 'step_time': is measured on the CPU, not on {device}; give --device cpu")
         import_modules(imports)
         planned = planned or plan_study(study, frozen=frozen)
-        _check_same_images(folder, planned)
+        images = _check_same_images(folder, planned)
     with Store(folder) as store:
         often = checkpoint_minutes if limits.minutes is None else min(checkpoint_minutes, limits.minutes / 4)
         saving = Saving(folder, often)
         run = _Run(store, study, planned, workers, device, tuple(imports), saving, limits, cluster, ranks, on_progress)
+        run.images = images
         if study.tune is None:
             run.freeze(planned)
             run.train(planned)
@@ -193,6 +195,7 @@ class _Run:
         self.counts: Counter[str] = Counter()
         self.seen: set[str] = set()  # ids of the points that were asked for
         self.reused = 0
+        self.images: dict[tuple[Any, ...], str] = {}  # the fingerprint of each data set, as rows and plan have it
 
     def tune(self, said: Tune, grid: dict[str, tuple[float, ...]], *, confirm: bool) -> Summary:
         """The search, wider where its edges are best, and the confirmation if asked for."""
@@ -258,26 +261,51 @@ class _Run:
         self._remove_checkpoints(finished)
         if not left:
             return finished
-        with closing(self._engine().run(left)) as outcomes:
+        with closing(self._engine(len(by_id)).run(left)) as outcomes:
             for outcome in outcomes:
+                changed = self._images_changed(outcome)
+                if changed is not None:
+                    outcome = Outcome(outcome.point, None, changed, outcome.attempts)
                 row = self._write(outcome, by_id[outcome.point.id])
                 if row["status"] in FINISHED:
                     finished[row["id"]] = row
                     self._remove_checkpoints([row["id"]])
                 self.counts[row["status"]] += 1
                 self._tell(row)
+                if changed is not None:
+                    raise StoreError(f"{self.store.folder}: {changed}")
         with suppress(OSError):
             (self.store.folder / LOGS).rmdir()  # if none had anything to say
         return finished
 
-    def _engine(self) -> Engine:
+    def _images_changed(self, outcome: Outcome) -> str | None:
+        """What to say where a point was trained on other images than the rows before it; None where it was not."""
+        if outcome.result is None:
+            return None
+        point = outcome.point
+        found = outcome.result["provenance"]["data_fingerprint"]
+        known = self.images.setdefault(images_said(dict(point)), found)
+        if found == known:
+            return None
+        return (
+            f"the images of {point.dataset!r} changed during the run: fingerprint {known} before, {found} now "
+            f"(point {point.id}); the rows before are kept, this result is not; put the earlier images back and run "
+            "again, or give another --out"
+        )
+
+    def _engine(self, points: int) -> Engine:
         if self.ranks is not None:
             from spectrum.study.rank_engine import RankEngine
 
             return RankEngine(self.ranks, self.device, imports=self.imports, saving=self.saving)
         if self.cluster is None:
             return LocalEngine(
-                self.workers, device=self.device, imports=self.imports, saving=self.saving, limits=self.limits
+                self.workers,
+                device=self.device,
+                imports=self.imports,
+                saving=self.saving,
+                limits=self.limits,
+                points=points,
             )
         from spectrum.study.ray_engine import RayEngine
 
@@ -308,10 +336,10 @@ class _Run:
     def _remove_checkpoints(self, finished: Iterable[str]) -> None:
         """Of points whose rows are on disk. Names come from the disk: what a row calls itself may be any path."""
         ids, root = set(finished), self.store.folder / CHECKPOINTS
-        for below in list(root.iterdir()) if root.is_dir() else ():
-            if below.name in ids:
-                shutil.rmtree(below, ignore_errors=True)
-        with suppress(OSError):
+        with suppress(OSError):  # what cannot be looked through or removed is left, and the doctor says so
+            for below in list(root.iterdir()) if root.is_dir() else ():
+                if below.name in ids:
+                    shutil.rmtree(below, ignore_errors=True)
             root.rmdir()  # once it is empty
 
     def summary(self, choices: Sequence[Choice] = (), *, is_confirmed: bool = True) -> Summary:
@@ -370,7 +398,8 @@ def _finished(folder: Path) -> dict[str, Row]:
     return {id: row for id, row in latest_rows(folder).items() if row["status"] in FINISHED}
 
 
-def _check_same_images(folder: Path, planned: Sequence[PlannedPoint]) -> None:
+def _check_same_images(folder: Path, planned: Sequence[PlannedPoint]) -> dict[tuple[Any, ...], str]:
+    """The fingerprint of each data set of a study. Raises StoreError where its rows have another."""
     from spectrum.study.images import images_of
 
     known: dict[tuple[Any, ...], set[str]] = {}
@@ -378,10 +407,13 @@ def _check_same_images(folder: Path, planned: Sequence[PlannedPoint]) -> None:
         fingerprint = (row.get("provenance") or {}).get("data_fingerprint")
         if fingerprint is not None:
             known.setdefault(images_said(row), set()).add(fingerprint)
+    images: dict[tuple[Any, ...], str] = {}
     for one in planned:
-        seen = known.get(images_said(dict(one.point)), set())
-        if seen - {images_of(one.point).fingerprint}:
+        said = images_said(dict(one.point))
+        images[said] = images_of(one.point).fingerprint
+        if known.get(said, set()) - {images[said]}:
             raise StoreError(
                 f"{folder}: its rows were trained on other images of {one.point.dataset!r} than those found now; "
                 "give another --out, or the earlier images (or the earlier $SPECTRUM_IMAGES_GB, if it was changed)"
             )
+    return images
