@@ -101,7 +101,7 @@ class Attempts:
     def again(self, point: Point, saving: Saving | None) -> bool:
         """Whether the point is to be tried again, now that its worker has died; that attempt is counted then."""
         step = _step(point, saving)
-        self.in_vain = 1 if step > self.step else self.in_vain + 1
+        self.in_vain = 0 if step > self.step else self.in_vain + 1
         self.step = max(self.step, step)
         if self.in_vain >= ATTEMPTS:
             return False

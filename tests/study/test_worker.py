@@ -24,11 +24,11 @@ def trained(name, during, saving=None, *, says=True):
     def act():
         if left:
             if says:
-                print("a word before")
+                sys.stdout.write("a word before\n")
                 os.write(1, b"a word of C\n")
             left.pop()()
             if says:
-                print("a word after")
+                sys.stdout.write("a word after\n")
 
     register_model(name, lambda arch: Linear(arch, act))
     return train_one(Point(**POINT, model=name), "cpu", 1, (), saving)
