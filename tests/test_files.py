@@ -108,9 +108,9 @@ def test_a_folder_in_the_way_and_a_folder_that_is_not_there_are_named(tmp_path: 
 
 
 def test_an_error_without_a_file_is_given_one() -> None:
-    with pytest.raises(OSError, match="No space left on device: 'a file'"), naming("a file"):
-        with open("/dev/full", "wb", buffering=0) as full:
-            full.write(b"x")
+    refused = pytest.raises(OSError, match="No space left on device: 'a file'")
+    with refused, naming("a file"), open("/dev/full", "wb", buffering=0) as full:
+        full.write(b"x")
 
 
 def test_a_killed_writer_leaves_the_old_file(tmp_path: Path) -> None:

@@ -41,8 +41,8 @@ def progress(study: Study) -> contextlib.AbstractContextManager[OnProgress]:
 def _apart() -> Iterator[Console]:
     """Standard error on a descriptor of its own.
 
-    Where this process trains too, as the first rank does, what it prints goes to a point's log meanwhile. A bar moves on
-    by a thread, and would go there as well.
+    Where this process trains too, as the first rank does, what it prints goes to a point's log meanwhile. A bar moves
+    on by a thread, and would go there as well.
     """
     try:
         own = os.dup(err.file.fileno())
@@ -50,9 +50,9 @@ def _apart() -> Iterator[Console]:
         yield err
         return
     with open(own, "w", encoding=getattr(err.file, "encoding", None), errors="replace") as file:
-        console = Console(
-            file=file, force_terminal=err.is_terminal, highlight=False, markup=False, soft_wrap=True, width=err.width
-        )
+        plain = {"highlight": False, "markup": False, "soft_wrap": True}
+        width = None if err.is_terminal else err.width
+        console = Console(file=file, force_terminal=err.is_terminal, width=width, **plain)  # type: ignore[arg-type]
         yield console
 
 
