@@ -11,6 +11,8 @@ import nbformat
 from nbclient import NotebookClient
 from traitlets.config import Config
 
+from spectrum._files import write_whole
+
 FOLDER = Path(__file__).parent
 ENCRYPTED = Config(KernelManager={"transport_encryption": "auto"})  # else newer kernels warn
 
@@ -34,4 +36,4 @@ if __name__ == "__main__":
         if path.stem in (sys.argv[1:] or [path.stem]):
             notebook = nbformat.read(path, as_version=4)
             execute(notebook)
-            nbformat.write(notebook, path)
+            write_whole(path, nbformat.writes(notebook).rstrip("\n") + "\n")

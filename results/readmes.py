@@ -15,6 +15,7 @@ from kernels import Steps
 from shown import complete, has_rows, interval, shown
 from templates import environment
 
+from spectrum._files import write_whole
 from spectrum.analysis.plots import literature
 from spectrum.analysis.sentences import points
 
@@ -112,4 +113,4 @@ def pages() -> Iterator[tuple[Path, str]]:
 
 if __name__ == "__main__":
     for path, text in list(pages()):  # all or none
-        path.write_text(text, encoding="utf-8")
+        write_whole(path, text)

@@ -15,6 +15,7 @@ import pandas as pd
 from templates import environment
 
 from spectrum import load_results, load_tuning
+from spectrum._files import write_whole
 from spectrum.analysis.export import write_parquet
 from spectrum.study.point import Point
 from spectrum.study.store import ROWS, StoreError
@@ -123,7 +124,7 @@ def card(table: pd.DataFrame) -> str:
 def main() -> None:
     table = collected()
     write_parquet(table, TABLE)
-    CARD.write_text(card(pd.read_parquet(TABLE)))
+    write_whole(CARD, card(pd.read_parquet(TABLE)))
 
 
 if __name__ == "__main__":

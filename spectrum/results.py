@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -112,7 +112,15 @@ def _as_table(rows: Iterable[Row]) -> Results:
         if len(row) < len(columns):
             for name in columns.keys() - row.keys():
                 columns[name].append(later.get(name))
-    return Results(columns | {name: [value] * count for name, value in later.items() if name not in columns})
+    columns |= {name: [value] * count for name, value in later.items() if name not in columns}
+    whole = {name: pd.Series(column, dtype=object) for name, column in columns.items() if _is_of_integers(column)}
+    return Results(columns | whole)
+
+
+def _is_of_integers(column: Sequence[Any]) -> bool:
+    """Whether there are integers only, and some are missing: pandas would make floats of them, and round large ones."""
+    kinds = set(map(type, column))
+    return kinds == {int, type(None)}
 
 
 def _planned(row: Row, entry: Mapping[str, Any], searched: str = "") -> Row:

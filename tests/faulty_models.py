@@ -52,6 +52,19 @@ def die_at_step(step):
     return count
 
 
+def die_at_each_step(step):
+    """In every process at this step from its start."""
+    left = step
+
+    def count():
+        nonlocal left
+        left -= 1
+        if left == 0:
+            die()
+
+    return count
+
+
 def say_who():
     (Path(os.environ["SPECTRUM_TEST_FOLDER"]) / f"worker-{os.getpid()}").touch()
 
@@ -101,6 +114,7 @@ register_model("linear", Linear)
 register_model("dies", lambda arch: Linear(arch, die))
 register_model("dies_once", lambda arch: Linear(arch, die_once))
 register_model("dies_at_step_5", lambda arch: Linear(arch, die_at_step(5)))
+register_model("dies_after_three_steps", lambda arch: Linear(arch, die_at_each_step(4)))
 register_model("stuck", lambda arch: Linear(arch, stick))
 register_model("stuck_in_native_code", lambda arch: Linear(arch, stick_in_native_code))
 register_model("greedy", lambda arch: Linear(arch, take_two_gigabytes))

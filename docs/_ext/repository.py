@@ -24,6 +24,8 @@ from sphinx.application import Sphinx
 from sphinx.util import logging
 from sphinx.util.docutils import SphinxDirective
 
+from spectrum._files import write_whole
+
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
 INCLUDED = {"ARCHITECTURE.md": "explanation/architecture.md", "CHANGELOG.md": "changelog.md", "README.md": "index.md"}
@@ -86,9 +88,7 @@ def write(path: Path, content: bytes) -> None:
     if path.exists() and path.read_bytes() == content:
         return
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_bytes(content)
-    temporary.replace(path)
+    write_whole(path, content)
 
 
 def copy(app: Sphinx, config: Any) -> None:

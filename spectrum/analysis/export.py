@@ -8,13 +8,21 @@ TABLE_FORMATS    a file ending → a function from a `Table` to its text
 
 from __future__ import annotations
 
+import csv
+import io
+import json
+import math
 import re
-from collections.abc import Callable
+import unicodedata
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pandas as pd
 
+from spectrum._files import write_whole
 from spectrum.analysis.sentences import contrasts_as_text
 from spectrum.analysis.summary import as_text, summary_table
 from spectrum.analysis.table import budget_name, studies_of
@@ -22,6 +30,8 @@ from spectrum.analysis.table import budget_name, studies_of
 TEX = str.maketrans(
     {
         "\\": r"\textbackslash{}",
+        "`": r"\textasciigrave{}",
+        "[": "{[}",  # or the line before takes it for an argument
         "^": r"\textasciicircum{}",
         "~": r"\textasciitilde{}",
         "<": r"\textless{}",  # these three are other glyphs in LaTeX's default encoding
@@ -36,7 +46,11 @@ TEX = str.maketrans(
         **{character: f"\\{character}" for character in "%_&$#{}"},
     }
 )
-MARKDOWN = re.compile(r"[\\`|*<\[$~]|(?<![^\W_])_|_(?![^\W_])")  # an underscore within a word is plain text
+MARKDOWN = re.compile(r"[\\`|*<\[$~]|&(?=#?\w+;)|(?<![^\W_])_|_(?![^\W_])")  # an underscore within a word is plain
+BLOCK = re.compile(r"^(\d{1,9})(?=[.)])|^(?=[#>+=-])")  # what begins a list, a heading or a quotation
+UNPRINTED = ("Cc", "Cs", "Cf")  # kinds of characters that break or reorder a line, but for those that join letters
+JOINERS = "\u200c\u200d"
+LATIN = 0x250  # the first character that pdflatex may not have
 
 
 @dataclass(frozen=True)
@@ -89,6 +103,7 @@ def as_latex(table: Table) -> str:
     return "\n".join(
         [
             r"% in the preamble: \usepackage{booktabs}",
+            *_fonts_needed(table),
             r"\begin{table}",
             r"\centering",
             rf"\caption{{{_tex(table.caption)}}}",
@@ -108,7 +123,8 @@ def as_latex(table: Table) -> str:
 
 def as_markdown(table: Table) -> str:
     """A GitHub Markdown table: its first column to the left, the others to the right, and its caption below."""
-    return f"{markdown_rows(table)}\n{_markdown(table.caption)}\n"
+    caption = BLOCK.sub(r"\1\\", _markdown(table.caption))
+    return f"{markdown_rows(table)}\n{caption}\n"
 
 
 def markdown_rows(table: Table) -> str:
@@ -119,33 +135,138 @@ def markdown_rows(table: Table) -> str:
 
 
 def write_csv(results: pd.DataFrame, path: Path) -> None:
-    """Write rows as CSV in which no cell is a formula."""
-    results.map(inert).rename(columns=inert).to_csv(path, index=False, lineterminator="\r\n")  # or \r is not quoted
+    """Write rows as CSV in which no cell is a formula.
 
-
-def write_parquet(results: pd.DataFrame, path: Path) -> None:
-    """Write rows as Parquet; a column that has numbers and text, such as `segments`, as text.
-
-    So is one of lists with words in some of them: `stage_segments` of 1, 8 and "per_channel" is "1 8 per_channel".
+    A float has all its digits, a list or a record is JSON, and what is not there is an empty cell.
     """
-    mixed = [name for name in results if results[name].map(type).nunique() > 1 and results[name].map(_has_text).any()]
-    texts = {str(name): results[name].map(_as_text).astype("string") for name in mixed}
-    results.assign(**texts).to_parquet(path, index=False)
-
-
-def _has_text(value: object) -> bool:
-    return isinstance(value, str) or (isinstance(value, tuple | list) and any(isinstance(one, str) for one in value))
-
-
-def _as_text(value: object) -> str | None:
-    if isinstance(value, tuple | list):
-        return " ".join(map(str, value))
-    return None if value is None or value != value else str(value)
+    text = io.StringIO(newline="")
+    writer = csv.writer(text, lineterminator="\r\n")  # or \r is not quoted
+    columns = _columns(results)
+    writer.writerow([inert(name) for name, _ in columns])
+    writer.writerows(zip(*([_cell(value) for value in column] for _, column in columns), strict=True))
+    write_whole(path, text.getvalue())
 
 
 def write_json(results: pd.DataFrame, path: Path) -> None:
-    """Write rows as JSON, one a line."""
-    results.to_json(path, orient="records", lines=True)
+    """Write rows as JSON, one a line.
+
+    What is not there is null. JSON has no word for infinity: it is 1e999, which readers of numbers take for it.
+    """
+    columns = [(_json(name), column) for name, column in _columns(results)]
+    rows = (
+        "{" + ", ".join(f"{name}: {_json(column[row])}" for name, column in columns) + "}\n"
+        for row in range(len(results))
+    )
+    write_whole(path, "".join(rows))
+
+
+def write_parquet(results: pd.DataFrame, path: Path) -> None:
+    """Write rows as Parquet, whose columns each have one type.
+
+    A column that has numbers and text, such as `segments`, is text. So is one of lists with words in some of them:
+    `stage_segments` of 1, 8 and "per_channel" is "1 8 per_channel". Records, such as `provenance`, are JSON.
+    """
+    names = _names(results)
+    rows = results.reset_index(drop=True)
+    frame = pd.DataFrame({name: _of_one_type(rows.iloc[:, number]) for number, name in enumerate(names)})
+    write_whole(path, frame.to_parquet(None, index=False))
+
+
+def _names(results: pd.DataFrame) -> list[str]:
+    names = [str(name) for name in results.columns]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise ValueError(f"two columns are named {twice!r}; rename one before the export")
+    return names
+
+
+def _columns(results: pd.DataFrame) -> list[tuple[str, list[object]]]:
+    """Names and values as they are: visiting them by itself, pandas would make floats of integers."""
+    return [(name, results.iloc[:, number].tolist()) for number, name in enumerate(_names(results))]
+
+
+def _of_one_type(column: pd.Series) -> pd.Series:
+    """A column that Parquet can have, with every value as it is, or as text that says it exactly."""
+    if column.dtype != object:
+        return column
+    values: list[Any] = [None if _is_missing(value) else _plain(value) for value in column.tolist()]
+    there = [value for value in values if value is not None]
+    kinds = set(map(type, there))
+    if not kinds:
+        return column
+    if kinds == {bool}:
+        return pd.Series(values, column.index, dtype="boolean")
+    if kinds == {int} and all(-(2**63) <= value < 2**63 for value in there):
+        return pd.Series(values, column.index, dtype="Int64")
+    if kinds <= {int, float} and all(_is_float(value) for value in there):
+        return pd.Series([float("nan") if value is None else float(value) for value in values], column.index)
+    if kinds == {str} or (kinds == {list} and _is_of_numbers(there)):
+        return pd.Series(values, column.index, dtype=object)
+    words = str in kinds or (kinds == {list} and all(map(_is_of_words, there)))
+    text = _as_text if words else _json
+    return pd.Series([None if value is None else text(value) for value in values], column.index, dtype="string")
+
+
+def _is_float(value: float) -> bool:
+    """Whether a number is the same as a float."""
+    try:
+        return float(value) == value or value != value
+    except OverflowError:
+        return False
+
+
+def _is_of_numbers(lists: list[list[Any]]) -> bool:
+    kinds = {type(one) for values in lists for one in values}
+    if kinds <= {int}:
+        return all(-(2**63) <= one < 2**63 for values in lists for one in values)
+    return kinds in ({float}, {bool})
+
+
+def _is_of_words(values: list[Any]) -> bool:
+    """Whether they can be told apart with spaces between."""
+    return all(type(one) is int or (isinstance(one, str) and one.split() == [one]) for one in values)
+
+
+def _as_text(value: object) -> str:
+    if isinstance(value, list) and _is_of_words(value):
+        return " ".join(map(str, value))
+    return value if isinstance(value, str) else _json(value) if isinstance(value, list | dict) else str(value)
+
+
+def _is_missing(value: object) -> bool:
+    return value is None or value is pd.NA or value is pd.NaT or (isinstance(value, float) and value != value)
+
+
+def _plain(value: object) -> object:
+    """What is numpy's or pandas' as Python's own, and tuples as lists."""
+    if isinstance(value, np.ndarray | np.generic):
+        value = value.tolist()
+    if isinstance(value, Mapping):
+        return {str(name): _plain(one) for name, one in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [_plain(one) for one in value]
+    return value if value is None or isinstance(value, bool | int | float | str) else str(value)
+
+
+def _json(value: object) -> str:
+    """Strict JSON that says a value exactly; `null` for what is not there."""
+    if _is_missing(value):
+        return "null"
+    value = _plain(value)
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{_json(name)}: {_json(one)}" for name, one in value.items()) + "}"
+    if isinstance(value, list):
+        return "[" + ", ".join(map(_json, value)) + "]"
+    if isinstance(value, float) and math.isinf(value):
+        return "1e999" if value > 0 else "-1e999"
+    return json.dumps(value, ensure_ascii=False)
+
+
+def _cell(value: object) -> object:
+    if _is_missing(value):
+        return ""
+    value = _plain(value)
+    return inert(_json(value) if isinstance(value, list | dict) else value)
 
 
 ROW_FORMATS: dict[str, Callable[[pd.DataFrame, Path], None]] = {
@@ -180,15 +301,31 @@ def _caption(results: pd.DataFrame, table: pd.DataFrame) -> str:
     return f"{studies_of(results)}: {data}, n = {runs} {'run' if most == 1 else 'runs'} a point, budget: {budgets}."
 
 
+def _fonts_needed(table: Table) -> list[str]:
+    """A comment where a name has letters that pdflatex does not know."""
+    text = "".join([table.caption, *table.titles, *(cell for row in table.rows for cell in row)])
+    others = sorted({one for one in _on_one_line(text) if ord(one) >= LATIN and ord(one) not in TEX})
+    return [f"% has {' '.join(others[:10])}: compile it by lualatex or xelatex, in a font with them"] if others else []
+
+
 def _tex_row(cells: list[str]) -> str:
-    return rf"{' & '.join(map(_tex, cells))} \\"
+    row = " & ".join(map(_tex, cells))
+    return rf"{'{}' if row.startswith('*') else ''}{row} \\"  # \\* is a command
 
 
 def _tex(text: str) -> str:
     """Text on one line that LaTeX prints as it stands: a sign before a number is a minus, two hyphens are no dash."""
-    escaped = " ".join(text.split()).translate(TEX)
-    return re.sub(r"-(?=-)", "-{}", re.sub(r"^-(?=\d)", "$-$", escaped))
+    escaped = _on_one_line(text).translate(TEX)
+    return re.sub(r"([-',])(?=\1)", r"\1{}", re.sub(r"^-(?=\d)", "$-$", escaped))
 
 
 def _markdown(text: str) -> str:
-    return MARKDOWN.sub(lambda found: f"\\{found[0]}", " ".join(text.split()))
+    return MARKDOWN.sub(lambda found: f"\\{found[0]}", _on_one_line(text))
+
+
+def _on_one_line(text: str) -> str:
+    """Text without line ends, and with what is not printed written out, such as \\x00."""
+    return "".join(
+        repr(one)[1:-1] if unicodedata.category(one) in UNPRINTED and one not in JOINERS else one
+        for one in " ".join(text.split())
+    )

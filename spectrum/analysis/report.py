@@ -14,6 +14,7 @@ from typing import Any
 import pandas as pd
 from matplotlib.figure import Figure
 
+from spectrum._files import write_whole
 from spectrum.analysis import plots
 from spectrum.analysis.contrasts import contrasts
 from spectrum.analysis.page import page_of
@@ -63,6 +64,8 @@ def write_report(
         history: its epochs, from `load_history`.
         plan: its frozen plan, as `spectrum run` writes it.
         tuning: its search, from `load_tuning`, if it has one.
+
+    Raises OSError, which names the file, where one cannot be written; an old file is then as it was.
     """
     table = summary_table(results) if len(results) else results
     drawn = draw_figures(results, history) if len(results) else {}
@@ -76,7 +79,7 @@ def write_report(
     ]
     pictures = {title: folder / "figures" / f"{stem}.png" for stem, (title, _) in drawn.items()}
     page = folder / "report.html"
-    page.write_text(page_of(results, plan, table, pictures, judged), encoding="utf-8")
+    write_whole(page, page_of(results, plan, table, pictures, judged))
     return Report(page, paths, table, [sentence(row) for _, row in judged.iterrows()])
 
 

@@ -14,6 +14,7 @@ from typing import Any
 import pandas as pd
 import torch
 
+from spectrum._files import write_whole
 from spectrum._version import __version__
 from spectrum.conv.kernels.build import binding, library
 from spectrum.study.provenance import code_revision
@@ -43,9 +44,9 @@ def machine() -> dict[str, Any]:
 def save(table: pd.DataFrame, path: Path, **settings: Any) -> None:
     """Write a table as CSV, and beside it, as NAME.machine.json, what it was measured on and how."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    table.to_csv(path, index=False, float_format="%.6g")
+    write_whole(path, table.to_csv(index=False, float_format="%.6g"))
     record = {**machine(), **settings}
-    path.with_suffix(".machine.json").write_text(json.dumps(record, indent=1) + "\n")
+    write_whole(path.with_suffix(".machine.json"), json.dumps(record, indent=1) + "\n")
 
 
 def _processor() -> str:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Callable, Iterator
 from html import escape
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
+from rich.console import Console
 from rich.progress import BarColumn, SpinnerColumn, TextColumn
 from rich.progress import Progress as Bar
 
@@ -36,17 +38,37 @@ def progress(study: Study) -> contextlib.AbstractContextManager[OnProgress]:
 
 
 @contextlib.contextmanager
+def _apart() -> Iterator[Console]:
+    """Standard error on a descriptor of its own.
+
+    Where this process trains too, as the first rank does, what it prints goes to a point's log meanwhile. A bar moves
+    on by a thread, and would go there as well.
+    """
+    try:
+        own = os.dup(err.file.fileno())
+    except (OSError, ValueError, AttributeError):  # no file of the system's, such as a test's
+        yield err
+        return
+    with open(own, "w", encoding=getattr(err.file, "encoding", None), errors="replace") as file:
+        plain = {"highlight": False, "markup": False, "soft_wrap": True}
+        width = None if err.is_terminal else err.width
+        console = Console(file=file, force_terminal=err.is_terminal, width=width, **plain)  # type: ignore[arg-type]
+        yield console
+
+
+@contextlib.contextmanager
 def _in_lines(study: Study) -> Iterator[OnProgress]:
     left = _TimeLeft()
+    with _apart() as console:
 
-    def tell(standing: Progress) -> None:
-        about = left.after(standing)
-        if standing.row is None:
-            err.print(f"{study.name}: {standing.left} of {standing.total} points to train")
-        else:
-            err.print(f"{_ended(standing)}/{standing.total} {_row_name(standing.row, study)} · {about} left")
+        def tell(standing: Progress) -> None:
+            about = left.after(standing)
+            if standing.row is None:
+                console.print(f"{study.name}: {standing.left} of {standing.total} points to train")
+            else:
+                console.print(f"{_ended(standing)}/{standing.total} {_row_name(standing.row, study)} · {about} left")
 
-    yield tell
+        yield tell
 
 
 @contextlib.contextmanager
@@ -58,14 +80,14 @@ def _on_a_terminal(study: Study) -> Iterator[OnProgress]:
         BarColumn(),
         TextColumn("{task.fields[counts]}", markup=False),
     )
-    with Bar(*columns, console=err, transient=True) as bar:
+    with _apart() as console, Bar(*columns, console=console, transient=True) as bar:
         task = bar.add_task(study.name, counts="")
 
         def tell(standing: Progress) -> None:
             counts = _counts(standing, left.after(standing))
             bar.update(task, total=standing.total, completed=_ended(standing), counts=counts)
             if standing.row is not None and standing.row["status"] != "done":
-                err.print(_row_name(standing.row, study))
+                console.print(_row_name(standing.row, study))
 
         yield tell
 

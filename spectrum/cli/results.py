@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from spectrum._files import reason_of, write_whole
 from spectrum.cli.arguments import Doctor, Export, Report, Status
 from spectrum.cli.printing import out, print_table
 from spectrum.study.checkpoint_files import CHECKPOINTS, checkpoint_files
@@ -104,7 +105,7 @@ def export(command: Export) -> int:
         ROW_FORMATS[kind](rows, command.to)
     else:
         table = contrasts_table(rows, results) if command.contrasts else points_table(results)
-        command.to.write_text(TABLE_FORMATS[kind](table), encoding="utf-8")
+        write_whole(command.to, TABLE_FORMATS[kind](table))
     what = f"{len(rows)} {'contrasts' if command.contrasts else 'rows'}"
     if kind in TABLE_FORMATS:
         what = f"table of {what}" if command.contrasts else f"table of {what}, a line a point,"
@@ -126,7 +127,7 @@ def show_report(folder: Path) -> None:
     try:
         report = write_report(folder, results, load_history(folder), plan, tuning)
     except OSError as error:
-        raise StoreError(f"{folder}: its report cannot be written ({error.strerror})") from error
+        raise StoreError(f"{error.filename or folder}: the report cannot be written ({reason_of(error)})") from error
     out.print()
     if len(report.table):
         print_table(*as_text(report.table))

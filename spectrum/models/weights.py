@@ -18,9 +18,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
+from spectrum._files import write_whole
 from spectrum.conv.segmented import SegmentedConv2d
 
 SHOWN = 5  # of what does not fit
@@ -48,8 +49,10 @@ def save_weights(model: nn.Module, file: str | Path) -> None:
     Args:
         model: any network.
         file: to write; by custom its name ends in .safetensors.
+
+    Raises OSError where it cannot be written; an old file is then as it was.
     """
-    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}, file)
+    write_whole(file, save({name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}))
 
 
 def load_weights(model: nn.Module, file: str | Path) -> None:

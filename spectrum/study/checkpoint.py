@@ -20,8 +20,8 @@ import torch
 from safetensors.torch import load, save
 from torch import Tensor, nn
 
-from spectrum.study.checkpoint_files import checkpoint_files, half_written, name_of
-from spectrum.study.store import write_whole
+from spectrum._files import write_whole
+from spectrum.study.checkpoint_files import CheckpointFile, checkpoint_files, half_written, name_of
 
 KEPT = 2
 STANDING = "standing"  # the tensor that holds the JSON
@@ -86,18 +86,14 @@ class Checkpoints:
         except Exception as error:
             self._note(f"no checkpoint at step {standing.step}: {_reason(error)}")
         else:
-            files = list(checkpoint_files(self.folder))
-            abandoned = [file.path for file in files if file.step > standing.step]  # of a run that was passed over
-            older = [file.path for file in files if file.step <= standing.step][KEPT:]
-            for path in [*half_written(self.folder), *abandoned, *older]:
-                path.unlink(missing_ok=True)
+            self._remove_older(standing.step)
             self._tell(standing.step)
         self.saved_at = time.monotonic()  # also where it failed: not again at every step
 
     def restore(self, state: State) -> Standing:
         """Go on from the latest checkpoint that is whole and of this run; where there is none, from the start."""
         untouched = None
-        for file in checkpoint_files(self.folder):
+        for file in self._files():
             try:
                 tensors = load(file.read())
                 said = json.loads(tensors.pop(STANDING).numpy().tobytes())
@@ -117,6 +113,24 @@ class Checkpoints:
             standing.resumed.append({"step": standing.step, "before": changed})
             return standing
         return Standing()
+
+    def _remove_older(self, step: int) -> None:
+        files = self._files()
+        abandoned = [file.path for file in files if file.step > step]  # of a run that was passed over
+        older = [file.path for file in files if file.step <= step][KEPT:]
+        for path in [*half_written(self.folder), *abandoned, *older]:
+            try:
+                path.unlink(missing_ok=True)
+            except OSError as error:
+                self._note(f"{path.name} was not removed: {_reason(error)}")
+
+    def _files(self) -> list[CheckpointFile]:
+        """The latest first; none where the folder cannot be read, which is a trouble."""
+        try:
+            return list(checkpoint_files(self.folder))
+        except OSError as error:
+            self._note(f"the checkpoints cannot be read: {_reason(error)}")
+            return []
 
     def _tell(self, step: int) -> None:
         if self.on_saved is None:

@@ -47,6 +47,14 @@ def checkpoint_files(folder: Path) -> Iterator[CheckpointFile]:
             yield CheckpointFile(path, int(match[1]), match[2])
 
 
+def latest_step(folder: Path) -> int:
+    """After how many steps the latest checkpoint of a point was written; 0 where there is none to be found."""
+    try:
+        return next((file.step for file in checkpoint_files(folder)), 0)
+    except OSError:
+        return 0
+
+
 def half_written(folder: Path) -> list[Path]:
     """What a process left that was killed while it wrote."""
     return sorted(folder.glob(".*"))

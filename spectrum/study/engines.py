@@ -1,8 +1,8 @@
 """Where points are trained. An engine takes points and gives back one outcome a point, in the order they end.
 
 `LocalEngine` keeps N worker processes of this machine busy, `RayEngine` (ray_engine.py) those of a cluster. A worker
-that dies is replaced and its point tried again a few times, from its latest checkpoint; an exception in a point is that
-point's failure and no other's.
+that dies is replaced and its point tried again, from its latest checkpoint. It is given up once that has happened a few
+times without a newer checkpoint between. An exception in a point is that point's failure and no other's.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from typing import Any, Protocol
 
 from pebble import ProcessExpired, ProcessPool
 
+from spectrum.study.checkpoint_files import latest_step
 from spectrum.study.point import Point
 from spectrum.study.worker import Saving, limit_memory, train_one
 
@@ -80,13 +81,42 @@ class Engine(Protocol):
 
 def died(attempts: int, how: str) -> str:
     """Why a point has failed whose worker died again and again."""
-    return f"the worker process died {attempts} times, last with {how}"
+    in_vain = f", the last {ATTEMPTS} without a newer checkpoint" if attempts > ATTEMPTS else ""
+    return f"the worker process died {attempts} times{in_vain}, last with {how}"
+
+
+@dataclass
+class Attempts:
+    """Those at one point in a run. One that leaves a newer checkpoint than all before is no sign of a faulty point."""
+
+    begun: int = 1
+    in_vain: int = 0  # those in a row that died and left no newer checkpoint
+    step: int = 0  # of the latest checkpoint so far
+
+    @classmethod
+    def at(cls, point: Point, saving: Saving | None) -> Attempts:
+        """The first of a run, which may go on from a checkpoint of an earlier one."""
+        return cls(step=_step(point, saving))
+
+    def again(self, point: Point, saving: Saving | None) -> bool:
+        """Whether the point is to be tried again, now that its worker has died; that attempt is counted then."""
+        step = _step(point, saving)
+        self.in_vain = 0 if step > self.step else self.in_vain + 1
+        self.step = max(self.step, step)
+        if self.in_vain >= ATTEMPTS:
+            return False
+        self.begun += 1
+        return True
+
+
+def _step(point: Point, saving: Saving | None) -> int:
+    return 0 if saving is None else latest_step(saving.checkpoints_of(point.id))
 
 
 def took_too_long(minutes: float | None, saving: Saving | None, point: Point) -> str:
     """Why a point has failed that took more than its time."""
     reason = f"took more than {minutes:g} minutes"
-    if saving is not None and saving.checkpoints_of(point.id).exists():
+    if saving is not None and latest_step(saving.checkpoints_of(point.id)):
         reason += "; the next run goes on from its checkpoint"
     return reason
 
@@ -94,7 +124,7 @@ def took_too_long(minutes: float | None, saving: Saving | None, point: Point) ->
 def with_log(reason: str, saving: Saving | None, point: Point) -> str:
     """The reason, and where there is more to read."""
     log = None if saving is None else saving.log_of(point.id)
-    if log is not None and log.exists():
+    if log is not None and os.path.exists(log):  # or it cannot be looked for
         reason += f"; see {log.relative_to(log.parent.parent)}"
     return reason
 
@@ -132,6 +162,9 @@ class LocalEngine:
         imports: modules to import in every worker first, for models of one's own.
         saving: where and how often runs save where they stand, and where they log; by default not at all.
         limits: what one point may take.
+        points: of the whole study, those included that have a result; by default those of a run. Where they are fewer
+            than the workers, each has more cores. It does not go by the points that are left: the number of threads
+            decides the last bits of the weights, and must not hang on where a study was interrupted.
     """
 
     def __init__(
@@ -142,15 +175,23 @@ class LocalEngine:
         imports: Sequence[str] = (),
         saving: Saving | None = None,
         limits: Limits = NO_LIMITS,
+        points: int | None = None,
     ) -> None:
         cores = available_cores()
         self.workers = workers or (cores if device == "cpu" else len(visible_gpus()) if device == "cuda" else 1)
-        self.threads = max(1, cores // self.workers)
+        self.points = points
         self.device = device
         self.imports = tuple(imports)
         self.saving, self.limits = saving, limits
         self.context = multiprocessing.get_context("spawn")
-        self.stop = self.context.RawValue("b", 0)  # no lock, which a worker that is killed might take along
+
+    @property
+    def threads(self) -> int:
+        """Of each worker, where there are as many points as workers."""
+        return self._threads(self.points or self.workers)
+
+    def _threads(self, points: int) -> int:
+        return max(1, available_cores() // min(self.workers, points))
 
     def run(self, points: Iterable[Point]) -> Generator[Outcome, None, None]:
         """Train all points.
@@ -164,20 +205,22 @@ class LocalEngine:
             yield from self._run(points, slots)
 
     def _run(self, points: Iterable[Point], slots: str | None) -> Generator[Outcome, None, None]:
-        waiting = deque((point, 1) for point in points)
+        waiting = deque((point, Attempts.at(point, self.saving)) for point in points)
         workers = min(self.workers, len(waiting)) or 1
-        running: dict[Future[Any], tuple[Point, int]] = {}
-        broken = 0
+        threads = self._threads(max(self.points or 0, len(waiting), 1))
+        running: dict[Future[Any], tuple[Point, Attempts]] = {}
+        broken = 0  # times in a row
         clock = _Clock(self.limits.minutes)
         if self.device == "cpu":
             _build_kernels()
-        pool = self._pool(workers, slots)
+        stop = self.context.RawValue("b", 0)  # no lock, which a worker that is killed might take along
+        pool = self._pool(workers, slots, stop)
         try:
             while waiting or running:
                 with _interrupts_blocked():  # what the pool starts inherits it: Ctrl-C is for the driver to handle
                     while waiting and len(running) < workers:
-                        point, attempt = waiting.popleft()
-                        running[self._schedule(pool, point)] = (point, attempt)
+                        point, attempts = waiting.popleft()
+                        running[self._schedule(pool, point, threads)] = (point, attempts)
                 ended = wait(running, timeout=clock.look, return_when=FIRST_COMPLETED).done
                 for late in clock.late(running.keys() - ended):
                     late.cancel()  # which ends the process
@@ -193,26 +236,27 @@ class LocalEngine:
                     running.clear()
                     pool.stop()
                     pool.join()
-                    pool = self._pool(workers, slots)
+                    pool = self._pool(workers, slots, stop)
                     continue
+                broken = 0 if ended else broken
                 for future in ended:
-                    point, attempt = running.pop(future)
+                    point, attempts = running.pop(future)
                     error = TimeoutError() if future.cancelled() else future.exception()
-                    if isinstance(error, ProcessExpired) and attempt < ATTEMPTS:
-                        waiting.append((point, attempt + 1))
+                    if isinstance(error, ProcessExpired) and attempts.again(point, self.saving):
+                        waiting.append((point, attempts))
                     else:
-                        yield self._outcome(point, attempt, future, error)
+                        yield self._outcome(point, attempts.begun, future, error)
             pool.close()
         except (KeyboardInterrupt, SystemExit, GeneratorExit):
-            self.stop.value = 1
+            stop.value = 1
             wait(running, timeout=GRACE if self.saving is not None else 0)
             raise
         finally:
             pool.stop()
             pool.join()
 
-    def _schedule(self, pool: ProcessPool, point: Point) -> Future[Any]:
-        args = [point, self.device, self.threads, self.imports, self.saving]
+    def _schedule(self, pool: ProcessPool, point: Point, threads: int) -> Future[Any]:
+        args = [point, self.device, threads, self.imports, self.saving]
         return pool.schedule(_train_in_pool, args=args)
 
     def _outcome(self, point: Point, attempt: int, future: Future[Any], error: BaseException | None) -> Outcome:
@@ -226,9 +270,9 @@ class LocalEngine:
             reason = f"{type(error).__name__}: {error}"
         return Outcome(point, None, with_log(reason, self.saving, point), attempt)
 
-    def _pool(self, workers: int, slots: str | None) -> ProcessPool:
+    def _pool(self, workers: int, slots: str | None, stop: Any) -> ProcessPool:
         with _interrupts_blocked():
-            initargs = [self.stop, self.limits.memory_gb, slots]
+            initargs = [stop, self.limits.memory_gb, slots]
             return ProcessPool(workers, initializer=_start_worker, initargs=initargs, context=self.context)
 
 

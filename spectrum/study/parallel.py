@@ -32,6 +32,7 @@ class Ranks:
 
     rank: int = 0
     count: int = 1
+    told_to_stop: Callable[[], bool] = lambda: False  # this one; all of them then save and stop after the same step
 
     def joined(self, model: nn.Module) -> nn.Module:
         """What to call instead of the model in training: it averages gradients as they come, and shares moments."""

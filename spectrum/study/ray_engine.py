@@ -28,11 +28,12 @@ from pathlib import Path
 from tempfile import TemporaryDirectory, gettempdir
 from typing import TYPE_CHECKING, Any
 
-from spectrum.study.checkpoint_files import NAME, Interrupted, checkpoint_files
+from spectrum._files import write_whole
+from spectrum.study.checkpoint_files import NAME, Interrupted, checkpoint_files, latest_step
 from spectrum.study.engines import (
-    ATTEMPTS,
     GRACE,
     NO_LIMITS,
+    Attempts,
     Cluster,
     EngineError,
     Limits,
@@ -42,7 +43,6 @@ from spectrum.study.engines import (
     with_log,
 )
 from spectrum.study.point import Point
-from spectrum.study.store import write_whole
 from spectrum.study.worker import OUT_OF_MEMORY, Saving, limit_memory, train_one
 
 if TYPE_CHECKING:
@@ -107,8 +107,8 @@ class RayEngine:
     def _run(self, points: Iterator[Point]) -> Generator[Outcome, None, None]:
         ray = self.ray
         keeper = self._keeper()
-        again: deque[tuple[Point, int]] = deque()
-        running: dict[Any, tuple[Point, int]] = {}
+        again: deque[tuple[Point, Attempts]] = deque()
+        running: dict[Any, tuple[Point, Attempts]] = {}
         groups: dict[Any, _Together] = {}  # of those in `running` that several ranks train
         places = _Places(ray, self.cluster)
         try:
@@ -116,11 +116,13 @@ class RayEngine:
                 most = places.count()
                 most = max(1, self.workers or AHEAD * most)  # one also where there is no place yet, to ask for a node
                 while len(running) < most:
-                    point, attempt = again.popleft() if again else (next(points, None), 1)
-                    if point is None:
-                        break
-                    first, together = self._hand_out(keeper, point, attempt)
-                    running[first] = (point, attempt)
+                    if not again:
+                        if (new := next(points, None)) is None:
+                            break
+                        again.append((new, Attempts.at(new, self.saving)))
+                    point, attempts = again.popleft()
+                    first, together = self._hand_out(keeper, point, attempts.begun)
+                    running[first] = (point, attempts)
                     if together is not None:
                         groups[first] = together
                 if not running:
@@ -128,12 +130,12 @@ class RayEngine:
                 with _terminable():
                     ready = ray.wait(list(running), timeout=LOOK)[0]
                 for ended in ready:
-                    point, attempt = running.pop(ended)
-                    outcome = self._outcome(keeper, point, attempt, ended)
+                    point, attempts = running.pop(ended)
+                    outcome = self._outcome(keeper, point, attempts, ended)
                     if ended in groups:
                         groups.pop(ended).end()
                     if outcome is None:
-                        again.append((point, attempt + 1))
+                        again.append((point, attempts))
                     else:
                         yield outcome
         except (KeyboardInterrupt, SystemExit, GeneratorExit):
@@ -168,18 +170,19 @@ class RayEngine:
         return tasks[0], _Together(self.ray, tasks, room)
 
     def _has_checkpoints(self, point: Point) -> bool:
-        return self.saving is not None and self.saving.checkpoints_of(point.id).exists()
+        return self.saving is not None and latest_step(self.saving.checkpoints_of(point.id)) > 0
 
-    def _outcome(self, keeper: Any, point: Point, attempt: int, ended: Any) -> Outcome | None:
+    def _outcome(self, keeper: Any, point: Point, attempts: Attempts, ended: Any) -> Outcome | None:
         """How a point ended; None where its worker died, and it is to be tried again."""
         from ray import exceptions
 
+        attempt = attempts.begun
         try:
             said = self.ray.get(ended)
         except exceptions.RayError as error:  # of the worker, of its node, or before the point was begun
             if self._hung(keeper, point):
                 return Outcome(point, None, took_too_long(self.limits.minutes, self.saving, point), attempt)
-            if attempt < ATTEMPTS:
+            if attempts.again(point, self.saving):
                 return None
             if isinstance(error, exceptions.OutOfMemoryError):
                 return Outcome(point, None, f"MemoryError: {OUT_OF_MEMORY}", attempt)
@@ -324,7 +327,12 @@ class Keeper:
         """A point's checkpoints, by file name. Whether they are whole, the task finds out."""
         if self.saving is None or not id.isalnum():
             return {}
-        return {file.path.name: file.path.read_bytes() for file in checkpoint_files(self.saving.checkpoints_of(id))}
+        found = {}
+        with suppress(OSError):  # what cannot be read is passed over
+            for file in checkpoint_files(self.saving.checkpoints_of(id)):
+                with suppress(OSError):
+                    found[file.path.name] = file.path.read_bytes()
+        return found
 
     def keep(self, id: str, name: str, data: bytes, kept: Sequence[str]) -> None:
         """Write one, and remove those of this point that are not among `kept`. Raises OSError and ValueError."""
@@ -337,7 +345,8 @@ class Keeper:
         write_whole(folder / name, data)
         for file in checkpoint_files(folder):
             if file.path.name not in kept:
-                file.path.unlink(missing_ok=True)
+                with suppress(OSError):  # it is kept too long, and harms nobody
+                    file.path.unlink(missing_ok=True)
 
     def stop(self) -> None:
         """From here on all tasks are to save and end."""
@@ -385,8 +394,15 @@ def _train_on_node(
             reason = "stopped"
         except Exception as error:
             reason = f"{type(error).__name__}: {error}"
-        log = saving.log_of(point.id)
-        return {"result": result, "reason": reason, "log": log.read_bytes()[-LOG_BYTES:] if log.exists() else b""}
+        return {"result": result, "reason": reason, "log": _end_of(saving.log_of(point.id))}
+
+
+def _end_of(log: Path) -> bytes:
+    """What a log has, its end if it is long; nothing where there is none or it cannot be read."""
+    try:
+        return log.read_bytes()[-LOG_BYTES:]
+    except OSError:
+        return b""
 
 
 @cache

@@ -19,13 +19,15 @@ import re
 import socket
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
-from io import BufferedRandom, BufferedWriter
+from contextlib import ExitStack, contextmanager, suppress
+from io import BufferedRandom, FileIO
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 import orjson
+
+from spectrum._files import reason_of, write_whole
 
 ROWS, HISTORY, BAD, PLAN, WRITER = (
     "results.jsonl",
@@ -52,33 +54,54 @@ class Store:
         self.folder = folder
 
     def __enter__(self) -> Self:
-        try:
+        with _told(self.folder, "written"):
             self.folder.mkdir(parents=True, exist_ok=True)
-            self._lock = os.open(self.folder / WRITER, os.O_RDWR | os.O_CREAT, 0o644)
-        except OSError as error:
-            raise StoreError(f"{self.folder}: cannot be written ({error.strerror})") from None
-        try:
+        with ExitStack() as opened:
+            self._lock = self._open_lock()
+            opened.callback(os.close, self._lock)
             self._take_lock()
-            self._remove_half_written()
+            self._files: dict[str, FileIO] = {}
+            opened.callback(self._close)
+            for name in (ROWS, HISTORY):
+                self._open(name)
+            with _told(self.folder, "written"):
+                self._remove_half_written()
             self.set_aside = self._set_bad_rows_aside()
-            self._files = {name: (self.folder / name).open("ab", buffering=0) for name in (ROWS, HISTORY)}
-        except OSError as error:
-            os.close(self._lock)
-            raise StoreError(f"{self.folder}: cannot be written ({error.strerror})") from None
-        except StoreError:
-            os.close(self._lock)
-            raise
-        self._written: dict[str, list[bytes]] = {name: [] for name in self._files}
+            self._written: dict[str, list[bytes]] = {name: [] for name in self._files}
+            self._ends = dict.fromkeys(self._files, 0)  # how long each file was after the last line of ours
+            self._opened = opened.pop_all()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for name in self._files:
-            self._follow(name)
-            self._files[name].close()
-        os.ftruncate(self._lock, 0)
-        os.close(self._lock)
+        with self._opened:
+            try:
+                for name in (ROWS, HISTORY):
+                    self._follow(name)
+            except StoreError:
+                if error is None:  # else it would hide why the run ends
+                    raise
+            finally:
+                with suppress(OSError):
+                    os.ftruncate(self._lock, 0)
+
+    def _open_lock(self) -> int:
+        path = self.folder / WRITER
+        try:
+            return os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        except OSError as error:
+            place = path if os.access(self.folder, os.W_OK) else self.folder
+            raise StoreError(f"{place}: cannot be written ({reason_of(error)})") from error
+
+    def _open(self, name: str) -> None:
+        path = self.folder / name
+        with _told(path, "written"):
+            self._files[name] = FileIO(path, "a+")
+
+    def _close(self) -> None:
+        for file in self._files.values():
+            file.close()
 
     def _take_lock(self) -> None:
         for tries_left in (2, 1, 0):  # `writer_of` holds it for a moment
@@ -90,9 +113,10 @@ class Store:
                     raise StoreError(f"{self.folder}: another run is writing here{_who(self.folder)}") from None
                 time.sleep(0.05)
             except OSError as error:
-                raise StoreError(f"{self.folder}: its file system has no locks ({error.strerror})") from None
-        os.ftruncate(self._lock, 0)
-        os.write(self._lock, json.dumps({"pid": os.getpid(), "host": socket.gethostname()}).encode())
+                raise StoreError(f"{self.folder}: its file system has no locks ({reason_of(error)})") from None
+        with _told(self.folder / WRITER, "written"):
+            os.ftruncate(self._lock, 0)
+            os.write(self._lock, json.dumps({"pid": os.getpid(), "host": socket.gethostname()}).encode())
 
     def append(self, row: Row) -> None:
         """Write one row and wait until it is on disk. Strict JSON: NaN raises ValueError."""
@@ -108,12 +132,10 @@ class Store:
         old = read_plan(self.folder)
         if old == json.loads(json.dumps(plan)):
             return
-        try:
+        with _told(path, "written"):
             if old is not None and old.get("hash") != plan["hash"]:
                 write_whole(self.folder / _kept_as(old), path.read_bytes())  # a copy: the plan is never away
             write_whole(path, json.dumps(plan, indent=1, allow_nan=False) + "\n")
-        except OSError as error:
-            raise StoreError(f"{path}: cannot be written ({error.strerror})") from error
 
     def _append(self, name: str, rows: Iterable[Row]) -> None:
         lines = [json.dumps(row, allow_nan=False, ensure_ascii=False).encode() for row in rows]
@@ -122,33 +144,39 @@ class Store:
         self._written[name] += lines
 
     def _follow(self, name: str) -> None:
-        """Where the file was replaced under this writer, write to the new one, and what it lacks of ours too.
+        """Where the file was replaced or cut under this writer, write to the new one, and what it lacks of ours too.
 
         git stash, git checkout and many editors put another file under the name; the open one is then seen by nobody.
         """
         path, file = self.folder / name, self._files[name]
-        if path.exists() and os.path.samestat(path.stat(), os.fstat(file.fileno())):
-            return
-        file.close()
-        self.folder.mkdir(parents=True, exist_ok=True)
-        self._files[name] = path.open("ab", buffering=0)
-        there = path.read_bytes()
-        if there and not there.endswith(b"\n"):
-            self._files[name].write(b"\n")
-        kept = set(there.split(b"\n"))
+        with _told(path, "written"):
+            ours = os.fstat(file.fileno())
+            if path.exists() and os.path.samestat(path.stat(), ours) and ours.st_size >= self._ends[name]:
+                return
+            file.close()
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._open(name)
+            kept = set(path.read_bytes().split(b"\n"))
         self._write(name, [line for line in self._written[name] if line not in kept])
 
     def _write(self, name: str, rows: Iterable[bytes]) -> None:
-        descriptor = self._files[name].fileno()
-        before = os.fstat(descriptor).st_size
         lines = b"".join(row + b"\n" for row in rows)
-        try:
-            while lines:
-                lines = lines[os.write(descriptor, lines) :]
-            os.fsync(descriptor)
-        except OSError as error:
-            os.ftruncate(descriptor, before)  # half a row is worse than none
-            raise StoreError(f"{self.folder / name}: cannot be written ({error.strerror})") from error
+        if not lines:
+            return
+        descriptor = self._files[name].fileno()
+        with _told(self.folder / name, "written"):
+            before = os.fstat(descriptor).st_size
+            if before and os.pread(descriptor, 1, before - 1) != b"\n":
+                lines = b"\n" + lines  # somebody's line has no end, and would take ours along
+            left = lines
+            try:
+                while left:
+                    left = left[os.write(descriptor, left) :]
+                os.fsync(descriptor)
+            except OSError:
+                _cut(descriptor, before, len(lines) - len(left))
+                raise
+            self._ends[name] = before + len(lines)
 
     def _remove_half_written(self) -> None:
         """What writers left that were killed while they wrote a whole file."""
@@ -165,17 +193,36 @@ class Store:
             for line in _lines(self.folder / name):
                 (bad if read(line) is None else good).append(line)
             if bad:
-                with (self.folder / BAD).open("ab+") as file:
+                with _told(self.folder / BAD, "written"), (self.folder / BAD).open("ab+") as file:
                     _end_line(file)  # of a writer that was killed here
                     file.writelines(line + b"\n" for line in bad)
                     file.flush()
                     os.fsync(file.fileno())
-                write_whole(self.folder / name, b"".join(line + b"\n" for line in good))
+                with _told(self.folder / name, "written"):
+                    write_whole(self.folder / name, b"".join(line + b"\n" for line in good))
+                self._files[name].close()
+                self._open(name)
                 count += len(bad)
-            elif good:
-                with (self.folder / name).open("ab+") as file:
-                    _end_line(file)
         return count
+
+
+def _cut(descriptor: int, before: int, written: int) -> None:
+    """Take back the part of a row that could be written: half a row is worse than none.
+
+    Where others wrote meanwhile, or the file may not be cut, it stays, and the next row begins on a line of its own.
+    """
+    with suppress(OSError):
+        if os.fstat(descriptor).st_size == before + written:
+            os.ftruncate(descriptor, before)
+
+
+@contextmanager
+def _told(path: Path, what: str) -> Iterator[None]:
+    """What the system refuses in the block is a StoreError that names the file, and what was to be done with it."""
+    try:
+        yield
+    except OSError as error:
+        raise StoreError(f"{path}: cannot be {what} ({reason_of(error)})") from error
 
 
 def _kept_as(plan: Mapping[str, Any]) -> str:
@@ -254,10 +301,12 @@ def latest_rows(folder: Path) -> dict[str, Row]:
 def read_plan(folder: Path) -> dict[str, Any] | None:
     """The frozen plan, or None where there is none yet. Raises StoreError when it is garbled."""
     path = folder / PLAN
-    if not path.exists():
+    with _told(path, "read"):
+        data = path.read_bytes() if path.exists() else None
+    if data is None:
         return None
     try:
-        plan = orjson.loads(path.read_bytes())
+        plan = orjson.loads(data)
     except ValueError:
         raise StoreError(f"{path}: garbled; remove it, and the next run writes it anew") from None
     if not isinstance(plan, dict) or not isinstance(plan.get("points"), list):
@@ -277,12 +326,13 @@ def read_history(folder: Path) -> list[Row]:
 
 
 def _lines(path: Path) -> Iterator[bytes]:
-    """Lines that hold something, without their ends."""
-    if path.exists():
-        with path.open("rb") as file:
-            for line in file:
-                if line.strip():
-                    yield line.removesuffix(b"\n")
+    """Lines that hold something, without their ends. Raises StoreError where they cannot be read."""
+    with _told(path, "read"):
+        if path.exists():
+            with path.open("rb") as file:
+                for line in file:
+                    if line.strip():
+                        yield line.removesuffix(b"\n")
 
 
 def _row(line: bytes) -> Row | None:
@@ -305,26 +355,6 @@ def _json_object(line: bytes) -> Row:
     except ValueError:
         return {}
     return value if isinstance(value, dict) else {}
-
-
-def write_whole(path: Path, content: str | bytes) -> None:
-    """Write a whole file: the old one or the new one is there at any moment, never a mix."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with temporary.open("wb") as file:
-            _write_all(file, content.encode() if isinstance(content, str) else content)
-            os.fsync(file.fileno())
-        temporary.replace(path)
-        folder = os.open(path.parent, os.O_RDONLY)
-        os.fsync(folder)
-        os.close(folder)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _write_all(file: BufferedWriter, data: bytes) -> None:
-    file.write(data)
-    file.flush()
 
 
 def _who(folder: Path) -> str:

@@ -147,6 +147,7 @@ def run_study(
         saving = Saving(folder, often)
         run = _Run(store, study, planned, workers, device, tuple(imports), saving, limits, cluster, ranks, on_progress)
         run.images = images
+        run.fingerprints = {images_said(entry): entry["fingerprint"] for entry in images}
         if study.tune is None:
             run.freeze(planned)
             run.train(planned)
@@ -202,6 +203,7 @@ class _Run:
         self.seen: set[str] = set()  # ids of the points that were asked for
         self.reused = 0
         self.images: list[dict[str, Any]] = []  # what the plan says of them
+        self.fingerprints: dict[tuple[Any, ...], str] = {}  # of each data set, as plan and rows have it
 
     def tune(self, said: Tune, grid: dict[str, tuple[float, ...]], *, confirm: bool) -> Summary:
         """The search, wider where its edges are best, and the confirmation if asked for."""
@@ -268,26 +270,51 @@ class _Run:
         self._remove_checkpoints(finished)
         if not left:
             return finished
-        with closing(self._engine().run(left)) as outcomes:
+        with closing(self._engine(len(by_id)).run(left)) as outcomes:
             for outcome in outcomes:
+                changed = self._images_changed(outcome)
+                if changed is not None:
+                    outcome = Outcome(outcome.point, None, changed, outcome.attempts)
                 row = self._write(outcome, by_id[outcome.point.id])
                 if row["status"] in FINISHED:
                     finished[row["id"]] = row
                     self._remove_checkpoints([row["id"]])
                 self.counts[row["status"]] += 1
                 self._tell(row)
+                if changed is not None:
+                    raise StoreError(f"{self.store.folder}: {changed}")
         with suppress(OSError):
             (self.store.folder / LOGS).rmdir()  # if none had anything to say
         return finished
 
-    def _engine(self) -> Engine:
+    def _images_changed(self, outcome: Outcome) -> str | None:
+        """What to say where a point was trained on other images than the rows before it; None where it was not."""
+        if outcome.result is None:
+            return None
+        point = outcome.point
+        found = outcome.result["provenance"]["data_fingerprint"]
+        known = self.fingerprints.setdefault(images_said(dict(point)), found)
+        if found == known:
+            return None
+        return (
+            f"the images of {point.dataset!r} changed during the run: fingerprint {known} before, {found} now "
+            f"(point {point.id}); the rows before are kept, this result is not; put the earlier images back and run "
+            "again, or give another --out"
+        )
+
+    def _engine(self, points: int) -> Engine:
         if self.ranks is not None:
             from spectrum.study.rank_engine import RankEngine
 
             return RankEngine(self.ranks, self.device, imports=self.imports, saving=self.saving)
         if self.cluster is None:
             return LocalEngine(
-                self.workers, device=self.device, imports=self.imports, saving=self.saving, limits=self.limits
+                self.workers,
+                device=self.device,
+                imports=self.imports,
+                saving=self.saving,
+                limits=self.limits,
+                points=points,
             )
         from spectrum.study.ray_engine import RayEngine
 
@@ -318,10 +345,10 @@ class _Run:
     def _remove_checkpoints(self, finished: Iterable[str]) -> None:
         """Of points whose rows are on disk. Names come from the disk: what a row calls itself may be any path."""
         ids, root = set(finished), self.store.folder / CHECKPOINTS
-        for below in list(root.iterdir()) if root.is_dir() else ():
-            if below.name in ids:
-                shutil.rmtree(below, ignore_errors=True)
-        with suppress(OSError):
+        with suppress(OSError):  # what cannot be looked through or removed is left, and the doctor says so
+            for below in list(root.iterdir()) if root.is_dir() else ():
+                if below.name in ids:
+                    shutil.rmtree(below, ignore_errors=True)
             root.rmdir()  # once it is empty
 
     def summary(self, choices: Sequence[Choice] = (), *, is_confirmed: bool = True) -> Summary:

@@ -123,7 +123,7 @@ def train(
             if average is not None:
                 average.update_parameters(model)
             at.step, at.step_in_epoch = at.step + 1, at.step_in_epoch + 1
-            stop = checkpoints is not None and checkpoints.stop()
+            stop = ranks.told_to_stop() or (checkpoints is not None and checkpoints.stop())
             due = stop or (checkpoints is not None and checkpoints.due())
             if ranks.count > 1:
                 stop, due = (flag > 0 for flag in ranks.sum(stop, due))

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import faulthandler
+import io
 import os
 import sys
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from functools import cache
 from importlib import import_module
@@ -106,35 +107,84 @@ def limit_memory(gigabytes: float | None) -> None:
 
 @contextmanager
 def _logged(path: Path | None) -> Iterator[None]:
-    """What is printed meanwhile, by C too, goes to the end of a file, and so does how it fails or crashes."""
-    if path is None:
+    """What is printed meanwhile, by C too, goes to the end of a file, and so does how it fails or crashes.
+
+    Nothing that happens to the file or its folder is a reason not to train, nor to lose what was trained.
+    """
+    log = None if path is None else _opened(path)
+    if path is None or log is None:
         yield
         return
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        log = path.open("ab", buffering=0)
-    except OSError:  # no room for a log is no reason not to train
-        yield
-        return
-    before = [os.dup(number) for number in (1, 2)]
     with log:
-        for number in (1, 2):
-            os.dup2(log.fileno(), number)
-        faulthandler.enable(2)
         try:
-            yield
-        except Exception as error:
-            if not isinstance(error, Interrupted):
-                traceback.print_exc()
-            raise
+            with _redirected(log):
+                yield
         finally:
-            sys.stdout.flush()
-            sys.stderr.flush()
-            for number, kept in zip((1, 2), before, strict=True):
-                os.dup2(kept, number)
-                os.close(kept)
-    if path.stat().st_size == 0:
-        path.unlink(missing_ok=True)
+            with suppress(OSError):
+                if path.stat().st_size == 0:
+                    path.unlink()
+
+
+def _opened(path: Path) -> io.FileIO | None:
+    with suppress(OSError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return io.FileIO(path, "ab")
+    return None
+
+
+@contextmanager
+def _redirected(log: io.FileIO) -> Iterator[None]:
+    """Standard output and errors go to the log: those of Python, and those of C."""
+    streams = sys.stdout, sys.stderr
+    _flush(*streams)  # what was printed before is not of this point
+    before = {number: kept for number in (1, 2) if (kept := _duplicate(number)) is not None}
+    for number in before:
+        os.dup2(log.fileno(), number)
+    sys.stdout, sys.stderr = (_stream(n) if n in before else stream for n, stream in zip((1, 2), streams, strict=True))
+    if 2 in before:
+        faulthandler.enable(2)
+    try:
+        yield
+    except Exception as error:
+        if not isinstance(error, Interrupted):
+            traceback.print_exc()
+        raise
+    finally:
+        _flush(sys.stdout, sys.stderr, *streams)
+        sys.stdout, sys.stderr = streams
+        for number, kept in before.items():
+            os.dup2(kept, number)
+            os.close(kept)
+
+
+class _TakesWhatItCan(io.FileIO):
+    """A print of a network's own does not fail where there is no room for a log."""
+
+    def write(self, data: Any) -> int:
+        with suppress(OSError):
+            return super().write(data)
+        return len(data)
+
+
+@cache
+def _stream(number: int) -> io.TextIOWrapper:
+    """Text for a descriptor, whatever file that is at a time; kept, since what holds on to it may print later."""
+    raw = _TakesWhatItCan(number, "wb", closefd=False)
+    return io.TextIOWrapper(io.BufferedWriter(raw), encoding="utf-8", errors="backslashreplace", line_buffering=True)
+
+
+def _duplicate(number: int) -> int | None:
+    """Another descriptor of the same file; None where this one is closed."""
+    try:
+        return os.dup(number)
+    except OSError:
+        return None
+
+
+def _flush(*streams: Any) -> None:
+    for stream in streams:
+        with suppress(OSError, ValueError, AttributeError):  # no room; closed; there is none
+            stream.flush()
 
 
 def _trained(

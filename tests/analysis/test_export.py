@@ -1,17 +1,28 @@
 """What is exported can be read by what it is for, whatever a study and its values are called."""
 
 import csv
+import json
+import math
 import re
+import resource
 import shutil
+import signal
 import subprocess
+import tempfile
+import unicodedata
+from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 
 from spectrum import stats
 from spectrum.analysis.export import (
     ROW_FORMATS,
     TABLE_FORMATS,
+    Table,
     as_latex,
     as_markdown,
     contrasts_table,
@@ -21,7 +32,14 @@ from spectrum.analysis.export import (
     write_csv,
     write_parquet,
 )
+from spectrum.analysis.report import write_report
 from spectrum.analysis.summary import as_text, summary_table
+from spectrum.cli import main
+from spectrum.results import load_results
+from spectrum.study.planning import plan_study
+from spectrum.study.spec import parse_study
+from spectrum.study.store import Store
+from spectrum.study.sweep import _row
 from tests.analysis.test_plots import results
 
 HOSTILE = r"a_b%&|$x$ \input{f} ^~#--é"
@@ -254,3 +272,290 @@ def test_latex_compiles(study, tmp_path):
     done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout
     assert (tmp_path / "paper.pdf").stat().st_size > 0
+
+
+# Every number comes back
+
+SCALARS = {
+    "bool": st.booleans(),
+    "small int": st.integers(-(2**63), 2**63 - 1),
+    "int": st.integers(-(2**70), 2**70),
+    "float": st.floats(allow_nan=False),
+    "text": st.text(st.characters(exclude_categories=["Cs"]), max_size=5).filter(lambda said: inert(said) == said),
+}
+LISTS = {
+    "ints": st.lists(st.integers(1, 2**60), max_size=4).map(tuple),
+    "numbers": st.lists(st.integers(-(2**70), 2**70) | st.floats(allow_nan=False), max_size=4),
+    "words": st.lists(st.integers(1, 9) | st.just("per_channel"), max_size=4).map(tuple),
+    "records": st.lists(st.dictionaries(st.sampled_from("ab"), st.integers() | st.booleans()), max_size=2),
+}
+VALUES = {
+    **SCALARS,
+    **LISTS,
+    "record": st.dictionaries(
+        st.sampled_from("abc"), st.none() | st.floats(allow_nan=False) | st.integers() | st.text("é=\n", max_size=3)
+    ),
+    "number or word": st.integers(1, 9) | st.just("per_channel"),
+    "list or word": st.lists(st.integers(1, 9), min_size=2, max_size=4).map(tuple) | st.just("even"),
+    "float or int": st.floats(allow_nan=False) | st.integers(-(2**53), 2**53),
+}
+
+
+@st.composite
+def tables(draw):
+    """Columns of all kinds, as `load_results` has them: each of one kind, with values that are not there."""
+    count = draw(st.integers(1, 4))
+    columns = {
+        name: draw(st.lists(values | st.none(), min_size=count, max_size=count)) for name, values in VALUES.items()
+    }
+    return pd.DataFrame({name: pd.Series(column, dtype=object) for name, column in columns.items()})
+
+
+def same(one, other):
+    """Equal to the last bit, of one type but for lists and tuples; what is not there is like NaN."""
+    if isinstance(one, tuple | list):
+        return isinstance(other, list) and len(one) == len(other) and all(map(same, one, other))
+    if isinstance(one, dict):
+        return isinstance(other, dict) and one.keys() == other.keys() and all(same(one[k], other[k]) for k in one)
+    return type(one) is type(other) and repr(one) == repr(other)
+
+
+def read_json(path):
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+@given(tables())
+@settings(max_examples=60)
+def test_json_gives_every_value_back(table):
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "rows.json")
+        ROW_FORMATS[".json"](table, path)
+        lines = [json.loads(line) for line in path.read_bytes().split(b"\n")[:-1]]
+    assert len(lines) == len(table)
+    for number, line in enumerate(lines):
+        assert list(line) == list(table)
+        for name in table:
+            assert same(table[name][number], line[name]), name
+
+
+def as_read(cell, value):
+    """What a cell of CSV says, read as what the value is."""
+    if isinstance(value, dict | tuple | list):
+        return json.loads(cell)
+    if isinstance(value, bool):
+        return {"True": True, "False": False}[cell]
+    return type(value)(cell)
+
+
+@given(tables())
+@settings(max_examples=60)
+def test_csv_gives_every_value_back(table):
+    with tempfile.TemporaryDirectory() as folder:
+        title, *lines = written(table, Path(folder))
+    assert title == list(table)
+    for number, line in enumerate(lines):
+        for name, cell in zip(table, line, strict=True):
+            value = table[name][number]
+            assert (cell == "") if value is None else same(value, as_read(cell, value)), name
+
+
+@given(tables())
+@settings(max_examples=30)
+def test_parquet_gives_every_value_back(table):
+    with tempfile.TemporaryDirectory() as folder:
+        write_parquet(table, Path(folder, "rows.parquet"))
+        back = pd.read_parquet(Path(folder, "rows.parquet"), dtype_backend="numpy_nullable")
+    assert list(back) == list(table)
+    for name in table:
+        for value, read in zip(table[name], back[name], strict=True):
+            if value is None:
+                assert read is pd.NA or read is None or read != read
+            elif name in ("words", "number or word", "list or word") and isinstance(read, str):
+                text = " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
+                assert read == text
+            elif isinstance(read, float) and isinstance(value, int):  # a column of floats and integers
+                assert read == value, name
+            elif isinstance(read, str) and not isinstance(value, str):
+                assert same(value, json.loads(read)), name
+            else:
+                got = read.tolist() if isinstance(read, np.ndarray | np.generic) else read
+                assert same(value, got), name
+
+
+def test_integers_beyond_2_53_stay_what_they_are_where_some_are_missing(tmp_path):
+    with Store(tmp_path / "s") as store:
+        for number, count in enumerate((2**53 + 1, None, 2**62 + 1)):
+            store.append({"id": f"{number}", "status": "done", "decay_images": count, "lr": 0.1 + 0.2})
+    table = load_results(tmp_path / "s")
+    assert table["decay_images"].tolist() == [2**53 + 1, None, 2**62 + 1]
+    for ending, write in ROW_FORMATS.items():
+        write(table, tmp_path / f"rows{ending}")
+    assert [line["decay_images"] for line in read_json(tmp_path / "rows.json")] == [2**53 + 1, None, 2**62 + 1]
+    title, *lines = written(table, tmp_path)
+    assert [line[title.index("decay_images")] for line in lines] == [str(2**53 + 1), "", str(2**62 + 1)]
+    assert {line[title.index("lr")] for line in lines} == {repr(0.1 + 0.2)}
+    back = pd.read_parquet(tmp_path / "rows.parquet", dtype_backend="numpy_nullable")["decay_images"]
+    assert back.tolist() == [2**53 + 1, pd.NA, 2**62 + 1]
+
+
+def test_infinity_and_nan_are_numbers_that_readers_know(tmp_path):
+    table = pd.DataFrame({"a": [math.inf, -math.inf, math.nan, 1.5], "b": [{"deep": [math.inf, math.nan]}] * 4})
+    for ending, write in ROW_FORMATS.items():
+        write(table, tmp_path / f"rows{ending}")
+    assert [line["a"] for line in read_json(tmp_path / "rows.json")] == [math.inf, -math.inf, None, 1.5]
+    assert read_json(tmp_path / "rows.json")[0]["b"] == {"deep": [math.inf, None]}
+    for back in (
+        pd.read_csv(tmp_path / "rows.csv"),
+        pd.read_parquet(tmp_path / "rows.parquet"),
+        pd.read_json(tmp_path / "rows.json", lines=True),
+    ):
+        pd.testing.assert_series_equal(back["a"], table["a"])
+
+
+def test_two_columns_of_one_name_are_refused(tmp_path):
+    table = pd.DataFrame([[1, 2]], columns=["a", "a"])
+    for ending, write in ROW_FORMATS.items():
+        with pytest.raises(ValueError, match="two columns are named 'a'"):
+            write(table, tmp_path / f"rows{ending}")
+    assert not list(tmp_path.iterdir())
+
+
+SMALLEST = {"xception": 71, "inception_v3": 75}  # pixels a side
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["inception", "inception_v3", "mobilenet_v1", "probe", "resnext", "vgg", "xception"])
+def test_every_family_comes_back_from_an_export(name, tmp_path):
+    base = {"dataset": "digits", "image_size": SMALLEST.get(name, 32), "model": name} | (
+        {} if name == "inception_v3" else {"width": 0.25}
+    )
+    study = parse_study({"base": base, "axes": {"segments": [1, "per_channel"]}}, "family")
+    check_comes_back(study, tmp_path)
+
+
+SPECIAL_FIELDS = {
+    "hidden": {"model": "probe", "hidden": [32, 64]},
+    "schedules by stage": {"model": "probe", "stage_segments": [2, "per_channel", 1]},
+    "shares": {"model": "probe", "segments": 3, "segment_shares": [2, 1, 1]},
+    "form": {"model": "inception", "form": "extreme", "width": 0.25},
+    "no 1x1": {"model": "probe", "segments": 2, "pointwise": False},
+    "teacher": {"model": "probe", "teacher_segments": 4},
+}
+
+
+@pytest.mark.parametrize("said", SPECIAL_FIELDS.values(), ids=SPECIAL_FIELDS)
+def test_every_field_comes_back_from_an_export(said, tmp_path):
+    study = parse_study({"base": {"dataset": "digits"} | said, "axes": {"seed": [0, 1]}}, "family")
+    check_comes_back(study, tmp_path)
+
+
+def check_comes_back(study, folder):
+    written_rows = []
+    with Store(folder / "s") as store:
+        for one in plan_study(study):
+            row = _row(study, one) | {"status": "done", "test_accuracy": 0.1 + 0.2, "params": 2**60 + 1}
+            row["provenance"] = {"lowerings": {"a.b": "native"}, "resumed": [{"step": 3, "before": {}}]}
+            store.append(row)
+            written_rows.append(json.loads(json.dumps(row)))
+    table = load_results(folder / "s")
+    for ending, write in ROW_FORMATS.items():
+        write(table, folder / f"rows{ending}")
+    title, *lines = written(table, folder)
+    parquet = pd.read_parquet(folder / "rows.parquet", dtype_backend="numpy_nullable")
+    for number, (row, line) in enumerate(zip(written_rows, read_json(folder / "rows.json"), strict=True)):
+        for name, value in row.items():
+            assert same(value, line[name]), name
+            cell = lines[number][title.index(name)]
+            assert (cell == "") if value in (None, "") else same(value, as_read(cell, value)), name
+            read = parquet[name][number]
+            if value is None:
+                assert read is pd.NA or read is None
+            elif isinstance(value, list) and not isinstance(read, str):
+                assert read.tolist() == value
+            elif isinstance(value, list) and any(isinstance(one, str) for one in value):
+                assert read.split() == list(map(str, value))
+            elif isinstance(value, dict | list):
+                assert json.loads(read) == value
+            else:
+                assert read == value or read == str(value), name
+
+
+# Any name
+
+
+@given(st.text(max_size=30), st.text(max_size=30))
+@example("# a", "*")
+@example("1. a", "[x]")
+@example("a\0b", "&copy;")
+@example("\u202eabc", "``''--,,")
+@settings(max_examples=200)
+def test_a_table_of_any_names_is_one_that_latex_and_markdown_read(study, cell):
+    table = Table(["name", "n"], [[cell, "1"], ["plain", "2"]], f"{study}: a caption", "tab:x")
+    text = as_latex(table)
+    cells = latex_cells(text)
+    assert [len(line) for line in cells] == [2, 2, 2]
+    assert balanced(text)
+    caption = re.search(r"\\caption{(.*)}", text)[1]
+    for said in (caption, cells[1][0]):
+        assert not SPECIAL.search(re.sub(r"\\text\w+{}|\\ldots{}|\$\S+?\$", "", said))
+        assert all(unicodedata.category(one) not in ("Cc", "Cs", "Zl", "Zp") for one in said)
+    assert not re.match(r"[\[*]", cells[1][0])
+    lines = as_markdown(table).split("\n")
+    assert [len(line) for line in markdown_cells("\n".join(lines[:4]))] == [2] * 4
+    assert len(lines) == 7
+    assert not re.match(r"[#>+=-]|\d+[.)]", lines[5])
+
+
+def test_letters_that_latex_may_not_know_are_told():
+    table = Table(["name", "n"], [["花", "1"]], "a caption: ±", "tab:x")
+    assert "% has 花: compile it by lualatex or xelatex, in a font with them" in as_latex(table).splitlines()
+    assert "lualatex" not in as_latex(Table(["é"], [["−1 ± 2"]], "×", "tab:x"))
+
+
+# A file that cannot be written
+
+
+@pytest.fixture
+def full_disk():
+    """No file may grow beyond 100 bytes."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, limits[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    signal.signal(signal.SIGXFSZ, ignored)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A study's folder with rows, and a plan."""
+    study = parse_study({"base": {"dataset": "digits"}, "axes": {"seed": [0, 1]}}, "made-up")
+    with Store(tmp_path / "made-up") as store:
+        rows = [_row(study, one) | {"status": "done", "test_accuracy": 0.5} for one in plan_study(study)]
+        for row in rows:
+            store.append(row)
+        store.freeze({"hash": "a", "points": [], "contrasts": []})
+    (tmp_path / "made-up" / "plan.json").unlink()
+    return tmp_path / "made-up"
+
+
+@pytest.mark.parametrize("ending", [*ROW_FORMATS, *TABLE_FORMATS])
+def test_an_export_that_fails_leaves_the_old_file(ending, folder, full_disk, capsys):
+    path = folder / f"rows{ending}"
+    path.write_text("old")
+    assert main(["export", str(folder), "--to", str(path)]) != 0
+    assert path.read_text() == "old"
+    assert f"{path}: " in capsys.readouterr().err
+    assert not list(folder.glob(".rows*"))
+
+
+def test_a_report_that_cannot_be_written_leaves_the_old_page_and_figures(folder, full_disk):
+    (folder / "figures").mkdir()
+    kept = [folder / "report.html", folder / "figures" / "spectrum.svg", folder / "figures" / "spectrum.png"]
+    for path in kept:
+        path.write_text("old")
+    with pytest.raises(OSError, match="File too large") as refused:
+        write_report(folder, results(), pd.DataFrame(), {"contrasts": [], "points": []})
+    assert Path(refused.value.filename) in kept
+    assert {path.read_text() for path in kept} == {"old"}
+    assert len([path for path in folder.rglob("*") if path.is_file()]) == len(kept) + 3

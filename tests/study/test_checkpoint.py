@@ -383,13 +383,13 @@ def test_what_was_otherwise_before_is_told(
 WRITES = """
 import os, sys
 from pathlib import Path
-from spectrum.study import store
+from spectrum import _files
 from tests.study.failpoint import die_at
 from tests.study.test_checkpoint import saved_one
 
 folder, step, number, moment = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), sys.argv[4]
 saved_one(folder, 1)
-owner, name = {"write": (store, "_write_all"), "sync": (os, "fsync"), "rename": (Path, "replace")}[step]
+owner, name = {"write": (_files, "_write_all"), "sync": (os, "fsync"), "rename": (Path, "replace")}[step]
 die_at(owner, name, number, "half" if (step, moment) == ("write", "before") else moment)
 saved_one(folder, 2)
 """

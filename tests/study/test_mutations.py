@@ -11,78 +11,78 @@ import pytest
 ROOT = Path(__file__).parents[2]
 MUTATIONS = {
     "rows are not synced": (
-        "store.py",
-        "            os.fsync(descriptor)\n",
+        "study/store.py",
+        "                os.fsync(descriptor)\n",
         "",
         "test_store.py -k is_synced",
     ),
     "whole files are not synced": (
-        "store.py",
+        "_files.py",
         "            os.fsync(file.fileno())\n        temporary",
         "        temporary",
         "test_checkpoint.py -k killed_while_writing",
     ),
     "their folder is not synced": (
-        "store.py",
-        "        os.fsync(folder)\n",
-        "",
+        "_files.py",
+        "            os.fsync(folder)\n",
+        "            pass\n",
         "test_checkpoint.py -k killed_while_writing",
     ),
     "files are written in place": (
-        "store.py",
-        '    temporary = path.with_name(f".{path.name}.{os.getpid()}")\n',
-        "    temporary = path\n",
+        "_files.py",
+        '    temporary = target.with_name(f".{stem}.{os.getpid()}{secrets.randbelow(10**6):06}")\n',
+        "    temporary = target\n",
         "test_checkpoint.py -k killed_while_writing",
     ),
     "the plan is away while another is frozen": (
-        "store.py",
+        "study/store.py",
         "write_whole(self.folder / _kept_as(old), path.read_bytes())",
         "path.replace(self.folder / _kept_as(old))",
         "test_store.py -k killed_while_freezing",
     ),
     "what was half written stays": (
-        "store.py",
-        "            self._remove_half_written()\n",
-        "",
+        "study/store.py",
+        "                self._remove_half_written()\n",
+        "                pass\n",
         "test_store.py -k killed_while_freezing",
     ),
     "there is no lock": (
-        "store.py",
+        "study/store.py",
         "fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)",
         "pass",
         "test_store.py -k second_process",
     ),
     "the hash is not checked": (
-        "checkpoint_files.py",
+        "study/checkpoint_files.py",
         "if hashlib.sha256(data).hexdigest() != self.sha256:",
         "if False:",
         "test_checkpoint.py -k no_cut_and_no_flip",
     ),
     "half a row stays": (
-        "store.py",
-        "            os.ftruncate(descriptor, before)  # half a row is worse than none\n",
-        "",
+        "study/store.py",
+        "            os.ftruncate(descriptor, before)\n",
+        "            pass\n",
         "test_store.py -k full_disk",
     ),
     "generators are not restored": (
-        "checkpoint.py",
+        "study/checkpoint.py",
         '        _set_generators(_below("generator", tensors))\n',
         "",
         "test_checkpoint.py -k every_generator",
     ),
     "buffers are not averaged back": (
-        "checkpoint.py",
+        "study/checkpoint.py",
         'if average is None else {"average": average}',
         "if True else {}",
         "test_checkpoint.py -k averaged",
     ),
     "limits go by the time of day": (
-        "engines.py",
+        "study/engines.py",
         "now = time.monotonic()",
         "now = time.time()",
         "test_limits.py -k does_not_jump",
     ),
-    "epochs begin anew": ("train.py", "first=at.step_in_epoch", "first=0", "test_checkpoint.py -k pieces"),
+    "epochs begin anew": ("study/train.py", "first=at.step_in_epoch", "first=0", "test_checkpoint.py -k pieces"),
 }
 
 
@@ -113,7 +113,7 @@ def test_without_a_change_all_pass(copy: Path, tests: str) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize(("file", "old", "new", "tests"), MUTATIONS.values(), ids=MUTATIONS.keys())
 def test_a_change_for_the_worse_is_noticed(copy: Path, file: str, old: str, new: str, tests: str) -> None:
-    path = copy / "spectrum" / "study" / file
+    path = copy / "spectrum" / file
     source = path.read_text(encoding="utf-8")
     assert source.count(old) == 1, "the line to change is there"
     path.write_text(source.replace(old, new), encoding="utf-8")

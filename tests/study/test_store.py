@@ -3,7 +3,9 @@
 import itertools
 import json
 import os
+import re
 import resource
+import shutil
 import signal
 import socket
 import subprocess
@@ -18,6 +20,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from spectrum.results import load_results
 from spectrum.study.store import (
     BAD,
     HISTORY,
@@ -26,6 +29,7 @@ from spectrum.study.store import (
     WRITER,
     Store,
     StoreError,
+    bad_lines,
     latest_rows,
     read_history,
     read_plan,
@@ -414,15 +418,141 @@ def test_a_folder_whose_rows_cannot_be_opened_is_refused_and_freed(tmp_path: Pat
             pass
 
 
+@contextmanager
+def immutable(*paths: Path) -> Iterator[None]:
+    """Files that nobody may change, root included; the test is skipped where the file system knows no such thing."""
+    if shutil.which("chattr") is None or subprocess.run(["chattr", "+i", *paths], capture_output=True).returncode:
+        pytest.skip("no immutable files here")
+    try:
+        yield
+    finally:
+        subprocess.run(["chattr", "-i", *paths], check=True)
+
+
+@pytest.mark.parametrize("name", [ROWS, HISTORY, WRITER])
+def test_a_file_that_may_not_be_changed_is_named_when_a_run_starts(tmp_path: Path, name: str) -> None:
+    write(tmp_path, row("a"))
+    refused = re.escape(f"{tmp_path / name}: cannot be written (Operation not permitted)")
+    with immutable(tmp_path / name):
+        for _ in range(2):  # the second time would say "another run" if the first had kept the lock
+            with pytest.raises(StoreError, match=refused), Store(tmp_path):
+                pass
+    write(tmp_path, row("b"))
+
+
+@pytest.mark.parametrize("name", [ROWS, HISTORY])
+def test_a_file_that_may_not_be_changed_any_more_is_named_during_a_run(tmp_path: Path, name: str) -> None:
+    refused = re.escape(f"{tmp_path / name}: cannot be written (Operation not permitted)")
+    with Store(tmp_path) as store:
+        store.append(row("a"))
+        store.append_history([{"id": "a", "epoch": 1}])
+        with immutable(tmp_path / name), pytest.raises(StoreError, match=refused):
+            store.append(row("b")) if name == ROWS else store.append_history([{"id": "b", "epoch": 1}])
+        store.append(row("c"))
+        store.append_history([{"id": "c", "epoch": 1}])
+    assert [one["id"] for one in read_rows(tmp_path)] == ["a", "c"]
+    assert [one["id"] for one in read_history(tmp_path)] == ["a", "c"]
+
+
+@pytest.mark.parametrize("name", [PLAN, BAD, ROWS])
+def test_a_file_that_cannot_be_replaced_or_added_to_is_named(tmp_path: Path, name: str) -> None:
+    write(tmp_path, row("a"))
+    (tmp_path / PLAN).write_text(json.dumps(plan_of("a", hash="old")))
+    (tmp_path / BAD).touch()
+    if name != PLAN:
+        with (tmp_path / ROWS).open("ab") as file:
+            file.write(b"torn")
+    refused = re.escape(f"{tmp_path / name}: cannot be written (Operation not permitted)")
+    with immutable(tmp_path / name), pytest.raises(StoreError, match=refused), Store(tmp_path) as store:
+        store.freeze(plan_of("b", hash="new"))
+    assert read_rows(tmp_path) == [row("a")]
+    assert read_plan(tmp_path) == plan_of("a", hash="old")
+
+
+@pytest.mark.skipif(not Path("/proc/self/mem").exists(), reason="a file that gives EIO is needed")
+@pytest.mark.parametrize(
+    ("name", "read"),
+    [(ROWS, read_rows), (HISTORY, read_history), (PLAN, read_plan), (ROWS, latest_rows), (ROWS, load_results)],
+)
+def test_a_disk_that_does_not_give_a_file_back_is_said_with_its_name(
+    tmp_path: Path, name: str, read: Callable[[Path], object]
+) -> None:
+    (tmp_path / name).symlink_to("/proc/self/mem")  # whose first byte is nowhere: EIO, as of a broken disk
+    with pytest.raises(StoreError, match=re.escape(f"{tmp_path / name}: cannot be read (Input/output error)")):
+        read(tmp_path)
+
+
+# Somebody else's torn line
+
+
+@pytest.mark.parametrize("torn", [b'{"id": "theirs", "st', b"x", b"\xff\x00", b'{"id": "theirs", "status": "done"}'])
+@pytest.mark.parametrize("moment", ["before", "during"])
+def test_a_row_behind_somebodys_torn_line_is_not_lost_with_it(tmp_path: Path, torn: bytes, moment: str) -> None:
+    def tear() -> None:
+        for name in (ROWS, HISTORY):
+            with (tmp_path / name).open("ab") as file:
+                file.write(torn)
+
+    if moment == "before":
+        tear()
+    with Store(tmp_path) as store:
+        for number in (1, 2, 3):
+            store.append(row(f"{number}"))
+            store.append_history([{"id": f"{number}", "epoch": 1}])
+            if moment == "during" and number < 3:
+                tear()
+        whole = b"done" in torn
+        assert [one["id"] for one in read_rows(tmp_path) if one["id"] != "theirs"] == ["1", "2", "3"]
+        assert [one["id"] for one in read_history(tmp_path)] == ["1", "2", "3"]
+        count = 0 if moment == "before" else 2
+        assert bad_lines(tmp_path).get(ROWS, 0) == (0 if whole else count)
+    assert b"\n\n" not in (tmp_path / ROWS).read_bytes()
+
+
+TAKES_TURNS = """
+import resource, signal, sys
+from pathlib import Path
+from spectrum.study.store import ROWS, Store, StoreError
+
+folder = Path(sys.argv[1])
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
+with Store(folder) as store:
+    store.append({"id": "a", "status": "done"})
+    with (folder / ROWS).open("ab") as file:
+        file.write(b"theirs, tor")
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, hard))
+    try:
+        store.append({"id": "b", "status": "done", "text": "x" * 200})
+    except StoreError as error:
+        print(error)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
+    store.append({"id": "c", "status": "done"})
+"""
+
+
+def test_a_full_disk_takes_back_our_half_row_and_not_somebodys_line(tmp_path: Path) -> None:
+    if resource.getrlimit(resource.RLIMIT_FSIZE)[1] != resource.RLIM_INFINITY:
+        pytest.skip("file sizes are limited here already")
+    with in_another_process(TAKES_TURNS, tmp_path) as writer:
+        said, error = writer.communicate()
+    assert (error, writer.returncode) == ("", 0)
+    assert said == f"{tmp_path / ROWS}: cannot be written (File too large)\n"
+    lines = (tmp_path / ROWS).read_bytes().splitlines()
+    assert [json.loads(line)["id"] for line in (lines[0], lines[2])] == ["a", "c"]
+    assert lines[1] == b"theirs, tor"
+
+
 KILLED = """
 import os, sys
 from pathlib import Path
+from spectrum import _files
 from spectrum.study import store
 from tests.study.failpoint import die_at
 
 folder, doing, step, number, moment = Path(sys.argv[1]), *sys.argv[2:4], int(sys.argv[4]), sys.argv[5]
 owner, name = {
-    "write": (os, "write"), "write whole": (store, "_write_all"), "sync": (os, "fsync"), "rename": (Path, "replace")
+    "write": (os, "write"), "write whole": (_files, "_write_all"), "sync": (os, "fsync"), "rename": (Path, "replace")
 }[step]
 if doing == "open":
     die_at(owner, name, number, moment)
@@ -535,6 +665,15 @@ def replace(path: Path, content: bytes) -> None:
     temporary = path.with_suffix(".new")
     temporary.write_bytes(content)
     temporary.replace(path)
+
+
+def test_rows_come_back_where_the_file_was_emptied_in_place(tmp_path: Path) -> None:
+    with Store(tmp_path) as store:
+        store.append(row("a"))
+        (tmp_path / ROWS).write_bytes(b"")
+        store.append(row("b"))
+        (tmp_path / ROWS).write_bytes(b"x")
+    assert sorted(latest_rows(tmp_path)) == ["a", "b"]
 
 
 @pytest.mark.parametrize("name", [ROWS, HISTORY])

@@ -1,6 +1,8 @@
 """A study from points to rows, with real worker processes."""
 
 import json
+import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -9,13 +11,15 @@ import pytest
 
 from spectrum import load_results, run_study
 from spectrum.results import load_history
-from spectrum.study.engines import LocalEngine, available_cores
+from spectrum.study.checkpoint_files import name_of
+from spectrum.study.engines import Attempts, LocalEngine, available_cores, died
 from spectrum.study.pixels import DataError
 from spectrum.study.planning import plan_study
-from spectrum.study.point import SpecError
+from spectrum.study.point import Point, SpecError
 from spectrum.study.spec import parse_study
 from spectrum.study.store import StoreError, read_plan, read_rows
 from spectrum.study.sweep import in_random_blocks
+from spectrum.study.worker import Saving
 from tests.study.runs import (
     IMPORTS,
     TINY,
@@ -55,6 +59,78 @@ def test_an_engine_shares_the_cores_between_its_workers():
     assert LocalEngine(device="cuda").workers == 1
     assert LocalEngine(1).threads == available_cores()
     assert LocalEngine(10_000).threads == 1
+
+
+def test_cores_that_a_small_study_has_no_points_for_go_to_its_points():
+    cores = available_cores()
+    assert LocalEngine(points=1).threads == cores
+    assert LocalEngine(4, points=2).threads == max(1, cores // 2)
+    assert LocalEngine(2, points=100).threads == LocalEngine(2).threads
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(available_cores() < 2, reason="one worker has as many threads as two")
+def test_the_number_of_threads_goes_by_the_study_and_not_by_what_is_left_of_it(study_folder):
+    cores = available_cores()
+    base = {"model": "linear", "width": 1.0}
+    run_study(tiny(base=base, axes={"seed": [0]}), "one", imports=IMPORTS)
+    run_study(tiny(base=base, axes={"seed": list(range(cores))}), "all", imports=IMPORTS)
+    (row,) = read_rows(study_folder / "one")
+    assert row["provenance"]["threads"] == cores
+    path = study_folder / "all" / "results.jsonl"
+    *kept, _ = path.read_text().splitlines(keepends=True)
+    path.write_text("".join(kept))
+    run_study(tiny(base=base, axes={"seed": list(range(cores))}), "all", imports=IMPORTS)
+    assert [row["provenance"]["threads"] for row in read_rows(study_folder / "all")] == [1] * cores
+
+
+@pytest.mark.slow
+def test_an_engine_can_be_used_again_after_a_stop(tmp_path, study_folder):
+    engine = LocalEngine(1, imports=IMPORTS, saving=Saving(tmp_path))
+    slow, quick = (Point(**TINY | {"model": name, "width": 1.0, "epochs": 100}) for name in ("slow", "linear"))
+    stopped = engine.run([quick, slow])
+    assert next(stopped).result is not None
+    stopped.close()
+    (outcome,) = engine.run([quick])
+    assert outcome.reason is None
+    assert outcome.result["status"] == "done"
+
+
+def test_attempts_count_as_long_as_they_leave_no_newer_checkpoint(tmp_path):
+    saving, point = Saving(tmp_path), Point(**TINY)
+    folder = saving.checkpoints_of(point.id)
+    folder.mkdir(parents=True)
+
+    def reach(step):
+        (folder / name_of(step, b"")).touch()
+
+    reach(5)
+    attempts = Attempts.at(point, saving)
+    assert [attempts.again(point, saving) for _ in range(3)] == [True, True, False], "an old checkpoint is no progress"
+    attempts = Attempts.at(point, saving)
+    for step in (6, 9, 12, 13):
+        assert attempts.again(point, saving)
+        assert attempts.again(point, saving)
+        reach(step)
+        assert attempts.again(point, saving)
+    assert attempts.begun == 13
+    assert [attempts.again(point, saving) for _ in range(3)] == [True, True, False]
+    assert died(attempts.begun, "a signal") == (
+        "the worker process died 15 times, the last 3 without a newer checkpoint, last with a signal"
+    )
+    shutil.rmtree(folder)
+    assert not attempts.again(point, saving), "what is gone is no progress"
+
+
+@pytest.mark.slow
+def test_a_worker_that_dies_again_and_again_but_gets_on_is_not_given_up(study_folder):
+    study = tiny(base={"model": "dies_after_three_steps", "width": 1.0, "epochs": 8}, axes={"seed": [0]})  # 16 steps
+    summary = run_study(study, "kept", workers=1, imports=IMPORTS, checkpoint_minutes=0)
+    (row,) = read_rows(summary.folder)
+    assert (row["status"], row["attempts"]) == ("done", 6)
+    lost = run_study(study, "lost", workers=1, imports=IMPORTS, checkpoint_minutes=1e6)
+    (row,) = read_rows(lost.folder)
+    assert row["reason"].startswith("the worker process died 3 times, last with")
 
 
 def test_points_are_trained_in_blocks_of_a_seed_in_random_order_that_can_be_repeated():
@@ -233,3 +309,30 @@ def test_a_folder_that_grew_since_its_plan_is_planned_anew(data_root):
 def test_a_module_that_cannot_be_imported_is_named(study_folder):
     with pytest.raises(SpecError, match="--import no_such_module"):
         run_study(tiny(), imports=["no_such_module"])
+
+
+@pytest.mark.slow
+def test_images_that_change_during_a_run_stop_it_and_are_not_mixed_in(study_folder, monkeypatch):
+    root = study_folder / "data"
+    write_folder(root / "flowers" / "train", random_pixels(60), ["a", "b"])
+    write_folder(root / "flowers" / "test", random_pixels(6, seed=1), ["a", "b"])
+    monkeypatch.setenv("SPECTRUM_DATA", str(root))
+    monkeypatch.setenv("SPECTRUM_CACHE", str(study_folder / "cache"))
+    base = {"model": "linear", "dataset": "flowers", "train_images": 40, "width": 1.0}
+    cases = [{"seed": 0}, {"seed": 1, "model": "dies_once"}, {"seed": 2}, {"seed": 3}]  # a new process reads anew
+    study = parse_study({"base": TINY | base, "cases": cases}, "changing")
+
+    def change(standing):
+        if standing.done == 1:
+            write_folder(root / "flowers" / "train", random_pixels(60, seed=5), ["a", "b"])
+
+    with pytest.raises(StoreError, match="images of 'flowers' changed during the run: fingerprint") as stopped:
+        run_study(study, workers=1, imports=IMPORTS, on_progress=change)
+    rows = read_rows(study_folder / "results" / "changing")
+    assert all(row["status"] == "done" for row in rows[:-1])
+    (known,) = {row["provenance"]["data_fingerprint"] for row in rows[:-1]}
+    assert rows[-1]["status"] == "failed"
+    assert rows[-1]["reason"] in str(stopped.value)
+    before, now = re.search(r"fingerprint (\w+) before, (\w+) now", rows[-1]["reason"]).groups()
+    assert before == known != now
+    assert "provenance" not in rows[-1]

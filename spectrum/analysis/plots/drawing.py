@@ -6,6 +6,7 @@ import textwrap
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import wraps
+from io import BytesIO
 from pathlib import Path
 from typing import Any, ParamSpec
 
@@ -17,6 +18,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
 
+from spectrum._files import write_whole
 from spectrum.analysis.inference import t_interval
 from spectrum.analysis.table import (
     SPLIT,
@@ -66,8 +68,10 @@ def save_figure(figure: Figure, stem: str | Path) -> list[Path]:
     paths = [Path(f"{stem}.{kind}") for kind in ("svg", "png")]
     paths[0].parent.mkdir(parents=True, exist_ok=True)
     with style():
-        figure.savefig(paths[0], metadata={"Date": None})
-        figure.savefig(paths[1], metadata={"Software": None})
+        for path, unsaid in zip(paths, ("Date", "Software"), strict=True):
+            drawn = BytesIO()
+            figure.savefig(drawn, format=path.suffix[1:], metadata={unsaid: None})
+            write_whole(path, drawn.getvalue())
     return paths
 
 

@@ -36,6 +36,7 @@ from functools import cache
 from pathlib import Path
 
 from spectrum._cache import cache_folder, is_our_own
+from spectrum._files import write_whole
 
 SOURCES = ("segmented.cpp", "norm.cpp")
 HEADERS = ("interface.h", "vector.h", "planes.h", "convolve.h", "gradient.h", "direct.h")
@@ -139,7 +140,7 @@ def _build(
         (work / "made.so").replace(path)
     except CompilerRefused as error:
         with contextlib.suppress(OSError):
-            path.with_suffix(".failed").write_text(str(error), encoding="utf-8")
+            write_whole(path.with_suffix(".failed"), str(error))
         raise
     except OSError as error:
         raise BuildError(str(error)) from None
