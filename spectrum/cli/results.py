@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from spectrum.cli.arguments import Doctor, Export, Report, Status
-from spectrum.cli.printing import out, print_table
+from spectrum.cli.printing import err, out, print_table
 from spectrum.study.checkpoint_files import CHECKPOINTS, checkpoint_files
+from spectrum.study.identity import check_not_other, check_same, contrasts_changed, folder_of
 from spectrum.study.point import SpecError
 from spectrum.study.spec import Study, load_study
 from spectrum.study.store import (
@@ -27,10 +28,13 @@ from spectrum.study.store import (
 def status(command: Status) -> int:
     """Print how many points are done, diverged, failed and left, and why those that failed did."""
     folder, study = _folder(command.study, command.out)
-    plan = read_plan(folder)
-    if study is None or (plan is not None and plan["hash"] == study.hash):
+    held = None if study is None else check_not_other(folder, study)
+    if study is None or held == "same":
         _print_standing(folder, planned_ids(frozen_plan(folder)))
-    elif study.tune is not None or study.budget.match != ("none",):  # its points are known once it is planned
+        return 0
+    if held == "version":
+        out.print(f"{folder}: the study has changed since it ran here")
+    if study.tune is not None or study.budget.match != ("none",):  # its points are known once it is planned
         search = "a search, then " if study.tune is not None else ""
         out.print(f"{folder}: not run yet as the study is now; {search}up to {len(study.wanted())} points")
     else:
@@ -58,7 +62,9 @@ def doctor(command: Doctor) -> int:
     """Print what is wrong in a folder; status 1 where there are faults, after the repair if one was asked for."""
     from spectrum.study.doctor import look_at, repair
 
-    folder, _ = _folder(command.study, command.out)
+    folder, study = _folder(command.study, command.out)
+    if study is not None and check_not_other(folder, study) == "version":
+        err.print(f"{folder}: {study.name} has changed since it ran here; what follows is about the earlier version")
     found = look_at(folder)
     if command.repair and any(one.can_be_mended for one in found):
         repair(folder, found)
@@ -77,8 +83,7 @@ def doctor(command: Doctor) -> int:
 
 def report(command: Report) -> int:
     """Draw figures and page anew."""
-    folder, _ = _folder(command.study, command.out)
-    show_report(folder)
+    show_report(_folder_to_read(command.study, command.out))
     return 0
 
 
@@ -95,7 +100,7 @@ def export(command: Export) -> int:
         raise SpecError(f"--to {command.to}: no folder {command.to.parent}; make it first")
     if is_own(command.to):
         raise SpecError(f"--to {command.to}: is a file that a study's folder lives on; give another name")
-    folder, _ = _folder(command.study, command.out)
+    folder = _folder_to_read(command.study, command.out)
     results = load_results(folder, all_points=kind in ROW_FORMATS and not command.contrasts)
     rows = judge(results, frozen_plan(folder)) if command.contrasts else results
     if command.contrasts and rows.empty:
@@ -150,13 +155,26 @@ def frozen_plan(folder: Path) -> dict[str, Any]:
     return plan
 
 
+def _folder_to_read(study: Path, out: Path | None) -> Path:
+    """The folder whose numbers are meant. Raises StoreError where they are not those of the file as it is now."""
+    folder, loaded = _folder(study, out)
+    if loaded is not None:
+        check_same(folder, loaded)
+        plan = read_plan(folder)
+        if plan is not None and contrasts_changed(loaded, plan):
+            err.print(f"{study}: its contrasts have changed; those that were frozen in {folder / PLAN} are shown")
+    return folder
+
+
 def _folder(study: Path, out: Path | None) -> tuple[Path, Study | None]:
     """The folder of results that is meant, and the study if its file was given."""
-    if study.suffix == ".toml":
-        loaded = load_study(study)
-        return out or Path("results", loaded.name), loaded
     if not study.is_dir():
-        raise SpecError(f"{study}: neither a study's TOML file nor a folder of results")
+        if study.suffix != ".toml" and not study.exists():
+            raise SpecError(f"{study}: neither a study's TOML file nor a folder of results")
+        loaded = load_study(study)
+        return folder_of(loaded, out), loaded
+    if out is not None:
+        raise SpecError(f"--out {out}: {study} is a folder of results already; leave --out out")
     if not any((study / name).exists() for name in (PLAN, ROWS)):
         raise SpecError(
             f"{study}: is no folder of results: it has neither {PLAN} nor {ROWS}; name results/NAME or a study"

@@ -6,7 +6,6 @@ import contextlib
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +13,7 @@ from spectrum.cli.arguments import OnStudy, Plan, Run
 from spectrum.cli.printing import duration, err, out, print_contrast, print_table
 from spectrum.cli.progress import progress
 from spectrum.cli.results import frozen_plan, show_report
+from spectrum.study.identity import check_not_other, folder_of
 from spectrum.study.spec import Study, load_study
 from spectrum.study.store import read_plan
 
@@ -33,7 +33,9 @@ def _study(command: OnStudy) -> Study:
 def plan(command: Plan) -> int:
     """Show what a study would train, and write nothing."""
     study = _study(command)
-    frozen = read_plan(command.out or Path("results", study.name))
+    folder = folder_of(study, command.out)
+    check_not_other(folder, study)
+    frozen = read_plan(folder)
     with err.status("counting and timing …") if err.is_terminal else contextlib.nullcontext():
         forecast = _forecast(study, command, frozen)
     if command.json:

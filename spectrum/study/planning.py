@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from spectrum.study.point import PLACES, Point, SpecError, digest, network_said
+from spectrum.study.point import PLACES, Point, SpecError, all_fields, digest, network_said
 from spectrum.study.spec import Match, Study, Wanted
 
 if TYPE_CHECKING:
@@ -79,7 +79,7 @@ def from_entry(entry: Mapping[str, Any], asked: Point) -> PlannedPoint:
         for name in ("budget", "mismatch", "params", "macs", "activations", "step_seconds", "solved_for")
     }
     return PlannedPoint(
-        point=Point(**entry["point"]),
+        point=Point(**all_fields(entry["point"])),
         asked=asked,
         match=entry.get("match", "none"),
         realised_segments=tuple(entry["realised_segments"]),

@@ -121,6 +121,23 @@ def test_an_entry_of_a_plan_gives_the_point_back():
         assert from_entry(json.loads(json.dumps(one.entry())), one.asked) == one
 
 
+@pytest.mark.parametrize(
+    "said",
+    [
+        {"model": "resnext_small", "activation": "none", "norm": False},
+        {"model": "mobilenet_v1", "order": "pointwise_first"},
+        {"recipe": "jft", "optimizer": "sgd", "lr": 0.1, "ema": 0.0},
+    ],
+    ids=lambda said: next(iter(said.values())),
+)
+def test_an_entry_keeps_a_default_where_a_family_or_a_recipe_has_another_value(said):
+    point = Point(**TINY, segments=2, **said)
+    planned = planning.PlannedPoint(point, 1, 1, 1, (2,), point)
+    again = from_entry(json.loads(json.dumps(planned.entry())), point)
+    assert again.point == point
+    assert again.point.id == point.id != Point(**point.model_dump(exclude_defaults=True)).id
+
+
 @pytest.fixture
 def told_times(monkeypatch):
     """Times that are told, not measured, since machines are busy: a step takes as long as it has MACs, and noise."""
