@@ -201,6 +201,8 @@ def test_help_says_what_every_command_does(capsys, monkeypatch):
         said = capsys.readouterr().out
         assert said.splitlines()[2].startswith(words), command
         assert ("--epochs" in said) == (command in ("plan", "run"))
+        if command in ("plan", "run"):  # which override the file, and not the defaults
+            assert re.search(r"--activation.*?\(default: the file's\)", " ".join(said.split()))
 
 
 def test_the_module_is_the_command():

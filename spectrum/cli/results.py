@@ -10,6 +10,7 @@ from spectrum.cli.arguments import Doctor, Export, Report, Status
 from spectrum.cli.printing import err, out, print_table
 from spectrum.study.checkpoint_files import CHECKPOINTS, checkpoint_files
 from spectrum.study.identity import check_not_other, check_same, contrasts_changed, folder_of
+from spectrum.study.planning import completed
 from spectrum.study.point import SpecError
 from spectrum.study.spec import Study, load_study
 from spectrum.study.store import (
@@ -148,11 +149,11 @@ def show_report(folder: Path) -> None:
 
 
 def frozen_plan(folder: Path) -> dict[str, Any]:
-    """The plan that a study's folder was run by. Raises StoreError where there is none."""
+    """The plan that a study's folder was run by, its points complete. Raises StoreError where there is none."""
     plan = read_plan(folder)
     if plan is None:
         raise StoreError(f"{folder}: has no plan.json; run the study first: spectrum run FILE")
-    return plan
+    return completed(plan)
 
 
 def _folder_to_read(study: Path, out: Path | None) -> Path:

@@ -257,10 +257,13 @@ def _print_counts(summary: Summary, seconds: float) -> None:
 def _print_choices(summary: Summary, frozen: dict[str, Any]) -> None:
     from spectrum.analysis.page import choice_name
 
+    entries = {entry["id"]: entry for entry in frozen.get("tuning", {}).get("choices", [])}
     for choice in summary.choices:
         values = " ".join(f"{name}={value:g}" for name, value in choice.values.items())
-        out.print(f"chosen for {choice_name(frozen, choice.entry())}: {values} (validation {choice.val_accuracy:.4f})")
-        for name, side in [*((n, "smallest") for n in choice.low_edges), *((n, "largest") for n in choice.high_edges)]:
-            err.print(f"  {name}={choice.values[name]:g} is the {side} of the grid; a better value may lie beyond")
+        name = choice_name(frozen, entries[choice.id])
+        out.print(f"chosen for {name}: {values} (validation {choice.val_accuracy:.4f})")
+        edges = [*((n, "smallest") for n in choice.low_edges), *((n, "largest") for n in choice.high_edges)]
+        for field, side in edges:
+            err.print(f"  {field}={choice.values[field]:g} is the {side} of the grid; a better value may lie beyond")
     if not summary.confirmed and summary.choices:
         out.print("the search is complete; run the same command with --confirm to train the points at these values")

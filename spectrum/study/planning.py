@@ -135,6 +135,20 @@ def entries_of(plan: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     return networks
 
 
+def completed(plan: Mapping[str, Any]) -> dict[str, Any]:
+    """A frozen plan with every field of each of its points, of which it keeps those that differ from their defaults."""
+
+    def filled(entries: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+        return [{**one, "point": all_fields(one["point"])} if "point" in one else dict(one) for one in entries]
+
+    whole = {**plan, "points": filled(plan["points"])}
+    if "tuning" in plan:
+        tuning = plan["tuning"]
+        lists = {name: filled(tuning[name]) for name in ("networks", "points", "choices") if name in tuning}
+        whole["tuning"] = {**tuning, **lists}
+    return whole
+
+
 class _Planner:
     """Plans one point after the other, each network once."""
 
