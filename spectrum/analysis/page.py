@@ -118,12 +118,36 @@ def _design(plan: Mapping[str, Any]) -> list[tuple[str, str]]:
         )
         seeds = _each(str(entry.get("point", {}).get("seed", "")) for entry in tuning["points"])
         design.append(("search before", f"{grid}; seeds {seeds}; the same at every point, on validation images only"))
+    design.append(("clamped layers", _clamped(plan)))
     margins = [
         f"±{points_said(one['margin'])} ({one['name']})" for one in plan.get("contrasts", []) if one.get("margin")
     ]
     if margins:
         design.append(("margins of equivalence, in points", "; ".join(margins)))
     return design
+
+
+def _clamped(plan: Mapping[str, Any]) -> str:
+    """In which networks some layers have too few channels for the segments that are asked for, and in how many."""
+    found: dict[str, None] = {}
+    told = True
+    for entry in _entries(plan):
+        point, realised = entry.get("point", {}), entry.get("realised_segments", [])
+        counts = entry.get("clamped_layers")
+        if counts is None:  # a plan of an earlier version
+            segments = point.get("segments")
+            counts = {"segments": sum(have < segments for have in realised)} if isinstance(segments, int) else {}
+            told &= segments is not None and point.get("segment_shares", "even") == "even"
+            told &= point.get("pointwise_segments", 1) == 1
+        for option, count in counts.items():
+            if count:
+                where = "" if option in SPLIT else f" in {option}"
+                found[f"{network_name(plan, entry)}: {count} of {len(realised)}{where}"] = None
+    if not told:
+        found["not counted in this plan for segments by stage, of a width or in shares, nor for those of the 1×1"] = (
+            None
+        )
+    return "; ".join(found) or "none"
 
 
 def _entries(plan: Mapping[str, Any]) -> list[Mapping[str, Any]]:
@@ -214,10 +238,23 @@ def _worst(results: pd.DataFrame, matches: list[str]) -> dict[str, str]:
 
 def choice_name(plan: Mapping[str, Any], choice: Mapping[str, Any]) -> str:
     """What a network of the search is called: segments, what else varies, and its budget where there are several."""
-    point = choice["point"]
-    others = [name for name in plan["varied"] if name not in (*SPLIT, "match", "width")]
-    said = [f"{name} {point.get(name)}" for name in others]
-    return ", ".join([_place(point), *said, *([budget_name(choice["match"])] if len(_matches(plan)) > 1 else [])])
+    rest = {name: value for name, value in choice["point"].items() if name != "seed"}
+    networks = plan.get("tuning", {}).get("networks", []) if "width" in plan["varied"] else []
+    asked = [
+        entry["width"]
+        for entry in networks
+        if {name: value for name, value in entry["point"].items() if name != "seed"} == rest
+    ]
+    return network_name(plan, {**choice, "width": asked[0] if asked else None})
+
+
+def network_name(plan: Mapping[str, Any], entry: Mapping[str, Any]) -> str:
+    """What a network of a plan is called: segments, what else varies, and its budget where there are several."""
+    point = _as_asked(entry)
+    hidden = (*SPLIT, "match", *(["width"] if point.get("width") is None else []))
+    said = [f"{name} {point.get(name)}" for name in plan["varied"] if name not in hidden]
+    match = [budget_name(entry["match"])] if len(_matches(plan)) > 1 and "match" in entry else []
+    return ", ".join([_place(point), *said, *match])
 
 
 def _command(plan: Mapping[str, Any]) -> str:

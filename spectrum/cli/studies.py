@@ -13,6 +13,7 @@ from spectrum.cli.arguments import OnStudy, Plan, Run
 from spectrum.cli.printing import duration, err, out, print_contrast, print_table
 from spectrum.cli.progress import progress
 from spectrum.cli.results import frozen_plan, show_report
+from spectrum.models import PLACES
 from spectrum.study.identity import check_not_other, folder_of
 from spectrum.study.spec import Study, load_study
 from spectrum.study.store import read_plan
@@ -144,9 +145,14 @@ def _realised(one: PlannedPoint) -> str:
     """The segments that the layers really have, and how many layers are clamped."""
     least, most = min(one.realised_segments, default=0), max(one.realised_segments, default=0)
     realised = str(most) if least == most else f"{least} … {most}"
-    if one.clamped_layers:
-        realised += f" ({one.clamped_layers} of {len(one.realised_segments)} layers clamped)"
-    return realised
+    layers = f" of {len(one.realised_segments)}" if one.realised_segments else ""
+    options = dict(one.clamped if one.clamped is not None else [("segments", one.clamped_layers)])
+    said = [
+        f"{count}{layers} layers clamped{'' if name in PLACES else f' in {name}'}"
+        for name, count in options.items()
+        if count
+    ]
+    return f"{realised} ({'; '.join(said)})" if said else realised
 
 
 def _budget_line(study: Study, planned: Sequence[PlannedPoint]) -> str:

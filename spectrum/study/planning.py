@@ -43,10 +43,17 @@ class PlannedPoint:
     step_seconds: float | None = None  # measured
     solved_for: str | None = None  # a hash of what its widths depend on
     seconds: float | None = None  # estimated training time on one worker
+    clamped: tuple[tuple[str, int], ...] | None = None  # option → layers; None: of a plan that does not tell
 
     @property
     def clamped_layers(self) -> int:
-        """How many convolutions have fewer channels than the point asks segments for."""
+        """How many layers have too few channels for what the point asks of its segments.
+
+        A layer counts once for each option that it falls short of. A plan of an earlier version tells for `segments`
+        alone, and for a number of them.
+        """
+        if self.clamped is not None:
+            return sum(count for _, count in self.clamped)
         asked = self.point.segments
         return sum(have < asked for have in self.realised_segments) if isinstance(asked, int) else 0
 
@@ -62,6 +69,7 @@ class PlannedPoint:
             "macs": self.macs,
             "activations": self.activations,
             "realised_segments": list(self.realised_segments),
+            **({} if self.clamped is None else {"clamped_layers": dict(self.clamped)}),
             "norms": self.norms,
             "nonlinearities": self.nonlinearities,
             "pointwise_pixels": list(self.pointwise_pixels),
@@ -86,6 +94,7 @@ def from_entry(entry: Mapping[str, Any], asked: Point) -> PlannedPoint:
         norms=entry.get("norms", 0),
         nonlinearities=entry.get("nonlinearities", 0),
         pointwise_pixels=tuple(entry.get("pointwise_pixels", ())),
+        clamped=tuple(entry["clamped_layers"].items()) if "clamped_layers" in entry else None,
         **kept,  # type: ignore[arg-type]
     )
 
@@ -338,7 +347,7 @@ def _build_on_meta(point: Point, images: Images) -> nn.Module:
 
 
 def _counted(point: Point, images: Images) -> PlannedPoint:
-    from spectrum.models.blocks import realised_segments
+    from spectrum.models.blocks import clamped_layers, realised_segments
 
     model, cost = _cost(point, images)
     realised = tuple(realised_segments(model))
@@ -347,6 +356,13 @@ def _counted(point: Point, images: Images) -> PlannedPoint:
             f"segments = {point.segments}: no layer of {point.model!r} has so many channels; "
             f'the widest has {max(realised)}; try that, or "per_channel"'
         )
+    clamped = clamped_layers(model)
+    for option, count in clamped.items():
+        if realised and count == len(realised):
+            raise SpecError(
+                f"{option} = {getattr(point, option)}: no layer of {point.model!r} has channels enough; "
+                "try less, or wider stages"
+            )
     return PlannedPoint(
         point=point,
         asked=point,
@@ -354,6 +370,7 @@ def _counted(point: Point, images: Images) -> PlannedPoint:
         macs=cost.macs,
         activations=cost.activations,
         realised_segments=realised,
+        clamped=tuple(clamped.items()),
         norms=cost.norms,
         nonlinearities=cost.nonlinearities,
         pointwise_pixels=tuple(
