@@ -29,8 +29,8 @@ def terms(page, heading):
 
 def said(value):
     """As a page says it."""
-    words = {"True": "yes", "False": "no", "None": "not set", "()": "none"}
-    return words.get(str(value), str(value))
+    value = list(value) if isinstance(value, tuple) else value
+    return {"True": "yes", "False": "no", "None": "not set", "[]": "none"}.get(str(value), str(value))
 
 
 def page_of_study(file):
