@@ -17,6 +17,7 @@ from spectrum.study.store import (
     PLAN,
     ROWS,
     StoreError,
+    WriteError,
     is_own,
     latest_rows,
     planned_ids,
@@ -24,6 +25,8 @@ from spectrum.study.store import (
     read_rows,
     writer_of,
 )
+
+PLANNED = {"study", "question", "file", "overrides", "imports", "hash", "budget", "varied"}  # what a page needs
 
 
 def status(command: Status) -> int:
@@ -84,7 +87,7 @@ def doctor(command: Doctor) -> int:
 
 def report(command: Report) -> int:
     """Draw figures and page anew."""
-    show_report(_folder_to_read(command.study, command.out))
+    show_report(*_folder_to_read(command.study, command.out))
     return 0
 
 
@@ -101,7 +104,7 @@ def export(command: Export) -> int:
         raise SpecError(f"--to {command.to}: no folder {command.to.parent}; make it first")
     if is_own(command.to):
         raise SpecError(f"--to {command.to}: is a file that a study's folder lives on; give another name")
-    folder = _folder_to_read(command.study, command.out)
+    folder, _ = _folder_to_read(command.study, command.out)
     results = load_results(folder, all_points=kind in ROW_FORMATS and not command.contrasts)
     rows = judge(results, frozen_plan(folder)) if command.contrasts else results
     if command.contrasts and rows.empty:
@@ -118,8 +121,11 @@ def export(command: Export) -> int:
     return 0
 
 
-def show_report(folder: Path) -> None:
-    """Write figures and page of a study's folder, print its table, and say where everything is."""
+def show_report(folder: Path, study: Study | None = None) -> None:
+    """Write figures and page of a study's folder, print its table, and say where everything is.
+
+    Of a study that was renamed since its plan was frozen, the page says today's names.
+    """
     import pandas as pd
 
     from spectrum.analysis.report import write_report
@@ -127,12 +133,16 @@ def show_report(folder: Path) -> None:
     from spectrum.results import load_history, load_results, load_tuning
 
     plan = frozen_plan(folder)
+    if study is not None:
+        plan |= {"study": study.name, "file": f"{study.file_name}.toml"}
+    if missing := PLANNED - plan.keys():
+        raise StoreError(f"{folder / PLAN}: lacks {', '.join(sorted(missing))}; remove it and run the study again")
     results = load_results(folder) if plan["points"] else pd.DataFrame()
     tuning = load_tuning(folder) if "tuning" in plan else None
     try:
         report = write_report(folder, results, load_history(folder), plan, tuning)
     except OSError as error:
-        raise StoreError(f"{folder}: its report cannot be written ({error.strerror})") from error
+        raise WriteError(f"{folder}: its report cannot be written ({error.strerror})") from error
     out.print()
     if len(report.table):
         print_table(*as_text(report.table))
@@ -156,15 +166,18 @@ def frozen_plan(folder: Path) -> dict[str, Any]:
     return completed(plan)
 
 
-def _folder_to_read(study: Path, out: Path | None) -> Path:
-    """The folder whose numbers are meant. Raises StoreError where they are not those of the file as it is now."""
+def _folder_to_read(study: Path, out: Path | None) -> tuple[Path, Study | None]:
+    """The folder whose numbers are meant, and the study if its file was given.
+
+    Raises StoreError where the numbers are not those of the file as it is now.
+    """
     folder, loaded = _folder(study, out)
     if loaded is not None:
         check_same(folder, loaded)
         plan = read_plan(folder)
         if plan is not None and contrasts_changed(loaded, plan):
             err.print(f"{study}: its contrasts have changed; those that were frozen in {folder / PLAN} are shown")
-    return folder
+    return folder, loaded
 
 
 def _folder(study: Path, out: Path | None) -> tuple[Path, Study | None]:

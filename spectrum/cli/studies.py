@@ -6,6 +6,7 @@ import contextlib
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
@@ -218,6 +219,8 @@ def _cluster(command: Run) -> Cluster | None:
         if cluster != Cluster():
             raise SpecError("--address, --point-cpus, --point-gpus and --point-ranks are of --engine ray")
         return None
+    if find_spec("ray") is None:
+        raise SpecError('--engine ray: Ray is not installed: pip install "convolution-spectrum[ray]"')
     if not cluster.cpus > 0:
         raise SpecError(f"--point-cpus {cluster.cpus:g}: expected more than 0")
     if cluster.ranks < 1:
@@ -233,12 +236,16 @@ def _ranks(command: Run) -> Iterator[tuple[Ranks | None, str]]:
     if command.engine != "torchrun":
         yield None, command.device
         return
+    from spectrum.study.engines import EngineError
     from spectrum.study.point import SpecError
     from spectrum.study.rank_engine import follow, join, leave
 
     if command.point_minutes or command.memory_gb or command.workers:
         raise SpecError("--point-minutes, --memory-gb and --workers are not of --engine torchrun")
-    ranks, device = join("cpu" if command.device == "auto" else command.device)
+    try:
+        ranks, device = join("cpu" if command.device == "auto" else command.device)
+    except EngineError as error:
+        raise SpecError(str(error)) from None
     try:
         if ranks.rank:
             follow(ranks, device, command.imports)

@@ -103,6 +103,17 @@ def clamped_layers(model: nn.Module) -> dict[str, int]:
     return dict(Counter(option for options in marks for option in options))
 
 
+def unreachable_options(model: nn.Module) -> list[str]:
+    """Options that ask every operation of a network for more than its channels allow, so that none has what they say.
+
+    >>> from spectrum import build_model
+    >>> unreachable_options(build_model("probe", segment_width=200))
+    ['segment_width']
+    """
+    layers = len(realised_segments(model))
+    return [option for option, count in clamped_layers(model).items() if count == layers]
+
+
 def realised_segments(model: nn.Module) -> list[int]:
     """The segments that each segmented convolution of a network really has, in the order of its modules.
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from spectrum.study.planning import entries_of
+from spectrum.study.point import SpecError
 from spectrum.study.spec import Study
 from spectrum.study.store import FINISHED, StoreError, latest_rows, read_plan
 
@@ -19,8 +20,15 @@ Held = Literal["nothing", "same", "version", "other"]
 
 
 def folder_of(study: Study, out: str | Path | None = None) -> Path:
-    """Folder of a study's results: the one that is asked for, or results/NAME below the current folder."""
-    return Path("results", study.name) if out is None else Path(out)
+    """Folder of a study's results: the one that is asked for, or results/NAME below the current folder.
+
+    Raises SpecError where that, or a folder that it would lie in, is a file.
+    """
+    folder = Path("results", study.name) if out is None else Path(out)
+    for path in (folder, *folder.parents):
+        if path.exists() and not path.is_dir():
+            raise SpecError(f"{folder}: {path} is a file, not a folder; give another folder with --out")
+    return folder
 
 
 def held_by(folder: Path, study: Study) -> Held:

@@ -132,7 +132,7 @@ def import_modules(names: Iterable[str]) -> None:
     for name in names:
         try:
             import_module(name)
-        except Exception as error:  # whatever a user's module raises
+        except (Exception, SystemExit) as error:  # whatever a user's module raises
             raise SpecError(
                 f"--import {name}: {type(error).__name__}: {error}; mend it, or give another module"
             ) from error
@@ -347,7 +347,7 @@ def _build_on_meta(point: Point, images: Images) -> nn.Module:
 
 
 def _counted(point: Point, images: Images) -> PlannedPoint:
-    from spectrum.models.blocks import clamped_layers, realised_segments
+    from spectrum.models.blocks import clamped_layers, realised_segments, unreachable_options
 
     model, cost = _cost(point, images)
     realised = tuple(realised_segments(model))
@@ -356,13 +356,11 @@ def _counted(point: Point, images: Images) -> PlannedPoint:
             f"segments = {point.segments}: no layer of {point.model!r} has so many channels; "
             f'the widest has {max(realised)}; try that, or "per_channel"'
         )
-    clamped = clamped_layers(model)
-    for option, count in clamped.items():
-        if realised and count == len(realised):
-            raise SpecError(
-                f"{option} = {getattr(point, option)}: no layer of {point.model!r} has channels enough; "
-                "try less, or wider stages"
-            )
+    for option in unreachable_options(model):
+        raise SpecError(
+            f"{option} = {getattr(point, option)}: no layer of {point.model!r} has channels enough; "
+            "try less, or wider stages"
+        )
     return PlannedPoint(
         point=point,
         asked=point,
@@ -370,7 +368,7 @@ def _counted(point: Point, images: Images) -> PlannedPoint:
         macs=cost.macs,
         activations=cost.activations,
         realised_segments=realised,
-        clamped=tuple(clamped.items()),
+        clamped=tuple(clamped_layers(model).items()),
         norms=cost.norms,
         nonlinearities=cost.nonlinearities,
         pointwise_pixels=tuple(

@@ -365,7 +365,8 @@ def all_fields(stored: Mapping[str, Any]) -> dict[str, Any]:
 
     What is at its default is left out there, also where a family or a recipe has another value of its own.
     """
-    return {name: field.default for name, field in Point.model_fields.items()} | dict(stored)
+    fields = {name: field.default for name, field in Point.model_fields.items()} | dict(stored)
+    return fields | ({"segments": PER_CHANNEL} if all(fields[name] is None for name in PLACES) else {})
 
 
 def network_said(point: Point, *more: str) -> list[Any]:

@@ -253,7 +253,7 @@ def load_study(path: str | Path) -> Study:
     """
     path = Path(path)
     if not path.stem.strip("."):
-        raise SpecError(f"{path}: a study is called as its file is; give it a name")
+        raise SpecError(f"{path}: a study is called as its file is, and this is a folder; name a study's TOML file")
     try:
         text = path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
@@ -262,10 +262,15 @@ def load_study(path: str | Path) -> Study:
         raise SpecError(f"{path}: no such file{hint}") from None
     except IsADirectoryError:
         raise SpecError(f"{path}: is a folder; name a study's TOML file") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise SpecError(f"{path}: cannot be read: {error}") from None
+    except OSError as error:
+        raise SpecError(f"{path}: cannot be read ({error.strerror})") from None
+    except UnicodeDecodeError as error:
+        raise SpecError(f"{path}: is no text in UTF-8, as TOML is (at byte {error.start})") from None
     try:
-        return parse_study(tomllib.loads(text), path.stem)
+        said = tomllib.loads(text)
+        if not said:
+            raise SpecError("says nothing; a study has a [base], [axes] or cases")
+        return parse_study(said, path.stem)
     except tomllib.TOMLDecodeError as error:
         raise SpecError(f"{path}: not valid TOML: {error}") from None
     except SpecError as error:

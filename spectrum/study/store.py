@@ -11,6 +11,7 @@ there means nothing, so nothing goes stale.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import gc
 import json
@@ -23,7 +24,7 @@ from contextlib import contextmanager
 from io import BufferedRandom, BufferedWriter
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TypeGuard
 
 import orjson
 
@@ -42,6 +43,19 @@ class StoreError(RuntimeError):
     """A results folder that cannot be written or read."""
 
 
+class WriteError(StoreError):
+    """A file that could not be written once work had begun, as on a full disk. What was finished is kept."""
+
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)  # nobody's input is wrong
+
+
+def unwritable(path: Path, error: OSError) -> StoreError:
+    """What to raise where nothing was done yet: WriteError for a full or failing disk, else StoreError."""
+    kind = WriteError if error.errno in FULL else StoreError
+    return kind(f"{path}: cannot be written ({error.strerror})")
+
+
 class Store:
     """Exclusive writer of one study's folder. Use it in a `with` statement.
 
@@ -56,7 +70,7 @@ class Store:
             self.folder.mkdir(parents=True, exist_ok=True)
             self._lock = os.open(self.folder / WRITER, os.O_RDWR | os.O_CREAT, 0o644)
         except OSError as error:
-            raise StoreError(f"{self.folder}: cannot be written ({error.strerror})") from None
+            raise unwritable(self.folder, error) from None
         try:
             self._take_lock()
             self._remove_half_written()
@@ -64,7 +78,7 @@ class Store:
             self._files = {name: (self.folder / name).open("ab", buffering=0) for name in (ROWS, HISTORY)}
         except OSError as error:
             os.close(self._lock)
-            raise StoreError(f"{self.folder}: cannot be written ({error.strerror})") from None
+            raise unwritable(self.folder, error) from None
         except StoreError:
             os.close(self._lock)
             raise
@@ -113,7 +127,7 @@ class Store:
                 write_whole(self.folder / _kept_as(old), path.read_bytes())  # a copy: the plan is never away
             write_whole(path, json.dumps(plan, indent=1, allow_nan=False) + "\n")
         except OSError as error:
-            raise StoreError(f"{path}: cannot be written ({error.strerror})") from error
+            raise WriteError(f"{path}: cannot be written ({error.strerror})") from error
 
     def _append(self, name: str, rows: Iterable[Row]) -> None:
         lines = [json.dumps(row, allow_nan=False, ensure_ascii=False).encode() for row in rows]
@@ -148,7 +162,7 @@ class Store:
             os.fsync(descriptor)
         except OSError as error:
             os.ftruncate(descriptor, before)  # half a row is worse than none
-            raise StoreError(f"{self.folder / name}: cannot be written ({error.strerror})") from error
+            raise WriteError(f"{self.folder / name}: cannot be written ({error.strerror})") from error
 
     def _remove_half_written(self) -> None:
         """What writers left that were killed while they wrote a whole file."""
@@ -260,9 +274,22 @@ def read_plan(folder: Path) -> dict[str, Any] | None:
         plan = orjson.loads(path.read_bytes())
     except ValueError:
         raise StoreError(f"{path}: garbled; remove it, and the next run writes it anew") from None
-    if not isinstance(plan, dict) or not isinstance(plan.get("points"), list):
+    if not _is_plan(plan):
         raise StoreError(f"{path}: garbled; remove it, and the next run writes it anew")
     return plan
+
+
+SHAPES = {"contrasts": list, "varied": list, "imports": list, "overrides": dict, "budget": dict, "tuning": dict}
+
+
+def _is_plan(plan: object) -> TypeGuard[dict[str, Any]]:
+    """Whether it has points, and what else it has is of the kind that a plan has there."""
+    if not isinstance(plan, dict) or not isinstance(plan.get("points"), list):
+        return False
+    entries = [*plan["points"], *(plan.get("contrasts") or ())] if isinstance(plan.get("contrasts", []), list) else [0]
+    return all(isinstance(plan[name], kind) for name, kind in SHAPES.items() if name in plan) and all(
+        isinstance(entry, dict) for entry in entries
+    )
 
 
 def planned_ids(plan: Mapping[str, Any]) -> list[str]:
