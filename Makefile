@@ -2,6 +2,7 @@
 # make check   lint, types and the fast tests                 make notebooks  execute them on the committed results
 # make docs    the documentation site, in docs/_build/html  make pictures  draw the tests' reference pictures anew
 # make readmes write the pages of the map from the rows      make golden   count all networks anew
+# make pages   write the report of every committed study anew
 # make soak    two hundred kills over a study, a quarter of an hour
 # make audit   ask whether versions that are pinned have known vulnerabilities
 PYTHON ?= python3
@@ -9,7 +10,7 @@ BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 STUDY ?= experiments/quickstart.toml
 
-.PHONY: study test check lint types docs notebooks pictures readmes golden audit cluster soak clean
+.PHONY: study test check lint types docs notebooks pictures readmes pages golden audit cluster soak clean
 .DEFAULT_GOAL := check
 
 study: .venv/for-use
@@ -67,6 +68,11 @@ readmes: .venv/for-development
 	$(BIN)/python results/readmes.py
 	$(BIN)/python results/rows.py
 	$(BIN)/python results/map.py
+
+pages: .venv/for-use
+	for plan in results/*/plan.json; do \
+		test "$$plan" = results/quickstart/plan.json || $(BIN)/spectrum report experiments/$$(basename $$(dirname $$plan)).toml || exit 1; \
+	done
 
 clean:
 	rm -rf .venv

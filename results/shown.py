@@ -15,6 +15,7 @@ from spectrum.analysis.inference import Difference
 from spectrum.analysis.page import choice_name
 from spectrum.analysis.sentences import points, sentence
 from spectrum.analysis.table import budget_name, has
+from spectrum.study.planning import completed
 from spectrum.study.store import StoreError, read_plan
 
 RESULTS = Path(__file__).parent
@@ -35,7 +36,7 @@ class Shown:
     def plan(self) -> dict[str, Any]:
         plan = read_plan(RESULTS / self.name)
         assert plan is not None
-        return plan
+        return completed(plan)
 
     @cached_property
     def judged(self) -> pd.DataFrame:
@@ -53,13 +54,23 @@ class Shown:
     @property
     def images(self) -> str:
         """How many training images a run saw."""
-        return f"{self.study.base.train_images:,}"
+        return f"{self.only('train_images'):,}"
+
+    def only(self, name: str) -> Any:
+        """The one value that a field has in all rows. Raises ValueError where it has several."""
+        (value,) = set(self.results[name])
+        return value
+
+    @property
+    def training(self) -> str:
+        """How long a run trained, and by which optimiser."""
+        words = {"sgd": "SGD", "adamw": "AdamW", "rmsprop": "RMSprop"}
+        return f"{self.only('epochs')} epochs of {words[self.only('optimizer')]}"
 
     @property
     def test_images(self) -> str:
         """How many test images an accuracy is of."""
-        (count,) = set(self.results["test_images"])
-        return f"{int(count):,}"
+        return f"{int(self.only('test_images')):,}"
 
     @property
     def floor(self) -> float:

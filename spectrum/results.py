@@ -72,7 +72,7 @@ def load_results(folder: str | Path, *, all_points: bool = False) -> Results:
         raise StoreError(f"{folder}: has the rows of a search only; run the study on: spectrum run FILE --confirm")
     if not rows:
         raise StoreError(f"{folder}: has no rows yet; run the study first: spectrum run FILE")
-    return _as_table(row | {"study_hash": None if plan is None else plan["hash"]} for row in rows)
+    return _as_table(row | {"study_hash": None if plan is None else plan.get("hash")} for row in rows)
 
 
 @without_collection()
@@ -92,7 +92,7 @@ def load_tuning(folder: str | Path) -> Results:
     tuning, by_id = plan["tuning"], latest_rows(Path(folder))
     chosen = {id for choice in tuning["choices"] for id in choice["searched"]}
     entries = [entry for entry in tuning["points"] if entry["id"] in by_id]
-    more = {"study_hash": plan["hash"]}
+    more = {"study_hash": plan.get("hash")}
     return _as_table(
         [_planned(by_id[entry["id"]], entry) | {"chosen": entry["id"] in chosen} | more for entry in entries]
     )

@@ -203,6 +203,8 @@ def test_help_says_what_every_command_does(capsys, monkeypatch):
         said = capsys.readouterr().out
         assert said.splitlines()[2].startswith(words), command
         assert ("--epochs" in said) == (command in ("plan", "run"))
+        if command in ("plan", "run"):  # which override the file, and not the defaults
+            assert re.search(r"--activation.*?\(default: the file's\)", " ".join(said.split()))
 
 
 def test_the_module_is_the_command():
@@ -445,3 +447,14 @@ def test_an_audit_explains_every_counter(capsys):
 def test_an_audit_of_what_cannot_be_is_refused(words, says, capsys):
     assert run("audit", *words) == 2
     assert says in capsys.readouterr().err
+
+
+def test_a_plan_counts_clamped_layers_of_every_kind(study, capsys):
+    base = STUDY.partition("[axes]")[0].replace("width = 0.25", "widths = [8, 16, 32]")
+    cases = "[[cases]]\nstage_segments = [9, 17, 8]\n[[cases]]\nsegment_width = 9\n[[cases]]\npointwise_segments = 20\n"
+    (study / "clamped.toml").write_text(f"{base}\n{cases}")
+    assert run("plan", "clamped.toml") == 0
+    said = capsys.readouterr().out
+    assert "(4 of 6 layers clamped)" in said
+    assert "(2 of 6 layers clamped)" in said
+    assert "(5 of 6 layers clamped in pointwise_segments)" in said

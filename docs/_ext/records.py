@@ -25,6 +25,9 @@ from pydantic_core import PydanticUndefined
 from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
 
+from spectrum.models import OWN
+from spectrum.study.point import Point
+
 OPEN = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<"}
 FIELD = re.compile(r"^    (\w+): ([^=#]+?)(?: = (.+?))?(?:  # (.+))?$")
 GROUP = re.compile(r"^    # (\w+)$")
@@ -43,7 +46,7 @@ def rows_of(record: type, names: Sequence[str] | None = None) -> list[Row]:
     """The fields of a record: all of them, or these."""
     if issubclass(record, BaseModel):
         rows = [
-            Row(name, kind_of(field.annotation, field.metadata), default_of(field), field.description or "")
+            Row(name, kind_of(field.annotation, field.metadata), left_open(record, name), field.description or "")
             for name, field in record.model_fields.items()
         ]
     else:
@@ -78,6 +81,11 @@ def kind_of(annotation: Any, metadata: Sequence[Any] = ()) -> str:
         f"{sign} {_plain(getattr(one, name))}" for one in metadata for name, sign in OPEN.items() if hasattr(one, name)
     ]
     return f"{annotation.__name__} {', '.join(bounds)}".strip()
+
+
+def left_open(record: type[BaseModel], name: str) -> str:
+    """What holds where a file does not say a field: of a point's, in part, what its family has."""
+    return "the family's own" if record is Point and name in OWN else default_of(record.model_fields[name])
 
 
 def default_of(field: Any) -> str:

@@ -122,7 +122,8 @@ def contrasts(
     one: enough to show a difference of the margin's size if there is one, and equivalence if there is none; without a
     margin, a difference as large as the one observed. `more_seeds_at_most` is the same if the spread is as large as its
     80 % upper limit, and `more_seeds_to_show` is for a difference as large as the one observed. Each is 0 where
-    as many seeds as there are have that power. A contrast whose sides have no rows yet, or do not pair, has n = 0 and a
+    as many seeds as there are have that power. They plan a new study, of n and so many more: added to these, they would
+    be a second look. A contrast whose sides have no rows yet, or do not pair, has n = 0 and a
     `reason`.
 
     Verdicts: "higher", "lower" (the first side), "equivalent", "undecided"; "negligibly higher" and "negligibly lower"

@@ -14,6 +14,7 @@ import pandas as pd
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from spectrum.analysis.held import differing, held_equal
 from spectrum.analysis.sentences import points as points_said
 from spectrum.analysis.sentences import sentence
 from spectrum.analysis.summary import as_text
@@ -44,18 +45,13 @@ def page_of(
 
     Args:
         results: the study's rows, from `load_results`.
-        plan: its frozen plan.
+        plan: its frozen plan, every field of each point filled in; what some point does not tell is not listed.
         table: its `summary_table`.
         pictures: PNG files that exist, by their titles.
         judged: what its contrasts show, from `stats.contrasts`; empty where it has none.
     """
     finished = results[results["status"] != "failed"] if len(results) else results
     seeds = int(table["n"].min()) if len(table) else 0
-    varied = {"seed", *plan["varied"]}
-    if varied & {"segments", "segment_width"}:
-        varied |= {"segments", "segment_width"}
-    tuning = plan.get("tuning")
-    varied |= {*(tuning["grid"] if tuning else ()), *(("width", "widths") if _matches(plan) != ["none"] else ())}
     columns, rows = as_text(table)
     script, asked = SORT.read_text(encoding="utf-8"), plan.get("contrasts", [])
     sentences = [sentence(row) for _, row in judged.iterrows()] or [""] * len(asked)
@@ -84,7 +80,7 @@ def page_of(
         ],
         problems=_problems(results) if len(results) else [],
         excluded=_excluded(judged) if len(results) == len(plan["points"]) else [],
-        held=[(name, _said(value)) for name, value in plan["base"].items() if name not in varied],
+        held=[(name, _said(value)) for name, value in _held(plan).items()],
         command=_command(plan),
         script=Markup(script),
         script_hash="sha256-" + base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
@@ -94,19 +90,25 @@ def page_of(
 
 def _design(plan: Mapping[str, Any]) -> list[tuple[str, str]]:
     """What was compared with what, on which images, how often, and what was decided beforehand."""
-    tuning, base = plan.get("tuning"), plan["base"]
-    entries = plan["points"] or (tuning["networks"] if tuning else [])
-    points = [base | entry.get("point", {}) for entry in entries]
+    tuning = plan.get("tuning")
+    points = [_as_asked(entry) for entry in _entries(plan)]
     said = [
         (name.replace("_", " "), _each(_value(name, point) for point in points))
         for name in plan["varied"]
-        if name not in ("segments", "segment_width", "pointwise", "match")
+        if name not in (*SPLIT, "match")
     ]
-    if {"segments", "segment_width", "pointwise"} & set(plan["varied"]):
-        said.insert(0, ("segments", _each(_value("segments", point) for point in points)))
+    if set(SPLIT) & set(plan["varied"]):
+        said.insert(0, ("segments", _each(map(_place, points))))
     if len(_matches(plan)) > 1:
         said.append(("budget", ", ".join(map(budget_name, _matches(plan)))))
     design = [("what varies", "; ".join(f"{name}: {values}" for name, values in said) or "nothing but the seed")]
+    follows = [
+        f"{name.replace('_', ' ')}: {_each(map(_words, values))}"
+        for name, values in differing(_runs(plan)).items()
+        if name not in (*plan["varied"], *SPLIT, *_solved(plan))
+    ]
+    if follows:
+        design.append(("what differs with it", "; ".join(follows)))
     if plan["points"]:
         design.append(("seeds", _each(str(point.get("seed", "")) for point in points)))
     design.append(("runs", f"{len(plan['points'])}, each on the same images, batches and augmentation for one seed"))
@@ -114,8 +116,9 @@ def _design(plan: Mapping[str, Any]) -> list[tuple[str, str]]:
         grid = "; ".join(
             f"{SEARCHED[name]} {_each(f'{v:g}' for v in values)}" for name, values in tuning["grid"].items()
         )
-        seeds = _each(str(entry.get("point", {}).get("seed", base.get("seed"))) for entry in tuning["points"])
+        seeds = _each(str(entry.get("point", {}).get("seed", "")) for entry in tuning["points"])
         design.append(("search before", f"{grid}; seeds {seeds}; the same at every point, on validation images only"))
+    design.append(("clamped layers", _clamped(plan)))
     margins = [
         f"±{points_said(one['margin'])} ({one['name']})" for one in plan.get("contrasts", []) if one.get("margin")
     ]
@@ -124,10 +127,63 @@ def _design(plan: Mapping[str, Any]) -> list[tuple[str, str]]:
     return design
 
 
+def _clamped(plan: Mapping[str, Any]) -> str:
+    """In which networks some layers have too few channels for the segments that are asked for, and in how many."""
+    found: dict[str, None] = {}
+    told = True
+    for entry in _entries(plan):
+        point, realised = entry.get("point", {}), entry.get("realised_segments", [])
+        counts = entry.get("clamped_layers")
+        if counts is None:  # a plan of an earlier version
+            segments = point.get("segments")
+            counts = {"segments": sum(have < segments for have in realised)} if isinstance(segments, int) else {}
+            told &= segments is not None and point.get("segment_shares", "even") == "even"
+            told &= point.get("pointwise_segments", 1) == 1
+        for option, count in counts.items():
+            if count:
+                where = "" if option in SPLIT else f" in {option}"
+                found[f"{network_name(plan, entry)}: {count} of {len(realised)}{where}"] = None
+    if not told:
+        found["not counted in this plan for segments by stage, of a width or in shares, nor for those of the 1×1"] = (
+            None
+        )
+    return "; ".join(found) or "none"
+
+
+def _entries(plan: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """What the plan has of the study's own points; while its search runs, of those that the search is for."""
+    entries: list[Mapping[str, Any]] = plan["points"] or plan.get("tuning", {}).get("networks", [])
+    return entries
+
+
+def _runs(plan: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """Fields of each run, as it is trained."""
+    return [entry.get("point", {}) for entry in _entries(plan)]
+
+
+def _as_asked(entry: Mapping[str, Any]) -> dict[str, Any]:
+    """Fields of a run, in the width that the study asks for where its budget solves another."""
+    return {**entry.get("point", {}), **({"width": entry["width"]} if "width" in entry else {})}
+
+
+def _solved(plan: Mapping[str, Any]) -> tuple[str, ...]:
+    """Fields that a budget or a search sets for each point."""
+    widths = ("width", "widths") if _matches(plan) != ["none"] else ()
+    return (*widths, *plan.get("tuning", {}).get("grid", ()))
+
+
+def _held(plan: Mapping[str, Any]) -> dict[str, Any]:
+    """What all runs have in common; while the search runs, without what it is to find."""
+    open_still = () if plan["points"] else plan.get("tuning", {}).get("grid", ())
+    return {name: value for name, value in held_equal(_runs(plan)).items() if name not in open_still}
+
+
 def _value(name: str, point: Mapping[str, Any]) -> str:
-    if name == "segments":
-        return _place(point)
-    return _said(point.get(name)).replace("_", " ")
+    return _words(point.get(name))
+
+
+def _words(value: Any) -> str:
+    return _said(value).replace("_", " ")
 
 
 def _place(point: Mapping[str, Any]) -> str:
@@ -182,10 +238,23 @@ def _worst(results: pd.DataFrame, matches: list[str]) -> dict[str, str]:
 
 def choice_name(plan: Mapping[str, Any], choice: Mapping[str, Any]) -> str:
     """What a network of the search is called: segments, what else varies, and its budget where there are several."""
-    point = choice["point"]
-    others = [name for name in plan["varied"] if name not in (*SPLIT, "match", "width")]
-    said = [f"{name} {point.get(name, plan['base'].get(name))}" for name in others]
-    return ", ".join([_place(point), *said, *([budget_name(choice["match"])] if len(_matches(plan)) > 1 else [])])
+    rest = {name: value for name, value in choice["point"].items() if name != "seed"}
+    networks = plan.get("tuning", {}).get("networks", []) if "width" in plan["varied"] else []
+    asked = [
+        entry["width"]
+        for entry in networks
+        if {name: value for name, value in entry["point"].items() if name != "seed"} == rest
+    ]
+    return network_name(plan, {**choice, "width": asked[0] if asked else None})
+
+
+def network_name(plan: Mapping[str, Any], entry: Mapping[str, Any]) -> str:
+    """What a network of a plan is called: segments, what else varies, and its budget where there are several."""
+    point = _as_asked(entry)
+    hidden = (*SPLIT, "match", *(["width"] if point.get("width") is None else []))
+    said = [f"{name} {point.get(name)}" for name in plan["varied"] if name not in hidden]
+    match = [budget_name(entry["match"])] if len(_matches(plan)) > 1 and "match" in entry else []
+    return ", ".join([_place(point), *said, *match])
 
 
 def _command(plan: Mapping[str, Any]) -> str:
@@ -237,4 +306,6 @@ def _counted(value: Any) -> str:
 def _said(value: Any) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
+    if isinstance(value, list | tuple) and not value:
+        return "none"
     return "not set" if value is None or value != value else str(value)

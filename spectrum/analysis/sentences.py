@@ -77,26 +77,28 @@ def _verdict(row: pd.Series) -> str:
     if not math.isnan(row["margin"]):
         open_question = f"neither a difference nor equivalence within ±{margin} points is shown"
         p = f"{p}; equivalence: p {_p(row['p_equivalent'])}"
-    return f" Undecided: {open_question} ({p}).{_more_seeds(row)}"
+    return f" Undecided: {open_question} ({p}).{_new_study(row)}"
 
 
-def _more_seeds(row: pd.Series) -> str:
-    """How many it would take, at 80 % power, to show what seems to be there."""
+def _new_study(row: pd.Series) -> str:
+    """The size of a new study that would decide it at 80% power; seeds that are added to these would be a second look.
+
+    In brackets the same where the spread is at its 80% upper limit.
+    """
     beyond = math.isnan(row["margin"]) or abs(row["mean"]) > row["margin"]
-    what = "show a difference as large as this one" if beyond else "tell no difference from one as large as the margin"
-    seeds = row["more_seeds_to_show" if beyond else "more_seeds"]
-    between = "" if beyond else "; one between may stay undecided"
-    if pd.isna(seeds):
-        return " More than 10,000 seeds would be needed to decide it."
-    if seeds == 0:
-        return f" So many seeds {what} with 80 % power{between}."
-    said = f" About {seeds:,} more {_plural(int(seeds), 'seed')} would be needed to {what}, at 80 % power"
-    at_most = f" ({_number(row['more_seeds_at_most'])} if the spread is at its 80 % upper limit)"
-    return f"{said}{'' if beyond and not math.isnan(row['margin']) else at_most}{between}."
-
-
-def _number(more: int) -> str:
-    return "more than 10,000" if pd.isna(more) else f"{more:,}"
+    unit = "pp a doubling of the segments" if row["kind"] == "slope" else "pp"
+    what = f"show a difference of {points(abs(row['mean']))} {unit}"
+    if not beyond:
+        what = f"tell 0 from ±{points(row['margin'])} pp"
+    more = row["more_seeds_to_show" if beyond else "more_seeds"]
+    if pd.isna(more):
+        return f" To {what} with 80% power, a new study would need more than 10,000 seeds."
+    safe = ""
+    if math.isnan(row["margin"]) or not beyond:
+        most = row["n"] + row["more_seeds_at_most"]
+        safe = f" ({'more than 10,000' if pd.isna(most) else f'{most:,}'} to be safe)"
+    between = "" if beyond else " A difference in between may stay undecided."
+    return f" To {what} with 80% power, run a new study with {row['n'] + more:,} seeds{safe}.{between}"
 
 
 def points(value: float, *, sign: bool = False) -> str:

@@ -21,7 +21,7 @@ import pandas as pd
 from spectrum.bench.rounds import spread
 from spectrum.bench.train import DEFAULT, NATIVE, OURS, Workers
 from spectrum.models import stage_widths
-from spectrum.study.point import Point, SpecError, digest
+from spectrum.study.point import Point, SpecError, all_fields, digest
 from spectrum.study.store import read_plan
 
 WAYS = (DEFAULT, NATIVE, OURS)
@@ -57,7 +57,7 @@ def measure(
     wanted = _networks(plan)
     points, networks = {}, {}
     for said, entry in wanted.items():
-        point = Point(**entry["point"])
+        point = Point(**all_fields(entry["point"]))
         shape = images_of(point).shape
         widths = stage_widths(point.model, point.architecture(shape[0], 10, shape[1]))
         networks[said] = digest({"widths": widths, "point": _rest(point), "segments": entry["realised_segments"]})
@@ -102,7 +102,7 @@ def _networks(plan: Mapping[str, Any]) -> dict[tuple[tuple[str, Any], ...], Mapp
     found: dict[tuple[tuple[str, Any], ...], Mapping[str, Any]] = {}
     names = [name for name in plan["varied"] if name != "match"]
     for entry in plan["points"]:
-        point = Point(**entry["point"])
+        point = Point(**all_fields(entry["point"]))
         said = {"match": entry.get("match", "none"), **{name: _plain(getattr(point, name)) for name in names}}
         found.setdefault(tuple(said.items()), entry)
     return found

@@ -1,7 +1,13 @@
 """The command `spectrum`: the only place that parses arguments or prints.
 
-Exit status: 0 all well · 1 some points failed, or a folder has faults · 2 wrong input, nothing done · 130 and 143
-stopped by a signal.
+Exit status:
+
+    0     all well
+    1     some points failed, the engine was lost, or `doctor` found faults
+    2     wrong input; nothing was done
+    3     a file could not be written, as on a full disk; what was finished before is kept
+    70    an error of this program, with its traceback
+    130   stopped by Ctrl-C, 143 by SIGTERM; 141 whoever read the output has gone
 """
 
 from __future__ import annotations
@@ -9,6 +15,7 @@ from __future__ import annotations
 import contextlib
 import signal
 import sys
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -28,8 +35,9 @@ from spectrum.cli.arguments import (
     parse,
 )
 from spectrum.cli.printing import err, out
-from spectrum.study.store import StoreError
+from spectrum.study.store import FULL, StoreError, WriteError
 
+WRONG, UNWRITTEN = 2, 3
 COMMANDS: dict[type, Callable[[Any], int]] = {
     Plan: studies.plan,
     Run: studies.run,
@@ -52,28 +60,33 @@ def main(argv: Sequence[str] | None = None) -> int:
         try:
             return _obey(words)
         except (ValueError, StoreError) as error:
-            return _refuse(str(error))
+            return _refuse(str(error), UNWRITTEN if isinstance(error, WriteError) else WRONG)
         except KeyboardInterrupt:
-            err.print("stopped; finished points are kept, run the same command again to go on")
+            kept = "; finished points are kept, run the same command again to go on" if words[:1] == ["run"] else ""
+            err.print(f"stopped{kept}")
             return 130
         except BrokenPipeError:
             sys.stderr.close()
-            return 1
+            return 141
         except OSError as error:
-            return _refuse(f"{error.filename}: {error.strerror}" if error.filename else str(error))
+            said = f"{error.filename}: {error.strerror}" if error.filename else str(error)
+            return _refuse(said, UNWRITTEN if error.errno in FULL else WRONG)
+        except Exception:
+            traceback.print_exc()
+            return 70
 
 
 def _obey(words: Sequence[str]) -> int:
-    if words[:1] == [PRINT_COMPLETION] and len(words) == 2:
-        print(completion_script(words[1]))  # rich would expand its tabs
+    if words[:1] == [PRINT_COMPLETION]:
+        print(completion_script(" ".join(words[1:])))  # rich would expand its tabs
         return 0
     command = parse(words)
     return COMMANDS[type(command)](command)
 
 
-def _refuse(why: str) -> int:
+def _refuse(why: str, status: int) -> int:
     err.print(f"spectrum: {why}")
-    return 2
+    return status
 
 
 @contextlib.contextmanager

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import io
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, make_dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -16,6 +16,7 @@ from typing import Annotated, Any, Literal, get_args
 
 import tyro
 
+from spectrum.models import OWN
 from spectrum.study.point import NETWORK, Point, SpecError
 
 PRINT_COMPLETION = "--tyro-print-completion"
@@ -42,15 +43,21 @@ File = Annotated[Path, tyro.conf.Positional]
 Imports = Annotated[tuple[str, ...], tyro.conf.arg(name="import", metavar="MODULE"), tyro.conf.UseAppendAction]
 
 
-def _record(name: str, fields: Sequence[str]) -> type:
-    """A record with fields of a Point, for the command line to fill: not checked yet, and help for each."""
+def _record(name: str, fields: Sequence[str], hints: Mapping[str, str]) -> type:
+    """A record with fields of a Point, for the command line to fill: not checked yet, and help for each.
+
+    Hints say what holds where a flag is not given, if that is not the default of a Point.
+    """
     known = Point.model_fields
     return make_dataclass(
         name,
         [
             (
                 name,
-                Annotated[known[name].annotation, tyro.conf.arg(help=known[name].description)],
+                Annotated[
+                    known[name].annotation,
+                    tyro.conf.arg(help=known[name].description, help_behavior_hint=hints.get(name)),
+                ],
                 field(default=known[name].default),
             )
             for name in fields
@@ -58,8 +65,14 @@ def _record(name: str, fields: Sequence[str]) -> type:
     )
 
 
-PointFields = _record("PointFields", list(Point.model_fields))
-NetworkFields = _record("NetworkFields", [*(name for name in NETWORK if name != "model"), "width", "widths"])
+PointFields = _record(
+    "PointFields", list(Point.model_fields), dict.fromkeys(Point.model_fields, "(default: the file's)")
+)
+NetworkFields = _record(
+    "NetworkFields",
+    [*(name for name in NETWORK if name != "model"), "width", "widths"],
+    dict.fromkeys(OWN, "(default: the family's own)"),
+)
 Overrides = Annotated[Any, tyro.conf.OmitArgPrefixes, tyro.conf.arg(constructor=PointFields)]
 NetworkOverrides = Annotated[Any, tyro.conf.OmitArgPrefixes, tyro.conf.arg(constructor=NetworkFields)]
 

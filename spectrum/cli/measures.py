@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from spectrum.cli.arguments import Audit, Bench
 from spectrum.cli.printing import err, out, print_table
 from spectrum.study.point import Point, SpecError, merged
+from spectrum.study.store import WriteError
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -24,10 +25,15 @@ def audit(command: Audit) -> int:
     from spectrum.cost.audit import as_prose, as_rows
     from spectrum.cost.audit import audit as audited
     from spectrum.cost.speed import measure_speed
+    from spectrum.models.blocks import clamped_layers, unreachable_options
 
     if command.batch_size is not None and command.batch_size < 1:
         raise SpecError(f"batch_size={command.batch_size}: expected at least 1")
     model = _built(command)
+    for option in unreachable_options(model):
+        raise SpecError(f"--{option.replace('_', '-')}: no layer of {command.model!r} has channels enough; try less")
+    for option, count in clamped_layers(model).items():
+        out.print(f"{option}: clamped in {count} layers, which have fewer channels than it asks for")
     shape = (command.channels, command.image_size, command.image_size)
     cost = _counted(command.model, model, shape)
     if command.batch_size is not None:
@@ -112,9 +118,14 @@ def bench(command: Bench) -> int:
         raise SpecError("--shape N C H W: four whole numbers of at least 1, for op only")
     if (command.study is None) == (command.what == "steps"):
         raise SpecError("--study FOLDER: a study's results, for steps and for nothing else")
+    if command.out.exists() and not command.out.is_dir():
+        raise SpecError(f"--out {command.out}: is a file; name a folder")
     table = _measured(command)
     path = command.out / f"{command.what}.csv"
-    save(table, path, threads=command.threads)
+    try:
+        save(table, path, threads=command.threads)
+    except OSError as error:
+        raise WriteError(f"{path}: cannot be written ({error.strerror})") from error
     out.print(table.to_string(index=False, float_format="%.3g", na_rep=""))
     out.print()
     measured_by = import_module(f"spectrum.bench.{command.what}")

@@ -8,14 +8,17 @@ from typing import Any
 
 from spectrum._files import reason_of, write_whole
 from spectrum.cli.arguments import Doctor, Export, Report, Status
-from spectrum.cli.printing import out, print_table
+from spectrum.cli.printing import err, out, print_table
 from spectrum.study.checkpoint_files import CHECKPOINTS, checkpoint_files
+from spectrum.study.identity import check_not_other, check_same, contrasts_changed, folder_of
+from spectrum.study.planning import completed
 from spectrum.study.point import SpecError
 from spectrum.study.spec import Study, load_study
 from spectrum.study.store import (
     PLAN,
     ROWS,
     StoreError,
+    WriteError,
     is_own,
     latest_rows,
     planned_ids,
@@ -24,14 +27,19 @@ from spectrum.study.store import (
     writer_of,
 )
 
+PLANNED = {"study", "question", "file", "overrides", "imports", "hash", "budget", "varied"}  # what a page needs
+
 
 def status(command: Status) -> int:
     """Print how many points are done, diverged, failed and left, and why those that failed did."""
     folder, study = _folder(command.study, command.out)
-    plan = read_plan(folder)
-    if study is None or (plan is not None and plan["hash"] == study.hash):
+    held = None if study is None else check_not_other(folder, study)
+    if study is None or held == "same":
         _print_standing(folder, planned_ids(frozen_plan(folder)))
-    elif study.tune is not None or study.budget.match != ("none",):  # its points are known once it is planned
+        return 0
+    if held == "version":
+        out.print(f"{folder}: the study has changed since it ran here")
+    if study.tune is not None or study.budget.match != ("none",):  # its points are known once it is planned
         search = "a search, then " if study.tune is not None else ""
         out.print(f"{folder}: not run yet as the study is now; {search}up to {len(study.wanted())} points")
     else:
@@ -59,7 +67,9 @@ def doctor(command: Doctor) -> int:
     """Print what is wrong in a folder; status 1 where there are faults, after the repair if one was asked for."""
     from spectrum.study.doctor import look_at, repair
 
-    folder, _ = _folder(command.study, command.out)
+    folder, study = _folder(command.study, command.out)
+    if study is not None and check_not_other(folder, study) == "version":
+        err.print(f"{folder}: {study.name} has changed since it ran here; what follows is about the earlier version")
     found = look_at(folder)
     if command.repair and any(one.can_be_mended for one in found):
         repair(folder, found)
@@ -78,8 +88,7 @@ def doctor(command: Doctor) -> int:
 
 def report(command: Report) -> int:
     """Draw figures and page anew."""
-    folder, _ = _folder(command.study, command.out)
-    show_report(folder)
+    show_report(*_folder_to_read(command.study, command.out))
     return 0
 
 
@@ -96,7 +105,7 @@ def export(command: Export) -> int:
         raise SpecError(f"--to {command.to}: no folder {command.to.parent}; make it first")
     if is_own(command.to):
         raise SpecError(f"--to {command.to}: is a file that a study's folder lives on; give another name")
-    folder, _ = _folder(command.study, command.out)
+    folder, _ = _folder_to_read(command.study, command.out)
     results = load_results(folder, all_points=kind in ROW_FORMATS and not command.contrasts)
     rows = judge(results, frozen_plan(folder)) if command.contrasts else results
     if command.contrasts and rows.empty:
@@ -113,8 +122,11 @@ def export(command: Export) -> int:
     return 0
 
 
-def show_report(folder: Path) -> None:
-    """Write figures and page of a study's folder, print its table, and say where everything is."""
+def show_report(folder: Path, study: Study | None = None) -> None:
+    """Write figures and page of a study's folder, print its table, and say where everything is.
+
+    Of a study that was renamed since its plan was frozen, the page says today's names.
+    """
     import pandas as pd
 
     from spectrum.analysis.report import write_report
@@ -122,12 +134,16 @@ def show_report(folder: Path) -> None:
     from spectrum.results import load_history, load_results, load_tuning
 
     plan = frozen_plan(folder)
+    if study is not None:
+        plan |= {"study": study.name, "file": f"{study.file_name}.toml"}
+    if missing := PLANNED - plan.keys():
+        raise StoreError(f"{folder / PLAN}: lacks {', '.join(sorted(missing))}; remove it and run the study again")
     results = load_results(folder) if plan["points"] else pd.DataFrame()
     tuning = load_tuning(folder) if "tuning" in plan else None
     try:
         report = write_report(folder, results, load_history(folder), plan, tuning)
     except OSError as error:
-        raise StoreError(f"{error.filename or folder}: the report cannot be written ({reason_of(error)})") from error
+        raise WriteError(f"{error.filename or folder}: the report cannot be written ({reason_of(error)})") from error
     out.print()
     if len(report.table):
         print_table(*as_text(report.table))
@@ -144,20 +160,36 @@ def show_report(folder: Path) -> None:
 
 
 def frozen_plan(folder: Path) -> dict[str, Any]:
-    """The plan that a study's folder was run by. Raises StoreError where there is none."""
+    """The plan that a study's folder was run by, its points complete. Raises StoreError where there is none."""
     plan = read_plan(folder)
     if plan is None:
         raise StoreError(f"{folder}: has no plan.json; run the study first: spectrum run FILE")
-    return plan
+    return completed(plan)
+
+
+def _folder_to_read(study: Path, out: Path | None) -> tuple[Path, Study | None]:
+    """The folder whose numbers are meant, and the study if its file was given.
+
+    Raises StoreError where the numbers are not those of the file as it is now.
+    """
+    folder, loaded = _folder(study, out)
+    if loaded is not None:
+        check_same(folder, loaded)
+        plan = read_plan(folder)
+        if plan is not None and contrasts_changed(loaded, plan):
+            err.print(f"{study}: its contrasts have changed; those that were frozen in {folder / PLAN} are shown")
+    return folder, loaded
 
 
 def _folder(study: Path, out: Path | None) -> tuple[Path, Study | None]:
     """The folder of results that is meant, and the study if its file was given."""
-    if study.suffix == ".toml":
-        loaded = load_study(study)
-        return out or Path("results", loaded.name), loaded
     if not study.is_dir():
-        raise SpecError(f"{study}: neither a study's TOML file nor a folder of results")
+        if study.suffix != ".toml" and not study.exists():
+            raise SpecError(f"{study}: neither a study's TOML file nor a folder of results")
+        loaded = load_study(study)
+        return folder_of(loaded, out), loaded
+    if out is not None:
+        raise SpecError(f"--out {out}: {study} is a folder of results already; leave --out out")
     if not any((study / name).exists() for name in (PLAN, ROWS)):
         raise SpecError(
             f"{study}: is no folder of results: it has neither {PLAN} nor {ROWS}; name results/NAME or a study"

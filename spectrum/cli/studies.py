@@ -6,7 +6,7 @@ import contextlib
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from importlib.util import find_spec
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +14,8 @@ from spectrum.cli.arguments import OnStudy, Plan, Run
 from spectrum.cli.printing import duration, err, out, print_contrast, print_table
 from spectrum.cli.progress import progress
 from spectrum.cli.results import frozen_plan, show_report
+from spectrum.models import PLACES
+from spectrum.study.identity import check_not_other, folder_of
 from spectrum.study.spec import Study, load_study
 from spectrum.study.store import read_plan
 
@@ -33,7 +35,9 @@ def _study(command: OnStudy) -> Study:
 def plan(command: Plan) -> int:
     """Show what a study would train, and write nothing."""
     study = _study(command)
-    frozen = read_plan(command.out or Path("results", study.name))
+    folder = folder_of(study, command.out)
+    check_not_other(folder, study)
+    frozen = read_plan(folder)
     with err.status("counting and timing …") if err.is_terminal else contextlib.nullcontext():
         forecast = _forecast(study, command, frozen)
     if command.json:
@@ -163,9 +167,14 @@ def _realised(one: PlannedPoint) -> str:
     """The segments that the layers really have, and how many layers are clamped."""
     least, most = min(one.realised_segments, default=0), max(one.realised_segments, default=0)
     realised = str(most) if least == most else f"{least} … {most}"
-    if one.clamped_layers:
-        realised += f" ({one.clamped_layers} of {len(one.realised_segments)} layers clamped)"
-    return realised
+    layers = f" of {len(one.realised_segments)}" if one.realised_segments else ""
+    options = dict(one.clamped if one.clamped is not None else [("segments", one.clamped_layers)])
+    said = [
+        f"{count}{layers} layers clamped{'' if name in PLACES else f' in {name}'}"
+        for name, count in options.items()
+        if count
+    ]
+    return f"{realised} ({'; '.join(said)})" if said else realised
 
 
 def _budget_line(study: Study, planned: Sequence[PlannedPoint]) -> str:
@@ -232,6 +241,8 @@ def _cluster(command: Run) -> Cluster | None:
         if cluster != Cluster():
             raise SpecError("--address, --point-cpus, --point-gpus and --point-ranks are of --engine ray")
         return None
+    if find_spec("ray") is None:
+        raise SpecError('--engine ray: Ray is not installed: pip install "convolution-spectrum[ray]"')
     if not cluster.cpus > 0:
         raise SpecError(f"--point-cpus {cluster.cpus:g}: expected more than 0")
     if cluster.ranks < 1:
@@ -247,12 +258,16 @@ def _ranks(command: Run) -> Iterator[tuple[Ranks | None, str]]:
     if command.engine != "torchrun":
         yield None, command.device
         return
+    from spectrum.study.engines import EngineError
     from spectrum.study.point import SpecError
     from spectrum.study.rank_engine import follow, join, leave
 
     if command.point_minutes or command.memory_gb or command.workers:
         raise SpecError("--point-minutes, --memory-gb and --workers are not of --engine torchrun")
-    ranks, device = join("cpu" if command.device == "auto" else command.device)
+    try:
+        ranks, device = join("cpu" if command.device == "auto" else command.device)
+    except EngineError as error:
+        raise SpecError(str(error)) from None
     try:
         if ranks.rank:
             follow(ranks, device, command.imports)
@@ -277,10 +292,13 @@ def _print_counts(summary: Summary, seconds: float) -> None:
 def _print_choices(summary: Summary, frozen: dict[str, Any]) -> None:
     from spectrum.analysis.page import choice_name
 
+    entries = {entry["id"]: entry for entry in frozen.get("tuning", {}).get("choices", [])}
     for choice in summary.choices:
         values = " ".join(f"{name}={value:g}" for name, value in choice.values.items())
-        out.print(f"chosen for {choice_name(frozen, choice.entry())}: {values} (validation {choice.val_accuracy:.4f})")
-        for name, side in [*((n, "smallest") for n in choice.low_edges), *((n, "largest") for n in choice.high_edges)]:
-            err.print(f"  {name}={choice.values[name]:g} is the {side} of the grid; a better value may lie beyond")
+        name = choice_name(frozen, entries[choice.id])
+        out.print(f"chosen for {name}: {values} (validation {choice.val_accuracy:.4f})")
+        edges = [*((n, "smallest") for n in choice.low_edges), *((n, "largest") for n in choice.high_edges)]
+        for field, side in edges:
+            err.print(f"  {field}={choice.values[field]:g} is the {side} of the grid; a better value may lie beyond")
     if not summary.confirmed and summary.choices:
         out.print("the search is complete; run the same command with --confirm to train the points at these values")

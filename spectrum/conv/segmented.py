@@ -129,6 +129,7 @@ class SegmentedConv2d(nn.Module):
     """
 
     pads_first = False  # of modules that were stored by an earlier version
+    clamped_options: tuple[str, ...] = ()  # of a network, which asked this layer for more than its channels allow
 
     @property
     def normalises(self) -> bool:

@@ -298,6 +298,15 @@ def own_values(name: str, *, pointwise: bool = True) -> dict[str, Any]:
     return values if pointwise else values | {"activation": "none", "norm": False}
 
 
+def ignored_fields(name: str) -> tuple[str, ...]:
+    """Fields of an `Architecture` for which a family has no use; none are known of a family of one's own.
+
+    >>> ignored_fields("vgg")
+    ('residual', 'padding', 'downsampling', 'form', 'auxiliary')
+    """
+    return _FAMILIES[name].ignores if name in _FAMILIES else ()
+
+
 def check_model(name: str) -> None:
     """Raise ValueError for a name that no family has."""
     if not isinstance(name, str):

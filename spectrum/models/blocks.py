@@ -3,6 +3,7 @@
 Shapes: x_nchw is (N, C, H, W); blocks keep H and W, but for their stride.
 """
 
+from collections import Counter
 from typing import Literal
 
 import torch
@@ -49,6 +50,9 @@ def segmented(
     else:
         segments = clamp_segments(channels, PER_CHANNEL if arch.segments is None else arch.segments)
     pointwise_segments = min(arch.pointwise_segments, in_channels, out_channels)
+    clamped = clamped_place(arch, channels, stage)
+    if arch.pointwise_segments > pointwise_segments:
+        clamped = (*clamped, "pointwise_segments")
     made = SegmentedConv2d(
         in_channels,
         out_channels,
@@ -61,10 +65,52 @@ def segmented(
         pointwise_segments=pointwise_segments,
         shuffle=arch.shuffle and pointwise_segments > 1,
     )
+    made.clamped_options = clamped
     for module in made.modules():
         if isinstance(module, BatchNormAct2d):
             _set_norm(arch, module)
     return made
+
+
+def clamped_place(arch: Architecture, channels: int, stage: int = 0) -> tuple[str, ...]:
+    """The option by which an architecture asks so many channels for segments that they cannot have; empty if none.
+
+    A number of segments above the channels, a width of segments above them, or shares of which one would have less than
+    half a channel and has a whole one.
+    """
+    if arch.segment_shares != "even":
+        whole, least = sum(arch.segment_shares), min(arch.segment_shares)
+        enough = channels >= len(arch.segment_shares) and 2 * channels * least >= whole
+        return () if enough else ("segment_shares",)
+    if arch.segment_width is not None:
+        return ("segment_width",) if arch.segment_width > channels else ()
+    option = "segments" if arch.stage_segments is None else "stage_segments"
+    asked = arch.segments if arch.stage_segments is None else arch.stage_segments[stage]
+    return (option,) if isinstance(asked, int) and asked > channels else ()
+
+
+def clamped_layers(model: nn.Module) -> dict[str, int]:
+    """How many layers of a network have less than each option asks for, since they have too few channels.
+
+    Counted where a network is made by `segmented`, or marks its modules as that does.
+
+    >>> from spectrum import build_model
+    >>> clamped_layers(build_model("probe", stage_segments=(64, 8, 64)))
+    {'stage_segments': 2}
+    """
+    marks = (getattr(module, "clamped_options", ()) for module in model.modules())
+    return dict(Counter(option for options in marks for option in options))
+
+
+def unreachable_options(model: nn.Module) -> list[str]:
+    """Options that ask every operation of a network for more than its channels allow, so that none has what they say.
+
+    >>> from spectrum import build_model
+    >>> unreachable_options(build_model("probe", segment_width=200))
+    ['segment_width']
+    """
+    layers = len(realised_segments(model))
+    return [option for option, count in clamped_layers(model).items() if count == layers]
 
 
 def realised_segments(model: nn.Module) -> list[int]:

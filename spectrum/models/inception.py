@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from spectrum.conv.segmented import SegmentedConv2d
 from spectrum.conv.segments import PER_CHANNEL, Segments, clamp_segments, segment_sizes, segments_of_width
 from spectrum.models import PLACES, Architecture
-from spectrum.models.blocks import check_size, classifier, norm
+from spectrum.models.blocks import check_size, clamped_place, classifier, norm
 
 Form = Literal["canonical", "simplified", "segments", "extreme"]
 FORMS: tuple[Form, ...] = ("canonical", "simplified", "segments", "extreme")
@@ -44,6 +44,8 @@ class InceptionModule(nn.Module):
     >>> torch.allclose(module(x_nchw), same(x_nchw), atol=1e-5)
     True
     """
+
+    clamped_options: tuple[str, ...] = ()  # as of `SegmentedConv2d`
 
     def __init__(
         self, in_channels: int, out_channels: int, *, form: Form = "canonical", segments: Segments = 3
@@ -135,10 +137,12 @@ def _module(arch: Architecture, channels: int, width: int, stage: int) -> nn.Mod
         raise ValueError(f"{said[0]}: form = {form!r} has its own; leave it out")
     asked = arch.segments if arch.stage_segments is None else arch.stage_segments[stage]
     if arch.segment_width is not None:
-        return InceptionModule(channels, width, form=form, segments=segments_of_width(width, arch.segment_width))
-    return InceptionModule(
-        channels, width, form=form, segments=clamp_segments(width, PER_CHANNEL if asked is None else asked)
-    )
+        segments = segments_of_width(width, arch.segment_width)
+    else:
+        segments = clamp_segments(width, PER_CHANNEL if asked is None else asked)
+    made = InceptionModule(channels, width, form=form, segments=segments)
+    made.clamped_options = clamped_place(arch, width, stage)
+    return made
 
 
 # Inception V3

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from spectrum.study.point import PLACES, Point, SpecError, digest, network_said
+from spectrum.study.point import PLACES, Point, SpecError, all_fields, digest, network_said
 from spectrum.study.spec import Match, Study, Wanted
 
 if TYPE_CHECKING:
@@ -44,10 +44,17 @@ class PlannedPoint:
     solved_for: str | None = None  # a hash of what its widths depend on
     seconds: float | None = None  # estimated training time on one worker
     caveat: str | None = None  # what ran in a network of one's own and is not in its MACs
+    clamped: tuple[tuple[str, int], ...] | None = None  # option → layers; None: of a plan that does not tell
 
     @property
     def clamped_layers(self) -> int:
-        """How many convolutions have fewer channels than the point asks segments for."""
+        """How many layers have too few channels for what the point asks of its segments.
+
+        A layer counts once for each option that it falls short of. A plan of an earlier version tells for `segments`
+        alone, and for a number of them.
+        """
+        if self.clamped is not None:
+            return sum(count for _, count in self.clamped)
         asked = self.point.segments
         return sum(have < asked for have in self.realised_segments) if isinstance(asked, int) else 0
 
@@ -63,6 +70,7 @@ class PlannedPoint:
             "macs": self.macs,
             "activations": self.activations,
             "realised_segments": list(self.realised_segments),
+            **({} if self.clamped is None else {"clamped_layers": dict(self.clamped)}),
             "norms": self.norms,
             "nonlinearities": self.nonlinearities,
             "pointwise_pixels": list(self.pointwise_pixels),
@@ -80,13 +88,14 @@ def from_entry(entry: Mapping[str, Any], asked: Point) -> PlannedPoint:
         for name in ("budget", "mismatch", "params", "macs", "activations", "step_seconds", "solved_for")
     }
     return PlannedPoint(
-        point=Point(**entry["point"]),
+        point=Point(**all_fields(entry["point"])),
         asked=asked,
         match=entry.get("match", "none"),
         realised_segments=tuple(entry["realised_segments"]),
         norms=entry.get("norms", 0),
         nonlinearities=entry.get("nonlinearities", 0),
         pointwise_pixels=tuple(entry.get("pointwise_pixels", ())),
+        clamped=tuple(entry["clamped_layers"].items()) if "clamped_layers" in entry else None,
         **kept,  # type: ignore[arg-type]
     )
 
@@ -127,7 +136,7 @@ def import_modules(names: Iterable[str]) -> None:
     for name in names:
         try:
             import_module(name)
-        except Exception as error:  # whatever a user's module raises
+        except (Exception, SystemExit) as error:  # whatever a user's module raises
             raise SpecError(
                 f"--import {name}: {type(error).__name__}: {error}; mend it, or give another module"
             ) from error
@@ -137,6 +146,20 @@ def entries_of(plan: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     """A frozen plan's entries of the study's own points; of a study that tunes, those that the search is for."""
     networks: list[Mapping[str, Any]] = plan["tuning"]["networks"] if "tuning" in plan else plan["points"]
     return networks
+
+
+def completed(plan: Mapping[str, Any]) -> dict[str, Any]:
+    """A frozen plan with every field of each of its points, of which it keeps those that differ from their defaults."""
+
+    def filled(entries: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+        return [{**one, "point": all_fields(one["point"])} if "point" in one else dict(one) for one in entries]
+
+    whole = {**plan, "points": filled(plan["points"])}
+    if "tuning" in plan:
+        tuning = plan["tuning"]
+        lists = {name: filled(tuning[name]) for name in ("networks", "points", "choices") if name in tuning}
+        whole["tuning"] = {**tuning, **lists}
+    return whole
 
 
 class _Planner:
@@ -332,7 +355,7 @@ def _build_on_meta(point: Point, images: Images) -> nn.Module:
 
 
 def _counted(point: Point, images: Images) -> PlannedPoint:
-    from spectrum.models.blocks import realised_segments
+    from spectrum.models.blocks import clamped_layers, realised_segments, unreachable_options
 
     model, cost = _cost(point, images)
     realised = tuple(realised_segments(model))
@@ -341,6 +364,11 @@ def _counted(point: Point, images: Images) -> PlannedPoint:
             f"segments = {point.segments}: no layer of {point.model!r} has so many channels; "
             f'the widest has {max(realised)}; try that, or "per_channel"'
         )
+    for option in unreachable_options(model):
+        raise SpecError(
+            f"{option} = {getattr(point, option)}: no layer of {point.model!r} has channels enough; "
+            "try less, or wider stages"
+        )
     return PlannedPoint(
         point=point,
         asked=point,
@@ -348,6 +376,7 @@ def _counted(point: Point, images: Images) -> PlannedPoint:
         macs=cost.macs,
         activations=cost.activations,
         realised_segments=realised,
+        clamped=tuple(clamped_layers(model).items()),
         norms=cost.norms,
         nonlinearities=cost.nonlinearities,
         pointwise_pixels=tuple(

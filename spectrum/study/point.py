@@ -360,6 +360,15 @@ def merged(base: Point, changes: Mapping[str, Any]) -> Point:
         raise SpecError("\n".join(f"{line} (at {said})" for line in explain(error, Point).splitlines())) from None
 
 
+def all_fields(stored: Mapping[str, Any]) -> dict[str, Any]:
+    """Every field of a point of which plan.json keeps those that differ from their defaults.
+
+    What is at its default is left out there, also where a family or a recipe has another value of its own.
+    """
+    fields = {name: field.default for name, field in Point.model_fields.items()} | dict(stored)
+    return fields | ({"segments": PER_CHANNEL} if all(fields[name] is None for name in PLACES) else {})
+
+
 def network_said(point: Point, *more: str) -> list[Any]:
     """The fields that say which network a point trains, and `more` of them, for hashes.
 

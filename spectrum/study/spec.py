@@ -40,7 +40,8 @@ from spectrum.study.point import (
     unknown_key,
 )
 
-MOST_BYTES = 150  # of a study's name, to which overrides add up to 100
+MOST_BYTES = 150  # of a study's name
+MOST_ADDED = 100  # to it by overrides
 Match = Literal["none", "params", "macs", "step_time"]
 
 
@@ -252,19 +253,24 @@ def load_study(path: str | Path) -> Study:
     """
     path = Path(path)
     if not path.stem.strip("."):
-        raise SpecError(f"{path}: a study is called as its file is; give it a name")
+        raise SpecError(f"{path}: a study is called as its file is, and this is a folder; name a study's TOML file")
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
         near = get_close_matches(path.stem, [file.stem for file in path.parent.glob("*.toml")], n=1)
         hint = f'; did you mean "{path.with_name(near[0] + ".toml")}"?' if near else ""
         raise SpecError(f"{path}: no such file{hint}") from None
     except IsADirectoryError:
         raise SpecError(f"{path}: is a folder; name a study's TOML file") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise SpecError(f"{path}: cannot be read: {error}") from None
+    except OSError as error:
+        raise SpecError(f"{path}: cannot be read ({error.strerror})") from None
+    except UnicodeDecodeError as error:
+        raise SpecError(f"{path}: is no text in UTF-8, as TOML is (at byte {error.start})") from None
     try:
-        return parse_study(tomllib.loads(text), path.stem)
+        said = tomllib.loads(text)
+        if not said:
+            raise SpecError("says nothing; a study has a [base], [axes] or cases")
+        return parse_study(said, path.stem)
     except tomllib.TOMLDecodeError as error:
         raise SpecError(f"{path}: not valid TOML: {error}") from None
     except SpecError as error:
@@ -362,6 +368,7 @@ def _checked(study: Study) -> Study:
     _check_teachers(points)
     _check_budget(study, points)
     _check_tuning(study, points)
+    _check_names(study.contrasts)
     for number, contrast in enumerate(study.contrasts):
         _check_contrast(study, points, contrast, f"contrasts.{number}")
     return study
@@ -406,6 +413,17 @@ def _check_tuning(study: Study, points: Sequence[Point]) -> None:
     shared = {point.seed for point in points} & set(study.tune.seeds)
     if shared:
         raise SpecError(f"tune.seeds: {min(shared)} trains scored points too; try {max(shared) + 1000}")
+
+
+def _check_names(contrasts: Sequence[Contrast]) -> None:
+    """Names tell contrasts apart in tables and pages, where spaces are as good as one."""
+    names = [" ".join(contrast.name.split()) for contrast in contrasts]
+    for number, name in enumerate(names):
+        if name in names[:number]:
+            first = names.index(name)
+            raise SpecError(f"contrasts.{number}.name: {name!r} is the name of contrasts.{first} too; rename one")
+        if not name:
+            raise SpecError(f"contrasts.{number}.name: is empty; say what is compared")
 
 
 def _check_contrast(study: Study, points: Sequence[Point], contrast: Contrast, where: str) -> None:
@@ -471,5 +489,13 @@ def _with_tuples(said: object, key: str) -> object:
 
 
 def _suffix(overrides: Mapping[str, Any]) -> str:
+    """What overrides add to a study's name, at most 100 characters, for a folder of its own.
+
+    Where characters are replaced or cut, or two hyphens within a value look like another override, a hash tells apart
+    what would be alike without it.
+    """
     said = "".join(f"--{name}-{value}" for name, value in overrides.items())
-    return re.sub(r"[^A-Za-z0-9._-]+", "_", said)[:100]
+    name = re.sub(r"[^A-Za-z0-9._-]+", "_", said)
+    if name == said and len(name) <= MOST_ADDED and said.count("--") == len(overrides):
+        return name
+    return f"{name[: MOST_ADDED - 9]}-{digest([[name, repr(value)] for name, value in overrides.items()])[:8]}"

@@ -11,6 +11,7 @@ there means nothing, so nothing goes stale.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import gc
 import json
@@ -23,7 +24,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from io import BufferedRandom, FileIO
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TypeGuard
 
 import orjson
 
@@ -42,6 +43,13 @@ Row = dict[str, Any]
 
 class StoreError(RuntimeError):
     """A results folder that cannot be written or read."""
+
+
+class WriteError(StoreError):
+    """A file that could not be written once work had begun, as on a full disk. What was finished is kept."""
+
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)  # nobody's input is wrong
 
 
 class Store:
@@ -132,7 +140,7 @@ class Store:
         old = read_plan(self.folder)
         if old == json.loads(json.dumps(plan)):
             return
-        with _told(path, "written"):
+        with _told(path, "written", begun=True):
             if old is not None and old.get("hash") != plan["hash"]:
                 write_whole(self.folder / _kept_as(old), path.read_bytes())  # a copy: the plan is never away
             write_whole(path, json.dumps(plan, indent=1, allow_nan=False) + "\n")
@@ -149,7 +157,7 @@ class Store:
         git stash, git checkout and many editors put another file under the name; the open one is then seen by nobody.
         """
         path, file = self.folder / name, self._files[name]
-        with _told(path, "written"):
+        with _told(path, "written", begun=True):
             ours = os.fstat(file.fileno())
             if path.exists() and os.path.samestat(path.stat(), ours) and ours.st_size >= self._ends[name]:
                 return
@@ -164,7 +172,7 @@ class Store:
         if not lines:
             return
         descriptor = self._files[name].fileno()
-        with _told(self.folder / name, "written"):
+        with _told(self.folder / name, "written", begun=True):
             before = os.fstat(descriptor).st_size
             if before and os.pread(descriptor, 1, before - 1) != b"\n":
                 lines = b"\n" + lines  # somebody's line has no end, and would take ours along
@@ -217,12 +225,16 @@ def _cut(descriptor: int, before: int, written: int) -> None:
 
 
 @contextmanager
-def _told(path: Path, what: str) -> Iterator[None]:
-    """What the system refuses in the block is a StoreError that names the file, and what was to be done with it."""
+def _told(path: Path, what: str, *, begun: bool = False) -> Iterator[None]:
+    """What the system refuses in the block is a StoreError that names the file, and what was to be done with it.
+
+    A WriteError once work has begun, and for a full or failing disk.
+    """
     try:
         yield
     except OSError as error:
-        raise StoreError(f"{path}: cannot be {what} ({reason_of(error)})") from error
+        kind = WriteError if what == "written" and (begun or error.errno in FULL) else StoreError
+        raise kind(f"{path}: cannot be {what} ({reason_of(error)})") from error
 
 
 def _kept_as(plan: Mapping[str, Any]) -> str:
@@ -309,9 +321,22 @@ def read_plan(folder: Path) -> dict[str, Any] | None:
         plan = orjson.loads(data)
     except ValueError:
         raise StoreError(f"{path}: garbled; remove it, and the next run writes it anew") from None
-    if not isinstance(plan, dict) or not isinstance(plan.get("points"), list):
+    if not _is_plan(plan):
         raise StoreError(f"{path}: garbled; remove it, and the next run writes it anew")
     return plan
+
+
+SHAPES = {"contrasts": list, "varied": list, "imports": list, "overrides": dict, "budget": dict, "tuning": dict}
+
+
+def _is_plan(plan: object) -> TypeGuard[dict[str, Any]]:
+    """Whether it has points, and what else it has is of the kind that a plan has there."""
+    if not isinstance(plan, dict) or not isinstance(plan.get("points"), list):
+        return False
+    entries = [*plan["points"], *(plan.get("contrasts") or ())] if isinstance(plan.get("contrasts", []), list) else [0]
+    return all(isinstance(plan[name], kind) for name, kind in SHAPES.items() if name in plan) and all(
+        isinstance(entry, dict) for entry in entries
+    )
 
 
 def planned_ids(plan: Mapping[str, Any]) -> list[str]:

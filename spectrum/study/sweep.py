@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from spectrum.study.checkpoint_files import CHECKPOINTS
 from spectrum.study.contrasts import examine
 from spectrum.study.engines import NO_LIMITS, Cluster, Engine, Limits, LocalEngine, Outcome
+from spectrum.study.identity import check_not_other, folder_of
 from spectrum.study.planning import PlannedPoint, entries_of, from_entry, import_modules, plan_study
 from spectrum.study.point import Point, SpecError, images_said
 from spectrum.study.spec import Study, Tune
@@ -108,7 +109,8 @@ def run_study(
 
     A point that was cut short goes on from its latest checkpoint, below checkpoints/ in the folder, to the same weights
     as without the cut. A point that fails gets a row with status "failed" and the reason; it is tried again by the next
-    run. Raises SpecError, DataError, StoreError or EngineError (of a cluster) before anything is trained.
+    run. Raises SpecError, DataError, StoreError (also for a folder that holds another study) or EngineError (of a
+    cluster) before anything is trained.
 
     In a script, call it below `if __name__ == "__main__":`, since worker processes import the script.
 
@@ -124,7 +126,8 @@ def run_study(
             raise SpecError(f"limits: {name} = {most}: expected more than 0")
     if confirm and study.tune is None:
         raise SpecError("confirm: this study has no [tune], so there is no search to confirm; leave it out")
-    folder = Path("results", study.name) if out is None else Path(out)
+    folder = folder_of(study, out)
+    check_not_other(folder, study)
     frozen = read_plan(folder)
     same = frozen if frozen is not None and frozen.get("hash") == study.hash else None  # a plan of this very study
     planned = None if same is None else _from_plan(study, same)
@@ -143,6 +146,7 @@ def run_study(
             _check_same_images(folder, planned)
             images = described(one.point for one in planned)
     with Store(folder) as store:
+        check_not_other(folder, study)  # once more, now that no other run can write here
         often = checkpoint_minutes if limits.minutes is None else min(checkpoint_minutes, limits.minutes / 4)
         saving = Saving(folder, often)
         run = _Run(store, study, planned, workers, device, tuple(imports), saving, limits, cluster, ranks, on_progress)

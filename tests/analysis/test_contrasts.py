@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import re
 
 import numpy as np
 import pandas as pd
@@ -289,11 +290,35 @@ def test_a_family_is_corrected_and_each_verdict_follows():
     assert "but by less than 5.00 points, the study's margin" in said[1]
     assert "neither a difference nor equivalence within ±0.10 points is shown" in said[2]
     assert "points a doubling of the segments" in said[3]
-    assert "to show a difference as large as this one" in said[3]
+    assert "pp a doubling of the segments with 80% power" in said[3]
     assert abs(found["mean"]["interaction"]) > 0.001, "beyond the margin: what counts is to show as large a one"
     for words, n in zip(said[2:], found["more_seeds_to_show"][2:], strict=True):
-        assert f"About {n} more seeds would be needed to show a difference as large as this one" in words
+        assert re.search(
+            rf"To show a difference of \d.\d\d pp.* with 80% power, run a new study with {5 + n} seeds", words
+        )
+        assert "more seeds" not in words
     assert [sentence(stats.contrasts(table, asked).iloc[number]) for number in range(4)] == said
+
+
+def test_the_size_of_a_new_study_is_the_whole_of_it():
+    """Judged by the power itself: with so many seeds a new study decides four times in five, with fewer less often."""
+    row = pd.Series(
+        {
+            "name": "x", "kind": "difference", "n": 6, "left_out": (), "diverged": 0, "confounded": False, "reason": "",
+            "mean": 0.001, "low": -0.004, "high": 0.006, "p": 0.5, "p_equivalent": 0.1, "verdict": "undecided",
+            "margin": 0.005, "more_seeds": 2, "more_seeds_at_most": 5, "more_seeds_to_show": 900,
+        }
+    )  # fmt: skip
+    assert sentence(row).endswith(
+        "To tell 0 from ±0.50 pp with 80% power, run a new study with 8 seeds (11 to be safe). "
+        "A difference in between may stay undecided."
+    )
+    beyond = pd.Series(row.to_dict() | {"mean": 0.006})
+    assert sentence(beyond).endswith("To show a difference of 0.60 pp with 80% power, run a new study with 906 seeds.")
+    never = pd.Series(row.to_dict() | {"more_seeds": pd.NA})
+    assert sentence(never).endswith("with 80% power, a new study would need more than 10,000 seeds.")
+    rarely = pd.Series(row.to_dict() | {"more_seeds_at_most": pd.NA})
+    assert "run a new study with 8 seeds (more than 10,000 to be safe)" in sentence(rarely)
 
 
 def test_equivalence_is_said():

@@ -2,6 +2,7 @@
 
 import json
 import pickle
+from collections import Counter
 from copy import deepcopy
 from dataclasses import fields
 
@@ -14,7 +15,7 @@ from torch.testing import assert_close
 from spectrum import SegmentedConv2d, build_model, list_models, measure_cost, models, register_model
 from spectrum.conv.norm import BatchNormAct2d
 from spectrum.models import Architecture
-from spectrum.models.blocks import MiddleFlowBlock, every_pixel, realised_segments
+from spectrum.models.blocks import MiddleFlowBlock, clamped_layers, every_pixel, realised_segments
 from tests.models import golden
 
 SMALL = {"in_channels": 1, "image_size": 12, "num_classes": 5, "width": 0.25}
@@ -304,6 +305,65 @@ def test_strided_blocks_cost_what_strided_1x1s_do_and_keep_channels_last():
     )
     for tensor in (y_nchw, gradient_nchw):
         assert tensor.is_contiguous(memory_format=torch.channels_last)
+
+
+ASKED = [
+    {"segments": 40},
+    {"segments": "per_channel"},
+    {"segment_width": 40},
+    {"segments": 3, "segment_shares": (20, 1, 1)},
+    {"segments": 40, "segment_shares": (1,) * 40},
+    {"pointwise_segments": 40},
+    {"segments": 40, "pointwise_segments": 40, "shuffle": True},
+    {"segments": 40, "pointwise": False},
+    {"segments": 40, "order": "spatial_first"},
+]
+
+
+def short_of(layer, asked):
+    """The options that ask a layer for more than it has, told from what it is."""
+    channels, found = sum(layer.segment_sizes), set()
+    if "segment_shares" in asked:
+        shares = asked["segment_shares"]
+        exact = [channels * share / sum(shares) for share in shares]
+        if len(layer.segment_sizes) < len(shares) or any(size < 0.5 for size in exact):
+            found.add("segment_shares")
+    elif isinstance(asked.get("segments"), int) and layer.segments < asked["segments"]:
+        found.add("segments")
+    if channels < asked.get("segment_width", 0):
+        found.add("segment_width")
+    if layer.pointwise is not None and sum(run.count for run in layer.pointwise.geometry.runs) < asked.get(
+        "pointwise_segments", 1
+    ):
+        found.add("pointwise_segments")
+    return found
+
+
+@pytest.mark.parametrize("asked", ASKED, ids=str)
+@pytest.mark.parametrize("family", ["probe", "vgg", "resnext_small", "mobilenet_v1", "xception", "inception"])
+def test_layers_that_fall_short_of_what_is_asked_are_counted(family, asked):
+    ignored = set(asked) & set(models.ignored_fields(family))
+    if ignored or (family == "resnext_small" and asked.get("pointwise") is False):
+        pytest.skip(f"{family} has no use for {', '.join(ignored)}")
+    with torch.device("meta"):
+        model = build_model(family, **asked, width=0.5, image_size=96)
+    layers = [module for module in model.modules() if isinstance(module, SegmentedConv2d)]
+    expected = Counter(option for layer in layers for option in short_of(layer, asked))
+    assert clamped_layers(model) == dict(expected)
+
+
+def test_a_schedule_by_stage_is_clamped_stage_by_stage_and_counted():
+    model = build_model("probe", stage_segments=(33, "per_channel", 200))
+    assert realised_segments(model) == [32, 32, 64, 64, 128, 128]
+    assert clamped_layers(model) == {"stage_segments": 4}
+    assert clamped_layers(build_model("probe", stage_segments=(32, 64, 128))) == {}
+
+
+@pytest.mark.parametrize("form", ["simplified", "segments"])
+def test_modules_of_towers_count_theirs_too(form):
+    assert clamped_layers(build_model("inception", form=form, segments=40)) == {"segments": 2}
+    assert clamped_layers(build_model("inception", form=form, stage_segments=(40, 8, 200))) == {"stage_segments": 4}
+    assert clamped_layers(build_model("inception", form=form, segment_width=40)) == {"segment_width": 2}
 
 
 def test_segments_are_clamped_layer_by_layer():

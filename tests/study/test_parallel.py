@@ -144,5 +144,5 @@ def test_without_torchrun_it_is_said_how_to_start_it(study_folder):
     (study_folder / "s.toml").write_text("[axes]\nseed = [0]\n")
     said = [sys.executable, "-m", "spectrum", "run", "s.toml", "--engine", "torchrun"]
     done = subprocess.run(said, capture_output=True, text=True, check=False)
-    assert done.returncode == 1
+    assert done.returncode == 2
     assert "torchrun --nproc-per-node 2 -m spectrum run FILE" in " ".join(done.stderr.split())

@@ -121,6 +121,57 @@ def test_an_entry_of_a_plan_gives_the_point_back():
         assert from_entry(json.loads(json.dumps(one.entry())), one.asked) == one
 
 
+@pytest.mark.parametrize(
+    "said",
+    [
+        {"model": "resnext_small", "activation": "none", "norm": False},
+        {"model": "mobilenet_v1", "order": "pointwise_first"},
+        {"recipe": "jft", "optimizer": "sgd", "lr": 0.1, "ema": 0.0},
+    ],
+    ids=lambda said: next(iter(said.values())),
+)
+def test_an_entry_keeps_a_default_where_a_family_or_a_recipe_has_another_value(said):
+    point = Point(**TINY, segments=2, **said)
+    planned = planning.PlannedPoint(point, 1, 1, 1, (2,), point)
+    again = from_entry(json.loads(json.dumps(planned.entry())), point)
+    assert again.point == point
+    assert again.point.id == point.id != Point(**point.model_dump(exclude_defaults=True)).id
+
+
+CLAMPED = {
+    "segments": 20,
+    "stage_segments": [20, 1, 33],
+    "segment_width": 20,
+    "segment_shares": [9, 1],
+    "pointwise_segments": 20,
+}
+
+
+@pytest.mark.parametrize(("option", "value"), CLAMPED.items(), ids=CLAMPED)
+def test_layers_are_counted_that_fall_short_of_any_option_and_kept_in_the_plan(option, value):
+    widths = {"widths": [4 if option == "segment_shares" else 16, 32, 32]}
+    (planned,) = plan_study(study(base={option: value} | widths, axes={"seed": [0]}))
+    layers = {"stage_segments": 4, "pointwise_segments": 3}.get(option, 2)  # the last: between 16 and 32 channels too
+    assert planned.clamped == ((option, layers),)
+    entry = json.loads(json.dumps(planned.entry()))
+    assert entry["clamped_layers"] == {option: layers}
+    assert from_entry(entry, planned.asked) == planned
+    del entry["clamped_layers"]
+    earlier = from_entry(entry, planned.asked)
+    assert "clamped_layers" not in earlier.entry(), "a plan that does not tell is written as it was"
+    assert earlier.clamped_layers == (layers if option == "segments" else 0)
+
+
+@pytest.mark.parametrize(
+    "said",
+    [{"segment_width": 40}, {"stage_segments": [17, 33, 33]}, {"segment_shares": [99, 1]}, {"pointwise_segments": 40}],
+    ids=lambda said: next(iter(said)),
+)
+def test_what_no_layer_can_have_is_refused(said):
+    with pytest.raises(SpecError, match="no layer of 'probe' has channels enough"):
+        plan_study(study(base=said | {"widths": [16, 32, 32]}, axes={"seed": [0]}))
+
+
 @pytest.fixture
 def told_times(monkeypatch):
     """Times that are told, not measured, since machines are busy: a step takes as long as it has MACs, and noise."""

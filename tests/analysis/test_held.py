@@ -1,0 +1,149 @@
+"""What a page calls held equal is what the runs have in common."""
+
+import re
+from html import unescape
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from spectrum import Point
+from spectrum.analysis.held import differing, held_equal
+from spectrum.analysis.page import choice_name, page_of
+from spectrum.options import without_effect
+from spectrum.study.planning import PlannedPoint, completed
+from spectrum.study.spec import parse_study
+from spectrum.study.store import read_plan
+
+RESULTS = Path(__file__).parents[2] / "results"
+STUDIES = sorted(path.parent.name for path in RESULTS.glob("*/plan.json"))
+
+
+def terms(page, heading):
+    """The terms of one section of a page, and what is said of each."""
+    section = page.partition(f"<h2>{heading}</h2>")[2].partition("<h2>")[0]
+    return {unescape(term): unescape(said) for term, said in re.findall(r"<dt>(.*?)</dt><dd>(.*?)</dd>", section)}
+
+
+def said(value):
+    """As a page says it."""
+    value = list(value) if isinstance(value, tuple) else value
+    return {"True": "yes", "False": "no", "None": "not set", "[]": "none"}.get(str(value), str(value))
+
+
+def page_of_study(file):
+    """The page of a study that was planned and not run, and its points."""
+    study = parse_study(file, "made up")
+    points = study.points()
+    entries = [PlannedPoint(point, 1, 1, 1, (), point).entry() for point in points]
+    plan = {
+        "study": study.name, "file": "made up.toml", "overrides": {}, "imports": [], "question": "", "hash": study.hash,
+        "budget": study.budget.model_dump(mode="json"), "base": study.base.model_dump(mode="json"),
+        "varied": study.varied(), "contrasts": [], "points": entries,
+    }  # fmt: skip
+    empty = pd.DataFrame()
+    return page_of(empty, completed(plan), empty, {}, empty), points
+
+
+STUDY = {
+    "a model of its own": {"base": {"model": "resnext_small"}, "axes": {"segments": [1, 4]}},
+    "models as an axis": {"axes": {"model": ["resnext_small", "mobilenet_v1"], "segments": [1, 4]}},
+    "models of one kind": {"cases": [{"model": "resnext"}, {"model": "resnext_small"}]},
+    "a model's value undone": {"base": {"model": "resnext_small"}, "axes": {"activation": ["none", "relu"]}},
+    "a recipe": {"base": {"recipe": "jft"}, "axes": {"segments": [1, 4]}},
+    "recipes as an axis": {"axes": {"recipe": ["jft", "imagenet_xception"], "seed": [0, 1]}},
+    "a base that no point has": {"base": {"activation": "relu"}, "axes": {"activation": ["none", "gelu"]}},
+    "images": {"base": {"image_size": 16, "resize": "centre_crop"}, "axes": {"flip": [True, False]}},
+    "no 1×1": {"base": {"pointwise": False}, "axes": {"segments": [1, 4]}},
+    "optimisers": {"axes": {"optimizer": ["adamw", "rmsprop"]}, "base": {"lr": 0.001}},
+    "a schedule": {"base": {"schedule": "exponential", "decay_images": 100}},
+}
+
+
+@pytest.mark.parametrize("name", STUDY)
+def test_held_equal_is_what_the_points_have_in_common(name):
+    page, points = page_of_study(STUDY[name])
+    held = terms(page, "What was held equal")
+    common = {
+        field: getattr(points[0], field)
+        for field in Point.model_fields
+        if len({repr(getattr(point, field)) for point in points}) == 1
+    }
+    assert held.keys() <= common.keys(), "what differs is not listed"
+    assert held == {field: said(common[field]) for field in held}
+    idle = set.intersection(*(set(without_effect(dict(point))) for point in points))
+    assert common.keys() - held.keys() <= idle | {"seed"}, "all else is"
+    assert not held.keys() & idle
+
+
+def test_networks_with_relu_and_norm_are_called_so():
+    held = terms(page_of_study(STUDY["a model of its own"])[0], "What was held equal")
+    assert (held["activation"], held["norm"]) == ("relu", "yes")
+    page = page_of_study(STUDY["models as an axis"])[0]
+    assert not {"order", "model"} & terms(page, "What was held equal").keys()
+    assert "order: pointwise first, spatial first" in terms(page, "Design")["what differs with it"]
+
+
+def test_points_of_a_recipe_are_listed_with_its_optimiser():
+    held = terms(page_of_study(STUDY["a recipe"])[0], "What was held equal")
+    assert {name: held[name] for name in ("optimizer", "lr", "schedule", "decay", "ema")} == {
+        "optimizer": "rmsprop", "lr": "0.001", "schedule": "exponential", "decay": "0.9", "ema": "0.9999",
+    }  # fmt: skip
+    assert not {"nesterov", "decay_epochs"} & held.keys()
+
+
+def test_what_varies_is_told_from_the_points_where_the_base_has_another_value():
+    assert "activation: none, gelu" in page_of_study(STUDY["a base that no point has"])[0]
+
+
+def test_a_choice_is_called_by_what_its_point_has_and_not_by_the_base():
+    point = Point(segments=4, activation="none")
+    entry = {"point": point.model_dump(mode="json", exclude_defaults=True), "match": "none"}
+    plan = {"varied": ["segments", "activation"], "budget": {"match": ["none"]}, "base": {"activation": "relu"}}
+    whole = completed(plan | {"points": [], "tuning": {"choices": [entry]}})
+    assert choice_name(whole, whole["tuning"]["choices"][0]) == "4, activation none"
+
+
+@settings(max_examples=200)
+@given(st.lists(st.dictionaries(st.sampled_from("abc"), st.integers(0, 1)), max_size=4))
+def test_what_is_common_and_what_differs_exclude_each_other_and_are_all_that_every_run_tells(runs):
+    held, other = held_equal(runs), differing(runs)
+    assert not held.keys() & other.keys()
+    assert held.keys() | other.keys() == (set.intersection(*map(set, runs)) if runs else set())
+    assert all(run[name] == value for run in runs for name, value in held.items())
+
+
+def test_a_plan_that_leaves_defaults_out_makes_no_page_say_more_than_it_knows():
+    plan = read_plan(RESULTS / "families")
+    assert (
+        held_equal([entry["point"] for entry in plan["points"]]).keys()
+        < held_equal([entry["point"] for entry in completed(plan)["points"]]).keys()
+    )
+
+
+# Committed studies
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_the_points_of_a_committed_plan_are_completed_to_those_that_their_ids_name(name):
+    plan = completed(read_plan(RESULTS / name))
+    for entry in plan["points"]:
+        point = Point(**entry["point"])
+        assert point.id == entry["id"]
+        assert point.model_dump() == Point.model_validate(entry["point"]).model_dump()
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_a_committed_page_calls_held_equal_what_its_points_have_in_common(name):
+    held = terms((RESULTS / name / "report.html").read_text(), "What was held equal")
+    points = [Point(**entry["point"]) for entry in completed(read_plan(RESULTS / name))["points"]]
+    for field in Point.model_fields:
+        values = {getattr(point, field) for point in points}
+        if field in held:
+            assert len(values) == 1, field
+            assert held[field] in map(said, values), field
+        else:
+            idle = set.intersection(*(set(without_effect(dict(point))) for point in points)) | {"seed", "width"}
+            assert len(values) > 1 or field in idle, field
