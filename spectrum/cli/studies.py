@@ -32,6 +32,8 @@ def _study(command: OnStudy) -> Study:
 
 def plan(command: Plan) -> int:
     """Show what a study would train, and write nothing."""
+    from spectrum.study.same import coincidences
+
     study = _study(command)
     frozen = read_plan(command.out or Path("results", study.name))
     with err.status("counting and timing …") if err.is_terminal else contextlib.nullcontext():
@@ -40,6 +42,8 @@ def plan(command: Plan) -> int:
         print(json.dumps(forecast.entry(study), indent=1))
         return 0
     _show_forecast(study, forecast)
+    for note in coincidences(study, forecast.planned):
+        out.print(note)
     if "step_time" in study.budget.match and (frozen is None or frozen.get("hash") != study.hash):
         out.print("step times are measured again when the study first runs; its widths may differ a little from these")
     for one in forecast.examined:
@@ -182,6 +186,7 @@ def run(command: Run) -> int:
                 cluster=cluster,
                 ranks=ranks,
                 on_progress=on_progress,
+                on_note=err.print,
             )
     except EngineError as error:
         err.print(f"spectrum: {error}")
