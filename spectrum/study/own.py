@@ -15,8 +15,8 @@ MAIN = ("__main__", "__mp_main__")  # a script or a notebook, and a script in a 
 
 
 def is_module_name(name: object) -> bool:
-    """Whether Python could import something by this name."""
-    return isinstance(name, str) and all(part.isidentifier() for part in name.split("."))
+    """Whether Python could import something by this name, which is not a file's."""
+    return isinstance(name, str) and not name.endswith(".py") and all(map(str.isidentifier, name.split(".")))
 
 
 def import_modules(names: Iterable[str], said: str = "--import ", folder: Path | None = None) -> None:

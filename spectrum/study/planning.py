@@ -126,8 +126,9 @@ def plan_study(
         check_effects(study)
     planner = _Planner(study, frozen)
     planned = [planner.plan(wanted, time_steps=time_steps) for wanted in study.wanted()]
-    if not is_new:
-        return planned
+    if frozen is not None and not is_new:
+        kept = {(entry.get("asked"), entry.get("match")): entry.get("same_as") for entry in entries_of(frozen)}
+        return [replace(one, same_as=kept.get((one.asked.id, one.match))) for one in planned]
     from spectrum.study.same import told_apart
 
     return told_apart(study, planned)
@@ -205,7 +206,9 @@ class _Planner:
             raise SpecError(
                 f"budget.match = {match!r}, {where}: {error}; try another reference or base.width"
             ) from None
-        solved = _with_widths(point, solution.widths)
+        # widths that the network has anyway name no other point, which would be trained a second time
+        own = solution.widths == _stage_widths(point, images)
+        solved = point if own else _with_widths(point, solution.widths)
         planned = replace(_counted(solved, images), asked=point, match=match, budget=budget, solved_for=solved_for)
         if match == "step_time":
             return replace(planned, mismatch=solution.mismatch, step_seconds=solution.cost * budget)

@@ -80,7 +80,7 @@ def told_apart(study: Study, planned: Sequence[PlannedPoint]) -> list[PlannedPoi
 def coincidences(study: Study, planned: Sequence[PlannedPoint]) -> list[str]:
     """A sentence for each two configurations of a plan that train the same network."""
     by_id = {one.point.id: one for one in planned}
-    pairs = {}
+    pairs: dict[tuple[str, str], tuple[PlannedPoint, PlannedPoint]] = {}
     for one in planned:
         if one.same_as in by_id:
             pairs.setdefault(_unseeded(one), (by_id[one.same_as], one))
@@ -88,25 +88,21 @@ def coincidences(study: Study, planned: Sequence[PlannedPoint]) -> list[str]:
 
 
 def _sentence(study: Study, first: PlannedPoint, second: PlannedPoint) -> str:
-    fields = [name for name in study.varied() if name != "match"]
-    unlike = [name for name in fields if getattr(first.asked, name) != getattr(second.asked, name)]
-    if set(PLACES) & set(unlike):
-        unlike = [name for name in unlike if name not in PLACES] + list(PLACES)
+    """What tells the two apart in the study, and where, as far as it varies."""
+    fields = ["budget", *(name for name in study.varied() if name not in ("match", *PLACES)), *PLACES]
 
-    def said(one: PlannedPoint) -> str:
-        values = {name: getattr(one.asked, name) for name in unlike}
+    def said(one: PlannedPoint) -> dict[str, str]:
+        values = {"budget": one.match} | {name: getattr(one.asked, name) for name in fields[1:]}
         shown = {name: value for name, value in values.items() if value is not None or name not in PLACES}
-        return ", ".join(f"{name} {'not set' if value is None else f'= {value}'}" for name, value in shown.items())
+        return {name: f"{name} {'not set' if value is None else f'= {value}'}" for name, value in shown.items()}
 
-    rest = [
-        f"{name} = {getattr(first.asked, name)}"
-        for name in fields
-        if name not in (*unlike, *PLACES) or (name in PLACES and not set(PLACES) & set(unlike))
-        if getattr(first.asked, name) is not None
-    ]
-    rest += [f"match = {second.match}"] if len(study.budget.match) > 1 else []
-    where = f" (at {', '.join(rest)})" if rest else ""
-    return f"{said(first)} and {said(second)} train the same network{where}; one of the two is enough"
+    one, other = said(first), said(second)
+    unlike = [name for name in fields if one.get(name) != other.get(name)]
+    varied = {*study.varied(), *(["budget"] if len(study.budget.match) > 1 else [])}
+    alike = [one[name] for name in fields if name in one and name in varied and name not in unlike]
+    sides = (", ".join(side[name] for name in unlike if name in side) for side in (one, other))
+    where = f" (at {', '.join(alike)})" if alike else ""
+    return f"{' and '.join(sides)} train the same network{where}; one of the two is enough"
 
 
 Cell = tuple[dict[str, Any], PlannedPoint]  # which value of each axis, which case and which budget it has
@@ -142,7 +138,7 @@ def _check_options(study: Study, cells: Sequence[PlannedPoint]) -> None:
     for field in OF_NETWORK:
         if field == "model" or field not in study.base.model_fields_set | set(alone):
             continue
-        having = {}
+        having: dict[str, Point] = {}
         for one in cells:
             if field in one.asked.model_fields_set:
                 having.setdefault(digest(network_of(one.asked)), one.asked)
@@ -270,7 +266,7 @@ def _gradient(parameter: nn.Parameter) -> str:
 def _hash(tensor: Tensor) -> str:
     import torch
 
-    return hashlib.sha256(tensor.detach().contiguous().view(-1).view(torch.uint8).numpy()).hexdigest()
+    return hashlib.sha256(tensor.detach().contiguous().view(-1).view(torch.uint8).numpy().tobytes()).hexdigest()
 
 
 @contextmanager
@@ -279,7 +275,7 @@ def _seeded() -> Iterator[None]:
     import numpy as np
     import torch
 
-    from spectrum.study.train import seed_generators
+    from spectrum.study.checkpoint import seed_generators
 
     before = random.getstate(), np.random.get_state()
     with torch.random.fork_rng(devices=[]):

@@ -192,8 +192,10 @@ class Study(Record):
     """What the study is to decide; judged together, as one family."""
 
     def __init__(self, **said: Any) -> None:
+        modules = as_listed(said.get("imports", ()))
+        if isinstance(modules, tuple):
+            import_modules(modules, "imports = ")
         said, faults = _prepared(said)
-        import_modules(said.get("imports", ()), "imports = ")
         try:
             super(Record, self).__init__(**said)
         except ValidationError as error:
@@ -347,9 +349,9 @@ def parse_study(said: Mapping[str, Any], name: str, *, folder: Path | None = Non
     return _checked(study)
 
 
-def _prepared(said: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+def _prepared(given: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
     """What a study says with tuples in place of lists, and what is wrong with each of its axes and cases by itself."""
-    said = plain(dict(said))
+    said: dict[str, Any] = plain(dict(given))
     for key, example in (("axes", 'segments = [1, "per_channel"]'), ("base", "epochs = 2")):
         kinds = (dict, Point) if key == "base" else dict
         if not isinstance(said.get(key, {}), kinds):

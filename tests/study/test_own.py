@@ -98,6 +98,7 @@ def command(folder, *words, say=None):
     )
 
 
+@pytest.mark.slow
 def test_a_study_that_names_its_module_runs_and_freezes_it(tmp_path):
     path = write(tmp_path / "studies", "frozen")
     done = command(tmp_path, "-m", "spectrum", "run", str(path), "--epochs", "1", "--train-images", "100")
