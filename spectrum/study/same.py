@@ -118,18 +118,24 @@ def _cells(study: Study, planned: Sequence[PlannedPoint]) -> list[Cell]:
 
 
 def _check_axes(study: Study, cells: Sequence[Cell], first_of: Mapping[str, str]) -> None:
+    """An axis along which all is the same, and would be at other values too. Where just these are alike, it is told."""
     for axis, values in study.axes.items():
-        if axis == "seed" or len(values) < 2:
+        if len(values) < 2 or axis not in OTHER_VALUES.keys() | {"widths", "stage_segments"}:
             continue
         rows: dict[str, set[str]] = {}
+        networks: dict[str, Point] = {}
         for at, one in cells:
             others = digest({name: place for name, place in at.items() if name != axis})
             rows.setdefault(others, set()).add(first_of.get(one.point.id, one.point.id))
-        if all(len(trained) == 1 for trained in rows.values()):
-            models = sorted({one.point.model for _, one in cells if registered_in(one.point.model)})
-            use = f", or let the builder of {models[0]!r} use arch.{axis}" if models and axis in OF_NETWORK else ""
-            said = " and ".join(map(repr, values[:2]))
-            raise SpecError(f"axes.{axis}: has no effect: {said} train the same network; leave the axis out{use}")
+            networks.setdefault(digest(network_of(one.asked)), one.asked)
+        if any(len(trained) > 1 for trained in rows.values()):
+            continue
+        if any(_heeds(point, axis) for point in networks.values()):
+            continue
+        models = sorted({point.model for point in networks.values() if registered_in(point.model)})
+        use = f", or let the builder of {models[0]!r} use arch.{axis}" if models else ""
+        said = " and ".join(map(repr, values[:2]))
+        raise SpecError(f"axes.{axis}: has no effect: {said} train the same network; leave the axis out{use}")
 
 
 def _check_options(study: Study, cells: Sequence[PlannedPoint]) -> None:
@@ -179,7 +185,7 @@ def _other_values(point: Point, field: str) -> list[Any]:
 
 
 def _alike(points: Sequence[Point]) -> bool:
-    return all(len({key(point) for point in points}) == 1 for key in (_started, _stepped))
+    return all(len({key(point) for point in points}) == 1 for key in (_started, _scored, _stepped))
 
 
 def _groups(planned: Sequence[PlannedPoint]) -> list[list[PlannedPoint]]:
@@ -190,6 +196,7 @@ def _groups(planned: Sequence[PlannedPoint]) -> list[list[PlannedPoint]]:
         lambda one: digest([one.params, one.macs, one.activations, one.norms, one.nonlinearities]),
         lambda one: _trained(one.point),
         _once(lambda one: _started(one.point)),
+        _once(lambda one: _scored(one.point)),
         _once(lambda one: _stepped(one.point)),
     )
     for key in keys:
@@ -238,25 +245,38 @@ def _started(point: Point) -> str:
         return digest([hash_weights(model), [p.requires_grad for p in model.parameters()]])
 
 
-def _stepped(point: Point) -> str:
-    """A hash of what the network gives for random images and of all that one training step would change."""
+def _scored(point: Point) -> str:
+    """A hash of what the network gives for random images, in evaluation mode."""
     import torch
+
+    with _seeded(), torch.no_grad():
+        return _hash(build(point, images_of(point)).eval()(_random(point)[0]))
+
+
+def _stepped(point: Point) -> str:
+    """A hash of all that one training step on random images would change: gradients and statistics."""
     from torch.nn.functional import cross_entropy
 
     from spectrum.study.train import hash_weights
 
-    images = images_of(point)
     with _seeded():
-        model = build(point, images)
-        x_nchw = torch.randn(IMAGES_SEEN, *images.shape).contiguous(memory_format=torch.channels_last)
-        y_n = torch.randint(images.classes, (IMAGES_SEEN,))
+        model = build(point, images_of(point))
+        x_nchw, y_n = _random(point)
         try:
-            scores_nk = model.eval()(x_nchw)
             loss = cross_entropy(model.train()(x_nchw), y_n)
             loss.backward()
         except Exception:  # of a model of one's own, in training: the run will say it
             return point.id
-        return digest([_hash(scores_nk), _hash(loss), *map(_gradient, model.parameters()), hash_weights(model)])
+        return digest([_hash(loss), *map(_gradient, model.parameters()), hash_weights(model)])
+
+
+def _random(point: Point) -> tuple[Tensor, Tensor]:
+    """Images (N, C, H, W) of noise, and labels (N,)."""
+    import torch
+
+    images = images_of(point)
+    x_nchw = torch.randn(IMAGES_SEEN, *images.shape).contiguous(memory_format=torch.channels_last)
+    return x_nchw, torch.randint(images.classes, (IMAGES_SEEN,))
 
 
 def _gradient(parameter: nn.Parameter) -> str:
@@ -271,17 +291,19 @@ def _hash(tensor: Tensor) -> str:
 
 @contextmanager
 def _seeded() -> Iterator[None]:
-    """One seed inside; outside, generators go on as if nothing had been drawn."""
+    """One seed and one thread inside; outside, generators go on as if nothing had been drawn."""
     import numpy as np
     import torch
 
     from spectrum.study.checkpoint import seed_generators
 
-    before = random.getstate(), np.random.get_state()
+    before, threads = (random.getstate(), np.random.get_state()), torch.get_num_threads()
     with torch.random.fork_rng(devices=[]):
         seed_generators(0)
+        torch.set_num_threads(1)  # two images are not worth more
         try:
             yield
         finally:
+            torch.set_num_threads(threads)
             random.setstate(before[0])
             np.random.set_state(before[1])

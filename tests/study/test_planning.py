@@ -232,7 +232,7 @@ def test_a_family_of_ones_own_needs_to_tell_its_widths(own_family):
 def test_a_family_of_ones_own_can_meet_a_budget(own_family):
     own_family(widths=lambda arch: arch.widths or (8, 16))
     budget = {"match": "params", "reference": {"model": "probe", "width": 1.0}}
-    (planned,) = plan_study(study(base={"model": "own"}, axes={"segments": [1]}, budget=budget))
+    (planned,) = plan_study(study(base={"model": "own"}, axes={"seed": [0]}, budget=budget))
     assert abs(planned.mismatch) <= 0.01
 
 
