@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from spectrum.models import PLACES, ignored_fields
+from spectrum.models import PLACES, ignored_by
 
 Fields = Mapping[str, Any]
 
@@ -54,5 +54,5 @@ def without_effect(run: Fields) -> dict[str, str]:
     if run.get("recipe", "") is None:
         found["recipe"] = "a name"
     found |= {name: "another place on the spectrum" for name in PLACES if name in run and run[name] is None}
-    ignored = ignored_fields(str(run.get("model", "")))
+    ignored = ignored_by(str(run.get("model", "")))
     return found | {name: f"another model than {run['model']}" for name in ignored if name in run}

@@ -21,6 +21,9 @@ class Linear(nn.Module):
         super().__init__()
         self.classifier = nn.Linear(arch.in_channels * arch.image_size**2, arch.num_classes)
         self.before = before
+        # other options, another network
+        segments = 0 if arch.segments in (None, "per_channel") else arch.segments
+        self.register_buffer("options", torch.tensor([segments, arch.width]))
 
     def forward(self, x):
         if self.before is not None and self.training:

@@ -162,7 +162,7 @@ def test_an_override_reaches_the_plan(study, capsys):
         (["run", "tiny.toml", "--dataset", "./nowhere"], "dataset='./nowhere': no such folder"),
         (["plan", "tiny.toml", "--train-images", "100000"], "train_images=100000: only"),
         (["run", "tini.toml"], 'did you mean "tiny.toml"?'),
-        (["plan", "."], ".: a study is called as its file is"),
+        (["plan", "."], ".: is a folder; name a study's TOML file"),
         (["run", "tiny.toml", "--confirm"], "confirm: this study has no [tune]"),
         (["run"], "PATH"),
         (["status", "tiny.toml", "--out", "nowhere"], "6 left"),

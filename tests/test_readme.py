@@ -6,6 +6,7 @@ import re
 import tomllib
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -133,6 +134,22 @@ def test_the_table_of_all_rows_and_its_card_are_what_the_studies_have():
         pd.testing.assert_series_equal(table[name], collected[name], check_dtype=False, check_exact=True)
     assert rows.card(table) == (ROOT / "results/rows.md").read_text(), "write it anew: make readmes"
     assert all(rows.described().values()), "every column is said to be something"
+
+
+def test_every_row_has_its_widths_and_says_how_many_it_shares_its_run_with():
+    table = pd.read_parquet(ROOT / "results/rows.parquet")
+    assert not table[["widths", "segments_number", "shared", "epochs_trained", "best_val_accuracy"]].isna().any().any()
+    assert (table.groupby(["study", "id"])["id"].transform("size") == table["shared"]).all()
+    numbers = table[table["segments"].str.fullmatch(r"\d+").fillna(False)]
+    assert (numbers["segments_number"] <= numbers["segments"].astype(int)).all(), "fewer only where a layer is clamped"
+    ends = table[table["segments"] == "per_channel"]
+    assert (ends["segments_number"] == ends["widths"].map(lambda widths: widths[-1])).mean() > 0.9  # but for resnext's
+    timed = table[table["match"] == "step_time"]
+    assert len(timed)
+    assert timed["step_seconds"].gt(0).all()
+    assert table.loc[table["status"] != "failed", "train_step_seconds"].gt(0).all()
+    solved = table.dropna(subset="widths_said")
+    assert all(map(np.array_equal, solved["widths"], solved["widths_said"]))
 
 
 def test_a_claim_that_the_rows_do_not_bear_out_is_no_page(readmes):

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, make_dataclass
 from itertools import pairwise
@@ -272,7 +271,6 @@ def _import_first(words: Sequence[str]) -> None:
     modules = [following for word, following in pairwise(words) if word == "--import"]
     modules += [word.removeprefix("--import=") for word in words if word.startswith("--import=")]
     if modules:
-        from spectrum.study.planning import import_modules
+        from spectrum.study.own import import_modules
 
-        sys.path.insert(0, str(Path.cwd()))
         import_modules(modules)

@@ -34,6 +34,8 @@ def _study(command: OnStudy) -> Study:
 
 def plan(command: Plan) -> int:
     """Show what a study would train, and write nothing."""
+    from spectrum.study.same import coincidences
+
     study = _study(command)
     folder = folder_of(study, command.out)
     check_not_other(folder, study)
@@ -44,6 +46,8 @@ def plan(command: Plan) -> int:
         print(json.dumps(forecast.entry(study), indent=1))
         return 0
     _show_forecast(study, forecast)
+    for note in coincidences(study, forecast.planned):
+        out.print(note)
     if "step_time" in study.budget.match and (frozen is None or frozen.get("hash") != study.hash):
         out.print("step times are measured again when the study first runs; its widths may differ a little from these")
     for one in forecast.examined:
@@ -212,6 +216,7 @@ def run(command: Run) -> int:
                 cluster=cluster,
                 ranks=ranks,
                 on_progress=on_progress,
+                on_note=err.print,
             )
     except EngineError as error:
         err.print(f"spectrum: {error}")

@@ -7,10 +7,12 @@ that listing and checking names loads no torch.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+import sys
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from difflib import get_close_matches
 from importlib import import_module
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from spectrum.conv.arguments import ACTIVATIONS, ORDERS, as_tuple, as_whole, choice, flag, number, whole, wholes
@@ -160,6 +162,8 @@ class _Family:
     ignores: tuple[str, ...] = ()  # fields that its networks have no use for
     own: Mapping[str, Any] = field(default_factory=dict)  # values of fields that an architecture leaves open
     stages: int | None = None  # whose segments may differ; None: as many as it has stage widths
+    home: str | None = None  # module that registered it; None for built-in ones
+    declares: bool = True  # whether `ignores` is all that it ignores
 
 
 OWN = {"order": "pointwise_first", "activation": "none", "norm": False}  # if a family says no other
@@ -237,7 +241,9 @@ def list_models() -> list[str]:
     return sorted(_FAMILIES)
 
 
-def register_model(name: str, builder: Builder, *, widths: StageWidths | None = None) -> None:
+def register_model(
+    name: str, builder: Builder, *, widths: StageWidths | None = None, uses: Iterable[str] | None = None
+) -> None:
     """Add a family of your own.
 
     Args:
@@ -245,8 +251,11 @@ def register_model(name: str, builder: Builder, *, widths: StageWidths | None = 
         builder: from an `Architecture` to a `torch.nn.Module` on images (N, C, H, W).
         widths: from an `Architecture` to the stage widths that the builder gives it: those of `widths` if it has them,
             else the family's own times `width`. Needed for budgets only, which are met by changing these.
+        uses: fields of `Architecture` that the builder looks at, such as ("segments", "order"); others are then refused
+            where they are set. Those that `widths` is for, and the images' shape, go without saying. If it is not
+            given, plans compare the networks that are built, and refuse an option that changes none.
 
-    Raises ValueError when the name is taken.
+    Raises ValueError when the name is taken, or for a field that an `Architecture` does not have.
 
     >>> from torch import nn
     >>> from spectrum.models.blocks import segmented
@@ -259,9 +268,29 @@ def register_model(name: str, builder: Builder, *, widths: StageWidths | None = 
     >>> build_model("tiny", segments=4)[0].segment_sizes
     (4, 4, 4, 4)
     """
-    family = _Family(builder, widths)
+    home = sys._getframe(1).f_globals.get("__name__")
+    family = _Family(builder, widths, ignores=_all_but(uses, widths), home=home, declares=uses is not None)
+    if home == "__main__" and not has_script() and _FAMILIES.get(name, family).home == home:
+        _FAMILIES[name] = family  # a notebook's cell that runs again
     if _FAMILIES.setdefault(name, family) != family:
         raise ValueError(f"model {name!r} is registered already; choose another name")
+
+
+def _all_but(uses: Iterable[str] | None, widths: StageWidths | None) -> tuple[str, ...]:
+    """Fields that a family of one's own does not use."""
+    if uses is None:
+        return ()
+    used = [uses] if isinstance(uses, str) else list(uses)
+    known = [field.name for field in fields(Architecture)]
+    for name in used:
+        if name not in known:
+            close = get_close_matches(name, known, n=1)
+            raise ValueError(
+                f"uses={name!r}: no field of an Architecture; "
+                + (f"did you mean {close[0]!r}?" if close else f"known are {', '.join(known)}")
+            )
+    used += ["in_channels", "num_classes", "image_size", *(["width", "widths"] if widths is not None else [])]
+    return tuple(name for name in known if name not in used)
 
 
 def stage_widths(name: str, architecture: Architecture) -> tuple[int, ...]:
@@ -298,13 +327,25 @@ def own_values(name: str, *, pointwise: bool = True) -> dict[str, Any]:
     return values if pointwise else values | {"activation": "none", "norm": False}
 
 
-def ignored_fields(name: str) -> tuple[str, ...]:
-    """Fields of an `Architecture` for which a family has no use; none are known of a family of one's own.
-
-    >>> ignored_fields("vgg")
-    ('residual', 'padding', 'downsampling', 'form', 'auxiliary')
-    """
+def ignored_by(name: str) -> tuple[str, ...]:
+    """Fields of an `Architecture` that a family has no use for, as far as it says."""
     return _FAMILIES[name].ignores if name in _FAMILIES else ()
+
+
+def declares_uses(name: str) -> bool:
+    """Whether a family says which fields it has a use for; one's own need not."""
+    return _FAMILIES[name].declares
+
+
+def has_script() -> bool:
+    """Whether this process runs a script or a module, which others can import; a notebook and a prompt have none."""
+    main = sys.modules["__main__"]
+    return getattr(main, "__spec__", None) is not None or Path(getattr(main, "__file__", None) or "").is_file()
+
+
+def registered_in(name: str) -> str | None:
+    """The module that registered a family; None for a built-in one, or a name that no family has."""
+    return _FAMILIES[name].home if name in _FAMILIES else None
 
 
 def check_model(name: str) -> None:
@@ -314,7 +355,9 @@ def check_model(name: str) -> None:
     if name not in _FAMILIES:
         close = get_close_matches(name, _FAMILIES, n=1)
         hint = f"did you mean {close[0]!r}?" if close else f"try {', '.join(map(repr, list_models()))}"
-        raise ValueError(f"model={name!r}: unknown; {hint} (your own: register_model, and --import its module)")
+        raise ValueError(
+            f"model={name!r}: unknown; {hint} (your own: register_model, and name its module by import or --import)"
+        )
 
 
 def build_model(name: str, architecture: Architecture | None = None, **options: Any) -> nn.Module:

@@ -61,7 +61,13 @@ def look_at(folder: Path) -> list[Finding]:
         *_of_ids(rows),
         *_of_history(folder, rows),
     ]
-    found += [*_of_images(rows), *_of_checkpoints(folder, rows), *_of_environments(rows), *_of_troubles(rows)]
+    found += [
+        *_of_weights(rows),
+        *_of_images(rows),
+        *_of_checkpoints(folder, rows),
+        *_of_environments(rows),
+        *_of_troubles(rows),
+    ]
     return sorted(found, key=lambda one: not one.fault)
 
 
@@ -113,6 +119,22 @@ def _of_ids(rows: Sequence[Row]) -> Iterator[Finding]:
     if twice:
         said = f"{_points(twice)} finished more than once; the first row counts"
         yield Finding(said + (f", and {len(unlike)} of them had other weights then" if unlike else ""), fault=True)
+
+
+def _of_weights(rows: Sequence[Row]) -> Iterator[Finding]:
+    """Points of one seed that were trained to the same weights under several ids. (Those that diverged are all NaN.)"""
+    ids = defaultdict(set)
+    for row in rows:
+        if row["status"] == "done" and row.get("weights_sha256") is not None:
+            ids[row.get("seed"), row["weights_sha256"]].add(row["id"])
+    alike = [seen for seen in ids.values() if len(seen) > 1]
+    if alike:
+        first, second = sorted(alike[0])[:2]
+        yield Finding(
+            f"{_points(id for seen in alike for id in seen)} share their weights with another of the same seed, "
+            f"such as {first} with {second}; what their rows differ in had no effect",
+            fault=False,
+        )
 
 
 def _of_history(folder: Path, rows: Sequence[Row]) -> Iterator[Finding]:

@@ -6,13 +6,16 @@ for and timed once.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from importlib import import_module
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from spectrum.models import registered_in
+from spectrum.study.effects import check_effects
+from spectrum.study.own import import_modules
 from spectrum.study.point import PLACES, Point, SpecError, all_fields, digest, network_said
-from spectrum.study.spec import Match, Study, Wanted
+from spectrum.study.spec import Match, Study, Wanted, as_study
 
 if TYPE_CHECKING:
     from torch import nn
@@ -45,6 +48,7 @@ class PlannedPoint:
     seconds: float | None = None  # estimated training time on one worker
     caveat: str | None = None  # what ran in a network of one's own and is not in its MACs
     clamped: tuple[tuple[str, int], ...] | None = None  # option → layers; None: of a plan that does not tell
+    same_as: str | None = None  # id of the point that trains the same network, if an earlier one does
 
     @property
     def clamped_layers(self) -> int:
@@ -78,6 +82,7 @@ class PlannedPoint:
             "solved_for": self.solved_for,
             "width": self.asked.width,
             "point": self.point.model_dump(mode="json", exclude_defaults=True),
+            **({} if self.same_as is None else {"same_as": self.same_as}),
         }
 
 
@@ -85,7 +90,7 @@ def from_entry(entry: Mapping[str, Any], asked: Point) -> PlannedPoint:
     """What `PlannedPoint.entry` kept."""
     kept = {
         name: entry.get(name)
-        for name in ("budget", "mismatch", "params", "macs", "activations", "step_seconds", "solved_for")
+        for name in ("budget", "mismatch", "params", "macs", "activations", "step_seconds", "solved_for", "same_as")
     }
     return PlannedPoint(
         point=Point(**all_fields(entry["point"])),
@@ -101,7 +106,7 @@ def from_entry(entry: Mapping[str, Any], asked: Point) -> PlannedPoint:
 
 
 def plan_study(
-    study: Study,
+    study: Study | str | Path,
     *,
     imports: Sequence[str] = (),
     time_steps: bool = False,
@@ -110,13 +115,14 @@ def plan_study(
     """Solve the widths of every point and count its cost. Trains nothing and writes nothing.
 
     Args:
-        study: from `load_study`.
+        study: from `load_study`, or the path of its file.
         imports: modules to import first, for models of one's own.
         time_steps: also time some training steps of each network, which takes half a second or so each.
         frozen: an earlier plan; widths that were solved in it for the same budget are taken as they are.
 
-    Raises SpecError for a point whose network cannot be built or cannot meet its budget, DataError for a missing data
-    set.
+    Raises SpecError for a point whose network cannot be built or cannot meet its budget, for an option or an axis that
+    changes nothing (of a plan that is not frozen yet), and for a network of one's own that gives no scores; DataError
+    for a missing data set.
 
     >>> from spectrum import load_study
     >>> planned = plan_study(load_study("experiments/quickstart.toml"))
@@ -125,21 +131,20 @@ def plan_study(
     """
     from spectrum.study.images import read_once
 
+    study = as_study(study)
     import_modules(imports)
+    is_new = frozen is None or frozen.get("hash") != study.hash
+    if is_new:
+        check_effects(study)
     planner = _Planner(study, frozen)
     with read_once():
-        return [planner.plan(wanted, time_steps=time_steps) for wanted in study.wanted()]
+        planned = [planner.plan(wanted, time_steps=time_steps) for wanted in study.wanted()]
+        if frozen is not None and not is_new:
+            kept = {(entry.get("asked"), entry.get("match")): entry.get("same_as") for entry in entries_of(frozen)}
+            return [replace(one, same_as=kept.get((one.asked.id, one.match))) for one in planned]
+        from spectrum.study.same import told_apart
 
-
-def import_modules(names: Iterable[str]) -> None:
-    """Import a user's modules. Raises SpecError for one that cannot be."""
-    for name in names:
-        try:
-            import_module(name)
-        except (Exception, SystemExit) as error:  # whatever a user's module raises
-            raise SpecError(
-                f"--import {name}: {type(error).__name__}: {error}; mend it, or give another module"
-            ) from error
+        return told_apart(study, planned)
 
 
 def entries_of(plan: Mapping[str, Any]) -> list[Mapping[str, Any]]:
@@ -180,8 +185,10 @@ class _Planner:
         point = wanted.point
         images = images_of(point)
         images_an_epoch = self._train_images(point, images)  # raises where there are too few
-        key = (wanted.match, digest(_network(point)), *_step(point), images.shape, images.classes)
+        key = (wanted.match, digest(network_of(point)), *_step(point), images.shape, images.classes)
         if key not in self.planned:
+            if registered_in(point.model) is not None:
+                _check_own(point, images)
             self.planned[key] = self._plan_network(wanted, images)
         found = self.planned[key]
         if time_steps and found.step_seconds is None:
@@ -204,7 +211,7 @@ class _Planner:
             planned = _counted(_as_wide_as(kept.point, point), images)
             return replace(planned, asked=point, match=match, budget=kept.budget, mismatch=kept.mismatch,
                            step_seconds=kept.step_seconds, solved_for=solved_for)  # fmt: skip
-        if _network(reference) == _network(point):
+        if network_of(reference) == network_of(point):
             planned = _counted(point, images)
             seconds = self._time_step(point, images) if match == "step_time" else None
             budget = seconds if match == "step_time" else getattr(planned, match)
@@ -216,7 +223,7 @@ class _Planner:
             if match == "step_time":
                 solution, budget = self._solve_time(point, reference, images)
             else:
-                key = (digest(_network(reference)), images.shape, images.classes)
+                key = (digest(network_of(reference)), images.shape, images.classes)
                 if key not in self.references:
                     self.references[key] = _counted(reference, images)
                 budget = getattr(self.references[key], match)
@@ -226,7 +233,9 @@ class _Planner:
             raise SpecError(
                 f"budget.match = {match!r}, {where}: {error}; try another reference or base.width"
             ) from None
-        solved = _with_widths(point, solution.widths)
+        # widths that the network has anyway name no other point, which would be trained a second time
+        own = solution.widths == _stage_widths(point, images)
+        solved = point if own else _with_widths(point, solution.widths)
         planned = replace(_counted(solved, images), asked=point, match=match, budget=budget, solved_for=solved_for)
         if match == "step_time":
             return replace(planned, mismatch=solution.mismatch, step_seconds=solution.cost * budget)
@@ -277,7 +286,7 @@ class _Planner:
         from spectrum.study.train import compiled, keep_freed_memory, make_optimizer, training_step
 
         keep_freed_memory()  # as training does
-        model = _build(point, images)
+        model = build(point, images)
         run = compiled(model) if point.compile else model
         optimizer = make_optimizer(point, model)
         x_nchw, y_n = random_batch(
@@ -288,7 +297,12 @@ class _Planner:
     def _time_step(self, point: Point, images: Images) -> float:
         from spectrum.cost.speed import timed
 
-        return float(timed(self._stepper(point, images), THREADS).median)
+        try:
+            return float(timed(self._stepper(point, images), THREADS).median)
+        except Exception as error:  # whatever a user's own family raises
+            if registered_in(point.model) is None:
+                raise
+            raise _refused(point, "a training step fails", error) from error
 
     def _train_images(self, point: Point, images: Images) -> int:
         from spectrum.study.data import count_train_images
@@ -299,7 +313,8 @@ class _Planner:
         return self.sizes[key]
 
 
-def _network(point: Point) -> list[Any]:
+def network_of(point: Point) -> list[Any]:
+    """All fields that say which network a point trains."""
     return network_said(point, "width", "widths", "dropout")
 
 
@@ -311,7 +326,7 @@ def _step(point: Point) -> tuple[Any, ...]:
 def _solved_for(point: Point, reference: Point, match: Match, images: Images) -> str:
     """A hash of what solved widths depend on: network, shape of the images, budget, and for times the step."""
     step = _step(point) if match == "step_time" else ()
-    return digest([match, _network(point), _network(reference), step, images.shape, images.classes])
+    return digest([match, network_of(point), network_of(reference), step, images.shape, images.classes])
 
 
 def _as_wide_as(other: Point, point: Point) -> Point:
@@ -333,7 +348,8 @@ def _stage_widths(point: Point, images: Images) -> Widths:
         raise SpecError(f"budget: {error}") from None
 
 
-def _build(point: Point, images: Images) -> nn.Module:
+def build(point: Point, images: Images) -> nn.Module:
+    """The network of a point. Raises SpecError where it cannot be built."""
     from spectrum.models import build_model
 
     channels, side, _ = images.shape
@@ -341,6 +357,55 @@ def _build(point: Point, images: Images) -> nn.Module:
         return build_model(point.model, point.architecture(channels, images.classes, side))
     except (ValueError, TypeError, RuntimeError, MemoryError) as error:  # too large, or a user's own family
         raise SpecError(f"model = {point.model!r}, segments = {point.segments}: {error}") from error
+    except Exception as error:  # whatever else a user's own family raises
+        raise _refused(point, "its builder fails", error) from error
+
+
+def _refused(point: Point, what: str, error: Exception) -> SpecError:
+    return SpecError(f"model = {point.model!r}: {what}: {type(error).__name__}: {error}".rstrip(": "))
+
+
+def _check_own(point: Point, images: Images) -> None:
+    """Raise SpecError for a network of one's own that gives no scores of these images' classes.
+
+    It sees two random images, in evaluation mode, as counting does.
+    """
+    import torch
+    from torch import nn
+
+    model: Any = build(point, images)
+    name = f"model = {point.model!r}"
+    if not isinstance(model, nn.Module):
+        raise SpecError(f"{name}: its builder gives {_described(model)}; let it return a torch.nn.Module")
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise SpecError(f"{name}: has no parameters to train; give it some, with requires_grad")
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        x_nchw = torch.randn(2, *images.shape).contiguous(memory_format=torch.channels_last)
+        try:
+            scores_nk = model.eval()(x_nchw)
+        except Exception as error:
+            what = f"its forward pass fails on images {tuple(x_nchw.shape)}"
+            raise _refused(point, what, error) from error
+    expected = (2, images.classes)
+    if not isinstance(scores_nk, torch.Tensor) or tuple(scores_nk.shape) != expected:
+        raise SpecError(
+            f"{name}: gives {_described(scores_nk)} for 2 images of {images.classes} classes; "
+            f"return one tensor of shape {expected}, with arch.num_classes scores an image"
+        )
+    if not scores_nk.is_floating_point():
+        raise SpecError(f"{name}: gives scores of type {scores_nk.dtype}; return floating-point ones")
+    if not bool(scores_nk.isfinite().all()):
+        raise SpecError(f"{name}: gives NaN or infinite scores before any training; mend its initial weights")
+
+
+def _described(value: object) -> str:
+    """What something is, in words."""
+    shape = getattr(value, "shape", None)
+    if shape is not None:
+        return f"a tensor of shape {tuple(shape)}"
+    if isinstance(value, list | tuple):
+        return f"a {type(value).__name__} of {len(value)}"
+    return f"an object of type {type(value).__name__}"
 
 
 def _build_on_meta(point: Point, images: Images) -> nn.Module:
@@ -349,9 +414,9 @@ def _build_on_meta(point: Point, images: Images) -> nn.Module:
 
     try:
         with torch.device("meta"):
-            return _build(point, images)
+            return build(point, images)
     except SpecError:
-        return _build(point, images)
+        return build(point, images)
 
 
 def _counted(point: Point, images: Images) -> PlannedPoint:
@@ -392,7 +457,7 @@ def _forward_macs(point: Point, model: nn.Module, images: Images) -> int:
     try:
         return forward_macs(model, images.shape)
     except Exception:  # as in `_cost`
-        return forward_macs(_build(point, images), images.shape)
+        return forward_macs(build(point, images), images.shape)
 
 
 def _cost(point: Point, images: Images) -> tuple[nn.Module, Cost]:
@@ -402,5 +467,5 @@ def _cost(point: Point, images: Images) -> tuple[nn.Module, Cost]:
     try:
         return model, measure_cost(model, images.shape)
     except Exception:  # a user's own family may look at numbers; what else is wrong will show again
-        model = _build(point, images)
+        model = build(point, images)
         return model, measure_cost(model, images.shape)

@@ -10,9 +10,17 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal, Self, get_args
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ModelWrapValidatorHandler,
+    ValidationError,
+    model_validator,
+)
 
 from spectrum.conv.segments import PER_CHANNEL
 from spectrum.models import PLACES as PLACES
@@ -41,7 +49,18 @@ class SpecError(ValueError):
 
 
 class Record(BaseModel):
+    """A strict frozen record. Made by hand, it raises SpecError for what cannot be: one line a fault."""
+
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True)
+
+    def __init__(self, **values: Any) -> None:
+        try:
+            super().__init__(**plain(values))
+        except ValidationError as error:
+            raise SpecError(explain(error, type(self), of="field")) from None
+
+    # pydantic then fills records that lie inside others by itself, and knows the place of a fault in them
+    __init__.__pydantic_base_init__ = True  # type: ignore[attr-defined]
 
 
 def _segments(value: object) -> object:
@@ -74,6 +93,15 @@ def as_tuple(value: object) -> object:
     return tuple(value) if isinstance(value, list) else value
 
 
+def plain(value: Any) -> Any:
+    """Numbers and arrays of numpy, also inside dicts, lists and tuples, as Python's own."""
+    if isinstance(value, dict):
+        return {name: plain(one) for name, one in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(map(plain, value)) if type(value) in (list, tuple) else value
+    return value.tolist() if type(value).__module__ == "numpy" and hasattr(value, "tolist") else value
+
+
 def as_listed(value: object) -> object:
     return (value,) if isinstance(value, str) else as_tuple(value)
 
@@ -95,9 +123,10 @@ class Point(Record):
     True
     >>> Point(segments=8, activation="rleu")
     Traceback (most recent call last):
-    pydantic_core._pydantic_core.ValidationError: ...
+    spectrum.study.point.SpecError: activation: 'rleu' is unknown; did you mean "relu"?
 
-    Frozen. Raises pydantic's ValidationError, a ValueError, for a key that is not known or a value that cannot be.
+    Frozen. Raises SpecError, a ValueError, for a field that is not known or a value that cannot be. `model_fields_set`
+    are the fields that were named: what a family or a recipe filled in is not among them.
     """
 
     # data
@@ -177,8 +206,8 @@ class Point(Record):
 
     # training
     recipe: Literal["imagenet_xception", "imagenet_inception", "jft"] | None = None
-    """A training set-up of the Xception paper, for the fields below (and dropout) that a point leaves open. As an axis,
-    for those that are at their default."""
+    """A training set-up of the Xception paper, for the fields below (and dropout) that nothing else names. A field that
+    is named keeps its value, also where that is the default."""
     epochs: Positive = 8
     """Passes over the training images."""
     batch_size: Positive = 128
@@ -216,21 +245,15 @@ class Point(Record):
     scored_on: Literal["test", "validation"] = "test"
     """validation: the test set is not read, and its columns stay empty."""
 
-    @model_validator(mode="before")
+    @model_validator(mode="wrap")
     @classmethod
-    def _defaults(cls, values: Any) -> Any:
-        """One segment a channel, and what the family has between its halves, where a point leaves them open."""
+    def _filled(cls, values: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
+        """Fill what is left open; what counts as set is what was named."""
         if not isinstance(values, dict):
-            return values
-        if all(values.get(name) is None for name in PLACES):
-            shares = values.get("segment_shares")
-            some = isinstance(shares, list | tuple) and len(shares) > 0
-            values = {**values, "segments": len(shares) if some else PER_CHANNEL}  # type: ignore[arg-type]
-        recipe = values.get("recipe")
-        if isinstance(recipe, str):
-            values = {**RECIPES.get(recipe, {}), **values}
-        own = own_values(str(values.get("model", "probe")), pointwise=values.get("pointwise") is not False)
-        return {**own, **values} if values.get("pointwise") is not False else values
+            return handler(values)
+        point = handler(_with_defaults(values))
+        object.__setattr__(point, "__pydantic_fields_set__", values.keys() & cls.model_fields.keys())
+        return point
 
     @model_validator(mode="after")
     def _check(self) -> Point:
@@ -283,6 +306,20 @@ class Point(Record):
         )
 
 
+def _with_defaults(values: dict[str, Any]) -> dict[str, Any]:
+    """One segment per channel, a recipe, and what the family has between its halves, where a point leaves them open."""
+    if all(values.get(name) is None for name in PLACES):
+        shares = values.get("segment_shares")
+        some = isinstance(shares, list | tuple) and len(shares) > 0
+        values = {**values, "segments": len(shares) if some else PER_CHANNEL}  # type: ignore[arg-type]
+    recipe = values.get("recipe")
+    if isinstance(recipe, str):
+        values = {**RECIPES.get(recipe, {}), **values}
+    if values.get("pointwise") is False:
+        return values
+    return {**own_values(str(values.get("model", "probe"))), **values}
+
+
 IMAGES = {  # fields that say which images a point has, and what rows from before they were there mean
     name: Point.model_fields[name].default
     for name in ("dataset", "image_size", "resize", "teacher_segments", "label_noise", "teacher_seed")
@@ -297,8 +334,14 @@ def images_said(fields: Mapping[str, Any]) -> tuple[Any, ...]:
     return tuple(said.values())
 
 
-def explain(error: ValidationError, record: type[BaseModel]) -> str:
-    """pydantic's findings, one line a field: what came and what would work."""
+def explain(error: ValidationError, record: type[BaseModel], *, of: str = "key") -> str:
+    """pydantic's findings, one line a field: what came and what would work.
+
+    Args:
+        error: that pydantic raised.
+        record: that was to be made.
+        of: what a field is called: a "key" of a file, or a "field" in Python.
+    """
     lines: dict[str, str] = {}
     faults = error.errors()
     places = [fault["loc"] for fault in faults]
@@ -306,18 +349,20 @@ def explain(error: ValidationError, record: type[BaseModel]) -> str:
         if any(len(place) > len(fault["loc"]) and place[: len(fault["loc"])] == fault["loc"] for place in places):
             continue  # what is wrong inside says it
         where = ".".join(str(part) for part in fault["loc"])
-        lines.setdefault(where, explain_one(fault, record))
+        lines.setdefault(where, explain_one(fault, record, of))
     return "\n".join(f"{where}: {what}" if where else what for where, what in lines.items())
 
 
-def explain_one(fault: Mapping[str, Any], record: type[BaseModel]) -> str:
+def explain_one(fault: Mapping[str, Any], record: type[BaseModel], of: str = "key") -> str:
     if fault["type"] == "extra_forbidden":
         owner = record
         for part in fault["loc"][:-1]:
             inner = owner.model_fields.get(str(part))
             if inner is not None and isinstance(inner.annotation, type):
                 owner = inner.annotation
-        return unknown_key(str(fault["loc"][-1]), list(owner.model_fields))
+        return unknown_key(str(fault["loc"][-1]), list(owner.model_fields), of)
+    if fault["type"] == "missing":
+        return f"is missing; give this {of} a value"
     if fault["type"] == "literal_error":
         known = fault["ctx"]["expected"]
         choices = [choice.strip(" '") for choice in known.replace(" or ", ",").split(",")]
@@ -332,29 +377,37 @@ def explain_one(fault: Mapping[str, Any], record: type[BaseModel]) -> str:
     return f"{message[0].lower()}{message[1:]} (got {fault['input']!r})"
 
 
-def unknown_key(key: str, known: Sequence[str]) -> str:
+def unknown_key(key: str, known: Sequence[str], of: str = "key") -> str:
     near = get_close_matches(key, known, n=1)
-    return "unknown key; " + (f'did you mean "{near[0]}"?' if near else f"known are {', '.join(known)}")
+    if not near:
+        return f"unknown {of}; known are {', '.join(known)}"
+    return f"unknown {of}; did you mean " + (f'"{near[0]}"?' if of == "key" else f"{near[0]!r}?")
+
+
+def named(point: Point) -> dict[str, Any]:
+    """The fields of a point that were named, and their values; the others follow from these."""
+    return {name: getattr(point, name) for name in Point.model_fields if name in point.model_fields_set}
 
 
 def merged(base: Point, changes: Mapping[str, Any]) -> Point:
-    fields = base.model_dump() | dict(changes)
+    """A point with some of its fields changed. What the base names stays; what it leaves open is filled anew.
+
+    Raises SpecError, which says the changes, where there is no such point.
+    """
+    return from_named(named(base), changes)
+
+
+def from_named(fields: Mapping[str, Any], changes: Mapping[str, Any]) -> Point:
+    """A point of the fields that are named, and of changes to them. Raises SpecError as `merged` does."""
+    kept = dict(fields)
     if changes.keys() & set(PLACES):  # the place on the spectrum is another one
-        others = dict.fromkeys(PLACES) | {"segment_shares": "even"}
-        fields |= {name: value for name, value in others.items() if name not in changes}
-    elif changes.get("segment_shares", "even") != "even":
-        fields |= dict.fromkeys(PLACES)
-    left_open: dict[str, Any] = {}  # what the base may have left open, for another to fill
-    if "model" in changes:
-        left_open |= own_values(base.model, pointwise=base.pointwise)
-    if "recipe" in changes:
-        recipes = RECIPES.get(str(base.recipe), {}), RECIPES.get(str(changes["recipe"]), {})
-        left_open |= {name: Point.model_fields[name].default for name in recipes[1]} | dict(recipes[0])
-    for name, value in left_open.items():
-        if name not in changes and fields[name] == value:
-            del fields[name]
+        gone: Sequence[str] = (*PLACES, "segment_shares")
+    else:
+        gone = PLACES if changes.get("segment_shares", "even") != "even" else ()
+    for name in gone:
+        kept.pop(name, None)
     try:
-        return Point(**fields)
+        return Point.model_validate(kept | dict(changes))
     except ValidationError as error:
         said = ", ".join(f"{name} = {value!r}" for name, value in changes.items())
         raise SpecError("\n".join(f"{line} (at {said})" for line in explain(error, Point).splitlines())) from None

@@ -19,6 +19,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, model_validator
 
+from spectrum.study.own import import_modules, is_module_name
 from spectrum.study.point import (
     GAUSSIAN,
     MOST_TEACHER_SEGMENTS,
@@ -35,8 +36,11 @@ from spectrum.study.point import (
     digest,
     explain,
     explain_one,
+    from_named,
     merged,
+    named,
     network_said,
+    plain,
     unknown_key,
 )
 
@@ -71,10 +75,10 @@ class Budget(Record):
 
         Width and training are the point's own, so that an axis of widths has a budget for each.
         """
-        own = {name: value for name, value in point.model_dump().items() if name not in NETWORK}
-        network = {name: getattr(base, name) for name in NETWORK}
+        own = {name: value for name, value in named(point).items() if name not in NETWORK}
+        network = {name: value for name, value in named(base).items() if name in NETWORK}
         instead = {"width": 1.0} if "widths" in self.reference else {}
-        return merged(Point.model_construct(**own | network), instead | self.reference)
+        return from_named(own | network, instead | self.reference)
 
 
 class Contrast(Record):
@@ -150,6 +154,14 @@ def _folder_name(name: str) -> str:
     return name
 
 
+def _module_names(value: object) -> object:
+    names = as_listed(value)
+    for name in names if isinstance(names, tuple) else ():
+        if not is_module_name(name):
+            raise ValueError(f'{name!r} is no name of a module; give one as Python imports it, such as "my_models"')
+    return names
+
+
 class Study(Record):
     """A question, and the points that answer it: the product of all axes, for each of the cases.
 
@@ -163,6 +175,8 @@ class Study(Record):
     """As the file is called; says where results go."""
     question: str = ""
     """What the study is to answer."""
+    imports: Annotated[tuple[str, ...], BeforeValidator(_module_names)] = ()
+    """Modules of models of one's own, which every process imports first: `import` in a file. Not part of the hash."""
     base: Point = Point()
     """What all points share."""
     overrides: dict[str, Any] = Field(default_factory=dict)
@@ -177,6 +191,21 @@ class Study(Record):
     """The search that comes before the points are trained, if one does."""
     contrasts: Annotated[tuple[Contrast, ...], BeforeValidator(as_tuple)] = ()
     """What the study is to decide; judged together, as one family."""
+
+    def __init__(self, **said: Any) -> None:
+        modules = as_listed(said.get("imports", ()))
+        if isinstance(modules, tuple):
+            import_modules(modules, "imports = ")
+        said, faults = _prepared(said)
+        try:
+            super(Record, self).__init__(**said)
+        except ValidationError as error:
+            raise SpecError("\n".join([*explain(error, Study, of="field").splitlines(), *faults])) from None
+        if faults:
+            raise SpecError("\n".join(faults))
+        _checked(self)
+
+    __init__.__pydantic_base_init__ = True  # type: ignore[attr-defined]  # as in Record
 
     def points(self) -> list[Point]:
         """All points as they are asked for, the seeds outermost, so that a study cut short has a whole curve."""
@@ -226,8 +255,9 @@ class Study(Record):
     def with_base(self, **changes: Any) -> Study:
         """The study from a changed base point, under a name that says so, since its results are others.
 
-        Raises SpecError for a field that an axis varies.
+        Raises SpecError for a field that an axis varies, and for a field or a value that cannot be.
         """
+        changes = plain(changes)
         for name in changes:
             if self.tune is not None and name in self.tune.grid():
                 raise SpecError(f"{name}: is searched in this study; change [tune] in the file")
@@ -251,17 +281,19 @@ def load_study(path: str | Path) -> Study:
     >>> study.name, study.budget.match, len(study.points())
     ('order', ('macs',), 140)
     """
+    if not isinstance(path, str | Path):
+        raise SpecError(f"load_study: expected the path of a study's TOML file (got {type(path).__name__})")
     path = Path(path)
+    if path.is_dir():
+        raise SpecError(f"{path}: is a folder; name a study's TOML file")
     if not path.stem.strip("."):
         raise SpecError(f"{path}: a study is called as its file is, and this is a folder; name a study's TOML file")
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        text = path.read_text(encoding="utf-8-sig")  # some editors begin a file with a byte order mark
     except FileNotFoundError:
         near = get_close_matches(path.stem, [file.stem for file in path.parent.glob("*.toml")], n=1)
         hint = f'; did you mean "{path.with_name(near[0] + ".toml")}"?' if near else ""
         raise SpecError(f"{path}: no such file{hint}") from None
-    except IsADirectoryError:
-        raise SpecError(f"{path}: is a folder; name a study's TOML file") from None
     except OSError as error:
         raise SpecError(f"{path}: cannot be read ({error.strerror})") from None
     except UnicodeDecodeError as error:
@@ -269,45 +301,83 @@ def load_study(path: str | Path) -> Study:
     try:
         said = tomllib.loads(text)
         if not said:
-            raise SpecError("says nothing; a study has a [base], [axes] or cases")
-        return parse_study(said, path.stem)
+            raise SpecError("says nothing; begin with what varies, such as [axes] and below it segments = [1, 2, 4]")
+        return parse_study(said, path.stem, folder=path.parent)
     except tomllib.TOMLDecodeError as error:
         raise SpecError(f"{path}: not valid TOML: {error}") from None
     except SpecError as error:
         raise SpecError("\n".join(f"{path}: {line}" for line in str(error).splitlines())) from None
 
 
-def parse_study(said: Mapping[str, Any], name: str) -> Study:
-    """A study from what a file says. Raises SpecError."""
-    said = dict(said)
-    for key in ("axes", "base"):
-        if not isinstance(said.get(key, {}), dict):
-            raise SpecError(f"{key}: expected a table, [{key}]")
-    axes = said.get("axes", {})
-    faults = _axis_faults(axes)
-    said["axes"] = {
-        axis: tuple(as_tuple(value) for value in values) for axis, values in axes.items() if isinstance(values, list)
-    }
-    if isinstance(said.get("cases"), list):
-        said["cases"] = tuple(said["cases"])
-        faults += _case_faults([case for case in said["cases"] if isinstance(case, dict)], axes)
-    if isinstance(said.get("budget"), dict):
-        said["budget"] = _with_tuples(said["budget"], "reference")
-    if isinstance(said.get("contrasts"), list):
-        said["contrasts"] = tuple(
-            _with_tuples(_with_tuples(contrast, "between"), "across") for contrast in said["contrasts"]
-        )
+def as_study(study: Study | str | Path) -> Study:
+    """The study, read from its file where its path is given. Raises SpecError for anything else."""
+    if isinstance(study, Study):
+        return study
+    if isinstance(study, str | Path):
+        return load_study(study)
+    raise SpecError(f"study: expected a Study or the path of its TOML file (got {type(study).__name__})")
+
+
+def parse_study(said: Mapping[str, Any], name: str, *, folder: Path | None = None) -> Study:
+    """A study from what a file says.
+
+    Args:
+        said: tables of the file.
+        name: of the study.
+        folder: of the file, beside which modules that `import` names are looked for; else the current one.
+
+    Raises SpecError.
+    """
     if "overrides" in said:
         raise SpecError("overrides: come from the command line only; write them into base")
+    if "name" in said:
+        raise SpecError("name: a study is called as its file is; leave it out")
+    if "imports" in said:
+        raise SpecError('imports: unknown key; did you mean "import"?')
+    said = {"imports" if key == "import" else key: value for key, value in said.items()}
     try:
-        study = Study(name=name, **said)
-    except TypeError:
-        raise SpecError("name: a study is called as its file is; leave it out") from None
+        modules = _module_names(said.get("imports", ()))
+    except ValueError as error:
+        raise SpecError(f"import: {error}") from None
+    if isinstance(modules, tuple):
+        import_modules(modules, "import = ", folder)
+    prepared, faults = _prepared(said)
+    try:
+        study = Study.model_validate(prepared | {"name": name})
     except ValidationError as error:
-        raise SpecError("\n".join([*explain(error, Study).splitlines(), *faults])) from None
+        lines = explain(error, Study).replace("imports: ", "import: ").splitlines()
+        raise SpecError("\n".join([*lines, *faults])) from None
     if faults:
         raise SpecError("\n".join(faults))
     return _checked(study)
+
+
+def _prepared(given: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """What a study says with tuples in place of lists, and what is wrong with each of its axes and cases by itself."""
+    said: dict[str, Any] = plain(dict(given))
+    for key, example in (("axes", 'segments = [1, "per_channel"]'), ("base", "epochs = 2")):
+        kinds = (dict, Point) if key == "base" else dict
+        if not isinstance(said.get(key, {}), kinds):
+            raise SpecError(f"{key}: expected a table (got {said[key]!r}); write [{key}], and below it {example}")
+    axes = {axis: as_values(values) for axis, values in said.get("axes", {}).items()}
+    faults = _axis_faults(axes)
+    said["axes"] = {axis: tuple(map(as_tuple, values)) for axis, values in axes.items() if isinstance(values, tuple)}
+    cases = as_tuple(said.get("cases", ()))
+    if isinstance(cases, tuple):
+        said["cases"] = cases
+        faults += _case_faults([case for case in cases if isinstance(case, dict)], axes)
+    if isinstance(said.get("budget"), dict):
+        said["budget"] = _with_tuples(said["budget"], "reference")
+    if isinstance(said.get("contrasts"), list | tuple):
+        said["contrasts"] = tuple(
+            _with_tuples(_with_tuples(contrast, "between"), "across") for contrast in said["contrasts"]
+        )
+    return said, faults
+
+
+def as_values(values: object) -> object:
+    """The values of an axis as a tuple, where they are a list, a tuple or a range."""
+    return tuple(values) if isinstance(values, list | tuple | range) else values
 
 
 def _axis_faults(axes: Mapping[str, object]) -> list[str]:
@@ -318,8 +388,10 @@ def _axis_faults(axes: Mapping[str, object]) -> list[str]:
 def _faults_of(axis: str, values: object) -> list[str]:
     if axis not in Point.model_fields:
         return [unknown_key(axis, list(Point.model_fields))]
-    if not isinstance(values, list | tuple):
-        return [f"expected a list of values, as in {axis} = [{json.dumps(values, default=str)}]"]
+    if not isinstance(values, tuple):
+        if isinstance(values, bool | int | float | str):
+            return [f"expected a list of values, as in {axis} = [{json.dumps(values)}]"]
+        return [f"expected a list of values, in their order (got {values!r})"]
     if not values:
         return ["empty; give at least one value or leave the axis out"]
     faults = [f"{value!r} is listed twice" for i, value in enumerate(values) if value in values[:i]][:1]
@@ -485,7 +557,7 @@ def _with_tuples(said: object, key: str) -> object:
         return {name: as_tuple(v) for name, v in value.items()} if isinstance(value, dict) else value
 
     inner = said[key]
-    return said | {key: tuple(convert(value) for value in inner) if isinstance(inner, list) else convert(inner)}
+    return said | {key: tuple(map(convert, inner)) if isinstance(inner, list | tuple) else convert(inner)}
 
 
 def _suffix(overrides: Mapping[str, Any]) -> str:

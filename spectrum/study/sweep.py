@@ -9,6 +9,7 @@ the study's own points, with seeds of their own, at the values that the search c
 from __future__ import annotations
 
 import shutil
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import closing, suppress
@@ -18,11 +19,13 @@ from typing import TYPE_CHECKING, Any
 
 from spectrum.study.checkpoint_files import CHECKPOINTS
 from spectrum.study.contrasts import examine
+from spectrum.study.effects import check_effects
 from spectrum.study.engines import NO_LIMITS, Cluster, Engine, Limits, LocalEngine, Outcome
 from spectrum.study.identity import check_not_other, folder_of
-from spectrum.study.planning import PlannedPoint, entries_of, from_entry, import_modules, plan_study
+from spectrum.study.own import check_workers_know, import_modules, modules_of
+from spectrum.study.planning import PlannedPoint, entries_of, from_entry, plan_study
 from spectrum.study.point import Point, SpecError, images_said
-from spectrum.study.spec import Study, Tune
+from spectrum.study.spec import Study, Tune, as_study
 from spectrum.study.store import FINISHED, Row, Store, StoreError, latest_rows, planned_ids, read_plan
 from spectrum.study.tuning import Choice, choose, confirmed, extended, search
 from spectrum.study.worker import LOGS, Saving
@@ -76,7 +79,7 @@ class Summary:
 
 
 def run_study(
-    study: Study,
+    study: Study | str | Path,
     out: str | Path | None = None,
     *,
     workers: int | None = None,
@@ -88,16 +91,18 @@ def run_study(
     cluster: Cluster | None = None,
     ranks: Ranks | None = None,
     on_progress: Callable[[Progress], None] | None = None,
+    on_note: Callable[[str], None] = warnings.warn,
 ) -> Summary:
     """Train every point of a study that has no finished row yet, and append a row for each.
 
     Args:
-        study: from `load_study`.
+        study: from `load_study`, or the path of its file.
         out: folder of the results; by default results/<name of the study>/ below the current folder.
         workers: processes that train side by side; by default one a core or one a GPU, and on a cluster as many as it
             runs.
         device: "cpu", "cuda", "mps", or "auto".
-        imports: modules to import in every worker first, for models of one's own.
+        imports: modules to import in every worker first, for models of one's own, beside those that the study names and
+            those that registered its models.
         confirm: of a study that tunes, also train the points at the chosen values, once the search is complete; later
             runs into the same folder do so too.
         checkpoint_minutes: between two checkpoints of a point, at least; 0 saves after every step.
@@ -106,6 +111,8 @@ def run_study(
         ranks: started by torchrun, that train each point together; this process is the first of them, and `device` is
             its own.
         on_progress: called at the start of each stage and after every point.
+        on_note: called with a sentence for what a reader of the plan should know, before anything is trained; by
+            default a warning.
 
     A point that was cut short goes on from its latest checkpoint, below checkpoints/ in the folder, to the same weights
     as without the cut. A point that fails gets a row with status "failed" and the reason; it is tried again by the next
@@ -119,6 +126,7 @@ def run_study(
     >>> summary.trained, summary.reused, summary.failed  # doctest: +SKIP
     (21, 0, 0)
     """
+    study = as_study(study)
     if not checkpoint_minutes >= 0:
         raise SpecError(f"checkpoint_minutes = {checkpoint_minutes}: expected 0 or more")
     for name, most in asdict(limits).items():
@@ -132,12 +140,19 @@ def run_study(
     same = frozen if frozen is not None and frozen.get("hash") == study.hash else None  # a plan of this very study
     planned = None if same is None else _from_plan(study, same)
     images = [] if same is None else same.get("images", [])
+    models = sorted({point.model for point in study.points()})
+    imports = modules_of(models, [*study.imports, *imports])
     if same is None or planned is None or not _all_finished(folder, same, study, confirm):
+        if same is None:
+            check_effects(study)  # before torch is loaded
         device = device if ranks is not None else _device(device, cluster)
         if "step_time" in study.budget.match and device != "cpu":
             raise SpecError(f"budget.match = 'step_time': is measured on the CPU, not on {device}; give --device cpu")
         import_modules(imports)
+        if ranks is None:
+            check_workers_know(models, imports, elsewhere=cluster is not None)
         from spectrum.study.images import described, read_once
+        from spectrum.study.same import coincidences
 
         with read_once():
             if same is not None and planned is not None and _is_of_other_images(folder, same, planned):
@@ -145,6 +160,8 @@ def run_study(
             planned = planned or plan_study(study, frozen=frozen)
             _check_same_images(folder, planned)
             images = described(one.point for one in planned)
+        for note in coincidences(study, planned):
+            on_note(note)
     with Store(folder) as store:
         check_not_other(folder, study)  # once more, now that no other run can write here
         often = checkpoint_minutes if limits.minutes is None else min(checkpoint_minutes, limits.minutes / 4)

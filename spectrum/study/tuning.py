@@ -50,7 +50,11 @@ def search(planned: Sequence[PlannedPoint], grid: Grid, seeds: Sequence[int]) ->
     for one in planned:
         networks.setdefault(_unseeded(one).id, one)
     return [
-        replace(one, point=_unseeded(one).model_copy(update={**values, "seed": seed, "scored_on": "validation"}))
+        replace(
+            one,
+            point=_unseeded(one).model_copy(update={**values, "seed": seed, "scored_on": "validation"}),
+            same_as=None,
+        )
         for seed in seeds
         for values in _values(grid)
         for one in networks.values()
@@ -99,7 +103,10 @@ def choose(planned: Sequence[PlannedPoint], grid: Grid, rows: Mapping[str, Mappi
 def confirmed(planned: Sequence[PlannedPoint], choices: Sequence[Choice]) -> list[PlannedPoint]:
     """The study's own points, each with the values that were chosen for its network."""
     values = {choice.id: choice.values for choice in choices}
-    return [replace(one, point=one.point.model_copy(update=dict(values[_unseeded(one).id]))) for one in planned]
+    return [
+        replace(one, point=one.point.model_copy(update=dict(values[_unseeded(one).id])), same_as=None)
+        for one in planned
+    ]
 
 
 def extended(grid: Grid, choices: Sequence[Choice], original: Grid, most: int) -> dict[str, tuple[float, ...]]:

@@ -342,7 +342,7 @@ def short_of(layer, asked):
 @pytest.mark.parametrize("asked", ASKED, ids=str)
 @pytest.mark.parametrize("family", ["probe", "vgg", "resnext_small", "mobilenet_v1", "xception", "inception"])
 def test_layers_that_fall_short_of_what_is_asked_are_counted(family, asked):
-    ignored = set(asked) & set(models.ignored_fields(family))
+    ignored = set(asked) & set(models.ignored_by(family))
     if ignored or (family == "resnext_small" and asked.get("pointwise") is False):
         pytest.skip(f"{family} has no use for {', '.join(ignored)}")
     with torch.device("meta"):

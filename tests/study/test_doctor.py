@@ -207,3 +207,15 @@ def test_a_row_of_an_early_version_is_read(tmp_path: Path) -> None:
 def test_the_store_still_refuses_a_second_writer(folder: Path) -> None:
     with Store(folder), pytest.raises(StoreError, match="another run is writing here"), Store(folder):
         pass
+
+
+def test_points_of_one_seed_with_the_same_weights_are_named(folder: Path) -> None:
+    append(folder, row(IDS[2], weights_sha256=IDS[0], order="spatial_first"), row(IDS[3], weights_sha256="f", seed=1))
+    append(folder, row("f" * 16, weights_sha256="f", seed=2))  # of another seed
+    for id in ("d" * 16, "e" * 16):
+        append(folder, row(id, status="diverged", weights_sha256="nan"))  # weights that are all NaN are alike
+    (said,) = [one for one in notes(folder) if "share their weights" in one]
+    assert said == (
+        f"2 points ({IDS[0]}, {IDS[2]}) share their weights with another of the same seed, such as "
+        f"{IDS[0]} with {IDS[2]}; what their rows differ in had no effect"
+    )

@@ -5,13 +5,15 @@ import time
 import tomllib
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from spectrum import Point, load_study
-from spectrum.study.point import NETWORK, SpecError, network_said
-from spectrum.study.spec import parse_study
+from spectrum import Point, Study, load_study
+from spectrum.study.point import NETWORK, SpecError, choices, merged, named, network_said
+from spectrum.study.recipes import RECIPES
+from spectrum.study.spec import Contrast, Tune, as_study, parse_study
 
 EXPERIMENTS = sorted((Path(__file__).parents[2] / "experiments").glob("*.toml"))
 
@@ -337,3 +339,134 @@ def test_a_study_that_changes_the_family_changes_what_comes_with_it():
     assert [point.order for point in study.points()] == ["pointwise_first", "spatial_first"] * 2
     said = parse_study({"base": {"order": "spatial_first"}, "axes": {"model": ["probe", "resnext"]}}, "x")
     assert [point.order for point in said.points()] == ["spatial_first"] * 2
+
+
+# What is named stays, whatever its value
+
+
+OPEN = {"order": choices("order"), "activation": choices("activation"), "norm": (False, True)}
+FAMILIES = ("probe", "mobilenet_v1", "resnext", "xception")
+
+
+@given(st.sampled_from(FAMILIES), st.data())
+def test_what_the_base_names_holds_for_every_model(first, data):
+    field = data.draw(st.sampled_from(list(OPEN)))
+    value = data.draw(st.sampled_from(OPEN[field]))
+    said = {"base": {"model": first, field: value}, "cases": [{"model": model} for model in FAMILIES]}
+    for study in (
+        parse_study(said, "x"),
+        parse_study({**said, "base": {"model": first}}, "x").with_base(**{field: value}),
+        Study(name="x", base=Point(model=first, **{field: value}), axes={"model": FAMILIES}),
+    ):
+        assert [getattr(point, field) for point in study.points()] == [value] * len(FAMILIES)
+    others = [name for name in OPEN if name != field]
+    assert [[getattr(point, name) for name in others] for point in study.points()] == [
+        [getattr(Point(model=model), name) for name in others] for model in FAMILIES
+    ]
+
+
+@given(st.sampled_from(list(RECIPES)), st.sampled_from(list(RECIPES)), st.data())
+def test_what_the_base_names_holds_for_every_recipe(first, second, data):
+    field = data.draw(st.sampled_from(sorted(RECIPES[second])))
+    values = [Point.model_fields[field].default, RECIPES[first].get(field)]
+    value = data.draw(st.sampled_from([value for value in values if value is not None] or [7]))
+    base = Point(recipe=first, **{field: value})
+    assert getattr(merged(base, {"recipe": second}), field) == value
+    study = parse_study({"base": named(base), "axes": {"recipe": [second]}}, "x")
+    assert [getattr(point, field) for point in study.points()] == [value]
+    assert merged(Point(recipe=first), {"recipe": second}) == Point(recipe=second)
+
+
+def test_the_command_line_names_a_default_too():
+    from spectrum.cli.arguments import parse
+
+    command = parse(["plan", "x.toml", "--activation", "none", "--no-norm"])
+    study = Study(name="x", axes={"model": ["probe", "mobilenet_v1"]}).with_base(**command.point)
+    assert [(point.activation, point.norm) for point in study.points()] == [("none", False)] * 2
+
+
+def test_what_was_named_is_known_and_survives_a_copy_and_a_file():
+    point = Point(model="mobilenet_v1", recipe="jft", epochs=8)
+    assert named(point) == {"model": "mobilenet_v1", "recipe": "jft", "epochs": 8}
+    assert named(merged(point, {"segments": 4})) == named(point) | {"segments": 4}
+    assert named(merged(merged(point, {"segments": 4}), {"segment_width": 2})) == named(point) | {"segment_width": 2}
+    again = Point(**json.loads(point.model_dump_json()))
+    assert (again, again.id) == (point, point.id)
+
+
+def test_the_regular_convolution_alone_takes_nothing_of_the_family_that_was_left_open():
+    study = parse_study({"base": {"model": "mobilenet_v1"}, "cases": [{"pointwise": False}, {"segments": 2}]}, "x")
+    assert [(point.activation, point.norm) for point in study.points()] == [("none", False), ("relu", True)]
+
+
+# In Python
+
+
+@pytest.mark.parametrize(
+    ("make", "says"),
+    [
+        (lambda: Point(datset="x"), "datset: unknown field; did you mean 'dataset'?"),
+        (lambda: Point(segments=0), "segments: 0 is not a number of segments"),
+        (
+            lambda: Point(lr="x", epochs=0),
+            "epochs: input should be greater than or equal to 1 (got 0)\nlr: input should",
+        ),
+        (lambda: Point(model="prob"), "model='prob': unknown; did you mean 'probe'?"),
+        (lambda: Study(axes={"segments": [1]}), "name: is missing"),
+        (lambda: Study(name="x", axs={}), "axs: unknown field; did you mean 'axes'?"),
+        (lambda: Study(name="x", base={"epoch": 2}), "base.epoch: unknown field; did you mean 'epochs'?"),
+        (lambda: Study(name="x", base=3), "base: expected a table (got 3)"),
+        (lambda: Study(name="x", axes=[1]), "axes: expected a table (got [1])"),
+        (lambda: Study(name="x", axes={"segmnts": [1]}), "axes.segmnts: unknown key"),
+        (lambda: Study(name="x", axes={"segments": [0]}), "axes.segments: 0 is not a number of segments"),
+        (
+            lambda: Study(name="x", axes={"segments": 3}),
+            "axes.segments: expected a list of values, as in segments = [3]",
+        ),
+        (
+            lambda: Study(name="x", axes={"segments": {1, 2}}),
+            "axes.segments: expected a list of values, in their order",
+        ),
+        (lambda: Study(name="x", cases=[{"segmets": 1}]), "cases.0.segmets: unknown key"),
+        (lambda: Study(name="x").with_base(epoch=3), 'epoch: unknown key; did you mean "epochs"?'),
+        (lambda: Study(name="x").with_base(epochs="3"), "epochs: input should be a valid integer (got '3')"),
+        (lambda: Tune(lr=[1, 2], sed=3), "sed: unknown field; did you mean 'seeds'?"),
+        (lambda: Contrast(name="x", between=[{"segments": 1}]), "between: "),
+        (lambda: as_study(3), "study: expected a Study or the path of its TOML file (got int)"),
+        (lambda: load_study({}), "load_study: expected the path of a study's TOML file (got dict)"),
+    ],
+)
+def test_wrong_values_in_python_are_told_in_a_sentence(make, says):
+    with pytest.raises(SpecError) as caught:
+        make()
+    assert says in str(caught.value)
+
+
+def test_lists_and_numbers_of_numpy_are_taken_as_pythons_own():
+    said = {"axes": {"segments": (1, 2), "widths": ((4, 8), (8, 8)), "seed": (0, 1)}}
+    wanted = Study(name="x", **said)
+    axes = {"segments": np.array([1, 2]), "widths": [[4, 8], np.array([8, 8])], "seed": range(2)}
+    assert Study(name="x", axes=axes) == wanted
+    assert parse_study({"axes": {name: [*map(list, v)] if name == "widths" else [*v] for name, v in axes.items()}}, "x")
+    assert [point.id for point in Study(name="x", axes=axes).points()] == [point.id for point in wanted.points()]
+    assert Point(seed=np.int64(3), lr=np.float32(0.5)).id == Point(seed=3, lr=0.5).id
+    assert wanted.with_base(epochs=np.int64(2)) == wanted.with_base(epochs=2)
+
+
+def test_a_file_may_begin_with_a_byte_order_mark(tmp_path):
+    (tmp_path / "x.toml").write_bytes(b"\xef\xbb\xbf[base]\nepochs = 3\n")
+    assert as_study(tmp_path / "x.toml").base.epochs == as_study(str(tmp_path / "x.toml")).base.epochs == 3
+
+
+@pytest.mark.parametrize("text", ["", "\n", "# a comment\n", "\ufeff"])
+def test_an_empty_file_is_told_from_a_study(tmp_path, text):
+    (tmp_path / "x.toml").write_text(text, encoding="utf-8")
+    with pytest.raises(SpecError, match=r"x\.toml: says nothing; begin with what varies"):
+        load_study(tmp_path / "x.toml")
+
+
+def test_a_folder_is_told_from_a_file(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for path in (".", "..", tmp_path):
+        with pytest.raises(SpecError, match="is a folder; name a study's TOML file"):
+            load_study(path)
