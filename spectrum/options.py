@@ -1,11 +1,11 @@
-"""Which options of a run have no effect, given its others: one list for all who say or refuse it.
+"""Which options of a run have no effect, given its others: one list for all that say or refuse it.
 
 Pure functions of a run's fields, as a row, a plan or a record has them; nothing here loads torch.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from spectrum.models import PLACES, ignored_by
@@ -13,46 +13,60 @@ from spectrum.models import PLACES, ignored_by
 Fields = Mapping[str, Any]
 
 
-def _has_pointwise(run: Fields) -> bool:
-    return bool(run.get("pointwise", True))
-
-
-def _has_teacher(run: Fields) -> bool:
-    return run.get("teacher_segments") is not None
-
-
-NEEDS: Mapping[str, tuple[Callable[[Fields], bool], str]] = {  # an option, when it has an effect, and that in words
-    "resize": (lambda run: run.get("image_size") is not None, "an image_size"),
-    "label_noise": (_has_teacher, "teacher_segments"),
-    "teacher_seed": (_has_teacher, "teacher_segments"),
-    "width": (lambda run: run.get("widths") is None, "no widths"),
-    "order": (_has_pointwise, "the 1×1"),
-    "activation": (_has_pointwise, "the 1×1"),
-    "norm": (_has_pointwise, "the 1×1"),
-    "pointwise_segments": (_has_pointwise, "the 1×1"),
-    "shuffle": (lambda run: _has_pointwise(run) and run.get("pointwise_segments", 1) > 1, "pointwise_segments above 1"),
-    "nesterov": (lambda run: run.get("optimizer") == "sgd" and run.get("momentum", 0.9) > 0, "SGD with momentum"),
-    "decay": (lambda run: run.get("schedule") == "exponential", 'schedule = "exponential"'),
-    "decay_epochs": (
-        lambda run: run.get("schedule") == "exponential" and run.get("decay_images") is None,
-        'schedule = "exponential", and no decay_images',
-    ),
-    "decay_images": (lambda run: run.get("schedule") == "exponential", 'schedule = "exponential"'),
-}
+DECAYS = ("decay", "decay_epochs", "decay_images")
+NEEDS_POINTWISE = ("order", "activation", "norm", "pointwise_segments", "shuffle")
 
 
 def without_effect(run: Fields) -> dict[str, str]:
-    """Options that change nothing of a run, and what each would need.
+    """Options that change nothing of a run, whatever their value, and what to do about each.
 
     Args:
-        run: all of its fields, by name.
+        run: fields, by name; those that are left out are taken for their defaults, and not reported.
 
-    >>> without_effect({"schedule": "cosine", "optimizer": "adamw", "widths": None, "decay": 0.5, "nesterov": True})
-    {'nesterov': 'SGD with momentum', 'decay': 'schedule = "exponential"'}
+    >>> without_effect({"schedule": "one_cycle", "optimizer": "sgd", "decay": 0.5, "nesterov": True})
+    {'decay': 'schedule = "one_cycle" has no use for it; leave it out, or set schedule = "exponential"'}
     """
-    found = {name: words for name, (has_effect, words) in NEEDS.items() if name in run and not has_effect(run)}
-    if run.get("recipe", "") is None:
-        found["recipe"] = "a name"
-    found |= {name: "another place on the spectrum" for name in PLACES if name in run and run[name] is None}
-    ignored = ignored_by(str(run.get("model", "")))
-    return found | {name: f"another model than {run['model']}" for name in ignored if name in run}
+    found = {
+        **dict.fromkeys(ignored_by(str(run.get("model", ""))), f"{run.get('model')!r} has no use for it; leave it out"),
+        **_of_the_network(run),
+        **_of_the_training(run),
+        **_of_the_images(run),
+    }
+    return {name: why for name, why in found.items() if name in run}
+
+
+def _of_the_network(run: Fields) -> dict[str, str]:
+    found = {name: "another field says where on the spectrum" for name in PLACES if run.get(name) is None}
+    if not run.get("pointwise", True):
+        found |= dict.fromkeys(NEEDS_POINTWISE, "there is no second half with pointwise = false; leave it out")
+    elif run.get("pointwise_segments", 1) == 1:
+        found["shuffle"] = "only relabels rows of a dense 1×1; set pointwise_segments above 1"
+    if run.get("widths") is not None:
+        found["width"] = "widths are used instead; keep one of the two"
+    return found
+
+
+def _of_the_training(run: Fields) -> dict[str, str]:
+    found: dict[str, str] = {}
+    schedule, optimizer = run.get("schedule", "cosine"), run.get("optimizer", "sgd")
+    if schedule != "exponential":
+        why = f'schedule = "{schedule}" has no use for it; leave it out, or set schedule = "exponential"'
+        found |= dict.fromkeys(DECAYS, why)
+    elif run.get("decay_images") is not None:
+        found["decay_epochs"] = "decay_images is used instead; keep one of the two"
+    if optimizer != "sgd":
+        found["nesterov"] = f'optimizer = "{optimizer}" has no use for it; leave it out, or set optimizer = "sgd"'
+    elif run.get("momentum") == 0:
+        found["nesterov"] = "there is no momentum; leave it out, or set momentum above 0"
+    if run.get("recipe") is None:
+        found["recipe"] = "names no set-up"
+    return found
+
+
+def _of_the_images(run: Fields) -> dict[str, str]:
+    found: dict[str, str] = {}
+    if run.get("teacher_segments") is None:
+        found |= dict.fromkeys(("label_noise", "teacher_seed"), "belongs to a teacher; set teacher_segments")
+    if run.get("image_size") is None:
+        found["resize"] = "needs an image_size"
+    return found

@@ -7,33 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from spectrum.models import ignored_by
+from spectrum.options import without_effect
 from spectrum.study.point import Point, SpecError
 from spectrum.study.spec import Study
 
-DECAYS = ("decay", "decay_epochs", "decay_images")
 OFF = (None, 0, "none", "even")  # values that say that there is nothing, and so are true where a field has no use
-
-
-def unused(point: Point) -> dict[str, str]:
-    """Fields that change nothing of how this point is trained, whatever their value, and what to do about each."""
-    found = dict.fromkeys(ignored_by(point.model), f"{point.model!r} has no use for it; leave it out")
-    if point.schedule != "exponential":
-        why = f'schedule = "{point.schedule}" has no use for it; leave it out, or set schedule = "exponential"'
-        found |= dict.fromkeys(DECAYS, why)
-    elif point.decay_images is not None:
-        found["decay_epochs"] = "decay_images is used instead; keep one of the two"
-    if point.optimizer != "sgd":
-        found["nesterov"] = f'optimizer = "{point.optimizer}" has no use for it; leave it out, or set optimizer = "sgd"'
-    elif point.momentum == 0:
-        found["nesterov"] = "there is no momentum; leave it out, or set momentum above 0"
-    if point.teacher_segments is None:
-        found |= dict.fromkeys(("label_noise", "teacher_seed"), "belongs to a teacher; set teacher_segments")
-    if point.image_size is None:
-        found["resize"] = "needs an image_size"
-    if not point.pointwise:
-        found["order"] = "there is no second half with pointwise = false; leave it out"
-    return found
 
 
 def check_effects(study: Study) -> None:
@@ -71,6 +49,6 @@ def _points_of(study: Study, number: int) -> list[Point]:
 
 def _fault(place: str, field: str, points: Sequence[Point]) -> Iterable[str]:
     """One line, where there are points and none has a use for the field."""
-    reasons = [unused(point).get(field) for point in points]
+    reasons = [without_effect(dict(point)).get(field) for point in points]
     if reasons and all(reason is not None for reason in reasons):
         yield f"{place}: {reasons[0]}"

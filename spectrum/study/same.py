@@ -16,7 +16,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from spectrum.models import declares_uses, registered_in
-from spectrum.study.effects import unused
+from spectrum.options import without_effect
 from spectrum.study.images import images_of
 from spectrum.study.planning import PlannedPoint, build, network_of
 from spectrum.study.point import IMAGES, NETWORK, PLACES, Point, SpecError, digest
@@ -232,7 +232,7 @@ def _unseeded(one: PlannedPoint) -> tuple[str, str]:
 def _trained(point: Point) -> str:
     """All that a run is told but for its network: images, and the fields of its training that have a use."""
     images = images_of(point)
-    apart = {*OF_NETWORK, *IMAGES, *unused(point), "recipe", "seed"}
+    apart = {*OF_NETWORK, *IMAGES, *without_effect(dict(point)), "recipe", "seed"}
     return digest([point.model_dump(mode="json", exclude=apart), images.fingerprint, images.shape])
 
 

@@ -10,7 +10,8 @@ from torch import nn
 
 from spectrum import Point, models, register_model, run_study
 from spectrum.models.blocks import segmented
-from spectrum.study.effects import check_effects, unused
+from spectrum.options import without_effect
+from spectrum.study.effects import check_effects
 from spectrum.study.images import images_of
 from spectrum.study.planning import from_entry, plan_study
 from spectrum.study.point import SpecError, choices
@@ -107,7 +108,7 @@ def test_a_field_is_called_unused_just_where_it_changes_no_weight(schedule, opti
     )
     points = [Point(**TINY | rest | said | {field: value}) for value in values]
     hashes = {train(point, images_of(point)).weights_sha256 for point in points}
-    assert (field in unused(points[0])) == (len(hashes) == 1)
+    assert (field in without_effect(dict(points[0]))) == (len(hashes) == 1)
 
 
 def test_a_plan_that_is_frozen_is_read_as_it_is():
