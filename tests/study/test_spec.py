@@ -288,7 +288,7 @@ def test_the_experiments_can_be_read_in_a_minute(path):
     ("content", "says"),
     [
         (b"[base\n", "not valid TOML"),
-        (b"\xff\xfe", "cannot be read"),
+        (b"\xff\xfe", "is no text in UTF-8"),
         (b"[base]\nepoch = 1\n", 'base.epoch: unknown key; did you mean "epochs"?'),
     ],
 )
