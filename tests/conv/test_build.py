@@ -475,7 +475,7 @@ SAID = "spectrum: compiling kernels for this processor, once; this takes about h
 
 
 @pytest.mark.parametrize("imports", ["", "import logging; logging.getLogger('spectrum').setLevel(logging.ERROR); "])
-def test_a_first_use_that_compiles_says_so_once_on_stderr_unless_logging_is_told_not_to(fresh, quick, imports):
+def test_a_first_use_that_compiles_says_so_once_on_stderr_unless_logging_is_told_not_to(fresh, instant, imports):
     code = f"{imports}from spectrum import SegmentedConv2d; [SegmentedConv2d(4, 4) for _ in range(3)]; print('made')"
     variables = {"SPECTRUM_CACHE": str(fresh.parent), "SPECTRUM_LOWERING": None}
     process = run(f"import warnings; warnings.simplefilter('ignore'); {code}", **variables)
