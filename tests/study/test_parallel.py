@@ -2,6 +2,8 @@
 
 import json
 import os
+import shutil
+import signal
 import subprocess
 import sys
 from collections import Counter
@@ -10,13 +12,17 @@ from pathlib import Path
 import pytest
 import torch
 
+from spectrum.study.checkpoint_files import latest_step, name_of
+from spectrum.study.engines import ATTEMPTS
 from spectrum.study.images import images_of
-from spectrum.study.parallel import share_moments
+from spectrum.study.parallel import ALONE, share_moments
 from spectrum.study.point import Point
+from spectrum.study.rank_engine import RankEngine
 from spectrum.study.store import read_rows
 from spectrum.study.train import train
+from spectrum.study.worker import Saving
 from tests import faulty_models
-from tests.study.runs import ROOT
+from tests.study.runs import ROOT, wait_until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 TINY = {"train_images": 200, "batch_size": 40, "epochs": 2, "width": 0.25, "shift": 1, "lr": 0.05}
@@ -146,3 +152,50 @@ def test_without_torchrun_it_is_said_how_to_start_it(study_folder):
     done = subprocess.run(said, capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert "torchrun --nproc-per-node 2 -m spectrum run FILE" in " ".join(done.stderr.split())
+
+
+@pytest.mark.cluster
+@pytest.mark.timeout(900)
+def test_ranks_that_are_preempted_again_and_again_save_each_time_and_finish(study_folder):
+    (study_folder / "s.toml").write_text('[base]\ndataset = "digits"\nmodel = "slow"\nepochs = 6\n[axes]\nseed = [0]\n')
+    words = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "spectrum"]
+    words += ["run", "s.toml", "--engine", "torchrun", "--import", faulty_models.__name__]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    folder = study_folder / "results/s"
+    steps = [0]
+    for _ in range(ATTEMPTS + 1):
+        for marker in study_folder.glob("worker-*"):
+            marker.unlink()
+        with subprocess.Popen(words, cwd=study_folder, env=environment, stderr=subprocess.PIPE, text=True) as run:
+            wait_until(lambda: run.poll() is not None or len(list(study_folder.glob("worker-*"))) == 2, seconds=200)
+            assert run.poll() is None, run.communicate()
+            run.send_signal(signal.SIGTERM)
+            run.communicate(timeout=100)
+        (point,) = (folder / "checkpoints").iterdir()
+        steps.append(latest_step(point))
+        assert not (point / "attempt").exists(), "it was asked to stop, and did not fail"
+    assert steps == sorted(set(steps)), "each got on"
+    done = torchrun(*words[7:], cwd=study_folder)
+    assert done.returncode == 0, done.stderr[-3000:]
+    (row,) = read_rows(folder)
+    assert (row["status"], row["attempts"]) == ("done", 1)
+    assert [time["step"] for time in row["provenance"]["resumed"]] == steps[1:]
+
+
+def test_attempts_of_ranks_count_only_without_a_newer_checkpoint(tmp_path):
+    point, saving = Point(**TINY), Saving(tmp_path)
+    folder = saving.checkpoints_of(point.id)
+
+    def attempts(count):
+        return [RankEngine(ALONE, "cpu", saving=saving)._attempt(point) for _ in range(count)]
+
+    assert attempts(2) == [1, 2]
+    (folder / name_of(10, b"")).touch()
+    assert attempts(3) == [1, 2, 3]
+    (folder / name_of(20, b"")).touch()
+    assert attempts(4) == [1, 2, 3, 4]
+    (folder / "attempt").write_text("garbled")
+    assert attempts(1) == [1]
+    shutil.rmtree(tmp_path)
+    tmp_path.write_text("in the way of the folder")
+    assert attempts(4) == [1] * 4, "what cannot be counted is not"
