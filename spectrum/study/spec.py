@@ -297,7 +297,7 @@ def load_study(path: str | Path) -> Study:
     except OSError as error:
         raise SpecError(f"{path}: cannot be read ({error.strerror})") from None
     except UnicodeDecodeError as error:
-        raise SpecError(f"{path}: is no text in UTF-8, as TOML is (at byte {error.start})") from None
+        raise SpecError(f"{path}: cannot be read: it is no text in UTF-8, as TOML is (at byte {error.start})") from None
     try:
         said = tomllib.loads(text)
         if not said:
