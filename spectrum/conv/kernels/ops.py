@@ -92,7 +92,7 @@ def segmented_conv2d(
     weight = weights[0] if len(weights) == 1 else torch.cat([weight.flatten() for weight in weights])
     sizes = [number for run in runs for number in (run.count, run.in_size, run.out_size)]
     # In a row they lose their layout, on which torch's own result depends where infinities meet the border.
-    last = len(weights) > 1 and not weights[0].is_contiguous()
+    last = len(weights) > 1 and not all(weight.is_contiguous() for weight in weights)
     y_nchw: Tensor = _convolve(x_nchw, weight, sizes, [*padding, int(last)])
     return y_nchw
 
