@@ -193,7 +193,7 @@ def _runs(
     shapes = [(out, size, 3, 3) for out, size in zip(_out_channels(sizes), in_sizes, strict=True)]
     flat = weight.split([math.prod(shape) for shape in shapes])
     layout = LAST if padding[2:] == [1] else torch.contiguous_format
-    return parts, [w.view(s).contiguous(memory_format=layout) for w, s in zip(flat, shapes, strict=True)], counts
+    return parts, [w.view(s).clone(memory_format=layout) for w, s in zip(flat, shapes, strict=True)], counts
 
 
 def _out_channels(sizes: list[int]) -> list[int]:
