@@ -91,7 +91,9 @@ def segmented_conv2d(
     """
     weight = weights[0] if len(weights) == 1 else torch.cat([weight.flatten() for weight in weights])
     sizes = [number for run in runs for number in (run.count, run.in_size, run.out_size)]
-    y_nchw: Tensor = _convolve(x_nchw, weight, sizes, list(padding))
+    # In a row they lose their layout, on which torch's own result depends where infinities meet the border.
+    last = len(weights) > 1 and not all(weight.is_contiguous() for weight in weights)
+    y_nchw: Tensor = _convolve(x_nchw, weight, sizes, [*padding, int(last)])
     return y_nchw
 
 
@@ -106,7 +108,8 @@ def batch_norm_act(
     return y_nchw, mean.detach(), variance.detach()
 
 
-# The convolution. `weight`: of the one run, or of all runs in a row; `sizes`: count, in_size, out_size of each.
+# The convolution. `weight`: of the one run, or of all runs in a row; `sizes`: count, in_size, out_size of each;
+# `padding`: vertical, horizontal, and whether the weights of several runs were in channels_last.
 
 
 def _convolve_kernel(given: Tensor, weight: Tensor, sizes: list[int], padding: list[int]) -> Tensor:
@@ -157,18 +160,18 @@ def _convolve_backward_like(
 
 def _by_library(x: Tensor, weight: Tensor, sizes: list[int], padding: list[int]) -> Tensor:
     """The convolution by torch's own, one call a run."""
-    runs = zip(*_runs(x, weight, sizes), strict=True)
-    return torch.cat([F.conv2d(part, w, None, 1, padding, 1, n) for part, w, n in runs], dim=1)
+    runs = zip(*_runs(x, weight, sizes, padding), strict=True)
+    return torch.cat([F.conv2d(part, w, None, 1, padding[:2], 1, n) for part, w, n in runs], dim=1)
 
 
 def _gradients_by_library(
     x: Tensor, weight: Tensor, gy: Tensor, sizes: list[int], padding: list[int], needs_x: bool, needs_w: bool
 ) -> tuple[Tensor, Tensor]:
     gx, gw = _gradients_of(x, weight, needs_x, needs_w)
-    runs = zip(*_runs(x, weight, sizes), gy.split(_out_channels(sizes), dim=1), strict=True)
+    runs = zip(*_runs(x, weight, sizes, padding), gy.split(_out_channels(sizes), dim=1), strict=True)
     found = [
         torch.ops.aten.convolution_backward(
-            gy_part, part, w, None, [1, 1], padding, [1, 1], False, [0, 0], n, [needs_x, needs_w, False]
+            gy_part, part, w, None, [1, 1], padding[:2], [1, 1], False, [0, 0], n, [needs_x, needs_w, False]
         )
         for part, w, n, gy_part in runs
     ]
@@ -179,7 +182,9 @@ def _gradients_by_library(
     return gx, gw
 
 
-def _runs(x: Tensor, weight: Tensor, sizes: list[int]) -> tuple[Sequence[Tensor], Sequence[Tensor], list[int]]:
+def _runs(
+    x: Tensor, weight: Tensor, sizes: list[int], padding: list[int]
+) -> tuple[Sequence[Tensor], Sequence[Tensor], list[int]]:
     """Each run's input, weights and number of segments."""
     counts, in_sizes = sizes[::3], sizes[1::3]
     parts = x.split([count * size for count, size in zip(counts, in_sizes, strict=True)], dim=1)
@@ -187,7 +192,8 @@ def _runs(x: Tensor, weight: Tensor, sizes: list[int]) -> tuple[Sequence[Tensor]
         return parts, [weight], counts
     shapes = [(out, size, 3, 3) for out, size in zip(_out_channels(sizes), in_sizes, strict=True)]
     flat = weight.split([math.prod(shape) for shape in shapes])
-    return parts, [w.view(shape) for w, shape in zip(flat, shapes, strict=True)], counts
+    layout = LAST if padding[2:] == [1] else torch.contiguous_format
+    return parts, [w.view(s).clone(memory_format=layout) for w, s in zip(flat, shapes, strict=True)], counts
 
 
 def _out_channels(sizes: list[int]) -> list[int]:
@@ -281,7 +287,7 @@ def _run_shapes(
         out_step, in_step, _, tap_step = strides if len(strides) == 4 else (9 * in_size, 9, 3, 1)
         shape = _Shape(
             *(images, height, width, out_height, out_width, in_channels, out_channels),
-            *(count, in_size, out_size, *padding, out_step, in_step, tap_step),
+            *(count, in_size, out_size, *padding[:2], out_step, in_step, tap_step),
         )
         shapes.append((ctypes.byref(shape), 4 * x_past, 4 * w_past, 4 * y_past))
         x_past, y_past, w_past = (
