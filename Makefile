@@ -1,5 +1,6 @@
-# make study   accuracy along the spectrum, in minutes        make test   everything that is tested
-# make check   lint, types and the fast tests                 make notebooks  execute them on the committed results
+# make study   accuracy along the spectrum, in minutes        make notebooks  execute them on the committed results
+# make check   lint, types, fast tests: 2 minutes             make test       and the documentation: 8 minutes
+# make test-slow  long products of cases, injected faults     make test-all   both
 # make docs    the documentation site, in docs/_build/html  make pictures  draw the tests' reference pictures anew
 # make readmes write the pages of the map from the rows      make golden   count all networks anew
 # make pages   write the report of every committed study anew
@@ -8,19 +9,26 @@
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+PYTEST := $(BIN)/python -m pytest -n auto --dist worksteal
 STUDY ?= experiments/quickstart.toml
 
-.PHONY: study test check lint types docs notebooks pictures readmes pages golden audit cluster soak clean
+.PHONY: study test test-slow test-all check lint types docs notebooks pictures readmes pages golden audit cluster soak clean
 .DEFAULT_GOAL := check
 
 study: .venv/for-use
 	$(BIN)/spectrum run $(STUDY)
 
-test: lint types docs
-	SPECTRUM_SITE=docs/_build/html $(BIN)/python -m pytest -n auto -m "not cluster"
-
 check: lint types
-	$(BIN)/python -m pytest -n auto -m "not slow"
+	$(PYTEST) -m "not medium and not slow and not cluster"
+
+test: .venv/for-development
+	$(MAKE) --jobs 2 lint types docs
+	SPECTRUM_SITE=docs/_build/html $(PYTEST) -m "not slow and not cluster"
+
+test-slow: .venv/for-development
+	$(PYTEST) -m "slow and not cluster"
+
+test-all: test test-slow
 
 lint: .venv/for-development
 	$(BIN)/ruff check .

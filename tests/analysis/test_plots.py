@@ -1,12 +1,15 @@
 """What the figures show, read back from the axes that they are drawn on."""
 
 import hashlib
+import io
 import itertools
 
 import numpy as np
 import pandas as pd
 import pytest
+from IPython.core.formatters import DisplayFormatter
 from matplotlib.figure import Figure
+from PIL import Image
 
 from spectrum import build_model, measure_cost, plots
 
@@ -168,6 +171,20 @@ def test_figures_can_be_drawn_on_axes_of_ones_own():
     left, right = figure.subplots(1, 2)
     assert plots.spectrum_curve(results(), ax=left) is figure
     assert plots.accuracy_against(results(), ax=right) is figure
+
+
+@pytest.mark.parametrize(
+    "draw",
+    [plots.spectrum_curve, plots.budget_panels, lambda table: plots.learning_curves(history(table), table)],
+    ids=["one panel", "a panel per budget", "learning curves"],
+)
+def test_a_figure_shows_itself_in_a_notebook_without_a_magic_line(draw):
+    shown, sizes = DisplayFormatter().format(draw(results()))
+    with Image.open(io.BytesIO(shown["image/png"])) as picture:
+        width, height = picture.size
+        assert picture.convert("L").getextrema() == (0, 255)  # something black on something white
+    assert width / height == pytest.approx(sizes["image/png"]["width"] / sizes["image/png"]["height"], rel=0.01)
+    assert sizes["image/png"]["width"] < width  # sharp on displays of high resolution
 
 
 def test_the_same_table_gives_the_same_files(tmp_path):

@@ -18,6 +18,7 @@ from matplotlib.ticker import MaxNLocator
 from spectrum.analysis.plots.drawing import (
     CAPTION_CHARACTERS,
     METRIC_LABELS,
+    ShownFigure,
     add_legend,
     axes_or_new,
     budget_said,
@@ -118,7 +119,7 @@ def budget_panels(results: pd.DataFrame, *, metric: str = "test_accuracy") -> Fi
     """
     table = drawable(results, metric)
     matches = list(dict.fromkeys(table["match"]))
-    figure = Figure(figsize=(0.6 + 2.7 * len(matches), 3.4))
+    figure = ShownFigure(figsize=(0.6 + 2.7 * len(matches), 3.4))
     panels = figure.subplots(1, len(matches), sharey=True, squeeze=False)[0]
     for number, (match, ax) in enumerate(zip(matches, panels, strict=True)):
         part = table[table["match"] == match]
@@ -205,7 +206,7 @@ def tuning_map(tuning: pd.DataFrame, *, ax: Axes | None = None) -> Figure:
         figure_of(ax).colorbar(image, ax=ax, label=METRIC_LABELS["val_accuracy"], extend="min")
         say(ax, table, _grid_of(table), "framed: chosen, by validation images only")
         return figure_of(ax)
-    figure = Figure(figsize=(6.4, 0.6 + 2.1 * len(matches)))
+    figure = ShownFigure(figsize=(6.4, 0.6 + 2.1 * len(matches)))
     panels = figure.subplots(len(matches), 1, squeeze=False)[:, 0]
     for match, panel in zip(matches, panels, strict=True):
         part = table[table["match"] == match]
@@ -292,7 +293,7 @@ def learning_curves(
         return figure_of(ax)
     across = min(4, len(kinds))
     down = -(-len(kinds) // across)
-    figure = Figure(figsize=(1.3 + 2.1 * across, 0.7 + 2.3 * down))
+    figure = ShownFigure(figsize=(1.3 + 2.1 * across, 0.7 + 2.3 * down))
     panels = figure.subplots(down, across, sharex=True, sharey=True, squeeze=False)
     for panel in panels.flat[len(kinds) :]:
         panel.set_axis_off()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import textwrap
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -37,6 +38,18 @@ ORDERS = {"pointwise_first": "1×1 first", "spatial_first": "spatial first"}
 LETTERS_WITHIN = 200  # of all labels; a legend of more is put below the axes
 METRIC_LABELS = {"test_accuracy": "test accuracy, %", "val_accuracy": "validation accuracy, %"}
 P = ParamSpec("P")
+
+
+class ShownFigure(Figure):
+    """A figure that a notebook shows as the value of a cell, without `%matplotlib inline` and without pyplot."""
+
+    def _repr_png_(self) -> tuple[bytes, dict[str, int]]:
+        """The picture, and the size in pixels at which it is shown; a display of high resolution has more to show."""
+        png = io.BytesIO()
+        with style():
+            self.savefig(png, format="png", metadata={"Software": None})
+        width, height = (round(inches * mpl.rcParams["figure.dpi"]) for inches in self.get_size_inches())
+        return png.getvalue(), {"width": width, "height": height}
 
 
 @contextmanager
@@ -179,8 +192,7 @@ def shades_of(table: pd.DataFrame) -> dict[str, Any]:
 def axes_or_new(ax: Axes | None) -> Axes:
     if ax is not None:
         return ax
-    figure = Figure()
-    return figure.add_subplot()
+    return ShownFigure().add_subplot()
 
 
 def figure_of(ax: Axes) -> Figure:
