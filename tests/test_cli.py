@@ -43,7 +43,7 @@ def run(*words):
         return stop.code
 
 
-@pytest.mark.slow
+@pytest.mark.medium
 def test_the_whole_way_from_a_study_to_its_table(study, capsys):
     assert run("run", "tiny.toml", "--workers", "2") == 0
     first = capsys.readouterr()
@@ -81,7 +81,7 @@ def test_the_whole_way_from_a_study_to_its_table(study, capsys):
     assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
 
 
-@pytest.mark.slow
+@pytest.mark.medium
 def test_a_failed_point_makes_the_status_non_zero(study, capsys):
     assert run("run", "tiny.toml", "--workers", "1", "--import", "tests.faulty_models", "--model", "fails") == 1
     assert "6 points failed" in capsys.readouterr().err
@@ -374,7 +374,7 @@ def test_a_plan_shows_widths_mismatch_and_what_contrasts_change(study, capsys):
     assert [contrast["confounded"] for contrast in plan["contrasts"]] == [False, True]
 
 
-@pytest.mark.slow
+@pytest.mark.medium
 def test_a_network_that_serves_two_budgets_is_trained_once_and_shown_twice(study, capsys):
     (study / "equal.toml").write_text(BUDGET)
     assert run("run", "equal.toml", "--workers", "2") == 0
@@ -406,7 +406,7 @@ lr = [0.01, 0.1]
 )
 
 
-@pytest.mark.slow
+@pytest.mark.medium
 def test_a_search_says_what_it_chose_and_what_to_do_next(study, capsys):
     (study / "tuned.toml").write_text(TUNED)
     assert run("plan", "tuned.toml") == 0

@@ -124,7 +124,7 @@ def build_site(folder):
     return built
 
 
-@pytest.mark.slow
+@pytest.mark.medium
 def test_the_site_builds_strictly_names_every_command_and_fetches_nothing(tmp_path):
     built = ROOT / os.environ["SPECTRUM_SITE"] if "SPECTRUM_SITE" in os.environ else build_site(tmp_path)
 

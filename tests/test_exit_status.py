@@ -109,7 +109,7 @@ def test_an_export_that_cannot_be_written_has_a_status_of_its_own(study):
     assert "File too large" in done.stderr
 
 
-@pytest.mark.slow
+@pytest.mark.medium
 def test_a_report_that_cannot_be_written_has_a_status_of_its_own(study):
     assert run("run", "tiny.toml", "--workers", "1") == 0
     rows = (study / "results/tiny/results.jsonl").read_bytes()

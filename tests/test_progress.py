@@ -52,7 +52,7 @@ with progress(study) as on_progress:
 """
 
 
-@pytest.mark.slow
+@pytest.mark.medium
 def test_in_a_notebook_one_display_is_rewritten_and_stays(study_folder: Path):
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(NOTEBOOK)])
     NotebookClient(notebook, timeout=120, resources={"metadata": {"path": study_folder}}).execute()

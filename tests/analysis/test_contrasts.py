@@ -269,6 +269,7 @@ def test_a_mean_over_several_points_is_over_the_same_points_in_every_seed():
     assert found["mean"].tolist() == stats.summarise(table, "activation")["mean"].tolist()
 
 
+@pytest.mark.medium
 def test_a_family_is_corrected_and_each_verdict_follows():
     table = made_up(noisy)
     asked = [
@@ -365,6 +366,7 @@ def test_the_trend_is_the_mean_of_the_seeds_slopes():
         stats.trend(made_up(noisy, segments=[1]))
 
 
+@pytest.mark.medium
 def test_the_confidence_set_holds_the_best_as_often_as_it_says_and_leaves_the_worst_out():
     """Unequal spreads and seeds in common; two points share the highest mean, and 16 is far below."""
     rng, rounds, held, out = np.random.default_rng(4), 150, 0, 0

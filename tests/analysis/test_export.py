@@ -324,6 +324,7 @@ def read_json(path):
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
+@pytest.mark.medium
 @given(tables())
 @settings(max_examples=60)
 def test_json_gives_every_value_back(table):
@@ -423,7 +424,7 @@ def test_two_columns_of_one_name_are_refused(tmp_path):
 SMALLEST = {"xception": 71, "inception_v3": 75}  # pixels a side
 
 
-@pytest.mark.slow
+@pytest.mark.medium
 @pytest.mark.parametrize("name", ["inception", "inception_v3", "mobilenet_v1", "probe", "resnext", "vgg", "xception"])
 def test_every_family_comes_back_from_an_export(name, tmp_path):
     base = {"dataset": "digits", "image_size": SMALLEST.get(name, 32), "model": name}

@@ -255,6 +255,7 @@ def test_numbers_that_can_mean_nothing_are_refused(call, message):
         call()
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("slope", [-0.005, -0.001])
 def test_the_set_of_crossings_holds_the_true_one_as_often_as_it_says(slope):
     rng, places, held = np.random.default_rng(0), np.array([0.0, 1.0, 3.0, 4.0]), 0

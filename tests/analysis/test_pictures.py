@@ -90,6 +90,7 @@ def test_difference_curve():
     return plots.difference_curve(table, sides, margin=0.005)
 
 
+@pytest.mark.medium
 @looks_as_before
 def test_forest():
     asked = parse_study(

@@ -100,6 +100,7 @@ def test_curves_are_called_by_what_tells_them_apart_and_the_rest_is_said_once():
     assert "with model change depth, norm" in ax.get_title(loc="left").replace("\n", " ")
 
 
+@pytest.mark.medium
 @pytest.mark.filterwarnings("error")  # matplotlib's, where axes have no room left
 def test_a_legend_of_many_letters_stands_below_what_is_drawn(tmp_path):
     table = results(activation=["none", "relu", "elu"], order=["pointwise_first", "spatial_first"], lr=[0.1, 0.2])

@@ -65,6 +65,7 @@ def test_one_seed_has_no_interval():
     assert summary_table(results(seed=[0]))["accuracy"][0] == "90.00"
 
 
+@pytest.mark.medium
 def test_a_page_is_self_contained_and_says_what_a_reader_must_know(tmp_path, plan):
     table = provenance(results())
     report = write_report(tmp_path, table, history(table), plan)
@@ -84,6 +85,7 @@ def test_a_page_is_self_contained_and_says_what_a_reader_must_know(tmp_path, pla
         assert said in page
 
 
+@pytest.mark.medium
 def test_the_design_says_what_varies_how_often_and_what_was_decided_before(tmp_path, plan):
     points = [{"segments": s, "seed": seed} for s in (1, 2, 3, "per_channel") for seed in (0, 1)]
     plan["points"] = [{"point": point} for point in points]
@@ -107,6 +109,7 @@ def test_the_design_says_what_varies_how_often_and_what_was_decided_before(tmp_p
         assert said in page
 
 
+@pytest.mark.medium
 def test_seeds_that_a_contrast_leaves_out_are_named(tmp_path, plan):
     contrast = {"name": "2 against 1", "between": [{"segments": 2}, {"segments": 1}], "factors": [], "notes": []}
     plan |= {"contrasts": [contrast | {"confounded": False}], "points": [{}] * 12}
@@ -116,6 +119,7 @@ def test_seeds_that_a_contrast_leaves_out_are_named(tmp_path, plan):
     assert "Left out of “2 against 1”, for want of a run on some side: seed 1." in page
 
 
+@pytest.mark.medium
 def test_what_has_not_run_yet_is_not_called_left_out(tmp_path, plan):
     contrast = {"name": "2 against 1", "between": [{"segments": 2}, {"segments": 1}], "factors": [], "notes": []}
     plan |= {"contrasts": [contrast | {"confounded": False}], "points": [{}] * 12}
@@ -125,6 +129,7 @@ def test_what_has_not_run_yet_is_not_called_left_out(tmp_path, plan):
     assert "of 12 planned runs 11 are there" in page
 
 
+@pytest.mark.medium
 def test_a_study_whose_contrasts_have_no_run_yet_has_a_page_without_a_forest(tmp_path, plan):
     contrast = {"name": "8 against 1", "between": [{"segments": 8}, {"segments": 1}], "factors": [], "notes": []}
     plan["contrasts"] = [contrast | {"confounded": False}]
@@ -134,6 +139,7 @@ def test_a_study_whose_contrasts_have_no_run_yet_has_a_page_without_a_forest(tmp
     assert not (tmp_path / "figures/contrasts.svg").exists()
 
 
+@pytest.mark.medium
 def test_failures_and_divergences_are_listed(tmp_path, plan):
     table = provenance(results())
     table.loc[0, ["status", "test_accuracy", "reason"]] = ["failed", None, "the worker process died 3 times"]
@@ -146,6 +152,7 @@ def test_failures_and_divergences_are_listed(tmp_path, plan):
     assert summary_table(table)["diverged"].tolist() == [1, 0, 0, 0]
 
 
+@pytest.mark.medium
 def test_contrasts_are_said_drawn_and_warned_of(tmp_path, plan):
     fair = {
         "name": "4 & 1",
@@ -167,6 +174,7 @@ def test_contrasts_are_said_drawn_and_warned_of(tmp_path, plan):
     assert (tmp_path / "figures/contrasts.svg").exists()
 
 
+@pytest.mark.medium
 def test_the_policy_comes_before_the_one_script_and_has_its_hash(tmp_path, plan):
     page = Tags(write_report(tmp_path, provenance(results()), history(results()), plan).page.read_text())
     (script,) = page.scripts
@@ -180,7 +188,6 @@ def test_the_policy_comes_before_the_one_script_and_has_its_hash(tmp_path, plan)
     assert not any(name.startswith("on") or name == "href" for _, attrs in page.found for name in attrs)
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("chromium") is None, reason="needs chromium")
 def test_a_click_on_a_title_sorts_the_table_and_no_other_script_runs(tmp_path, plan):
     table = provenance(results(segments=[1, 2, 10, "per_channel"]))
@@ -203,7 +210,6 @@ def test_a_click_on_a_title_sorts_the_table_and_no_other_script_runs(tmp_path, p
     assert "<title>ran</title>" not in seen
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("chromium") is None, reason="needs chromium")
 def test_a_printed_page_loses_nothing(tmp_path, plan):
     table = provenance(results(activation=["none", "relu"], lr=[0.1, 0.2]))
@@ -258,7 +264,7 @@ def test_markup_in_names_stays_text(plan):
     assert EVIL not in texts[1]
 
 
-@pytest.mark.slow
+@pytest.mark.medium
 def test_markup_in_names_stays_text_in_pictures(tmp_path, plan):
     table, said, search = named(EVIL, plan)
     report = write_report(tmp_path, table, history(table), said, search)
@@ -273,6 +279,7 @@ def test_markup_in_names_stays_text_in_pictures(tmp_path, plan):
             assert attributes.get("href", "#").startswith(("#", "data:image/png;base64,")), path.name
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("word", ["$x$", "$x^$"])
 def test_a_dollar_in_a_name_is_no_mathematics(word, tmp_path):
     table = results(activation=["none", word]).assign(dataset=word)

@@ -82,6 +82,7 @@ def test_conclusions_about_a_network_follow_from_its_table():
     }
 
 
+@pytest.mark.medium
 def test_the_network_written_with_torch_alone_is_ours():
     """The same numbers, in the order in which either lists them, give the same logits and gradients."""
     torch.manual_seed(0)
@@ -102,7 +103,7 @@ def test_the_network_written_with_torch_alone_is_ours():
         torch.testing.assert_close(*gradients, rtol=1e-6, atol=1e-9)
 
 
-@pytest.mark.slow
+@pytest.mark.medium
 @pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # Keras's, on numpy 2
 def test_a_network_is_measured_beside_its_peers(keras):
     said = []
@@ -150,7 +151,7 @@ def test_without_keras_the_others_are_measured(monkeypatch):
     assert "Keras is not installed, and left out" in said[0]
 
 
-@pytest.mark.slow
+@pytest.mark.medium
 def test_the_operation_is_measured_beside_its_peers(tmp_path, capsys):
     assert main(["bench", "op", "--shape", "1", "2", "5", "4", "--out", str(tmp_path), "--threads", "1"]) == 0
     table = pd.read_csv(tmp_path / "op.csv")
@@ -164,7 +165,7 @@ def test_the_operation_is_measured_beside_its_peers(tmp_path, capsys):
     assert "points below 50 %" in capsys.readouterr().out
 
 
-@pytest.mark.slow
+@pytest.mark.medium
 def test_a_step_is_measured_in_processes_that_take_turns():
     table = train.measure([{"segments": 1}], ("default loop", train.OURS), threads=1, rounds=2, steps=1)
     assert list(table.way) == ["default loop", train.OURS]
@@ -195,7 +196,7 @@ def test_the_steps_of_a_studys_networks_are_measured_once_each(tmp_path, capsys)
     assert 0 < times[0] <= times[1] <= times[2]
 
 
-@pytest.mark.slow
+@pytest.mark.medium
 def test_a_study_and_a_script_train_the_same_points():
     curve = ({"segments": 1}, {"segment_width": 4})
     table = sweep.measure(curve, dataset="digits", train_images=300, epochs=1, seeds=1, cores=1)

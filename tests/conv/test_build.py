@@ -97,6 +97,7 @@ def convolves_exactly():
 # Built once
 
 
+@pytest.mark.medium
 def test_the_second_process_starts_no_compilation(fresh, quick):
     path = build.build(fresh)
     compiled = [line for line in quick.read_text().splitlines() if "--version" not in line]
@@ -192,6 +193,7 @@ def test_the_kernels_are_bound_to_torch_once_for_all():
     assert ops._bound("batch_norm_act")
 
 
+@pytest.mark.medium
 def test_kernels_that_cannot_be_bound_are_called_from_python(fresh, quick):
     """As where torch came without its headers."""
     code = """
@@ -213,6 +215,7 @@ print(build.binding(), ops._bound("segmented_conv2d"), *[warning.message for war
 # Where no library comes about
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("environment", [{"CXX": "/nonexistent"}, {"CXX": None, "PATH": ""}], ids=["CXX", "PATH"])
 def test_without_a_compiler_torch_does_it_and_that_is_said_once(environment, tmp_path):
     code = """
@@ -421,6 +424,7 @@ def test_a_library_without_the_kernels_is_built_anew(fresh, instant, tmp_path):
     assert convolves_exactly()
 
 
+@pytest.mark.medium
 def test_half_a_library_stops_no_process(fresh, instant):
     """As a full disk or a power cut leaves it. In a process of its own."""
     path = build.build(fresh)
@@ -441,6 +445,7 @@ def test_a_module_that_was_made_with_kernels_runs_where_there_are_none(fresh, tm
 # Threads
 
 
+@pytest.mark.medium
 def test_the_kernels_bring_no_second_runtime_of_threads():
     code = """
 import re, torch
@@ -474,6 +479,7 @@ def test_the_kernels_are_linked_to_torchs_runtime():
 SAID = "spectrum: compiling kernels for this processor, once; this takes about half a minute"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("imports", ["", "import logging; logging.getLogger('spectrum').setLevel(logging.ERROR); "])
 def test_a_first_use_that_compiles_says_so_once_on_stderr_unless_logging_is_told_not_to(fresh, instant, imports):
     code = f"{imports}from spectrum import SegmentedConv2d; [SegmentedConv2d(4, 4) for _ in range(3)]; print('made')"

@@ -352,6 +352,7 @@ def test_a_traced_operation_normalises_by_its_mode(activation):
     assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.medium
 @every_case
 def test_what_is_copied_stored_or_traced_computes_the_same(options):
     module, x_nchw = build(**options).eval(), images(2, 12, 9, 9)
@@ -371,6 +372,7 @@ def test_what_is_copied_stored_or_traced_computes_the_same(options):
         assert_close(other(x_nchw), exact, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("shape", [(2, 12, 9, 9), (12, 9, 9)])
 def test_one_graph_takes_a_batch_or_an_image(shape):
     module, x = build(segments=3, bias=True), torch.randn(*shape)

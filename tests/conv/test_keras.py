@@ -36,6 +36,7 @@ def both(keras: Any, kernel: int, stride: int, dilation: int, padding: str, bias
     return theirs, ours
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("size", [(12, 12), (13, 10)])
 @pytest.mark.parametrize("padding", ["valid", "same"])

@@ -96,6 +96,7 @@ def convolutions(draw):
     return convolution(runs, draw(st.integers(1, 4)), height, width, padding, draw(st.sampled_from(list(LAYOUTS))))
 
 
+@pytest.mark.medium
 @settings(max_examples=150)
 @given(convolutions(), st.sampled_from(list(GRADIENT_LAYOUTS)))
 def test_any_segments_of_any_image_are_convolved_exactly(case, gradient):
@@ -253,6 +254,7 @@ def test_summing_a_hundred_thousand_pixels_stays_as_exact_as_the_librarys(number
     assert_exact(ours, exact, case.terms)
 
 
+@pytest.mark.medium
 def test_the_operations_are_what_torch_asks_of_operations():
     case = convolution([Run(2, 3, 3)], batch=1)
     sizes, flat = [2, 3, 3], case.weights[0].flatten()
@@ -332,6 +334,7 @@ def library_of(folder, lanes, *flags):
     return library
 
 
+@pytest.mark.medium
 def test_narrow_vectors_give_exact_results_unoptimised(tmp_path):
     check_library(library_of(tmp_path, 4, "-O0"))
 

@@ -154,6 +154,7 @@ def away_from_zero(module):
             parameter.add_(parameter.sign() / 2)
 
 
+@pytest.mark.medium
 @every_choice
 @settings(max_examples=50)
 @given(case=operations(), memory_format=st.sampled_from([torch.contiguous_format, torch.channels_last]))
@@ -203,6 +204,7 @@ def test_the_same_threads_give_the_same_bits(choice, number):
     assert all(map(torch.equal, first, second))
 
 
+@pytest.mark.medium
 @every_choice
 @pytest.mark.parametrize("segments", [1, 3, 4, (3, 3, 6, 4), "per_channel"])
 def test_second_derivatives_are_exact(choice, segments):
@@ -280,6 +282,7 @@ def test_other_numbers_than_float32_are_the_librarys(segments, expected, used):
     assert used == 3 * [expected]
 
 
+@pytest.mark.medium
 @every_choice
 @pytest.mark.parametrize("segments", [1, 4, 16])
 def test_what_traces_or_counts_sees_the_librarys_convolutions(choice, segments, used):
@@ -377,7 +380,7 @@ def test_one_graph_holds_the_compiled_kernels(segments):
     assert [name for name in called if "segmented_conv2d" in name]
 
 
-@pytest.mark.slow
+@pytest.mark.medium
 @pytest.mark.parametrize("segments", [1, 4, (5, 5, 2, 4)])
 @pytest.mark.parametrize("layout", LAID_OUT)
 def test_compiling_changes_nothing(segments, layout):
@@ -400,6 +403,7 @@ def assert_compiles(module, x_nchw, backend):
 # Folding: both halves as one convolution
 
 
+@pytest.mark.medium
 @every_order
 @pytest.mark.parametrize("channels", [(4, 32), (32, 4), (16, 16)])
 @pytest.mark.parametrize("layout", LAID_OUT)

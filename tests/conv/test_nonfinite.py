@@ -111,6 +111,7 @@ def draw_numbers(draw, module, side, least=1):
     return module, set_some(x_nchw, draw(places)), gy_nchw
 
 
+@pytest.mark.medium
 @every_choice
 @settings(max_examples=60)
 @given(case=spatial_halves())
@@ -137,6 +138,7 @@ def operations(draw):
     return draw_numbers(draw, module.to(memory_format=torch.channels_last), st.integers(9, 16))
 
 
+@pytest.mark.medium
 @every_choice
 @settings(max_examples=60)
 @given(case=operations())
@@ -231,6 +233,7 @@ def test_segments_that_lie_together_are_apart_in_every_type(dtype):
     assert [c for c in range(8) if not y_nchw[:, c].isfinite().all()] == [2, 3]
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("options", [{}, {"stride": 2}, {"segments": 1}], ids=str)
 @pytest.mark.parametrize("special", [False, True])
 def test_one_graph_of_torchs_compiler_has_the_same(options, special):
@@ -302,6 +305,7 @@ def normed(module, choice, tensors):
     return [y_nchw.detach(), *gradients, module.running_mean, module.running_var, evaluated]
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("choice", ["auto", "unbound"])
 @settings(max_examples=100)
 @given(case=norms())

@@ -373,6 +373,7 @@ def test_two_values_a_channel_are_enough(shape):
     assert_exact([ours.running_var], [exact.norm.running_var], 16)
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("shape", [(4, 3, 1, 5), (4, 3, 5, 1), (4, 3, 1, 1), (2, 3, 4, 5), (1, 3, 4, 5), (1, 2, 1, 4)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("relu", [False, True])
@@ -531,6 +532,7 @@ def test_what_is_added_may_be_of_another_type_as_for_torch(dtype):
     assert_exact([y_nchw], [exact(x_nchw.double(), added.double())], 16 * 36)
 
 
+@pytest.mark.medium
 def test_an_input_with_other_channels_is_refused():
     """In a process of its own: memory is spoilt."""
     code = """
@@ -573,7 +575,7 @@ def test_one_graph_holds_the_joined_kernel():
     assert [name for name in called if "batch_norm_act" in name]
 
 
-@pytest.mark.slow
+@pytest.mark.medium
 @every_ending
 def test_compiling_changes_nothing(relu, adds):
     assert_compiles(relu, adds, "inductor")

@@ -79,6 +79,7 @@ def operations(draw):
     return module, x
 
 
+@pytest.mark.medium
 @settings(max_examples=150)
 @given(operations())
 def test_any_operation_equals_its_slow_definition(case):
@@ -244,7 +245,7 @@ def test_export_gives_a_program_that_computes_the_same_for_any_batch(options):
     assert_close(program.module()(other), module(other))
 
 
-@pytest.mark.slow
+@pytest.mark.medium
 @every_case
 def test_compile_gives_the_same_outputs_and_gradients(options):
     module, x = build(options), torch.randn(2, 12, 8, 8)

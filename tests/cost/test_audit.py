@@ -97,6 +97,7 @@ def reading_of(name, model, shape=SHAPE):
     return next(reading for reading in audit(model, shape).readings if reading.counter == name)
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("counter", COUNTERS)
 @pytest.mark.parametrize("name", [*NAMED, *NETWORKS])
 def test_nothing_is_left_unexplained(name, counter):

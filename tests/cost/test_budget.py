@@ -39,7 +39,6 @@ def made_up(coefficients, segments):
 bases = st.lists(st.integers(4, 128), min_size=1, max_size=4).map(tuple)
 
 
-@pytest.mark.slow
 @settings(max_examples=200)
 @given(bases, st.data(), st.integers(1, 40), st.floats(0.2, 4))
 def test_a_budget_is_met_within_its_bound_at_widths_that_keep_the_ratios(base, data, segments, scale):
@@ -54,7 +53,6 @@ def test_a_budget_is_met_within_its_bound_at_widths_that_keep_the_ratios(base, d
     assert solve_count(count, base, budget) == solution
 
 
-@pytest.mark.slow
 @settings(max_examples=60)
 @given(st.lists(st.integers(2, 10), min_size=1, max_size=2).map(tuple), st.data(), st.integers(1, 5))
 def test_where_few_widths_are_near_none_is_nearer_than_what_is_found(base, data, segments):

@@ -192,6 +192,7 @@ def test_norms_and_non_linearities_are_counted_as_they_run():
     assert (rich.norms, rich.nonlinearities) == (plain.norms + operations, plain.nonlinearities + operations)
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("segments", [1, 3, 8, "per_channel"])
 @pytest.mark.parametrize("order", ["pointwise_first", "spatial_first"])
 def test_a_network_costs_the_sum_of_its_layers(segments, order):

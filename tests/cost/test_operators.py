@@ -152,6 +152,7 @@ class Without(nn.Module):
             return self.model(*args, **kwargs)
 
 
+@pytest.mark.medium
 @pytest.mark.filterwarnings("ignore:Sparse CSR")
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("name", PRODUCTS)

@@ -23,6 +23,7 @@ def as_it_runs(named, *, pointwise_first):
     return [tensor for _, tensor in named]
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize(("name", "options"), NAMES.items(), ids=NAMES.keys())
 def test_it_is_the_published_network(name, options):
     torch.manual_seed(0)

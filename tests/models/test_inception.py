@@ -123,7 +123,7 @@ def test_inception_v3_has_its_published_parameters():
     assert not [m for m in plain.modules() if isinstance(m, SegmentedConv2d)]
 
 
-@pytest.mark.slow
+@pytest.mark.medium
 def test_the_auxiliary_tower_speaks_in_training_only():
     model = build_model("inception_v3", image_size=299, auxiliary=True)
     x = torch.randn(2, 3, 299, 299)
@@ -154,7 +154,7 @@ def test_what_cannot_be_built_says_why(options, says):
         build_model("inception_v3", **options)
 
 
-@pytest.mark.slow
+@pytest.mark.medium
 @pytest.mark.parametrize("size", [75, 299])
 def test_keras_gives_the_same_logits(keras, size, tmp_path):
     model = of_keras.network_of(keras, "InceptionV3", size)

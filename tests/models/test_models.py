@@ -61,6 +61,7 @@ def images_of(family, count):
     return torch.randn(count, 1, side, side)
 
 
+@pytest.mark.medium
 @every_family
 @every_case
 def test_a_network_trains_exports_and_takes_either_layout(family, options):
@@ -96,6 +97,7 @@ def check(family, options):
     return model, x
 
 
+@pytest.mark.medium
 @every_family
 @every_case
 def test_a_state_dict_fits_a_network_of_the_same_architecture_only(family, options):
@@ -116,6 +118,7 @@ def test_a_compiled_network_gives_the_same(family):
     assert_close(torch.compile(model)(x), model(x), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.medium
 @every_family
 def test_fx_traces_every_family(family):
     """Same outputs, gradients and statistics; the traced network may change its mode as any other."""
@@ -184,6 +187,7 @@ def test_segments_of_stages_are_those_of_the_schedule():
         Architecture(segments=2, stage_segments=(1, 2, 3))
 
 
+@pytest.mark.medium
 @every_family
 def test_counts_are_those_of_the_golden_table(family):
     expected = json.loads(golden.FILE.read_text())[family]
@@ -339,6 +343,7 @@ def short_of(layer, asked):
     return found
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("asked", ASKED, ids=str)
 @pytest.mark.parametrize("family", ["probe", "vgg", "resnext_small", "mobilenet_v1", "xception", "inception"])
 def test_layers_that_fall_short_of_what_is_asked_are_counted(family, asked):

@@ -30,7 +30,7 @@ def test_the_papers_network_has_the_papers_parameters():
     assert measure_cost(model, (3, 299, 299)).macs == 8_357_403_496
 
 
-@pytest.mark.slow
+@pytest.mark.medium
 @pytest.mark.parametrize(
     ("segments", "params", "macs"),
     [
@@ -157,20 +157,20 @@ def at_71_pixels(keras, tmp_path_factory):
     return model, of_keras.write(model, tmp_path_factory.mktemp("keras"))
 
 
-@pytest.mark.slow
+@pytest.mark.medium
 @pytest.mark.parametrize("layout", ["new.weights.h5", "old.h5"])
 def test_keras_gives_the_same_logits_at_71_pixels(at_71_pixels, layout):
     model, folder = at_71_pixels
     of_keras.assert_same_logits(model, "xception", 71, folder / layout)
 
 
-@pytest.mark.slow
+@pytest.mark.medium
 def test_keras_gives_the_same_logits_at_299_pixels(keras, tmp_path):
     model = of_keras.network_of(keras, "Xception", 299)
     of_keras.assert_same_logits(model, "xception", 299, of_keras.write(model, tmp_path) / "new.weights.h5")
 
 
-@pytest.mark.slow
+@pytest.mark.medium
 def test_a_file_of_another_network_is_refused_with_the_first_layers_that_differ(at_71_pixels):
     _, folder = at_71_pixels
     net = build_model("xception", order="spatial_first", image_size=71, width=0.5)

@@ -70,6 +70,7 @@ def test_the_order_depends_on_seed_and_epoch_and_on_nothing_else() -> None:
     assert large == order(3, 2), "for batches of any size"
 
 
+@pytest.mark.medium
 def test_the_first_batch_is_drawn_from_all_images_alike() -> None:
     part = toy(40)
     first = Counter(int(next(batches(part, batch_size=1, seed=0, epoch=epoch))[1]) for epoch in range(2000))

@@ -67,6 +67,7 @@ def told(result: Result) -> dict[str, Any]:
 # Cut anywhere
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("cuts", [(1,), (2,), (3,), (4,), (8,), (9,), (1, 1, 1), (3, 3), (4, 4, 1)])
 def test_a_run_in_pieces_is_a_run_in_one(digits: Images, tmp_path: Path, cuts: tuple[int, ...]) -> None:
     point = Point(**TINY, flip=True, shift=1, dropout=0.3, ema=0.9, warmup_epochs=0.5)
@@ -90,13 +91,14 @@ SPLITS: dict[str, dict[str, Any]] = {
 AUGMENTED: dict[str, Any] = {"flip": True, "shift": 2, "cutout": 3}
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("split", SPLITS.values(), ids=SPLITS.keys())
 @pytest.mark.parametrize(
     "more",
     [
-        pytest.param({}, id="plain", marks=pytest.mark.slow),
-        pytest.param(AUGMENTED, id="augmented", marks=pytest.mark.slow),
-        pytest.param({"ema": 0.9}, id="averaged", marks=pytest.mark.slow),
+        pytest.param({}, id="plain", marks=pytest.mark.medium),
+        pytest.param(AUGMENTED, id="augmented", marks=pytest.mark.medium),
+        pytest.param({"ema": 0.9}, id="averaged", marks=pytest.mark.medium),
         pytest.param(AUGMENTED | {"ema": 0.9}, id="augmented and averaged"),
     ],
 )
@@ -119,6 +121,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
 }
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS.keys())
 def test_whatever_is_trained_goes_on_bit_for_bit(digits: Images, tmp_path: Path, options: dict[str, Any]) -> None:
     point = Point(**TINY | options)
@@ -395,6 +398,7 @@ saved_one(folder, 2)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("step", "number"), [("write", 1), ("sync", 1), ("rename", 1), ("sync", 2)])
 @pytest.mark.parametrize("moment", ["before", "after"])
 def test_killed_while_writing_there_is_the_old_one_or_the_new(

@@ -17,6 +17,7 @@ from spectrum.study.pixels import DataError
 label_lists = st.lists(st.integers(0, 4), min_size=1, max_size=120).map(torch.tensor)
 
 
+@pytest.mark.medium
 @given(labels=label_lists, fraction=st.floats(0.01, 0.99), seed=st.integers(0, 1000))
 @settings(max_examples=100)
 def test_carving_is_complete_disjoint_balanced_and_fixed(labels: torch.Tensor, fraction: float, seed: int) -> None:

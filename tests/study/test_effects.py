@@ -85,6 +85,7 @@ def test_an_option_that_one_point_uses_or_that_is_off_is_taken(said):
     check_effects(study(**said))
 
 
+@pytest.mark.medium
 @settings(max_examples=25, deadline=None)
 @given(
     st.sampled_from(choices("schedule")),
@@ -123,6 +124,7 @@ def test_a_plan_that_is_frozen_is_read_as_it_is():
 # What only the networks tell
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize(
     ("said", "says"),
     [
@@ -161,6 +163,7 @@ def test_two_configurations_of_one_network_are_told(said, says):
     assert told(study(**said)) == [says]
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize(
     "axes",
     [

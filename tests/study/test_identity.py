@@ -107,6 +107,7 @@ def test_the_folder_itself_is_read_whatever_files_there_are(two, capsys):
     assert run("export", "results/x", "--to", "rows.csv") == 0
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("more", [{"seeds": "[0, 1]"}, {"segments": "[1, 3, 4]"}, {"segments": "[3]"}], ids=str)
 def test_a_study_that_has_grown_or_shrunk_is_read_when_it_has_run_again(two, study_folder, capsys, more):
     grown = write(study_folder / "a" / "x.toml", **more)

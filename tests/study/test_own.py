@@ -98,7 +98,7 @@ def command(folder, *words, say=None):
     )
 
 
-@pytest.mark.slow
+@pytest.mark.medium
 def test_a_study_that_names_its_module_runs_and_freezes_it(tmp_path):
     path = write(tmp_path / "studies", "frozen")
     done = command(tmp_path, "-m", "spectrum", "run", str(path), "--epochs", "1", "--train-images", "100")
@@ -124,7 +124,7 @@ def test_a_session_without_a_script_says_what_to_do_before_anything_is_trained(t
     assert not (tmp_path / "results").exists()
 
 
-@pytest.mark.slow
+@pytest.mark.medium
 def test_a_script_that_registers_at_its_top_level_works(tmp_path):
     text = f'{MODULE.format(name="of_script")}if __name__ == "__main__":\n    ' + "\n    ".join(
         [*STUDY.strip().splitlines(), RUN]
@@ -134,7 +134,7 @@ def test_a_script_that_registers_at_its_top_level_works(tmp_path):
     assert done.stdout.strip() == "1", done.stderr
 
 
-@pytest.mark.slow
+@pytest.mark.medium
 def test_a_script_that_hides_its_model_from_workers_says_so(tmp_path):
     lines = [*MODULE.format(name="of_script").splitlines(), *STUDY.splitlines(), RUN]
     (tmp_path / "script.py").write_text('if __name__ == "__main__":\n' + "\n".join(f"    {line}" for line in lines))

@@ -86,7 +86,7 @@ def test_an_axis_of_widths_has_a_budget_for_each():
     assert by_width == {width: params_of(Point(**TINY, width=width)) for width in (0.5, 1.0)}
 
 
-@pytest.mark.slow
+@pytest.mark.medium
 def test_widths_of_the_base_give_the_ratios():
     budget = {"match": "params", "reference": PER_CHANNEL}
     planned = plan_study(study(base={"widths": [40, 40]}, budget=budget))
@@ -101,7 +101,7 @@ def test_a_reference_may_be_a_network_that_is_not_in_the_study():
     assert {one.budget for one in planned} == {params_of(Point(**TINY, segments=8, width=0.5, depth=2))}
 
 
-@pytest.mark.slow
+@pytest.mark.medium
 def test_what_a_plan_froze_is_taken_as_it_is(monkeypatch):
     said = study(budget={"match": "params", "reference": PER_CHANNEL})
     planned = plan_study(said)
@@ -115,7 +115,7 @@ def test_what_a_plan_froze_is_taken_as_it_is(monkeypatch):
     assert plan_study(study(budget={"match": "macs", "reference": PER_CHANNEL}), frozen=frozen)[0].mismatch < 0.01
 
 
-@pytest.mark.slow
+@pytest.mark.medium
 def test_an_entry_of_a_plan_gives_the_point_back():
     for one in plan_study(study(budget={"match": "macs", "reference": PER_CHANNEL})):
         assert from_entry(json.loads(json.dumps(one.entry())), one.asked) == one
@@ -193,7 +193,7 @@ def told_times(monkeypatch):
     return calls
 
 
-@pytest.mark.slow
+@pytest.mark.medium
 def test_step_times_are_matched_and_kept_whatever_else_changes(told_times):
     budget = {"match": "step_time", "reference": PER_CHANNEL}
     axes = {"segments": [1, 4, "per_channel"]}
@@ -229,7 +229,7 @@ def test_step_times_are_matched_and_kept_whatever_else_changes(told_times):
     assert told_times, "another batch, another time"
 
 
-@pytest.mark.slow
+@pytest.mark.medium
 def test_macs_are_those_of_the_network_that_is_trained_also_where_widths_add_a_skip():
     """At equal widths a block's skip is the identity; a solved stage that is wider than the one before adds a 1×1."""
     planned = plan_study(study(base={"widths": [64, 64, 64]}, budget={"match": "macs", "reference": PER_CHANNEL}))
@@ -240,7 +240,7 @@ def test_macs_are_those_of_the_network_that_is_trained_also_where_widths_add_a_s
         assert abs(one.mismatch) <= 0.01
 
 
-@pytest.mark.slow
+@pytest.mark.medium
 def test_widths_too_narrow_for_the_1x1s_segments_are_passed_over():
     planned = plan_study(study(base={"pointwise_segments": 2}, budget={"match": "params", "reference": PER_CHANNEL}))
     assert all(abs(one.mismatch) <= 0.01 for one in planned)
@@ -298,7 +298,7 @@ def between(first, second):
     return {"contrasts": [{"name": "x", "between": [first, second]}]}
 
 
-@pytest.mark.slow
+@pytest.mark.medium
 def test_a_contrast_of_segments_is_fair_at_an_equal_budget_only():
     sides = between({"segments": 1}, PER_CHANNEL)
     assert factors(study(**sides)) == [["segments", "parameters, which no budget holds", "MACs, which no budget holds"]]

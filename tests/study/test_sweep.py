@@ -68,7 +68,7 @@ def test_cores_that_a_small_study_has_no_points_for_go_to_its_points():
     assert LocalEngine(2, points=100).threads == LocalEngine(2).threads
 
 
-@pytest.mark.slow
+@pytest.mark.medium
 @pytest.mark.skipif(available_cores() < 2, reason="one worker has as many threads as two")
 def test_the_number_of_threads_goes_by_the_study_and_not_by_what_is_left_of_it(study_folder):
     cores = available_cores()
@@ -84,7 +84,7 @@ def test_the_number_of_threads_goes_by_the_study_and_not_by_what_is_left_of_it(s
     assert [row["provenance"]["threads"] for row in read_rows(study_folder / "all")] == [1] * cores
 
 
-@pytest.mark.slow
+@pytest.mark.medium
 def test_an_engine_can_be_used_again_after_a_stop(tmp_path, study_folder):
     engine = LocalEngine(1, imports=IMPORTS, saving=Saving(tmp_path))
     slow, quick = (Point(**TINY | {"model": name, "width": 1.0, "epochs": 100}) for name in ("slow", "linear"))
@@ -122,7 +122,7 @@ def test_attempts_count_as_long_as_they_leave_no_newer_checkpoint(tmp_path):
     assert not attempts.again(point, saving), "what is gone is no progress"
 
 
-@pytest.mark.slow
+@pytest.mark.medium
 def test_a_worker_that_dies_again_and_again_but_gets_on_is_not_given_up(study_folder):
     study = tiny(base={"model": "dies_after_three_steps", "width": 1.0, "epochs": 8}, axes={"seed": [0]})  # 16 steps
     summary = run_study(study, "kept", workers=1, imports=IMPORTS, checkpoint_minutes=0)
@@ -144,7 +144,7 @@ def test_points_are_trained_in_blocks_of_a_seed_in_random_order_that_can_be_repe
     assert in_random_blocks(points[::-1]) == ordered
 
 
-@pytest.mark.slow
+@pytest.mark.medium
 def test_a_study_runs_once_and_is_reused_then(study_folder):
     study = tiny(axes={"segments": [1, "per_channel"], "seed": [0, 1]})
     seen = []
@@ -188,7 +188,7 @@ def test_a_study_runs_once_and_is_reused_then(study_folder):
     assert hashes[1].items() <= hashes[0].items()
 
 
-@pytest.mark.slow
+@pytest.mark.medium
 def test_one_bad_point_stops_no_other(study_folder):
     names = ("linear", "dies", "dies_once", "out_of_memory", "fails", "talks", "times_out")
     study = parse_study({"base": TINY, "cases": [{"model": name} for name in names]}, "faults")
@@ -223,7 +223,7 @@ def test_one_bad_point_stops_no_other(study_folder):
     assert (again.reused, again.failed) == (3, 4)  # what failed is tried again
 
 
-@pytest.mark.slow
+@pytest.mark.medium
 def test_a_diverged_run_is_a_result(study_folder):
     study = tiny(base={"lr": 1e30}, axes={"segments": [1]})
     summary = run_study(study, workers=1)
@@ -235,7 +235,7 @@ def test_a_diverged_run_is_a_result(study_folder):
     assert run_study(study, workers=1).reused == 1
 
 
-@pytest.mark.slow
+@pytest.mark.medium
 def test_workers_that_die_while_they_start_are_given_up_with_the_reason(study_folder, monkeypatch):
     monkeypatch.setenv("SPECTRUM_TEST_IMPORT", "dies")
     study = parse_study({"base": TINY | {"model": "linear"}, "axes": {"seed": [0, 1]}}, "dying")
@@ -246,7 +246,7 @@ def test_workers_that_die_while_they_start_are_given_up_with_the_reason(study_fo
     assert run_study(study, workers=2, imports=IMPORTS).trained == 2
 
 
-@pytest.mark.slow
+@pytest.mark.medium
 def test_a_script_without_a_guard_is_told_so(study_folder):
     (study_folder / "script.py").write_text(
         f"from spectrum import Point, Study, run_study\nrun_study(Study(name='x', base=Point(**{TINY!r})), workers=1)\n"
@@ -256,7 +256,7 @@ def test_a_script_without_a_guard_is_told_so(study_folder):
     assert 'below `if __name__ == "__main__":`' in done.stderr
 
 
-@pytest.mark.slow
+@pytest.mark.medium
 def test_an_axis_of_lists_gives_a_report(study_folder):
     from spectrum.analysis.summary import summary_table
 
@@ -270,7 +270,7 @@ def test_a_number_of_minutes_that_cannot_be_is_refused(study_folder):
     assert not list(study_folder.iterdir())
 
 
-@pytest.mark.slow
+@pytest.mark.medium
 def test_rows_of_other_images_are_not_mixed_in(study_folder):
     study = tiny()
     summary = run_study(study, workers=2)
@@ -282,7 +282,7 @@ def test_rows_of_other_images_are_not_mixed_in(study_folder):
         run_study(tiny(axes={"segments": [1, 2, "per_channel"]}), summary.folder, workers=1)
 
 
-@pytest.mark.slow
+@pytest.mark.medium
 def test_a_folder_that_grew_since_its_plan_is_planned_anew(data_root):
     """The plan of a run that was cut short before its first row, and the images of the run after it."""
 
@@ -311,7 +311,7 @@ def test_a_module_that_cannot_be_imported_is_named(study_folder):
         run_study(tiny(), imports=["no_such_module"])
 
 
-@pytest.mark.slow
+@pytest.mark.medium
 def test_images_that_change_during_a_run_stop_it_and_are_not_mixed_in(study_folder, monkeypatch):
     root = study_folder / "data"
     write_folder(root / "flowers" / "train", random_pixels(60), ["a", "b"])

@@ -31,7 +31,7 @@ from spectrum.study.teacher import (
 
 SEGMENTS = (1, 2, 3, 4, WIDTH, "per_channel")
 
-pytestmark = pytest.mark.slow  # half a minute in all
+pytestmark = pytest.mark.medium  # half a minute in all
 
 
 @pytest.fixture(scope="module")

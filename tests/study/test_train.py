@@ -443,6 +443,7 @@ def test_the_hash_sees_names_shapes_types_and_every_byte() -> None:
 # Learning
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("segments", [1, 3, "per_channel"])
 def test_digits_are_learned_in_three_epochs(digits: Images, segments: Any) -> None:
     result = train(Point(segments=segments, epochs=3, width=0.25, batch_size=25, train_images=600), digits)
@@ -536,6 +537,7 @@ def write_letters(folder: Path) -> None:
             Image.fromarray(pixels).save(folder / letter / f"{number}.png")
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("field", [field for field in KNOBS if field not in ("compile", "scored_on")])
 def test_no_knob_does_nothing(field: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     if field in ("dataset", "resize"):

@@ -97,6 +97,7 @@ def test_a_log_folder_that_cannot_be_made_is_no_reason_not_to_train(tmp_path, un
     assert trained("no logs", lambda: None, Saving(tmp_path))["weights_sha256"] == undisturbed
 
 
+@pytest.mark.medium
 def test_a_disk_that_is_full_for_the_log_stops_no_print(tmp_path, undisturbed):
     code = f"""
 import resource, signal, sys
@@ -120,6 +121,7 @@ print(result["weights_sha256"])
     assert log_in(tmp_path).read_text() == "a word\n"
 
 
+@pytest.mark.medium
 def test_a_log_has_what_python_and_c_print_and_nothing_of_before_or_after(tmp_path):
     code = f"""
 import logging, os, sys
@@ -146,6 +148,7 @@ trained("of_it_again", lambda: logging.getLogger("model").warning("a word of an 
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("closed", [">&-", ">&- 2>&-"])
 def test_standard_streams_that_are_closed_are_no_reason_not_to_train(tmp_path, closed):
     code = f"""
