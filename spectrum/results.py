@@ -10,7 +10,17 @@ import pandas as pd
 
 from spectrum.analysis.summary import as_html
 from spectrum.study.point import Point
-from spectrum.study.store import ROWS, Row, StoreError, latest_rows, read_history, read_plan, without_collection
+from spectrum.study.store import (
+    HISTORY,
+    PLAN,
+    ROWS,
+    Row,
+    StoreError,
+    latest_rows,
+    read_history,
+    read_plan,
+    without_collection,
+)
 
 
 class Results(pd.DataFrame):
@@ -54,7 +64,9 @@ def load_results(folder: str | Path, *, all_points: bool = False) -> Results:
     per_channel    0.8870
     Name: test_accuracy, dtype: float64
     """
-    folder = Path(folder)
+    folder = _results_folder(folder)
+    if not isinstance(all_points, bool):
+        raise StoreError(f"all_points={all_points!r}: expected True or False")
     if not (folder / ROWS).exists():
         raise StoreError(f"{folder}: has no {ROWS}; run the study first: spectrum run FILE")
     by_id = latest_rows(folder)
@@ -86,16 +98,33 @@ def load_tuning(folder: str | Path) -> Results:
     >>> sorted(set(chosen[["segments", "pointwise", "lr"]].itertuples(index=False, name=None)))
     [(1, False, 0.2), (1, True, 0.025), (4, True, 0.05), (16, True, 0.2)]
     """
-    plan = read_plan(Path(folder))
-    if plan is None or "tuning" not in plan:
-        raise StoreError(f"{folder}: its study has no [tune], or was not run yet")
-    tuning, by_id = plan["tuning"], latest_rows(Path(folder))
+    folder = _results_folder(folder)
+    plan = read_plan(folder)
+    if plan is None:
+        raise StoreError(f"{folder}: has no {PLAN}; run the study first: spectrum run FILE")
+    if "tuning" not in plan:
+        raise StoreError(f"{folder}: its study has no [tune], and so no sweep")
+    tuning, by_id = plan["tuning"], latest_rows(folder)
     chosen = {id for choice in tuning["choices"] for id in choice["searched"]}
     entries = [entry for entry in tuning["points"] if entry["id"] in by_id]
     more = {"study_hash": plan.get("hash")}
     return _as_table(
         [_planned(by_id[entry["id"]], entry) | {"chosen": entry["id"] in chosen} | more for entry in entries]
     )
+
+
+def _results_folder(folder: object) -> Path:
+    """The folder as a path. Raises StoreError for what is none, or holds no study's results."""
+    if not isinstance(folder, str | Path) or not str(folder):
+        said = repr(folder) if isinstance(folder, str) else type(folder).__name__
+        raise StoreError(f"expected the path of a results folder, such as results/quickstart (got {said})")
+    path = Path(folder)
+    if not path.is_dir():
+        what = "is a file" if path.exists() else "no such folder"
+        raise StoreError(f"{path}: {what}; give a folder that spectrum run wrote, such as results/quickstart")
+    if not any((path / name).exists() for name in (PLAN, ROWS, HISTORY)):
+        raise StoreError(f"{path}: is not a results folder (no {PLAN}, no {ROWS}); run the study first: spectrum run")
+    return path
 
 
 def _as_table(rows: Iterable[Row]) -> Results:
@@ -134,7 +163,7 @@ def _planned(row: Row, entry: Mapping[str, Any], searched: str = "") -> Row:
 def load_history(folder: str | Path) -> pd.DataFrame:
     """The epochs of all points: id, epoch, lr, train_loss (nats), val_loss, val_accuracy (0 to 1), train_seconds.
 
-    An empty table where there are none yet.
+    An empty table where there are none yet. Raises StoreError for what is no results folder.
 
     >>> history = load_history("results/order")
     >>> list(history.columns)
@@ -142,5 +171,5 @@ def load_history(folder: str | Path) -> pd.DataFrame:
     >>> int(history["epoch"].max())
     6
     """
-    history = pd.DataFrame(read_history(Path(folder)))
+    history = pd.DataFrame(read_history(_results_folder(folder)))
     return history.drop_duplicates(["id", "epoch"], keep="last") if len(history) else history

@@ -7,7 +7,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from spectrum.results import Results, load_history, load_results
+from spectrum.results import Results, load_history, load_results, load_tuning
 from spectrum.study.point import Point
 from spectrum.study.store import ROWS, Store, StoreError
 
@@ -50,8 +50,10 @@ def test_rows_older_than_a_field_of_a_point_have_its_default(tmp_path: Path) -> 
 
 
 def test_a_folder_without_results_says_how_to_get_them(tmp_path: Path) -> None:
-    with pytest.raises(StoreError, match="run the study first"):
+    with pytest.raises(StoreError, match="none: no such folder"):
         load_results(tmp_path / "none")
+    with pytest.raises(StoreError, match="is not a results folder"):
+        load_results(tmp_path)
     (tmp_path / ROWS).touch()
     with pytest.raises(StoreError, match="no rows yet"):
         load_results(tmp_path)
@@ -67,7 +69,30 @@ def test_of_an_epoch_that_was_run_twice_the_last_is_kept(tmp_path: Path) -> None
 
 
 def test_a_folder_without_history_gives_an_empty_table(tmp_path: Path) -> None:
+    (tmp_path / ROWS).touch()
     assert len(load_history(tmp_path)) == 0
+
+
+@pytest.mark.parametrize("load", [load_results, load_history, load_tuning])
+@pytest.mark.parametrize(
+    ("folder", "why"),
+    [
+        (None, "got NoneType"),
+        (3, "got int"),
+        ("", "got ''"),
+        ("nope", "nope: no such folder"),
+        (__file__, "is a file"),
+        (Path(__file__).parent, "is not a results folder"),
+    ],
+)
+def test_what_is_no_results_folder_is_refused_by_every_reader(load: Any, folder: Any, why: str) -> None:
+    with pytest.raises(StoreError, match=why):
+        load(folder)
+
+
+def test_a_truth_is_true_or_false() -> None:
+    with pytest.raises(StoreError, match="all_points='no': expected True or False"):
+        load_results(STUDY, all_points="no")  # type: ignore[arg-type]
 
 
 # What a notebook shows

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from spectrum.analysis.inference import shown_better, t_interval
+from spectrum.analysis.inference import check_parts, shown_better, t_interval
 from spectrum.analysis.table import SPLIT, keys, point_labels, scored, scored_metric, spectrum_position, varied_settings
 
 
@@ -69,6 +69,7 @@ def optimum(results: pd.DataFrame, *, metric: str | None = None, confidence: flo
     >>> found[found["in_set"]].groupby("order", sort=False)["label"].agg(list).to_dict()
     {'pointwise_first': ['per channel'], 'spatial_first': ['per channel']}
     """
+    check_parts("optimum", confidence=confidence)
     metric = scored_metric(results) if metric is None else metric
     scored(results, metric, needs=["realised_segments"])  # refuses what would mislead
     rows = []

@@ -12,6 +12,7 @@ import pandas as pd
 from spectrum.analysis.inference import (
     ALPHA,
     Difference,
+    check_parts,
     difference,
     holm,
     seeds_for_difference,
@@ -137,6 +138,7 @@ def contrasts(
         n    mean            verdict
     0  14  0.0031  negligibly higher
     """
+    check_parts("contrasts", alpha=alpha, power=power)
     metric = scored_metric(results) if metric is None else metric
     scored(results, metric)  # refuses what would mislead
     results = results.reset_index(drop=True)

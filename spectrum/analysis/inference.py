@@ -35,8 +35,7 @@ def t_interval(values: ArrayLike, confidence: float = 0.95) -> tuple[float, floa
     0.910, 0.885 to 0.935
     """
     x = _sample(values, "t_interval")
-    if not 0 < confidence < 1:
-        raise ValueError(f"t_interval: confidence={confidence}; expected a part of 1, such as 0.95")
+    check_parts("t_interval", confidence=confidence)
     mean = float(x.mean())
     if len(x) == 1:
         return mean, float("nan"), float("nan")
@@ -59,6 +58,8 @@ def bootstrap_interval(
     interval holds the mean three times in four.
     """
     x = _sample(values, "bootstrap_interval")
+    check_parts("bootstrap_interval", confidence=confidence)
+    _check_whole("bootstrap_interval", least=100, resamples=resamples)
     if len(x) < FEWEST_FOR_BOOTSTRAP:
         raise ValueError(f"bootstrap_interval: {len(x)} values, needs {FEWEST_FOR_BOOTSTRAP}; try t_interval")
     if x.std() == 0:
@@ -84,8 +85,10 @@ def noise_floor(accuracy: float, images: int, confidence: float = 0.95) -> float
     >>> round(noise_floor(0.9, 10_000), 4)
     0.0059
     """
-    if not 0 <= accuracy <= 1 or images < 1:
-        raise ValueError(f"noise_floor: accuracy {accuracy} of {images} images; expected 0 to 1, of at least one")
+    check_parts("noise_floor", confidence=confidence)
+    _check_whole("noise_floor", least=1, images=images)
+    if not 0 <= accuracy <= 1:
+        raise ValueError(f"noise_floor: accuracy={accuracy}; expected a number from 0 to 1")
     return float(stats.norm.ppf((1 + confidence) / 2) * np.sqrt(accuracy * (1 - accuracy) / images))
 
 
@@ -175,7 +178,10 @@ def seeds_for_difference(difference: float, sd: float, *, power: float = 0.8, al
     >>> seeds_for_difference(0.5, 1.0)
     34
     """
-    if not abs(difference) > 0 or not sd >= 0:
+    check_parts("seeds_for_difference", power=power, alpha=alpha)
+    _check_numbers("seeds_for_difference", difference=difference)
+    _check_numbers("seeds_for_difference", least=0, sd=sd)
+    if difference == 0:
         return None
     return _fewest(lambda n: difference_power(n, difference, sd, alpha), power) if sd else 2
 
@@ -191,6 +197,10 @@ def difference_power(n: int, difference: float, sd: float, alpha: float = ALPHA)
 
     The tails of scipy's noncentral t are NaN for some of the few seeds that matter here; this is the same integral.
     """
+    check_parts("difference_power", alpha=alpha)
+    _check_whole("difference_power", least=2, n=n)
+    _check_numbers("difference_power", difference=difference)
+    _check_numbers("difference_power", above=0, sd=sd)
     shift, critical = np.sqrt(n) * abs(difference) / sd, special.stdtrit(n - 1, 1 - alpha / 2)
 
     def beyond(ratio: float) -> float:
@@ -202,7 +212,7 @@ def difference_power(n: int, difference: float, sd: float, alpha: float = ALPHA)
     edges = sorted(
         {low, high, *(edge for edge in (turn - 8 / critical, turn, turn + 8 / critical) if low < edge < high)}
     )
-    return float(sum(integrate.quad(beyond, *ends, epsabs=1e-10)[0] for ends in pairwise(edges)))
+    return _probability(sum(integrate.quad(beyond, *ends, epsabs=1e-10)[0] for ends in pairwise(edges)))
 
 
 def seeds_for_equivalence(
@@ -220,7 +230,11 @@ def seeds_for_equivalence(
     >>> seeds_for_equivalence(0.5, 1.0)
     36
     """
-    if abs(difference) >= margin or not sd >= 0:
+    check_parts("seeds_for_equivalence", power=power, alpha=alpha)
+    _check_numbers("seeds_for_equivalence", difference=difference)
+    _check_numbers("seeds_for_equivalence", above=0, margin=margin)
+    _check_numbers("seeds_for_equivalence", least=0, sd=sd)
+    if abs(difference) >= margin:
         return None
     return _fewest(lambda n: equivalence_power(n, margin, sd, difference, alpha), power) if sd else 2
 
@@ -237,6 +251,10 @@ def equivalence_power(n: int, margin: float, sd: float, difference: float = 0.0,
 
     Exact, by integration over the chi distribution of the sample's sd (Phillips 1990).
     """
+    check_parts("equivalence_power", alpha=alpha)
+    _check_whole("equivalence_power", least=2, n=n)
+    _check_numbers("equivalence_power", difference=difference)
+    _check_numbers("equivalence_power", above=0, margin=margin, sd=sd)
     critical, error = special.stdtrit(n - 1, 1 - alpha), sd / np.sqrt(n)
     most = margin / (critical * error)  # of the sample's sd over the true one: beyond, the interval is too wide
     low, high = _where_the_ratio_lies(n)
@@ -249,7 +267,7 @@ def equivalence_power(n: int, margin: float, sd: float, difference: float = 0.0,
         given = special.ndtr((reach - difference) / error) - special.ndtr((-reach - difference) / error)
         return np.asarray(given * np.exp(_log_density(ratio, n)))
 
-    return float(integrate.fixed_quad(inside, low, high, n=200)[0])
+    return _probability(integrate.fixed_quad(inside, low, high, n=200)[0])
 
 
 def _log_density(ratio: Any, n: int) -> Any:
@@ -308,8 +326,10 @@ def upper_sd(sd: float, n: int, confidence: float = 0.8) -> float:
     >>> round(upper_sd(1.0, 3), 2)
     2.12
     """
-    if n < 2:
+    check_parts("upper_sd", confidence=confidence)
+    if np.isnan(sd) or n < 2:
         return float("nan")
+    _check_numbers("upper_sd", least=0, sd=sd)
     return float(sd * np.sqrt((n - 1) / stats.chi2.ppf(1 - confidence, n - 1)))
 
 
@@ -342,8 +362,42 @@ def _beyond(t: float, freedom: int) -> float:
     return float(special.stdtr(freedom, -t))
 
 
+def check_parts(who: str, **parts: float) -> None:
+    """Raise ValueError for a confidence, a power or a level that is not above 0 and below 1."""
+    for name, value in parts.items():
+        if not _is_number(value) or not 0 < value < 1:
+            raise ValueError(f"{who}: {name}={value!r}; expected a part of 1, such as 0.05, 0.8 or 0.95")
+
+
+def _check_whole(who: str, least: int, **counts: float) -> None:
+    for name, value in counts.items():
+        if not _is_number(value) or value != value // 1 or value < least:
+            raise ValueError(f"{who}: {name}={value!r}; expected a whole number of at least {least}")
+
+
+def _check_numbers(who: str, *, least: float = -np.inf, above: float = -np.inf, **numbers: float) -> None:
+    for name, value in numbers.items():
+        if not _is_number(value) or not np.isfinite(value) or value < least or value <= above:
+            bound = f" of at least {least:g}" if least > -np.inf else f" above {above:g}" if above > -np.inf else ""
+            raise ValueError(f"{who}: {name}={value!r}; expected a finite number{bound}")
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float | np.number) and not isinstance(value, bool | np.bool_)
+
+
+def _probability(integral: float) -> float:
+    """An integral over a density, which rounding may take a little out of 0 to 1."""
+    return float(min(1.0, max(0.0, integral)))
+
+
 def _sample(values: ArrayLike, who: str) -> NDArray[np.float64]:
-    x = np.asarray(values, dtype=float)
+    try:
+        x = np.asarray(values, dtype=float)
+    except (TypeError, ValueError):
+        raise ValueError(f"{who}: expected a list of numbers, one per seed (got {type(values).__name__})") from None
+    if x.ndim != 1:
+        raise ValueError(f"{who}: expected a list of numbers, one per seed (got {x.ndim} dimensions)")
     if len(x) == 0:
         raise ValueError(f"{who}: no values")
     if not np.isfinite(x).all():

@@ -127,6 +127,10 @@ def run_study(
     (21, 0, 0)
     """
     study = as_study(study)
+    if workers is not None and (isinstance(workers, bool) or not isinstance(workers, int) or workers < 1):
+        raise SpecError(f"workers = {workers!r}: expected a whole number of at least 1, or None for one per core")
+    if not isinstance(device, str):
+        raise SpecError(f'device = {device!r}: expected "cpu", "cuda", "mps" or "auto"')
     if not checkpoint_minutes >= 0:
         raise SpecError(f"checkpoint_minutes = {checkpoint_minutes}: expected 0 or more")
     for name, most in asdict(limits).items():

@@ -75,8 +75,8 @@ def test_percentile_bootstrap_of_three_covers_three_times_in_four():
 def test_the_noise_floor_is_that_of_the_binomial():
     draws = np.random.default_rng(3).binomial(10_000, 0.9, size=20_000) / 10_000
     assert 0.945 < np.mean(abs(draws - 0.9) <= noise_floor(0.9, 10_000)) < 0.956
-    for accuracy, images in ((1.1, 10), (-0.1, 10), (0.5, 0)):
-        with pytest.raises(ValueError, match="expected 0 to 1"):
+    for accuracy, images, why in ((1.1, 10, "from 0 to 1"), (-0.1, 10, "from 0 to 1"), (0.5, 0, "at least 1")):
+        with pytest.raises(ValueError, match=why):
             noise_floor(accuracy, images)
 
 
@@ -238,7 +238,6 @@ def test_power_with_two_seeds_is_what_simulation_gives():
     simulated = (np.abs(t) > distributions.t.ppf(0.975, 1)).mean()
     assert difference_power(2, 5.5, 1.0) == pytest.approx(simulated, abs=0.005)
     assert seeds_for_difference(6.5, 1.0) == 3
-    assert seeds_for_difference(float("nan"), 1.0) is None
 
 
 @pytest.mark.parametrize(
@@ -248,6 +247,23 @@ def test_power_with_two_seeds_is_what_simulation_gives():
         (lambda: t_interval([0.9, 0.8], 95), "confidence=95"),
         (lambda: difference([0.1, 0.2], -0.005), "margin=-0.005"),
         (lambda: holm([0.5, 1.2]), "expected p-values from 0 to 1"),
+        (lambda: t_interval([[1, 2], [3, 4]]), "one per seed .got 2 dimensions"),
+        (lambda: t_interval(5), "one per seed"),
+        (lambda: t_interval(["a"]), "one per seed"),
+        (lambda: difference([[0.1, 0.2], [0.2, 0.4]]), "one per seed"),
+        (lambda: bootstrap_interval(range(25), 95), "confidence=95"),
+        (lambda: bootstrap_interval(range(25), 0), "confidence=0"),
+        (lambda: bootstrap_interval(range(25), resamples=1), "resamples=1"),
+        (lambda: noise_floor(0.5, 100, 2), "confidence=2"),
+        (lambda: noise_floor(0.5, 2.5), "images=2.5"),
+        (lambda: upper_sd(-0.1, 3), "sd=-0.1"),
+        (lambda: seeds_for_equivalence(float("nan"), 1.0), "margin=nan"),
+        (lambda: seeds_for_difference(float("nan"), 1.0), "difference=nan"),
+        (lambda: seeds_for_difference(0.01, 0.01, power=80), "power=80"),
+        (lambda: seeds_for_difference(0.01, 0.01, alpha=5), "alpha=5"),
+        (lambda: seeds_for_difference(0.01, -1), "sd=-1"),
+        (lambda: difference_power(5, 0.01, -1), "sd=-1"),
+        (lambda: equivalence_power(5, 0.01, 0), "sd=0"),
     ],
 )
 def test_numbers_that_can_mean_nothing_are_refused(call, message):
@@ -289,3 +305,9 @@ def test_a_line_that_crosses_beyond_the_places_has_no_crossing():
     at, possible = zero_crossing([0.0, 1.0, 2.0], [[1.0, 2.0, 3.1], [1.1, 2.0, 3.0], [1.0, 2.1, 3.0]])
     assert math.isnan(at)
     assert possible == []
+
+
+@pytest.mark.parametrize(("n", "sd"), [(5, 1e-6), (10**6, 0.01), (2, 1e3)])
+def test_a_power_is_a_probability(n, sd):
+    assert 0 <= difference_power(n, 0.01, sd) <= 1
+    assert 0 <= equivalence_power(n, 0.01, sd) <= 1
