@@ -115,7 +115,7 @@ def test_a_report_that_cannot_be_written_has_a_status_of_its_own(study):
     rows = (study / "results/tiny/results.jsonl").read_bytes()
     done = limited(study, "report", "tiny.toml")
     assert done.returncode == 3, done.stderr
-    assert "results/tiny: its report cannot be written (File too large)" in done.stderr
+    assert "results/tiny/figures/spectrum.svg: the report cannot be written (File too large)" in done.stderr
     assert (study / "results/tiny/results.jsonl").read_bytes() == rows
 
 

@@ -55,13 +55,13 @@ def plan(command: Plan) -> int:
     return 0
 
 
-def _print_images(images: Sequence[dict[str, Any]]) -> None:
+def _print_images(images: Sequence[dict[str, Any]], when: str = "") -> None:
     """A line for each data set."""
     from spectrum.study.data import describe
 
     for known in images:
         size = f" at image_size {known['image_size']}" if len(images) > 1 and known["image_size"] else ""
-        out.print(f"data: {describe(known['dataset'] + size, known)}")
+        out.print(f"data{when}: {describe(known['dataset'] + size, known)}")
 
 
 @dataclass(frozen=True)
@@ -227,7 +227,8 @@ def run(command: Run) -> int:
         if contrast["confounded"]:
             print_contrast(contrast)
     _print_choices(summary, frozen)
-    _print_images(frozen.get("images", []))
+    reused = summary.reused == summary.total  # and so nothing was read
+    _print_images(frozen.get("images", []), " that the rows were trained on" if reused else "")
     show_report(summary.folder)
     if summary.diverged:
         err.print(f"{summary.diverged} points diverged; they count, at chance")

@@ -92,6 +92,7 @@ def describe(name: str, known: Mapping[str, Any]) -> str:
     said = [
         f"{name}: {sum(known['train_images']):,} training and {sum(known['test_images']):,} test images",
         _class_counts(known["classes"], known["train_images"], known["test_images"]),
+        *(f"a run trains on {train:,} and validates on {held:,} of them" for train, held in known.get("used", [])),
         f"{height}×{width} pixels, {channels} channel{'' if channels == 1 else 's'}",
         f"test images: {known['test'] or 'not said'}",
         known["read"] or "arrays",
@@ -181,6 +182,12 @@ def split(
     if isinstance(train_x, Tensor):
         train_x = train_x.contiguous(memory_format=torch.channels_last)  # as batches want it
     return Split(train_x, images.train_y[train], images.train_x[validation], images.train_y[validation], mean, std)
+
+
+def count_used(images: Images, validation_fraction: float, train_images: int | None = None) -> tuple[int, int]:
+    """How many images a run trains on, and how many it validates on. Raises DataError as `split` does."""
+    train, validation = _carved(images, validation_fraction)
+    return len(_part(images, train, train_images)), len(validation)
 
 
 def count_train_images(images: Images, validation_fraction: float, train_images: int | None = None) -> int:

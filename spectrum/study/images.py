@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Any
 
-from spectrum.study.data import About, Images, record
+from spectrum.study.data import About, Images, count_used, record
 from spectrum.study.load import load_images
 from spectrum.study.pixels import DataError
 from spectrum.study.point import GAUSSIAN, IMAGES, Point, images_said
@@ -46,8 +46,15 @@ def read_once() -> Iterator[None]:
 
 def described(points: Iterable[Point]) -> list[dict[str, Any]]:
     """What is known of each data set that points have, with the fields that decide which it is."""
+    points = list(points)
     by_fields = {images_said(dict(point)): point for point in points}
-    return [dict(zip(IMAGES, said, strict=True)) | record(images_of(point)) for said, point in by_fields.items()]
+    found = []
+    for said, point in by_fields.items():
+        images = images_of(point)
+        splits = {(one.validation_fraction, one.train_images) for one in points if images_said(dict(one)) == said}
+        used = sorted({count_used(images, *split) for split in splits})
+        found.append(dict(zip(IMAGES, said, strict=True)) | record(images) | {"used": [list(one) for one in used]})
+    return found
 
 
 _held: dict[tuple[Any, ...], Images] | None = None

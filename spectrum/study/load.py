@@ -345,6 +345,8 @@ def _find(name: str) -> _Source:
             f"dataset={name!r}: unknown; {meant} {', '.join(map(repr, DATASETS))}, 'gaussian' with teacher_segments, "
             f"a hub id (owner/name), a folder (./{name}), or put it at $SPECTRUM_DATA/{name}/"
         )
+    if name not in HUB_IDS and Path(name).exists():  # the library that reads the hub would take it for a data set of it
+        raise DataError(f"dataset={name!r}: is a folder here, and reads as a hub id; did you mean './{name}'?")
     return _Hub(name, HUB_IDS.get(name, name))
 
 
@@ -491,10 +493,18 @@ def _go_offline_without_network() -> None:
         constants.HF_HUB_OFFLINE = datasets.config.HF_HUB_OFFLINE = True
 
 
+def _data_root_said() -> str:
+    root = os.environ.get("SPECTRUM_DATA")
+    if root is None:
+        return "which is not set"
+    return f"{root}, " + ("which has no such folder" if Path(root).expanduser().is_dir() else "which is no folder")
+
+
 def _missing(name: str, hub_id: str, error: Exception) -> str:
     reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
     return (
-        f"dataset={name!r}: not found below $SPECTRUM_DATA and not to be had from the hub ({reason}).\n"
+        f"dataset={name!r}: not found below $SPECTRUM_DATA ({_data_root_said()}), "
+        f"nor to be had from the hub ({reason}).\n"
         f"Either put its Parquet files (or a folder per class of images) at $SPECTRUM_DATA/{name}/,\n"
         f"or connect to the network once, and {hub_id} is downloaded and kept."
     )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import hashlib
 import multiprocessing
 import sys
 from collections.abc import Iterable, Sequence
@@ -53,6 +55,23 @@ def _check_is_theirs(name: str, loaded: str | None, folder: Path, said: str) -> 
     there = next((path for path in (stem.with_suffix(".py"), stem / "__init__.py") if path.exists()), None)
     if there is not None and (loaded is None or Path(loaded).resolve() != there.resolve()):
         raise SpecError(f"{said}{name}: another module of this name is loaded, from {loaded}; rename {there}")
+
+
+def code_of(model: str) -> str | None:
+    """16 hex digits that tell versions of the module apart which registers a model; comments and layout change nothing.
+
+    None for a model of this package, and where there is no file. What the module imports in turn is not looked at.
+    """
+    home = registered_in(model)
+    module = sys.modules.get("__main__" if home in MAIN else str(home))
+    file = getattr(module, "__file__", None)
+    if home is None or file is None:
+        return None
+    try:
+        said = ast.dump(ast.parse(Path(file).read_bytes()))
+    except (OSError, SyntaxError, ValueError):  # gone or changed since it was imported
+        return "unreadable"
+    return hashlib.sha256(said.encode()).hexdigest()[:16]
 
 
 def modules_of(models: Iterable[str], imports: Sequence[str]) -> tuple[str, ...]:

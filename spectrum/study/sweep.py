@@ -17,12 +17,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from spectrum.models import registered_in
 from spectrum.study.checkpoint_files import CHECKPOINTS
 from spectrum.study.contrasts import examine
 from spectrum.study.effects import check_effects
 from spectrum.study.engines import NO_LIMITS, Cluster, Engine, Limits, LocalEngine, Outcome
 from spectrum.study.identity import check_not_other, folder_of
-from spectrum.study.own import check_workers_know, import_modules, modules_of
+from spectrum.study.own import check_workers_know, code_of, import_modules, modules_of
 from spectrum.study.planning import PlannedPoint, entries_of, from_entry, plan_study
 from spectrum.study.point import Point, SpecError, images_said
 from spectrum.study.spec import Study, Tune, as_study
@@ -166,6 +167,7 @@ def run_study(
             images = described(one.point for one in planned)
         for note in coincidences(study, planned):
             on_note(note)
+    _check_same_models(folder, models)
     with Store(folder) as store:
         check_not_other(folder, study)  # once more, now that no other run can write here
         often = checkpoint_minutes if limits.minutes is None else min(checkpoint_minutes, limits.minutes / 4)
@@ -452,6 +454,18 @@ def _fingerprints(folder: Path) -> dict[tuple[Any, ...], set[str]]:
         if fingerprint is not None:
             known.setdefault(images_said(row), set()).add(fingerprint)
     return known
+
+
+def _check_same_models(folder: Path, models: Sequence[str]) -> None:
+    """Raise StoreError where rows were trained with other code of a model of one's own than there is now."""
+    now = {model: code_of(model) for model in models}
+    for row in _finished(folder).values():
+        model, then = row.get("model"), (row.get("provenance") or {}).get("model_code")
+        if model in now and then is not None and now[model] is not None and then != now[model]:
+            raise StoreError(
+                f"{folder}: its rows were trained with another version of {registered_in(model)}, which registers "
+                f"{model!r} (code {then} then, {now[model]} now); give another --out, or the earlier version"
+            )
 
 
 def _check_same_images(folder: Path, planned: Sequence[PlannedPoint]) -> None:

@@ -197,15 +197,18 @@ def _trained(
 ) -> dict[str, Any]:
     from spectrum.study.checkpoint import Checkpoints
     from spectrum.study.images import images_of
+    from spectrum.study.own import code_of
     from spectrum.study.parallel import ALONE
     from spectrum.study.provenance import provenance
     from spectrum.study.train import train
 
     images = _or_out_of_memory(lambda: images_of(point))
+    code = code_of(point.model)
     environment = provenance(images, device) | ({} if ranks is None else {"ranks": ranks.count})
+    environment |= {} if code is None else {"model_code": code}
     checkpoints = None
     if saving is not None:
-        identity = {"point": point.id, "images": images.fingerprint}
+        identity = {"point": point.id, "images": images.fingerprint} | ({} if code is None else {"model": code})
         folder = saving.checkpoints_of(point.id)
         checkpoints = Checkpoints(folder, identity, environment, minutes=saving.minutes, stop=stop, on_saved=on_saved)
     _reset_peak_memory()

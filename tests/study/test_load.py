@@ -27,8 +27,10 @@ from sklearn.datasets import load_digits
 
 from spectrum.study import load
 from spectrum.study.data import Images, describe, make_images, record
+from spectrum.study.images import described
 from spectrum.study.load import load_images
 from spectrum.study.pixels import DataError
+from spectrum.study.point import Point
 from tests.study.stored import Pixels, as_nchw, encoded, random_pixels, write_folder, write_parquet
 
 # The embedded data set
@@ -788,3 +790,23 @@ def test_a_full_disk_costs_the_cache_and_nothing_else(tmp_path: Path) -> None:
     restored = load._read_cache(tmp_path / "cache" / "digits.safetensors")
     assert restored is not None
     assert same(restored, images)
+
+
+def test_a_folder_here_is_not_taken_for_a_data_set_of_the_hub(data_root):
+    Path("pictures/flowers").mkdir(parents=True)
+    with pytest.raises(DataError, match=r"is a folder here, and reads as a hub id; did you mean './pictures/flowers'"):
+        load_images("pictures/flowers")
+
+
+def test_where_data_is_looked_for_is_said(data_root, monkeypatch):
+    for root, said in ((None, "which is not set"), ("/nowhere", "/nowhere, which is no folder")):
+        monkeypatch.setenv("SPECTRUM_DATA", root) if root else monkeypatch.delenv("SPECTRUM_DATA")
+        with pytest.raises(DataError, match=f"not found below .SPECTRUM_DATA .{said}"):
+            load_images("fashion_mnist")
+
+
+@pytest.mark.parametrize(("train_images", "used"), [(None, [1349, 149]), (200, [200, 149])])
+def test_how_many_images_a_run_trains_and_validates_on_is_said(train_images, used):
+    (known,) = described([Point(train_images=train_images, seed=seed) for seed in (0, 1)])
+    assert known["used"] == [used]
+    assert f"a run trains on {used[0]:,} and validates on {used[1]} of them" in describe("digits", known)

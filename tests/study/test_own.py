@@ -107,6 +107,23 @@ def test_a_study_that_names_its_module_runs_and_freezes_it(tmp_path):
     assert json.loads(plan.read_text())["imports"] == ["frozen"]
 
 
+@pytest.mark.medium
+def test_rows_of_a_model_are_not_mixed_with_those_of_its_changed_code(tmp_path):
+    path = write(tmp_path, "changing")
+    path.write_text(path.read_text().replace("[axes]", 'dataset = "digits"\ntrain_images = 100\nepochs = 1\n[axes]'))
+    assert command(tmp_path, "-m", "spectrum", "run", "own.toml").returncode == 0
+    rows = (tmp_path / "results/own/results.jsonl").read_bytes()
+    module = tmp_path / "changing.py"
+    module.write_text(module.read_text().replace("def ", "# a comment\n\ndef "))
+    assert "2 of 2 points had a result already" in command(tmp_path, "-m", "spectrum", "run", "own.toml").stdout
+    module.write_text(module.read_text().replace("nn.Flatten(),", "nn.Flatten(), nn.Identity(),"))
+    done = command(tmp_path, "-m", "spectrum", "run", "own.toml")
+    assert done.returncode == 2
+    assert "its rows were trained with another version of changing" in " ".join(done.stderr.split())
+    assert (tmp_path / "results/own/results.jsonl").read_bytes() == rows
+    assert command(tmp_path, "-m", "spectrum", "run", "own.toml", "--out", "other").returncode == 0
+
+
 STUDY = f"""
 from spectrum import Point, Study, run_study
 study = Study(name="own", base=Point(model="of_script", **{BASE}))

@@ -43,6 +43,10 @@ P = ParamSpec("P")
 class ShownFigure(Figure):
     """A figure that a notebook shows as the value of a cell, without `%matplotlib inline` and without pyplot."""
 
+    def __repr__(self) -> str:
+        width, height = (self.get_size_inches() * self.dpi).tolist()
+        return f"<Figure size {width:g}x{height:g} with {len(self.axes)} Axes>"  # as matplotlib says it
+
     def _repr_png_(self) -> tuple[bytes, dict[str, int]]:
         """The picture, and the size in pixels at which it is shown; a display of high resolution has more to show."""
         png = io.BytesIO()
