@@ -271,7 +271,7 @@ class _Run:
             "budget": study.budget.model_dump(mode="json"),
             "base": study.base.model_dump(mode="json"),
             "varied": study.varied(),
-            "images": self.images,
+            **({"images": self.images} if self.images else {}),  # an old plan has none
             "contrasts": [examined.entry() for examined in examine(study, self.planned)],
             "points": [one.entry() for one in points],
         }
