@@ -68,6 +68,8 @@ def doctor(command: Doctor) -> int:
     from spectrum.study.doctor import look_at, repair
 
     folder, study = _folder(command.study, command.out)
+    if not folder.is_dir():
+        raise StoreError(f"{folder}: no such folder, so the study has not run yet: spectrum run {command.study}")
     if study is not None and check_not_other(folder, study) == "version":
         err.print(f"{folder}: {study.name} has changed since it ran here; what follows is about the earlier version")
     found = look_at(folder)
@@ -82,7 +84,9 @@ def doctor(command: Doctor) -> int:
         mend = " (--repair)" if one.can_be_mended else ""
         out.print(f"{'fault' if one.fault else 'note'}: {one.said}{mend}")
     faults = sum(one.fault for one in found)
-    out.print(f"{folder}: {len(read_rows(folder))} rows · {faults} faults · {len(found) - faults} notes")
+    counts = ((len(read_rows(folder)), "row"), (faults, "fault"), (len(found) - faults, "note"))
+    said = " · ".join(f"{count} {word if count == 1 else word + 's'}" for count, word in counts)
+    out.print(f"{folder}: {said}")
     return 1 if faults else 0
 
 

@@ -219,3 +219,10 @@ def test_points_of_one_seed_with_the_same_weights_are_named(folder: Path) -> Non
         f"2 points ({IDS[0]}, {IDS[2]}) share their weights with another of the same seed, such as "
         f"{IDS[0]} with {IDS[2]}; what their rows differ in had no effect"
     )
+
+
+def test_a_study_that_has_not_run_is_no_study_without_faults(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    Path("new.toml").write_text('[base]\ndataset = "digits"\n')
+    assert main(["doctor", "new.toml"]) == 2
+    assert "results/new: no such folder, so the study has not run yet" in " ".join(capsys.readouterr().err.split())
