@@ -100,6 +100,7 @@ def test_a_plan_lists_points_and_writes_nothing(study, capsys):
     assert [path.name for path in study.iterdir()] == ["tiny.toml"]
 
 
+@pytest.mark.medium
 def test_a_study_is_its_file_whatever_it_is_called(study, capsys):
     (study / "other name.txt").write_text(STUDY.replace("Does it run?", "Is [segments] better than [/3]?"))
     (study / "old.toml").write_text(STUDY.replace("width = 0.25", "width = 0.5"))
@@ -136,6 +137,7 @@ def test_files_that_cannot_be_written_or_read_end_in_status_2(study, capsys):
     assert "nowhere" in capsys.readouterr().err
 
 
+@pytest.mark.medium
 def test_an_override_reaches_the_plan(study, capsys):
     run("plan", "tiny.toml")
     before = capsys.readouterr().out
@@ -353,6 +355,7 @@ between = [{ segments = 1, match = "none" }, { segments = 3, match = "none" }]
 )
 
 
+@pytest.mark.medium
 def test_a_plan_shows_widths_mismatch_and_what_contrasts_change(study, capsys):
     (study / "equal.toml").write_text(BUDGET)
     assert run("plan", "equal.toml") == 0
@@ -374,7 +377,7 @@ def test_a_plan_shows_widths_mismatch_and_what_contrasts_change(study, capsys):
     assert [contrast["confounded"] for contrast in plan["contrasts"]] == [False, True]
 
 
-@pytest.mark.medium
+@pytest.mark.slow
 def test_a_network_that_serves_two_budgets_is_trained_once_and_shown_twice(study, capsys):
     (study / "equal.toml").write_text(BUDGET)
     assert run("run", "equal.toml", "--workers", "2") == 0
@@ -406,7 +409,7 @@ lr = [0.01, 0.1]
 )
 
 
-@pytest.mark.medium
+@pytest.mark.slow
 def test_a_search_says_what_it_chose_and_what_to_do_next(study, capsys):
     (study / "tuned.toml").write_text(TUNED)
     assert run("plan", "tuned.toml") == 0

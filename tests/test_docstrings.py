@@ -34,6 +34,7 @@ def test_every_module_is_found():
     assert {"spectrum.conv.segmented", "spectrum.study.point", "spectrum.cost.count"} <= set(MODULES)
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("name", MODULES)
 @pytest.mark.usefixtures("no_families_left")
 def test_the_examples_of_a_module_run(name, monkeypatch, capsys):

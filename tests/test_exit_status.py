@@ -102,6 +102,7 @@ def limited(folder, *words, size=4096):
     )  # fmt: skip
 
 
+@pytest.mark.medium
 def test_an_export_that_cannot_be_written_has_a_status_of_its_own(study):
     hold(study / "held", tiny(axes={"seed": list(range(20))}))
     done = limited(study, "export", "held", "--to", "rows.json")

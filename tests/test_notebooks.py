@@ -79,7 +79,7 @@ def test_installs_itself_and_has_one_switch_if_it_trains(path: Path) -> None:
     assert switches == (["RETRAIN = False"] if path in TRAINING else [])
 
 
-@pytest.mark.medium
+@pytest.mark.slow
 @every_notebook
 def test_outputs_are_those_of_the_committed_results(path: Path) -> None:
     committed, now = said(nbformat.read(path, as_version=4)), said(run(path))

@@ -109,11 +109,13 @@ def readmes():
     return script("readmes")
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("template", WRITTEN, ids=lambda path: path.parent.name)
 def test_a_page_of_the_map_is_what_its_rows_say(template, readmes):
     assert template.with_suffix("").read_text() == readmes.render(template), "write the pages anew: make readmes"
 
 
+@pytest.mark.medium
 def test_the_caption_of_the_map_is_what_its_rows_say(readmes):
     for page in readmes.FRONT_PAGES:
         assert page.read_text() == readmes.with_caption(page), "write it anew: make readmes"
@@ -169,6 +171,7 @@ def test_a_study_whose_search_alone_has_run_has_no_page_yet(readmes, tmp_path):
     assert readmes.has_rows(whole)
 
 
+@pytest.mark.medium
 def test_the_map_draws_every_study_that_is_complete(readmes):
     figure = script("map").draw()
     drawn = {"curve", "curve_cifar10", "activation", "order", "residual"}

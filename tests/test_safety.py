@@ -225,6 +225,7 @@ def faults_of_call(call: ast.Call, name: str | None) -> list[str]:
     return [f"{word} is not {TRUST[word]}" for word, value in values.items() if value is not TRUST[word]]
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("path", SOURCES, ids=[str(path.relative_to(ROOT)) for path in SOURCES])
 def test_no_file_is_ever_executed(path: Path) -> None:
     assert faults(path.read_text(encoding="utf-8"), str(path.relative_to(ROOT))) == []

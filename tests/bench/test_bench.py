@@ -103,7 +103,7 @@ def test_the_network_written_with_torch_alone_is_ours():
         torch.testing.assert_close(*gradients, rtol=1e-6, atol=1e-9)
 
 
-@pytest.mark.medium
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # Keras's, on numpy 2
 def test_a_network_is_measured_beside_its_peers(keras):
     said = []
@@ -165,7 +165,7 @@ def test_the_operation_is_measured_beside_its_peers(tmp_path, capsys):
     assert "points below 50 %" in capsys.readouterr().out
 
 
-@pytest.mark.medium
+@pytest.mark.slow
 def test_a_step_is_measured_in_processes_that_take_turns():
     table = train.measure([{"segments": 1}], ("default loop", train.OURS), threads=1, rounds=2, steps=1)
     assert list(table.way) == ["default loop", train.OURS]
@@ -196,7 +196,7 @@ def test_the_steps_of_a_studys_networks_are_measured_once_each(tmp_path, capsys)
     assert 0 < times[0] <= times[1] <= times[2]
 
 
-@pytest.mark.medium
+@pytest.mark.slow
 def test_a_study_and_a_script_train_the_same_points():
     curve = ({"segments": 1}, {"segment_width": 4})
     table = sweep.measure(curve, dataset="digits", train_images=300, epochs=1, seeds=1, cores=1)

@@ -98,7 +98,7 @@ def command(folder, *words, say=None):
     )
 
 
-@pytest.mark.medium
+@pytest.mark.slow
 def test_a_study_that_names_its_module_runs_and_freezes_it(tmp_path):
     path = write(tmp_path / "studies", "frozen")
     done = command(tmp_path, "-m", "spectrum", "run", str(path), "--epochs", "1", "--train-images", "100")
@@ -107,7 +107,7 @@ def test_a_study_that_names_its_module_runs_and_freezes_it(tmp_path):
     assert json.loads(plan.read_text())["imports"] == ["frozen"]
 
 
-@pytest.mark.medium
+@pytest.mark.slow
 def test_rows_of_a_model_are_not_mixed_with_those_of_its_changed_code(tmp_path):
     path = write(tmp_path, "changing")
     path.write_text(path.read_text().replace("[axes]", 'dataset = "digits"\ntrain_images = 100\nepochs = 1\n[axes]'))
@@ -131,6 +131,7 @@ study = Study(name="own", base=Point(model="of_script", **{BASE}))
 RUN = 'print(run_study(study, workers=1, device="cpu").trained)'
 
 
+@pytest.mark.medium
 def test_a_session_without_a_script_says_what_to_do_before_anything_is_trained(tmp_path):
     again = MODULE.format(name="of_script") * 2  # a cell that runs twice
     done = command(tmp_path, "-", say=f"{again}{STUDY}{RUN}\n")
@@ -141,7 +142,7 @@ def test_a_session_without_a_script_says_what_to_do_before_anything_is_trained(t
     assert not (tmp_path / "results").exists()
 
 
-@pytest.mark.medium
+@pytest.mark.slow
 def test_a_script_that_registers_at_its_top_level_works(tmp_path):
     text = f'{MODULE.format(name="of_script")}if __name__ == "__main__":\n    ' + "\n    ".join(
         [*STUDY.strip().splitlines(), RUN]

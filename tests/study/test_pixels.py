@@ -223,6 +223,7 @@ def both() -> tuple[Tensor, Encoded]:
     return decode_all(stored(files), decoder), Encoded(stored(files), decoder)
 
 
+@pytest.mark.medium
 @given(numbers=st.lists(st.integers(0, 1_099), min_size=1, max_size=600), start=st.integers(0, 1_099))
 @settings(max_examples=20, deadline=None)
 def test_any_part_is_that_of_the_tensor(numbers: list[int], start: int, both: tuple[Tensor, Encoded]) -> None:

@@ -33,6 +33,7 @@ def params_of(point):
     return sum(p.numel() for p in model.parameters())
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("match", ["params", "macs"])
 def test_every_point_meets_the_budget_of_the_reference(match):
     planned = plan_study(study(budget={"match": match, "reference": PER_CHANNEL}))
@@ -49,6 +50,7 @@ def test_every_point_meets_the_budget_of_the_reference(match):
         assert one.budget == getattr(reference, match)
 
 
+@pytest.mark.medium
 def test_every_field_of_the_network_may_vary_under_a_budget():
     cases = [
         *({"segments": 4}, {"segment_shares": [4, 2, 1, 1]}, {"stage_segments": [1, 4, "per_channel"]}),
@@ -62,6 +64,7 @@ def test_every_field_of_the_network_may_vary_under_a_budget():
     assert len({one.point.id for one in planned}) == 5
 
 
+@pytest.mark.medium
 def test_several_budgets_are_an_axis_and_share_what_is_the_same_network():
     planned = plan_study(study(budget={"match": ["none", "params"], "reference": PER_CHANNEL}))
     assert [one.match for one in planned] == ["none"] * 4 + ["params"] * 4
@@ -331,6 +334,7 @@ def test_bsconvs_swap_is_flagged_factor_by_factor():
     ]
 
 
+@pytest.mark.medium
 def test_the_order_alone_moves_no_convolution_across_a_pool():
     said = study(
         axes={"order": ["spatial_first", "pointwise_first"]},
@@ -350,6 +354,7 @@ def test_what_another_axis_varies_is_no_factor():
     assert factors(said) == [["activation"]]
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("across", ["segments", [{"segments": 4}, {"segments": 1}]])
 @pytest.mark.parametrize("match", ["none", "params"])
 def test_an_interaction_is_confounded_where_what_it_is_compared_across_is(across, match):
@@ -386,6 +391,7 @@ def test_a_side_that_is_partly_unmatched_is_flagged():
     assert factors(said) == [["segments", "parameters, which no budget holds", "MACs, which no budget holds"]]
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize(
     ("axis", "consequences"),
     [
@@ -408,6 +414,7 @@ def test_what_follows_from_a_field_is_told_with_it(axis, consequences):
     assert len(examined.factors[0].consequences) == consequences
 
 
+@pytest.mark.medium
 def test_sides_whose_points_do_not_pair_are_flagged():
     cases = [{"segments": 4, "seed": 0}, {"segments": 8, "seed": 1}]
     budget = {"match": "params", "reference": PER_CHANNEL}
@@ -427,6 +434,7 @@ def test_two_names_of_one_network_are_told():
     assert examined.notes == ("both sides are the same network",)
 
 
+@pytest.mark.medium
 def test_another_base_is_another_budget_and_so_another_study():
     budget = {"match": "params", "reference": PER_CHANNEL}
     one, other = (study(base={"depth": d}, axes={"depth": [1, 2]}, budget=budget) for d in (1, 2))

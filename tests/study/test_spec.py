@@ -167,6 +167,7 @@ keys = st.sampled_from(
 fields = st.dictionaries(st.sampled_from([*Point.model_fields, "junk"]), values, max_size=4)
 
 
+@pytest.mark.medium
 @settings(max_examples=300)
 @given(st.dictionaries(keys, values | fields, max_size=4))
 def test_whatever_a_file_says_is_a_study_or_refused(said):

@@ -88,7 +88,7 @@ def study(**said):
     )
 
 
-@pytest.mark.medium
+@pytest.mark.slow
 def test_a_study_is_searched_then_confirmed_and_neither_twice(study_folder):
     summary = run_study(study(), workers=2)
     folder = study_folder / "results" / "tuned"
