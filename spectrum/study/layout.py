@@ -44,7 +44,9 @@ OTHER_IMAGES = frozenset(
 )
 ARCHIVES = frozenset(".zip .tar .gz .tgz .bz2 .xz .7z .rar .zst".split())
 LITTER = frozenset(("thumbs.db", "desktop.ini", "icon\r"))  # what file managers leave behind
-SHARD = re.compile(r"^(?P<name>.*?)-?(?P<number>\d+)-of-(?P<count>\d+)$")
+SHARD = re.compile(  # train-00000-of-00002, also with a hash after it, as the hub once wrote
+    r"^(?P<name>.*?)[-_. ]?(?P<number>\d+)[-_. ]*of[-_. ]*(?P<count>\d+)(?:\D.*)?$", re.IGNORECASE
+)
 NAMED = 3  # examples that a message has
 
 
@@ -489,18 +491,40 @@ def _split_of(parts: Parts) -> tuple[Split | None, str]:
 
 
 def _raise_unless_whole(files: Sequence[Parts]) -> None:
-    """Raise LayoutError where a file such as train-00001-of-00002 is missing."""
-    shards: defaultdict[tuple[Parts, str, str], set[int]] = defaultdict(set)
+    """Raise LayoutError where a file such as train-00001-of-00002 is missing, or there in two versions."""
+    shards: defaultdict[tuple[Parts, str], dict[tuple[int, int], Parts]] = defaultdict(dict)
     for parts in files:
-        if match := SHARD.match(Path(parts[-1]).stem):
-            shards[parts[:-1], match["name"], match["count"]].add(int(match["number"]))
-    for (_, name, count), numbers in shards.items():
-        missing = [number for number in range(int(count)) if number not in numbers]
+        if not (match := SHARD.match(Path(parts[-1]).stem)):
+            continue
+        same = shards[parts[:-1], match["name"].casefold()]
+        number, count = int(match["number"]), int(match["count"])
+        if number >= count:
+            raise LayoutError(
+                f"{shown(parts[-1])} cannot be: files of {count} are numbered 0 to {count - 1}; rename or remove it"
+            )
+        other = same.get((number, count)) or next((one for (_, of), one in same.items() if of != count), None)
+        if other is not None:
+            raise LayoutError(
+                f"{shown(other[-1])} and {shown(parts[-1])} are parts of two versions of one table; "
+                "keep the files of one version"
+            )
+        same[number, count] = parts
+    for there in shards.values():
+        (_, count), example = next(iter(there.items()))
+        missing = [number for number in range(count) if (number, count) not in there]
         if missing:
             raise LayoutError(
-                f"{len(missing)} of {int(count)} Parquet files are missing, such as "
-                f"{shown(name)}-{missing[0]:05}-of-{count}.parquet; add them, or rename the others"
+                f"{len(missing)} of {count} Parquet files are missing, such as {_numbered(example[-1], missing[0])}; "
+                "add them, or rename the others"
             )
+
+
+def _numbered(name: str, number: int) -> str:
+    """The name of another part of the same table, up to a hash, which the part has for itself."""
+    match = SHARD.match(Path(name).stem)
+    assert match is not None, "of a file that is a part"
+    start, end = match.span("number")
+    return shown(f"{name[:start]}{number:0{end - start}}{name[end : match.end('count')]}.parquet")
 
 
 def _raise_unless_one_place(split: Split, files: Sequence[Parts]) -> None:

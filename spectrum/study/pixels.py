@@ -13,6 +13,7 @@ that would lose what it shows is refused.
 
 from __future__ import annotations
 
+import hashlib
 import io
 import struct
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -54,13 +55,18 @@ class DataError(ValueError):
     """Images that cannot be had: what is missing or broken, and what would work."""
 
 
+class _ChangedError(Exception):
+    """A file that holds other bytes than when the data set was read."""
+
+
 @dataclass(frozen=True)
 class Stored:
     """One split of a data set as it is stored."""
 
     dataset: str
     split: str
-    table: Any  # table[numbers][column] is a list of bytes, or of dicts with "bytes" or "path"; a datasets.Dataset, say
+    table: Any  # table[numbers][column] is a list of bytes, or of dicts with "bytes" or "path"; a datasets.Dataset, say.
+    # Where a dict has "sha256" as well, other bytes are refused.
     column: str  # of encoded images
     paths: bool = True  # False: images are in the table, and paths to others are not followed
 
@@ -97,12 +103,19 @@ class Stored:
     def _one(self, function: Callable[[bytes], T], number: int, row: Any) -> T:
         from PIL import Image, UnidentifiedImageError
 
+        file = row.get("path") if isinstance(row, dict) else None
+        which = f"{self.named(number)}{f' ({file})' if file else ''}"
         try:
-            return function(self._bytes(row))
+            data = self._bytes(row)
+            if isinstance(row, dict) and row.get("sha256") not in (None, hashlib.sha256(data).digest()):
+                raise _ChangedError
+            return function(data)
+        except _ChangedError as error:
+            raise DataError(
+                f"{which} cannot be decoded: its file has changed since the data set was read; run it again"
+            ) from error
         except (OSError, SyntaxError, TypeError, KeyError, ValueError, Image.DecompressionBombError) as error:
-            file = row.get("path") if isinstance(row, dict) else None
             why = "no known image format" if isinstance(error, UnidentifiedImageError) else error
-            which = f"{self.named(number)}{f' ({file})' if file else ''}"
             raise DataError(f"{which} cannot be decoded ({why}); mend or remove it") from error
 
 

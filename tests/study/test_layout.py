@@ -227,6 +227,18 @@ def test_parquet_files_name_their_split(paths: list[str], splits: dict[str, int]
         (["train_test.parquet"], "train_test.parquet names more than one split, test and train; rename it"),
         (["test/train.parquet"], "test/train.parquet names more than one split"),
         (["test.parquet"], r"no Parquet file names the train split; found the test split \(test.parquet\)"),
+        (["train-00000-of-00002-0abc.parquet"], "such as train-00001-of-00002.parquet"),
+        (["train_00000_of_00002.parquet"], "1 of 2 Parquet files are missing, such as train_00001_of_00002.parquet"),
+        (["train-1of3.parquet"], "2 of 3 Parquet files are missing, such as train-0of3.parquet"),
+        (
+            ["train-00000-of-00001-abc.parquet", "train-00000-of-00001-def.parquet"],
+            "train-00000-of-00001-abc.parquet and train-00000-of-00001-def.parquet are parts of two versions",
+        ),
+        (
+            ["train-00000-of-00001.parquet", "train-00000-of-00002.parquet", "train-00001-of-00002.parquet"],
+            "parts of two versions of one table; keep the files of one version",
+        ),
+        (["train-00002-of-00002.parquet"], "files of 2 are numbered 0 to 1; rename or remove it"),
         (["train-00000-of-00002.parquet"], "1 of 2 Parquet files are missing, such as train-00001-of-00002.parquet"),
         (["256/train.parquet", "512/train.parquet"], "of the train split lie in 2 folders"),
         (["train.parquet", "val.parquet", "valid.parquet"], "name the validation split as val and as valid; keep one"),

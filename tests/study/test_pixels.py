@@ -270,6 +270,22 @@ def test_a_file_that_breaks_later_is_named(data_root: Path) -> None:
         train(point, as_asked)
 
 
+def test_a_file_that_changes_later_is_refused_by_name(data_root: Path) -> None:
+    write_folder(data_root / "flowers", random_pixels(40, channels=3), ["a", "b"])
+    as_asked = kept_encoded("flowers", 6).train_x
+    assert isinstance(as_asked, Encoded)
+    assert as_asked.stored.split == "train"
+    before = as_asked.decode()
+    victim = sorted((data_root / "flowers" / "a").iterdir())[3]
+    content, status = victim.read_bytes(), victim.stat()
+    victim.write_bytes(encoded(random_pixels(1, channels=3, seed=9)[0]))
+    os.utime(victim, ns=(status.st_atime_ns, status.st_mtime_ns))
+    with pytest.raises(DataError, match=rf"image 3 of the train split \({victim}\) cannot be decoded: its file has ch"):
+        Encoded(as_asked.stored, as_asked.decoder).decode()
+    victim.write_bytes(content)  # written anew, and yet the same
+    assert torch.equal(as_asked.decode(), before)
+
+
 @pytest.mark.parametrize("how", PICKLES)
 def test_a_pickle_in_place_of_an_encoded_image_is_not_loaded(data_root: Path, how: str) -> None:
     for part in ("train", "test"):
