@@ -153,20 +153,21 @@ def shown(name: str) -> str:
 
 
 def twins(names: Iterable[str]) -> tuple[str, str] | None:
-    """Two names that differ in Unicode normalisation or in surrounding blanks only, if there are any."""
+    """Two names that look alike, if there are any: equal but for Unicode's form, surrounding blanks and odd bytes."""
     seen: dict[str, str] = {}
     for name in names:
-        other = seen.setdefault(same_text(name).strip(), name)
+        other = seen.setdefault(shown(same_text(name)).strip(), name)
         if other != name:
             return other, name
     return None
 
 
 def alike_but_for_case(names: Iterable[str]) -> list[str]:
-    """A note for each pair of names that differ in upper and lower case only."""
+    """A note for each pair of names that differ in upper and lower case only, or in surrounding blanks as well."""
     seen: dict[str, str] = {}
-    pairs = [(seen.setdefault(name.casefold(), name), name) for name in names]
-    return [f"classes {shown(a)!r} and {shown(b)!r} differ in case only" for a, b in pairs if a != b]
+    pairs = [(seen.setdefault(same_text(name).casefold().strip(), name), name) for name in names]
+    alike = [(a, b, "" if a.strip() == a and b.strip() == b else " and blanks") for a, b in pairs if a != b]
+    return [f"classes {shown(a)!r} and {shown(b)!r} differ in case{blanks} only" for a, b, blanks in alike]
 
 
 @dataclass
@@ -311,6 +312,7 @@ def _raise_unless_classes(named: Sequence[tuple[Split, _Folder]], holding: Seque
 
 
 def _of_class_folders(found: _Found, tree: Tree, top: Mapping[str, _Folder]) -> Layout:
+    _raise_if_wrapped(top)
     for folder in top.values():
         for name in folder.below:
             if split_named(name):
@@ -329,6 +331,21 @@ def _of_class_folders(found: _Found, tree: Tree, top: Mapping[str, _Folder]) -> 
     _raise_unless_several(classes)
     found.notes += alike_but_for_case(classes)
     return Layout("images", {"train": files}, {}, tuple(found.left_out), tuple(found.notes))
+
+
+def _raise_if_wrapped(top: Mapping[str, _Folder]) -> None:
+    """Raise LayoutError for one folder around the split folders, as archives unpack to."""
+    if len(top) != 1:
+        return
+    (folder,) = top.values()
+    within = [parts[1:] for parts in folder.images]
+    splits = [name for name in folder.below if split_named(name)]
+    if not folder.own and any(split_named(name) == "train" for name in splits) and any(len(p) > 2 for p in within):
+        names = ", ".join(f"{shown(name)}/" for name in splits[:NAMED])
+        raise LayoutError(
+            f"{shown(folder.name)}/ holds the split folders ({names}); "
+            f"give the folder {shown(folder.name)}/ instead of the one around it"
+        )
 
 
 def _of_split_folders(found: _Found, tree: Tree, top: Mapping[str, _Folder], splits: Mapping[Split, _Folder]) -> Layout:
@@ -426,9 +443,10 @@ def _labelled(where: str, classes: Mapping[str, Sequence[Parts]]) -> list[File]:
     """The files with their classes, in the order of paths."""
     pair = twins(classes)
     if pair is not None:
+        odd = ", or in bytes that are no UTF-8" if any(shown(name) != name for name in pair) else ""
         raise LayoutError(
-            f"the folders {where}{pair[0]!a} and {where}{pair[1]!a} differ only in Unicode normalisation or in blanks; "
-            "join or rename them"
+            f"the folders {where}{pair[0]!a} and {where}{pair[1]!a} differ only in Unicode normalisation or in "
+            f"blanks{odd}; join or rename them"
         )
     return sorted(
         (File(parts, same_text(name)) for name, images in classes.items() for parts in images),

@@ -44,6 +44,7 @@ from spectrum.study.layout import (
     Layout,
     LayoutError,
     Split,
+    alike_but_for_case,
     arrange,
     each_path,
     shown,
@@ -338,7 +339,7 @@ def _of_tables(name: str, kind: str, tables: Mapping[Split, Table], *, paths: bo
     column = LabelColumn("train", label, tables["train"].values(label), tables["train"].names(label))
     classes = column.classes()
     train = _Part(column.numbers(classes), _images_of(name, "train", tables["train"], image, paths=paths))
-    left_out, notes = [], []
+    left_out, notes = [], alike_but_for_case(classes.names)
     unused = set(classes.declared or ()) - set(classes.names)
     if unused:
         notes.append(f"{len(unused)} of {len(classes.declared or ())} named classes without images")

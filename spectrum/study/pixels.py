@@ -67,7 +67,9 @@ class Stored:
 
     dataset: str
     split: str
-    table: Any  # table[numbers][column] is a list of bytes, or of dicts with "bytes" or "path"; a datasets.Dataset, say.
+    table: (
+        Any  # table[numbers][column] is a list of bytes, or of dicts with "bytes" or "path"; a datasets.Dataset, say.
+    )
     # Where a dict has "sha256" as well, other bytes are refused.
     column: str  # of encoded images
     paths: bool = True  # False: images are in the table, and paths to others are not followed

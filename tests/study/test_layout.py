@@ -198,6 +198,22 @@ def test_classes_that_differ_in_case_are_two_and_that_is_said() -> None:
     counts, _, notes = read("a/1.png", "A/1.png")
     assert counts == {"train": {"A": 1, "a": 1}}
     assert "classes 'A' and 'a' differ in case only" in notes
+    assert "classes 'CAT ' and 'Cat' differ in case and blanks only" in read("Cat/1.png", "CAT /1.png")[2]
+
+
+def test_names_that_cannot_be_told_apart_as_they_are_shown_are_refused() -> None:
+    with pytest.raises(LayoutError, match=r"folders 'a\\udcfe' and 'a\\udcff' differ only .* bytes that are no UTF-8"):
+        read("a\udcfe/1.png", "a\udcff/1.png")
+
+
+@pytest.mark.parametrize("splits", [("train",), ("train", "test")])
+def test_a_folder_around_the_split_folders_is_not_the_one_to_give(splits: tuple[str, ...]) -> None:
+    with pytest.raises(
+        LayoutError, match=r"data/ holds the split folders .*; give the folder data/ instead of the one"
+    ):
+        read(*(f"data/{split}/{label}/1.png" for split in splits for label in "ab"))
+    with pytest.raises(LayoutError, match="a split below a class"):
+        read("data/train/1.png", "data/test/1.png")
 
 
 # Parquet
