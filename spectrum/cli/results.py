@@ -109,11 +109,13 @@ def export(command: Export) -> int:
         raise SpecError(f"--to {command.to}: no folder {command.to.parent}; make it first")
     if is_own(command.to):
         raise SpecError(f"--to {command.to}: is a file that a study's folder lives on; give another name")
-    folder, _ = _folder_to_read(command.study, command.out)
+    folder, loaded = _folder_to_read(command.study, command.out)
+    if command.contrasts:
+        _raise_without_contrasts(folder, loaded)
     results = load_results(folder, all_points=kind in ROW_FORMATS and not command.contrasts)
     rows = judge(results, frozen_plan(folder)) if command.contrasts else results
     if command.contrasts and rows.empty:
-        raise SpecError(f"{folder}: the study has no [[contrasts]], or no run of them yet")
+        raise SpecError(f"{folder}: no run of the study's [[contrasts]] is there yet; run the study first")
     if kind in ROW_FORMATS:
         ROW_FORMATS[kind](rows, command.to)
     else:
@@ -124,6 +126,17 @@ def export(command: Export) -> int:
         what = f"table of {what}" if command.contrasts else f"table of {what}, a line a point,"
     out.print(f"{what} written to {command.to}")
     return 0
+
+
+def _raise_without_contrasts(folder: Path, study: Study | None) -> None:
+    if frozen_plan(folder).get("contrasts"):
+        return
+    if study is not None and study.contrasts:
+        raise SpecError(
+            f"{folder}: the [[contrasts]] of the file are new, and the plan here has none; "
+            "run the study again: spectrum run FILE"
+        )
+    raise SpecError(f"{folder}: the study has no [[contrasts]]; add them to its file and run it again")
 
 
 def show_report(folder: Path, study: Study | None = None) -> None:

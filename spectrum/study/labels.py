@@ -80,13 +80,25 @@ class LabelColumn:
         names = tuple(self._name(key) for key in keys)
         if len(keys) < 2:
             raise LayoutError(f"{self.where} has one class only, {names[0]!r}; at least two are needed")
-        pair = twins(map(str, keys)) if isinstance(keys[0], str) else None
+        self._raise_if_named_twice(keys, names)
+        pair = twins(map(str, keys) if self.declared is None else (self.declared[key] for key in keys))
         if pair:
             raise LayoutError(
                 f"{self.where} holds {pair[0]!a} and {pair[1]!a}, which differ only in Unicode normalisation or in "
                 "blanks; write one for both"
             )
         return Classes(tuple(map(_composed, keys)), names, self.declared)
+
+    def _raise_if_named_twice(self, keys: Sequence[Any], names: Sequence[str]) -> None:
+        if self.declared is None:
+            return  # then keys are the names
+        for key, name in zip(keys, names, strict=True):
+            first = keys[names.index(name)]
+            if first != key and self.declared[first] == self.declared[key]:
+                raise LayoutError(
+                    f"{self.where} names two of its classes {shown(name)!r}, {first} and {key}; "
+                    "give each a name of its own"
+                )
 
     def numbers(self, classes: Classes) -> Tensor:
         """Class numbers, int64 (N,). Raises LayoutError for a label that is none, or that is of no class."""

@@ -44,7 +44,9 @@ OTHER_IMAGES = frozenset(
 )
 ARCHIVES = frozenset(".zip .tar .gz .tgz .bz2 .xz .7z .rar .zst".split())
 LITTER = frozenset(("thumbs.db", "desktop.ini", "icon\r"))  # what file managers leave behind
-SHARD = re.compile(r"^(?P<name>.*?)-?(?P<number>\d+)-of-(?P<count>\d+)$")
+SHARD = re.compile(  # train-00000-of-00002, also with a hash after it, as the hub once wrote
+    r"^(?P<name>.*?)[-_. ]?(?P<number>\d+)[-_. ]*of[-_. ]*(?P<count>\d+)(?:\D.*)?$", re.IGNORECASE
+)
 NAMED = 3  # examples that a message has
 
 
@@ -151,20 +153,21 @@ def shown(name: str) -> str:
 
 
 def twins(names: Iterable[str]) -> tuple[str, str] | None:
-    """Two names that differ in Unicode normalisation or in surrounding blanks only, if there are any."""
+    """Two names that look alike, if there are any: equal but for Unicode's form, surrounding blanks and odd bytes."""
     seen: dict[str, str] = {}
     for name in names:
-        other = seen.setdefault(same_text(name).strip(), name)
+        other = seen.setdefault(shown(same_text(name)).strip(), name)
         if other != name:
             return other, name
     return None
 
 
 def alike_but_for_case(names: Iterable[str]) -> list[str]:
-    """A note for each pair of names that differ in upper and lower case only."""
+    """A note for each pair of names that differ in upper and lower case only, or in surrounding blanks as well."""
     seen: dict[str, str] = {}
-    pairs = [(seen.setdefault(name.casefold(), name), name) for name in names]
-    return [f"classes {shown(a)!r} and {shown(b)!r} differ in case only" for a, b in pairs if a != b]
+    pairs = [(seen.setdefault(same_text(name).casefold().strip(), name), name) for name in names]
+    alike = [(a, b, "" if a.strip() == a and b.strip() == b else " and blanks") for a, b in pairs if a != b]
+    return [f"classes {shown(a)!r} and {shown(b)!r} differ in case{blanks} only" for a, b, blanks in alike]
 
 
 @dataclass
@@ -309,6 +312,7 @@ def _raise_unless_classes(named: Sequence[tuple[Split, _Folder]], holding: Seque
 
 
 def _of_class_folders(found: _Found, tree: Tree, top: Mapping[str, _Folder]) -> Layout:
+    _raise_if_wrapped(top)
     for folder in top.values():
         for name in folder.below:
             if split_named(name):
@@ -327,6 +331,21 @@ def _of_class_folders(found: _Found, tree: Tree, top: Mapping[str, _Folder]) -> 
     _raise_unless_several(classes)
     found.notes += alike_but_for_case(classes)
     return Layout("images", {"train": files}, {}, tuple(found.left_out), tuple(found.notes))
+
+
+def _raise_if_wrapped(top: Mapping[str, _Folder]) -> None:
+    """Raise LayoutError for one folder around the split folders, as archives unpack to."""
+    if len(top) != 1:
+        return
+    (folder,) = top.values()
+    within = [parts[1:] for parts in folder.images]
+    splits = [name for name in folder.below if split_named(name)]
+    if not folder.own and any(split_named(name) == "train" for name in splits) and any(len(p) > 2 for p in within):
+        names = ", ".join(f"{shown(name)}/" for name in splits[:NAMED])
+        raise LayoutError(
+            f"{shown(folder.name)}/ holds the split folders ({names}); "
+            f"give the folder {shown(folder.name)}/ instead of the one around it"
+        )
 
 
 def _of_split_folders(found: _Found, tree: Tree, top: Mapping[str, _Folder], splits: Mapping[Split, _Folder]) -> Layout:
@@ -424,9 +443,10 @@ def _labelled(where: str, classes: Mapping[str, Sequence[Parts]]) -> list[File]:
     """The files with their classes, in the order of paths."""
     pair = twins(classes)
     if pair is not None:
+        odd = ", or in bytes that are no UTF-8" if any(shown(name) != name for name in pair) else ""
         raise LayoutError(
-            f"the folders {where}{pair[0]!a} and {where}{pair[1]!a} differ only in Unicode normalisation or in blanks; "
-            "join or rename them"
+            f"the folders {where}{pair[0]!a} and {where}{pair[1]!a} differ only in Unicode normalisation or in "
+            f"blanks{odd}; join or rename them"
         )
     return sorted(
         (File(parts, same_text(name)) for name, images in classes.items() for parts in images),
@@ -489,18 +509,40 @@ def _split_of(parts: Parts) -> tuple[Split | None, str]:
 
 
 def _raise_unless_whole(files: Sequence[Parts]) -> None:
-    """Raise LayoutError where a file such as train-00001-of-00002 is missing."""
-    shards: defaultdict[tuple[Parts, str, str], set[int]] = defaultdict(set)
+    """Raise LayoutError where a file such as train-00001-of-00002 is missing, or there in two versions."""
+    shards: defaultdict[tuple[Parts, str], dict[tuple[int, int], Parts]] = defaultdict(dict)
     for parts in files:
-        if match := SHARD.match(Path(parts[-1]).stem):
-            shards[parts[:-1], match["name"], match["count"]].add(int(match["number"]))
-    for (_, name, count), numbers in shards.items():
-        missing = [number for number in range(int(count)) if number not in numbers]
+        if not (match := SHARD.match(Path(parts[-1]).stem)):
+            continue
+        same = shards[parts[:-1], match["name"].casefold()]
+        number, count = int(match["number"]), int(match["count"])
+        if number >= count:
+            raise LayoutError(
+                f"{shown(parts[-1])} cannot be: files of {count} are numbered 0 to {count - 1}; rename or remove it"
+            )
+        other = same.get((number, count)) or next((one for (_, of), one in same.items() if of != count), None)
+        if other is not None:
+            raise LayoutError(
+                f"{shown(other[-1])} and {shown(parts[-1])} are parts of two versions of one table; "
+                "keep the files of one version"
+            )
+        same[number, count] = parts
+    for there in shards.values():
+        (_, count), example = next(iter(there.items()))
+        missing = [number for number in range(count) if (number, count) not in there]
         if missing:
             raise LayoutError(
-                f"{len(missing)} of {int(count)} Parquet files are missing, such as "
-                f"{shown(name)}-{missing[0]:05}-of-{count}.parquet; add them, or rename the others"
+                f"{len(missing)} of {count} Parquet files are missing, such as {_numbered(example[-1], missing[0])}; "
+                "add them, or rename the others"
             )
+
+
+def _numbered(name: str, number: int) -> str:
+    """The name of another part of the same table, up to a hash, which the part has for itself."""
+    match = SHARD.match(Path(name).stem)
+    assert match is not None, "of a file that is a part"
+    start, end = match.span("number")
+    return shown(f"{name[:start]}{number:0{end - start}}{name[end : match.end('count')]}.parquet")
 
 
 def _raise_unless_one_place(split: Split, files: Sequence[Parts]) -> None:

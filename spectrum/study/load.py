@@ -18,7 +18,7 @@ import math
 import os
 import socket
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from difflib import get_close_matches
@@ -44,7 +44,9 @@ from spectrum.study.layout import (
     Layout,
     LayoutError,
     Split,
+    alike_but_for_case,
     arrange,
+    each_path,
     shown,
     split_named,
     walk,
@@ -71,6 +73,7 @@ HUB_IDS = {
 DATASETS = ("digits", *HUB_IDS)
 DECODING = 3  # a version: what is kept of decoded images holds for one way to decode only
 COLOURED = "training images are grey, so coloured test images are read as grey"
+OF_THE_HUB = " of the hub"
 CARVED = "a fixed sixth of the training files, carved off, since there is no test split with labels"
 
 
@@ -78,9 +81,9 @@ def load_images(name: str, image_size: int | None = None, resize: Resize = "stre
     """Load a data set by name, hub id or folder.
 
     Args:
-        name: "digits" (comes with scikit-learn), "fashion_mnist", "cifar10", "cifar100", a hub id such as
-            "owner/name", or a folder such as "./flowers": of Parquet files in the hub's layout, or of one folder per
-            class (optionally below train/ and test/).
+        name: "digits" (those of scikit-learn, unless $SPECTRUM_DATA/digits/ is there), "fashion_mnist", "cifar10",
+            "cifar100", a hub id such as "owner/name", or a folder such as "./flowers": of Parquet files in the hub's
+            layout, or of one folder per class (optionally below train/ and test/).
         image_size: side in pixels to resize to; None keeps the images, which must then have one size.
         resize: "stretch" images to a square, or "centre_crop": cut a square of 0.875 of the shorter side out of the
             middle.
@@ -88,7 +91,7 @@ def load_images(name: str, image_size: int | None = None, resize: Resize = "stre
     Every call reads the files, so that images that have changed are never taken for those of an earlier call. Raises
     DataError (a ValueError) that says what is missing or wrong, and what to do.
     """
-    if name == "digits":
+    if name == "digits" and _own_folder(name) is None:
         if resize != "stretch":
             raise DataError(f"resize={resize!r}: digits are square already; leave it out")
         return _digits(image_size)
@@ -97,11 +100,10 @@ def load_images(name: str, image_size: int | None = None, resize: Resize = "stre
         images = _loaded(_Request(source.key, name, image_size, resize, _most_gigabytes(), source))
     except LayoutError as error:
         raise DataError(f"dataset={name!r}: {error}") from error
-    layout = source.layout
-    if layout is None:
-        return images
-    left_out, notes = images.about.left_out + layout.left_out, images.about.notes + layout.notes
-    return replace(images, about=replace(images.about, left_out=left_out, notes=notes))
+    about, layout = source.named_now(images.about), source.layout
+    if layout is not None:
+        about = replace(about, left_out=about.left_out + layout.left_out, notes=about.notes + layout.notes)
+    return replace(images, about=about)
 
 
 @dataclass(frozen=True)
@@ -123,7 +125,28 @@ def _loaded(request: _Request) -> Images:
     images = _read_cache(cache)
     if images is None:
         images = _read(request.source, decoder, cache)
+    if isinstance(images.train_x, Tensor) and isinstance(images.test_x, Tensor):
+        images = _with_shared(images, _shared(_hashes_of(images.train_x), _hashes_of(images.test_x)))
     return images
+
+
+def _hashes_of(x_nchw: Tensor) -> Iterator[bytes]:
+    return (hashlib.sha256(x_chw.contiguous().numpy().data).digest() for x_chw in x_nchw)
+
+
+def _shared(train: Iterable[bytes], test: Iterable[bytes]) -> int:
+    """How many test images are training images too, by their hashes."""
+    known = set(train)
+    return sum(hashed in known for hashed in test)
+
+
+def _with_shared(images: Images, shared: int) -> Images:
+    """The images, with a note on those that are in both splits, which score what was learned by heart."""
+    if not shared:
+        return images
+    are = "image is a training image" if shared == 1 else "images are training images"
+    note = f"{shared:,} of {len(images.test_y):,} test {are} too"
+    return replace(images, about=replace(images.about, notes=(*images.about.notes, note)))
 
 
 load_images.cache_clear = _loaded.cache_clear  # type: ignore[attr-defined] # gives memory back
@@ -163,6 +186,9 @@ class _Source(Protocol):
     def parts(self) -> _Parts:
         """The splits that are used. Raises LayoutError for labels that are none."""
 
+    def named_now(self, about: About) -> About:
+        """The same in the names of today: what is kept is found by content, and may have had other names."""
+
 
 @dataclass
 class _ImageFolder:
@@ -172,20 +198,33 @@ class _ImageFolder:
 
     @cached_property
     def key(self) -> str:
-        return self.read_key()
+        return self._key_of(self._hashes)
 
     def read_key(self) -> str:
+        return self._key_of(self._read_hashes())
+
+    @cached_property
+    def _hashes(self) -> Mapping[Split, Sequence[bytes]]:
+        """SHA-256 of each file, as it was when the data set was first read."""
+        return self._read_hashes()
+
+    def _read_hashes(self) -> Mapping[Split, Sequence[bytes]]:
+        return {
+            split: list(in_threads(hash_of, each_path(self.folder, files)))
+            for split, files in self.layout.splits.items()
+        }
+
+    def _key_of(self, hashes: Mapping[Split, Sequence[bytes]]) -> str:
         digest = hashlib.sha256(b"folder of images")
         for split, files in self.layout.splits.items():
-            hashes = in_threads(hash_of, (self.folder.joinpath(*file.parts) for file in files))
-            for file, hashed in zip(files, hashes, strict=True):
+            for file, hashed in zip(files, hashes[split], strict=True):
                 digest.update(
                     hashlib.sha256(f"{split} {file.label}".encode("utf-8", "surrogateescape")).digest() + hashed
                 )
         return digest.hexdigest()
 
     def parts(self) -> _Parts:
-        splits, folders = self.layout.splits, self.layout.folders
+        splits = self.layout.splits
         names = sorted({file.label for file in splits["train"]})
         number = {name: n for n, name in enumerate(names)}
         parts = {
@@ -193,29 +232,32 @@ class _ImageFolder:
             for split, files in splits.items()
         }
         test = next((split for split in TEST_SPLITS if split in parts), None)
-        about = About(
-            read="a folder of images",
-            classes=tuple(map(shown, names)),
-            test=CARVED if test is None else f"those in {shown(folders[test])}/",
-        )
+        about = self.named_now(About(read="a folder of images", classes=tuple(map(shown, names))))
         return _Parts(parts["train"], parts[test] if test else None, about)
+
+    def named_now(self, about: About) -> About:
+        folders = self.layout.folders
+        test = next((split for split in TEST_SPLITS if split in folders), None)
+        return replace(about, test=CARVED if test is None else f"those in {shown(folders[test])}/")
 
     def _images(self, split: Split, files: Sequence[File]) -> Callable[[How, Path], Stored]:
         paths = [str(self.folder.joinpath(*file.parts)) for file in files]
-        return lambda how, kept: Stored(self.name, split, _Paths(paths), "image")
+        return lambda how, kept: Stored(self.name, split, _Paths(paths, self._hashes[split]), "image")
 
 
 @dataclass(frozen=True)
 class _Paths:
-    """Files, as rows of a table."""
+    """Files, as rows of a table, with the SHA-256 of what they held."""
 
     paths: Sequence[str]
+    hashes: Sequence[bytes]
 
     def __len__(self) -> int:
         return len(self.paths)
 
-    def __getitem__(self, numbers: Sequence[int]) -> dict[str, list[dict[str, str | None]]]:
-        return {"image": [{"bytes": None, "path": self.paths[number]} for number in numbers]}
+    def __getitem__(self, numbers: Sequence[int]) -> dict[str, list[dict[str, Any]]]:
+        rows = [{"bytes": None, "path": self.paths[number], "sha256": self.hashes[number]} for number in numbers]
+        return {"image": rows}
 
 
 @dataclass
@@ -231,8 +273,13 @@ class _ParquetFolder:
     def read_key(self) -> str:
         digest = hashlib.sha256(b"Parquet")
         for split in IN_ORDER:
+            known: dict[bytes, Path] = {}
             for path in self._paths(split):
-                digest.update(split.encode() + hash_of(path))
+                hashed = hash_of(path)
+                other = known.setdefault(hashed, path)
+                if other != path and len(ParquetTable([path])):
+                    raise LayoutError(f"{other.name} and {path.name} of the {split} split are copies; remove one")
+                digest.update(split.encode() + hashed)
         return digest.hexdigest()
 
     def parts(self) -> _Parts:
@@ -240,6 +287,9 @@ class _ParquetFolder:
             split: ParquetTable(self._paths(split)) for split in IN_ORDER if split in self.layout.splits
         }
         return _of_tables(self.name, "Parquet files", tables, paths=False)
+
+    def named_now(self, about: About) -> About:
+        return about  # which has no names but those in the files
 
     def _paths(self, split: Split) -> list[Path]:
         return [self.folder.joinpath(*file.parts) for file in self.layout.splits.get(split, ())]
@@ -275,8 +325,12 @@ class _Hub:
                 tables[split] = table
         if "train" not in tables:
             raise LayoutError(f"has the splits {', '.join(self.tables)}, and none to train on; expected train")
-        parts = _of_tables(self.name, f"{self.hub_id} of the hub", tables, paths=True)
+        parts = _of_tables(self.name, f"{self.hub_id}{OF_THE_HUB}", tables, paths=True)
         return replace(parts, about=replace(parts.about, left_out=(*parts.about.left_out, *left_out)))
+
+    def named_now(self, about: About) -> About:
+        _, of_the_hub, columns = about.read.partition(OF_THE_HUB)
+        return replace(about, read=self.hub_id + of_the_hub + columns)
 
 
 def _of_tables(name: str, kind: str, tables: Mapping[Split, Table], *, paths: bool) -> _Parts:
@@ -285,7 +339,7 @@ def _of_tables(name: str, kind: str, tables: Mapping[Split, Table], *, paths: bo
     column = LabelColumn("train", label, tables["train"].values(label), tables["train"].names(label))
     classes = column.classes()
     train = _Part(column.numbers(classes), _images_of(name, "train", tables["train"], image, paths=paths))
-    left_out, notes = [], []
+    left_out, notes = [], alike_but_for_case(classes.names)
     unused = set(classes.declared or ()) - set(classes.names)
     if unused:
         notes.append(f"{len(unused)} of {len(classes.declared or ())} named classes without images")
@@ -328,11 +382,9 @@ def _images_of(name: str, split: Split, table: Table, column: str, *, paths: boo
 
 
 def _find(name: str) -> _Source:
-    root = os.environ.get("SPECTRUM_DATA")
-    if root is not None and not name.startswith((".", "/", "~")):
-        folder = Path(root).expanduser() / name
-        if folder.is_dir():
-            return _folder(name, folder)
+    own = _own_folder(name)
+    if own is not None:
+        return _folder(name, own)
     if name.startswith((".", "/", "~")):
         folder = Path(name).expanduser()
         if not folder.is_dir():
@@ -350,6 +402,15 @@ def _find(name: str) -> _Source:
     return _Hub(name, HUB_IDS.get(name, name))
 
 
+def _own_folder(name: str) -> Path | None:
+    """The folder $SPECTRUM_DATA/<name>/, if there is one."""
+    root = os.environ.get("SPECTRUM_DATA")
+    if root is None or name.startswith((".", "/", "~")):
+        return None
+    folder = Path(root).expanduser() / name
+    return folder if folder.is_dir() else None
+
+
 def _folder(name: str, folder: Path) -> _ImageFolder | _ParquetFolder:
     layout = arrange(walk(folder))
     return (_ImageFolder if layout.kind == "images" else _ParquetFolder)(name, folder, layout)
@@ -362,15 +423,15 @@ def _read(source: _Source, decoder: Decoder, cache: Path) -> Images:
     encoded = _stay_encoded(
         parts.train.stored("first", cache), len(labels) + (len(part.labels) if part else 0), decoder
     )
-    known = encoded and cache.with_suffix(".json").exists() and usable_cache()  # then nothing new is kept
+    surveyed = _surveyed(cache.with_suffix(".json")) if encoded else None  # then nothing new is kept
     how: How = "mapped" if encoded else "memory"
     train = parts.train.stored(how, cache)
     test = part.stored(how, cache) if part else None
     train_x: Pixels
     test_x: Pixels
     if encoded:
-        channels, fingerprint = _survey([train, test] if test else [train], decoder, cache.with_suffix(".json"))
-        decoder = replace(decoder, channels=channels)
+        survey = surveyed or _survey([train, test] if test else [train], decoder, cache.with_suffix(".json"))
+        decoder = replace(decoder, channels=survey.channels)
         train_x = Encoded(train, decoder)
     else:
         train_x = _square(source, decode_all(train, decoder))
@@ -385,7 +446,7 @@ def _read(source: _Source, decoder: Decoder, cache: Path) -> Images:
             raise DataError(f"dataset={source.name!r}: images of the test split have another size; set image_size")
     if decoder.channels == 1 and test is not None and any(has > 1 for has in test.each(channels_of)):
         about = replace(about, notes=(*about.notes, COLOURED))
-    if not known and source.read_key() != source.key:
+    if surveyed is None and source.read_key() != source.key:
         for kept in cache.parent.glob(f"{cache.stem}.*"):
             kept.unlink(missing_ok=True)
         raise DataError(f"dataset={source.name!r}: its files changed while they were read; try again")
@@ -393,8 +454,10 @@ def _read(source: _Source, decoder: Decoder, cache: Path) -> Images:
         images = make_images(train_x, labels, test_x, test_labels, about)
         _write_cache(cache, images)
         return images
-    fingerprint = hashlib.sha256(f"{fingerprint} {labels.tolist()} {test_labels.tolist()}".encode()).hexdigest()[:16]
-    return Images(train_x, labels, test_x, test_labels, len(names), fingerprint, about)
+    said = f"{survey.fingerprint} {labels.tolist()} {test_labels.tolist()}"
+    fingerprint = hashlib.sha256(said.encode()).hexdigest()[:16]
+    images = Images(train_x, labels, test_x, test_labels, len(names), fingerprint, about)
+    return _with_shared(images, survey.shared)
 
 
 def _fetched(name: str, hub_id: str) -> Any:
@@ -443,21 +506,37 @@ def _most_gigabytes() -> float:
     return most
 
 
-def _survey(splits: Sequence[Stored], decoder: Decoder, kept: Path) -> tuple[int, str]:
-    """How many channels the training images have, and a SHA-256 of all files: read once, then kept beside the cache."""
+@dataclass(frozen=True)
+class _Survey:
+    """What is known of images that stay encoded, after all files were read once."""
+
+    channels: int  # that the training images have
+    fingerprint: str  # SHA-256 of all files
+    shared: int  # files of the test split that are in the training split too
+
+
+def _surveyed(kept: Path) -> _Survey | None:
+    """What was kept beside the cache, if it was."""
     with suppress(OSError, ValueError, KeyError, TypeError):
         known = json.loads(kept.read_text()) if usable_cache() else {}
-        return int(known["channels"]), str(known["fingerprint"])
+        return _Survey(int(known["channels"]), str(known["fingerprint"]), int(known["shared"]))
+    return None
+
+
+def _survey(splits: Sequence[Stored], decoder: Decoder, kept: Path) -> _Survey:
+    """Read all files, and keep what is found beside the cache."""
     digest = hashlib.sha256(f"{DECODING} {decoder.image_size} {decoder.resize}".encode())
     channels = 1
+    hashes: list[list[bytes]] = [[], []]
     for number, stored in enumerate(splits):
         for hashed, has in stored.each(lambda data: (hashlib.sha256(data).digest(), channels_of(data))):
             digest.update(hashed)
+            hashes[number].append(hashed)
             if number == 0:
                 channels = max(channels, has)
-    found = {"channels": channels, "fingerprint": digest.hexdigest()}
-    _keep(kept, lambda temporary: temporary.write_text(json.dumps(found)))
-    return channels, digest.hexdigest()
+    found = _Survey(channels, digest.hexdigest(), _shared(*hashes))
+    _keep(kept, lambda temporary: temporary.write_text(json.dumps(asdict(found))))
+    return found
 
 
 def _square(source: _Source, x_nchw: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ that would lose what it shows is refused.
 
 from __future__ import annotations
 
+import hashlib
 import io
 import struct
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -35,6 +36,8 @@ U = TypeVar("U")
 ROWS = 512  # that are read from a table at once
 # Of 16-bit numbers, the least part of their range that an image must span to keep more than 16 of 256 levels.
 LEAST_SPAN = 1 / 16
+PHOTOMETRIC, WHITE_IS_ZERO = 262, 0  # of TIFF: a tag, and its value for files whose 0 is white
+SAMPLE_FORMAT, SIGNED = 339, 2  # a tag with a value per channel
 MANY = ("GIF", "PNG", "TIFF", "WEBP")  # formats whose further frames are images of their own, not previews
 UPRIGHT = {  # EXIF orientation to what turns the image upright; the values are those of PIL.Image.Transpose
     2: 0,  # mirrored left to right
@@ -54,13 +57,20 @@ class DataError(ValueError):
     """Images that cannot be had: what is missing or broken, and what would work."""
 
 
+class _ChangedError(Exception):
+    """A file that holds other bytes than when the data set was read."""
+
+
 @dataclass(frozen=True)
 class Stored:
     """One split of a data set as it is stored."""
 
     dataset: str
     split: str
-    table: Any  # table[numbers][column] is a list of bytes, or of dicts with "bytes" or "path"; a datasets.Dataset, say
+    table: (
+        Any  # table[numbers][column] is a list of bytes, or of dicts with "bytes" or "path"; a datasets.Dataset, say.
+    )
+    # Where a dict has "sha256" as well, other bytes are refused.
     column: str  # of encoded images
     paths: bool = True  # False: images are in the table, and paths to others are not followed
 
@@ -97,12 +107,19 @@ class Stored:
     def _one(self, function: Callable[[bytes], T], number: int, row: Any) -> T:
         from PIL import Image, UnidentifiedImageError
 
+        file = row.get("path") if isinstance(row, dict) else None
+        which = f"{self.named(number)}{f' ({file})' if file else ''}"
         try:
-            return function(self._bytes(row))
+            data = self._bytes(row)
+            if isinstance(row, dict) and row.get("sha256") not in (None, hashlib.sha256(data).digest()):
+                raise _ChangedError
+            return function(data)
+        except _ChangedError as error:
+            raise DataError(
+                f"{which} cannot be decoded: its file has changed since the data set was read; run it again"
+            ) from error
         except (OSError, SyntaxError, TypeError, KeyError, ValueError, Image.DecompressionBombError) as error:
-            file = row.get("path") if isinstance(row, dict) else None
             why = "no known image format" if isinstance(error, UnidentifiedImageError) else error
-            which = f"{self.named(number)}{f' ({file})' if file else ''}"
             raise DataError(f"{which} cannot be decoded ({why}); mend or remove it") from error
 
 
@@ -249,28 +266,44 @@ def _raise_if_several(image: Any) -> None:
 
 def _eight_bits(image: Any) -> Any:
     """The image with 8 bits per channel. Raises ValueError for numbers whose range is not known, or hardly used."""
-    most = _most(image)
+    signed = image.format == "TIFF" and SIGNED in image.tag_v2.get(SAMPLE_FORMAT, ())
+    most = None if signed else _most(image)
     if most == 255:
         return image
     if image.mode == "F" or most is None:
-        bits = "floating-point numbers" if image.mode == "F" else "32-bit integers"
+        bits = "floating-point numbers" if image.mode == "F" else "signed integers" if signed else "32-bit integers"
         raise ValueError(f"its pixels are {bits} of no known range (mode {image.mode}); store them with 8 or 16 bits")
     from PIL import Image
 
     if image.mode != "I" and not image.mode.startswith("I;16"):  # colours: Pillow keeps the upper byte of each
         image.load()
-        if "transparency" in image.info and isinstance(image.info["transparency"], tuple):
-            image.info["transparency"] = tuple(value >> 8 for value in image.info["transparency"])
-        spans = [high - low for low, high in _extrema(image)][:3]
-        _raise_if_narrow(max(spans) * 257, most)
+        if "transparency" in image.info:
+            raise ValueError(
+                "it marks one colour of 16 bits as transparent, which 8 bits do not tell from others; store it with 8 "
+                "bits, or with an alpha channel"
+            )
+        _raise_if_narrow(_visible_span(image) * 257, most)
         return image
     values = np.asarray(image)
-    if values.min() != values.max():
-        _raise_if_narrow(int(values.max()) - int(values.min()), most)
+    if image.format == "TIFF" and image.tag_v2.get(PHOTOMETRIC, WHITE_IS_ZERO) == WHITE_IS_ZERO:
+        values = most - values  # which Pillow does for 8 bits only
+    transparent = image.info.get("transparency")
+    opaque = values[values != transparent] if isinstance(transparent, int) else values
+    if opaque.size and opaque.min() != opaque.max():
+        _raise_if_narrow(int(opaque.max()) - int(opaque.min()), most)
     seen = (values / (most / 255)).round().clip(0, 255).astype(np.uint8)
-    if isinstance(transparent := image.info.get("transparency"), int):
+    if isinstance(transparent, int):
         seen[values == transparent] = 255  # white, as all that is transparent
     return Image.fromarray(seen)
+
+
+def _visible_span(image: Any) -> int:
+    """Range of the numbers of 8 bits, alpha left out, over pixels that are seen; over all, where none is."""
+    values = np.asarray(image).reshape(image.height * image.width, -1).astype(int)
+    if image.getbands()[-1] in ("A", "a"):
+        seen = values[:, -1] > 0
+        values = values[seen] if seen.any() else values
+    return int(np.ptp(values[:, :3], axis=0).max())
 
 
 def _most(image: Any) -> int | None:

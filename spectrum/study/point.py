@@ -334,13 +334,16 @@ def images_said(fields: Mapping[str, Any]) -> tuple[Any, ...]:
     return tuple(said.values())
 
 
-def explain(error: ValidationError, record: type[BaseModel], *, of: str = "key") -> str:
+def explain(
+    error: ValidationError, record: type[BaseModel], *, of: str = "key", keys: Sequence[str] | None = None
+) -> str:
     """pydantic's findings, one line a field: what came and what would work.
 
     Args:
         error: that pydantic raised.
         record: that was to be made.
         of: what a field is called: a "key" of a file, or a "field" in Python.
+        keys: that a file can have at its top; by default the record's fields.
     """
     lines: dict[str, str] = {}
     faults = error.errors()
@@ -349,18 +352,21 @@ def explain(error: ValidationError, record: type[BaseModel], *, of: str = "key")
         if any(len(place) > len(fault["loc"]) and place[: len(fault["loc"])] == fault["loc"] for place in places):
             continue  # what is wrong inside says it
         where = ".".join(str(part) for part in fault["loc"])
-        lines.setdefault(where, explain_one(fault, record, of))
+        lines.setdefault(where, explain_one(fault, record, of, keys))
     return "\n".join(f"{where}: {what}" if where else what for where, what in lines.items())
 
 
-def explain_one(fault: Mapping[str, Any], record: type[BaseModel], of: str = "key") -> str:
+def explain_one(
+    fault: Mapping[str, Any], record: type[BaseModel], of: str = "key", keys: Sequence[str] | None = None
+) -> str:
     if fault["type"] == "extra_forbidden":
         owner = record
         for part in fault["loc"][:-1]:
             inner = owner.model_fields.get(str(part))
             if inner is not None and isinstance(inner.annotation, type):
                 owner = inner.annotation
-        return unknown_key(str(fault["loc"][-1]), list(owner.model_fields), of)
+        known = keys if keys is not None and len(fault["loc"]) == 1 else list(owner.model_fields)
+        return unknown_key(str(fault["loc"][-1]), known, of)
     if fault["type"] == "missing":
         return f"is missing; give this {of} a value"
     if fault["type"] == "literal_error":

@@ -45,6 +45,7 @@ from spectrum.study.point import (
 )
 
 MOST_BYTES = 150  # of a study's name
+NOT_IN_A_FILE = ("name", "overrides")  # fields of a study that come from elsewhere
 MOST_ADDED = 100  # to it by overrides
 Match = Literal["none", "params", "macs", "step_time"]
 
@@ -345,7 +346,8 @@ def parse_study(said: Mapping[str, Any], name: str, *, folder: Path | None = Non
     try:
         study = Study.model_validate(prepared | {"name": name})
     except ValidationError as error:
-        lines = explain(error, Study).replace("imports: ", "import: ").splitlines()
+        keys = ["import" if key == "imports" else key for key in Study.model_fields if key not in NOT_IN_A_FILE]
+        lines = explain(error, Study, keys=keys).replace("imports: ", "import: ").splitlines()
         raise SpecError("\n".join([*lines, *faults])) from None
     if faults:
         raise SpecError("\n".join(faults))
@@ -394,14 +396,21 @@ def _faults_of(axis: str, values: object) -> list[str]:
         return [f"expected a list of values, in their order (got {values!r})"]
     if not values:
         return ["empty; give at least one value or leave the axis out"]
-    faults = [f"{value!r} is listed twice" for i, value in enumerate(values) if value in values[:i]][:1]
+    known: list[object] = []
+    twice: list[str] = []
+    faults: list[str] = []
     for value in values:
         try:
             Point.__pydantic_validator__.validate_assignment(Point.model_construct(), axis, as_tuple(value))
         except ValidationError as error:
             own = [fault for fault in error.errors() if fault["loc"][:1] == (axis,)]
             faults += [explain_one(fault, Point) for fault in own[:1]]
-    return faults
+            if own:
+                continue  # True equals 1, and is none of the values
+        if as_tuple(value) in known:
+            twice.append(f"{value!r} is listed twice")
+        known.append(as_tuple(value))
+    return [*twice[:1], *faults]
 
 
 def _case_faults(cases: Sequence[Mapping[str, Any]], axes: Mapping[str, object]) -> list[str]:
@@ -443,6 +452,7 @@ def _checked(study: Study) -> Study:
     _check_names(study.contrasts)
     for number, contrast in enumerate(study.contrasts):
         _check_contrast(study, points, contrast, f"contrasts.{number}")
+    _check_not_twice(study)
     return study
 
 
@@ -496,6 +506,32 @@ def _check_names(contrasts: Sequence[Contrast]) -> None:
             raise SpecError(f"contrasts.{number}.name: {name!r} is the name of contrasts.{first} too; rename one")
         if not name:
             raise SpecError(f"contrasts.{number}.name: is empty; say what is compared")
+
+
+def _check_not_twice(study: Study) -> None:
+    """All comparisons are judged as one family, in which the same one counts once, whatever its sides are called."""
+    wanted = study.wanted() if len(study.contrasts) > 1 else []
+    known: dict[object, int] = {}
+    for number, contrast in enumerate(study.contrasts):
+        first = known.setdefault(_compared(wanted, contrast), number)
+        if first != number:
+            raise SpecError(
+                f"contrasts.{number}: compares the same as contrasts.{first} ({study.contrasts[first].name!r}); "
+                "keep one of the two"
+            )
+
+
+def _compared(wanted: Sequence[Wanted], contrast: Contrast) -> object:
+    """The points of the sides, in either order; of an interaction, those that are added and those subtracted."""
+
+    def places(side: Mapping[str, Any]) -> frozenset[tuple[str, Match]]:
+        return frozenset((one.point.id, one.match) for one in select(wanted, side))
+
+    sides = [places(side) for side in contrast.sides()]
+    if not isinstance(contrast.across, tuple):
+        return contrast.across, frozenset(sides)
+    first, second, third, fourth = sides  # (first − second) − (third − fourth)
+    return frozenset((frozenset((first, fourth)), frozenset((second, third))))
 
 
 def _check_contrast(study: Study, points: Sequence[Point], contrast: Contrast, where: str) -> None:

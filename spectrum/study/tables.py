@@ -69,6 +69,8 @@ class ParquetTable:
     def __init__(self, files: Sequence[Path]) -> None:
         self.files = list(files)
         self.open = [_opened(file) for file in self.files]
+        for file, opened in zip(self.files, self.open, strict=True):
+            _raise_if_twice(file, opened.schema_arrow.names)
         self.schema = self.open[0].schema_arrow
         self.columns: Sequence[str] = self.schema.names
         self.image_columns: Sequence[str] = [name for name in self.columns if self._kind(name) == "Image"]
@@ -200,6 +202,12 @@ def _opened(file: Path) -> parquet.ParquetFile:
     except (OSError, pa.ArrowException) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise LayoutError(f"{file} cannot be read: {reason}; mend or remove it") from error
+
+
+def _raise_if_twice(file: Path, columns: Sequence[str]) -> None:
+    twice = next((name for number, name in enumerate(columns) if name in columns[:number]), None)
+    if twice is not None:
+        raise LayoutError(f"{file} has two columns named {twice!r}; rename or remove one")
 
 
 def _declared(schema: pa.Schema, column: str) -> dict[str, Any]:

@@ -119,3 +119,17 @@ def test_numbers_name_what_the_column_holds(values: list[Any]) -> None:
         return
     classes = labels.classes()
     assert [classes.keys[number] for number in labels.numbers(classes)] == values
+
+
+@pytest.mark.parametrize(
+    ("names", "said"),
+    [
+        (("a", "b", "a"), "names two of its classes 'a', 0 and 2; give each a name of its own"),
+        ((NFC, "b", NFD), "differ only in Unicode normalisation or in blanks"),
+        (("a", "b", "a "), "differ only in Unicode normalisation or in blanks"),
+    ],
+)
+def test_classes_that_a_table_names_alike_are_refused(names: tuple[str, ...], said: str) -> None:
+    with pytest.raises(LayoutError, match=said):
+        LabelColumn("train", "label", [0, 1, 2], names).classes()
+    assert LabelColumn("train", "label", [0, 1, 1], names).classes().keys == (0, 1), "the other has no images"

@@ -198,6 +198,22 @@ def test_classes_that_differ_in_case_are_two_and_that_is_said() -> None:
     counts, _, notes = read("a/1.png", "A/1.png")
     assert counts == {"train": {"A": 1, "a": 1}}
     assert "classes 'A' and 'a' differ in case only" in notes
+    assert "classes 'CAT ' and 'Cat' differ in case and blanks only" in read("Cat/1.png", "CAT /1.png")[2]
+
+
+def test_names_that_cannot_be_told_apart_as_they_are_shown_are_refused() -> None:
+    with pytest.raises(LayoutError, match=r"folders 'a\\udcfe' and 'a\\udcff' differ only .* bytes that are no UTF-8"):
+        read("a\udcfe/1.png", "a\udcff/1.png")
+
+
+@pytest.mark.parametrize("splits", [("train",), ("train", "test")])
+def test_a_folder_around_the_split_folders_is_not_the_one_to_give(splits: tuple[str, ...]) -> None:
+    with pytest.raises(
+        LayoutError, match=r"data/ holds the split folders .*; give the folder data/ instead of the one"
+    ):
+        read(*(f"data/{split}/{label}/1.png" for split in splits for label in "ab"))
+    with pytest.raises(LayoutError, match="a split below a class"):
+        read("data/train/1.png", "data/test/1.png")
 
 
 # Parquet
@@ -227,6 +243,18 @@ def test_parquet_files_name_their_split(paths: list[str], splits: dict[str, int]
         (["train_test.parquet"], "train_test.parquet names more than one split, test and train; rename it"),
         (["test/train.parquet"], "test/train.parquet names more than one split"),
         (["test.parquet"], r"no Parquet file names the train split; found the test split \(test.parquet\)"),
+        (["train-00000-of-00002-0abc.parquet"], "such as train-00001-of-00002.parquet"),
+        (["train_00000_of_00002.parquet"], "1 of 2 Parquet files are missing, such as train_00001_of_00002.parquet"),
+        (["train-1of3.parquet"], "2 of 3 Parquet files are missing, such as train-0of3.parquet"),
+        (
+            ["train-00000-of-00001-abc.parquet", "train-00000-of-00001-def.parquet"],
+            "train-00000-of-00001-abc.parquet and train-00000-of-00001-def.parquet are parts of two versions",
+        ),
+        (
+            ["train-00000-of-00001.parquet", "train-00000-of-00002.parquet", "train-00001-of-00002.parquet"],
+            "parts of two versions of one table; keep the files of one version",
+        ),
+        (["train-00002-of-00002.parquet"], "files of 2 are numbered 0 to 1; rename or remove it"),
         (["train-00000-of-00002.parquet"], "1 of 2 Parquet files are missing, such as train-00001-of-00002.parquet"),
         (["256/train.parquet", "512/train.parquet"], "of the train split lie in 2 folders"),
         (["train.parquet", "val.parquet", "valid.parquet"], "name the validation split as val and as valid; keep one"),

@@ -810,3 +810,58 @@ def test_how_many_images_a_run_trains_and_validates_on_is_said(train_images, use
     (known,) = described([Point(train_images=train_images, seed=seed) for seed in (0, 1)])
     assert known["used"] == [used]
     assert f"a run trains on {used[0]:,} and validates on {used[1]} of them" in describe("digits", known)
+
+
+# Nothing twice, and nothing that has changed
+
+
+def test_a_copy_of_a_parquet_file_is_refused(data_root: Path) -> None:
+    write_parquet(data_root / "flowers/train.parquet", random_pixels(6), [0, 1, 2] * 2)
+    shutil.copy(data_root / "flowers/train.parquet", data_root / "flowers/train (1).parquet")
+    with pytest.raises(DataError, match=r"train \(1\).parquet and train.parquet of the train split are copies; remove"):
+        load_images("flowers")
+
+
+@pytest.mark.parametrize("column", ["label", "image", "other"])
+def test_two_columns_of_one_name_are_refused(data_root: Path, column: str) -> None:
+    image = [encoded(pixels) for pixels in random_pixels(4)]
+    values = {"image": pyarrow.array(image), "label": pyarrow.array([0, 1] * 2), "other": pyarrow.array([0] * 4)}
+    table = pyarrow.table([*values.values(), values[column]], [*values, column])
+    (data_root / "flowers").mkdir()
+    parquet.write_table(table, data_root / "flowers/train.parquet")
+    with pytest.raises(DataError, match=rf"train.parquet has two columns named '{column}'; rename or remove one"):
+        load_images("flowers")
+
+
+def test_the_place_of_test_images_is_told_by_its_name_of_today(data_root: Path) -> None:
+    for seed, part in enumerate(("train", "test")):
+        write_folder(data_root / "flowers" / part, random_pixels(4, seed=seed), ["a", "b"])
+    assert load_images("flowers").about.test == "those in test/"
+    (data_root / "flowers/test").rename(data_root / "flowers/testing")
+    assert load_images("flowers").about.test == "those in testing/"
+    load_images.cache_clear()
+    assert load_images("flowers").about.test == "those in testing/"
+
+
+def test_a_folder_called_digits_comes_before_those_of_scikit_learn(data_root: Path) -> None:
+    assert load_images("digits").classes == 10
+    write_folder(data_root / "digits", random_pixels(6), ["a", "b"])
+    assert load_images("digits").about.classes == ("a", "b")
+
+
+@pytest.mark.parametrize("gigabytes", ["4", "0"])
+@pytest.mark.parametrize("kind", ["folder", "Parquet"])
+def test_test_images_that_are_training_images_are_counted(
+    data_root: Path, kind: str, gigabytes: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SPECTRUM_IMAGES_GB", gigabytes)
+    train, test = random_pixels(6), random_pixels(4, seed=1)
+    for part, pixels in {"train": train, "test": [*test, *train[4:]]}.items():
+        if kind == "folder":
+            write_folder(data_root / "flowers" / part, pixels, ["a", "b"])
+        else:
+            labels = [n % 2 for n in range(len(pixels))]
+            write_parquet(data_root / "flowers" / f"{part}.parquet", pixels, labels, classes=2)
+    for _ in range(2):
+        assert "2 of 6 test images are training images too" in load_images("flowers", 6).about.notes
+        load_images.cache_clear()

@@ -74,15 +74,31 @@ def saved(image: Image.Image, kind: str = "PNG", **how: Any) -> bytes:
     return file.getvalue()
 
 
-def png(values: Pixels, colour: int) -> bytes:
-    """A PNG file of 16-bit values (H, W, C), written by hand: colour types 0 grey, 2 RGB, 4 and 6 with alpha."""
+def png(values: Pixels, colour: int, transparent: Sequence[int] = ()) -> bytes:
+    """A PNG file of 16-bit values (H, W, C), written by hand: colour types 0 grey, 2 RGB, 4 and 6 with alpha.
+
+    `transparent` is the one colour that a tRNS chunk names.
+    """
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
     header = struct.pack(">IIBBBBB", values.shape[1], values.shape[0], 16, colour, 0, 0, 0)
     lines = b"".join(b"\0" + line.astype(">u2").tobytes() for line in values)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(lines)) + chunk(b"IEND", b"")
+    named = chunk(b"tRNS", struct.pack(f">{len(transparent)}H", *transparent)) if transparent else b""
+    data = chunk(b"IDAT", zlib.compress(lines))
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + named + data + chunk(b"IEND", b"")
+
+
+def tiff(values: np.ndarray[Any, Any], photometric: int | None, signed: bool = False) -> bytes:
+    """A TIFF file of grey values (H, W), written by hand after TIFF 6.0: little-endian, one strip, not compressed."""
+    height, width = values.shape
+    data = values.astype(values.dtype.newbyteorder("<")).tobytes()
+    tags = {256: width, 257: height, 258: 8 * values.itemsize, 259: 1, 262: photometric, 273: 8, 277: 1, 278: height}
+    tags |= {279: len(data), 339: 2 if signed else 1}
+    fields = [struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items() if value is not None]
+    directory = struct.pack("<H", len(fields)) + b"".join(fields) + bytes(4)
+    return b"II*\0" + struct.pack("<I", 8 + len(data)) + data + directory
 
 
 def turned(pixels: Pixels, orientation: int) -> Pixels:
@@ -135,6 +151,50 @@ def test_16_bit_colours_keep_their_upper_bytes_or_are_refused(colour: int, chann
     assert np.array_equal(Decoder()(png(values, colour)), values[..., :3] >> 8)
     with pytest.raises(ValueError, match="span less than a sixteenth"):
         Decoder()(png(values >> 8, colour))
+
+
+@pytest.mark.parametrize("photometric", [None, 0, 1])
+@pytest.mark.parametrize("bits", [8, 16])
+def test_a_tiff_file_whose_0_is_white_is_read_so_with_any_bits(bits: int, photometric: int | None) -> None:
+    most = 2**bits - 1
+    values = np.array([[0, most], [most // 3, most // 5]], f"uint{bits}")
+    expected = np.rint((values if photometric else most - values) / (most / 255)).astype(np.uint8)
+    assert np.array_equal(Decoder()(tiff(values, photometric))[..., 0], expected)
+
+
+@pytest.mark.parametrize("bits", [8, 16, 32])
+def test_signed_numbers_of_any_bits_are_refused(bits: int) -> None:
+    values = np.array([[-100, -1], [0, 100]], f"int{bits}")
+    with pytest.raises(
+        ValueError, match=r"pixels are signed integers of no known range \(mode [LI]\); store them with"
+    ):
+        Decoder()(tiff(values, 1, signed=True))
+
+
+@pytest.mark.parametrize(("colour", "channels"), [(4, 2), (6, 4)])
+def test_transparent_pixels_do_not_widen_the_range_of_16_bits(colour: int, channels: int) -> None:
+    values = np.full((4, 4, channels), 300, np.uint16)
+    values[..., -1] = 65_535
+    values[0] = np.arange(4)[:, None] * 100
+    values[1, :, :-1], values[1:3, :, -1] = 65_535, 0  # where nothing is seen
+    values[0, :, -1] = 65_535
+    with pytest.raises(ValueError, match="span less than a sixteenth"):
+        Decoder()(png(values, colour))
+    values[..., -1] = np.arange(16).reshape(4, 4) * 17  # numbers of 8 bits, in the alpha channel too
+    with pytest.raises(ValueError, match=r"span less than a sixteenth|all its pixels become alike"):
+        Decoder()(png(values, colour))
+
+
+def test_a_transparent_grey_does_not_widen_the_range_of_16_bits() -> None:
+    values = np.array([[0, 10], [20, 65_535]], np.uint16)[..., None]
+    with pytest.raises(ValueError, match="span less than a sixteenth"):
+        Decoder()(png(values, 0, [65_535]))
+
+
+def test_a_transparent_colour_of_16_bits_is_refused() -> None:
+    values = np.arange(48, dtype=np.uint16).reshape(4, 4, 3) * 1_300
+    with pytest.raises(ValueError, match="marks one colour of 16 bits as transparent"):
+        Decoder()(png(values, 2, values[0, 0].tolist()))
 
 
 @pytest.mark.parametrize("kind", ["uint8 in int32", "0 to 1", "wide int32", "uint16 in int32"])
@@ -269,6 +329,22 @@ def test_a_file_that_breaks_later_is_named(data_root: Path) -> None:
     point = Point(dataset="flowers", image_size=5, batch_size=4, epochs=1, width=0.25)
     with pytest.raises(DataError, match=rf"image 3 of the train split \({victim}\) cannot be decoded"):
         train(point, as_asked)
+
+
+def test_a_file_that_changes_later_is_refused_by_name(data_root: Path) -> None:
+    write_folder(data_root / "flowers", random_pixels(40, channels=3), ["a", "b"])
+    as_asked = kept_encoded("flowers", 6).train_x
+    assert isinstance(as_asked, Encoded)
+    assert as_asked.stored.split == "train"
+    before = as_asked.decode()
+    victim = sorted((data_root / "flowers" / "a").iterdir())[3]
+    content, status = victim.read_bytes(), victim.stat()
+    victim.write_bytes(encoded(random_pixels(1, channels=3, seed=9)[0]))
+    os.utime(victim, ns=(status.st_atime_ns, status.st_mtime_ns))
+    with pytest.raises(DataError, match=rf"image 3 of the train split \({victim}\) cannot be decoded: its file has ch"):
+        Encoded(as_asked.stored, as_asked.decoder).decode()
+    victim.write_bytes(content)  # written anew, and yet the same
+    assert torch.equal(as_asked.decode(), before)
 
 
 @pytest.mark.parametrize("how", PICKLES)

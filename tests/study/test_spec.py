@@ -471,3 +471,41 @@ def test_a_folder_is_told_from_a_file(tmp_path, monkeypatch):
     for path in (".", "..", tmp_path):
         with pytest.raises(SpecError, match="is a folder; name a study's TOML file"):
             load_study(path)
+
+
+RELU, NONE, ONE, TWO = {"activation": "relu"}, {"activation": "none"}, {"segments": 1}, {"segments": 2}
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "same"),
+    [
+        ({"between": [ONE, TWO]}, {"between": [ONE, TWO], "margin": 0.1}, True),
+        ({"between": [ONE, TWO]}, {"between": [TWO, ONE]}, True),
+        ({"between": [ONE, TWO]}, {"between": [ONE | RELU, TWO | RELU]}, False),
+        ({"between": [RELU, NONE], "across": [ONE, TWO]}, {"between": [NONE, RELU], "across": [ONE, TWO]}, True),
+        ({"between": [RELU, NONE], "across": [ONE, TWO]}, {"between": [ONE, TWO], "across": [NONE, RELU]}, True),
+        ({"between": [RELU, NONE], "across": [ONE, TWO]}, {"between": [RELU, NONE]}, False),
+        ({"between": [RELU, NONE], "across": "segments"}, {"between": [NONE, RELU], "across": "segments"}, True),
+        ({"between": [RELU, NONE], "across": "segments"}, {"between": [NONE, RELU]}, False),
+    ],
+)
+def test_a_comparison_counts_once_whatever_it_is_called(first, second, same):
+    contrasts = [{"name": "a", **first}, {"name": "b", **second}]
+    said = {"axes": {"segments": [1, 2], "activation": ["none", "relu"]}, "contrasts": contrasts}
+    if same:
+        assert refuse(said) == "contrasts.1: compares the same as contrasts.0 ('a'); keep one of the two"
+    else:
+        assert len(parse_study(said, "x").contrasts) == 2
+
+
+def test_true_is_not_1_and_1_is_1_however_it_is_written():
+    said = refuse({"axes": {"segments": [1, True]}})
+    assert "True" in said
+    assert "twice" not in said
+    assert refuse({"axes": {"lr": [1, 1.0]}}) == "axes.lr: 1.0 is listed twice"
+
+
+def test_an_unknown_key_is_told_the_keys_that_a_file_can_have():
+    known = refuse({"zzz": 1}).partition("known are ")[2].split(", ")
+    assert "import" in known
+    assert not {"name", "imports", "overrides"} & set(known)
