@@ -227,7 +227,7 @@ class SegmentedConv2d(nn.Module):
         self.register_buffer("shuffle", None, persistent=False)
         if shuffle:
             self.shuffle = self._permutation(torch.empty(0, device=device).device)
-            self.register_load_state_dict_post_hook(_after_loading)
+            self.register_load_state_dict_post_hook(_after_loading)  # type: ignore[no-untyped-call]
 
         self.bias = nn.Parameter(torch.empty(out_channels, **made)) if bias else None
         self._reset_bias()

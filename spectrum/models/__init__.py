@@ -255,7 +255,8 @@ def register_model(
             where they are set. Those that `widths` is for, and the images' shape, go without saying. If it is not
             given, plans compare the networks that are built, and refuse an option that changes none.
 
-    Raises ValueError when the name is taken or no name, for what cannot be called, or for a field that an `Architecture` does not have.
+    Raises ValueError when the name is taken or is none, for what cannot be called, or for a field that an
+    `Architecture` does not have.
 
     >>> from torch import nn
     >>> from spectrum.models.blocks import segmented

@@ -301,7 +301,7 @@ def test_a_module_made_without_numbers_computes_the_same_once_it_has_them(option
 
 @pytest.mark.parametrize("order", ["pointwise_first", "spatial_first"])
 def test_a_permutation_left_on_meta_is_computed_when_the_weights_are_replaced_one_by_one(order):
-    options = dict(segments=6, pointwise_segments=3, shuffle=True, order=order)
+    options = {"segments": 6, "pointwise_segments": 3, "shuffle": True, "order": order}
     module, x_nchw = SegmentedConv2d(12, 12, **options), images(2, 12, 9, 9)
     for moves in (lambda m: m, lambda m: m.to("cpu"), copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))):
         replaced = SegmentedConv2d(12, 12, **options, device="meta")
@@ -311,7 +311,7 @@ def test_a_permutation_left_on_meta_is_computed_when_the_weights_are_replaced_on
 
 
 def test_a_network_built_on_meta_computes_the_same_once_its_state_is_assigned():
-    options = dict(segments=6, pointwise_segments=2, shuffle=True, width=0.25)
+    options = {"segments": 6, "pointwise_segments": 2, "shuffle": True, "width": 0.25}
     network, x_nchw = build_model("probe", **options).eval(), images(2, 3, 32, 32)
     with torch.device("meta"):
         assigned = build_model("probe", **options).eval()
