@@ -315,11 +315,11 @@ def _parts_of(value: Any) -> list[Any] | None:
             private = name.startswith("__") and not name.endswith("__")
             parts.append(getattr(value, f"_{kind.__name__.lstrip('_')}{name}" if private else name, None))
     parts.extend(getattr(value, "__dict__", {}).values())
-    return parts if parts or isinstance(value, Mapping | _CONTAINERS) else None
+    return parts if parts or isinstance(value, (Mapping, *_CONTAINERS)) else None
 
 
 _PLAIN = (str, bytes, type, nn.Module, bool, int, float, complex, type(None), torch.dtype, torch.device)
-_CONTAINERS = list | tuple | set | frozenset | deque | KeysView | ValuesView | ItemsView
+_CONTAINERS = (list, tuple, set, frozenset, deque, KeysView, ValuesView, ItemsView)
 
 
 def _hides_tensors(output: Any) -> str | None:
@@ -616,7 +616,7 @@ def _telling(model: nn.Module, products: _Products) -> Iterator[None]:
 @contextmanager
 def _keeping_numbers(model: nn.Module) -> Iterator[None]:
     """Afterwards every parameter and buffer is the one that it was, with the numbers that it had."""
-    tables = [
+    tables: list[tuple[dict[str, Any], dict[str, Any]]] = [
         (table, dict(table))
         for module in model.modules()
         if not isinstance(module, torch.jit.ScriptModule)

@@ -109,6 +109,21 @@ def test_layers_that_another_thread_calls_are_named(pool):
     assert "another thread" in cost.caveat
 
 
+def test_functions_in_another_thread_are_named_where_the_backward_pass_shows_them():
+    class Functions(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = nn.Parameter(torch.ones(4, 4))
+
+        def forward(self, x):
+            with ThreadPoolExecutor(1) as pool:
+                return pool.submit(nn.functional.linear, x, self.weight).result()
+
+    cost = measure_cost(Functions(), (4,))
+    assert cost.macs == 0
+    assert "a forward pass that was not seen, such as one in another thread" in cost.caveat
+
+
 class Slotted:
     __slots__ = ("__hidden", "scores")
 
