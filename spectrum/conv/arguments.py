@@ -59,8 +59,8 @@ def wholes(name: str, value: Any, *, empty: bool = False) -> tuple[int, ...]:
     plain = tuple(one for one in numbers if one is not None and one >= 1)
     if listed is None or len(plain) != len(listed) or not (plain or empty):
         raise ValueError(f"{name}={value!r}: expected whole numbers of at least 1, such as (32, 64)")
-    if max(plain, default=1) > LARGEST:
-        raise ValueError(f"{name}={value!r}: too large; expected at most {LARGEST} each")
+    if max(plain, default=1) > MOST_CHANNELS:
+        raise ValueError(f"{name}={value!r}: too large; expected at most {MOST_CHANNELS} each")
     return plain
 
 

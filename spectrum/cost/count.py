@@ -667,9 +667,7 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
     """
     modes = {module: module.training for module in model.modules() if hasattr(module, "training")}
     try:
-        for module in modes:
-            if module.training:
-                _put_in_mode(module, False)
+        put_in_evaluation(model)
         yield
     finally:
         for module, was_training in modes.items():
@@ -678,6 +676,14 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
         for module, was_training in modes.items():
             if module.training != was_training:
                 module.training = was_training
+
+
+def put_in_evaluation(model: nn.Module) -> nn.Module:
+    """The network in evaluation mode; parts that have no modes stay as they are."""
+    for module in model.modules():
+        if getattr(module, "training", False):
+            _put_in_mode(module, False)
+    return model
 
 
 def _put_in_mode(module: nn.Module, training: bool) -> None:

@@ -11,11 +11,23 @@ import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from difflib import get_close_matches
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from spectrum.conv.arguments import ACTIVATIONS, ORDERS, as_tuple, as_whole, choice, flag, number, whole, wholes
+from spectrum.conv.arguments import (
+    ACTIVATIONS,
+    MOST_CHANNELS,
+    ORDERS,
+    as_tuple,
+    as_whole,
+    choice,
+    flag,
+    number,
+    whole,
+    wholes,
+)
 from spectrum.conv.segments import PER_CHANNEL
 
 if TYPE_CHECKING:
@@ -40,7 +52,7 @@ class Architecture:
     in_channels: int = 3  # of the images
     num_classes: int = 10
     image_size: int = 32  # side in pixels
-    width: float = 1.0  # factor on the family's stage widths
+    width: float = 1.0  # factor on the family's stage widths, up to 64
     widths: tuple[int, ...] | None = None  # explicit stage widths, instead of `width`
     depth: int | None = None  # blocks a stage; None is the family's own
     segments: int | Literal["per_channel"] | None = None  # None: per channel, unless segment_width says otherwise
@@ -129,7 +141,7 @@ def _number(expected: str, least: float, most: float, *open_at: float) -> Callab
 
 
 _CHECKS: dict[str, Callable[[str, Any], Any]] = {  # of every field of an Architecture
-    **dict.fromkeys(("in_channels", "num_classes", "image_size"), whole),
+    **dict.fromkeys(("in_channels", "num_classes", "image_size"), partial(whole, most=MOST_CHANNELS)),
     **dict.fromkeys(("depth", "segment_width", "pointwise_segments"), whole),
     **dict.fromkeys(("norm", "pointwise", "shuffle", "residual", "auxiliary"), flag),
     "width": _number("a number above 0, up to 64", 0, 64, 0),

@@ -228,7 +228,18 @@ def test_a_builder_that_returns_no_module_is_told_so(built, monkeypatch):
         build_model("of no module")
 
 
-@pytest.mark.parametrize("options", [{"width": 1e9}, {"width": 64.1}, {"widths": (10**20, 1, 1)}, {"depth": 10**20}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"width": 1e9},
+        {"width": 64.1},
+        {"widths": (10**9, 1, 1)},
+        {"hidden": (10**9,)},
+        {"in_channels": 10**9},
+        {"num_classes": 10**9},
+        {"depth": 10**20},
+    ],
+)
 def test_a_size_that_no_network_has_is_refused_by_name(options):
     (name,) = options
     with pytest.raises(ValueError, match=f"^{name}="):
