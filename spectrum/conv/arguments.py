@@ -12,12 +12,15 @@ from typing import Any
 
 Pair = tuple[int, int]
 
+LARGEST = 2**31 - 1  # of any whole number: beyond it torch's own counts overflow
+MOST_CHANNELS = 2**24  # of a layer; more would take gigabytes to describe
+
 ORDERS = ("pointwise_first", "spatial_first")
 ACTIVATIONS = ("none", "relu", "elu", "gelu", "silu")  # those that have a name
 
 
-def whole(name: str, value: Any, least: int = 1, *, more: str = "") -> int:
-    """A whole number of at least `least`.
+def whole(name: str, value: Any, least: int = 1, *, most: int = LARGEST, more: str = "") -> int:
+    """A whole number from `least` to `most`.
 
     Raises ValueError with the argument's name and what came; `more` says what else would do.
 
@@ -31,6 +34,8 @@ def whole(name: str, value: Any, least: int = 1, *, more: str = "") -> int:
     if number is None or number < least:
         hint = ", without quotes" if _is_quoted(value) else ""
         raise ValueError(f"{name}={value!r}: expected a whole number of at least {least}{more}{hint}")
+    if number > most:
+        raise ValueError(f"{name}={value!r}: too large; expected a whole number from {least} to {most}")
     return number
 
 
@@ -41,6 +46,8 @@ def pair(name: str, value: Any, least: int = 1, *, more: str = "") -> Pair:
     numbers = [as_whole(one) for one in values]
     if len(numbers) != 2 or any(one is None or one < least for one in numbers):
         raise ValueError(f"{name}={value!r}: expected a whole number of at least {least}, or two of them{more}")
+    if any(one is not None and one > LARGEST for one in numbers):
+        raise ValueError(f"{name}={value!r}: too large; expected at most {LARGEST}")
     vertical, horizontal = (int(one) for one in values)
     return vertical, horizontal
 
@@ -52,6 +59,8 @@ def wholes(name: str, value: Any, *, empty: bool = False) -> tuple[int, ...]:
     plain = tuple(one for one in numbers if one is not None and one >= 1)
     if listed is None or len(plain) != len(listed) or not (plain or empty):
         raise ValueError(f"{name}={value!r}: expected whole numbers of at least 1, such as (32, 64)")
+    if max(plain, default=1) > MOST_CHANNELS:
+        raise ValueError(f"{name}={value!r}: too large; expected at most {MOST_CHANNELS} each")
     return plain
 
 

@@ -21,7 +21,18 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from spectrum.conv.arguments import ORDERS, Pair, as_tuple, as_whole, choice, flag, pair, whole
+from spectrum.conv.arguments import (
+    LARGEST,
+    MOST_CHANNELS,
+    ORDERS,
+    Pair,
+    as_tuple,
+    as_whole,
+    choice,
+    flag,
+    pair,
+    whole,
+)
 from spectrum.conv.derived import Folded, Window, convolve
 from spectrum.conv.lowering import (
     LOWERINGS,
@@ -55,6 +66,8 @@ ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "silu": nn.SiLU,
 }
 
+
+FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.complex64, torch.complex128)
 
 torch.fx.wrap("pad_same")  # looks at the size of its input, which fx does not know
 
@@ -105,6 +118,8 @@ class SegmentedConv2d(nn.Module):
 
     From F. Chollet, "Xception: Deep Learning with Depthwise Separable Convolutions", CVPR 2017, arXiv:1610.02357,
     sections 1.1 and 1.2.
+
+    `torch.jit.script` does not take it; `torch.jit.trace`, `torch.export` and `torch.compile` do.
 
     Raises ValueError with the argument's name and what would work; called on an input of another shape or type,
     InputError, which is also a RuntimeError as torch's own.
@@ -158,7 +173,8 @@ class SegmentedConv2d(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        in_channels, out_channels = whole("in_channels", in_channels), whole("out_channels", out_channels)
+        in_channels = whole("in_channels", in_channels, most=MOST_CHANNELS)
+        out_channels = whole("out_channels", out_channels, most=MOST_CHANNELS)
         kernel_size, stride, dilation = (
             pair("kernel_size", kernel_size),
             pair("stride", stride),
@@ -169,7 +185,7 @@ class SegmentedConv2d(nn.Module):
         norm, pointwise, shuffle = flag("norm", norm), flag("pointwise", pointwise), flag("shuffle", shuffle)
         bias = flag("bias", bias)
         activation = _named(activation)
-        made: dict[str, Any] = {"device": device, "dtype": dtype}
+        made: dict[str, Any] = {"device": _device(device), "dtype": _dtype(dtype)}
         if not pointwise:
             _check_bare(norm, activation, pointwise_segments)
         if shuffle and pointwise_segments == 1:
@@ -212,6 +228,7 @@ class SegmentedConv2d(nn.Module):
         self.register_buffer("shuffle", None, persistent=False)
         if shuffle:
             self.shuffle = self._permutation(torch.empty(0, device=device).device)
+            self.register_load_state_dict_post_hook(_after_loading)  # type: ignore[no-untyped-call]
 
         self.bias = nn.Parameter(torch.empty(out_channels, **made)) if bias else None
         self._reset_bias()
@@ -237,8 +254,14 @@ class SegmentedConv2d(nn.Module):
         permutation = torch.tensor(interleaved(sum(self.segment_sizes), segments), device="cpu")
         return (permutation if self.order == "pointwise_first" else permutation.argsort()).to(device)
 
+    def _compute_shuffle(self) -> None:
+        """Compute a permutation that was left on `meta` when the weights left it, since no state_dict has it."""
+        if self.shuffle is not None and self.shuffle.is_meta and not self.spatial.weights[0].is_meta:
+            self.shuffle = self._permutation(self.spatial.weights[0].device)
+
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "SegmentedConv2d":
         """Of `.to()` and the like. Leaving `meta`, the permutation is computed, since no state_dict has it."""
+        self._compute_shuffle()
         was_meta = self.shuffle is not None and self.shuffle.is_meta
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         if was_meta and self.shuffle is not None and not self.shuffle.is_meta:
@@ -252,7 +275,8 @@ class SegmentedConv2d(nn.Module):
         """
         if is_of_fx(x_nchw):  # everything native takes both shapes
             return self._forward(x_nchw)
-        if not torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]
+        self._compute_shuffle()
+        if torch._C._get_tracing_state() is None:
             self._check(x_nchw)
         return self._forward(x_nchw) if x_nchw.dim() == 4 else self._forward(x_nchw.unsqueeze(0)).squeeze(0)
 
@@ -271,7 +295,9 @@ class SegmentedConv2d(nn.Module):
                 x_nchw = self._half(second, x_nchw)
         return x_nchw if self.bias is None else x_nchw + self.bias.view(-1, 1, 1)
 
-    def _check(self, x_nchw: Tensor) -> None:
+    def _check(self, x_nchw: Any) -> None:
+        if not isinstance(x_nchw, Tensor):
+            raise InputError(f"input of type {type(x_nchw).__name__}: expected a torch.Tensor")
         if x_nchw.dim() not in (3, 4):
             raise InputError(
                 f"input of shape {tuple(x_nchw.shape)}: expected (N, {self.in_channels}, H, W) or "
@@ -286,7 +312,13 @@ class SegmentedConv2d(nn.Module):
             raise InputError(
                 f"input of shape {tuple(x_nchw.shape)}: norm=True needs a batch (N, C, H, W); give x.unsqueeze(0)"
             )
-        dtype = self.spatial.weights[0].dtype
+        weight = self.spatial.weights[0]
+        if weight.is_meta and not x_nchw.is_meta:
+            raise InputError(
+                f'input on "{x_nchw.device}": the weights are on "meta" and have no numbers; '
+                "load them with assign=True, or use to_empty and reset_parameters"
+            )
+        dtype = weight.dtype
         if x_nchw.dtype != dtype and not torch.is_autocast_enabled(x_nchw.device.type):
             raise InputError(
                 f"input of type {x_nchw.dtype}: the weights are {dtype}; give x.to({dtype}), or convert the module"
@@ -301,6 +333,10 @@ class SegmentedConv2d(nn.Module):
 
     def extra_repr(self) -> str:
         return f"{self.in_channels}, {self.out_channels}, segments={self.segments}, order={self.order!r}"
+
+
+def _after_loading(module: SegmentedConv2d, incompatible: Any) -> None:
+    module._compute_shuffle()
 
 
 class SegmentedHalf(nn.Module):
@@ -320,9 +356,13 @@ class SegmentedHalf(nn.Module):
         super().__init__()
         self.geometry = Geometry(runs, kernel_size, stride, padding, dilation)
         self.used: str | None = None  # the lowering of the last call, a key of LOWERINGS or "folded"
-        self.weights = nn.ParameterList(
-            torch.empty(run.count * run.out_size, run.in_size, *kernel_size, device=device, dtype=dtype) for run in runs
-        )
+        shapes = [(run.count * run.out_size, run.in_size, *kernel_size) for run in runs]
+        if any(math.prod(shape) > LARGEST for shape in shapes):  # torch may count further, but no machine would hold it
+            raise ValueError(
+                f"in_channels, out_channels, kernel_size: a weight of shape {max(shapes, key=math.prod)} has more than "
+                f"{LARGEST} numbers; give smaller ones, or more segments"
+            )
+        self.weights = nn.ParameterList(torch.empty(shape, device=device, dtype=dtype) for shape in shapes)
         self.lowering = lowering_name(build=not self.weights[0].is_meta)
         self.reset_parameters()
 
@@ -470,6 +510,26 @@ def _padding(padding: Any, kernel_size: Pair, dilation: Pair) -> Pair:
             f'padding="same": an even kernel_size={kernel_size} has no middle; use an odd one or give pixels'
         )
     return vertical // 2, horizontal // 2
+
+
+def _device(device: Any) -> Any:
+    """A device as torch takes it. Raises ValueError for what names none."""
+    try:
+        if device is not None and not isinstance(device, bool):
+            torch.device(device)
+            return device
+    except (RuntimeError, TypeError, ValueError):
+        pass
+    if device is not None:
+        raise ValueError(f'device={device!r}: expected a device of torch, such as "cpu", "cuda:0" or "meta"')
+    return None
+
+
+def _dtype(dtype: Any) -> torch.dtype | None:
+    """A type that weights can have. Raises ValueError for others."""
+    if dtype is None or (isinstance(dtype, torch.dtype) and dtype in FLOATS):
+        return dtype
+    raise ValueError(f"dtype={dtype!r}: expected one of {', '.join(map(str, FLOATS))}")
 
 
 def _check_bare(norm: bool, activation: str | nn.Module, pointwise_segments: int) -> None:

@@ -30,7 +30,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from spectrum._version import __version__
-from spectrum.cost.count import Cost, Inputs, first_line, inputs_of, measure_cost, run_backward
+from spectrum.cost.count import Cost, Inputs, first_line, inputs_of, measure_cost, put_in_evaluation, run_backward
 from spectrum.cost.operators import macs_of_convolution_backward
 
 aten = torch.ops.aten
@@ -197,7 +197,7 @@ class _Seen(TorchDispatchMode):
 
 
 def _look(model: nn.Module, inputs: Inputs) -> _Seen:
-    model = deepcopy(model).eval()
+    model = put_in_evaluation(deepcopy(model))
     seen = _Seen(dict(model.named_modules()))
     for name, module in seen.modules.items():
         module.register_forward_hook(seen.hook(name))
@@ -238,7 +238,7 @@ def _read(counter: _Counter, model: nn.Module, inputs: Inputs, seen: _Seen, cost
         except ImportError as error:
             return replace(reading, problem=f"not installed ({error})")
         try:
-            figure, params = counter.count(package, deepcopy(model).eval(), inputs)
+            figure, params = counter.count(package, put_in_evaluation(deepcopy(model)), inputs)
         except Exception as error:
             return replace(reading, problem=f"failed: {first_line(error.__cause__ or error)}")
     reasons: dict[str, int] = {}

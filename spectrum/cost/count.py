@@ -17,9 +17,9 @@ from __future__ import annotations
 import dataclasses
 import operator
 from bisect import bisect_right
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections import Counter, deque
+from collections.abc import Callable, ItemsView, Iterator, KeysView, Mapping, Sequence, ValuesView
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, NamedTuple
@@ -29,8 +29,9 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.parameter import is_lazy
 from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatch_mode_stack
 
+from spectrum.conv.arguments import LARGEST, whole
 from spectrum.cost.operators import macs_of
 from spectrum.cost.speed import Speed, measure_speed
 
@@ -155,11 +156,13 @@ def measure_cost(
             image: see `Speed`. Takes some seconds, and needs `input_shape` and a classifier. None only counts.
         threads: that torch may use for the measurements.
 
-    The backward pass starts from every output that has a gradient, in whatever structure the outputs come.
+    The backward pass starts from every output that has a gradient, in whatever structure the outputs come. Modules that
+    another thread calls are named as not counted; bare functions that run in another thread are not seen.
 
     Raises ValueError for a shape that is not of positive whole numbers, for both or neither of shape and inputs, for
-    layers that have no shape yet, for a batch size below 1 and for a speed that cannot be measured; TypeError for what
-    is no module; and what the network raises for an input that it does not take.
+    layers that have no shape yet, for a batch size or threads that are no whole number of at least 1, and for a speed
+    that cannot be measured; TypeError for what is no module; and what the network raises for an input that it does not
+    take.
 
     >>> from spectrum import build_model
     >>> cost = measure_cost(build_model("probe", segments=8, in_channels=1, image_size=28), (1, 28, 28))
@@ -173,23 +176,16 @@ def measure_cost(
     1680
     """
     inputs = inputs_of(model, input_shape, example_inputs)
-    if batch_size is not None and batch_size < 1:
-        raise ValueError(f"batch_size={batch_size}: expected at least 1")
+    threads = whole("threads", threads)
+    if batch_size is not None:
+        batch_size = whole("batch_size", batch_size)
     if batch_size is not None and input_shape is None:
         raise ValueError("batch_size: speed is measured of a classifier with random inputs; give input_shape")
     speed = None
     if batch_size is not None and input_shape is not None:
         with torch.inference_mode(False), torch.enable_grad():
             speed = measure_speed(model, (batch_size, *inputs.args[0].shape[1:]), threads=threads)
-    try:
-        products = _count(model, inputs)
-    except Exception as error:
-        if input_shape is not None:
-            error.add_note(
-                f"The network was called with zeros of shape {(1, *input_shape)} and type {inputs.args[0].dtype}; "
-                "give example_inputs for others."
-            )
-        raise
+    products = _count(model, inputs, zeros=input_shape is not None)
     modules = dict(model.named_modules())
     params = dict.fromkeys(modules, 0)
     owners: dict[str, str] = {}  # modules that are never called, such as lists of parameters, belong to their parents
@@ -230,12 +226,12 @@ def inputs_of(model: nn.Module, input_shape: Sequence[int] | None, example_input
 
 
 def _checked(shape: Any) -> tuple[int, ...]:
-    if isinstance(shape, Sequence) and not isinstance(shape, str) and shape:
+    if isinstance(shape, Sequence) and not isinstance(shape, str | bytes | bytearray) and shape:
         try:
             sizes = tuple(0 if isinstance(size, bool) else operator.index(size) for size in shape)
         except TypeError:
             sizes = ()
-        if sizes and min(sizes) >= 1:
+        if sizes and min(sizes) >= 1 and max(sizes) <= LARGEST:
             return sizes
     said = type(shape).__name__ if isinstance(shape, Tensor | nn.Module) else repr(shape)
     raise ValueError(
@@ -265,36 +261,74 @@ def _copied(value: Any, device: torch.device, known: dict[int, Tensor]) -> Any:
     if isinstance(value, Mapping):
         items = {name: _copied(item, device, known) for name, item in value.items()}
         return items if type(value) is dict else _rebuilt(value, items)
-    if isinstance(value, tuple) and type(value) is not tuple:  # one with names
-        return type(value)(*(_copied(item, device, known) for item in value))
+    if isinstance(value, tuple) and hasattr(value, "_fields"):  # one with names
+        return tuple.__new__(type(value), [_copied(item, device, known) for item in value])
     if isinstance(value, list | tuple):
-        return type(value)(_copied(item, device, known) for item in value)
+        items_listed = [_copied(item, device, known) for item in value]
+        plain = list if isinstance(value, list) else tuple
+        return plain(items_listed) if type(value) is plain else _rebuilt(value, plain(items_listed))
     return value
 
 
-def _rebuilt(value: Mapping[Any, Any], items: dict[Any, Any]) -> Any:
+def _rebuilt(value: Any, items: Any) -> Any:
     try:
-        return type(value)(items)  # type: ignore[call-arg]
-    except Exception:  # a mapping that is made otherwise; its items are what counts
+        return type(value)(items)
+    except Exception:  # a container that is made otherwise; its items are what counts
         return items
 
 
 def tensors_in(value: Any) -> Iterator[Tensor]:
     """All tensors of a network's output, in whatever structure: containers, dataclasses, objects with attributes."""
-    waiting, met = [value], set[int]()
+    return (one for one in _leaves_of(value) if isinstance(one, Tensor))
+
+
+def _leaves_of(value: Any) -> Iterator[Any]:
+    """What a structure is made of at its ends: tensors, and what holds nothing that can be looked at."""
+    waiting, met = [value], dict[int, Any]()
     while waiting:
         one = waiting.pop()
         if isinstance(one, Tensor):
             yield one
-        elif id(one) not in met and not isinstance(one, str | bytes | type | nn.Module):
-            met.add(id(one))
-            if isinstance(one, Mapping):
-                waiting.extend(one.values())
-            elif isinstance(one, list | tuple | set | frozenset):
-                waiting.extend(one)
-            if dataclasses.is_dataclass(one):
-                waiting.extend(getattr(one, field.name, None) for field in dataclasses.fields(one))
-            waiting.extend(getattr(one, "__dict__", {}).values())
+        elif id(one) not in met:
+            met[id(one)] = one  # kept, so that no other gets its id
+            parts = _parts_of(one)
+            if parts is None:
+                yield one
+            else:
+                waiting.extend(parts)
+
+
+def _parts_of(value: Any) -> list[Any] | None:
+    """What a container or an object holds; None for what cannot be looked at without changing it."""
+    if isinstance(value, _PLAIN):
+        return []
+    parts = list[Any]()
+    if isinstance(value, Mapping):
+        parts.extend(value.values())
+    elif isinstance(value, _CONTAINERS):
+        parts.extend(value)
+    if dataclasses.is_dataclass(value):
+        parts.extend(getattr(value, field.name, None) for field in dataclasses.fields(value))
+    for kind in type(value).__mro__:
+        slots = kind.__dict__.get("__slots__", ())
+        for name in [slots] if isinstance(slots, str) else slots:
+            private = name.startswith("__") and not name.endswith("__")
+            parts.append(getattr(value, f"_{kind.__name__.lstrip('_')}{name}" if private else name, None))
+    parts.extend(getattr(value, "__dict__", {}).values())
+    return parts if parts or isinstance(value, (Mapping, *_CONTAINERS)) else None
+
+
+_PLAIN = (str, bytes, type, nn.Module, bool, int, float, complex, type(None), torch.dtype, torch.device)
+_CONTAINERS = (list, tuple, set, frozenset, deque, KeysView, ValuesView, ItemsView)
+
+
+def _hides_tensors(output: Any) -> str | None:
+    """The type of what may hold tensors that are not found; None where there is no such thing."""
+    leaves = list(_leaves_of(output))
+    hidden = [leaf for leaf in leaves if not isinstance(leaf, Tensor)]
+    if len(hidden) < len(leaves):  # something is found; only what gives one thing after another may have more
+        hidden = [leaf for leaf in hidden if isinstance(leaf, Iterator)]
+    return type(hidden[0]).__name__ if hidden else None
 
 
 def run_backward(output: Any) -> None:
@@ -324,21 +358,41 @@ def forward_macs(model: nn.Module, input_shape: Sequence[int]) -> int:
     return sum(forward for forward, _, _ in products.of.values())
 
 
-def _count(model: nn.Module, inputs: Inputs, *, backward: bool = True) -> _Products:
+def _called(model: nn.Module, inputs: Inputs, zeros: bool) -> Any:
+    """The output; an error says with what the network was called, where the caller gave only a shape."""
+    try:
+        return model(*inputs.args, **inputs.kwargs)
+    except Exception as error:
+        if zeros:
+            x = inputs.args[0]
+            error.add_note(
+                f"The network was called with zeros of shape {tuple(x.shape)} and type {x.dtype}; "
+                "give example_inputs for others."
+            )
+        raise
+
+
+def _count(model: nn.Module, inputs: Inputs, *, backward: bool = True, zeros: bool = False) -> _Products:
     """Run a network forward and backward; forward alone, where torch has no backward pass for it on this device."""
     products = _Products()
     try:
         with _watched(model, products), torch.enable_grad():
-            output = model(*inputs.args, **inputs.kwargs)
+            before = torch.autograd._get_sequence_nr()  # type: ignore[attr-defined]
+            output = _called(model, inputs, zeros)
+            wants_gradient = torch.autograd._get_sequence_nr() > before  # type: ignore[attr-defined]
             products.backward = True
             if backward:
+                if wants_gradient and (hidden := _hides_tensors(output)):
+                    name = f"the backward pass (no tensor found in the output of type {hidden})"
+                    products.unknown[name, "", True] += 1
                 _run_backward_of(output, products)
+                products.name_what_ran_elsewhere()
     except NotImplementedError as error:
         if _typical(model).is_meta or products.backward:
             raise  # numbers may be all that it lacks
         products = _Products()
         with _watched(model, products), torch.no_grad():
-            model(*inputs.args, **inputs.kwargs)
+            _called(model, inputs, zeros)
         products.unknown[f"the backward pass ({first_line(error)})", "", True] += 1
     return products
 
@@ -359,8 +413,8 @@ def _watched(model: nn.Module, products: _Products) -> Iterator[None]:
     with (
         torch.inference_mode(False),
         torch.random.fork_rng(devices=list(devices)),
+        _keeping_numbers(model),
         _evaluating(model),
-        _keeping_buffers(model),
         _without_fused_kernels(),
         _telling(model, products),
         products,
@@ -393,12 +447,27 @@ class _Products(TorchDispatchMode):
         self.ran: list[str] = []  # … and which it was
 
     def enters(self, name: str) -> None:
+        if not self._watches():
+            self.unknown["a module that was called in another thread", name, self.backward] += 1
+            return
         self.running.append(name)
         self._changes()
 
     def leaves(self) -> None:
-        self.running.pop()
-        self._changes()
+        if self._watches():
+            self.running.pop()
+            self._changes()
+
+    def _watches(self) -> bool:
+        """Whether what runs here is seen: torch's modes hold in the thread that entered them."""
+        return any(mode is self for mode in _get_current_dispatch_mode_stack())
+
+    def name_what_ran_elsewhere(self) -> None:
+        """Name layers of which the backward pass has products and the forward pass had none that were seen."""
+        named = {layer for _, layer, backward in self.unknown if not backward}
+        for layer, (forward, backward, _) in self.of.items():
+            if backward and not forward and layer not in named:
+                self.unknown["a forward pass that was not seen, such as one in another thread", layer, False] += 1
 
     def _changes(self) -> None:
         self.since.append(torch.autograd._get_sequence_nr())  # type: ignore[attr-defined]
@@ -435,7 +504,7 @@ class _Products(TorchDispatchMode):
             self.nonlinearities += packet in _NONLINEARITIES
         macs = macs_of(func, args, kwargs, result)
         if macs == 0 and packet is aten.mul and self._multiplies_vectors():
-            macs = result.numel()
+            macs = result.numel() * (4 if result.is_complex() else 1)
         if macs is None:
             self.misses(str(packet))
         elif macs:
@@ -545,33 +614,81 @@ def _telling(model: nn.Module, products: _Products) -> Iterator[None]:
 
 
 @contextmanager
-def _keeping_buffers(model: nn.Module) -> Iterator[None]:
-    """Afterwards every buffer is the one that it was, with the numbers that it had."""
-    buffers = [
-        (module, name, buffer, buffer.detach().clone())
+def _keeping_numbers(model: nn.Module) -> Iterator[None]:
+    """Afterwards every parameter and buffer is the one that it was, with the numbers that it had."""
+    tables: list[tuple[dict[str, Any], dict[str, Any]]] = [
+        (table, dict(table))
         for module in model.modules()
-        for name, buffer in module.named_buffers(recurse=False)
+        if not isinstance(module, torch.jit.ScriptModule)
+        for table in (module._parameters, module._buffers)
     ]
+    tensors = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
+    kept = [_Kept(tensor) for tensor in tensors.values()]
     try:
         yield
     finally:
-        for module, name, buffer, numbers in buffers:
-            module._buffers[name] = buffer
-            if not buffer.is_meta and buffer.layout == torch.strided and not torch.equal(buffer, numbers):
-                with torch.no_grad():
-                    buffer.copy_(numbers)
+        for table, entries in tables:
+            table.clear()
+            table.update(entries)
+        for one in kept:
+            one.restore()
+
+
+class _Kept:
+    """A tensor's numbers, and the memory that it had them in."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        self.tensor, self.memory = tensor, tensor.detach()
+        self.has_numbers = not tensor.is_meta and tensor.layout == torch.strided
+        self.numbers = self.memory.clone() if self.has_numbers else None
+
+    def restore(self) -> None:
+        if self.numbers is None:
+            return
+        with torch.no_grad():
+            if _place(self.tensor) != _place(self.memory):
+                self.tensor.data = self.memory
+            if not torch.equal(self.tensor, self.numbers):
+                self.tensor.copy_(self.numbers)
+
+
+def _place(tensor: Tensor) -> tuple[Any, ...]:
+    """Where a tensor lies in memory, and how."""
+    if tensor.is_meta or type(tensor) not in (Tensor, nn.Parameter):  # classes of their own need not lie anywhere
+        return (tensor.shape, tensor.dtype)
+    return (tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype, tensor.device)
 
 
 @contextmanager
 def _evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode; afterwards every module has its own mode again."""
-    training = {module: module.training for module in model.modules()}
+    """Evaluation mode; afterwards every module has its own mode again.
+
+    Modes are changed by the modules' own methods, which may do more, from the outermost to the innermost.
+    """
+    modes = {module: module.training for module in model.modules() if hasattr(module, "training")}
     try:
-        model.eval()
+        put_in_evaluation(model)
         yield
     finally:
-        for module, was_training in training.items():
-            module.training = was_training
+        for module, was_training in modes.items():
+            if module.training != was_training:
+                _put_in_mode(module, was_training)
+        for module, was_training in modes.items():
+            if module.training != was_training:
+                module.training = was_training
+
+
+def put_in_evaluation(model: nn.Module) -> nn.Module:
+    """The network in evaluation mode; parts that have no modes stay as they are."""
+    for module in model.modules():
+        if getattr(module, "training", False):
+            _put_in_mode(module, False)
+    return model
+
+
+def _put_in_mode(module: nn.Module, training: bool) -> None:
+    with suppress(NotImplementedError):  # of an exported network, which runs as it was exported
+        module.train() if training else module.eval()
 
 
 def macs_of_weights(model: nn.Module, pixels: dict[str, int]) -> int | None:

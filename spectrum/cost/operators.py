@@ -8,6 +8,9 @@ Counted are convolutions and matrix products. An operator is one of three:
                    normalisation, softmax, a loss, random numbers: by convention these cost no MACs
     unknown        everything else, in every namespace; `measure_cost` reports each by name
 
+A product of complex numbers counts as four of real ones. An operator of another library is unknown unless it has a
+formula or the tag `pointwise`.
+
 So an operator that torch adds is reported until somebody has looked at it. What is free follows from torch's own
 description where it has one (the tag `pointwise`, the aliases that mark a view), and from `_FREE` below where not.
 """
@@ -53,11 +56,18 @@ def is_product(operator: Any) -> bool:
 def _formula(operator: Any) -> Callable[[Arguments, dict[str, Any], Any], int] | None:
     own = _own_formula(operator)
     if own is not None:
-        return lambda args, kwargs, result: own(args, result)
+        return lambda args, kwargs, result: own(args, result) * _real_products(args)
     registered = flop_registry.get(getattr(operator, "overloadpacket", operator))
     if registered is not None:
         return lambda args, kwargs, result: registered(*args, **kwargs, out_val=result) // 2
     return None
+
+
+def _real_products(args: Arguments) -> int:
+    """Products of real numbers that one of the factors' numbers takes: four where they are complex."""
+    factors = [arg for arg in args if isinstance(arg, Tensor) and (arg.is_floating_point() or arg.is_complex())]
+    complex_ones = sum(factor.is_complex() for factor in factors)
+    return 1 if not complex_ones else 4 if complex_ones == len(factors) else 2
 
 
 @cache
@@ -95,18 +105,17 @@ def _convolution_in_time_backward(args: Arguments, result: Any) -> int:
 def _product(first: int) -> Formula:
     """Of (…, n, k) by (…, k, m), or by (k,); the factors are the arguments `first` and `first + 1`.
 
-    A sparse factor costs what it stores. A product of complex numbers is four of real ones.
+    A sparse factor costs what it stores.
     """
 
     def macs(args: Arguments, result: Any) -> int:
         a, b = args[first], args[first + 1]
-        each = 4 if a.is_complex() and b.is_complex() else 2 if a.is_complex() or b.is_complex() else 1
         if a.layout == b.layout == torch.strided:
-            return int(each * result.numel() * a.shape[-1])
+            return int(result.numel() * a.shape[-1])
         if b.layout == torch.strided:
-            return int(each * _stored(a) * (b.shape[-1] if b.dim() > 1 else 1))
+            return int(_stored(a) * (b.shape[-1] if b.dim() > 1 else 1))
         if a.layout == torch.strided:
-            return int(each * _stored(b) * a.shape[-2])
+            return int(_stored(b) * a.shape[-2])
         raise NotImplementedError("what two sparse factors cost follows from no shape")
 
     return macs
@@ -241,17 +250,20 @@ _FORMULAS: dict[str, Formula] = {
 }
 
 
+_OF_TORCH = ("aten", "prim", "prims", "profiler", "quantized")
+
+
 @cache
 def is_free(operator: Any) -> bool:
     """Whether an operator is known to carry no products."""
     if not isinstance(operator, torch._ops.OpOverload):  # one of a higher order: it runs functions
         return False
+    if operator.namespace not in _OF_TORCH:  # a schema of somebody's own does not say what it computes
+        return torch.Tag.pointwise in operator.tags
     if _says_that_it_is_free(operator):
         return True
     if operator.namespace == "quantized":
         return _FREE_QUANTISED.fullmatch(operator.overloadpacket.__name__) is not None
-    if operator.namespace not in ("aten", "prim", "prims", "profiler"):
-        return False
     schema = operator._schema
     if not schema.is_mutable and not any("Tensor" in str(made.type) for made in schema.returns):
         return True  # asks for a property

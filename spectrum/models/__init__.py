@@ -11,11 +11,23 @@ import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from difflib import get_close_matches
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from spectrum.conv.arguments import ACTIVATIONS, ORDERS, as_tuple, as_whole, choice, flag, number, whole, wholes
+from spectrum.conv.arguments import (
+    ACTIVATIONS,
+    MOST_CHANNELS,
+    ORDERS,
+    as_tuple,
+    as_whole,
+    choice,
+    flag,
+    number,
+    whole,
+    wholes,
+)
 from spectrum.conv.segments import PER_CHANNEL
 
 if TYPE_CHECKING:
@@ -40,7 +52,7 @@ class Architecture:
     in_channels: int = 3  # of the images
     num_classes: int = 10
     image_size: int = 32  # side in pixels
-    width: float = 1.0  # factor on the family's stage widths
+    width: float = 1.0  # factor on the family's stage widths, up to 64
     widths: tuple[int, ...] | None = None  # explicit stage widths, instead of `width`
     depth: int | None = None  # blocks a stage; None is the family's own
     segments: int | Literal["per_channel"] | None = None  # None: per channel, unless segment_width says otherwise
@@ -129,10 +141,10 @@ def _number(expected: str, least: float, most: float, *open_at: float) -> Callab
 
 
 _CHECKS: dict[str, Callable[[str, Any], Any]] = {  # of every field of an Architecture
-    **dict.fromkeys(("in_channels", "num_classes", "image_size"), whole),
+    **dict.fromkeys(("in_channels", "num_classes", "image_size"), partial(whole, most=MOST_CHANNELS)),
     **dict.fromkeys(("depth", "segment_width", "pointwise_segments"), whole),
     **dict.fromkeys(("norm", "pointwise", "shuffle", "residual", "auxiliary"), flag),
-    "width": _number("a number above 0", 0, math.inf, 0),
+    "width": _number("a number above 0, up to 64", 0, 64, 0),
     "widths": wholes,
     "hidden": lambda name, value: wholes(name, value, empty=True),
     "segments": _segments,
@@ -255,7 +267,8 @@ def register_model(
             where they are set. Those that `widths` is for, and the images' shape, go without saying. If it is not
             given, plans compare the networks that are built, and refuse an option that changes none.
 
-    Raises ValueError when the name is taken, or for a field that an `Architecture` does not have.
+    Raises ValueError when the name is taken or is none, for what cannot be called, or for a field that an
+    `Architecture` does not have.
 
     >>> from torch import nn
     >>> from spectrum.models.blocks import segmented
@@ -268,6 +281,12 @@ def register_model(
     >>> build_model("tiny", segments=4)[0].segment_sizes
     (4, 4, 4, 4)
     """
+    if not isinstance(name, str) or not name.strip():
+        raise ValueError(f"name={name!r}: expected a name for the family, such as 'mine'")
+    if not callable(builder):
+        raise ValueError(f"builder={builder!r}: expected a function from an Architecture to a torch.nn.Module")
+    if widths is not None and not callable(widths):
+        raise ValueError(f"widths={widths!r}: expected a function from an Architecture to stage widths, or None")
     home = sys._getframe(1).f_globals.get("__name__")
     family = _Family(builder, widths, ignores=_all_but(uses, widths), home=home, declares=uses is not None)
     if home == "__main__" and not has_script() and _FAMILIES.get(name, family).home == home:
@@ -280,11 +299,14 @@ def _all_but(uses: Iterable[str] | None, widths: StageWidths | None) -> tuple[st
     """Fields that a family of one's own does not use."""
     if uses is None:
         return ()
-    used = [uses] if isinstance(uses, str) else list(uses)
+    try:
+        used: list[Any] = [uses] if isinstance(uses, str) else list(uses)
+    except TypeError:
+        raise ValueError(f"uses={uses!r}: expected names of fields, such as ('segments', 'order')") from None
     known = [field.name for field in fields(Architecture)]
     for name in used:
         if name not in known:
-            close = get_close_matches(name, known, n=1)
+            close = get_close_matches(str(name), known, n=1)
             raise ValueError(
                 f"uses={name!r}: no field of an Architecture; "
                 + (f"did you mean {close[0]!r}?" if close else f"known are {', '.join(known)}")
@@ -403,8 +425,17 @@ def build_model(name: str, architecture: Architecture | None = None, **options: 
         stages = len(stage_widths(name, architecture)) if family.stages is None else family.stages
         if len(architecture.stage_segments) != stages:
             raise ValueError(f"stage_segments: {len(architecture.stage_segments)} given; {name!r} has {stages} stages")
-    network: nn.Module = _found(family.build)(architecture)
-    return network
+    network = _found(family.build)(architecture)
+    if family.home is not None:
+        _check_network(name, network)
+    return network  # type: ignore[no-any-return]
+
+
+def _check_network(name: str, network: Any) -> None:
+    from torch import nn
+
+    if not isinstance(network, nn.Module):
+        raise ValueError(f"model={name!r}: its builder returned {type(network).__name__}; return a torch.nn.Module")
 
 
 def _found(function: str | Callable[..., Any]) -> Callable[..., Any]:

@@ -7,9 +7,11 @@ import itertools
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from IPython.core.formatters import DisplayFormatter
 from matplotlib.figure import Figure
 from PIL import Image
+from torch import nn
 
 from spectrum import build_model, measure_cost, plots
 
@@ -263,6 +265,27 @@ def test_cost_by_layer_stacks_every_layer_up_to_the_total():
         plots.cost_by_layer({"one": cost}, "speed")
     with pytest.raises(ValueError, match="no network to draw"):
         plots.cost_by_layer({})
+
+
+def test_cost_by_layer_says_where_a_count_is_a_lower_bound():
+    class Fourier(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first = nn.Conv2d(3, 4, 1)
+
+        def forward(self, x):
+            return torch.fft.fft2(self.first(x)).real
+
+    costs = {"whole": measure_cost(nn.Conv2d(3, 4, 1), (3, 8, 8)), "part": measure_cost(Fourier(), (3, 8, 8))}
+    for count in ("macs", "backward_macs", "activations"):
+        ax = plots.cost_by_layer(costs, count).axes[0]
+        assert ["at least" in text.get_text() for text in ax.texts] == [False, True]
+        caption = " ".join(ax.get_title("left").split())
+        assert "part: Not counted, since what it multiplies is unknown: aten._fft_c2c" in caption
+        assert "whole:" not in caption
+    ax = plots.cost_by_layer(costs, "params").axes[0]
+    assert not any("at least" in text.get_text() for text in ax.texts)
+    assert "Not counted" not in ax.get_title("left")
 
 
 def test_the_literature_stands_beside_differences_paired_by_seed():

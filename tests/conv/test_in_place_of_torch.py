@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.testing import assert_close
 
-from spectrum import SegmentedConv2d
+from spectrum import SegmentedConv2d, build_model
 from spectrum.conv.lowering import CHOICES
 from spectrum.conv.norm import BatchNormAct2d
 from tests.conv.test_nonfinite import chosen, results
@@ -287,16 +287,75 @@ def test_a_module_made_without_numbers_computes_the_same_once_it_has_them(option
     empty = build(**options, device="meta").to_empty(device="cpu")
     empty.load_state_dict(module.state_dict())
     assert_close(empty(x_nchw), module(x_nchw), rtol=1e-4, atol=1e-5)
-    if module.shuffle is None:  # whose permutation is no state
-        assigned = build(**options, device="meta")
-        assigned.load_state_dict(module.state_dict(), assign=True)
-        assert_close(assigned(x_nchw), module(x_nchw), rtol=1e-4, atol=1e-5)
+    assigned = build(**options, device="meta")
+    assigned.load_state_dict(module.state_dict(), assign=True)
+    assert not any(buffer.is_meta for buffer in assigned.buffers())
+    assert_close(assigned(x_nchw), module(x_nchw), rtol=1e-4, atol=1e-5)
     torch.manual_seed(0)
     drawn = build(**options, device="meta").to_empty(device="cpu")
     torch.manual_seed(0)
     drawn.reset_parameters()
     assert all(parameter.isfinite().all() for parameter in drawn.parameters())
     assert all(parameter.std() > 0 for parameter in drawn.parameters())
+
+
+@pytest.mark.parametrize("order", ["pointwise_first", "spatial_first"])
+def test_a_permutation_left_on_meta_is_computed_when_the_weights_are_replaced_one_by_one(order):
+    options = {"segments": 6, "pointwise_segments": 3, "shuffle": True, "order": order}
+    module, x_nchw = SegmentedConv2d(12, 12, **options), images(2, 12, 9, 9)
+    for moves in (lambda m: m, lambda m: m.to("cpu"), copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))):
+        replaced = SegmentedConv2d(12, 12, **options, device="meta")
+        for half in ("spatial", "pointwise"):
+            getattr(replaced, half).weights[0] = nn.Parameter(getattr(module, half).weights[0].detach().clone())
+        assert_close(moves(replaced)(x_nchw), module(x_nchw), rtol=1e-4, atol=1e-5)
+
+
+def test_a_network_built_on_meta_computes_the_same_once_its_state_is_assigned():
+    options = {"segments": 6, "pointwise_segments": 2, "shuffle": True, "width": 0.25}
+    network, x_nchw = build_model("probe", **options).eval(), images(2, 3, 32, 32)
+    with torch.device("meta"):
+        assigned = build_model("probe", **options).eval()
+    assigned.load_state_dict(network.state_dict(), assign=True)
+    assert_close(assigned(x_nchw), network(x_nchw), rtol=1e-4, atol=1e-5)
+
+
+def test_numbers_do_not_meet_weights_that_have_none():
+    with pytest.raises(ValueError, match='the weights are on "meta" and have no numbers; load them with assign=True'):
+        build(device="meta")(images(2, 12, 9, 9))
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"dtype": "float32"}, "dtype='float32': expected one of torch.float32"),
+        ({"dtype": torch.int64}, "dtype=torch.int64: expected one of"),
+        ({"dtype": int}, "dtype=<class 'int'>: expected one of"),
+        ({"device": "gpu"}, "device='gpu': expected a device of torch"),
+        ({"device": 1.5}, "device=1.5: expected a device of torch"),
+        ({"device": True}, "device=True: expected a device of torch"),
+        ({"stride": 10**20}, "stride=100000000000000000000: too large; expected at most 2147483647"),
+        ({"stride": (1, 2**31)}, "stride=.*: too large"),
+        ({"dilation": 10**20}, "dilation=.*: too large"),
+        ({"padding": 10**20}, "padding=.*: too large"),
+        ({"kernel_size": 10**20}, "kernel_size=.*: too large"),
+        ({"kernel_size": 10**6 + 1}, "in_channels, out_channels, kernel_size: a weight of shape .* has more than"),
+    ],
+)
+def test_what_no_weight_can_be_made_of_is_refused_by_name(options, says):
+    with pytest.raises(ValueError, match=says):
+        SegmentedConv2d(12, 16, **options)
+
+
+@pytest.mark.parametrize("channels", [(10**10, 4), (4, 10**10), (10**20, 4), (10**6, 10**6)])
+def test_more_channels_than_a_layer_can_have_are_refused_by_name(channels):
+    with pytest.raises(ValueError, match=r"^(in_channels|out_channels)\b"):
+        SegmentedConv2d(*channels)
+
+
+@pytest.mark.parametrize("x", [np.zeros((1, 12, 5, 5), np.float32), [[1.0]], None])
+def test_what_is_no_tensor_is_refused_with_its_type(x):
+    with pytest.raises(ValueError, match=f"input of type {type(x).__name__}: expected a torch.Tensor"):
+        build()(x)
 
 
 def test_weights_of_a_seed_are_what_they_always_were():

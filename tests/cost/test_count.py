@@ -461,7 +461,7 @@ def test_speed_is_measured_where_asked_and_leaves_the_network_alone():
     assert cost.speed.step_iqr >= 0
     assert cost.speed.peak_memory > 4 * cost.params
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
-    with pytest.raises(ValueError, match="batch_size=0: expected at least 1"):
+    with pytest.raises(ValueError, match="batch_size=0: expected a whole number of at least 1"):
         measure_cost(model, (3, 8, 8), batch_size=0)
 
 

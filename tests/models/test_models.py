@@ -194,6 +194,58 @@ def test_counts_are_those_of_the_golden_table(family):
     assert golden.table(family) == expected, "make golden"
 
 
+@pytest.mark.parametrize("name", [None, 5, "", "  ", ["a"], b"a"])
+def test_a_family_needs_a_name(name):
+    before = list_models()
+    with pytest.raises(ValueError, match=r"^name=.*: expected a name"):
+        register_model(name, lambda architecture: nn.Identity())
+    assert list_models() == before
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"builder": "build"}, "builder='build': expected a function"),
+        ({"builder": None}, "builder=None: expected a function"),
+        ({"widths": (16, 32)}, r"widths=\(16, 32\): expected a function"),
+        ({"uses": 5}, "uses=5: expected names of fields"),
+        ({"uses": [5]}, "uses=5: no field of an Architecture"),
+        ({"uses": [None]}, "uses=None: no field of an Architecture"),
+        ({"uses": [["segments"]]}, "uses=.*: no field of an Architecture"),
+    ],
+)
+def test_what_registers_nothing_is_refused_by_name(options, says):
+    with pytest.raises(ValueError, match=says):
+        register_model("refused", **{"builder": lambda architecture: nn.Identity(), **options})
+    assert "refused" not in list_models()
+
+
+@pytest.mark.parametrize("built", [None, 5, nn.Linear, lambda x: x])
+def test_a_builder_that_returns_no_module_is_told_so(built, monkeypatch):
+    monkeypatch.setattr(models, "_FAMILIES", dict(models._FAMILIES))
+    register_model("of no module", lambda architecture: built)
+    with pytest.raises(ValueError, match=f"its builder returned {type(built).__name__}; return a torch.nn.Module"):
+        build_model("of no module")
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"width": 1e9},
+        {"width": 64.1},
+        {"widths": (10**9, 1, 1)},
+        {"hidden": (10**9,)},
+        {"in_channels": 10**9},
+        {"num_classes": 10**9},
+        {"depth": 10**20},
+    ],
+)
+def test_a_size_that_no_network_has_is_refused_by_name(options):
+    (name,) = options
+    with pytest.raises(ValueError, match=f"^{name}="):
+        build_model("probe", **options)
+
+
 def test_every_family_is_in_the_golden_table():
     assert set(json.loads(golden.FILE.read_text())) == set(BUILT_IN)
 

@@ -16,6 +16,7 @@ from spectrum.analysis.fronts import pareto_table
 from spectrum.analysis.plots.drawing import (
     METRIC_LABELS,
     axes_or_new,
+    captioned,
     drawable,
     error_bars,
     figure_of,
@@ -167,6 +168,8 @@ def cost_by_layer(costs: Mapping[str, Cost], count: str = "macs", *, ax: Axes | 
         count: "macs", "params", "backward_macs" or "activations".
         ax: where to draw; by default a figure of its own.
 
+    Totals with products that are not counted say "at least", and the caption names what is missing.
+
     Raises ValueError for no network or a count that is not there.
 
     >>> from spectrum import build_model, measure_cost
@@ -205,7 +208,8 @@ def cost_by_layer(costs: Mapping[str, Cost], count: str = "macs", *, ax: Axes | 
                 linewidth=0.8,
             )
             start += size
-        ax.text(start, place, f"  {_rounded(start)}", va="center", fontsize=8)
+        bound = "at least " if cost.not_counted and count != "params" else ""
+        ax.text(start, place, f"  {bound}{_rounded(start)}", va="center", fontsize=8)
     for number, part in enumerate(parts):
         ax.bar(0, 0, color=look_of(number)["color"], hatch=HATCHES[number % 5], edgecolor="white", label=part)
     ax.set_yticks(range(len(costs)), [wrapped(name, 24) for name in costs])
@@ -215,7 +219,9 @@ def cost_by_layer(costs: Mapping[str, Cost], count: str = "macs", *, ax: Axes | 
     ax.xaxis.set_major_formatter(FuncFormatter(engineering))
     ax.set_xlabel(COUNTS[count])
     ax.legend(loc="center left", bbox_to_anchor=(1.01, 0.5))
-    ax.set_title("a bar a network · a block a layer, from input to output", color="0.25", fontsize=7.5)
+    said = "a bar a network · a block a layer, from input to output"
+    missing = [f"{name}: {cost.caveat}" for name, cost in costs.items() if cost.caveat and count != "params"]
+    ax.set_title(captioned(ax, said, *missing) if missing else said, color="0.25", fontsize=7.5)
     return figure_of(ax)
 
 
