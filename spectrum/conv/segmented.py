@@ -103,7 +103,7 @@ class SegmentedConv2d(nn.Module):
             different segments of the 1×1. Needs pointwise_segments > 1: after a dense 1×1 it only relabels rows.
         bias: add one bias a channel to the output (Keras' `SeparableConv2D` does the same).
         device: of parameters and buffers, as torch's own layers take it.
-        dtype: of parameters and buffers, a floating type of torch.
+        dtype: of parameters and buffers, floating or complex.
 
     Input (N, in_channels, H, W); output (N, out_channels, H', W') with
     H' = ⌊(H + 2·padding − dilation·(k−1) − 1) / stride⌋ + 1, or ⌈H/stride⌉ with "tf_same". Or (in_channels, H, W) to

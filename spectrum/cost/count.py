@@ -20,6 +20,7 @@ from bisect import bisect_right
 from collections import Counter, deque
 from collections.abc import Callable, ItemsView, Iterator, KeysView, Mapping, Sequence, ValuesView
 from contextlib import ExitStack, contextmanager, suppress
+from copy import copy
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, NamedTuple
@@ -267,6 +268,14 @@ def _copied(value: Any, device: torch.device, known: dict[int, Tensor]) -> Any:
         items_listed = [_copied(item, device, known) for item in value]
         plain = list if isinstance(value, list) else tuple
         return plain(items_listed) if type(value) is plain else _rebuilt(value, plain(items_listed))
+    if isinstance(value, deque | set | frozenset):
+        return type(value)(_copied(item, device, known) for item in value)
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        instance = copy(value)
+        for field in dataclasses.fields(value):
+            if hasattr(value, field.name):
+                object.__setattr__(instance, field.name, _copied(getattr(value, field.name), device, known))
+        return instance
     return value
 
 
@@ -639,12 +648,14 @@ class _Kept:
 
     def __init__(self, tensor: Tensor) -> None:
         self.tensor, self.memory = tensor, tensor.detach()
-        self.has_numbers = not tensor.is_meta and tensor.layout == torch.strided
-        self.numbers = self.memory.clone() if self.has_numbers else None
+        has_numbers = not tensor.is_meta and tensor.layout == torch.strided
+        self.numbers = self.memory.clone() if has_numbers else None
+        self.is_plain = type(tensor) in (Tensor, nn.Parameter)
+        self.version = None if self.is_plain or tensor.is_inference() else tensor._version
 
     def restore(self) -> None:
-        if self.numbers is None:
-            return
+        if self.numbers is None or not (self.is_plain or self.tensor._version != self.version):
+            return  # classes of their own may not compare
         with torch.no_grad():
             if _place(self.tensor) != _place(self.memory):
                 self.tensor.data = self.memory

@@ -52,7 +52,7 @@ class Architecture:
     in_channels: int = 3  # of the images
     num_classes: int = 10
     image_size: int = 32  # side in pixels
-    width: float = 1.0  # factor on the family's stage widths, up to 64
+    width: float = 1.0  # factor on the family's stage widths
     widths: tuple[int, ...] | None = None  # explicit stage widths, instead of `width`
     depth: int | None = None  # blocks a stage; None is the family's own
     segments: int | Literal["per_channel"] | None = None  # None: per channel, unless segment_width says otherwise

@@ -3,12 +3,14 @@
 import threading
 from collections import OrderedDict, deque
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 
 import pytest
 import torch
 from torch import nn
 
 from spectrum import measure_cost
+from spectrum.cost.count import tensors_in
 from spectrum.cost.operators import macs_of
 
 # What it leaves
@@ -260,6 +262,23 @@ def test_subclasses_of_tuples_come_as_they_are(extra):
     model = Takes(4, 4)
     model.expects = extra
     assert measure_cost(model, example_inputs=(torch.ones(2, 4), extra)).macs == 32
+
+
+@dataclass(frozen=True)
+class Held:
+    tensor: torch.Tensor
+
+
+@pytest.mark.parametrize("hold", [lambda x: deque([x], 3), lambda x: frozenset([x]), Held, lambda x: [Held(x)]])
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_inputs_are_copied_in_whatever_holds_them(hold, device):
+    class Changes(nn.Linear):
+        def forward(self, held):
+            return super().forward(next(tensors_in(held)).zero_())
+
+    x = torch.ones(2, 4)
+    assert measure_cost(Changes(4, 4, device=device), example_inputs=(hold(x),)).macs == 32
+    assert torch.equal(x, torch.ones(2, 4))
 
 
 @pytest.mark.parametrize(
