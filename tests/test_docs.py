@@ -55,7 +55,6 @@ def test_what_is_shown_of_a_study_can_be_in_one(text, tmp_path, monkeypatch):
         (tmp_path / f"{said['import']}.py").write_text(module)
         monkeypatch.setattr(models, "_FAMILIES", dict(models._FAMILIES))
         monkeypatch.setattr(sys, "path", [*sys.path])
-        monkeypatch.setattr(sys, "modules", dict(sys.modules))
     if "seed" in said:  # a line of [axes]
         said = {"axes": said}
     if "contrasts" in said and "axes" not in said:  # the contrast alone
@@ -63,6 +62,7 @@ def test_what_is_shown_of_a_study_can_be_in_one(text, tmp_path, monkeypatch):
         names = dict.fromkeys(name for side in sides for name in side)
         said["axes"] = {name: list(dict.fromkeys(side[name] for side in sides if name in side)) for name in names}
     assert parse_study(said, "shown", folder=tmp_path).points()
+    sys.modules.pop(said.get("import", ""), None)
 
 
 def test_the_model_of_ones_own_is_built_at_the_widths_that_it_tells():
