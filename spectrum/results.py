@@ -120,8 +120,11 @@ def _results_folder(folder: object) -> Path:
         raise StoreError(f"expected the path of a results folder, such as results/quickstart (got {said})")
     path = Path(folder)
     if not path.is_dir():
-        what = "is a file" if path.exists() else "no such folder"
-        raise StoreError(f"{path}: {what}; give a folder that spectrum run wrote, such as results/quickstart")
+        if path.exists():
+            raise StoreError(f"{path}: is a file; give a folder that spectrum run wrote, such as results/quickstart")
+        raise StoreError(
+            f"{path}: no such folder; run the study first (spectrum run), or give the folder that it wrote"
+        )
     if not any((path / name).exists() for name in (PLAN, ROWS, HISTORY)):
         raise StoreError(f"{path}: is not a results folder (no {PLAN}, no {ROWS}); run the study first: spectrum run")
     return path

@@ -193,6 +193,8 @@ def _groups(planned: Sequence[PlannedPoint]) -> list[list[PlannedPoint]]:
     by_id = {one.point.id: one for one in planned}
     groups = [list(by_id.values())]
     keys: tuple[Callable[[PlannedPoint], str], ...] = (
+        # Two models of one's own may differ in training alone, in what nobody has written down.
+        lambda one: digest([one.point.model if registered_in(one.point.model) else ""]),
         lambda one: digest([one.params, one.macs, one.activations, one.norms, one.nonlinearities]),
         lambda one: _trained(one.point),
         _once(lambda one: _started(one.point)),

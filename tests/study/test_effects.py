@@ -285,15 +285,16 @@ def test_fields_that_a_family_uses_are_fields():
         (lambda arch: Flat(arch, lambda y: {}["y"]), "its forward pass fails on images (2, 1, 8, 8): KeyError: 'y'"),
         (lambda arch: nn.Flatten(), "has no parameters to train"),
         (lambda arch: Flat(arch).requires_grad_(False), "has no parameters to train"),
-        (lambda arch: None, "its builder gives an object of type NoneType; let it return a torch.nn.Module"),
+        (lambda arch: None, "its builder returned NoneType; return a torch.nn.Module"),
         (lambda arch: arch.wdth, "its builder fails: AttributeError"),
         (lambda arch: {}["wide"], "its builder fails: KeyError: 'wide'"),
     ],
 )
 def test_a_faulty_network_of_ones_own_is_named_before_anything_is_trained(own, builder, says, tmp_path):
     said = study({"model": own(builder)})
-    assert refused(said).startswith(f"model = 'own': {says}")
-    with pytest.raises(SpecError, match="model = 'own': "):
+    assert refused(said).startswith("model = 'own'")
+    assert says in refused(said)
+    with pytest.raises(SpecError, match="model = 'own'"):
         run_study(said, tmp_path / "x")
     assert not list(tmp_path.iterdir())
 

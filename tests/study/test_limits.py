@@ -21,9 +21,7 @@ def test_a_point_that_takes_too_much_memory_or_time_has_failed_and_no_other(stud
     cases = [{"model": "greedy"}, {"model": "slow", "epochs": 400}, {"model": "linear"}]
     study = parse_study({"base": TINY, "cases": cases}, "limits")
     limits = Limits(minutes=0.2, memory_gb=2.0)
-    notes: list[str] = []  # these models differ in what they do while they train, not in their networks
-    summary = run_study(study, workers=2, imports=IMPORTS, limits=limits, checkpoint_minutes=0.01, on_note=notes.append)
-    assert all("train the same network" in note for note in notes)
+    summary = run_study(study, workers=2, imports=IMPORTS, limits=limits, checkpoint_minutes=0.01)
     rows = {row["model"]: row for row in read_rows(summary.folder)}
     assert {name: row["status"] for name, row in rows.items()} == {
         "greedy": "failed",

@@ -260,7 +260,8 @@ def test_a_script_without_a_guard_is_told_so(study_folder):
 def test_an_axis_of_lists_gives_a_report(study_folder):
     from spectrum.analysis.summary import summary_table
 
-    summary = run_study(tiny(axes={"widths": [[4, 8], [8, 16]]}, base={"width": 1.0}), workers=2)
+    base = {name: value for name, value in TINY.items() if name != "width"}
+    summary = run_study(parse_study({"base": base, "axes": {"widths": [[4, 8], [8, 16]]}}, "lists"), workers=2)
     assert list(summary_table(load_results(summary.folder))["widths"]) == [(4, 8), (8, 16)]
 
 
