@@ -18,7 +18,7 @@ from tests.study.runs import IMPORTS, ROOT, is_alive, tiny
 
 pytestmark = [
     pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="needs ray"),
-    pytest.mark.slow,
+    pytest.mark.cluster,
     pytest.mark.timeout(300),
 ]
 
