@@ -192,7 +192,7 @@ def count_used(images: Images, validation_fraction: float, train_images: int | N
 
 def count_train_images(images: Images, validation_fraction: float, train_images: int | None = None) -> int:
     """How many images an epoch has. Raises DataError as `split` does."""
-    return len(_part(images, _carved(images, validation_fraction)[0], train_images))
+    return count_used(images, validation_fraction, train_images)[0]
 
 
 def _carved(images: Images, validation_fraction: float) -> tuple[Tensor, Tensor]:

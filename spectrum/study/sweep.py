@@ -458,10 +458,12 @@ def _fingerprints(folder: Path) -> dict[tuple[Any, ...], set[str]]:
 
 def _check_same_models(folder: Path, models: Sequence[str]) -> None:
     """Raise StoreError where rows were trained with other code of a model of one's own than there is now."""
-    now = {model: code_of(model) for model in models}
+    now = {model: code for model in models if (code := code_of(model)) is not None}
+    if not now:
+        return  # models of this package alone: the rows need not be read once more
     for row in _finished(folder).values():
         model, then = row.get("model"), (row.get("provenance") or {}).get("model_code")
-        if model in now and then is not None and now[model] is not None and then != now[model]:
+        if model in now and then is not None and then != now[model]:
             raise StoreError(
                 f"{folder}: its rows were trained with another version of {registered_in(model)}, which registers "
                 f"{model!r} (code {then} then, {now[model]} now); give another --out, or the earlier version"
