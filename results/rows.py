@@ -18,8 +18,8 @@ from templates import environment
 from spectrum import load_history, load_results, load_tuning
 from spectrum._files import write_whole
 from spectrum.analysis.export import write_parquet
+from spectrum.design.point import Point
 from spectrum.models import Architecture, stage_widths
-from spectrum.study.point import Point
 from spectrum.study.store import ROWS, StoreError, read_plan
 
 RESULTS = Path(__file__).parent

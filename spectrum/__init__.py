@@ -24,13 +24,13 @@ _HOME = {
     "save_weights": "spectrum.models.weights",
     "register_model": "spectrum.models",
     "measure_cost": "spectrum.cost.count",
-    "Point": "spectrum.study.point",
-    "Study": "spectrum.study.spec",
-    "load_study": "spectrum.study.spec",
+    "Point": "spectrum.design.point",
+    "Study": "spectrum.design.study_file",
+    "load_study": "spectrum.design.study_file",
     "load_history": "spectrum.results",
     "load_results": "spectrum.results",
     "load_tuning": "spectrum.results",
-    "run_study": "spectrum.study.sweep",
+    "run_study": "spectrum.study.driver",
     "plots": "spectrum.analysis.plots",
     "stats": "spectrum.analysis.stats",
     "progress": "spectrum.cli.progress",
@@ -62,12 +62,12 @@ if TYPE_CHECKING:
     from spectrum.cli.progress import progress
     from spectrum.conv.segmented import SegmentedConv2d
     from spectrum.cost.count import measure_cost
+    from spectrum.design.point import Point
+    from spectrum.design.study_file import Study, load_study
     from spectrum.models import build_model, list_models, register_model
     from spectrum.models.weights import load_keras_weights, load_weights, save_weights
     from spectrum.results import load_history, load_results, load_tuning
-    from spectrum.study.point import Point
-    from spectrum.study.spec import Study, load_study
-    from spectrum.study.sweep import run_study
+    from spectrum.study.driver import run_study
 
 
 def __getattr__(name: str) -> Any:

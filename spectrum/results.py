@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 
 from spectrum.analysis.summary import as_html
-from spectrum.study.point import Point
+from spectrum.design.point import Point
 from spectrum.study.store import (
     HISTORY,
     PLAN,

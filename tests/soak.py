@@ -19,7 +19,7 @@ from spectrum import load_study, run_study
 from spectrum.study.doctor import look_at
 from spectrum.study.store import FINISHED, read_rows
 from tests import faulty_models
-from tests.study.runs import is_alive
+from tests.runs import is_alive
 
 KILLS = int(os.environ.get("SPECTRUM_SOAK_KILLS", "200"))
 SEED = int(os.environ.get("SPECTRUM_SOAK_SEED", "0"))

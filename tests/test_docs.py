@@ -12,7 +12,7 @@ import torch
 
 import spectrum
 from spectrum import build_model, models
-from spectrum.study.spec import Budget, parse_study
+from spectrum.design.study_file import Budget, parse_study
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"

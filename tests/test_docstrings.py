@@ -12,7 +12,7 @@ import pytest
 
 import spectrum
 from spectrum import Point, models, plots, stats
-from spectrum.study.spec import Budget, Contrast, Study, Tune
+from spectrum.design.study_file import Budget, Contrast, Study, Tune
 
 ROOT = Path(__file__).parents[1]
 MODULES = [module.name for module in pkgutil.walk_packages(spectrum.__path__, "spectrum.")]
@@ -31,7 +31,7 @@ def no_families_left(monkeypatch):
 
 
 def test_every_module_is_found():
-    assert {"spectrum.conv.segmented", "spectrum.study.point", "spectrum.cost.count"} <= set(MODULES)
+    assert {"spectrum.conv.segmented", "spectrum.design.point", "spectrum.cost.count"} <= set(MODULES)
 
 
 @pytest.mark.medium

@@ -13,7 +13,7 @@ import pytest
 from spectrum import Point
 from spectrum.cli import COMMANDS, main
 from spectrum.study.store import FULL, Store, StoreError, WriteError, _told
-from tests.study.runs import tiny
+from tests.runs import tiny
 from tests.study.test_identity import hold
 
 ROOT = Path(__file__).parents[1]

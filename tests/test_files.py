@@ -116,7 +116,7 @@ def test_an_error_without_a_file_is_given_one() -> None:
 def test_a_killed_writer_leaves_the_old_file(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("old")
     code = (
-        "import os, sys; from spectrum import _files\nfrom tests.study.failpoint import die_at\n"
+        "import os, sys; from spectrum import _files\nfrom tests.failpoint import die_at\n"
         "die_at(_files, '_write_all', 1, 'half'); _files.write_whole(sys.argv[1], 'new and longer')"
     )
     said = [sys.executable, "-c", code, str(tmp_path / "file")]

@@ -9,7 +9,7 @@ from nbclient import NotebookClient
 from rich.console import Console
 
 from spectrum import Point, Study, cli, progress
-from spectrum.study.sweep import Progress
+from spectrum.study.driver import Progress
 
 STUDY = Study(name="tiny", base=Point(dataset="digits"), axes={"segments": (1, 3), "seed": (0,)})
 DONE = {"segments": 1, "segment_width": None, "seed": 0, "status": "done", "test_accuracy": 0.5, "train_seconds": 2.0}

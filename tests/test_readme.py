@@ -17,7 +17,7 @@ from spectrum.analysis.sentences import sentence
 from spectrum.analysis.summary import as_text, summary_table
 from spectrum.bench import engine, op, sweep, train
 from spectrum.bench import models as networks
-from spectrum.study.spec import parse_study
+from spectrum.design.study_file import parse_study
 from spectrum.study.store import read_plan
 
 ROOT = Path(__file__).parents[1]

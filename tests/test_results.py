@@ -7,8 +7,8 @@ from typing import Any
 import pandas as pd
 import pytest
 
+from spectrum.design.point import Point
 from spectrum.results import Results, load_history, load_results, load_tuning
-from spectrum.study.point import Point
 from spectrum.study.store import ROWS, Store, StoreError
 
 STUDY = Path(__file__).parents[1] / "results/order"

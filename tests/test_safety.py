@@ -10,12 +10,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from spectrum.design.point import Point, SpecError
+from spectrum.design.study_file import Study, parse_study
+from spectrum.engines.local import NO_LIMITS, Saving
 from spectrum.study.doctor import look_at, repair
-from spectrum.study.engines import NO_LIMITS, Saving
-from spectrum.study.point import Point, SpecError
-from spectrum.study.spec import Study, parse_study
+from spectrum.study.driver import _Run
 from spectrum.study.store import Store
-from spectrum.study.sweep import _Run
 
 ROOT = Path(__file__).parents[1]
 FOLDERS = [path for folder in ("spectrum", "results", "docs/_ext") for path in (ROOT / folder).rglob("*.py")]
@@ -41,7 +41,7 @@ PLACES = {  # what must be looked at where it stands: our own compiled kernels, 
     ("spectrum/conv/kernels/build.py", "ctypes.CDLL"),
     ("spectrum/conv/kernels/build.py", "torch.ops.load_library"),
     ("spectrum/conv/kernels/ops.py", "ctypes.CDLL"),
-    ("spectrum/study/train.py", "ctypes.CDLL"),
+    ("spectrum/training/loop.py", "ctypes.CDLL"),
     ("spectrum/models/weights.py", "h5py.File"),
 }
 TRUST = {"weights_only": True, "allow_pickle": False, "trust_remote_code": False, "shell": False}

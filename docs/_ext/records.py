@@ -3,7 +3,7 @@
 Every dataclass and pydantic record that autodoc shows gets a table: name, type, default, meaning. Meanings are the
 attribute docstrings of a pydantic record and the comments behind the fields of a dataclass.
 
-    .. fields:: spectrum.study.point.Point     the table alone; in groups, where comments in the class make some
+    .. fields:: spectrum.design.point.Point     the table alone; in groups, where comments in the class make some
     .. functions:: spectrum.stats              autodoc of what is in the module's __all__, else of what it defines
 """
 
@@ -25,8 +25,8 @@ from pydantic_core import PydanticUndefined
 from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
 
+from spectrum.design.point import Point
 from spectrum.models import OWN
-from spectrum.study.point import Point
 
 OPEN = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<"}
 FIELD = re.compile(r"^    (\w+): ([^=#]+?)(?: = (.+?))?(?:  # (.+))?$")

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from spectrum.options import without_effect
+from spectrum.design.options import without_effect
 
 Runs = Sequence[Mapping[str, Any]]
 

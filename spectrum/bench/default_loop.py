@@ -14,11 +14,11 @@ from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader, Dataset
 
 from spectrum.bench.op import lowerings
+from spectrum.data.pixels import in_memory
+from spectrum.data.splits import Images, split
+from spectrum.design.point import Point
 from spectrum.models import build_model
-from spectrum.study.data import Images, split
-from spectrum.study.pixels import in_memory
-from spectrum.study.point import Point
-from spectrum.study.train import learning_rate
+from spectrum.training.loop import learning_rate
 
 
 class FlipsAndCrops(Dataset[tuple[Tensor, int]]):

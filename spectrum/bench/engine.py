@@ -29,11 +29,11 @@ import numpy as np
 import pandas as pd
 
 from spectrum.bench.rounds import spread
-from spectrum.study.engines import Cluster, Engine, LocalEngine, available_cores
-from spectrum.study.point import Point
-from spectrum.study.spec import Study
-from spectrum.study.sweep import run_study
-from spectrum.study.worker import Saving
+from spectrum.design.point import Point
+from spectrum.design.study_file import Study
+from spectrum.engines.local import Cluster, Engine, LocalEngine, available_cores
+from spectrum.engines.worker import Saving
+from spectrum.study.driver import run_study
 
 TRIVIAL: dict[str, Any] = {"train_images": 20, "batch_size": 20, "epochs": 1, "width": 0.1}
 WARM = 5  # points that pay for the start of the worker
@@ -76,7 +76,7 @@ def measure(
         if find_spec("ray") is None:
             on_row('Ray is not installed, and left out: pip install "convolution-spectrum[ray]"')
         else:
-            from spectrum.study.ray_engine import RayEngine
+            from spectrum.engines.ray import RayEngine
 
             whole = Cluster(cpus=available_cores())  # so that one point runs at a time
             seconds = overheads(RayEngine(whole, saving=Saving(Path(root, "ray"))), points)
@@ -126,7 +126,7 @@ def overheads(engine: Engine, points: int) -> list[float]:
 
 def busy(workers: int, points: int) -> float:
     """The part of the time from the first full house to the last that workers spend in points that end well."""
-    from spectrum.study.ray_engine import RayEngine
+    from spectrum.engines.ray import RayEngine
 
     engine = RayEngine(Cluster(cpus=available_cores() / workers))
     engine.task = pretend

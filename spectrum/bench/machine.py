@@ -17,7 +17,7 @@ import torch
 from spectrum._files import write_whole
 from spectrum._version import __version__
 from spectrum.conv.kernels.build import binding, library
-from spectrum.study.provenance import code_revision
+from spectrum.training.provenance import code_revision
 
 
 def machine() -> dict[str, Any]:

@@ -20,8 +20,8 @@ import pandas as pd
 
 from spectrum.bench.rounds import spread
 from spectrum.bench.train import DEFAULT, NATIVE, OURS, Workers
+from spectrum.design.point import Point, SpecError, all_fields, digest
 from spectrum.models import stage_widths
-from spectrum.study.point import Point, SpecError, all_fields, digest
 from spectrum.study.store import read_plan
 
 WAYS = (DEFAULT, NATIVE, OURS)
@@ -49,7 +49,7 @@ def measure(
     Columns: match, those that vary in the study, params, macs, way, ms with quartiles, rounds, and `apart`: the slowest
     pass's median over the fastest's. Raises SpecError for a folder without a plan, or whose plan has no points yet.
     """
-    from spectrum.study.images import images_of
+    from spectrum.data.images import images_of
 
     plan = read_plan(folder)
     if plan is None or not plan["points"]:

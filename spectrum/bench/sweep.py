@@ -20,11 +20,11 @@ import torch
 
 from spectrum.bench.default_loop import DefaultLoop
 from spectrum.bench.train import CURVE, along_the_curve
-from spectrum.study.load import load_images
-from spectrum.study.point import Point
-from spectrum.study.spec import Study
+from spectrum.data.load import load_images
+from spectrum.design.point import Point
+from spectrum.design.study_file import Study
+from spectrum.study.driver import run_study
 from spectrum.study.store import latest_rows
-from spectrum.study.sweep import run_study
 
 SCRIPT, OURS = "default loop", "spectrum run"
 

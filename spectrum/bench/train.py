@@ -24,11 +24,11 @@ import torch
 from spectrum.bench.default_loop import DefaultLoop
 from spectrum.bench.op import lowerings
 from spectrum.bench.rounds import spread
+from spectrum.data.augment import batches
+from spectrum.data.splits import Images, split
+from spectrum.design.point import Point
 from spectrum.models import build_model
-from spectrum.study.augment import batches
-from spectrum.study.data import Images, split
-from spectrum.study.point import Point
-from spectrum.study.train import keep_freed_memory, make_optimizer, training_step
+from spectrum.training.loop import keep_freed_memory, make_optimizer, training_step
 
 DEFAULT, OURS = "default loop", "spectrum"
 NATIVE = "torch's kernels"  # what `spectrum run` does with SPECTRUM_LOWERING=native

@@ -15,8 +15,8 @@ from typing import Annotated, Any, Literal, get_args
 
 import tyro
 
+from spectrum.design.point import NETWORK, Point, SpecError
 from spectrum.models import OWN
-from spectrum.study.point import NETWORK, Point, SpecError
 
 PRINT_COMPLETION = "--tyro-print-completion"
 SHELLS = ("bash", "zsh", "fish")
@@ -271,6 +271,6 @@ def _import_first(words: Sequence[str]) -> None:
     modules = [following for word, following in pairwise(words) if word == "--import"]
     modules += [word.removeprefix("--import=") for word in words if word.startswith("--import=")]
     if modules:
-        from spectrum.study.own import import_modules
+        from spectrum.design.own_models import import_modules
 
         import_modules(modules)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from spectrum.cli.arguments import Audit, Bench
 from spectrum.cli.printing import err, out, print_table
-from spectrum.study.point import Point, SpecError, merged
+from spectrum.design.point import Point, SpecError, merged
 from spectrum.study.store import WriteError
 
 if TYPE_CHECKING:

@@ -14,11 +14,11 @@ from rich.progress import BarColumn, SpinnerColumn, TextColumn
 from rich.progress import Progress as Bar
 
 from spectrum.cli.printing import duration, err
-from spectrum.study.point import PLACES
-from spectrum.study.spec import Study
+from spectrum.design.point import PLACES
+from spectrum.design.study_file import Study
 
 if TYPE_CHECKING:
-    from spectrum.study.sweep import Progress
+    from spectrum.study.driver import Progress
 
     OnProgress = Callable[[Progress], None]
 

@@ -9,11 +9,10 @@ from typing import Any
 from spectrum._files import reason_of, write_whole
 from spectrum.cli.arguments import Doctor, Export, Report, Status
 from spectrum.cli.printing import err, out, print_table
-from spectrum.study.checkpoint_files import CHECKPOINTS, checkpoint_files
+from spectrum.design.point import SpecError
+from spectrum.design.study_file import Study, load_study
 from spectrum.study.identity import check_not_other, check_same, contrasts_changed, folder_of
 from spectrum.study.planning import completed
-from spectrum.study.point import SpecError
-from spectrum.study.spec import Study, load_study
 from spectrum.study.store import (
     PLAN,
     ROWS,
@@ -26,6 +25,7 @@ from spectrum.study.store import (
     read_rows,
     writer_of,
 )
+from spectrum.training.checkpoint_files import CHECKPOINTS, checkpoint_files
 
 PLANNED = {"study", "question", "file", "overrides", "imports", "hash", "budget", "varied"}  # what a page needs
 

@@ -14,17 +14,17 @@ from spectrum.cli.arguments import OnStudy, Plan, Run
 from spectrum.cli.printing import duration, err, out, print_contrast, print_table
 from spectrum.cli.progress import progress
 from spectrum.cli.results import frozen_plan, show_report
+from spectrum.design.study_file import Study, load_study
 from spectrum.models import PLACES
 from spectrum.study.identity import check_not_other, folder_of
-from spectrum.study.spec import Study, load_study
 from spectrum.study.store import read_plan
 
 if TYPE_CHECKING:
+    from spectrum.engines.local import Cluster
     from spectrum.study.contrasts import Examined
-    from spectrum.study.engines import Cluster
-    from spectrum.study.parallel import Ranks
+    from spectrum.study.driver import Summary
     from spectrum.study.planning import PlannedPoint
-    from spectrum.study.sweep import Summary
+    from spectrum.training.ranks import Ranks
 
 
 def _study(command: OnStudy) -> Study:
@@ -34,7 +34,7 @@ def _study(command: OnStudy) -> Study:
 
 def plan(command: Plan) -> int:
     """Show what a study would train, and write nothing."""
-    from spectrum.study.same import coincidences
+    from spectrum.study.equal_networks import coincidences
 
     study = _study(command)
     folder = folder_of(study, command.out)
@@ -57,7 +57,7 @@ def plan(command: Plan) -> int:
 
 def _print_images(images: Sequence[dict[str, Any]], when: str = "") -> None:
     """A line for each data set."""
-    from spectrum.study.data import describe
+    from spectrum.data.splits import describe
 
     for known in images:
         size = f" at image_size {known['image_size']}" if len(images) > 1 and known["image_size"] else ""
@@ -97,9 +97,9 @@ class _Forecast:
 
 
 def _forecast(study: Study, command: Plan, frozen: dict[str, Any] | None) -> _Forecast:
+    from spectrum.data.images import described, read_once
+    from spectrum.engines.local import LocalEngine, available_cores
     from spectrum.study.contrasts import examine
-    from spectrum.study.engines import LocalEngine, available_cores
-    from spectrum.study.images import described, read_once
     from spectrum.study.planning import plan_study
     from spectrum.study.tuning import search
 
@@ -126,8 +126,8 @@ def _show_forecast(study: Study, forecast: _Forecast) -> None:
     for model, caveat in {one.point.model: one.caveat for one in planned if one.caveat}.items():
         out.print(f"model {model}: {caveat}")
     for noise in sorted({one.point.label_noise for one in planned} - {0.0}):
-        from spectrum.study.images import CLASSES
-        from spectrum.study.teacher import noise_ceiling
+        from spectrum.data.images import CLASSES
+        from spectrum.data.teacher import noise_ceiling
 
         best = noise_ceiling(noise, CLASSES)
         out.print(f"label_noise {noise:g}: the best accuracy that can be expected is {100 * best:.2f} %")
@@ -194,8 +194,8 @@ def _budget_line(study: Study, planned: Sequence[PlannedPoint]) -> str:
 
 def run(command: Run) -> int:
     """Train what has no result yet, then show the results; status 1 where a point failed."""
-    from spectrum.study.engines import EngineError, Limits
-    from spectrum.study.sweep import run_study
+    from spectrum.engines.local import EngineError, Limits
+    from spectrum.study.driver import run_study
 
     study = _study(command)
     cluster = _cluster(command)
@@ -239,8 +239,8 @@ def run(command: Run) -> int:
 
 
 def _cluster(command: Run) -> Cluster | None:
-    from spectrum.study.engines import Cluster
-    from spectrum.study.point import SpecError
+    from spectrum.design.point import SpecError
+    from spectrum.engines.local import Cluster
 
     cluster = Cluster(command.address, command.point_cpus, command.point_gpus, command.point_ranks)
     if command.engine != "ray":
@@ -264,9 +264,9 @@ def _ranks(command: Run) -> Iterator[tuple[Ranks | None, str]]:
     if command.engine != "torchrun":
         yield None, command.device
         return
-    from spectrum.study.engines import EngineError
-    from spectrum.study.point import SpecError
-    from spectrum.study.rank_engine import follow, join, leave
+    from spectrum.design.point import SpecError
+    from spectrum.engines.local import EngineError
+    from spectrum.engines.torchrun import follow, join, leave
 
     if command.point_minutes or command.memory_gb or command.workers:
         raise SpecError("--point-minutes, --memory-gb and --workers are not of --engine torchrun")

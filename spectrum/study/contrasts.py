@@ -12,9 +12,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from spectrum.design.point import PLACES, Point
+from spectrum.design.study_file import Contrast, Study, select
 from spectrum.study.planning import PlannedPoint
-from spectrum.study.point import PLACES, Point
-from spectrum.study.spec import Contrast, Study, select
 
 EQUAL = 0.01  # counts that differ by no more are held equal
 HELD = {"none": (), "params": ("params",), "macs": ("macs",), "step_time": ()}  # counts that a budget holds equal

@@ -12,8 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from spectrum.study.checkpoint_files import CHECKPOINTS, CheckpointFile, checkpoint_files, half_written
-from spectrum.study.point import images_said
+from spectrum.design.point import images_said
 from spectrum.study.store import (
     BAD,
     FINISHED,
@@ -28,6 +27,7 @@ from spectrum.study.store import (
     read_rows,
     writer_of,
 )
+from spectrum.training.checkpoint_files import CHECKPOINTS, CheckpointFile, checkpoint_files, half_written
 
 ENVIRONMENT = ("torch", "processor", "device", "threads", "layout", "lowering")  # within one, weights are the same
 

@@ -11,18 +11,18 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from spectrum.design.effects import check_effects
+from spectrum.design.own_models import import_modules
+from spectrum.design.point import PLACES, Point, SpecError, all_fields, digest, network_said
+from spectrum.design.study_file import Match, Study, Wanted, as_study
 from spectrum.models import registered_in
-from spectrum.study.effects import check_effects
-from spectrum.study.own import import_modules
-from spectrum.study.point import PLACES, Point, SpecError, all_fields, digest, network_said
-from spectrum.study.spec import Match, Study, Wanted, as_study
 
 if TYPE_CHECKING:
     from torch import nn
 
     from spectrum.cost.budget import Solution, Widths
     from spectrum.cost.count import Cost
-    from spectrum.study.data import Images
+    from spectrum.data.splits import Images
 
 THREADS = 1  # for what is timed
 
@@ -129,7 +129,7 @@ def plan_study(
     >>> {one.point.segments: one.params for one in planned}
     {1: 108986, 2: 60602, 3: 44510, 4: 36410, 8: 24314, 16: 18266, 'per_channel': 14234}
     """
-    from spectrum.study.images import read_once
+    from spectrum.data.images import read_once
 
     study = as_study(study)
     import_modules(imports)
@@ -142,7 +142,7 @@ def plan_study(
         if frozen is not None and not is_new:
             kept = {(entry.get("asked"), entry.get("match")): entry.get("same_as") for entry in entries_of(frozen)}
             return [replace(one, same_as=kept.get((one.asked.id, one.match))) for one in planned]
-        from spectrum.study.same import told_apart
+        from spectrum.study.equal_networks import told_apart
 
         return told_apart(study, planned)
 
@@ -180,7 +180,7 @@ class _Planner:
         self.references: dict[Any, PlannedPoint] = {}
 
     def plan(self, wanted: Wanted, *, time_steps: bool) -> PlannedPoint:
-        from spectrum.study.images import images_of
+        from spectrum.data.images import images_of
 
         point = wanted.point
         images = images_of(point)
@@ -283,7 +283,7 @@ class _Planner:
 
     def _stepper(self, point: Point, images: Images) -> Callable[[], object]:
         from spectrum.cost.speed import random_batch
-        from spectrum.study.train import compiled, keep_freed_memory, make_optimizer, training_step
+        from spectrum.training.loop import compiled, keep_freed_memory, make_optimizer, training_step
 
         keep_freed_memory()  # as training does
         model = build(point, images)
@@ -305,7 +305,7 @@ class _Planner:
             raise _refused(point, "a training step fails", error) from error
 
     def _train_images(self, point: Point, images: Images) -> int:
-        from spectrum.study.data import count_train_images
+        from spectrum.data.splits import count_train_images
 
         key = (images.fingerprint, point.validation_fraction, point.train_images)
         if key not in self.sizes:

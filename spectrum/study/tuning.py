@@ -12,8 +12,8 @@ from dataclasses import dataclass, replace
 from statistics import fmean
 from typing import Any
 
+from spectrum.design.point import Point
 from spectrum.study.planning import PlannedPoint
-from spectrum.study.point import Point
 
 Grid = Mapping[str, tuple[float, ...]]  # field of a point → values, rising
 

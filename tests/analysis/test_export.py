@@ -35,11 +35,11 @@ from spectrum.analysis.export import (
 from spectrum.analysis.report import write_report
 from spectrum.analysis.summary import as_text, summary_table
 from spectrum.cli import main
+from spectrum.design.study_file import parse_study
 from spectrum.results import load_results
+from spectrum.study.driver import _row
 from spectrum.study.planning import plan_study
-from spectrum.study.spec import parse_study
 from spectrum.study.store import Store
-from spectrum.study.sweep import _row
 from tests.analysis.test_plots import results
 
 HOSTILE = r"a_b%&|$x$ \input{f} ^~#--é"

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from spectrum import Point
 from spectrum.analysis.held import differing, held_equal
 from spectrum.analysis.page import choice_name, page_of
-from spectrum.options import without_effect
+from spectrum.design.options import without_effect
+from spectrum.design.study_file import parse_study
 from spectrum.study.planning import PlannedPoint, completed
-from spectrum.study.spec import parse_study
 from spectrum.study.store import read_plan
 
 RESULTS = Path(__file__).parents[2] / "results"

@@ -6,9 +6,9 @@ import pytest
 
 from spectrum import build_model, measure_cost, plots, stats
 from spectrum.analysis.plots.drawing import STYLE
+from spectrum.design.study_file import parse_study
 from spectrum.study.contrasts import examine
 from spectrum.study.planning import plan_study
-from spectrum.study.spec import parse_study
 from tests.analysis.test_plots import history, results
 
 looks_as_before = pytest.mark.mpl_image_compare(

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 
 from spectrum.cli import main
-from spectrum.study.checkpoint_files import CHECKPOINTS, checkpoint_files, name_of
+from spectrum.design.point import Point
 from spectrum.study.doctor import look_at, repair
-from spectrum.study.point import Point
 from spectrum.study.store import Store, StoreError, bad_lines, read_rows, writer_of
+from spectrum.training.checkpoint_files import CHECKPOINTS, checkpoint_files, name_of
 
 RESULTS = Path(__file__).parents[2] / "results"
 SEEN = {"torch": "2", "processor": "AVX2", "device": "cpu", "threads": 1, "layout": "channels_last", "lowering": "auto"}

@@ -8,11 +8,11 @@ from hypothesis import strategies as st
 
 from spectrum import load_study, run_study
 from spectrum.cli import main
+from spectrum.design.point import SpecError
+from spectrum.design.study_file import parse_study
 from spectrum.study.identity import contrasts_changed, held_by
-from spectrum.study.point import SpecError
-from spectrum.study.spec import parse_study
 from spectrum.study.store import Store, StoreError, read_plan
-from tests.study.runs import tiny
+from tests.runs import tiny
 
 STUDY = """
 [base]

@@ -10,12 +10,12 @@ from importlib import import_module
 import pytest
 
 from spectrum import load_study, run_study
+from spectrum.design.study_file import parse_study
+from spectrum.engines.local import LocalEngine, available_cores
 from spectrum.results import load_history
 from spectrum.study.doctor import look_at
-from spectrum.study.engines import LocalEngine, available_cores
-from spectrum.study.spec import parse_study
 from spectrum.study.store import read_rows
-from tests.study.runs import (
+from tests.runs import (
     IMPORTS,
     children_of,
     command,

@@ -14,75 +14,80 @@ MUTATIONS = {
         "study/store.py",
         "                os.fsync(descriptor)\n",
         "",
-        "test_store.py -k is_synced",
+        "study/test_store.py -k is_synced",
     ),
     "whole files are not synced": (
         "_files.py",
         "            os.fsync(file.fileno())\n        temporary",
         "        temporary",
-        "test_checkpoint.py -k killed_while_writing",
+        "training/test_checkpoint.py -k killed_while_writing",
     ),
     "their folder is not synced": (
         "_files.py",
         "            os.fsync(folder)\n",
         "            pass\n",
-        "test_checkpoint.py -k killed_while_writing",
+        "training/test_checkpoint.py -k killed_while_writing",
     ),
     "files are written in place": (
         "_files.py",
         '    temporary = target.with_name(f".{stem}.{os.getpid()}{secrets.randbelow(10**6):06}")\n',
         "    temporary = target\n",
-        "test_checkpoint.py -k killed_while_writing",
+        "training/test_checkpoint.py -k killed_while_writing",
     ),
     "the plan is away while another is frozen": (
         "study/store.py",
         "write_whole(self.folder / _kept_as(old), path.read_bytes())",
         "path.replace(self.folder / _kept_as(old))",
-        "test_store.py -k killed_while_freezing",
+        "study/test_store.py -k killed_while_freezing",
     ),
     "what was half written stays": (
         "study/store.py",
         "                self._remove_half_written()\n",
         "                pass\n",
-        "test_store.py -k killed_while_freezing",
+        "study/test_store.py -k killed_while_freezing",
     ),
     "there is no lock": (
         "study/store.py",
         "fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)",
         "pass",
-        "test_store.py -k second_process",
+        "study/test_store.py -k second_process",
     ),
     "the hash is not checked": (
-        "study/checkpoint_files.py",
+        "training/checkpoint_files.py",
         "if hashlib.sha256(data).hexdigest() != self.sha256:",
         "if False:",
-        "test_checkpoint.py -k no_cut_and_no_flip",
+        "training/test_checkpoint.py -k no_cut_and_no_flip",
     ),
     "half a row stays": (
         "study/store.py",
         "            os.ftruncate(descriptor, before)\n",
         "            pass\n",
-        "test_store.py -k full_disk",
+        "study/test_store.py -k full_disk",
     ),
     "generators are not restored": (
-        "study/checkpoint.py",
+        "training/checkpoint.py",
         '        _set_generators(_below("generator", tensors))\n',
         "",
-        "test_checkpoint.py -k every_generator",
+        "training/test_checkpoint.py -k every_generator",
     ),
     "buffers are not averaged back": (
-        "study/checkpoint.py",
+        "training/checkpoint.py",
         'if average is None else {"average": average}',
         "if True else {}",
-        "test_checkpoint.py -k averaged",
+        "training/test_checkpoint.py -k averaged",
     ),
     "limits go by the time of day": (
-        "study/engines.py",
+        "engines/local.py",
         "now = time.monotonic()",
         "now = time.time()",
-        "test_limits.py -k does_not_jump",
+        "engines/test_limits.py -k does_not_jump",
     ),
-    "epochs begin anew": ("study/train.py", "first=at.step_in_epoch", "first=0", "test_checkpoint.py -k pieces"),
+    "epochs begin anew": (
+        "training/loop.py",
+        "first=at.step_in_epoch",
+        "first=0",
+        "training/test_checkpoint.py -k pieces",
+    ),
 }
 
 
@@ -97,7 +102,7 @@ def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def run(folder: Path, tests: str) -> subprocess.CompletedProcess[str]:
     file, _, chosen = tests.partition(" -k ")
-    said = [sys.executable, "-m", "pytest", "-x", f"tests/study/{file}", "-k", chosen]
+    said = [sys.executable, "-m", "pytest", "-x", f"tests/{file}", "-k", chosen]
     environment = os.environ | {"PYTHONPATH": str(folder), "PYTHONDONTWRITEBYTECODE": "1"}
     environment.pop("PYTEST_XDIST_WORKER", None)
     return subprocess.run(said, cwd=folder, env=environment, capture_output=True, text=True, timeout=240)

@@ -11,13 +11,13 @@ from spectrum import measure_cost, models, register_model
 from spectrum.conv.segmented import SegmentedConv2d
 from spectrum.cost import speed
 from spectrum.cost.budget import keeps_ratios
+from spectrum.data.images import images_of
+from spectrum.design.point import Point, SpecError
+from spectrum.design.study_file import parse_study
 from spectrum.models.probe import WIDTHS
 from spectrum.study import planning
 from spectrum.study.contrasts import examine
-from spectrum.study.images import images_of
 from spectrum.study.planning import build, from_entry, plan_study
-from spectrum.study.point import Point, SpecError
-from spectrum.study.spec import parse_study
 
 TINY = {"dataset": "digits", "train_images": 100, "batch_size": 50, "epochs": 2}
 PER_CHANNEL = {"segments": "per_channel"}

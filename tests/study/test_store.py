@@ -548,7 +548,7 @@ import os, sys
 from pathlib import Path
 from spectrum import _files
 from spectrum.study import store
-from tests.study.failpoint import die_at
+from tests.failpoint import die_at
 
 folder, doing, step, number, moment = Path(sys.argv[1]), *sys.argv[2:4], int(sys.argv[4]), sys.argv[5]
 owner, name = {

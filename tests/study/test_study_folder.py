@@ -10,10 +10,10 @@ import pytest
 from spectrum import load_study, run_study
 from spectrum.cli import main
 from spectrum.study import doctor
-from spectrum.study.checkpoint_files import name_of
 from spectrum.study.doctor import look_at
 from spectrum.study.store import Store, read_rows
-from tests.study.runs import (
+from spectrum.training.checkpoint_files import name_of
+from tests.runs import (
     IMPORTS,
     hashes_of,
     slow_study,

@@ -5,9 +5,9 @@ import json
 import pytest
 
 from spectrum import load_results, load_tuning, plots, run_study
+from spectrum.design.point import Point
+from spectrum.design.study_file import parse_study
 from spectrum.study.planning import PlannedPoint
-from spectrum.study.point import Point
-from spectrum.study.spec import parse_study
 from spectrum.study.store import StoreError, read_plan, read_rows
 from spectrum.study.tuning import choose, confirmed, extended, search
 

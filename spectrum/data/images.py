@@ -1,0 +1,93 @@
+"""The images of a point: loaded by name or made, their labels replaced where the point has a teacher."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
+from typing import Any
+
+from spectrum.data.load import load_images
+from spectrum.data.pixels import DataError
+from spectrum.data.splits import About, Images, count_used, record
+from spectrum.data.teacher import gaussian_images, relabelled
+from spectrum.design.point import GAUSSIAN, IMAGES, Point, images_said
+
+GAUSSIAN_SIDE = 16  # pixels, unless the point has an image_size
+GAUSSIAN_CHANNELS = 3
+GAUSSIAN_TRAIN, GAUSSIAN_TEST = 20_000, 10_000
+LARGEST_SIDE = 64  # whose 30,000 images take a few hundred megabytes
+CLASSES = 10  # of a teacher
+RELABELLED = "labels are those of a teacher"
+
+
+def images_of(point: Point) -> Images:
+    """What a point is trained and scored on, as the files are now. Raises DataError where it cannot be had."""
+    if _held is None:
+        return _images_of(point)
+    said = images_said(dict(point))
+    if said not in _held:
+        _held[said] = _images_of(point)
+    return _held[said]
+
+
+@contextmanager
+def read_once() -> Iterator[None]:
+    """Inside it, the files of each data set are read once, so that all that is said of them is of the same images."""
+    global _held
+    before = _held
+    _held = {} if before is None else before
+    try:
+        yield
+    finally:
+        _held = before
+
+
+def described(points: Iterable[Point]) -> list[dict[str, Any]]:
+    """What is known of each data set that points have, with the fields that decide which it is."""
+    points = list(points)
+    by_fields = {images_said(dict(point)): point for point in points}
+    found = []
+    for said, point in by_fields.items():
+        images = images_of(point)
+        splits = {(one.validation_fraction, one.train_images) for one in points if images_said(dict(one)) == said}
+        used = sorted({count_used(images, *split) for split in splits})
+        found.append(dict(zip(IMAGES, said, strict=True)) | record(images) | {"used": [list(one) for one in used]})
+    return found
+
+
+_held: dict[tuple[Any, ...], Images] | None = None
+
+
+def _images_of(point: Point) -> Images:
+    if point.dataset == GAUSSIAN and point.teacher_segments is not None:
+        return _taught(_Taught(images_said(dict(point)), "", None))
+    images = load_images(point.dataset, point.image_size, point.resize)
+    if point.teacher_segments is None:
+        return images
+    taught = _taught(_Taught(images_said(dict(point)), images.fingerprint, images))
+    about = replace(images.about, classes=(), notes=(*images.about.notes, RELABELLED))
+    return replace(taught, about=about)
+
+
+@dataclass(frozen=True)
+class _Taught:
+    """What decides the labels that a teacher gives: fields of the point, and the images."""
+
+    said: tuple[Any, ...]
+    fingerprint: str
+    images: Images | None = field(compare=False)  # None: they are made here
+
+
+@lru_cache(maxsize=8)  # labels only: the pixels are shared
+def _taught(asked: _Taught) -> Images:
+    _, image_size, _, segments, label_noise, seed = asked.said
+    images = asked.images
+    if images is None:
+        side = image_size or GAUSSIAN_SIDE
+        if side > LARGEST_SIDE:
+            raise DataError(f"image_size = {side}: images that are made here have up to {LARGEST_SIDE} pixels a side")
+        images = gaussian_images(GAUSSIAN_TRAIN, GAUSSIAN_TEST, side, GAUSSIAN_CHANNELS, seed)
+    taught = relabelled(images, segments=segments, label_noise=label_noise, seed=seed, classes=CLASSES)
+    return replace(taught, about=About(read="Gaussian noise, made here", test="made as well", notes=(RELABELLED,)))

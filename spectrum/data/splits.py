@@ -1,0 +1,228 @@
+"""The images of a study and of one run: a data set, its fixed splits, and how its pixels are normalised."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from spectrum.data.pixels import DataError, Pixels
+
+NAMED_CLASSES = 12  # in the line that describes a data set; of more, a summary
+MOMENTS_OF = 2_000  # images of a data set that is decoded as it goes, for its mean and standard deviation
+
+Normalisation = Literal["moments", "plus_minus_one"]
+
+
+@dataclass(frozen=True)
+class About:
+    """Where images come from and what was left out, in words."""
+
+    read: str = ""  # what was read: a folder of images, or which columns of Parquet files
+    classes: tuple[str, ...] = ()  # names, in the order of labels
+    test: str = ""  # where the test images come from
+    left_out: tuple[str, ...] = ()  # what was found and is not used, and why
+    notes: tuple[str, ...] = ()  # what else a reader should know
+
+
+@dataclass(frozen=True, eq=False)
+class Images:
+    """A data set. Pixels uint8 (N, C, H, W), in memory or encoded; labels int64 (N,) from 0 to classes − 1."""
+
+    train_x: Pixels
+    train_y: Tensor
+    test_x: Pixels
+    test_y: Tensor
+    classes: int
+    fingerprint: str  # 16 hex digits of a SHA-256 of pixels and labels; of the files' bytes, where they stay encoded
+    about: About = About()
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        channels, height, width = self.train_x.shape[1:]
+        return channels, height, width
+
+
+@dataclass(frozen=True)
+class Split:
+    """The images of one run: what to train on, what to choose by, and how to normalise."""
+
+    train_x: Pixels
+    train_y: Tensor
+    validation_x: Pixels
+    validation_y: Tensor
+    mean: Tensor  # of pixels from 0 to 255, one a channel
+    std: Tensor
+
+    def normalise(self, x_nchw: Tensor) -> Tensor:
+        """uint8 pixels to float32, less the mean and by the standard deviation."""
+        mean, std = (t.to(x_nchw.device).view(1, -1, 1, 1) for t in (self.mean, self.std))
+        return (x_nchw.float() - mean).div_(std)
+
+
+def record(images: Images) -> dict[str, Any]:
+    """What is known of a data set, for plan.json."""
+    train, test = (y.bincount(minlength=images.classes).tolist() for y in (images.train_y, images.test_y))
+    about = images.about
+    return {
+        "fingerprint": images.fingerprint,
+        "shape": list(images.shape),
+        "classes": list(about.classes) or list(map(str, range(images.classes))),
+        "train_images": train,
+        "test_images": test,
+        "test": about.test,
+        "read": about.read,
+        "left_out": list(about.left_out),
+        "notes": list(about.notes),
+    }
+
+
+def describe(name: str, known: Mapping[str, Any]) -> str:
+    """A data set in a line: images by split and class, size, where test images come from, what is left out.
+
+    Args:
+        name: of the data set.
+        known: from `record`.
+    """
+    channels, height, width = known["shape"]
+    said = [
+        f"{name}: {sum(known['train_images']):,} training and {sum(known['test_images']):,} test images",
+        _class_counts(known["classes"], known["train_images"], known["test_images"]),
+        *(f"a run trains on {train:,} and validates on {held:,} of them" for train, held in known.get("used", [])),
+        f"{height}×{width} pixels, {channels} channel{'' if channels == 1 else 's'}",
+        f"test images: {known['test'] or 'not said'}",
+        known["read"] or "arrays",
+        *known["notes"],
+        f"left out: {'; '.join(known['left_out']) or 'nothing'}",
+    ]
+    return " · ".join(said)
+
+
+def _class_counts(names: Sequence[str], train: Sequence[int], test: Sequence[int]) -> str:
+    """Training and test images of each class; of many classes, the least and the most."""
+    counts = f"{len(names):,} classes of {_span(train)} training and {_span(test)} test images"
+    if len(names) > NAMED_CLASSES:
+        return counts
+    if len(set(train)) == len(set(test)) == 1:
+        return f"{counts}: {', '.join(names)}"
+    each = (f"{name} {a:,}/{b:,}" for name, a, b in zip(names, train, test, strict=True))
+    return f"{len(names)} classes, training/test: {', '.join(each)}"
+
+
+def _span(counts: Sequence[int]) -> str:
+    least, most = min(counts), max(counts)
+    return f"{least:,}" if least == most else f"{least:,} to {most:,}"
+
+
+def make_images(train_x: Tensor, train_y: Tensor, test_x: Tensor, test_y: Tensor, about: About = About()) -> Images:
+    tensors = (train_x, train_y, test_x, test_y)
+    digest = hashlib.sha256()
+    for tensor in tensors:
+        digest.update(repr(tuple(tensor.shape)).encode())
+        digest.update(tensor.contiguous().numpy().data)
+    return Images(*tensors, classes=int(train_y.max()) + 1, fingerprint=digest.hexdigest()[:16], about=about)
+
+
+def carve(labels: Tensor, fraction: float) -> tuple[Tensor, Tensor]:
+    """Indices (kept, carved): a fixed, class-balanced part of about `fraction` of the images, at least one a class.
+
+    The same for every seed, so that nothing that was chosen on it ever sees training. At least one image of a class is
+    kept, so that of a class with one image none is carved.
+    """
+    carved = [members[: min(max(1, round(fraction * len(members))), len(members) - 1)] for members in _by_class(labels)]
+    part = torch.cat(carved).sort().values
+    kept = torch.ones(len(labels), dtype=torch.bool)
+    kept[part] = False
+    return kept.nonzero().squeeze(1), part
+
+
+def balanced(labels: Tensor, count: int) -> Tensor:
+    """Indices of a fixed subset of `count` images with as equal classes as there are images for; smaller in larger."""
+    by_class = _by_class(labels)
+    order = torch.cat([torch.arange(len(members)) for members in by_class])
+    members = torch.cat(by_class)
+    return members[order.argsort(stable=True)][:count].sort().values
+
+
+def _by_class(labels: Tensor) -> list[Tensor]:
+    """The images of each class that there is, in a fixed random order."""
+    shuffled = torch.randperm(len(labels), generator=torch.Generator().manual_seed(20170407))
+    _, classes, counts = labels[shuffled].unique(return_inverse=True, return_counts=True)
+    return list(shuffled[classes.argsort(stable=True)].split(counts.tolist()))
+
+
+def split(
+    images: Images,
+    validation_fraction: float,
+    train_images: int | None = None,
+    normalisation: Normalisation = "moments",
+) -> Split:
+    """Carve the validation split off the training set, then take a balanced part of what is left.
+
+    Args:
+        images: of the study.
+        validation_fraction: of the training set, that is carved off.
+        train_images: size of the balanced part; None takes all.
+        normalisation: "moments" to mean 0 and standard deviation 1 over the training split before the part is taken
+            (of images that stay encoded, over a balanced 2,000 of it), "plus_minus_one" to −1 … 1.
+
+    Raises DataError when there are fewer images than asked for.
+    """
+    train, validation = _carved(images, validation_fraction)
+    if normalisation == "plus_minus_one":
+        mean = std = torch.full((images.shape[0],), 127.5)
+    else:
+        mean, std = _moments(_sample(images, train))
+    train = _part(images, train, train_images)
+    train_x = images.train_x[train]
+    if isinstance(train_x, Tensor):
+        train_x = train_x.contiguous(memory_format=torch.channels_last)  # as batches want it
+    return Split(train_x, images.train_y[train], images.train_x[validation], images.train_y[validation], mean, std)
+
+
+def count_used(images: Images, validation_fraction: float, train_images: int | None = None) -> tuple[int, int]:
+    """How many images a run trains on, and how many it validates on. Raises DataError as `split` does."""
+    train, validation = _carved(images, validation_fraction)
+    return len(_part(images, train, train_images)), len(validation)
+
+
+def count_train_images(images: Images, validation_fraction: float, train_images: int | None = None) -> int:
+    """How many images an epoch has. Raises DataError as `split` does."""
+    return count_used(images, validation_fraction, train_images)[0]
+
+
+def _carved(images: Images, validation_fraction: float) -> tuple[Tensor, Tensor]:
+    train, validation = carve(images.train_y, validation_fraction)
+    if not len(validation):
+        raise DataError("the training set has one image a class, and so none to spare for validation")
+    return train, validation
+
+
+def _part(images: Images, train: Tensor, count: int | None) -> Tensor:
+    if count is None:
+        return train
+    if count > len(train):
+        raise DataError(f"train_images={count}: only {len(train)} are left beside the validation split")
+    return train[balanced(images.train_y[train], count)]
+
+
+def _sample(images: Images, train: Tensor) -> Tensor:
+    """Pixels, uint8 (N, C, H, W), for the moments."""
+    if isinstance(images.train_x, Tensor):
+        return images.train_x[train]
+    return images.train_x[train[balanced(images.train_y[train], MOMENTS_OF)]].decode().permute(0, 3, 1, 2)
+
+
+def _moments(x_nchw: Tensor) -> tuple[Tensor, Tensor]:
+    """Exact mean and standard deviation a channel, from counts of the 256 grey levels."""
+    levels = torch.arange(256, dtype=torch.float64)
+    counts = torch.stack([x_nchw[:, c].flatten().bincount(minlength=256) for c in range(x_nchw.shape[1])]).double()
+    total = counts.sum(1)
+    mean = counts @ levels / total
+    variance = (counts @ levels.square() / total - mean.square()).clamp(min=0)
+    std = variance.sqrt()
+    return mean.float(), torch.where(std > 0, std, 1.0).float()

@@ -1,0 +1,54 @@
+"""Options that change nothing: fields that a schedule, an optimiser, labels or an architecture has no use for.
+
+Without torch. What can only be told from the built networks is in study/equal_networks.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from spectrum.design.options import without_effect
+from spectrum.design.point import Point, SpecError
+from spectrum.design.study_file import Study
+
+OFF = (None, 0, "none", "even")  # values that say that there is nothing, and so are true where a field has no use
+
+
+def check_effects(study: Study) -> None:
+    """Raise SpecError for what a study names though no point has a use for it: a line a fault.
+
+    A field of the base has its use where one point that takes it from there has; a field of a case, where one point of
+    that case has.
+    """
+    faults: list[str] = []
+    by_case = [_points_of(study, number) for number in range(len(study.cases) or 1)]
+    cases = study.cases or ({},)
+    for field in Point.model_fields:
+        if field in study.axes:
+            faults += _fault(f"axes.{field}", field, [point for points in by_case for point in points])
+            continue
+        if field in study.base.model_fields_set and getattr(study.base, field) not in OFF:
+            taken = [one for case, points in zip(cases, by_case, strict=True) if field not in case for one in points]
+            named = [point for point in taken if field in point.model_fields_set]
+            place = field if field in study.overrides else f"base.{field}"
+            faults += _fault(place, field, named)
+            if study.tune is not None and field in study.tune.grid():
+                faults.append(f"{place}: [tune] tries values of its own; leave it out")
+        for number, (case, points) in enumerate(zip(cases, by_case, strict=True)):
+            if field in case and case[field] not in OFF:
+                faults += _fault(f"cases.{number}.{field}", field, points)
+    if faults:
+        raise SpecError("\n".join(faults))
+
+
+def _points_of(study: Study, number: int) -> list[Point]:
+    """The points of one case, under one seed."""
+    axes = {name: values[:1] if name == "seed" else values for name, values in study.axes.items()}
+    return study.model_copy(update={"axes": axes, "cases": study.cases[number : number + 1]}).points()
+
+
+def _fault(place: str, field: str, points: Sequence[Point]) -> Iterable[str]:
+    """One line, where there are points and none has a use for the field."""
+    reasons = [without_effect(dict(point)).get(field) for point in points]
+    if reasons and all(reason is not None for reason in reasons):
+        yield f"{place}: {reasons[0]}"

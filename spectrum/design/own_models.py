@@ -1,0 +1,112 @@
+"""Models of one's own: the modules that register them, and whether every process that trains can find them."""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import multiprocessing
+import sys
+from collections.abc import Iterable, Sequence
+from importlib import import_module, invalidate_caches
+from pathlib import Path
+
+from spectrum.design.point import SpecError
+from spectrum.models import has_script, list_models, registered_in
+
+MAIN = ("__main__", "__mp_main__")  # a script or a notebook, and a script in a worker
+
+
+def is_module_name(name: object) -> bool:
+    """Whether Python could import something by this name, which is not a file's."""
+    return isinstance(name, str) and not name.endswith(".py") and all(map(str.isidentifier, name.split(".")))
+
+
+def import_modules(names: Iterable[str], said: str = "--import ", folder: Path | None = None) -> None:
+    """Import a user's modules, from a folder or the current one or wherever Python finds them.
+
+    Args:
+        names: of modules.
+        said: where they are named, for messages.
+        folder: that is looked through first, such as that of the study's file.
+
+    Raises SpecError for a module that cannot be imported, or in whose place another one is loaded already.
+    """
+    for name in names:
+        if not is_module_name(name):
+            raise SpecError(f"{said}{name}: is no name of a module; give one as Python imports it, such as my_models")
+        places = [Path.cwd()] if folder is None else [Path.cwd(), folder.resolve()]
+        for place in map(str, places):
+            if place not in sys.path:
+                sys.path.insert(0, place)  # workers are started with the same path
+        invalidate_caches()  # the file may be new
+        try:
+            module = import_module(name)
+        except (Exception, SystemExit) as error:  # whatever a user's module raises
+            missing = isinstance(error, ModuleNotFoundError) and error.name == name.split(".")[0]
+            where = "the current folder" if folder is None else "the folder of the study's file"
+            what = f"no such module in {where}" if missing else f"{type(error).__name__}: {error}"
+            raise SpecError(f"{said}{name}: {what}; mend it, or give another module") from error
+        _check_is_theirs(name, getattr(module, "__file__", None), places[-1], said)
+
+
+def _check_is_theirs(name: str, loaded: str | None, folder: Path, said: str) -> None:
+    """Raise SpecError where the folder has a module of this name, and another one is loaded."""
+    stem = folder.joinpath(*name.split("."))
+    there = next((path for path in (stem.with_suffix(".py"), stem / "__init__.py") if path.exists()), None)
+    if there is not None and (loaded is None or Path(loaded).resolve() != there.resolve()):
+        raise SpecError(f"{said}{name}: another module of this name is loaded, from {loaded}; rename {there}")
+
+
+def code_of(model: str) -> str | None:
+    """16 hex digits that tell versions of the module apart which registers a model; comments and layout change nothing.
+
+    None for a model of this package, and where there is no file. What the module imports in turn is not looked at.
+    """
+    home = registered_in(model)
+    module = sys.modules.get("__main__" if home in MAIN else str(home))
+    file = getattr(module, "__file__", None)
+    if home is None or file is None:
+        return None
+    try:
+        said = ast.dump(ast.parse(Path(file).read_bytes()))
+    except (OSError, SyntaxError, ValueError):  # gone or changed since it was imported
+        return "unreadable"
+    return hashlib.sha256(said.encode()).hexdigest()[:16]
+
+
+def modules_of(models: Iterable[str], imports: Sequence[str]) -> tuple[str, ...]:
+    """Modules that a worker imports first: those that are named, and those that register these models."""
+    homes = (registered_in(model) for model in models)
+    return tuple(dict.fromkeys([*imports, *(home for home in homes if home is not None and home not in MAIN)]))
+
+
+def check_workers_know(models: Iterable[str], imports: Sequence[str], *, elsewhere: bool = False) -> None:
+    """Raise SpecError for models that a notebook or a script registers where worker processes do not see it.
+
+    Args:
+        models: that points train.
+        imports: modules that workers import first.
+        elsewhere: workers are started on other machines, which never see the script.
+    """
+    own = sorted({model for model in models if registered_in(model) in MAIN})
+    if not own:
+        return
+    remedy = 'write its register_model into a file, such as my_models.py, and give imports=["my_models"]'
+    if elsewhere or not has_script():
+        where = "this script" if has_script() else "this session"
+        raise SpecError(f"model = {own[0]!r}: worker processes cannot see what is registered in {where}; {remedy}")
+    asked = multiprocessing.get_context("spawn").Process(target=_know, args=(own, tuple(imports)))
+    asked.start()
+    asked.join()
+    if asked.exitcode != 0:
+        raise SpecError(
+            f"model = {own[0]!r}: worker processes import this script and do not find it there; "
+            'call register_model at its top level, and run_study below `if __name__ == "__main__":`'
+        )
+
+
+def _know(models: Sequence[str], imports: Sequence[str]) -> None:
+    """In a worker: end with status 1 where a model is not registered."""
+    for module in imports:
+        import_module(module)
+    sys.exit(0 if set(models) <= set(list_models()) else 1)

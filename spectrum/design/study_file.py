@@ -1,0 +1,609 @@
+"""What a study says: a base point, the axes that vary, the budget that is held equal, what is tuned and compared.
+
+    experiments/x.toml  →  load_study  →  Study  →  points()  →  one Point a training run
+
+As in point.py records are strict, and nothing here loads torch.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import re
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, model_validator
+
+from spectrum.design.own_models import import_modules, is_module_name
+from spectrum.design.point import (
+    GAUSSIAN,
+    MOST_TEACHER_SEGMENTS,
+    NETWORK,
+    PLACES,
+    NotNegative,
+    Point,
+    Rate,
+    Record,
+    Seed,
+    SpecError,
+    as_listed,
+    as_tuple,
+    digest,
+    explain,
+    explain_one,
+    from_named,
+    merged,
+    named,
+    network_said,
+    plain,
+    unknown_key,
+)
+
+MOST_BYTES = 150  # of a study's name
+NOT_IN_A_FILE = ("name", "overrides")  # fields of a study that come from elsewhere
+MOST_ADDED = 100  # to it by overrides
+Match = Literal["none", "params", "macs", "step_time"]
+
+
+class Budget(Record):
+    """What is held equal along the axes, by changing the stage widths of every point."""
+
+    match: Annotated[tuple[Match, ...], BeforeValidator(as_listed)] = Field(("none",), min_length=1)
+    """One of "none", "params", "macs" (of a forward pass) and "step_time", or several: then the budget is an axis."""
+    reference: dict[str, Any] = Field(default_factory=dict)
+    """The point whose params, MACs or step time are the budget: fields of its network, the others as in the base."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Budget:
+        if len(set(self.match)) < len(self.match):
+            raise ValueError("match: lists a budget twice")
+        for field in self.reference:
+            if field not in (*NETWORK, "width", "widths"):
+                raise ValueError(f"reference.{field}: {unknown_key(field, [*NETWORK, 'width', 'widths'])}")
+        if self.match != ("none",) and not self.reference:
+            raise ValueError(
+                'reference: say which point sets the budget, as in reference = { segments = "per_channel" }'
+            )
+        return self
+
+    def reference_of(self, base: Point, point: Point) -> Point:
+        """The point that sets a point's budget: the base's network with what `reference` changes, on the point's data.
+
+        Width and training are the point's own, so that an axis of widths has a budget for each.
+        """
+        own = {name: value for name, value in named(point).items() if name not in NETWORK}
+        network = {name: value for name, value in named(base).items() if name in NETWORK}
+        instead = {"width": 1.0} if "widths" in self.reference else {}
+        return from_named(own | network, instead | self.reference)
+
+
+class Contrast(Record):
+    """Two sides of a comparison that the study is to decide."""
+
+    name: str = Field(min_length=1)
+    """What is compared."""
+    between: Annotated[tuple[dict[str, Any], ...], BeforeValidator(as_tuple)] = Field(min_length=2, max_length=2)
+    """The two sides: values of what varies in the study. All points that have them belong to the side."""
+    across: Annotated[tuple[dict[str, Any], ...] | Literal["segments"] | None, BeforeValidator(as_tuple)] = None
+    """For an interaction: two settings, whose differences are compared; or "segments", along which they may grow."""
+    margin: float | None = Field(None, gt=0, lt=1)
+    """Difference in accuracy, from 0 to 1, below which the sides count as equivalent."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Contrast:
+        if isinstance(self.across, tuple) and len(self.across) != 2:
+            raise ValueError(f'across: expected two settings or "segments", got {len(self.across)}')
+        if self.across == "segments" and self.margin is not None:
+            raise ValueError(
+                'margin: is a difference in accuracy; with across = "segments" there is a slope; leave it out'
+            )
+        return self
+
+    def sides(self) -> tuple[dict[str, Any], ...]:
+        """The settings that each part of the comparison has, those of an interaction too."""
+        if not isinstance(self.across, tuple):
+            return self.between
+        return tuple(side | at for at in self.across for side in self.between)
+
+
+class Tune(Record):
+    """The same search at every point: each value of the grid, with each seed, decided on validation images."""
+
+    lr: Annotated[tuple[Rate, ...], BeforeValidator(as_tuple)] = ()
+    """Learning rates."""
+    weight_decay: Annotated[tuple[NotNegative, ...], BeforeValidator(as_tuple)] = ()
+    """Weight decays."""
+    seeds: Annotated[tuple[Seed, ...], BeforeValidator(as_tuple)] = Field((1000,), min_length=1)
+    """Of the search alone; none of them trains a point that is scored."""
+    extend: int = Field(0, ge=0, le=10)
+    """How many values may be added beyond each edge of the grid on which some point has its best; at every point."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Tune:
+        if len(self.lr) < 2 and len(self.weight_decay) < 2:
+            raise ValueError("give at least two values of lr or of weight_decay, as in lr = [0.025, 0.05, 0.1]")
+        for name in ("lr", "weight_decay", "seeds"):
+            values = getattr(self, name)
+            if len(set(values)) < len(values):
+                raise ValueError(f"{name}: lists a value twice")
+        if self.extend and any(0 in values for values in self.grid().values()):
+            raise ValueError("extend: has no next value beyond 0; leave 0 out of the grid")
+        return self
+
+    def grid(self) -> dict[str, tuple[float, ...]]:
+        """Fields that are searched, and their values, rising."""
+        grid = {"lr": tuple(sorted(self.lr)), "weight_decay": tuple(sorted(self.weight_decay))}
+        return {name: values for name, values in grid.items() if values}
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """A point as the study asks for it, and the budget that its widths are to meet."""
+
+    point: Point
+    match: Match
+
+
+def _folder_name(name: str) -> str:
+    if not name.strip(".") or re.search(r"[/\x00-\x1f\x7f]", name) or len(name.encode()) > MOST_BYTES:
+        raise ValueError(f'{name[:40]!r} cannot be the name of a folder in results/; give a word, such as "curve"')
+    return name
+
+
+def _module_names(value: object) -> object:
+    names = as_listed(value)
+    for name in names if isinstance(names, tuple) else ():
+        if not is_module_name(name):
+            raise ValueError(f'{name!r} is no name of a module; give one as Python imports it, such as "my_models"')
+    return names
+
+
+class Study(Record):
+    """A question, and the points that answer it: the product of all axes, for each of the cases.
+
+    >>> base = Point(dataset="digits", epochs=2)
+    >>> study = Study(name="ends", base=base, axes={"segments": (1, "per_channel"), "seed": (0, 1)})
+    >>> [(point.segments, point.seed) for point in study.points()]
+    [(1, 0), ('per_channel', 0), (1, 1), ('per_channel', 1)]
+    """
+
+    name: Annotated[str, AfterValidator(_folder_name)]
+    """As the file is called; says where results go."""
+    question: str = ""
+    """What the study is to answer."""
+    imports: Annotated[tuple[str, ...], BeforeValidator(_module_names)] = ()
+    """Modules of models of one's own, which every process imports first: `import` in a file. Not part of the hash."""
+    base: Point = Point()
+    """What all points share."""
+    overrides: dict[str, Any] = Field(default_factory=dict)
+    """What the command line changed of the base point that the file gives."""
+    axes: dict[str, tuple[Any, ...]] = Field(default_factory=dict)
+    """Fields of a point and the values that each takes; points are their product."""
+    cases: tuple[dict[str, Any], ...] = ()
+    """What is no product: fields that take their values together, each case multiplied with the axes."""
+    budget: Budget = Budget()
+    """What is held equal."""
+    tune: Tune | None = None
+    """The search that comes before the points are trained, if one does."""
+    contrasts: Annotated[tuple[Contrast, ...], BeforeValidator(as_tuple)] = ()
+    """What the study is to decide; judged together, as one family."""
+
+    def __init__(self, **said: Any) -> None:
+        modules = as_listed(said.get("imports", ()))
+        if isinstance(modules, tuple):
+            import_modules(modules, "imports = ")
+        said, faults = _prepared(said)
+        try:
+            super(Record, self).__init__(**said)
+        except ValidationError as error:
+            raise SpecError("\n".join([*explain(error, Study, of="field").splitlines(), *faults])) from None
+        if faults:
+            raise SpecError("\n".join(faults))
+        _checked(self)
+
+    __init__.__pydantic_base_init__ = True  # type: ignore[attr-defined]  # as in Record
+
+    def points(self) -> list[Point]:
+        """All points as they are asked for, the seeds outermost, so that a study cut short has a whole curve."""
+        axes = sorted(self.axes.items(), key=lambda axis: axis[0] != "seed")
+        points = []
+        for values in itertools.product(*(values for _, values in axes)):
+            varied = dict(zip((name for name, _ in axes), values, strict=True))
+            points += [merged(self.base, case | varied) for case in self.cases or ({},)]
+        return points
+
+    def wanted(self) -> list[Wanted]:
+        """Every point under every budget; under one seed, one budget after the other."""
+        by_seed = itertools.groupby(self.points(), key=lambda point: point.seed)
+        return [
+            Wanted(point, match)
+            for points in [list(points) for _, points in by_seed]
+            for match in self.budget.match
+            for point in points
+        ]
+
+    @property
+    def hash(self) -> str:
+        """Of all points, the budget and the search; not of names, of the question or of what is compared."""
+        points = self.points()
+        said: dict[str, Any] = {"points": sorted({point.id for point in points})}
+        said["budget"] = {"match": "none"} if self.budget == Budget() else self.budget.model_dump(mode="json")
+        if self.budget.match != ("none",):  # the reference takes from the base what axes replace in the points
+            by_width = {(point.width, point.widths): point for point in points}  # all that its network takes from them
+            references = (self.budget.reference_of(self.base, point) for point in by_width.values())
+            shapes = {digest(network_said(point, "width", "widths")) for point in references}
+            said["references"] = sorted(shapes)
+        if self.tune is not None:
+            said["tune"] = self.tune.model_dump(mode="json")
+        return digest(said)
+
+    @property
+    def file_name(self) -> str:
+        """The name of the study's file, without what overrides add to it."""
+        return self.name.removesuffix(_suffix(self.overrides))
+
+    def varied(self) -> list[str]:
+        """Names of the fields that vary, the seed left out."""
+        names = [*self.axes, *(name for case in self.cases for name in case)]
+        names += ["match"] if len(self.budget.match) > 1 else []
+        return [name for name in dict.fromkeys(names) if name != "seed"]
+
+    def with_base(self, **changes: Any) -> Study:
+        """The study from a changed base point, under a name that says so, since its results are others.
+
+        Raises SpecError for a field that an axis varies, and for a field or a value that cannot be.
+        """
+        changes = plain(changes)
+        for name in changes:
+            if self.tune is not None and name in self.tune.grid():
+                raise SpecError(f"{name}: is searched in this study; change [tune] in the file")
+            if name in self.axes or any(name in case for case in self.cases):
+                raise SpecError(f"{name}: varies in this study; change its values in the file")
+        overrides = self.overrides | changes
+        name = self.file_name + _suffix(overrides)
+        base = merged(self.base, changes)
+        return _checked(self.model_copy(update={"name": name, "base": base, "overrides": overrides}))
+
+
+def load_study(path: str | Path) -> Study:
+    """Read a study from a TOML file.
+
+    Args:
+        path: of the file; its name without the ending is the study's.
+
+    Raises SpecError (a ValueError) with one line a fault: file, field, what came and what would work.
+
+    >>> study = load_study("experiments/order.toml")
+    >>> study.name, study.budget.match, len(study.points())
+    ('order', ('macs',), 140)
+    """
+    if not isinstance(path, str | Path):
+        raise SpecError(f"load_study: expected the path of a study's TOML file (got {type(path).__name__})")
+    path = Path(path)
+    if path.is_dir():
+        raise SpecError(f"{path}: is a folder; name a study's TOML file")
+    if not path.stem.strip("."):
+        raise SpecError(f"{path}: a study is called as its file is, and this is a folder; name a study's TOML file")
+    try:
+        text = path.read_text(encoding="utf-8-sig")  # some editors begin a file with a byte order mark
+    except FileNotFoundError:
+        near = get_close_matches(path.stem, [file.stem for file in path.parent.glob("*.toml")], n=1)
+        hint = f'; did you mean "{path.with_name(near[0] + ".toml")}"?' if near else ""
+        raise SpecError(f"{path}: no such file{hint}") from None
+    except OSError as error:
+        raise SpecError(f"{path}: cannot be read ({error.strerror})") from None
+    except UnicodeDecodeError as error:
+        raise SpecError(f"{path}: cannot be read: it is no text in UTF-8, as TOML is (at byte {error.start})") from None
+    try:
+        said = tomllib.loads(text)
+        if not said:
+            raise SpecError("says nothing; begin with what varies, such as [axes] and below it segments = [1, 2, 4]")
+        return parse_study(said, path.stem, folder=path.parent)
+    except tomllib.TOMLDecodeError as error:
+        raise SpecError(f"{path}: not valid TOML: {error}") from None
+    except SpecError as error:
+        raise SpecError("\n".join(f"{path}: {line}" for line in str(error).splitlines())) from None
+
+
+def as_study(study: Study | str | Path) -> Study:
+    """The study, read from its file where its path is given. Raises SpecError for anything else."""
+    if isinstance(study, Study):
+        return study
+    if isinstance(study, str | Path):
+        return load_study(study)
+    raise SpecError(f"study: expected a Study or the path of its TOML file (got {type(study).__name__})")
+
+
+def parse_study(said: Mapping[str, Any], name: str, *, folder: Path | None = None) -> Study:
+    """A study from what a file says.
+
+    Args:
+        said: tables of the file.
+        name: of the study.
+        folder: of the file, beside which modules that `import` names are looked for; else the current one.
+
+    Raises SpecError.
+    """
+    if "overrides" in said:
+        raise SpecError("overrides: come from the command line only; write them into base")
+    if "name" in said:
+        raise SpecError("name: a study is called as its file is; leave it out")
+    if "imports" in said:
+        raise SpecError('imports: unknown key; did you mean "import"?')
+    said = {"imports" if key == "import" else key: value for key, value in said.items()}
+    try:
+        modules = _module_names(said.get("imports", ()))
+    except ValueError as error:
+        raise SpecError(f"import: {error}") from None
+    if isinstance(modules, tuple):
+        import_modules(modules, "import = ", folder)
+    prepared, faults = _prepared(said)
+    try:
+        study = Study.model_validate(prepared | {"name": name})
+    except ValidationError as error:
+        keys = ["import" if key == "imports" else key for key in Study.model_fields if key not in NOT_IN_A_FILE]
+        lines = explain(error, Study, keys=keys).replace("imports: ", "import: ").splitlines()
+        raise SpecError("\n".join([*lines, *faults])) from None
+    if faults:
+        raise SpecError("\n".join(faults))
+    return _checked(study)
+
+
+def _prepared(given: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """What a study says with tuples in place of lists, and what is wrong with each of its axes and cases by itself."""
+    said: dict[str, Any] = plain(dict(given))
+    for key, example in (("axes", 'segments = [1, "per_channel"]'), ("base", "epochs = 2")):
+        kinds = (dict, Point) if key == "base" else dict
+        if not isinstance(said.get(key, {}), kinds):
+            raise SpecError(f"{key}: expected a table (got {said[key]!r}); write [{key}], and below it {example}")
+    axes = {axis: as_values(values) for axis, values in said.get("axes", {}).items()}
+    faults = _axis_faults(axes)
+    said["axes"] = {axis: tuple(map(as_tuple, values)) for axis, values in axes.items() if isinstance(values, tuple)}
+    cases = as_tuple(said.get("cases", ()))
+    if isinstance(cases, tuple):
+        said["cases"] = cases
+        faults += _case_faults([case for case in cases if isinstance(case, dict)], axes)
+    if isinstance(said.get("budget"), dict):
+        said["budget"] = _with_tuples(said["budget"], "reference")
+    if isinstance(said.get("contrasts"), list | tuple):
+        said["contrasts"] = tuple(
+            _with_tuples(_with_tuples(contrast, "between"), "across") for contrast in said["contrasts"]
+        )
+    return said, faults
+
+
+def as_values(values: object) -> object:
+    """The values of an axis as a tuple, where they are a list, a tuple or a range."""
+    return tuple(values) if isinstance(values, list | tuple | range) else values
+
+
+def _axis_faults(axes: Mapping[str, object]) -> list[str]:
+    """What is wrong with the axes, each by itself: a line a fault."""
+    return [f"axes.{axis}: {fault}" for axis, values in axes.items() for fault in _faults_of(axis, values)]
+
+
+def _faults_of(axis: str, values: object) -> list[str]:
+    if axis not in Point.model_fields:
+        return [unknown_key(axis, list(Point.model_fields))]
+    if not isinstance(values, tuple):
+        if isinstance(values, bool | int | float | str):
+            return [f"expected a list of values, as in {axis} = [{json.dumps(values)}]"]
+        return [f"expected a list of values, in their order (got {values!r})"]
+    if not values:
+        return ["empty; give at least one value or leave the axis out"]
+    known: list[object] = []
+    twice: list[str] = []
+    faults: list[str] = []
+    for value in values:
+        try:
+            Point.__pydantic_validator__.validate_assignment(Point.model_construct(), axis, as_tuple(value))
+        except ValidationError as error:
+            own = [fault for fault in error.errors() if fault["loc"][:1] == (axis,)]
+            faults += [explain_one(fault, Point) for fault in own[:1]]
+            if own:
+                continue  # True equals 1, and is none of the values
+        if as_tuple(value) in known:
+            twice.append(f"{value!r} is listed twice")
+        known.append(as_tuple(value))
+    return [*twice[:1], *faults]
+
+
+def _case_faults(cases: Sequence[Mapping[str, Any]], axes: Mapping[str, object]) -> list[str]:
+    """Keys that a case cannot have: a line a fault."""
+    faults = []
+    for number, case in enumerate(cases):
+        for key in case:
+            if key not in Point.model_fields:
+                faults.append(f"cases.{number}.{key}: {unknown_key(key, list(Point.model_fields))}")
+            elif key in axes:
+                faults.append(f"cases.{number}.{key}: is an axis too, which would override it; keep one of the two")
+    return faults
+
+
+def _base_faults(study: Study) -> list[str]:
+    """What the base says of the place on the spectrum, where an axis puts every point elsewhere: a line a fault."""
+    axes = [axis for axis in PLACES if axis in study.axes]
+    if not axes or (study.budget.match != ("none",) and not set(PLACES) & study.budget.reference.keys()):
+        return []  # or the budget's reference has it
+    said = {name: getattr(study.base, name) for name in ("segment_width", "stage_segments", "segment_shares")}
+    return [
+        f"base.{name}: no point would have it, since axes.{axes[0]} puts each elsewhere; keep one of the two"
+        for name, value in said.items()
+        if name not in study.axes and value not in (None, "even")
+    ]
+
+
+def _checked(study: Study) -> Study:
+    """The study, if every one of its points can be. Fields are checked one axis at a time, then all together."""
+    faults = [*_axis_faults(study.axes), *_case_faults(study.cases, study.axes), *_base_faults(study)]
+    if faults:
+        raise SpecError("\n".join(faults))
+    points = study.points()
+    if len({point.id for point in points}) < len(points):
+        raise SpecError("cases: two of them are the same point; remove one")
+    _check_teachers(points)
+    _check_budget(study, points)
+    _check_tuning(study, points)
+    _check_names(study.contrasts)
+    for number, contrast in enumerate(study.contrasts):
+        _check_contrast(study, points, contrast, f"contrasts.{number}")
+    _check_not_twice(study)
+    return study
+
+
+def _check_teachers(points: Sequence[Point]) -> None:
+    for point in points:
+        asked = point.teacher_segments
+        if isinstance(asked, int) and asked > MOST_TEACHER_SEGMENTS:
+            most = MOST_TEACHER_SEGMENTS
+            raise SpecError(
+                f'teacher_segments: {asked} is more than the {most} channels; try 1 … {most} or "per_channel"'
+            )
+        if asked is not None:
+            continue
+        for field in ("label_noise", "teacher_seed"):
+            if getattr(point, field):
+                raise SpecError(f"{field}: belongs to a teacher; set teacher_segments")
+        if point.dataset == GAUSSIAN:
+            raise SpecError(f"dataset = {GAUSSIAN!r}: has no labels of its own; set teacher_segments")
+
+
+def _check_budget(study: Study, points: Sequence[Point]) -> None:
+    if study.budget.match == ("none",):
+        return
+    if "widths" in study.varied():
+        raise SpecError("widths: are what a budget solves for; vary width, or give them in base, for their ratios")
+    if "width" in study.varied() and {"width", "widths"} & study.budget.reference.keys():
+        raise SpecError("budget.reference: gives every width the same budget, and so the same network; leave width out")
+    try:
+        study.budget.reference_of(study.base, points[0])
+    except SpecError as error:
+        raise SpecError("\n".join(f"budget.reference: {line}" for line in str(error).splitlines())) from None
+
+
+def _check_tuning(study: Study, points: Sequence[Point]) -> None:
+    if study.tune is None:
+        return
+    for name in study.tune.grid():
+        if name in study.varied():
+            raise SpecError(f"tune.{name}: varies in this study; keep the axis or the search")
+    shared = {point.seed for point in points} & set(study.tune.seeds)
+    if shared:
+        raise SpecError(f"tune.seeds: {min(shared)} trains scored points too; try {max(shared) + 1000}")
+
+
+def _check_names(contrasts: Sequence[Contrast]) -> None:
+    """Names tell contrasts apart in tables and pages, where spaces are as good as one."""
+    names = [" ".join(contrast.name.split()) for contrast in contrasts]
+    for number, name in enumerate(names):
+        if name in names[:number]:
+            first = names.index(name)
+            raise SpecError(f"contrasts.{number}.name: {name!r} is the name of contrasts.{first} too; rename one")
+        if not name:
+            raise SpecError(f"contrasts.{number}.name: is empty; say what is compared")
+
+
+def _check_not_twice(study: Study) -> None:
+    """All comparisons are judged as one family, in which the same one counts once, whatever its sides are called."""
+    wanted = study.wanted() if len(study.contrasts) > 1 else []
+    known: dict[object, int] = {}
+    for number, contrast in enumerate(study.contrasts):
+        first = known.setdefault(_compared(wanted, contrast), number)
+        if first != number:
+            raise SpecError(
+                f"contrasts.{number}: compares the same as contrasts.{first} ({study.contrasts[first].name!r}); "
+                "keep one of the two"
+            )
+
+
+def _compared(wanted: Sequence[Wanted], contrast: Contrast) -> object:
+    """The points of the sides, in either order; of an interaction, those that are added and those subtracted."""
+
+    def places(side: Mapping[str, Any]) -> frozenset[tuple[str, Match]]:
+        return frozenset((one.point.id, one.match) for one in select(wanted, side))
+
+    sides = [places(side) for side in contrast.sides()]
+    if not isinstance(contrast.across, tuple):
+        return contrast.across, frozenset(sides)
+    first, second, third, fourth = sides  # (first − second) − (third − fourth)
+    return frozenset((frozenset((first, fourth)), frozenset((second, third))))
+
+
+def _check_contrast(study: Study, points: Sequence[Point], contrast: Contrast, where: str) -> None:
+    for number, side in enumerate(contrast.between):
+        _check_side(study, points, side, f"{where}.between.{number}")
+    first, second = contrast.between
+    if first == second or not first or not second:
+        raise SpecError(f"{where}.between: give two different sides")
+    compared = first.keys() | second.keys()
+    if contrast.across == "segments":
+        if compared & set(PLACES) or not set(PLACES) & set(study.varied()):
+            raise SpecError(f"{where}.across: segments must vary in the study, and not be what is compared")
+        return
+    for number, at in enumerate(contrast.across or ()):
+        _check_side(study, points, at, f"{where}.across.{number}")
+        if compared & at.keys():
+            raise SpecError(f"{where}.across.{number}.{min(compared & at.keys())}: is what is compared; name another")
+    if contrast.across is not None and (contrast.across[0] == contrast.across[1] or not all(contrast.across)):
+        raise SpecError(f"{where}.across: give two different settings")
+    for side in contrast.sides():
+        if not select(study.wanted(), side):
+            said = ", ".join(f"{name} = {value!r}" for name, value in side.items())
+            raise SpecError(f"{where}.across: no point has all of {said}")
+
+
+def _check_side(study: Study, points: Sequence[Point], side: Mapping[str, Any], where: str) -> None:
+    varied = study.varied()
+    for name, value in side.items():
+        place = f"{where}.{name}"
+        if name not in Point.model_fields and name != "match":
+            raise SpecError(f"{place}: {unknown_key(name, varied)}")
+        if name not in varied:
+            raise SpecError(f"{place}: does not vary in this study; what varies is {', '.join(varied) or 'nothing'}")
+        there = study.budget.match if name == "match" else dict.fromkeys(getattr(p, name) for p in points)
+        if not any(as_tuple(value) == known for known in there):
+            raise SpecError(f"{place}: no point has {value!r}; try {', '.join(map(repr, there))}")
+    if not select(study.wanted(), side):
+        raise SpecError(f"{where}: no point has all of these")
+
+
+def select(wanted: Sequence[Wanted], side: Mapping[str, Any]) -> list[Wanted]:
+    """Those that have all values of one side of a contrast."""
+    return [
+        one
+        for one in wanted
+        if all(
+            (one.match if name == "match" else getattr(one.point, name)) == as_tuple(value)
+            for name, value in side.items()
+        )
+    ]
+
+
+def _with_tuples(said: object, key: str) -> object:
+    """TOML's lists, where values of fields are given, as the tuples that fields hold."""
+    if not isinstance(said, dict) or key not in said:
+        return said
+
+    def convert(value: object) -> object:
+        return {name: as_tuple(v) for name, v in value.items()} if isinstance(value, dict) else value
+
+    inner = said[key]
+    return said | {key: tuple(map(convert, inner)) if isinstance(inner, list | tuple) else convert(inner)}
+
+
+def _suffix(overrides: Mapping[str, Any]) -> str:
+    """What overrides add to a study's name, at most 100 characters, for a folder of its own.
+
+    Where characters are replaced or cut, or two hyphens within a value look like another override, a hash tells apart
+    what would be alike without it.
+    """
+    said = "".join(f"--{name}-{value}" for name, value in overrides.items())
+    name = re.sub(r"[^A-Za-z0-9._-]+", "_", said)
+    if name == said and len(name) <= MOST_ADDED and said.count("--") == len(overrides):
+        return name
+    return f"{name[: MOST_ADDED - 9]}-{digest([[name, repr(value)] for name, value in overrides.items()])[:8]}"

@@ -1,0 +1,1 @@
+"""Where runs are trained: local processes, a Ray cluster, the ranks of torchrun."""

@@ -1,0 +1,191 @@
+"""Points that each take several devices: all ranks that torchrun has started train one point after the other together.
+
+The first rank is the driver: it has the study's folder, writes rows and checkpoints, and tells the others which point
+is next. A point that fails alike on every rank, as one does whose network cannot be built, has failed, and the next one
+follows. A rank that fails alone would leave the others waiting for it: it ends, torchrun ends the others, and the next
+run goes on from the last checkpoint. A signal to stop, at whichever rank it comes in, lets all of them end the same
+step; the first saves where they stand.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Generator, Iterable, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NoReturn, Self
+
+from spectrum._files import write_whole
+from spectrum.design.point import Point
+from spectrum.engines.local import ATTEMPTS, EngineError, Outcome, available_cores, died, with_log
+from spectrum.engines.worker import Saving, train_one
+from spectrum.training.checkpoint_files import Interrupted, latest_step
+from spectrum.training.ranks import Ranks, ended, started
+
+
+class RankEngine:
+    """The first of the ranks.
+
+    Args:
+        ranks: from `join`.
+        device: of this rank.
+        imports: modules to import first, for models of one's own.
+        saving: where and how often runs save where they stand, and where they log; by default not at all.
+    """
+
+    def __init__(self, ranks: Ranks, device: str, *, imports: Sequence[str] = (), saving: Saving | None = None) -> None:
+        self.ranks, self.device, self.imports, self.saving = ranks, device, tuple(imports), saving
+
+    def run(self, points: Iterable[Point]) -> Generator[Outcome, None, None]:
+        """Train all points, one after the other."""
+        current: list[Point] = []
+
+        def not_counted() -> None:
+            for one in current:
+                self._unmark(one)
+
+        with _Signals(not_counted) as signals:
+            ranks = replace(self.ranks, told_to_stop=lambda: signals.told is not None)
+            for point in points:
+                signals.obey()
+                attempt = self._attempt(point)
+                if attempt > ATTEMPTS:
+                    self._unmark(point)
+                    yield Outcome(point, None, died(ATTEMPTS, "all ranks, of which one had failed alone"), ATTEMPTS)
+                    continue
+                current[:] = [point]
+                self.ranks.from_first(point.model_dump_json().encode())
+                try:
+                    result, reason = _together(ranks, point, self.device, self.imports, self.saving)
+                except Interrupted:
+                    self._unmark(point)
+                    signals.stopped()
+                self._unmark(point)
+                yield Outcome(point, result, reason and with_log(reason, self.saving, point), attempt)
+            signals.obey()
+
+    def _attempt(self, point: Point) -> int:
+        """Which one this is, counted over runs, since a rank that fails alone ends all of them without a row.
+
+        Only those count that left no newer checkpoint, and none that was asked to stop.
+        """
+        if self.saving is None:
+            return 1
+        step = latest_step(self.saving.checkpoints_of(point.id))
+        attempt, before = self._marked(point)
+        attempt = 1 if step > before else attempt + 1
+        with suppress(OSError):  # then this attempt is not counted
+            mark = self._mark(point, self.saving)
+            mark.parent.mkdir(parents=True, exist_ok=True)
+            write_whole(mark, f"{attempt} {step}" if step else f"{attempt}")
+        return attempt
+
+    def _marked(self, point: Point) -> tuple[int, int]:
+        """How many attempts have ended without a row or a newer checkpoint, and after which step the latest was."""
+        assert self.saving is not None
+        try:
+            attempt, *step = map(int, self._mark(point, self.saving).read_text().split())
+        except (OSError, ValueError):
+            return 0, 0
+        return attempt, step[0] if step else 0
+
+    def _unmark(self, point: Point) -> None:
+        if self.saving is not None:
+            with suppress(OSError):
+                self._mark(point, self.saving).unlink()
+
+    def _mark(self, point: Point, saving: Saving) -> Path:
+        return saving.checkpoints_of(point.id) / "attempt"
+
+
+class _Signals:
+    """SIGTERM and Ctrl-C, which wait for the end of a step while they are listened to. A second one does not wait."""
+
+    def __init__(self, on_signal: Callable[[], None] = lambda: None) -> None:
+        self.on_signal = on_signal
+        self.told: tuple[int, Any] | None = None
+        self.handlers: dict[int, Any] = {}
+
+    def __enter__(self) -> Self:
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGTERM, signal.SIGINT):
+                self.handlers[number] = signal.signal(number, self._take)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self.handlers.items():
+            signal.signal(number, handler)
+
+    def _take(self, number: int, frame: Any) -> None:
+        self.told = (number, frame)
+        self.on_signal()
+        self.__exit__()
+
+    def obey(self) -> None:
+        """Do what the signal would have done, if one came in."""
+        handler = self.handlers.get(self.told[0]) if self.told is not None else None
+        if self.told is not None and callable(handler):
+            handler(*self.told)
+
+    def stopped(self) -> NoReturn:
+        """The same, where this rank or another one was told."""
+        self.obey()
+        raise SystemExit(143)
+
+
+def join(device: str) -> tuple[Ranks, str]:
+    """This process among the ranks, and its device. Raises EngineError where torchrun has started none."""
+    try:
+        ranks = started(device)
+    except ValueError as error:
+        raise EngineError(str(error)) from None
+    threading.Thread(target=_end_with, args=[os.getppid()], daemon=True).start()
+    return ranks
+
+
+def _end_with(torchrun: int) -> None:
+    """No rank outlives the process that started it, however that one ended."""
+    while os.getppid() == torchrun:
+        time.sleep(0.5)
+    os._exit(1)
+
+
+def leave(ranks: Ranks) -> None:
+    """Let the other ranks end, from the first."""
+    if ranks.rank == 0:
+        ranks.from_first(b"")
+    ended()
+
+
+def follow(ranks: Ranks, device: str, imports: Sequence[str] = ()) -> None:
+    """What the other ranks do: train what the first one says, until it says no more."""
+    with _Signals() as signals:
+        stoppable = replace(ranks, told_to_stop=lambda: signals.told is not None)
+        try:
+            while said := ranks.from_first(b""):
+                _together(stoppable, Point.model_validate_json(said), device, tuple(imports), None)
+        except Interrupted:
+            signals.stopped()
+
+
+def _together(
+    ranks: Ranks, point: Point, device: str, imports: tuple[str, ...], saving: Saving | None
+) -> tuple[dict[str, Any] | None, str | None]:
+    """The result, or the reason of a failure that all ranks have in common."""
+    threads = max(1, available_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+    try:
+        return train_one(point, device, threads, imports, saving, ranks=ranks), None
+    except Interrupted:
+        raise
+    except Exception as error:
+        reason = f"{type(error).__name__}: {error}"
+        if ranks.all_failed():
+            return None, reason
+        sys.stderr.write(f"spectrum: rank {ranks.rank} failed alone, and ends: {reason}\n")
+        sys.stderr.flush()
+        os._exit(1)

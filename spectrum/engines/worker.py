@@ -1,0 +1,260 @@
+"""One point in a process that trains points, whoever started it: its logs, its memory, its checkpoints, its result."""
+
+from __future__ import annotations
+
+import faulthandler
+import io
+import os
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
+from functools import cache
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from spectrum.design.point import Point
+from spectrum.training.checkpoint_files import CHECKPOINTS, Interrupted
+
+if TYPE_CHECKING:
+    from spectrum.training.ranks import Ranks
+
+LOGS = "logs"  # below a study's folder
+OUT_OF_MEMORY = "oom: not enough memory for this point"
+
+
+@dataclass(frozen=True)
+class Saving:
+    """Where and how often runs save where they stand, and where they log."""
+
+    folder: Path  # of the study
+    minutes: float = 1.0  # between two checkpoints, at least
+
+    def checkpoints_of(self, id: str) -> Path:
+        """The folder of one point's checkpoints."""
+        return self.folder / CHECKPOINTS / id
+
+    def log_of(self, id: str) -> Path:
+        """What a point printed, and how it failed; there only if there is something to read."""
+        return self.folder / LOGS / f"{id}.log"
+
+
+T = TypeVar("T")
+
+
+@cache
+def _prepare(threads: int, imports: tuple[str, ...]) -> None:
+    """What a worker does before its first point; an error here is that point's."""
+    os.environ["OMP_NUM_THREADS"] = str(threads)
+    import torch
+
+    from spectrum.training.provenance import code_revision
+
+    torch.set_num_threads(threads)
+    code_revision()  # of the code as it is now, not as it is when the first point ends
+    for module in imports:
+        import_module(module)
+
+
+def train_one(
+    point: Point,
+    device: str,
+    threads: int,
+    imports: tuple[str, ...],
+    saving: Saving | None,
+    *,
+    stop: Callable[[], bool] = lambda: False,
+    on_saved: Callable[[Path], None] | None = None,
+    ranks: Ranks | None = None,
+) -> dict[str, Any]:
+    """The fields of its `train.Result`, its peak memory and its provenance.
+
+    Args:
+        point: to train.
+        device: "cpu", "cuda" or "mps".
+        threads: that torch may use.
+        imports: modules to import first.
+        saving: where and how often it saves where it stands, and where it logs.
+        stop: asked after every step; true saves a checkpoint and raises Interrupted.
+        on_saved: called with the folder of the checkpoints after each.
+        ranks: that train it together, if there are several; this process is one of them.
+    """
+    try:
+        with _logged(None if saving is None else saving.log_of(point.id)):
+            _prepare(threads, imports)
+            return _trained(point, device, saving, stop, on_saved, ranks)
+    except Exception as error:
+        one: BaseException | None = error
+        while one is not None:  # or the process keeps the network of a failed point until the next one has ended
+            traceback.clear_frames(one.__traceback__)
+            one = one.__cause__ or one.__context__
+        raise
+
+
+def limit_memory(gigabytes: float | None) -> None:
+    """Of this process, from here on: its private memory."""
+    if gigabytes is None:
+        return
+    import resource
+
+    hard = resource.getrlimit(resource.RLIMIT_DATA)[1]
+    most = int(gigabytes * 1e9)
+    most = most if hard == resource.RLIM_INFINITY else min(most, hard)
+    resource.setrlimit(resource.RLIMIT_DATA, (most, hard))
+
+
+@contextmanager
+def _logged(path: Path | None) -> Iterator[None]:
+    """What is printed meanwhile, by C too, goes to the end of a file, and so does how it fails or crashes.
+
+    Nothing that happens to the file or its folder is a reason not to train, nor to lose what was trained.
+    """
+    log = None if path is None else _opened(path)
+    if path is None or log is None:
+        yield
+        return
+    with log:
+        try:
+            with _redirected(log):
+                yield
+        finally:
+            with suppress(OSError):
+                if path.stat().st_size == 0:
+                    path.unlink()
+
+
+def _opened(path: Path) -> io.FileIO | None:
+    with suppress(OSError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return io.FileIO(path, "ab")
+    return None
+
+
+@contextmanager
+def _redirected(log: io.FileIO) -> Iterator[None]:
+    """Standard output and errors go to the log: those of Python, and those of C."""
+    streams = sys.stdout, sys.stderr
+    _flush(*streams)  # what was printed before is not of this point
+    before = {number: kept for number in (1, 2) if (kept := _duplicate(number)) is not None}
+    for number in before:
+        os.dup2(log.fileno(), number)
+    sys.stdout, sys.stderr = (_stream(n) if n in before else stream for n, stream in zip((1, 2), streams, strict=True))
+    if 2 in before:
+        faulthandler.enable(2)
+    try:
+        yield
+    except Exception as error:
+        if not isinstance(error, Interrupted):
+            traceback.print_exc()
+        raise
+    finally:
+        _flush(sys.stdout, sys.stderr, *streams)
+        sys.stdout, sys.stderr = streams
+        for number, kept in before.items():
+            os.dup2(kept, number)
+            os.close(kept)
+
+
+class _TakesWhatItCan(io.FileIO):
+    """A print of a network's own does not fail where there is no room for a log."""
+
+    def write(self, data: Any) -> int:
+        with suppress(OSError):
+            return super().write(data)
+        return len(data)
+
+
+@cache
+def _stream(number: int) -> io.TextIOWrapper:
+    """Text for a descriptor, whatever file that is at a time; kept, since what holds on to it may print later."""
+    raw = _TakesWhatItCan(number, "wb", closefd=False)
+    return io.TextIOWrapper(io.BufferedWriter(raw), encoding="utf-8", errors="backslashreplace", line_buffering=True)
+
+
+def _duplicate(number: int) -> int | None:
+    """Another descriptor of the same file; None where this one is closed."""
+    try:
+        return os.dup(number)
+    except OSError:
+        return None
+
+
+def _flush(*streams: Any) -> None:
+    for stream in streams:
+        with suppress(OSError, ValueError, AttributeError):  # no room; closed; there is none
+            stream.flush()
+
+
+def _trained(
+    point: Point,
+    device: str,
+    saving: Saving | None,
+    stop: Callable[[], bool],
+    on_saved: Callable[[Path], None] | None,
+    ranks: Ranks | None,
+) -> dict[str, Any]:
+    from spectrum.data.images import images_of
+    from spectrum.design.own_models import code_of
+    from spectrum.training.checkpoint import Checkpoints
+    from spectrum.training.loop import train
+    from spectrum.training.provenance import provenance
+    from spectrum.training.ranks import ALONE
+
+    images = _or_out_of_memory(lambda: images_of(point))
+    code = code_of(point.model)
+    environment = provenance(images, device) | ({} if ranks is None else {"ranks": ranks.count})
+    environment |= {} if code is None else {"model_code": code}
+    checkpoints = None
+    if saving is not None:
+        identity = {"point": point.id, "images": images.fingerprint} | ({} if code is None else {"model": code})
+        folder = saving.checkpoints_of(point.id)
+        checkpoints = Checkpoints(folder, identity, environment, minutes=saving.minutes, stop=stop, on_saved=on_saved)
+    _reset_peak_memory()
+    result = _or_out_of_memory(
+        lambda: train(point, images, device=device, checkpoints=checkpoints, ranks=ranks or ALONE)
+    )
+    seen = {"lowerings": result.lowerings, "resumed": result.resumed, "troubles": result.troubles}
+    return {
+        **asdict(result),
+        "peak_memory_mb": _peak_memory_mb(),
+        "provenance": environment | {name: what for name, what in seen.items() if what or name == "lowerings"},
+    }
+
+
+def _or_out_of_memory(work: Callable[[], T]) -> T:
+    """What it gives; whatever tells that there is no memory is a MemoryError that says so."""
+    try:
+        return work()
+    except MemoryError as error:
+        raise MemoryError(OUT_OF_MEMORY) from error
+    except RuntimeError as error:
+        if "DefaultCPUAllocator" in str(error) or "out of memory" in str(error):
+            raise MemoryError(OUT_OF_MEMORY) from error
+        raise RuntimeError(f"{error} ({_innermost(error)})") from error
+
+
+def _innermost(error: BaseException) -> str:
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{Path(frame.filename).name}, line {frame.lineno}"
+
+
+def _reset_peak_memory() -> None:
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        return  # then the peak is over the worker's life
+
+
+def _peak_memory_mb() -> float:
+    """Largest resident memory of this process in MB, since the last reset where the system can reset it."""
+    try:
+        status = Path("/proc/self/status").read_text()
+        peak = next(line for line in status.splitlines() if line.startswith("VmHWM"))
+        return int(peak.split()[1]) / 1000
+    except (OSError, StopIteration):
+        import resource
+
+        largest = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return largest / (1e6 if sys.platform == "darwin" else 1e3)  # bytes there, kilobytes elsewhere

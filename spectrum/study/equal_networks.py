@@ -1,0 +1,311 @@
+"""Points that train the same network under two names, and options that an architecture of one's own ignores.
+
+Networks are compared as they are built: the same initial weights, outputs, gradients and statistics from one seed are
+the same network, whatever the point calls it. Each is compared by ever dearer means, and only with those that are
+alike so far.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import random
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from spectrum.data.images import images_of
+from spectrum.design.options import without_effect
+from spectrum.design.point import IMAGES, NETWORK, PLACES, Point, SpecError, digest
+from spectrum.design.study_file import Study
+from spectrum.models import declares_uses, registered_in
+from spectrum.study.planning import PlannedPoint, build, network_of
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+OF_NETWORK = (*NETWORK, "width", "widths", "dropout")
+IMAGES_SEEN = 2  # by each network that is compared
+OTHER_VALUES: Mapping[str, tuple[Any, ...]] = {  # of a field, of which any two should make two networks
+    "depth": (1, 2, 3),
+    "segments": (1, 2),
+    "segment_width": (1, 2),
+    "segment_shares": ((1, 1), (3, 1)),
+    "order": ("pointwise_first", "spatial_first"),
+    "activation": ("none", "relu"),
+    "norm": (False, True),
+    "pointwise": (True, False),
+    "pointwise_segments": (1, 2),
+    "shuffle": (False, True),
+    "downsampling": ("pool", "stride"),
+    "residual": (True, False),
+    "dropout": (0.0, 0.5),
+    "hidden": ((), (4,)),
+    "padding": ("tf_same", "torch"),
+    "form": ("canonical", "simplified", "segments", "extreme"),
+    "norm_eps": (1e-3, 1e-1),
+    "norm_momentum": (0.1, 0.5),
+    "width": (1.0, 2.0),
+}
+T = TypeVar("T")
+
+
+def told_apart(study: Study, planned: Sequence[PlannedPoint]) -> list[PlannedPoint]:
+    """The points of a plan, those that train the same network as an earlier one marked as such (`same_as`).
+
+    Raises SpecError for an axis along which every network is the same, and for an option that an architecture of one's
+    own ignores.
+    """
+    if any("seed" in case for case in study.cases):  # then no seed has every cell
+        return list(planned)
+    cells = _cells(study, planned)
+    groups = _groups([one for _, one in cells])
+    first_of = {one.point.id: group[0].point.id for group in groups for one in group}
+    _check_axes(study, cells, first_of)
+    _check_options(study, [one for _, one in cells])
+    if not groups:
+        return list(planned)
+    same = {_unseeded(one): first for one in (one for _, one in cells) if (first := first_of.get(one.point.id))}
+    by_seed = {(one.point.seed, _unseeded(one)): one.point.id for one in planned}
+    unseeded = {one.point.id: _unseeded(one) for _, one in cells}
+    marked = []
+    for one in planned:
+        first = same.get(_unseeded(one))
+        other = None if first is None else by_seed[one.point.seed, unseeded[first]]
+        marked.append(one if other in (None, one.point.id) else replace(one, same_as=other))
+    return marked
+
+
+def coincidences(study: Study, planned: Sequence[PlannedPoint]) -> list[str]:
+    """A sentence for each two configurations of a plan that train the same network."""
+    by_id = {one.point.id: one for one in planned}
+    pairs: dict[tuple[str, str], tuple[PlannedPoint, PlannedPoint]] = {}
+    for one in planned:
+        if one.same_as in by_id:
+            pairs.setdefault(_unseeded(one), (by_id[one.same_as], one))
+    return [_sentence(study, *pair) for pair in pairs.values()]
+
+
+def _sentence(study: Study, first: PlannedPoint, second: PlannedPoint) -> str:
+    """What tells the two apart in the study, and where, as far as it varies."""
+    fields = ["budget", *(name for name in study.varied() if name not in ("match", *PLACES)), *PLACES]
+
+    def said(one: PlannedPoint) -> dict[str, str]:
+        values = {"budget": one.match} | {name: getattr(one.asked, name) for name in fields[1:]}
+        shown = {name: value for name, value in values.items() if value is not None or name not in PLACES}
+        return {name: f"{name} {'not set' if value is None else f'= {value}'}" for name, value in shown.items()}
+
+    one, other = said(first), said(second)
+    unlike = [name for name in fields if one.get(name) != other.get(name)]
+    varied = {*study.varied(), *(["budget"] if len(study.budget.match) > 1 else [])}
+    alike = [one[name] for name in fields if name in one and name in varied and name not in unlike]
+    sides = (", ".join(side[name] for name in unlike if name in side) for side in (one, other))
+    where = f" (at {', '.join(alike)})" if alike else ""
+    return f"{' and '.join(sides)} train the same network{where}; one of the two is enough"
+
+
+Cell = tuple[dict[str, Any], PlannedPoint]  # which value of each axis, which case and which budget it has
+
+
+def _cells(study: Study, planned: Sequence[PlannedPoint]) -> list[Cell]:
+    """Those under the first seed."""
+    axes = {name: range(len(values)) for name, values in study.axes.items() if name != "seed"}
+    axes |= {"case": range(len(study.cases) or 1)}
+    places = [dict(zip(axes, at, strict=True)) for at in itertools.product(*axes.values())]
+    named = [at | {"match": match} for match in study.budget.match for at in places]
+    return list(zip(named, planned[: len(named)], strict=True))
+
+
+def _check_axes(study: Study, cells: Sequence[Cell], first_of: Mapping[str, str]) -> None:
+    """An axis along which all is the same, and would be at other values too. Where just these are alike, it is told."""
+    for axis, values in study.axes.items():
+        if len(values) < 2 or axis not in OTHER_VALUES.keys() | {"widths", "stage_segments"}:
+            continue
+        rows: dict[str, set[str]] = {}
+        networks: dict[str, Point] = {}
+        for at, one in cells:
+            others = digest({name: place for name, place in at.items() if name != axis})
+            rows.setdefault(others, set()).add(first_of.get(one.point.id, one.point.id))
+            networks.setdefault(digest(network_of(one.asked)), one.asked)
+        if any(len(trained) > 1 for trained in rows.values()):
+            continue
+        if any(_heeds(point, axis) for point in networks.values()):
+            continue
+        models = sorted({point.model for point in networks.values() if registered_in(point.model)})
+        use = f", or let the builder of {models[0]!r} use arch.{axis}" if models else ""
+        said = " and ".join(map(repr, values[:2]))
+        raise SpecError(f"axes.{axis}: has no effect: {said} train the same network; leave the axis out{use}")
+
+
+def _check_options(study: Study, cells: Sequence[PlannedPoint]) -> None:
+    """Fields that the base names, or an axis of one value, and networks of one's own that are the same without."""
+    alone = [axis for axis, values in study.axes.items() if len(values) == 1]
+    for field in OF_NETWORK:
+        if field == "model" or field not in study.base.model_fields_set | set(alone):
+            continue
+        having: dict[str, Point] = {}
+        for one in cells:
+            if field in one.asked.model_fields_set:
+                having.setdefault(digest(network_of(one.asked)), one.asked)
+        own = {point.model for point in having.values() if registered_in(point.model)}
+        if not having or len(own) < len({point.model for point in having.values()}) or any(map(declares_uses, own)):
+            continue  # an architecture that says what it uses is taken at its word
+        if not any(_heeds(point, field) for point in having.values()):
+            place = f"axes.{field}" if field in alone else field if field in study.overrides else f"base.{field}"
+            name = min(own)
+            raise SpecError(
+                f"{place}: has no effect on {name!r}: its network is the same at other values; leave it out, "
+                f"or let its builder use arch.{field}"
+            )
+
+
+def _heeds(point: Point, field: str) -> bool:
+    """Whether another value of a field would make another network, or none."""
+    for value in _other_values(point, field):
+        places = dict.fromkeys(PLACES) | {"segment_shares": "even"} if field in (*PLACES, "segment_shares") else {}
+        shares = {"segments": len(value)} if field == "segment_shares" else {}
+        other = point.model_copy(update={**places, **shares, field: value})
+        try:
+            alike = _alike([point, other])
+        except SpecError:
+            return True  # that is an effect as well
+        if not alike:
+            return True
+    return not _other_values(point, field)
+
+
+def _other_values(point: Point, field: str) -> list[Any]:
+    own = getattr(point, field)
+    if field == "widths" and own is not None:
+        return [tuple(2 * width for width in own)]
+    if field == "stage_segments" and own is not None:
+        return [(1,) * len(own), ("per_channel",) * len(own)]
+    return [value for value in OTHER_VALUES.get(field, ()) if value != own]
+
+
+def _alike(points: Sequence[Point]) -> bool:
+    return all(len({key(point) for point in points}) == 1 for key in (_started, _scored, _stepped))
+
+
+def _groups(planned: Sequence[PlannedPoint]) -> list[list[PlannedPoint]]:
+    """Those that are trained alike under different ids, in groups of two and more."""
+    by_id = {one.point.id: one for one in planned}
+    groups = [list(by_id.values())]
+    keys: tuple[Callable[[PlannedPoint], str], ...] = (
+        # Two models of one's own may differ in training alone, in what nobody has written down.
+        lambda one: digest([one.point.model if registered_in(one.point.model) else ""]),
+        lambda one: digest([one.params, one.macs, one.activations, one.norms, one.nonlinearities]),
+        lambda one: _trained(one.point),
+        _once(lambda one: _started(one.point)),
+        _once(lambda one: _scored(one.point)),
+        _once(lambda one: _stepped(one.point)),
+    )
+    for key in keys:
+        groups = [part for group in groups for part in _parts(group, key) if len(part) > 1]
+    return groups
+
+
+def _once(key: Callable[[PlannedPoint], str]) -> Callable[[PlannedPoint], str]:
+    """The same, asked once for each network on images of one shape."""
+    known: dict[str, str] = {}
+
+    def found(one: PlannedPoint) -> str:
+        images = images_of(one.point)
+        network = digest([network_of(one.point), images.shape, images.classes])
+        if network not in known:
+            known[network] = key(one)
+        return known[network]
+
+    return found
+
+
+def _parts(items: Sequence[T], key: Callable[[T], str]) -> list[list[T]]:
+    parts: dict[str, list[T]] = {}
+    for item in items:
+        parts.setdefault(key(item), []).append(item)
+    return list(parts.values())
+
+
+def _unseeded(one: PlannedPoint) -> tuple[str, str]:
+    return one.asked.model_copy(update={"seed": 0}).id, one.match
+
+
+def _trained(point: Point) -> str:
+    """All that a run is told but for its network: images, and the fields of its training that have a use."""
+    images = images_of(point)
+    apart = {*OF_NETWORK, *IMAGES, *without_effect(dict(point)), "recipe", "seed"}
+    return digest([point.model_dump(mode="json", exclude=apart), images.fingerprint, images.shape])
+
+
+def _started(point: Point) -> str:
+    """A hash of the network as a seed makes it."""
+    from spectrum.training.loop import hash_weights
+
+    with _seeded():
+        model = build(point, images_of(point))
+        return digest([hash_weights(model), [p.requires_grad for p in model.parameters()]])
+
+
+def _scored(point: Point) -> str:
+    """A hash of what the network gives for random images, in evaluation mode."""
+    import torch
+
+    with _seeded(), torch.no_grad():
+        return _hash(build(point, images_of(point)).eval()(_random(point)[0]))
+
+
+def _stepped(point: Point) -> str:
+    """A hash of all that one training step on random images would change: gradients and statistics."""
+    from torch.nn.functional import cross_entropy
+
+    from spectrum.training.loop import hash_weights
+
+    with _seeded():
+        model = build(point, images_of(point))
+        x_nchw, y_n = _random(point)
+        try:
+            loss = cross_entropy(model.train()(x_nchw), y_n)
+            loss.backward()
+        except Exception:  # of a model of one's own, in training: the run will say it
+            return point.id
+        return digest([_hash(loss), *map(_gradient, model.parameters()), hash_weights(model)])
+
+
+def _random(point: Point) -> tuple[Tensor, Tensor]:
+    """Images (N, C, H, W) of noise, and labels (N,)."""
+    import torch
+
+    images = images_of(point)
+    x_nchw = torch.randn(IMAGES_SEEN, *images.shape).contiguous(memory_format=torch.channels_last)
+    return x_nchw, torch.randint(images.classes, (IMAGES_SEEN,))
+
+
+def _gradient(parameter: nn.Parameter) -> str:
+    return "none" if parameter.grad is None else _hash(parameter.grad)
+
+
+def _hash(tensor: Tensor) -> str:
+    import torch
+
+    return hashlib.sha256(tensor.detach().contiguous().view(-1).view(torch.uint8).numpy().tobytes()).hexdigest()
+
+
+@contextmanager
+def _seeded() -> Iterator[None]:
+    """One seed and one thread inside; outside, generators go on as if nothing had been drawn."""
+    import numpy as np
+    import torch
+
+    from spectrum.training.checkpoint import seed_generators
+
+    before, threads = (random.getstate(), np.random.get_state()), torch.get_num_threads()
+    with torch.random.fork_rng(devices=[]):
+        seed_generators(0)
+        torch.set_num_threads(1)  # two images are not worth more
+        try:
+            yield
+        finally:
+            torch.set_num_threads(threads)
+            random.setstate(before[0])
+            np.random.set_state(before[1])

@@ -1,0 +1,71 @@
+"""What a result depends on beside its point: versions, threads, device, layout, lowering, code, images.
+
+Weights are identical from run to run within one such environment, and only there.
+"""
+
+from __future__ import annotations
+
+import platform
+import subprocess
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from spectrum._version import __version__
+from spectrum.conv.lowering import lowering_name
+from spectrum.data.splits import Images
+
+
+def provenance(images: Images, device: str) -> dict[str, Any]:
+    """A record for a row, of the process that calls."""
+    return {
+        "spectrum": __version__,
+        "revision": code_revision(),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "processor": torch.backends.cpu.get_cpu_capability(),
+        "device": device,
+        "threads": torch.get_num_threads(),
+        "layout": "channels_last",
+        "lowering": lowering_name(),
+        "data_fingerprint": images.fingerprint,
+    }
+
+
+def best_device() -> str:
+    """The fastest kind of device that torch has here."""
+    if torch.cuda.is_available():
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+def check_device(device: str) -> str:
+    """The device, "auto" resolved. Raises ValueError for one that torch does not have here."""
+    if device == "auto":
+        return best_device()
+    try:
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ValueError(f"device={device}: torch has none here ({reason}); try auto or cpu") from None
+    return device
+
+
+@cache
+def code_revision() -> str | None:
+    """The git commit of this package's source, with "+" if the package was changed since; None when not in git."""
+    folder = Path(__file__).parents[1]
+    try:
+        _git(folder, "ls-files", "--error-unmatch", "__init__.py")  # else it is somebody else's repository
+        commit = _git(folder, "rev-parse", "--short=12", "HEAD")
+        changed = _git(folder, "status", "--porcelain", "--", str(folder))
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return commit + ("+" if changed else "")
+
+
+def _git(folder: Path, *words: str) -> str:
+    done = subprocess.run(["git", *words], cwd=folder, capture_output=True, text=True, check=True, timeout=10)
+    return done.stdout.strip()
