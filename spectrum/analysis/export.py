@@ -202,7 +202,7 @@ def _of_one_type(column: pd.Series) -> pd.Series:
         return pd.Series([float("nan") if value is None else float(value) for value in values], column.index)
     if kinds == {str} or (kinds == {list} and _is_of_numbers(there)):
         return pd.Series(values, column.index, dtype=object)
-    words = str in kinds or (kinds == {list} and all(map(_is_of_words, there)))
+    words = str in kinds or (kinds == {list} and _have_words(there))
     text = _as_text if words else _json
     return pd.Series([None if value is None else text(value) for value in values], column.index, dtype="string")
 
@@ -220,6 +220,11 @@ def _is_of_numbers(lists: list[list[Any]]) -> bool:
     if kinds <= {int}:
         return all(-(2**63) <= one < 2**63 for values in lists for one in values)
     return kinds in ({float}, {bool})
+
+
+def _have_words(lists: list[list[Any]]) -> bool:
+    """Whether words stand in them, and nothing that words separated by spaces could not say."""
+    return any(type(one) is str for values in lists for one in values) and all(map(_is_of_words, lists))
 
 
 def _is_of_words(values: list[Any]) -> bool:

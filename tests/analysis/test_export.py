@@ -383,6 +383,14 @@ def test_parquet_gives_every_value_back(table):
                 assert same(value, got), name
 
 
+def test_lists_of_integers_beyond_64_bits_are_json_in_parquet(tmp_path):
+    lists = [[2**63], [1, 2**64], None]
+    write_parquet(pd.DataFrame({"numbers": pd.Series(lists, dtype=object)}), tmp_path / "rows.parquet")
+    *read, missing = pd.read_parquet(tmp_path / "rows.parquet")["numbers"]
+    assert [json.loads(text) for text in read] == lists[:2]
+    assert missing is pd.NA
+
+
 def test_integers_beyond_2_53_stay_what_they_are_where_some_are_missing(tmp_path):
     with Store(tmp_path / "s") as store:
         for number, count in enumerate((2**53 + 1, None, 2**62 + 1)):
