@@ -29,7 +29,8 @@ from spectrum.study.store import (
 )
 from spectrum.training.checkpoint_files import CHECKPOINTS, CheckpointFile, checkpoint_files, half_written
 
-ENVIRONMENT = ("torch", "processor", "device", "threads", "layout", "lowering")  # within one, weights are the same
+# within one, on CPUs, weights are the same
+ENVIRONMENT = ("torch", "processor", "device", "card", "threads", "layout", "lowering")
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """What a result depends on beside its point: versions, threads, device, layout, lowering, code, images.
 
-Weights are identical from run to run within one such environment, and only there.
+Weights are identical from run to run within one such environment on CPUs, and only there; on CUDA some sums have no
+fixed order.
 """
 
 from __future__ import annotations
@@ -27,10 +28,23 @@ def provenance(images: Images, device: str) -> dict[str, Any]:
         "python": platform.python_version(),
         "processor": torch.backends.cpu.get_cpu_capability(),
         "device": device,
+        **_accelerator(device),
         "threads": torch.get_num_threads(),
         "layout": "channels_last",
         "lowering": lowering_name(),
         "data_fingerprint": images.fingerprint,
+    }
+
+
+def _accelerator(device: str) -> dict[str, Any]:
+    """Of a run on CUDA: the card, its libraries, and whether float32 convolutions round their inputs to TF32."""
+    if torch.device(device).type != "cuda":
+        return {}
+    return {
+        "card": torch.cuda.get_device_name(device),
+        "cuda": torch.version.cuda,
+        "cudnn": torch.backends.cudnn.version(),
+        "tf32": torch.backends.cudnn.allow_tf32,
     }
 
 

@@ -164,6 +164,8 @@ def test_a_study_runs_once_and_is_reused_then(study_folder):
     assert set(needed) <= set(table.columns)
     assert table["test_accuracy"].between(0, 1).all()
     assert set(table["provenance"][0]) >= {"torch", "threads", "device", "lowering", "revision", "data_fingerprint"}
+    on_cuda = table["provenance"][0]["device"] == "cuda"
+    assert ({"card", "cuda", "cudnn", "tf32"} <= set(table["provenance"][0])) == on_cuda
     assert set(table["provenance"][0]["lowerings"].values()) <= {"native", "coalesced", "compiled", "folded"}
     assert len(table["provenance"][0]["lowerings"]) == len(table["realised_segments"][0])
     assert len(load_history(folder)) == 4 * 2
