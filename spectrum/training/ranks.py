@@ -54,7 +54,7 @@ class Ranks:
         dist.all_reduce(summed, group=_groups["talk"])
         return summed.tolist()
 
-    def from_first(self, data: bytes) -> bytes:
+    def broadcast(self, data: bytes) -> bytes:
         """The first rank's bytes, on every rank."""
         if self.count == 1:
             return data
