@@ -4,6 +4,8 @@ tests/test_private_torch.py says in which version each was seen, and asks the in
 is said here. No other module of the package reads a private name of torch.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -35,6 +37,7 @@ __all__ = [
     "memory_events",
     "next_sequence_number",
     "sequence_number",
+    "without_libraries",
 ]
 
 _BATCHED = [torch._C._dispatch_key_parse(name) for name in ("Batched", "FuncTorchBatched")]
@@ -80,3 +83,16 @@ def memory_events(profiler: Any) -> list[tuple[int, int]]:
     """When memory was taken or given back, in ns, and how many bytes, as a `torch.profiler.profile` saw it; sorted."""
     events = profiler.profiler.kineto_results.events()
     return sorted((event.start_ns(), event.nbytes()) for event in events if event.name() == "[memory]")
+
+
+@contextmanager
+def without_libraries() -> Iterator[None]:
+    """Without oneDNN and cuDNN. The flags that torch makes public set TF32 too, which warns where there is no card."""
+    on_cpu, on_cuda = torch._C._get_mkldnn_enabled(), torch._C._get_cudnn_enabled()
+    torch._C._set_mkldnn_enabled(False)
+    torch._C._set_cudnn_enabled(False)
+    try:
+        yield
+    finally:
+        torch._C._set_mkldnn_enabled(on_cpu)
+        torch._C._set_cudnn_enabled(on_cuda)

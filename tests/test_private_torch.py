@@ -21,6 +21,10 @@ SEEN_IN = {  # the version of torch with which each was last seen to pass the te
     "torch._C._dispatch_key_parse": "2.13.0",
     "torch._C._dispatch_keys": "2.13.0",
     "torch._C._functorch.peek_interpreter_stack": "2.13.0",
+    "torch._C._get_cudnn_enabled": "2.13.0",
+    "torch._C._get_mkldnn_enabled": "2.13.0",
+    "torch._C._set_cudnn_enabled": "2.13.0",
+    "torch._C._set_mkldnn_enabled": "2.13.0",
     "torch._ops.OpOverload": "2.13.0",
     "torch.autograd._get_sequence_nr": "2.13.0",
     "torch.autograd.forward_ad._current_level": "2.13.0",
@@ -148,6 +152,23 @@ def test_memory_that_is_taken_and_given_back_is_seen_in_order() -> None:
         del block
     taken = [size for _, size in _torch.memory_events(profiler) if abs(size) >= 1 << 20]
     assert taken == [1 << 20, -(1 << 20)]
+
+
+@pytest.mark.parametrize("before", [True, False])
+def test_libraries_are_off_for_a_while_and_then_as_before(before: bool) -> None:
+    def enabled() -> tuple[bool, bool]:
+        return torch._C._get_mkldnn_enabled(), torch._C._get_cudnn_enabled()
+
+    found = enabled()
+    try:
+        torch._C._set_mkldnn_enabled(before)
+        torch._C._set_cudnn_enabled(before)
+        with _torch.without_libraries():
+            assert enabled() == (False, False)
+        assert enabled() == (before, before)
+    finally:
+        torch._C._set_mkldnn_enabled(found[0])
+        torch._C._set_cudnn_enabled(found[1])
 
 
 def test_norms_of_all_dimensions_are_of_one_class() -> None:

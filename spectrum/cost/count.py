@@ -39,6 +39,7 @@ from spectrum._torch import (
     has_composite_kernel,
     next_sequence_number,
     sequence_number,
+    without_libraries,
 )
 from spectrum.conv.arguments import LARGEST, whole
 from spectrum.cost.operators import macs_of
@@ -567,7 +568,7 @@ class _Leaving(TorchFunctionMode):
         if func in _EXITS:
             self.products.misses(f"Tensor.{func.__name__}")
         elif getattr(func, "__name__", "") in ("lstm", "gru", "rnn_tanh", "rnn_relu"):
-            with _step_by_step():
+            with without_libraries():
                 return func(*args, **kwargs)
         return func(*args, **kwargs)
 
@@ -584,13 +585,6 @@ _NONLINEARITIES = (
 def _is_composite(func: Any) -> bool:
     """Whether torch makes an operator of others. In inference mode it has not done so yet when it is seen."""
     return has_composite_kernel(func)
-
-
-@contextmanager
-def _step_by_step() -> Iterator[None]:
-    """Without the libraries that run a recurrent layer as one kernel."""
-    with torch.backends.mkldnn.flags(enabled=False), torch.backends.cudnn.flags(enabled=False):
-        yield
 
 
 @contextmanager
