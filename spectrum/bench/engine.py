@@ -137,7 +137,7 @@ def busy(workers: int, points: int) -> float:
     return float(spent / (workers * (last - full)))
 
 
-def pretend(keeper: Any, orders: Any, point: Point, *, resumes: bool) -> dict[str, Any]:
+def pretend(server: Any, orders: Any, point: Point, *, resumes: bool) -> dict[str, Any]:
     """In place of training: sleep, or die."""
     started, chance = time.time(), random.Random()
     time.sleep(chance.uniform(2, 6))

@@ -61,12 +61,12 @@ def _in_lines(study: Study) -> Iterator[OnProgress]:
     left = _TimeLeft()
     with _apart() as console:
 
-        def tell(standing: Progress) -> None:
-            about = left.after(standing)
-            if standing.row is None:
-                console.print(f"{study.name}: {standing.left} of {standing.total} points to train")
+        def tell(progress: Progress) -> None:
+            about = left.after(progress)
+            if progress.row is None:
+                console.print(f"{study.name}: {progress.left} of {progress.total} points to train")
             else:
-                console.print(f"{_ended(standing)}/{standing.total} {_row_name(standing.row, study)} · {about} left")
+                console.print(f"{_ended(progress)}/{progress.total} {_row_name(progress.row, study)} · {about} left")
 
         yield tell
 
@@ -83,11 +83,11 @@ def _on_a_terminal(study: Study) -> Iterator[OnProgress]:
     with _apart() as console, Bar(*columns, console=console, transient=True) as bar:
         task = bar.add_task(study.name, counts="")
 
-        def tell(standing: Progress) -> None:
-            counts = _counts(standing, left.after(standing))
-            bar.update(task, total=standing.total, completed=_ended(standing), counts=counts)
-            if standing.row is not None and standing.row["status"] != "done":
-                console.print(_row_name(standing.row, study))
+        def tell(progress: Progress) -> None:
+            counts = _counts(progress, left.after(progress))
+            bar.update(task, total=progress.total, completed=_ended(progress), counts=counts)
+            if progress.row is not None and progress.row["status"] != "done":
+                console.print(_row_name(progress.row, study))
 
         yield tell
 
@@ -100,12 +100,12 @@ def _in_a_notebook(study: Study) -> Iterator[OnProgress]:
     left, problems = _TimeLeft(), list[str]()
     handle: Any = None
 
-    def tell(standing: Progress) -> None:
+    def tell(progress: Progress) -> None:
         nonlocal handle
-        if standing.row is not None and standing.row["status"] != "done":
-            problems.append(_row_name(standing.row, study))
-        lines = [f"{study.name}: {_counts(standing, left.after(standing))}", *problems]
-        bar = f'<progress value="{_ended(standing)}" max="{standing.total}"></progress> '
+        if progress.row is not None and progress.row["status"] != "done":
+            problems.append(_row_name(progress.row, study))
+        lines = [f"{study.name}: {_counts(progress, left.after(progress))}", *problems]
+        bar = f'<progress value="{_ended(progress)}" max="{progress.total}"></progress> '
         shown = {"text/plain": "\n".join(lines), "text/html": bar + "<br>".join(map(escape, lines))}
         if handle is None:
             handle = display(shown, raw=True, display_id=True)
@@ -121,27 +121,27 @@ class _TimeLeft:
     def __init__(self) -> None:
         self.marks = [(monotonic(), 0)]  # when, and how many points had ended
 
-    def after(self, standing: Progress) -> str:
+    def after(self, progress: Progress) -> str:
         """In words; empty before the first point has ended."""
-        ended = _ended(standing) - standing.reused
+        ended = _ended(progress) - progress.reused
         if not ended:
             return ""
         if len(self.marks) == 1 and ended > 1:
             self.marks.append((monotonic(), ended))
         # The first points pay for starting workers.
         start, before = self.marks[-1] if ended > self.marks[-1][1] else self.marks[0]
-        return duration((monotonic() - start) / (ended - before) * standing.left)
+        return duration((monotonic() - start) / (ended - before) * progress.left)
 
 
-def _ended(standing: Progress) -> int:
-    return standing.total - standing.left
+def _ended(progress: Progress) -> int:
+    return progress.total - progress.left
 
 
-def _counts(standing: Progress, about: str) -> str:
+def _counts(progress: Progress, about: str) -> str:
     """Done counts diverged points, which have a result, and those of earlier runs."""
-    done = _ended(standing) - standing.failed
-    counts = f"{done} done · {standing.failed} failed · {standing.left} left"
-    return f"{counts} · about {about}" if about and standing.left else counts
+    done = _ended(progress) - progress.failed
+    counts = f"{done} done · {progress.failed} failed · {progress.left} left"
+    return f"{counts} · about {about}" if about and progress.left else counts
 
 
 def _row_name(row: dict[str, Any], study: Study) -> str:

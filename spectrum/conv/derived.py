@@ -22,6 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from spectrum._torch import is_batched
 from spectrum.conv.arguments import Pair
 from spectrum.conv.segments import Run
 
@@ -33,9 +34,6 @@ class Window:
     stride: Pair
     padding: Pair
     dilation: Pair
-
-
-_BATCHED = [torch._C._dispatch_key_parse(name) for name in ("Batched", "FuncTorchBatched")]
 
 
 class _Form(Protocol):
@@ -221,8 +219,7 @@ def _followed_gradients(
 
 def _stands_for_several(gy: Tensor) -> bool:
     """Whether it is a batch of gradients, as with `is_grads_batched`, of which no single number can be asked."""
-    keys = torch._C._dispatch_keys(gy)
-    return any(keys.has(key) for key in _BATCHED)
+    return is_batched(gy)
 
 
 # As an operation of torch's, which torch.compile takes as a whole: what is finite is not known while it compiles.

@@ -24,10 +24,9 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd import forward_ad
 from torch.fx import Proxy
-from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
+from spectrum._torch import is_in_forward_mode, is_in_torch_dispatch_mode, is_in_transform
 from spectrum.conv.arguments import Pair as Pair
 from spectrum.conv.derived import Blocks, Window, convolve
 from spectrum.conv.derived import fold as fold
@@ -146,8 +145,8 @@ def is_traced(x_nchw: Tensor) -> bool:
     return (
         torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
         or is_in_torch_dispatch_mode()
-        or forward_ad._current_level >= 0
-        or torch._C._functorch.peek_interpreter_stack() is not None
+        or is_in_forward_mode()
+        or is_in_transform()
         or type(x_nchw) not in (Tensor, torch.nn.Parameter)
     )
 

@@ -276,7 +276,7 @@ class SegmentedConv2d(nn.Module):
         if is_of_fx(x_nchw):  # everything native takes both shapes
             return self._forward(x_nchw)
         self._compute_shuffle()
-        if torch._C._get_tracing_state() is None:
+        if not torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]
             self._check(x_nchw)
         return self._forward(x_nchw) if x_nchw.dim() == 4 else self._forward(x_nchw.unsqueeze(0)).squeeze(0)
 

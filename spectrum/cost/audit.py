@@ -24,11 +24,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.modules.instancenorm import _InstanceNorm
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
+from spectrum._torch import AnyBatchNorm, AnyInstanceNorm, TorchDispatchMode
 from spectrum._version import __version__
 from spectrum.cost.count import Cost, Inputs, first_line, inputs_of, measure_cost, put_in_evaluation, run_backward
 from spectrum.cost.operators import macs_of_convolution_backward
@@ -257,7 +255,7 @@ def _silence() -> Iterator[None]:
 
 
 def _label(module: nn.Module) -> str:
-    return "BN" if isinstance(module, _BatchNorm) else type(module).__name__
+    return "BN" if isinstance(module, AnyBatchNorm) else type(module).__name__
 
 
 def _unknown_classes(seen: _Seen, cost: Cost) -> Reasons:
@@ -285,9 +283,9 @@ def _count_by_fvcore(package: Any, model: nn.Module, inputs: Inputs) -> Count:
 def _reasons_of_fvcore(seen: _Seen, cost: Cost) -> Reasons:
     for call in seen.calls:
         module = call.module
-        if isinstance(module, _BatchNorm) and module.running_mean is not None:
+        if isinstance(module, AnyBatchNorm) and module.running_mean is not None:
             each = 1 if module.weight is None else 2
-        elif isinstance(module, (_BatchNorm, _InstanceNorm, nn.LayerNorm, nn.GroupNorm)):  # statistics of the image
+        elif isinstance(module, (AnyBatchNorm, AnyInstanceNorm, nn.LayerNorm, nn.GroupNorm)):  # statistics of the image
             each = 4 if module.weight is None else 5
         elif isinstance(module, nn.AdaptiveAvgPool2d):
             each = 1

@@ -30,8 +30,17 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.parameter import is_lazy
 from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatch_mode_stack
 
+from spectrum._torch import (
+    OpOverload,
+    TorchDispatchMode,
+    backward_node,
+    dispatch_modes,
+    has_composite_kernel,
+    next_sequence_number,
+    sequence_number,
+    without_libraries,
+)
 from spectrum.conv.arguments import LARGEST, whole
 from spectrum.cost.operators import macs_of
 from spectrum.cost.speed import Speed, measure_speed
@@ -386,9 +395,9 @@ def _count(model: nn.Module, inputs: Inputs, *, backward: bool = True, zeros: bo
     products = _Products()
     try:
         with _watched(model, products), torch.enable_grad():
-            before = torch.autograd._get_sequence_nr()  # type: ignore[attr-defined]
+            before = next_sequence_number()
             output = _called(model, inputs, zeros)
-            wants_gradient = torch.autograd._get_sequence_nr() > before  # type: ignore[attr-defined]
+            wants_gradient = next_sequence_number() > before
             products.backward = True
             if backward:
                 if wants_gradient and (hidden := _hides_tensors(output)):
@@ -469,7 +478,7 @@ class _Products(TorchDispatchMode):
 
     def _watches(self) -> bool:
         """Whether what runs here is seen: torch's modes hold in the thread that entered them."""
-        return any(mode is self for mode in _get_current_dispatch_mode_stack())
+        return any(mode is self for mode in dispatch_modes())
 
     def name_what_ran_elsewhere(self) -> None:
         """Name layers of which the backward pass has products and the forward pass had none that were seen."""
@@ -479,15 +488,15 @@ class _Products(TorchDispatchMode):
                 self.unknown["a forward pass that was not seen, such as one in another thread", layer, False] += 1
 
     def _changes(self) -> None:
-        self.since.append(torch.autograd._get_sequence_nr())  # type: ignore[attr-defined]
+        self.since.append(next_sequence_number())
         self.ran.append(self.running[-1] if self.running else "")
 
     def layer(self) -> str:
         """The module that runs; in the backward pass, the one whose forward pass is being differentiated."""
         if self.running or not self.backward:
             return self.running[-1] if self.running else ""
-        node = torch._C._current_autograd_node()
-        place = bisect_right(self.since, node._sequence_nr()) if node is not None else 0
+        node = backward_node()
+        place = bisect_right(self.since, sequence_number(node)) if node is not None else 0
         return self.ran[place - 1] if place else ""
 
     def misses(self, name: str) -> None:
@@ -500,7 +509,7 @@ class _Products(TorchDispatchMode):
         kwargs = kwargs or {}
         if any(kind not in (Tensor, nn.Parameter) for kind in types):
             return NotImplemented  # a class of tensors that says itself what it is made of
-        if torch.is_inference_mode_enabled() and isinstance(func, torch._ops.OpOverload) and _is_composite(func):
+        if torch.is_inference_mode_enabled() and isinstance(func, OpOverload) and _is_composite(func):
             with self:
                 return func.decompose(*args, **kwargs)
         packet = getattr(func, "overloadpacket", func)
@@ -531,7 +540,7 @@ class _Products(TorchDispatchMode):
 
     def _multiplies_vectors(self) -> bool:
         """Whether autograd differentiates a product with a vector, whose gradient it writes as an outer product."""
-        node = torch._C._current_autograd_node()
+        node = backward_node()
         return node is not None and node.name().startswith(("MvBackward", "AddmvBackward", "DotBackward", "VdotBackw"))
 
 
@@ -559,7 +568,7 @@ class _Leaving(TorchFunctionMode):
         if func in _EXITS:
             self.products.misses(f"Tensor.{func.__name__}")
         elif getattr(func, "__name__", "") in ("lstm", "gru", "rnn_tanh", "rnn_relu"):
-            with _step_by_step():
+            with without_libraries():
                 return func(*args, **kwargs)
         return func(*args, **kwargs)
 
@@ -575,20 +584,7 @@ _NONLINEARITIES = (
 @cache
 def _is_composite(func: Any) -> bool:
     """Whether torch makes an operator of others. In inference mode it has not done so yet when it is seen."""
-    return bool(torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), "CompositeImplicitAutograd"))
-
-
-@contextmanager
-def _step_by_step() -> Iterator[None]:
-    """Without the libraries that run a recurrent layer as one kernel."""
-    on_cpu, on_cuda = torch._C._get_mkldnn_enabled(), torch._C._get_cudnn_enabled()
-    torch._C._set_mkldnn_enabled(False)
-    torch._C._set_cudnn_enabled(False)
-    try:
-        yield
-    finally:
-        torch._C._set_mkldnn_enabled(on_cpu)
-        torch._C._set_cudnn_enabled(on_cuda)
+    return has_composite_kernel(func)
 
 
 @contextmanager

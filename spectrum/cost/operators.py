@@ -27,6 +27,8 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import flop_registry
 
+from spectrum._torch import OpOverload
+
 aten = torch.ops.aten
 
 Arguments = tuple[Any, ...]
@@ -256,7 +258,7 @@ _OF_TORCH = ("aten", "prim", "prims", "profiler", "quantized")
 @cache
 def is_free(operator: Any) -> bool:
     """Whether an operator is known to carry no products."""
-    if not isinstance(operator, torch._ops.OpOverload):  # one of a higher order: it runs functions
+    if not isinstance(operator, OpOverload):  # one of a higher order: it runs functions
         return False
     if operator.namespace not in _OF_TORCH:  # a schema of somebody's own does not say what it computes
         return torch.Tag.pointwise in operator.tags

@@ -15,6 +15,8 @@ from torch.nn.functional import cross_entropy
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.benchmark import Measurement, Timer
 
+from spectrum._torch import memory_events
+
 MEASURED_SECONDS = 0.3  # of each time, at least
 ROUND_SECONDS = 0.06  # of each turn where two take turns
 
@@ -146,10 +148,9 @@ def peak_memory(model: nn.Module, optimizer: torch.optim.Optimizer, batch_shape:
 
 
 def _largest_growth(profiler: Any) -> int:
-    events = profiler.profiler.kineto_results.events()
     held = most = 0
-    for event in sorted((e for e in events if e.name() == "[memory]"), key=lambda e: e.start_ns()):
-        held += event.nbytes()
+    for _, taken in memory_events(profiler):
+        held += taken
         most = max(most, held)
     return most
 

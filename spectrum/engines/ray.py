@@ -2,7 +2,8 @@
 
     driver   this process. It hands out points, counts attempts and, as ever, is the only one that writes rows.
     task     one point on some node, in a temporary folder there; gives back its result, or the reason, and its log.
-    Keeper   an actor on the driver's node, which has the study's checkpoints: tasks fetch theirs and send new ones, so
+    CheckpointServer
+             an actor on the driver's node, which has the study's checkpoints: tasks fetch theirs and send new ones, so
              that nodes share no disk, and a point goes on where it stood on a node that was lost.
 
 Ray's own retries are off: whoever counts attempts must be one alone. No more tasks are handed out than the cluster runs
@@ -106,7 +107,7 @@ class RayEngine:
 
     def _run(self, points: Iterator[Point]) -> Generator[Outcome, None, None]:
         ray = self.ray
-        keeper = self._keeper()
+        server = self._checkpoint_server()
         again: deque[tuple[Point, Attempts]] = deque()
         running: dict[Any, tuple[Point, Attempts]] = {}
         groups: dict[Any, _Together] = {}  # of those in `running` that several ranks train
@@ -121,7 +122,7 @@ class RayEngine:
                             break
                         again.append((new, Attempts.at(new, self.saving)))
                     point, attempts = again.popleft()
-                    first, together = self._hand_out(keeper, point, attempts.begun)
+                    first, together = self._hand_out(server, point, attempts.begun)
                     running[first] = (point, attempts)
                     if together is not None:
                         groups[first] = together
@@ -131,7 +132,7 @@ class RayEngine:
                     ready = ray.wait(list(running), timeout=LOOK)[0]
                 for ended in ready:
                     point, attempts = running.pop(ended)
-                    outcome = self._outcome(keeper, point, attempts, ended)
+                    outcome = self._outcome(server, point, attempts, ended)
                     if ended in groups:
                         groups.pop(ended).end()
                     if outcome is None:
@@ -140,7 +141,7 @@ class RayEngine:
                         yield outcome
         except (KeyboardInterrupt, SystemExit, GeneratorExit):
             if running and self.saving is not None:
-                keeper.stop.remote()
+                server.stop.remote()
                 ray.wait(list(running), num_returns=len(running), timeout=GRACE)
             raise
         finally:
@@ -148,14 +149,14 @@ class RayEngine:
                 ray.cancel(left, force=True)
             for together in groups.values():
                 together.end()
-            ray.kill(keeper)
+            ray.kill(server)
 
-    def _hand_out(self, keeper: Any, point: Point, attempt: int) -> tuple[Any, _Together | None]:
+    def _hand_out(self, server: Any, point: Point, attempt: int) -> tuple[Any, _Together | None]:
         """A point's task; with several ranks the first one's, and all of them."""
         options: dict[str, Any] = {"num_cpus": self.cluster.cpus, "num_gpus": self.cluster.gpus, "max_retries": 0}
         if self.cluster.ranks == 1:
             task = self.ray.remote(self.task).options(**options, name="point")
-            return task.remote(keeper, self.orders, point, resumes=self._has_checkpoints(point)), None
+            return task.remote(server, self.orders, point, resumes=self._has_checkpoints(point)), None
         from ray.util.placement_group import placement_group
         from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
@@ -166,13 +167,13 @@ class RayEngine:
         for rank in range(self.cluster.ranks):
             place = PlacementGroupSchedulingStrategy(room, placement_group_bundle_index=rank)
             task = self.ray.remote(self.task).options(**options, name="point", scheduling_strategy=place)
-            tasks.append(task.remote(keeper, self.orders, point, rank, meeting, resumes=resumes))
+            tasks.append(task.remote(server, self.orders, point, rank, meeting, resumes=resumes))
         return tasks[0], _Together(self.ray, tasks, room)
 
     def _has_checkpoints(self, point: Point) -> bool:
         return self.saving is not None and latest_step(self.saving.checkpoints_of(point.id)) > 0
 
-    def _outcome(self, keeper: Any, point: Point, attempts: Attempts, ended: Any) -> Outcome | None:
+    def _outcome(self, server: Any, point: Point, attempts: Attempts, ended: Any) -> Outcome | None:
         """How a point ended; None where its worker died, and it is to be tried again."""
         from ray import exceptions
 
@@ -180,7 +181,7 @@ class RayEngine:
         try:
             said = self.ray.get(ended)
         except exceptions.RayError as error:  # of the worker, of its node, or before the point was begun
-            if self._hung(keeper, point):
+            if self._hung(server, point):
                 return Outcome(point, None, took_too_long(self.limits.minutes, self.saving, point), attempt)
             if attempts.again(point, self.saving):
                 return None
@@ -198,23 +199,23 @@ class RayEngine:
             reason = took_too_long(self.limits.minutes, self.saving, point)
         return Outcome(point, None, with_log(reason, self.saving, point), attempt)
 
-    def _hung(self, keeper: Any, point: Point) -> bool:
+    def _hung(self, server: Any, point: Point) -> bool:
         """Whether a task that died had had all of its time: its process was ended, as it did not end its work."""
         if self.limits.minutes is None:
             return False
-        age: float | None = self.ray.get(keeper.age.remote(point.id))
+        age: float | None = self.ray.get(server.age.remote(point.id))
         return age is not None and age >= 60 * self.limits.minutes
 
-    def _keeper(self) -> Any:
-        """The keeper, on this node and on no other."""
+    def _checkpoint_server(self) -> Any:
+        """The checkpoint server, on this node and on no other."""
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
         here = NodeAffinitySchedulingStrategy(self.ray.get_runtime_context().get_node_id(), soft=False)
         folder = None if self.saving is None else self.saving.folder.absolute()
-        keeper = self.ray.remote(Keeper).options(
+        server = self.ray.remote(CheckpointServer).options(
             num_cpus=0, scheduling_strategy=here, max_restarts=-1, max_task_retries=-1
         )
-        return keeper.remote(folder)
+        return server.remote(folder)
 
     @contextmanager
     def _connected(self) -> Iterator[None]:
@@ -298,7 +299,7 @@ class _Places:
         return places // self.cluster.ranks
 
 
-class Keeper:
+class CheckpointServer:
     """The study's checkpoints, for tasks on any node; and whether they are to stop."""
 
     def __init__(self, folder: Path | None) -> None:
@@ -362,7 +363,7 @@ class _TookTooLong(BaseException):
 
 
 def _train_on_node(
-    keeper: Any, orders: _Orders, point: Point, rank: int = 0, meeting: str = "", *, resumes: bool
+    server: Any, orders: _Orders, point: Point, rank: int = 0, meeting: str = "", *, resumes: bool
 ) -> dict[str, Any]:
     """In a worker: `result`, or `reason` (None where it took too long); and `log`."""
     sys.path.extend(place for place in orders.paths if place not in sys.path)
@@ -373,19 +374,19 @@ def _train_on_node(
         saves = orders.checkpoint_minutes is not None and rank == 0
         saving = Saving(root, orders.checkpoint_minutes if orders.checkpoint_minutes is not None else 1.0)
         if saves and resumes:
-            _fetch(keeper, point.id, saving.checkpoints_of(point.id))
+            _fetch(server, point.id, saving.checkpoints_of(point.id))
         try:
             if orders.limits.minutes is not None and rank == 0:
-                keeper.begin.remote(point.id)
-            with _time_limit(orders.limits.minutes), _ranks(keeper, orders, rank, meeting) as ranks:
+                server.begin.remote(point.id)
+            with _time_limit(orders.limits.minutes), _ranks(server, orders, rank, meeting) as ranks:
                 result = train_one(
                     point,
                     orders.device,
                     orders.threads,
                     orders.imports,
                     saving if saves else None,
-                    stop=_Stop(keeper),
-                    on_saved=partial(_send, keeper, point.id),
+                    stop=_Stop(server),
+                    on_saved=partial(_send, server, point.id),
                     ranks=ranks,
                 )
         except _TookTooLong:
@@ -428,7 +429,7 @@ def _folder_of_its_own() -> Iterator[Path]:
 
 
 @contextmanager
-def _ranks(keeper: Any, orders: _Orders, rank: int, meeting: str) -> Iterator[Ranks | None]:
+def _ranks(server: Any, orders: _Orders, rank: int, meeting: str) -> Iterator[Ranks | None]:
     """This task as one of its point's ranks; None where it is the only one.
 
     What fails on all of them alike is raised. A rank that fails alone ends its process, and with it the others'.
@@ -443,11 +444,11 @@ def _ranks(keeper: Any, orders: _Orders, rank: int, meeting: str) -> Iterator[Ra
     if rank == 0:
         store, port = parallel.open_meeting(orders.ranks)
         here: str = ray.util.get_node_ip_address()  # type: ignore[no-untyped-call]
-        ray.get(keeper.meet.remote(meeting, (here, port)))
+        ray.get(server.meet.remote(meeting, (here, port)))
         ranks = parallel.met(orders.device, 0, orders.ranks, store=store)
     else:
         waited_until = time.monotonic() + parallel.MEET.total_seconds()
-        while (place := ray.get(keeper.meeting.remote(meeting))) is None:
+        while (place := ray.get(server.meeting.remote(meeting))) is None:
             if time.monotonic() > waited_until:
                 os._exit(1)
             time.sleep(0.05)
@@ -462,28 +463,28 @@ def _ranks(keeper: Any, orders: _Orders, rank: int, meeting: str) -> Iterator[Ra
         parallel.ended()
 
 
-def _fetch(keeper: Any, id: str, folder: Path) -> None:
+def _fetch(server: Any, id: str, folder: Path) -> None:
     import ray
 
-    for name, data in ray.get(keeper.fetch.remote(id)).items():
+    for name, data in ray.get(server.fetch.remote(id)).items():
         folder.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(data)
 
 
-def _send(keeper: Any, id: str, folder: Path) -> None:
-    """The latest checkpoint to the keeper."""
+def _send(server: Any, id: str, folder: Path) -> None:
+    """The latest checkpoint to the checkpoint server."""
     import ray
 
     files = list(checkpoint_files(folder))
     kept = [file.path.name for file in files]
-    ray.get(keeper.keep.remote(id, files[0].path.name, files[0].path.read_bytes(), kept))
+    ray.get(server.keep.remote(id, files[0].path.name, files[0].path.read_bytes(), kept))
 
 
 class _Stop:
     """Whether the driver has said so, asked now and then, and without waiting for the answer."""
 
-    def __init__(self, keeper: Any) -> None:
-        self.keeper, self.asked = keeper, time.monotonic()
+    def __init__(self, server: Any) -> None:
+        self.server, self.asked = server, time.monotonic()
         self.answer: Any = None
         self.stops = False
 
@@ -493,12 +494,12 @@ class _Stop:
         now = time.monotonic()
         if self.stops or now - self.asked < ASK:
             return self.stops
-        with suppress(ray.exceptions.RayError):  # the keeper is away; the next question finds it again
+        with suppress(ray.exceptions.RayError):  # the checkpoint server is away; the next question finds it again
             if self.answer is not None and ray.wait([self.answer], timeout=0)[0]:
                 answer, self.answer = self.answer, None
                 self.stops = bool(ray.get(answer))
             if self.answer is None:
-                self.answer = self.keeper.stopped.remote()
+                self.answer = self.server.stopped.remote()
         self.asked = now
         return self.stops
 

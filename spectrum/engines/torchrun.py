@@ -59,7 +59,7 @@ class RankEngine:
                     yield Outcome(point, None, died(ATTEMPTS, "all ranks, of which one had failed alone"), ATTEMPTS)
                     continue
                 current[:] = [point]
-                self.ranks.from_first(point.model_dump_json().encode())
+                self.ranks.broadcast(point.model_dump_json().encode())
                 try:
                     result, reason = _together(ranks, point, self.device, self.imports, self.saving)
                 except Interrupted:
@@ -158,7 +158,7 @@ def _end_with(torchrun: int) -> None:
 def leave(ranks: Ranks) -> None:
     """Let the other ranks end, from the first."""
     if ranks.rank == 0:
-        ranks.from_first(b"")
+        ranks.broadcast(b"")
     ended()
 
 
@@ -167,7 +167,7 @@ def follow(ranks: Ranks, device: str, imports: Sequence[str] = ()) -> None:
     with _Signals() as signals:
         stoppable = replace(ranks, told_to_stop=lambda: signals.told is not None)
         try:
-            while said := ranks.from_first(b""):
+            while said := ranks.broadcast(b""):
                 _together(stoppable, Point.model_validate_json(said), device, tuple(imports), None)
         except Interrupted:
             signals.stopped()

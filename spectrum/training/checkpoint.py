@@ -28,7 +28,7 @@ STANDING = "standing"  # the tensor that holds the JSON
 
 
 @dataclass
-class Standing:
+class TrainingProgress:
     """Where a run stands: after `step` steps of all and `step_in_epoch` of this epoch."""
 
     epoch: int = 0  # epochs that are over, each with an entry in the history
@@ -72,25 +72,25 @@ class Checkpoints:
     def due(self) -> bool:
         return time.monotonic() - self.saved_at >= self.seconds
 
-    def save(self, state: State, standing: Standing) -> None:
+    def save(self, state: State, progress: TrainingProgress) -> None:
         """Write one, and remove all but the two latest.
 
         Where that cannot be, for want of room on the disk or in memory, or for a tensor that no file can hold, it is a
         trouble, and not the end of the run.
         """
-        said = {"identity": self.identity, "environment": self.environment, **asdict(standing)}
+        said = {"identity": self.identity, "environment": self.environment, **asdict(progress)}
         try:
             data = save(state.tensors() | {STANDING: _bytes(json.dumps(said).encode())})
             self.folder.mkdir(parents=True, exist_ok=True)
-            write_whole(self.folder / name_of(standing.step, data), data)
+            write_whole(self.folder / name_of(progress.step, data), data)
         except Exception as error:
-            self._note(f"no checkpoint at step {standing.step}: {_reason(error)}")
+            self._note(f"no checkpoint at step {progress.step}: {_reason(error)}")
         else:
-            self._remove_older(standing.step)
-            self._tell(standing.step)
+            self._remove_older(progress.step)
+            self._tell(progress.step)
         self.saved_at = time.monotonic()  # also where it failed: not again at every step
 
-    def restore(self, state: State) -> Standing:
+    def restore(self, state: State) -> TrainingProgress:
         """Go on from the latest checkpoint that is whole and of this run; where there is none, from the start."""
         untouched = None
         for file in self._files():
@@ -100,7 +100,7 @@ class Checkpoints:
                 if said.pop("identity") != self.identity:
                     raise ValueError("it is of other images or another run")
                 before = said.pop("environment")
-                standing = Standing(**said)
+                progress = TrainingProgress(**said)
                 untouched = untouched or state.tensors()
                 state.load(tensors)
             except Exception as error:
@@ -110,9 +110,9 @@ class Checkpoints:
                 continue
             names = sorted(before.keys() | self.environment.keys())
             changed = {name: before.get(name) for name in names if self.environment.get(name) != before.get(name)}
-            standing.resumed.append({"step": standing.step, "before": changed})
-            return standing
-        return Standing()
+            progress.resumed.append({"step": progress.step, "before": changed})
+            return progress
+        return TrainingProgress()
 
     def _remove_older(self, step: int) -> None:
         files = self._files()

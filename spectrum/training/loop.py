@@ -30,7 +30,7 @@ from spectrum.data.pixels import Pixels, in_turn
 from spectrum.data.splits import Images, split
 from spectrum.design.point import Point, digest
 from spectrum.models import build_model
-from spectrum.training.checkpoint import Checkpoints, Standing, State, seed_generators
+from spectrum.training.checkpoint import Checkpoints, State, TrainingProgress, seed_generators
 from spectrum.training.checkpoint_files import Interrupted
 from spectrum.training.ranks import ALONE, Ranks
 
@@ -95,8 +95,8 @@ def train(
     validation = (data.validation_x, data.validation_y)
 
     state = State(model, average, optimizer)
-    at = Standing() if checkpoints is None else checkpoints.restore(state)
-    at = _from_first(ranks, state, at)
+    at = TrainingProgress() if checkpoints is None else checkpoints.restore(state)
+    at = _broadcast(ranks, state, at)
     loss_value, val_loss, val_accuracy = math.nan, math.nan, 0.0
     diverged = False
     for epoch in range(at.epoch, point.epochs):
@@ -160,7 +160,7 @@ def train(
     if not diverged and point.scored_on == "test":
         test_loss, test_accuracy = evaluate(scored, data.normalise, *test, device=device, ranks=ranks)
     sha256 = hash_weights(scored)
-    if ranks.from_first(sha256.encode()) != sha256.encode():
+    if ranks.broadcast(sha256.encode()) != sha256.encode():
         raise RuntimeError("the ranks have come to different weights: something in this network is not shared by them")
     return Result(
         status="diverged" if diverged else "done",
@@ -180,16 +180,16 @@ def train(
     )
 
 
-def _from_first(ranks: Ranks, state: State, at: Standing) -> Standing:
+def _broadcast(ranks: Ranks, state: State, at: TrainingProgress) -> TrainingProgress:
     """What the first rank took from its checkpoint, on all ranks."""
     if ranks.count == 1:
         return at
-    said = json.loads(ranks.from_first(json.dumps(asdict(at)).encode()))
+    said = json.loads(ranks.broadcast(json.dumps(asdict(at)).encode()))
     if said["step"]:
-        tensors = ranks.from_first(save(state.tensors()) if ranks.rank == 0 else b"")
+        tensors = ranks.broadcast(save(state.tensors()) if ranks.rank == 0 else b"")
         if ranks.rank:
             state.load(load(tensors))
-    return Standing(**said)
+    return TrainingProgress(**said)
 
 
 def compiled(model: nn.Module) -> Callable[[Tensor], Tensor]:

@@ -15,10 +15,10 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch._C._distributed_c10d import TCPStore
-from torch.nn.modules.batchnorm import _BatchNorm
+from torch.distributed import TCPStore  # type: ignore[attr-defined]  # documented, and not listed as exported
 from torch.nn.parallel import DistributedDataParallel
 
+from spectrum._torch import AnyBatchNorm
 from spectrum.conv.norm import BatchNormAct2d
 
 MEET = timedelta(seconds=300)  # for all ranks to come
@@ -54,7 +54,7 @@ class Ranks:
         dist.all_reduce(summed, group=_groups["talk"])
         return summed.tolist()
 
-    def from_first(self, data: bytes) -> bytes:
+    def broadcast(self, data: bytes) -> bytes:
         """The first rank's bytes, on every rank."""
         if self.count == 1:
             return data
@@ -125,7 +125,7 @@ def share_moments(model: nn.Module) -> None:
     ours: dict[int, BatchNormAct2d] = {}  # by the layer in whose place they come, which may stand in several
     for parent in list(model.modules()):
         for name, module in list(parent._modules.items()):
-            if isinstance(module, _BatchNorm) and type(module) is not BatchNormAct2d:
+            if isinstance(module, AnyBatchNorm) and type(module) is not BatchNormAct2d:
                 setattr(parent, name, ours.setdefault(id(module), _as_ours(module)))
     for module in model.modules():
         if isinstance(module, BatchNormAct2d):
@@ -134,7 +134,7 @@ def share_moments(model: nn.Module) -> None:
             module.total = total
 
 
-def _as_ours(module: _BatchNorm) -> BatchNormAct2d:
+def _as_ours(module: AnyBatchNorm) -> BatchNormAct2d:
     """The same layer, with the same parameters and buffers, as one that can share its moments."""
     if type(module) is not nn.BatchNorm2d or not (module.affine and module.track_running_stats):
         raise ValueError(

@@ -151,8 +151,10 @@ def test_a_keeper_that_dies_costs_no_point(study_folder):
         deadline = time.monotonic() + 60
         while time.monotonic() < deadline and not list((study_folder / "out").glob("checkpoints/*/*.safetensors")):
             time.sleep(0.05)
-        (keeper,) = (pid for pid in map(int, filter(str.isdigit, os.listdir("/proc"))) if is_named(pid, b"ray::Keeper"))
-        os.kill(keeper, signal.SIGKILL)
+        (server,) = (
+            pid for pid in map(int, filter(str.isdigit, os.listdir("/proc"))) if is_named(pid, b"ray::CheckpointServer")
+        )
+        os.kill(server, signal.SIGKILL)
 
     killing = threading.Thread(target=kill_it)
     killing.start()

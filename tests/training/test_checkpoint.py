@@ -23,7 +23,7 @@ from spectrum.data.splits import Images
 from spectrum.design.point import Point
 from spectrum.models import Architecture
 from spectrum.training import checkpoint
-from spectrum.training.checkpoint import Checkpoints, Standing, State
+from spectrum.training.checkpoint import Checkpoints, State, TrainingProgress
 from spectrum.training.checkpoint_files import Interrupted, name_of
 from spectrum.training.loop import Result, make_optimizer, train
 
@@ -225,7 +225,7 @@ def small_state(seed: int = 0) -> State:
 
 def saved_one(folder: Path, step: int = 1) -> tuple[Checkpoints, State]:
     checkpoints, state = kept_in(folder), small_state(step)
-    checkpoints.save(state, Standing(step=step))
+    checkpoints.save(state, TrainingProgress(step=step))
     return checkpoints, state
 
 
@@ -315,7 +315,7 @@ def test_a_malicious_file_executes_nothing(tmp_path: Path) -> None:
         named_by_hash(folder, data)
         state = small_state()
         before, again = state.tensors(), kept_in(folder)
-        assert again.restore(state) == Standing()
+        assert again.restore(state) == TrainingProgress()
         assert equal(state, before)
         assert len(again.troubles) == 1
     assert not canary.exists()
@@ -324,12 +324,12 @@ def test_a_malicious_file_executes_nothing(tmp_path: Path) -> None:
 def test_a_checkpoint_of_another_network_point_or_data_is_passed_over(tmp_path: Path) -> None:
     saved_one(tmp_path)
     other = Checkpoints(tmp_path, {"point": "b"}, ENVIRONMENT)
-    assert other.restore(small_state()) == Standing()
+    assert other.restore(small_state()) == TrainingProgress()
     assert other.troubles == ["the checkpoint at step 1 was passed over: it is of other images or another run"]
     wider = nn.Sequential(nn.Conv2d(2, 4, 3), nn.BatchNorm2d(4))
     state = State(wider, None, make_optimizer(Point(), wider))
     before, again = state.tensors(), kept_in(tmp_path)
-    assert again.restore(state) == Standing()
+    assert again.restore(state) == TrainingProgress()
     assert "size mismatch" in again.troubles[0] or "Error(s) in loading" in again.troubles[0]
     assert equal(state, before), "nothing of it is left behind"
 
@@ -337,11 +337,13 @@ def test_a_checkpoint_of_another_network_point_or_data_is_passed_over(tmp_path: 
 def test_checkpoints_of_a_run_that_was_passed_over_make_room(digits: Images, tmp_path: Path) -> None:
     """Were the latest steps what is kept, those of a run on other images would outlive all that are written after."""
     for step in (900, 1000):
-        Checkpoints(tmp_path, {"point": "a", "images": "older"}, ENVIRONMENT).save(small_state(), Standing(step=step))
+        Checkpoints(tmp_path, {"point": "a", "images": "older"}, ENVIRONMENT).save(
+            small_state(), TrainingProgress(step=step)
+        )
     again = kept_in(tmp_path)
-    assert again.restore(small_state()) == Standing()
+    assert again.restore(small_state()) == TrainingProgress()
     for step in (1, 2, 3):
-        again.save(small_state(), Standing(step=step))
+        again.save(small_state(), TrainingProgress(step=step))
     assert steps_of(tmp_path) == [2, 3]
     assert kept_in(tmp_path).restore(small_state()).step == 3
 
@@ -350,7 +352,7 @@ def test_a_tensor_that_no_file_can_hold_costs_the_checkpoint_and_not_the_run(tmp
     state = small_state()
     state.model.register_buffer("odd", torch.zeros(2, dtype=torch.complex128))
     checkpoints = kept_in(tmp_path)
-    checkpoints.save(state, Standing(step=4))
+    checkpoints.save(state, TrainingProgress(step=4))
     assert len(checkpoints.troubles) == 1
     assert checkpoints.troubles[0].startswith("no checkpoint at step 4: ")
 
@@ -376,7 +378,7 @@ def test_another_environment_is_allowed_and_recorded(digits: Images, tmp_path: P
 def test_what_was_otherwise_before_is_told(
     tmp_path: Path, before: dict[str, Any], now: dict[str, Any], told: dict[str, Any]
 ) -> None:
-    Checkpoints(tmp_path, IDENTITY, before).save(small_state(), Standing(step=3))
+    Checkpoints(tmp_path, IDENTITY, before).save(small_state(), TrainingProgress(step=3))
     standing = Checkpoints(tmp_path, IDENTITY, now).restore(small_state())
     assert standing.resumed == [{"step": 3, "before": told}]
 

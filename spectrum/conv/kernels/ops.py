@@ -24,6 +24,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from spectrum._torch import is_in_transform
 from spectrum.conv.kernels.build import binding, library
 from spectrum.conv.segments import Run
 
@@ -44,7 +45,7 @@ def _operation(
 
     def call(x: Tensor, *others: Any) -> Any:
         plain = type(x) in (Tensor, torch.nn.Parameter) and not torch.compiler.is_compiling()
-        plain = plain and torch._C._functorch.peek_interpreter_stack() is None
+        plain = plain and not is_in_transform()
         bound = _bound(name) if plain else None
         return (bound or operation)(x, *others)
 

@@ -1,0 +1,98 @@
+"""The private names of torch that this package needs, in one place; public ones would be used where they exist.
+
+tests/test_private_torch.py says in which version each was seen, and asks the installed torch whether it still does what
+is said here. No other module of the package reads a private name of torch.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._ops import OpOverload
+from torch.autograd import forward_ad
+from torch.nn.modules.batchnorm import _BatchNorm as AnyBatchNorm
+from torch.nn.modules.instancenorm import _InstanceNorm as AnyInstanceNorm
+from torch.utils._python_dispatch import (
+    TorchDispatchMode,
+    is_in_torch_dispatch_mode,
+)
+from torch.utils._python_dispatch import (
+    _get_current_dispatch_mode_stack as dispatch_modes,
+)
+
+__all__ = [
+    "AnyBatchNorm",
+    "AnyInstanceNorm",
+    "OpOverload",
+    "TorchDispatchMode",
+    "backward_node",
+    "dispatch_modes",
+    "has_composite_kernel",
+    "is_batched",
+    "is_in_forward_mode",
+    "is_in_torch_dispatch_mode",
+    "is_in_transform",
+    "memory_events",
+    "next_sequence_number",
+    "sequence_number",
+    "without_libraries",
+]
+
+_BATCHED = [torch._C._dispatch_key_parse(name) for name in ("Batched", "FuncTorchBatched")]
+
+
+def is_batched(tensor: Tensor) -> bool:
+    """Whether a tensor stands for a batch of tensors, as inside of vmap and with `is_grads_batched`."""
+    keys = torch._C._dispatch_keys(tensor)
+    return any(keys.has(key) for key in _BATCHED)
+
+
+def is_in_transform() -> bool:
+    """Whether a function transform of torch.func (grad, vmap, jvp, functionalize) runs what is called now."""
+    return torch._C._functorch.peek_interpreter_stack() is not None
+
+
+def is_in_forward_mode() -> bool:
+    """Whether a level of forward-mode differentiation is open."""
+    return forward_ad._current_level >= 0
+
+
+def has_composite_kernel(operator: OpOverload) -> bool:
+    """Whether torch makes an operator of others, for every backend."""
+    return bool(torch._C._dispatch_has_kernel_for_dispatch_key(operator.name(), "CompositeImplicitAutograd"))
+
+
+def next_sequence_number() -> int:
+    """The number that autograd gives the next node that this thread records; it only grows."""
+    return int(torch.autograd._get_sequence_nr())  # type: ignore[attr-defined]
+
+
+def backward_node() -> Any | None:
+    """The node of autograd's graph whose gradient is being computed in this thread; None outside of a backward pass."""
+    return torch._C._current_autograd_node()
+
+
+def sequence_number(node: Any) -> int:
+    """The number that a node got when it was recorded."""
+    return int(node._sequence_nr())
+
+
+def memory_events(profiler: Any) -> list[tuple[int, int]]:
+    """When memory was taken or given back, in ns, and how many bytes, as a `torch.profiler.profile` saw it; sorted."""
+    events = profiler.profiler.kineto_results.events()
+    return sorted((event.start_ns(), event.nbytes()) for event in events if event.name() == "[memory]")
+
+
+@contextmanager
+def without_libraries() -> Iterator[None]:
+    """Without oneDNN and cuDNN. The flags that torch makes public set TF32 too, which warns where there is no card."""
+    on_cpu, on_cuda = torch._C._get_mkldnn_enabled(), torch._C._get_cudnn_enabled()
+    torch._C._set_mkldnn_enabled(False)
+    torch._C._set_cudnn_enabled(False)
+    try:
+        yield
+    finally:
+        torch._C._set_mkldnn_enabled(on_cpu)
+        torch._C._set_cudnn_enabled(on_cuda)

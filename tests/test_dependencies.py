@@ -1,0 +1,59 @@
+"""What is imported is declared, and what is declared is imported."""
+
+import ast
+import re
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+PACKAGES_OF = {"PIL": "pillow", "sklearn": "scikit-learn", "IPython": "ipykernel"}  # where a package has another name
+BY_NAME = {"fvcore"}  # cost/audit.py asks for other counters by their names
+EXTRAS = {"h5py": "keras", "keras": "keras", "ray": "ray", "ipykernel": "notebooks"}  # imported where they are used
+
+
+def declared(requirements: list[str]) -> set[str]:
+    return {re.match(r"[\w-]+", one)[0].replace("_", "-").lower() for one in requirements}
+
+
+DECLARED = declared(PROJECT["dependencies"])
+
+
+def imports(tree: ast.AST) -> set[str]:
+    """Packages of others that statements below a node import."""
+    modules = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            modules |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            modules.add(node.module)
+    tops = {module.split(".")[0] for module in modules} - sys.stdlib_module_names - {"spectrum"}
+    return {PACKAGES_OF.get(top, top).replace("_", "-").lower() for top in tops}
+
+
+FILES = sorted((ROOT / "spectrum").rglob("*.py"))
+IMPORTED = {path: imports(ast.parse(path.read_text())) for path in FILES}
+
+
+@pytest.mark.parametrize("path", FILES, ids=[str(path.relative_to(ROOT)) for path in FILES])
+def test_what_a_module_imports_is_declared(path: Path) -> None:
+    assert IMPORTED[path] - DECLARED <= set(EXTRAS)
+
+
+@pytest.mark.parametrize("path", FILES, ids=[str(path.relative_to(ROOT)) for path in FILES])
+def test_extras_are_imported_where_they_are_used(path: Path) -> None:
+    body = ast.parse(path.read_text()).body
+    at_import = set().union(*(imports(node) for node in body if isinstance(node, ast.Import | ast.ImportFrom)))
+    assert not at_import & set(EXTRAS)
+
+
+@pytest.mark.parametrize("name", EXTRAS)
+def test_an_extra_declares_what_it_is_for(name: str) -> None:
+    assert name in declared(PROJECT["optional-dependencies"][EXTRAS[name]])
+
+
+def test_what_is_declared_is_imported() -> None:
+    assert DECLARED - set().union(*IMPORTED.values()) - BY_NAME == set()
