@@ -14,15 +14,15 @@ from spectrum.study.driver import Progress
 STUDY = Study(name="tiny", base=Point(dataset="digits"), axes={"segments": (1, 3), "seed": (0,)})
 DONE = {"segments": 1, "segment_width": None, "seed": 0, "status": "done", "test_accuracy": 0.5, "train_seconds": 2.0}
 FAILED = {"segments": 3, "segment_width": None, "seed": 0, "status": "failed", "reason": "no <memory>"}
-STANDINGS = (Progress(2, 0), Progress(2, 0, done=1, row=DONE), Progress(2, 0, done=1, failed=1, row=FAILED))
+STEPS = (Progress(2, 0), Progress(2, 0, done=1, row=DONE), Progress(2, 0, done=1, failed=1, row=FAILED))
 
 
 def shown(monkeypatch, **console):
     err = Console(file=io.StringIO(), markup=False, highlight=False, width=120, **console)
     monkeypatch.setattr(cli.progress, "err", err)
     with progress(STUDY) as on_progress:
-        for standing in STANDINGS:
-            on_progress(standing)
+        for step in STEPS:
+            on_progress(step)
     return err.file.getvalue()
 
 

@@ -24,7 +24,7 @@ from spectrum._files import write_whole
 from spectrum.training.checkpoint_files import CheckpointFile, checkpoint_files, half_written, name_of
 
 KEPT = 2
-STANDING = "standing"  # the tensor that holds the JSON
+PROGRESS = "standing"  # the tensor that holds the JSON, as files of all versions name it
 
 
 @dataclass
@@ -80,7 +80,7 @@ class Checkpoints:
         """
         said = {"identity": self.identity, "environment": self.environment, **asdict(progress)}
         try:
-            data = save(state.tensors() | {STANDING: _bytes(json.dumps(said).encode())})
+            data = save(state.tensors() | {PROGRESS: _bytes(json.dumps(said).encode())})
             self.folder.mkdir(parents=True, exist_ok=True)
             write_whole(self.folder / name_of(progress.step, data), data)
         except Exception as error:
@@ -96,7 +96,7 @@ class Checkpoints:
         for file in self._files():
             try:
                 tensors = load(file.read())
-                said = json.loads(tensors.pop(STANDING).numpy().tobytes())
+                said = json.loads(tensors.pop(PROGRESS).numpy().tobytes())
                 if said.pop("identity") != self.identity:
                     raise ValueError("it is of other images or another run")
                 before = said.pop("environment")

@@ -146,7 +146,7 @@ def test_a_cluster_without_what_a_point_takes_is_refused(workers, study_folder):
 
 
 @pytest.mark.cluster
-def test_a_keeper_that_dies_costs_no_point(study_folder):
+def test_a_checkpoint_server_that_dies_costs_no_point(study_folder):
     def kill_it():
         deadline = time.monotonic() + 60
         while time.monotonic() < deadline and not list((study_folder / "out").glob("checkpoints/*/*.safetensors")):
