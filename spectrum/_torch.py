@@ -6,6 +6,7 @@ is said here. No other module of the package reads a private name of torch.
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from typing import Any
 
 import torch
@@ -34,7 +35,7 @@ __all__ = [
     "is_in_forward_mode",
     "is_in_torch_dispatch_mode",
     "is_in_transform",
-    "memory_events",
+    "memory_changes",
     "next_sequence_number",
     "sequence_number",
     "without_libraries",
@@ -59,6 +60,7 @@ def is_in_forward_mode() -> bool:
     return forward_ad._current_level >= 0
 
 
+@cache
 def has_composite_kernel(operator: OpOverload) -> bool:
     """Whether torch makes an operator of others, for every backend."""
     return bool(torch._C._dispatch_has_kernel_for_dispatch_key(operator.name(), "CompositeImplicitAutograd"))
@@ -79,10 +81,10 @@ def sequence_number(node: Any) -> int:
     return int(node._sequence_nr())
 
 
-def memory_events(profiler: Any) -> list[tuple[int, int]]:
-    """When memory was taken or given back, in ns, and how many bytes, as a `torch.profiler.profile` saw it; sorted."""
-    events = profiler.profiler.kineto_results.events()
-    return sorted((event.start_ns(), event.nbytes()) for event in events if event.name() == "[memory]")
+def memory_changes(profiler: Any) -> list[int]:
+    """Bytes that were taken (or, negative, given back), in order of time, as a `torch.profiler.profile` saw it."""
+    events = [event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"]
+    return [event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())]
 
 
 @contextmanager

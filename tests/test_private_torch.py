@@ -150,7 +150,7 @@ def test_memory_that_is_taken_and_given_back_is_seen_in_order() -> None:
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         block = torch.empty(1 << 20, dtype=torch.uint8)
         del block
-    taken = [size for _, size in _torch.memory_events(profiler) if abs(size) >= 1 << 20]
+    taken = [size for size in _torch.memory_changes(profiler) if abs(size) >= 1 << 20]
     assert taken == [1 << 20, -(1 << 20)]
 
 

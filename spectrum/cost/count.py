@@ -22,7 +22,6 @@ from collections.abc import Callable, ItemsView, Iterator, KeysView, Mapping, Se
 from contextlib import ExitStack, contextmanager, suppress
 from copy import copy
 from dataclasses import dataclass
-from functools import cache
 from typing import Any, NamedTuple
 
 import torch
@@ -509,8 +508,8 @@ class _Products(TorchDispatchMode):
         kwargs = kwargs or {}
         if any(kind not in (Tensor, nn.Parameter) for kind in types):
             return NotImplemented  # a class of tensors that says itself what it is made of
-        if torch.is_inference_mode_enabled() and isinstance(func, OpOverload) and _is_composite(func):
-            with self:
+        if torch.is_inference_mode_enabled() and isinstance(func, OpOverload) and has_composite_kernel(func):
+            with self:  # in this mode torch has not yet made the others of it when it is seen
                 return func.decompose(*args, **kwargs)
         packet = getattr(func, "overloadpacket", func)
         if self.backward and packet is aten.convolution_backward:
@@ -568,7 +567,7 @@ class _Leaving(TorchFunctionMode):
         if func in _EXITS:
             self.products.misses(f"Tensor.{func.__name__}")
         elif getattr(func, "__name__", "") in ("lstm", "gru", "rnn_tanh", "rnn_relu"):
-            with without_libraries():
+            with without_libraries():  # which run it as one kernel
                 return func(*args, **kwargs)
         return func(*args, **kwargs)
 
@@ -579,12 +578,6 @@ _NONLINEARITIES = (
     *(aten.relu, aten.relu_, aten.elu, aten.elu_, aten.gelu, aten.silu, aten.silu_, aten.leaky_relu, aten.hardtanh),
     *(aten.hardtanh_, aten.hardswish, aten.hardsigmoid, aten.mish, aten.softplus, aten.sigmoid, aten.tanh, aten.celu),
 )
-
-
-@cache
-def _is_composite(func: Any) -> bool:
-    """Whether torch makes an operator of others. In inference mode it has not done so yet when it is seen."""
-    return has_composite_kernel(func)
 
 
 @contextmanager

@@ -15,7 +15,7 @@ from torch.nn.functional import cross_entropy
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.benchmark import Measurement, Timer
 
-from spectrum._torch import memory_events
+from spectrum._torch import memory_changes
 
 MEASURED_SECONDS = 0.3  # of each time, at least
 ROUND_SECONDS = 0.06  # of each turn where two take turns
@@ -149,7 +149,7 @@ def peak_memory(model: nn.Module, optimizer: torch.optim.Optimizer, batch_shape:
 
 def _largest_growth(profiler: Any) -> int:
     held = most = 0
-    for _, taken in memory_events(profiler):
+    for taken in memory_changes(profiler):
         held += taken
         most = max(most, held)
     return most
