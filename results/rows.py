@@ -20,7 +20,7 @@ from spectrum._files import write_whole
 from spectrum.analysis.export import write_parquet
 from spectrum.design.point import Point
 from spectrum.models import Architecture, stage_widths
-from spectrum.study.store import ROWS, StoreError, read_plan
+from spectrum.study.store import ROWS, StoreError, find_plan
 
 RESULTS = Path(__file__).parent
 TABLE, CARD = RESULTS / "rows.parquet", RESULTS / "rows.md"
@@ -137,9 +137,9 @@ def _step_seconds(folder: Path) -> dict[tuple[str, str], float]:
 
     The time is the network's, so that points which differ in seed and learning rate alone have the same.
     """
-    plan = read_plan(folder) or {"points": []}
-    entries = [*plan["points"], *plan.get("tuning", {}).get("points", [])]
-    return {(entry["id"], entry["match"]): entry["step_seconds"] for entry in entries if entry.get("step_seconds")}
+    plan = find_plan(folder)
+    runs = () if plan is None else (*plan.runs, *plan.swept)
+    return {(run.id, run.key[1]): run.step_seconds for run in runs if run.step_seconds}
 
 
 def _of_study(folder: Path) -> list[pd.DataFrame]:

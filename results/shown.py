@@ -15,7 +15,7 @@ from spectrum.analysis.inference import Difference
 from spectrum.analysis.page import choice_name
 from spectrum.analysis.sentences import points, sentence
 from spectrum.analysis.table import budget_name, has
-from spectrum.study.planning import completed
+from spectrum.design.plan import Plan
 from spectrum.study.store import StoreError, read_plan
 
 RESULTS = Path(__file__).parent
@@ -33,14 +33,12 @@ class Shown:
         self.results = load_results(RESULTS / name)
 
     @cached_property
-    def plan(self) -> dict[str, Any]:
-        plan = read_plan(RESULTS / self.name)
-        assert plan is not None
-        return completed(plan)
+    def plan(self) -> Plan:
+        return read_plan(RESULTS / self.name)
 
     @cached_property
     def judged(self) -> pd.DataFrame:
-        return stats.contrasts(self.results, self.plan["contrasts"]).set_index("name", drop=False)
+        return stats.contrasts(self.results, self.plan.contrasts).set_index("name", drop=False)
 
     @cached_property
     def search(self) -> pd.DataFrame:
@@ -85,8 +83,8 @@ class Shown:
     @property
     def edges(self) -> list[str]:
         """Networks for which the search chose a value on the edge of its grid."""
-        choices = self.plan["tuning"]["choices"]
-        return [f"{choice_name(self.plan, one)} ({', '.join(one['edges'])})" for one in choices if one["edges"]]
+        choices = self.plan.tuning.choices if self.plan.tuning is not None else ()
+        return [f"{choice_name(self.plan, one)} ({', '.join(one.edges)})" for one in choices if one.edges]
 
     @property
     def processors(self) -> list[str]:
@@ -108,7 +106,7 @@ class Shown:
     @property
     def missing(self) -> int:
         """Runs that the plan has and the rows have not, or not with an accuracy."""
-        return len(self.plan["points"]) - int(self.results["test_accuracy"].notna().sum())
+        return len(self.plan.runs) - int(self.results["test_accuracy"].notna().sum())
 
     def rows(self, **side: Any) -> pd.DataFrame:
         """Rows that have these values."""
@@ -278,8 +276,8 @@ class Shown:
         """What each point trains and on what, but for its seed and what the search chose."""
         chosen = self.study.tune.grid() if self.study.tune else {}
         return {
-            entry["id"]: str(sorted((k, str(v)) for k, v in entry["point"].items() if k not in {"seed", *chosen}))
-            for entry in self.plan["points"]
+            run.id: str(sorted((k, str(v)) for k, v in run.options.items() if k not in {"seed", *chosen}))
+            for run in self.plan.runs
         }
 
     def difference_said(

@@ -30,6 +30,7 @@ _HOME = {
     "load_history": "spectrum.results",
     "load_results": "spectrum.results",
     "load_tuning": "spectrum.results",
+    "read_plan": "spectrum.study.store",
     "run_study": "spectrum.study.driver",
     "plots": "spectrum.analysis.plots",
     "stats": "spectrum.analysis.stats",
@@ -51,6 +52,7 @@ __all__ = [
     "measure_cost",
     "plots",
     "progress",
+    "read_plan",
     "register_model",
     "run_study",
     "save_weights",
@@ -68,6 +70,7 @@ if TYPE_CHECKING:
     from spectrum.models.weights import load_keras_weights, load_weights, save_weights
     from spectrum.results import load_history, load_results, load_tuning
     from spectrum.study.driver import run_study
+    from spectrum.study.store import read_plan
 
 
 def __getattr__(name: str) -> Any:

@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from spectrum.analysis.summary import as_html
+from spectrum.design.plan import PlannedRun
 from spectrum.design.point import Point
 from spectrum.study.store import (
-    HISTORY,
-    PLAN,
     ROWS,
     Row,
     StoreError,
+    find_plan,
     latest_rows,
     read_history,
     read_plan,
+    results_folder,
     without_collection,
 )
 
@@ -64,27 +65,26 @@ def load_results(folder: str | Path, *, all_points: bool = False) -> Results:
     per_channel    0.8870
     Name: test_accuracy, dtype: float64
     """
-    folder = _results_folder(folder)
+    folder = results_folder(folder)
     if not isinstance(all_points, bool):
-        raise StoreError(f"all_points={all_points!r}: expected True or False")
+        raise ValueError(f"all_points={all_points!r}: expected True or False")
     if not (folder / ROWS).exists():
         raise StoreError(f"{folder}: has no {ROWS}; run the study first: spectrum run FILE")
     by_id = latest_rows(folder)
-    plan = read_plan(folder)
+    plan = find_plan(folder)
     if plan is None:
         rows = list(by_id.values())
     else:
-        entries = [entry for entry in plan["points"] if entry["id"] in by_id]
-        searched = " ".join(plan["tuning"]["grid"]) if "tuning" in plan else ""
-        rows = [_planned(by_id[entry["id"]], entry, searched) for entry in entries]
+        runs = [run for run in plan.runs if run.id in by_id]
+        rows = [_planned(by_id[run.id], run, " ".join(plan.tuned)) for run in runs]
         if all_points:
-            listed = {entry["id"] for entry in entries}
+            listed = {run.id for run in runs}
             rows += [row for id, row in by_id.items() if id not in listed]
-    if not rows and plan is not None and "tuning" in plan and by_id:
+    if not rows and plan is not None and plan.tuning is not None and by_id:
         raise StoreError(f"{folder}: has the rows of a search only; run the study on: spectrum run FILE --confirm")
     if not rows:
         raise StoreError(f"{folder}: has no rows yet; run the study first: spectrum run FILE")
-    return _as_table(row | {"study_hash": None if plan is None else plan.get("hash")} for row in rows)
+    return _as_table(row | {"study_hash": None if plan is None else plan.hash} for row in rows)
 
 
 @without_collection()
@@ -98,36 +98,15 @@ def load_tuning(folder: str | Path) -> Results:
     >>> sorted(set(chosen[["segments", "pointwise", "lr"]].itertuples(index=False, name=None)))
     [(1, False, 0.2), (1, True, 0.025), (4, True, 0.05), (16, True, 0.2)]
     """
-    folder = _results_folder(folder)
+    folder = results_folder(folder)
     plan = read_plan(folder)
-    if plan is None:
-        raise StoreError(f"{folder}: has no {PLAN}; run the study first: spectrum run FILE")
-    if "tuning" not in plan:
+    if plan.tuning is None:
         raise StoreError(f"{folder}: its study has no [tune], and so no sweep")
-    tuning, by_id = plan["tuning"], latest_rows(folder)
-    chosen = {id for choice in tuning["choices"] for id in choice["searched"]}
-    entries = [entry for entry in tuning["points"] if entry["id"] in by_id]
-    more = {"study_hash": plan.get("hash")}
-    return _as_table(
-        [_planned(by_id[entry["id"]], entry) | {"chosen": entry["id"] in chosen} | more for entry in entries]
-    )
-
-
-def _results_folder(folder: object) -> Path:
-    """The folder as a path. Raises StoreError for what is none, or holds no study's results."""
-    if not isinstance(folder, str | Path) or not str(folder):
-        said = repr(folder) if isinstance(folder, str) else type(folder).__name__
-        raise StoreError(f"expected the path of a results folder, such as results/quickstart (got {said})")
-    path = Path(folder)
-    if not path.is_dir():
-        if path.exists():
-            raise StoreError(f"{path}: is a file; give a folder that spectrum run wrote, such as results/quickstart")
-        raise StoreError(
-            f"{path}: no such folder; run the study first (spectrum run), or give the folder that it wrote"
-        )
-    if not any((path / name).exists() for name in (PLAN, ROWS, HISTORY)):
-        raise StoreError(f"{path}: is not a results folder (no {PLAN}, no {ROWS}); run the study first: spectrum run")
-    return path
+    by_id = latest_rows(folder)
+    chosen = {id for choice in plan.tuning.choices for id in choice.searched}
+    runs = [run for run in plan.swept if run.id in by_id]
+    more = {"study_hash": plan.hash}
+    return _as_table([_planned(by_id[run.id], run) | {"chosen": run.id in chosen} | more for run in runs])
 
 
 def _as_table(rows: Iterable[Row]) -> Results:
@@ -155,11 +134,11 @@ def _is_of_integers(column: Sequence[Any]) -> bool:
     return kinds == {int, type(None)}
 
 
-def _planned(row: Row, entry: Mapping[str, Any], searched: str = "") -> Row:
-    """A row as one point of a plan has it, since one network may serve several budgets."""
-    if "match" not in entry:  # a plan of an earlier version
+def _planned(row: Row, run: PlannedRun, searched: str = "") -> Row:
+    """A row as one run of a plan has it, since one network may serve several budgets."""
+    if run.match is None:  # a plan of an earlier version
         return row | {"searched": searched}
-    asked = {"match": entry["match"], "budget_mismatch": entry["mismatch"], "width": entry["width"]}
+    asked = {"match": run.match, "budget_mismatch": run.mismatch, "width": run.width}
     return row | asked | {"searched": searched}
 
 
@@ -174,5 +153,5 @@ def load_history(folder: str | Path) -> pd.DataFrame:
     >>> int(history["epoch"].max())
     6
     """
-    history = pd.DataFrame(read_history(_results_folder(folder)))
+    history = pd.DataFrame(read_history(results_folder(folder)))
     return history.drop_duplicates(["id", "epoch"], keep="last") if len(history) else history

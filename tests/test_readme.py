@@ -11,14 +11,13 @@ import pandas as pd
 import pytest
 import torch
 
-from spectrum import build_model, load_results, measure_cost, models
+from spectrum import build_model, load_results, measure_cost, models, read_plan
 from spectrum.analysis.contrasts import contrasts
 from spectrum.analysis.sentences import sentence
 from spectrum.analysis.summary import as_text, summary_table
 from spectrum.bench import engine, op, sweep, train
 from spectrum.bench import models as networks
 from spectrum.design.study_file import parse_study
-from spectrum.study.store import read_plan
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -90,7 +89,7 @@ def test_the_table_of_a_study_is_that_of_its_rows(folder):
 
 def test_sentences_that_are_quoted_are_those_of_the_study():
     folder = ROOT / "results/curve"
-    judged = contrasts(load_results(folder), read_plan(folder)["contrasts"])
+    judged = contrasts(load_results(folder), read_plan(folder).contrasts)
     said = [sentence(row) for _, row in judged.iterrows()]
     quotes = re.findall(r"^> (.*(?:\n>.*)*)", README, re.MULTILINE)
     quoted = [" ".join(quote.replace("\n>", "").split()) for quote in quotes]
@@ -162,7 +161,7 @@ def test_a_claim_that_the_rows_do_not_bear_out_is_no_page(readmes):
 
 def test_a_study_whose_search_alone_has_run_has_no_page_yet(readmes, tmp_path):
     whole = ROOT / "results/curve"
-    searched = {entry["id"] for entry in read_plan(whole)["tuning"]["points"]}
+    searched = {run.id for run in read_plan(whole).swept}
     rows = (whole / "results.jsonl").read_text().splitlines(keepends=True)
     (tmp_path / "plan.json").write_bytes((whole / "plan.json").read_bytes())
     (tmp_path / "results.jsonl").write_text("".join(row for row in rows if json.loads(row)["id"] in searched))
@@ -179,7 +178,7 @@ def test_the_map_draws_every_study_that_is_complete(readmes):
         name = folder.parent.name
         if name in drawn and readmes.complete(name):
             said = re.sub(r"\s+", " ", figure.get_suptitle())
-            assert f"{name} {read_plan(folder.parent)['hash'][:8]}" in said
+            assert f"{name} {read_plan(folder.parent).hash[:8]}" in said
 
 
 @pytest.mark.parametrize("template", TEMPLATES, ids=lambda path: path.parent.name)

@@ -10,6 +10,7 @@ import pytest
 from spectrum.design.point import Point
 from spectrum.results import Results, load_history, load_results, load_tuning
 from spectrum.study.store import ROWS, Store, StoreError
+from tests.plans import plan_of
 
 STUDY = Path(__file__).parents[1] / "results/order"
 
@@ -20,7 +21,7 @@ def row(id: str, status: str = "done", **more: Any) -> dict[str, Any]:
 
 def test_results_are_the_points_of_the_plan_in_its_order(tmp_path: Path) -> None:
     with Store(tmp_path) as store:
-        store.freeze({"hash": "111", "points": [{"id": id} for id in ("c", "not yet run", "a")]})
+        store.freeze(plan_of({"hash": "111", "points": [{"id": id} for id in ("c", "not yet run", "a")]}))
         for id in "abc":
             store.append(row(id, accuracy=0.5))
         store.append(row("a", "failed"))
@@ -91,7 +92,7 @@ def test_what_is_no_results_folder_is_refused_by_every_reader(load: Any, folder:
 
 
 def test_a_truth_is_true_or_false() -> None:
-    with pytest.raises(StoreError, match="all_points='no': expected True or False"):
+    with pytest.raises(ValueError, match="all_points='no': expected True or False"):
         load_results(STUDY, all_points="no")  # type: ignore[arg-type]
 
 

@@ -293,7 +293,7 @@ def test_the_id_of_a_row_is_never_a_path(evil: str, tmp_path: Path) -> None:
         file.touch()
     row = {"id": evil.format(folder=tmp_path), "status": "done"}
     (folder / "results.jsonl").write_text(json.dumps(row) + "\n")
-    (folder / "plan.json").write_text(json.dumps({"hash": row["id"], "points": [row]}))
+    (folder / "plan.json").write_text(json.dumps({"hash": row["id"], "points": [{"id": row["id"]}]}))
     study = Study(name="theirs")
     with Store(folder) as store:
         run = _Run(store, study, [], 1, "cpu", (), Saving(folder), NO_LIMITS, None, None, None)

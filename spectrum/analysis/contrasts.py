@@ -30,6 +30,7 @@ from spectrum.analysis.pairing import (
     rows_of_side,
 )
 from spectrum.analysis.table import scored, scored_metric
+from spectrum.design.plan import PlannedContrast
 
 
 @dataclass(frozen=True)
@@ -101,7 +102,7 @@ def contrast(
 
 def contrasts(
     results: pd.DataFrame,
-    asked: Sequence[Mapping[str, Any]],
+    asked: Sequence[PlannedContrast | Mapping[str, Any]],
     *,
     metric: str | None = None,
     alpha: float = ALPHA,
@@ -111,7 +112,8 @@ def contrasts(
 
     Args:
         results: from `load_results`.
-        asked: name, between, and if wanted across and margin; as a study's file and its plan.json have them.
+        asked: name, between, and if wanted across and margin, as a study's file has them; or
+            `read_plan(folder).contrasts`.
         metric: a column of accuracies from 0 to 1; by default the one that the points are scored on.
         alpha: the rate of any false claim in the whole family.
         power: for which `more_seeds` is reckoned.
@@ -142,10 +144,11 @@ def contrasts(
     metric = scored_metric(results) if metric is None else metric
     scored(results, metric)  # refuses what would mislead
     results = results.reset_index(drop=True)
-    for one in asked:
+    named = [one.entry() if isinstance(one, PlannedContrast) else one for one in asked]
+    for one in named:
         if not {"name", "between"} <= one.keys():
             raise ValueError(f"contrasts: {dict(one)} lacks a name, or the two sides in between")
-    rows = [_asked(results, one, metric) for one in asked]
+    rows = [_asked(results, one, metric) for one in named]
     tests = [(number, row[name]) for number, row in enumerate(rows) for name in ("p", "p_equivalent")]
     # of a contrast's two hypotheses, "no difference" and "at least the margin", at most one is true
     both = holm([p for _, p in tests], [number for number, _ in tests])

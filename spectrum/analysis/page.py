@@ -6,7 +6,7 @@ import base64
 import hashlib
 import shlex
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ from spectrum.analysis.table import (
     varied_settings,
     worst_mismatch,
 )
+from spectrum.design.plan import Plan, PlannedChoice, PlannedRun
 
 FEW_SEEDS = 6
 SEARCHED = {"lr": "learning rates", "weight_decay": "weight decays"}
@@ -36,7 +37,7 @@ SORT = Path(__file__).with_name("sort.js")
 
 def page_of(
     results: pd.DataFrame,
-    plan: Mapping[str, Any],
+    plan: Plan,
     table: pd.DataFrame,
     pictures: Mapping[str, Path],
     judged: pd.DataFrame,
@@ -45,7 +46,7 @@ def page_of(
 
     Args:
         results: the study's rows, from `load_results`.
-        plan: its frozen plan, every field of each point filled in; what some point does not tell is not listed.
+        plan: its frozen plan; what some run does not tell is not listed.
         table: its `summary_table`.
         pictures: PNG files that exist, by their titles.
         judged: what its contrasts show, from `stats.contrasts`; empty where it has none.
@@ -53,24 +54,25 @@ def page_of(
     finished = results[results["status"] != "failed"] if len(results) else results
     seeds = int(table["n"].min()) if len(table) else 0
     columns, rows = as_text(table)
-    script, asked = SORT.read_text(encoding="utf-8"), plan.get("contrasts", [])
+    script, asked = SORT.read_text(encoding="utf-8"), plan.contrasts
     sentences = [sentence(row) for _, row in judged.iterrows()] or [""] * len(asked)
+    contrasts = [{**one.model_dump(), "sentence": words} for one, words in zip(asked, sentences, strict=True)]
     environment = Environment(
         loader=PackageLoader("spectrum.analysis", "."), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
     return environment.get_template("report.html.jinja").render(
-        study=plan["study"],
-        question=plan["question"],
-        hash=plan["hash"],
-        planned=len(plan["points"]),
+        study=plan.study,
+        question=plan.question,
+        hash=plan.hash,
+        planned=len(plan.runs),
         finished=len(finished),
-        matches=_matches(plan),
-        budgets={match: budget_name(match) for match in _matches(plan)},
-        worst=_worst(results, _matches(plan)),
+        matches=plan.budgets,
+        budgets={match: budget_name(match) for match in plan.budgets},
+        worst=_worst(results, plan.budgets),
         design=_design(plan),
-        contrasts=[contrast | {"sentence": said} for contrast, said in zip(asked, sentences, strict=True)],
+        contrasts=contrasts,
         choices=_choices(plan),
-        tuned="tuning" in plan,
+        tuned=plan.tuning is not None,
         seen="validation images" if len(results) and scored_metric(results) == "val_accuracy" else "the test set",
         few_seeds=seeds if 0 < seeds < FEW_SEEDS else 0,
         columns=columns,
@@ -79,7 +81,7 @@ def page_of(
             {"title": title, "png": base64.b64encode(path.read_bytes()).decode()} for title, path in pictures.items()
         ],
         problems=_problems(results) if len(results) else [],
-        excluded=_excluded(judged) if len(results) == len(plan["points"]) else [],
+        excluded=_excluded(judged) if len(results) == len(plan.runs) else [],
         held=[(name, _said(value)) for name, value in _held(plan).items()],
         command=_command(plan),
         script=Markup(script),
@@ -88,52 +90,48 @@ def page_of(
     )
 
 
-def _design(plan: Mapping[str, Any]) -> list[tuple[str, str]]:
+def _design(plan: Plan) -> list[tuple[str, str]]:
     """What was compared with what, on which images, how often, and what was decided beforehand."""
-    tuning = plan.get("tuning")
-    points = [_as_asked(entry) for entry in _entries(plan)]
+    points = [run.asked_options for run in plan.known]
     said = [
         (name.replace("_", " "), _each(_value(name, point) for point in points))
-        for name in plan["varied"]
+        for name in plan.varied
         if name not in (*SPLIT, "match")
     ]
-    if set(SPLIT) & set(plan["varied"]):
+    if set(SPLIT) & set(plan.varied):
         said.insert(0, ("segments", _each(map(_place, points))))
-    if len(_matches(plan)) > 1:
-        said.append(("budget", ", ".join(map(budget_name, _matches(plan)))))
+    if len(plan.budgets) > 1:
+        said.append(("budget", ", ".join(map(budget_name, plan.budgets))))
     design = [("what varies", "; ".join(f"{name}: {values}" for name, values in said) or "nothing but the seed")]
     follows = [
         f"{name.replace('_', ' ')}: {_each(map(_words, values))}"
         for name, values in differing(_runs(plan)).items()
-        if name not in (*plan["varied"], *SPLIT, *_solved(plan))
+        if name not in (*plan.varied, *SPLIT, *_solved(plan))
     ]
     if follows:
         design.append(("what differs with it", "; ".join(follows)))
-    if plan["points"]:
+    if plan.runs:
         design.append(("seeds", _each(str(point.get("seed", "")) for point in points)))
-    design.append(("runs", f"{len(plan['points'])}, each on the same images, batches and augmentation for one seed"))
-    if tuning:
+    design.append(("runs", f"{len(plan.runs)}, each on the same images, batches and augmentation for one seed"))
+    if plan.tuning is not None:
         grid = "; ".join(
-            f"{SEARCHED[name]} {_each(f'{v:g}' for v in values)}" for name, values in tuning["grid"].items()
+            f"{SEARCHED[name]} {_each(f'{v:g}' for v in values)}" for name, values in plan.tuning.grid.items()
         )
-        seeds = _each(str(entry.get("point", {}).get("seed", "")) for entry in tuning["points"])
+        seeds = _each(str(run.options.get("seed", "")) for run in plan.swept)
         design.append(("search before", f"{grid}; seeds {seeds}; the same at every point, on validation images only"))
     design.append(("clamped layers", _clamped(plan)))
-    margins = [
-        f"±{points_said(one['margin'])} ({one['name']})" for one in plan.get("contrasts", []) if one.get("margin")
-    ]
+    margins = [f"±{points_said(one.margin)} ({one.name})" for one in plan.contrasts if one.margin]
     if margins:
         design.append(("margins of equivalence, in points", "; ".join(margins)))
     return design
 
 
-def _clamped(plan: Mapping[str, Any]) -> str:
+def _clamped(plan: Plan) -> str:
     """In which networks some layers have too few channels for the segments that are asked for, and in how many."""
     found: dict[str, None] = {}
     told = True
-    for entry in _entries(plan):
-        point, realised = entry.get("point", {}), entry.get("realised_segments", [])
-        counts = entry.get("clamped_layers")
+    for run in plan.known:
+        point, realised, counts = run.options, run.realised_segments, run.clamped_layers
         if counts is None:  # a plan of an earlier version
             segments = point.get("segments")
             counts = {"segments": sum(have < segments for have in realised)} if isinstance(segments, int) else {}
@@ -142,7 +140,7 @@ def _clamped(plan: Mapping[str, Any]) -> str:
         for option, count in counts.items():
             if count:
                 where = "" if option in SPLIT else f" in {option}"
-                found[f"{network_name(plan, entry)}: {count} of {len(realised)}{where}"] = None
+                found[f"{network_name(plan, run)}: {count} of {len(realised)}{where}"] = None
     if not told:
         found["not counted in this plan for segments by stage, of a width or in shares, nor for those of the 1×1"] = (
             None
@@ -150,31 +148,20 @@ def _clamped(plan: Mapping[str, Any]) -> str:
     return "; ".join(found) or "none"
 
 
-def _entries(plan: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """What the plan has of the study's own points; while its search runs, of those that the search is for."""
-    entries: list[Mapping[str, Any]] = plan["points"] or plan.get("tuning", {}).get("networks", [])
-    return entries
-
-
-def _runs(plan: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+def _runs(plan: Plan) -> list[Mapping[str, Any]]:
     """Fields of each run, as it is trained."""
-    return [entry.get("point", {}) for entry in _entries(plan)]
+    return [run.options for run in plan.known]
 
 
-def _as_asked(entry: Mapping[str, Any]) -> dict[str, Any]:
-    """Fields of a run, in the width that the study asks for where its budget solves another."""
-    return {**entry.get("point", {}), **({"width": entry["width"]} if "width" in entry else {})}
-
-
-def _solved(plan: Mapping[str, Any]) -> tuple[str, ...]:
+def _solved(plan: Plan) -> tuple[str, ...]:
     """Fields that a budget or a search sets for each point."""
-    widths = ("width", "widths") if _matches(plan) != ["none"] else ()
-    return (*widths, *plan.get("tuning", {}).get("grid", ()))
+    widths = ("width", "widths") if plan.budgets != ("none",) else ()
+    return (*widths, *plan.tuned)
 
 
-def _held(plan: Mapping[str, Any]) -> dict[str, Any]:
+def _held(plan: Plan) -> dict[str, Any]:
     """What all runs have in common; while the search runs, without what it is to find."""
-    open_still = () if plan["points"] else plan.get("tuning", {}).get("grid", ())
+    open_still = () if plan.runs else plan.tuned
     return {name: value for name, value in held_equal(_runs(plan)).items() if name not in open_still}
 
 
@@ -208,67 +195,58 @@ def _excluded(judged: pd.DataFrame) -> list[dict[str, str]]:
     ]
 
 
-def _matches(plan: Mapping[str, Any]) -> list[str]:
-    """The budgets of a study; earlier versions had one."""
-    match = plan["budget"]["match"]
-    return [match] if isinstance(match, str) else list(match)
-
-
-def _choices(plan: Mapping[str, Any]) -> list[dict[str, str]]:
+def _choices(plan: Plan) -> list[dict[str, str]]:
     """What a search chose for each network, and where that lies on the grid's edge."""
-    if "tuning" not in plan:
-        return []
     return [
         {
             "name": choice_name(plan, choice),
-            "values": ", ".join(f"{name} {value:g}" for name, value in choice["values"].items()),
-            "accuracy": f"{100 * choice['val_accuracy']:.2f}",
-            "edges": ", ".join(choice["edges"]),
+            "values": ", ".join(f"{name} {value:g}" for name, value in choice.values.items()),
+            "accuracy": "" if choice.val_accuracy is None else f"{100 * choice.val_accuracy:.2f}",
+            "edges": ", ".join(choice.edges),
         }
-        for choice in plan["tuning"]["choices"]
+        for choice in (plan.tuning.choices if plan.tuning is not None else ())
     ]
 
 
-def _worst(results: pd.DataFrame, matches: list[str]) -> dict[str, str]:
+def _worst(results: pd.DataFrame, matches: Sequence[str]) -> dict[str, str]:
     """The largest mismatch of any point, by budget; empty where no point is there yet."""
     if not len(results):
         return {}
     return {match: f"{100 * worst_mismatch(results[results['match'] == match]):.2f} %" for match in matches}
 
 
-def choice_name(plan: Mapping[str, Any], choice: Mapping[str, Any]) -> str:
+def choice_name(plan: Plan, choice: PlannedChoice) -> str:
     """What a network of the search is called: segments, what else varies, and its budget where there are several."""
-    rest = {name: value for name, value in choice["point"].items() if name != "seed"}
-    networks = plan.get("tuning", {}).get("networks", []) if "width" in plan["varied"] else []
-    asked = [
-        entry["width"]
-        for entry in networks
-        if {name: value for name, value in entry["point"].items() if name != "seed"} == rest
-    ]
-    return network_name(plan, {**choice, "width": asked[0] if asked else None})
+    rest = {**choice.options, "seed": None}
+    networks = plan.asked if "width" in plan.varied else ()
+    asked = [run.width for run in networks if {**run.options, "seed": None} == rest]
+    return _name(plan, {**choice.options, "width": asked[0] if asked else None}, choice.match)
 
 
-def network_name(plan: Mapping[str, Any], entry: Mapping[str, Any]) -> str:
+def network_name(plan: Plan, run: PlannedRun) -> str:
     """What a network of a plan is called: segments, what else varies, and its budget where there are several."""
-    point = _as_asked(entry)
+    return _name(plan, run.asked_options, run.match)
+
+
+def _name(plan: Plan, point: Mapping[str, Any], match: str | None) -> str:
     hidden = (*SPLIT, "match", *(["width"] if point.get("width") is None else []))
-    said = [f"{name} {point.get(name)}" for name in plan["varied"] if name not in hidden]
-    match = [budget_name(entry["match"])] if len(_matches(plan)) > 1 and "match" in entry else []
-    return ", ".join([_place(point), *said, *match])
+    said = [f"{name} {point.get(name)}" for name in plan.varied if name not in hidden]
+    budget = [budget_name(match)] if len(plan.budgets) > 1 and match is not None else []
+    return ", ".join([_place(point), *said, *budget])
 
 
-def _command(plan: Mapping[str, Any]) -> str:
+def _command(plan: Plan) -> str:
     """The words that trained these points."""
-    words = ["spectrum", "run", plan["file"]]
-    for name, value in plan["overrides"].items():
+    words = ["spectrum", "run", str(plan.file)]
+    for name, value in plan.overrides.items():
         flag = name.replace("_", "-")
         if isinstance(value, bool):
             words.append(f"--{flag}" if value else f"--no-{flag}")
         else:
             words += [f"--{flag}", *(map(str, value) if isinstance(value, list | tuple) else [str(value)])]
-    for module in plan["imports"]:
+    for module in plan.imports:
         words += ["--import", module]
-    words += ["--confirm"] if "tuning" in plan and plan["points"] else []
+    words += ["--confirm"] if plan.tuning is not None and plan.runs else []
     return shlex.join(words)
 
 

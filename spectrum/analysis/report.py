@@ -6,10 +6,8 @@ fetched from anywhere, and the one script that may run, by its hash, sorts the t
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 from matplotlib.figure import Figure
@@ -21,6 +19,7 @@ from spectrum.analysis.page import page_of
 from spectrum.analysis.sentences import sentence
 from spectrum.analysis.summary import summary_table
 from spectrum.analysis.table import scored_metric
+from spectrum.design.plan import Plan
 
 
 @dataclass(frozen=True)
@@ -53,7 +52,7 @@ def write_report(
     folder: Path,
     results: pd.DataFrame,
     history: pd.DataFrame,
-    plan: Mapping[str, Any],
+    plan: Plan,
     tuning: pd.DataFrame | None = None,
 ) -> Report:
     """Write figures/ and report.html into a study's folder.
@@ -62,7 +61,7 @@ def write_report(
         folder: the study's folder.
         results: its rows, from `load_results`.
         history: its epochs, from `load_history`.
-        plan: its frozen plan, as `spectrum run` writes it.
+        plan: its frozen plan, from `read_plan`.
         tuning: its search, from `load_tuning`, if it has one.
 
     Raises OSError, which names the file, where one cannot be written; an old file is then as it was.
@@ -83,9 +82,8 @@ def write_report(
     return Report(page, paths, table, [sentence(row) for _, row in judged.iterrows()])
 
 
-def judge(results: pd.DataFrame, plan: Mapping[str, Any]) -> pd.DataFrame:
+def judge(results: pd.DataFrame, plan: Plan) -> pd.DataFrame:
     """What the study's contrasts show; an empty table where there is none, or nothing to judge it by."""
-    asked = plan.get("contrasts", [])
-    if not asked or not len(results) or not results[scored_metric(results)].notna().any():
+    if not plan.contrasts or not len(results) or not results[scored_metric(results)].notna().any():
         return pd.DataFrame()
-    return contrasts(results, asked)
+    return contrasts(results, plan.contrasts)

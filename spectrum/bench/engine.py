@@ -34,6 +34,7 @@ from spectrum.design.study_file import Study
 from spectrum.engines.local import Cluster, Engine, LocalEngine, available_cores
 from spectrum.engines.worker import Saving
 from spectrum.study.driver import run_study
+from spectrum.study.store import read_plan
 
 TRIVIAL: dict[str, Any] = {"train_images": 20, "batch_size": 20, "epochs": 1, "width": 0.1}
 WARM = 5  # points that pay for the start of the worker
@@ -150,12 +151,11 @@ def write_many(folder: Path, count: int) -> None:
     """A folder of a study with so many finished rows, each as large as a real one."""
     base = Point(**TRIVIAL)
     summary = run_study(Study(name="many", base=base, axes={"seed": (0,)}), folder, workers=1)
-    plan = json.loads((summary.folder / "plan.json").read_text())
-    row, entry = json.loads((summary.folder / "results.jsonl").read_text()), plan["points"][0]
+    plan, row = read_plan(summary.folder), json.loads((summary.folder / "results.jsonl").read_text())
     with (folder / "results.jsonl").open("w") as file:
         file.writelines(json.dumps(row | {"id": f"{n:016x}", "seed": n}) + "\n" for n in range(count))
-    plan["points"] = [entry | {"id": f"{n:016x}"} for n in range(count)]
-    (folder / "plan.json").write_text(json.dumps(plan, indent=1))
+    runs = tuple(plan.runs[0].model_copy(update={"id": f"{n:016x}"}) for n in range(count))
+    (folder / "plan.json").write_text(plan.model_copy(update={"runs": runs}).to_json())
 
 
 def _in_a_process(check: str, folder: Path) -> tuple[float, float]:

@@ -12,7 +12,7 @@ shape of the study's: no time here depends on what they show. The accuracies tha
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +20,10 @@ import pandas as pd
 
 from spectrum.bench.rounds import spread
 from spectrum.bench.train import DEFAULT, NATIVE, OURS, Workers
-from spectrum.design.point import Point, SpecError, all_fields, digest
+from spectrum.design.plan import Plan, PlannedRun
+from spectrum.design.point import Point, SpecError, digest
 from spectrum.models import stage_widths
-from spectrum.study.store import read_plan
+from spectrum.study.store import find_plan
 
 WAYS = (DEFAULT, NATIVE, OURS)
 
@@ -51,16 +52,16 @@ def measure(
     """
     from spectrum.data.images import images_of
 
-    plan = read_plan(folder)
-    if plan is None or not plan["points"]:
+    plan = find_plan(folder)
+    if plan is None or not plan.runs:
         raise SpecError(f"--study {folder}: has no plan.json with points; run the study first")
     wanted = _networks(plan)
     points, networks = {}, {}
-    for said, entry in wanted.items():
-        point = Point(**all_fields(entry["point"]))
+    for said, run in wanted.items():
+        point = Point(**run.options)
         shape = images_of(point).shape
         widths = stage_widths(point.model, point.architecture(shape[0], 10, shape[1]))
-        networks[said] = digest({"widths": widths, "point": _rest(point), "segments": entry["realised_segments"]})
+        networks[said] = digest({"widths": widths, "point": _rest(point), "segments": list(run.realised_segments)})
         points[networks[said]] = point.model_copy(update={"train_images": None}), shape
     taken: dict[str, list[dict[str, list[float]]]] = {network: [] for network in points}
     for number in range(passes):
@@ -70,7 +71,7 @@ def measure(
             took = " · ".join(f"{way} {1e3 * pd.Series(seconds).median():.1f}" for way, seconds in times.items())
             on_row(f"{number + 1}/{passes} {point.segments} segments, widths {point.widths}: ms a step: {took}")
     rows = []
-    for said, entry in wanted.items():
+    for said, run in wanted.items():
         for way in ways:
             each = [times[way] for times in taken[networks[said]]]
             medians = [pd.Series(seconds).median() for seconds in each]
@@ -78,7 +79,7 @@ def measure(
                 **spread([second for seconds in each for second in seconds]),
                 "apart": max(medians) / min(medians),
             }
-            rows.append({**dict(said), "params": entry["params"], "macs": entry["macs"], "way": way, **measured})
+            rows.append({**dict(said), "params": run.params, "macs": run.macs, "way": way, **measured})
     return pd.DataFrame(rows)
 
 
@@ -97,14 +98,14 @@ def _names(table: pd.DataFrame) -> list[str]:
     return list(table.columns[: list(table.columns).index("params")])
 
 
-def _networks(plan: Mapping[str, Any]) -> dict[tuple[tuple[str, Any], ...], Mapping[str, Any]]:
-    """An entry for every combination of what varies, the seed left out."""
-    found: dict[tuple[tuple[str, Any], ...], Mapping[str, Any]] = {}
-    names = [name for name in plan["varied"] if name != "match"]
-    for entry in plan["points"]:
-        point = Point(**all_fields(entry["point"]))
-        said = {"match": entry.get("match", "none"), **{name: _plain(getattr(point, name)) for name in names}}
-        found.setdefault(tuple(said.items()), entry)
+def _networks(plan: Plan) -> dict[tuple[tuple[str, Any], ...], PlannedRun]:
+    """A run for every combination of what varies, the seed left out."""
+    found: dict[tuple[tuple[str, Any], ...], PlannedRun] = {}
+    names = [name for name in plan.varied if name != "match"]
+    for run in plan.runs:
+        point = Point(**run.options)
+        said = {"match": run.key[1], **{name: _plain(getattr(point, name)) for name in names}}
+        found.setdefault(tuple(said.items()), run)
     return found
 
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+
+from spectrum.design.plan import PlannedContrast
 
 
 def _console(stderr: bool) -> Console:
@@ -30,20 +31,20 @@ def print_table(titles: Sequence[str], rows: Sequence[Sequence[str]], *, heading
     out.print(table)
 
 
-def print_contrast(contrast: dict[str, Any]) -> None:
+def print_contrast(contrast: PlannedContrast) -> None:
     """A contrast of a plan and its factors; one that changes more than one is flagged.
 
     An interaction has factors of each difference, and factors across which the differences are compared.
     """
-    factors, across = contrast["factors"], contrast.get("across_factors", [])
-    if not contrast["confounded"]:
+    factors, across = contrast.factors, contrast.across_factors
+    if not contrast.confounded:
         where = f", compared across {', '.join(across)}" if across else ""
-        out.print(f"contrast {contrast['name']!r}: changes {', '.join(factors) or 'nothing'}{where}")
+        out.print(f"contrast {contrast.name!r}: changes {', '.join(factors) or 'nothing'}{where}")
     else:
-        out.print(f"CONFOUNDED contrast {contrast['name']!r}: changes {len(factors) + len(across)} factors at once")
+        out.print(f"CONFOUNDED contrast {contrast.name!r}: changes {len(factors) + len(across)} factors at once")
         for factor in [*factors, *(f"across: {factor}" for factor in across)]:
             out.print(f"  - {factor}")
-    for note in contrast["notes"]:
+    for note in contrast.notes:
         out.print(f"  note: {note}")
 
 

@@ -4,23 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from spectrum._files import reason_of, write_whole
 from spectrum.cli.arguments import Doctor, Export, Report, Status
 from spectrum.cli.printing import err, out, print_table
 from spectrum.design.point import SpecError
 from spectrum.design.study_file import Study, load_study
-from spectrum.study.identity import check_not_other, check_same, contrasts_changed, folder_of
-from spectrum.study.planning import completed
+from spectrum.study.identity import changed_since, check_not_other, check_same, contrasts_changed, folder_of
 from spectrum.study.store import (
     PLAN,
     ROWS,
     StoreError,
     WriteError,
+    find_plan,
     is_own,
     latest_rows,
-    planned_ids,
     read_plan,
     read_rows,
     writer_of,
@@ -35,10 +33,10 @@ def status(command: Status) -> int:
     folder, study = _folder(command.study, command.out)
     held = None if study is None else check_not_other(folder, study)
     if study is None or held == "same":
-        _print_standing(folder, planned_ids(frozen_plan(folder)))
+        _print_standing(folder, read_plan(folder).ids)
         return 0
     if held == "version":
-        out.print(f"{folder}: the study has changed since it ran here")
+        out.print(f"{folder}: the study has changed since it ran here{changed_since(study, find_plan(folder))}")
     if study.tune is not None or study.budget.match != ("none",):  # its points are known once it is planned
         search = "a search, then " if study.tune is not None else ""
         out.print(f"{folder}: not run yet as the study is now; {search}up to {len(study.wanted())} points")
@@ -71,7 +69,10 @@ def doctor(command: Doctor) -> int:
     if not folder.is_dir():
         raise StoreError(f"{folder}: no such folder, so the study has not run yet: spectrum run {command.study}")
     if study is not None and check_not_other(folder, study) == "version":
-        err.print(f"{folder}: {study.name} has changed since it ran here; what follows is about the earlier version")
+        changed = changed_since(study, find_plan(folder))
+        err.print(
+            f"{folder}: {study.name} has changed since it ran here{changed}; what follows is about the earlier version"
+        )
     found = look_at(folder)
     if command.repair and any(one.can_be_mended for one in found):
         repair(folder, found)
@@ -113,7 +114,7 @@ def export(command: Export) -> int:
     if command.contrasts:
         _raise_without_contrasts(folder, loaded)
     results = load_results(folder, all_points=kind in ROW_FORMATS and not command.contrasts)
-    rows = judge(results, frozen_plan(folder)) if command.contrasts else results
+    rows = judge(results, read_plan(folder)) if command.contrasts else results
     if command.contrasts and rows.empty:
         raise SpecError(f"{folder}: no run of the study's [[contrasts]] is there yet; run the study first")
     if kind in ROW_FORMATS:
@@ -129,7 +130,7 @@ def export(command: Export) -> int:
 
 
 def _raise_without_contrasts(folder: Path, study: Study | None) -> None:
-    if frozen_plan(folder).get("contrasts"):
+    if read_plan(folder).contrasts:
         return
     if study is not None and study.contrasts:
         raise SpecError(
@@ -150,13 +151,13 @@ def show_report(folder: Path, study: Study | None = None) -> None:
     from spectrum.analysis.summary import as_text
     from spectrum.results import load_history, load_results, load_tuning
 
-    plan = frozen_plan(folder)
+    plan = read_plan(folder)
     if study is not None:
-        plan |= {"study": study.name, "file": f"{study.file_name}.toml"}
-    if missing := PLANNED - plan.keys():
-        raise StoreError(f"{folder / PLAN}: lacks {', '.join(sorted(missing))}; remove it and run the study again")
-    results = load_results(folder) if plan["points"] else pd.DataFrame()
-    tuning = load_tuning(folder) if "tuning" in plan else None
+        plan = plan.model_copy(update={"study": study.name, "file": f"{study.file_name}.toml"})
+    if missing := plan.lacks(PLANNED):
+        raise StoreError(f"{folder / PLAN}: lacks {', '.join(missing)}; remove it and run the study again")
+    results = load_results(folder) if plan.runs else pd.DataFrame()
+    tuning = load_tuning(folder) if plan.tuning is not None else None
     try:
         report = write_report(folder, results, load_history(folder), plan, tuning)
     except OSError as error:
@@ -169,19 +170,11 @@ def show_report(folder: Path, study: Study | None = None) -> None:
         out.print(sentence)
     if report.sentences:
         out.print()
-    first = "spectrum.png" if plan["points"] else "tuning.png"
+    first = "spectrum.png" if plan.runs else "tuning.png"
     figure = next((path for path in report.figures if path.name == first), None)
     for name, path in (("figure", figure), ("report", report.page), ("rows", folder / ROWS)):
         if path is not None:
             out.print(f"{name:7} {path}")
-
-
-def frozen_plan(folder: Path) -> dict[str, Any]:
-    """The plan that a study's folder was run by, its points complete. Raises StoreError where there is none."""
-    plan = read_plan(folder)
-    if plan is None:
-        raise StoreError(f"{folder}: has no plan.json; run the study first: spectrum run FILE")
-    return completed(plan)
 
 
 def _folder_to_read(study: Path, out: Path | None) -> tuple[Path, Study | None]:
@@ -192,7 +185,7 @@ def _folder_to_read(study: Path, out: Path | None) -> tuple[Path, Study | None]:
     folder, loaded = _folder(study, out)
     if loaded is not None:
         check_same(folder, loaded)
-        plan = read_plan(folder)
+        plan = find_plan(folder)
         if plan is not None and contrasts_changed(loaded, plan):
             err.print(f"{study}: its contrasts have changed; those that were frozen in {folder / PLAN} are shown")
     return folder, loaded

@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING, Any
 from spectrum.cli.arguments import OnStudy, Plan, Run
 from spectrum.cli.printing import duration, err, out, print_contrast, print_table
 from spectrum.cli.progress import progress
-from spectrum.cli.results import frozen_plan, show_report
+from spectrum.cli.results import show_report
+from spectrum.design.plan import Plan as FrozenPlan
 from spectrum.design.study_file import Study, load_study
 from spectrum.models import PLACES
 from spectrum.study.identity import check_not_other, folder_of
-from spectrum.study.store import read_plan
+from spectrum.study.store import find_plan, read_plan
 
 if TYPE_CHECKING:
     from spectrum.engines.local import Cluster
@@ -39,7 +40,7 @@ def plan(command: Plan) -> int:
     study = _study(command)
     folder = folder_of(study, command.out)
     check_not_other(folder, study)
-    frozen = read_plan(folder)
+    frozen = find_plan(folder)
     with err.status("counting and timing …") if err.is_terminal else contextlib.nullcontext():
         forecast = _forecast(study, command, frozen)
     if command.json:
@@ -48,10 +49,10 @@ def plan(command: Plan) -> int:
     _show_forecast(study, forecast)
     for note in coincidences(study, forecast.planned):
         out.print(note)
-    if "step_time" in study.budget.match and (frozen is None or frozen.get("hash") != study.hash):
+    if "step_time" in study.budget.match and (frozen is None or not frozen.is_of(study.hash)):
         out.print("step times are measured again when the study first runs; its widths may differ a little from these")
     for one in forecast.examined:
-        print_contrast(one.entry())
+        print_contrast(one.record())
     return 0
 
 
@@ -85,10 +86,10 @@ class _Forecast:
             "study": study.name,
             "hash": study.hash,
             "points": [
-                one.entry() | {"seed": one.point.seed, "seconds": one.seconds, "caveat": one.caveat}
+                one.record().entry() | {"seed": one.point.seed, "seconds": one.seconds, "caveat": one.caveat}
                 for one in self.planned
             ],
-            "contrasts": [one.entry() for one in self.examined],
+            "contrasts": [one.record().entry() for one in self.examined],
             "images": self.images,
             "searched": len(self.searched),
             "workers": self.workers,
@@ -96,7 +97,7 @@ class _Forecast:
         }
 
 
-def _forecast(study: Study, command: Plan, frozen: dict[str, Any] | None) -> _Forecast:
+def _forecast(study: Study, command: Plan, frozen: FrozenPlan | None) -> _Forecast:
     from spectrum.data.images import described, read_once
     from spectrum.engines.local import LocalEngine, available_cores
     from spectrum.study.contrasts import examine
@@ -222,13 +223,13 @@ def run(command: Run) -> int:
         err.print(f"spectrum: {error}")
         return 1
     _print_counts(summary, monotonic() - started)
-    frozen = frozen_plan(summary.folder)
-    for contrast in frozen["contrasts"]:
-        if contrast["confounded"]:
+    frozen = read_plan(summary.folder)
+    for contrast in frozen.contrasts:
+        if contrast.confounded:
             print_contrast(contrast)
     _print_choices(summary, frozen)
     reused = summary.reused == summary.total  # and so nothing was read
-    _print_images(frozen.get("images", []), " that the rows were trained on" if reused else "")
+    _print_images(frozen.images, " that the rows were trained on" if reused else "")
     show_report(summary.folder)
     if summary.diverged:
         err.print(f"{summary.diverged} points diverged; they count, at chance")
@@ -295,13 +296,13 @@ def _print_counts(summary: Summary, seconds: float) -> None:
         out.print(f"{summary.total - summary.reused} points took {duration(seconds)}")
 
 
-def _print_choices(summary: Summary, frozen: dict[str, Any]) -> None:
+def _print_choices(summary: Summary, frozen: FrozenPlan) -> None:
     from spectrum.analysis.page import choice_name
 
-    entries = {entry["id"]: entry for entry in frozen.get("tuning", {}).get("choices", [])}
+    kept = {choice.id: choice for choice in (frozen.tuning.choices if frozen.tuning is not None else ())}
     for choice in summary.choices:
         values = " ".join(f"{name}={value:g}" for name, value in choice.values.items())
-        name = choice_name(frozen, entries[choice.id])
+        name = choice_name(frozen, kept[choice.id])
         out.print(f"chosen for {name}: {values} (validation {choice.val_accuracy:.4f})")
         edges = [*((n, "smallest") for n in choice.low_edges), *((n, "largest") for n in choice.high_edges)]
         for field, side in edges:

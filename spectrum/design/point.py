@@ -362,10 +362,8 @@ def explain_one(
     if fault["type"] == "extra_forbidden":
         owner = record
         for part in fault["loc"][:-1]:
-            inner = owner.model_fields.get(str(part))
-            if inner is not None and isinstance(inner.annotation, type):
-                owner = inner.annotation
-        known = keys if keys is not None and len(fault["loc"]) == 1 else list(owner.model_fields)
+            owner = _record_below(owner, part) or owner
+        known = keys if keys is not None and len(fault["loc"]) == 1 else keys_of(owner)
         return unknown_key(str(fault["loc"][-1]), known, of)
     if fault["type"] == "missing":
         return f"is missing; give this {of} a value"
@@ -381,6 +379,23 @@ def explain_one(
         return f"expected {kinds[fault['type']]} (got {fault['input']!r})"
     message = fault["msg"]
     return f"{message[0].lower()}{message[1:]} (got {fault['input']!r})"
+
+
+def keys_of(record: type[BaseModel]) -> list[str]:
+    """What a record's fields are called in a file."""
+    return [field.serialization_alias or name for name, field in record.model_fields.items()]
+
+
+def _record_below(record: type[BaseModel], key: object) -> type[BaseModel] | None:
+    """The record that a field holds, or a list of them; None where it holds none."""
+    named = dict(zip(keys_of(record), record.model_fields.values(), strict=True)).get(str(key))
+    kinds = [] if named is None else [named.annotation]
+    while kinds:
+        kind = kinds.pop()
+        if isinstance(kind, type) and not get_args(kind) and issubclass(kind, BaseModel):
+            return kind
+        kinds += get_args(kind)
+    return None
 
 
 def unknown_key(key: str, known: Sequence[str], of: str = "key") -> str:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from spectrum.design.plan import PlannedContrast
 from spectrum.design.point import PLACES, Point
 from spectrum.design.study_file import Contrast, Study, select
 from spectrum.study.planning import PlannedPoint
@@ -54,19 +55,19 @@ class Examined:
         """Whether a difference could not be laid to one factor."""
         return len(self.factors) > 1 or len(self.across) > 1
 
-    def entry(self) -> dict[str, Any]:
+    def record(self) -> PlannedContrast:
         """What plan.json keeps of it."""
-        interaction = self.contrast.across is not None
-        return {
-            "name": self.contrast.name,
-            "between": list(self.contrast.between),
-            **({"across": _listed(self.contrast.across)} if interaction else {}),
-            "margin": self.contrast.margin,
-            "factors": [str(factor) for factor in self.factors],
-            **({"across_factors": [str(factor) for factor in self.across]} if interaction else {}),
-            "notes": list(self.notes),
-            "confounded": self.confounded,
-        }
+        across = self.contrast.across
+        interaction = {} if across is None else {"across": across, "across_factors": tuple(map(str, self.across))}
+        return PlannedContrast(
+            name=self.contrast.name,
+            between=self.contrast.between,
+            margin=self.contrast.margin,
+            factors=tuple(map(str, self.factors)),
+            notes=self.notes,
+            confounded=self.confounded,
+            **interaction,  # type: ignore[arg-type]
+        )
 
 
 Side = Sequence[PlannedPoint]
@@ -181,10 +182,6 @@ def _trained(plan: PlannedPoint) -> tuple[Any, ...]:
 def _equal(first: Sequence[int], second: Sequence[int]) -> bool:
     one, other = sorted(set(first)), sorted(set(second))
     return len(one) == len(other) and all(abs(b / a - 1) <= EQUAL for a, b in zip(one, other, strict=True))
-
-
-def _listed(across: object) -> object:
-    return list(across) if isinstance(across, tuple) else across
 
 
 def _segments(point: Point) -> str:

@@ -21,9 +21,8 @@ from spectrum.study.store import (
     Store,
     StoreError,
     bad_lines,
-    planned_ids,
+    find_plan,
     read_history,
-    read_plan,
     read_rows,
     writer_of,
 )
@@ -86,14 +85,14 @@ def _of_writer(folder: Path) -> Iterator[Finding]:
 
 def _of_plan(folder: Path, rows: Sequence[Row]) -> Iterator[Finding]:
     try:
-        plan = read_plan(folder)
+        plan = find_plan(folder)
     except StoreError as error:
         yield Finding(str(error), fault=True)
         return
     if plan is None:
         yield Finding("there is no plan.json: the rows are read without one", fault=bool(rows))
         return
-    planned = set(planned_ids(plan))
+    planned = set(plan.ids)
     others = {row["id"] for row in rows} - planned
     if others:
         yield Finding(f"{_points(others)} not in the plan: of an earlier version of the study", fault=False)
@@ -139,7 +138,7 @@ def _of_weights(rows: Sequence[Row]) -> Iterator[Finding]:
 
 
 def _of_history(folder: Path, rows: Sequence[Row]) -> Iterator[Finding]:
-    epochs = Counter({(entry["id"], entry["epoch"]): 1 for entry in read_history(folder)})
+    epochs = Counter({(epoch["id"], epoch["epoch"]): 1 for epoch in read_history(folder)})
     counted = Counter(id for id, _ in epochs)
     done = {row["id"]: row for row in rows if row["status"] == "done"}
     short = {id for id, row in done.items() if counted[id] < row.get("epochs", 0)}

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from spectrum.design.effects import check_effects
 from spectrum.design.own_models import check_workers_know, code_of, import_modules, modules_of
+from spectrum.design.plan import Plan, PlannedBudget, PlannedTuning
 from spectrum.design.point import Point, SpecError, images_said
 from spectrum.design.study_file import Study, Tune, as_study
 from spectrum.engines.local import NO_LIMITS, Cluster, Engine, Limits, LocalEngine, Outcome
@@ -26,8 +27,8 @@ from spectrum.engines.worker import LOGS, Saving
 from spectrum.models import registered_in
 from spectrum.study.contrasts import examine
 from spectrum.study.identity import check_not_other, folder_of
-from spectrum.study.planning import PlannedPoint, entries_of, from_entry, plan_study
-from spectrum.study.store import FINISHED, Row, Store, StoreError, latest_rows, planned_ids, read_plan
+from spectrum.study.planning import PlannedPoint, plan_study, planned_point
+from spectrum.study.store import FINISHED, Row, Store, StoreError, find_plan, latest_rows
 from spectrum.study.tuning import Choice, choose, confirmed, extended, search
 from spectrum.training.checkpoint_files import CHECKPOINTS
 
@@ -141,10 +142,10 @@ def run_study(
         raise SpecError("confirm: this study has no [tune], so there is no search to confirm; leave it out")
     folder = folder_of(study, out)
     check_not_other(folder, study)
-    frozen = read_plan(folder)
-    same = frozen if frozen is not None and frozen.get("hash") == study.hash else None  # a plan of this very study
+    frozen = find_plan(folder)
+    same = frozen if frozen is not None and frozen.is_of(study.hash) else None
     planned = None if same is None else _from_plan(study, same)
-    images = [] if same is None else same.get("images", [])
+    images = [] if same is None else list(same.images)
     models = sorted({point.model for point in study.points()})
     imports = modules_of(models, [*study.imports, *imports])
     if same is None or planned is None or not _all_finished(folder, same, study, confirm):
@@ -179,9 +180,9 @@ def run_study(
             run.freeze(planned)
             run.train(planned)
             return run.summary()
-        once_confirmed = frozen is not None and "tuning" in frozen and bool(frozen["points"])
-        known = {} if same is None else same.get("tuning", {}).get("grid", {})  # as an earlier run extended it
-        grid = {name: tuple(values) for name, values in known.items()} or study.tune.grid()
+        once_confirmed = frozen is not None and frozen.tuning is not None and bool(frozen.runs)
+        extended_before = same.tuning.grid if same is not None and same.tuning is not None else {}
+        grid = extended_before or study.tune.grid()
         return run.tune(study.tune, grid, confirm=confirm or once_confirmed)
 
 
@@ -261,27 +262,28 @@ class _Run:
     ) -> None:
         """Write the plan as it stands."""
         study = self.study
-        plan = {
-            "study": study.name,
-            "question": study.question,
-            "file": f"{study.file_name}.toml",
-            "overrides": study.overrides,
-            "imports": list(self.imports),
-            "hash": study.hash,
-            "budget": study.budget.model_dump(mode="json"),
-            "base": study.base.model_dump(mode="json"),
-            "varied": study.varied(),
-            **({"images": self.images} if self.images else {}),  # an old plan has none
-            "contrasts": [examined.entry() for examined in examine(study, self.planned)],
-            "points": [one.entry() for one in points],
-        }
+        known: dict[str, Any] = {"images": tuple(self.images)} if self.images else {}  # early plans have none
         if grid is not None:
-            plan["tuning"] = {
-                "grid": {name: list(values) for name, values in grid.items()},
-                "networks": [one.entry() for one in self.planned],
-                "points": [one.entry() for one in searched],
-                "choices": [choice.entry() for choice in choices],
-            }
+            known["tuning"] = PlannedTuning(
+                grid=grid,
+                networks=tuple(one.record() for one in self.planned),
+                runs=tuple(one.record() for one in searched),
+                choices=tuple(choice.record() for choice in choices),
+            )
+        plan = Plan(
+            study=study.name,
+            question=study.question,
+            file=f"{study.file_name}.toml",
+            overrides=study.overrides,
+            imports=self.imports,
+            hash=study.hash,
+            budget=PlannedBudget(**study.budget.model_dump()),
+            base=study.base.model_dump(mode="json"),
+            varied=tuple(study.varied()),
+            contrasts=tuple(one.record() for one in examine(study, self.planned)),
+            runs=tuple(one.record() for one in points),
+            **known,
+        )
         self.store.freeze(plan)
 
     def train(self, planned: Sequence[PlannedPoint]) -> dict[str, Row]:
@@ -414,31 +416,31 @@ def _row(study: Study, planned: PlannedPoint) -> Row:
     }
 
 
-def _from_plan(study: Study, plan: dict[str, Any]) -> list[PlannedPoint] | None:
+def _from_plan(study: Study, plan: Plan) -> list[PlannedPoint] | None:
     """The study's points with the widths that its plan froze; None where the plan lacks some."""
-    kept = {(entry.get("asked", entry["id"]), entry.get("match", "none")): entry for entry in entries_of(plan)}
+    kept = {run.key: run for run in plan.asked if run.counted}
     wanted = study.wanted()
     if any((one.point.id, one.match) not in kept for one in wanted):
         return None
-    return [from_entry(kept[one.point.id, one.match], one.point) for one in wanted]
+    return [planned_point(kept[one.point.id, one.match], one.point) for one in wanted]
 
 
-def _all_finished(folder: Path, plan: dict[str, Any], study: Study, confirm: bool) -> bool:
-    finished = _finished(folder)
-    if study.tune is not None and (not plan.get("tuning", {}).get("choices") or (confirm and not plan["points"])):
+def _all_finished(folder: Path, plan: Plan, study: Study, confirm: bool) -> bool:
+    if study.tune is not None and (plan.tuning is None or not plan.tuning.choices or (confirm and not plan.runs)):
         return False
-    return all(id in finished for id in planned_ids(plan))
+    finished = _finished(folder)
+    return all(id in finished for id in plan.ids)
 
 
 def _finished(folder: Path) -> dict[str, Row]:
     return {id: row for id, row in latest_rows(folder).items() if row["status"] in FINISHED}
 
 
-def _is_of_other_images(folder: Path, plan: dict[str, Any], planned: Sequence[PlannedPoint]) -> bool:
+def _is_of_other_images(folder: Path, plan: Plan, planned: Sequence[PlannedPoint]) -> bool:
     """Whether a plan was made for other images than there are now; without a record of them, whether no row tells."""
     from spectrum.data.images import images_of
 
-    recorded = {images_said(entry): entry["fingerprint"] for entry in plan.get("images", [])}
+    recorded = {images_said(entry): entry["fingerprint"] for entry in plan.images}
     rows = _fingerprints(folder)
     for said, point in {images_said(dict(one.point)): one.point for one in planned}.items():
         if (said in recorded or said not in rows) and recorded.get(said) != images_of(point).fingerprint:

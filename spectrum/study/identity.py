@@ -7,14 +7,14 @@ the study is an earlier version of it: seeds, values or budgets came or went. Al
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal
 
-from spectrum.design.point import SpecError
+from spectrum.design.plan import Plan
+from spectrum.design.point import Point, SpecError
 from spectrum.design.study_file import Study
-from spectrum.study.planning import entries_of
-from spectrum.study.store import FINISHED, StoreError, latest_rows, read_plan
+from spectrum.study.store import FINISHED, StoreError, find_plan, latest_rows
 
 Held = Literal["nothing", "same", "version", "other"]
 
@@ -36,8 +36,8 @@ def held_by(folder: Path, study: Study) -> Held:
 
     Where nothing has finished under a plan of the same name, nothing of another study could be lost: it is a version.
     """
-    plan = read_plan(folder)
-    if plan is not None and plan.get("hash") == study.hash:
+    plan = find_plan(folder)
+    if plan is not None and plan.is_of(study.hash):
         return "same"
     rows = latest_rows(folder)
     if plan is None:
@@ -50,9 +50,9 @@ def held_by(folder: Path, study: Study) -> Held:
     return "version" if shared_runs(study, plan) or not finished else "other"
 
 
-def shared_runs(study: Study, plan: Mapping[str, Any]) -> int:
+def shared_runs(study: Study, plan: Plan) -> int:
     """How many of a study's runs a plan has too, before widths are solved and learning rates chosen."""
-    asked = {entry.get("asked", entry.get("id")) for entry in entries_of(plan)}
+    asked = {run.key[0] for run in plan.asked}
     return sum(point.id in asked for point in study.points())
 
 
@@ -60,9 +60,10 @@ def check_not_other(folder: Path, study: Study) -> Held:
     """What the folder holds. Raises StoreError where it is another study, whose plan and page would be replaced."""
     held = held_by(folder, study)
     if held == "other":
-        plan = read_plan(folder)
+        plan = find_plan(folder)
         same_name = plan is not None and _has_its_name(folder, plan, study)
-        why = f", and no run of {study.name} as its file is now" if same_name else f", not {study.name}"
+        changed = changed_since(study, plan) if same_name else ""
+        why = f", and no run of {study.name} as its file is now{changed}" if same_name else f", not {study.name}"
         raise StoreError(
             f"{folder}: holds the study {_called(folder)}{why}. Nothing was changed. Give another folder with --out, "
             f"or rename the file or this folder. To read what is there: spectrum report {folder}"
@@ -74,33 +75,73 @@ def check_same(folder: Path, study: Study) -> None:
     """Raise StoreError where the folder's numbers are not those of the study as it is now."""
     if check_not_other(folder, study) != "version":
         return
-    plan = read_plan(folder)
+    plan = find_plan(folder)
     if plan is not None:
         raise StoreError(
-            f"{folder}: {study.name} has changed since it ran here: {shared_runs(study, plan)} of its "
-            f"{len(study.points())} runs are in the plan {_called(folder)}. Run it again: spectrum run FILE. "
+            f"{folder}: {study.name} has changed since it ran here{changed_since(study, plan)}: "
+            f"{shared_runs(study, plan)} of its {len(study.points())} runs are in the plan {_called(folder)}. "
+            "Run it again: spectrum run FILE. "
             f"To read what is there: spectrum report {folder}"
         )
 
 
-def contrasts_changed(study: Study, plan: Mapping[str, Any]) -> bool:
+def changes(study: Study, plan: Plan) -> list[str]:
+    """What a study's file sets otherwise than its frozen plan, such as "epochs was 3 and is 5"; a phrase per option.
+
+    Options of the base, values of the axes, and the budget; widths that a budget solved and values that a sweep chose
+    are not the file's.
+    """
+    was, is_now = dict(plan.base), study.base.model_dump(mode="json")
+    varied = {"seed", *plan.varied, *study.varied()} - {"match"}
+    for name in varied:
+        was[name] = _distinct(run.asked_options.get(name) for run in plan.asked)
+        is_now[name] = _distinct(point.model_dump(mode="json").get(name) for point in study.points())
+    if plan.budget is not None:
+        was["budget"], is_now["budget"] = plan.budget.entry(), study.budget.model_dump(mode="json")
+    names = [name for name in (*Point.model_fields, "budget") if name in was and was[name] != is_now[name]]
+    return [f"{name} was {_value(was[name])} and is {_value(is_now[name])}" for name in names if name != "widths"]
+
+
+def _distinct(values: Iterable[Any]) -> list[Any]:
+    """Each value once, in order; a value alone stands for itself where all runs have it."""
+    found: list[Any] = []
+    for value in values:
+        if value not in found:
+            found.append(value)
+    return found
+
+
+def _value(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False)
+
+
+def changed_since(study: Study, plan: Plan | None) -> str:
+    """The first few `changes`, in brackets with a space before them; empty where there are none, or no plan."""
+    changed = [] if plan is None else changes(study, plan)
+    if not changed:
+        return ""
+    more = f", and {len(changed) - 4} more" if len(changed) > 4 else ""
+    return f" ({', '.join(changed[:4])}{more})"
+
+
+def contrasts_changed(study: Study, plan: Plan) -> bool:
     """Whether a study's contrasts are others than those that its plan froze; its hash does not tell."""
     said = ("name", "between", "across", "margin")
     asked = [
         {"name": one.name, "between": one.between, "across": one.across, "margin": one.margin}
         for one in study.contrasts
     ]
-    frozen = [{name: one.get(name) for name in said} for one in plan.get("contrasts", [])]
+    frozen = [one.model_dump(mode="json", include=set(said)) for one in plan.contrasts]
     return bool(json.loads(json.dumps(asked)) != json.loads(json.dumps(frozen)))
 
 
-def _has_its_name(folder: Path, plan: Mapping[str, Any], study: Study) -> bool:
-    return study.name in (plan.get("study", study.name), folder.resolve().name)
+def _has_its_name(folder: Path, plan: Plan, study: Study) -> bool:
+    return study.name in (plan.study or study.name, folder.resolve().name)
 
 
 def _called(folder: Path) -> str:
-    plan = read_plan(folder)
+    plan = find_plan(folder)
     if plan is None:
         names = sorted({str(row.get("study")) for row in latest_rows(folder).values()})
         return f"{', '.join(names)}, without a plan"
-    return f"{plan.get('study', 'without a name')} {str(plan.get('hash'))[:8]}"
+    return f"{plan.study or 'without a name'} {str(plan.hash)[:8]}"

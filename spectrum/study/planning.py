@@ -6,14 +6,15 @@ for and timed once.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from spectrum.design.effects import check_effects
 from spectrum.design.own_models import import_modules
-from spectrum.design.point import PLACES, Point, SpecError, all_fields, digest, network_said
+from spectrum.design.plan import Plan, PlannedRun
+from spectrum.design.point import PLACES, Point, SpecError, digest, network_said
 from spectrum.design.study_file import Match, Study, Wanted, as_study
 from spectrum.models import registered_in
 
@@ -62,46 +63,55 @@ class PlannedPoint:
         asked = self.point.segments
         return sum(have < asked for have in self.realised_segments) if isinstance(asked, int) else 0
 
-    def entry(self) -> dict[str, Any]:
+    def record(self) -> PlannedRun:
         """What plan.json keeps of it."""
-        return {
-            "id": self.point.id,
-            "asked": self.asked.id,
-            "match": self.match,
-            "budget": self.budget,
-            "mismatch": self.mismatch,
-            "params": self.params,
-            "macs": self.macs,
-            "activations": self.activations,
-            "realised_segments": list(self.realised_segments),
-            **({} if self.clamped is None else {"clamped_layers": dict(self.clamped)}),
-            "norms": self.norms,
-            "nonlinearities": self.nonlinearities,
-            "pointwise_pixels": list(self.pointwise_pixels),
-            "step_seconds": self.step_seconds,
-            "solved_for": self.solved_for,
-            "width": self.asked.width,
-            "point": self.point.model_dump(mode="json", exclude_defaults=True),
-            **({} if self.same_as is None else {"same_as": self.same_as}),
+        known: dict[str, Any] = {
+            "clamped_layers": None if self.clamped is None else dict(self.clamped),
+            "same_as": self.same_as,
         }
+        return PlannedRun(
+            id=self.point.id,
+            asked=self.asked.id,
+            match=self.match,
+            budget=self.budget,
+            mismatch=self.mismatch,
+            params=self.params,
+            macs=self.macs,
+            activations=self.activations,
+            realised_segments=self.realised_segments,
+            norms=self.norms,
+            nonlinearities=self.nonlinearities,
+            pointwise_pixels=self.pointwise_pixels,
+            step_seconds=self.step_seconds,
+            solved_for=self.solved_for,
+            width=self.asked.width,
+            stored=self.point.model_dump(mode="json", exclude_defaults=True),
+            **{name: value for name, value in known.items() if value is not None},
+        )
 
 
-def from_entry(entry: Mapping[str, Any], asked: Point) -> PlannedPoint:
-    """What `PlannedPoint.entry` kept."""
-    kept = {
-        name: entry.get(name)
-        for name in ("budget", "mismatch", "params", "macs", "activations", "step_seconds", "solved_for", "same_as")
-    }
+def planned_point(run: PlannedRun, asked: Point) -> PlannedPoint:
+    """The point that `PlannedPoint.record` kept."""
+    costs = (run.params, run.macs, run.activations)
+    assert None not in costs, "its costs were counted"
+    params, macs, activations = (int(cost) for cost in costs if cost is not None)
     return PlannedPoint(
-        point=Point(**all_fields(entry["point"])),
+        point=Point(**run.options),
         asked=asked,
-        match=entry.get("match", "none"),
-        realised_segments=tuple(entry["realised_segments"]),
-        norms=entry.get("norms", 0),
-        nonlinearities=entry.get("nonlinearities", 0),
-        pointwise_pixels=tuple(entry.get("pointwise_pixels", ())),
-        clamped=tuple(entry["clamped_layers"].items()) if "clamped_layers" in entry else None,
-        **kept,  # type: ignore[arg-type]
+        match=run.key[1],  # type: ignore[arg-type]
+        budget=run.budget,
+        mismatch=run.mismatch,
+        params=params,
+        macs=macs,
+        activations=activations,
+        realised_segments=run.realised_segments,
+        norms=run.norms,
+        nonlinearities=run.nonlinearities,
+        pointwise_pixels=run.pointwise_pixels,
+        step_seconds=run.step_seconds,
+        solved_for=run.solved_for,
+        clamped=None if run.clamped_layers is None else tuple(run.clamped_layers.items()),
+        same_as=run.same_as,
     )
 
 
@@ -110,7 +120,7 @@ def plan_study(
     *,
     imports: Sequence[str] = (),
     time_steps: bool = False,
-    frozen: Mapping[str, Any] | None = None,
+    frozen: Plan | None = None,
 ) -> list[PlannedPoint]:
     """Solve the widths of every point and count its cost. Trains nothing and writes nothing.
 
@@ -133,47 +143,27 @@ def plan_study(
 
     study = as_study(study)
     import_modules(imports)
-    is_new = frozen is None or frozen.get("hash") != study.hash
+    is_new = frozen is None or not frozen.is_of(study.hash)
     if is_new:
         check_effects(study)
     planner = _Planner(study, frozen)
     with read_once():
         planned = [planner.plan(wanted, time_steps=time_steps) for wanted in study.wanted()]
         if frozen is not None and not is_new:
-            kept = {(entry.get("asked"), entry.get("match")): entry.get("same_as") for entry in entries_of(frozen)}
+            kept = {run.key: run.same_as for run in frozen.asked}
             return [replace(one, same_as=kept.get((one.asked.id, one.match))) for one in planned]
         from spectrum.study.equal_networks import told_apart
 
         return told_apart(study, planned)
 
 
-def entries_of(plan: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """A frozen plan's entries of the study's own points; of a study that tunes, those that the search is for."""
-    networks: list[Mapping[str, Any]] = plan["tuning"]["networks"] if "tuning" in plan else plan["points"]
-    return networks
-
-
-def completed(plan: Mapping[str, Any]) -> dict[str, Any]:
-    """A frozen plan with every field of each of its points, of which it keeps those that differ from their defaults."""
-
-    def filled(entries: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-        return [{**one, "point": all_fields(one["point"])} if "point" in one else dict(one) for one in entries]
-
-    whole = {**plan, "points": filled(plan["points"])}
-    if "tuning" in plan:
-        tuning = plan["tuning"]
-        lists = {name: filled(tuning[name]) for name in ("networks", "points", "choices") if name in tuning}
-        whole["tuning"] = {**tuning, **lists}
-    return whole
-
-
 class _Planner:
     """Plans one point after the other, each network once."""
 
-    def __init__(self, study: Study, frozen: Mapping[str, Any] | None) -> None:
+    def __init__(self, study: Study, frozen: Plan | None) -> None:
         self.study = study
         self.before = {
-            entry["solved_for"]: entry for entry in entries_of(frozen or {"points": []}) if entry.get("solved_for")
+            run.solved_for: run for run in (frozen.asked if frozen else ()) if run.solved_for and run.counted
         }
         self.planned: dict[Any, PlannedPoint] = {}
         self.sizes: dict[Any, int] = {}  # of training splits
@@ -207,7 +197,7 @@ class _Planner:
         solved_for = _solved_for(point, reference, match, images)
         before = self.before.get(solved_for)
         if before is not None:
-            kept = from_entry(before, point)
+            kept = planned_point(before, point)
             planned = _counted(_as_wide_as(kept.point, point), images)
             return replace(planned, asked=point, match=match, budget=kept.budget, mismatch=kept.mismatch,
                            step_seconds=kept.step_seconds, solved_for=solved_for)  # fmt: skip

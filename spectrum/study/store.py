@@ -24,11 +24,12 @@ from contextlib import ExitStack, contextmanager, suppress
 from io import BufferedRandom, FileIO
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self, TypeGuard
+from typing import Any, Self
 
 import orjson
 
 from spectrum._files import reason_of, write_whole
+from spectrum.design.plan import Plan, PlanError
 
 ROWS, HISTORY, BAD, PLAN, WRITER = (
     "results.jsonl",
@@ -134,16 +135,16 @@ class Store:
         """Write the epochs of one point."""
         self._append(HISTORY, rows)
 
-    def freeze(self, plan: Mapping[str, Any]) -> None:
+    def freeze(self, plan: Plan) -> None:
         """Write plan.json; an earlier plan of another study is kept as plan-<its hash>.json."""
         path = self.folder / PLAN
-        old = read_plan(self.folder)
-        if old == json.loads(json.dumps(plan)):
+        old = find_plan(self.folder)
+        if old is not None and old.to_json() == plan.to_json():
             return
         with _told(path, "written", begun=True):
-            if old is not None and old.get("hash") != plan["hash"]:
+            if old is not None and old.hash != plan.hash:
                 write_whole(self.folder / _kept_as(old), path.read_bytes())  # a copy: the plan is never away
-            write_whole(path, json.dumps(plan, indent=1, allow_nan=False) + "\n")
+            write_whole(path, plan.to_json())
 
     def _append(self, name: str, rows: Iterable[Row]) -> None:
         lines = [json.dumps(row, allow_nan=False, ensure_ascii=False).encode() for row in rows]
@@ -237,9 +238,9 @@ def _told(path: Path, what: str, *, begun: bool = False) -> Iterator[None]:
         raise kind(f"{path}: cannot be {what} ({reason_of(error)})") from error
 
 
-def _kept_as(plan: Mapping[str, Any]) -> str:
+def _kept_as(plan: Plan) -> str:
     """What an earlier plan is called: by its hash, if that is one."""
-    hash = str(plan.get("hash", "unknown"))
+    hash = plan.hash or "unknown"
     return f"{Path(PLAN).stem}-{hash if re.fullmatch('[0-9a-z]{1,64}', hash) else 'unknown'}.json"
 
 
@@ -310,39 +311,55 @@ def latest_rows(folder: Path) -> dict[str, Row]:
     return latest
 
 
-def read_plan(folder: Path) -> dict[str, Any] | None:
-    """The frozen plan, or None where there is none yet. Raises StoreError when it is garbled."""
+def find_plan(folder: Path) -> Plan | None:
+    """The frozen plan, or None where there is none yet. Raises StoreError where its file is none of this version's."""
     path = folder / PLAN
     with _told(path, "read"):
         data = path.read_bytes() if path.exists() else None
     if data is None:
         return None
     try:
-        plan = orjson.loads(data)
-    except ValueError:
-        raise StoreError(f"{path}: garbled; remove it, and the next run writes it anew") from None
-    if not _is_plan(plan):
-        raise StoreError(f"{path}: garbled; remove it, and the next run writes it anew")
+        return Plan.from_json(data)
+    except PlanError as error:
+        raise StoreError(
+            f"{path}: garbled ({error}); read it with the version of spectrum that wrote it, or remove it, "
+            "and the next run writes it anew"
+        ) from None
+
+
+def read_plan(folder: str | Path) -> Plan:
+    """The plan that a study's folder was run by.
+
+    Args:
+        folder: where `spectrum run` wrote, such as "results/order".
+
+    Raises StoreError for what is no results folder, and where there is no plan, or one that cannot be read.
+
+    >>> read_plan("results/order").varied
+    ('segments', 'order', 'seed')
+    """
+    folder = results_folder(folder)
+    plan = find_plan(folder)
+    if plan is None:
+        raise StoreError(f"{folder}: has no {PLAN}; run the study first: spectrum run FILE")
     return plan
 
 
-SHAPES = {"contrasts": list, "varied": list, "imports": list, "overrides": dict, "budget": dict, "tuning": dict}
-
-
-def _is_plan(plan: object) -> TypeGuard[dict[str, Any]]:
-    """Whether it has points, and what else it has is of the kind that a plan has there."""
-    if not isinstance(plan, dict) or not isinstance(plan.get("points"), list):
-        return False
-    entries = [*plan["points"], *(plan.get("contrasts") or ())] if isinstance(plan.get("contrasts", []), list) else [0]
-    return all(isinstance(plan[name], kind) for name, kind in SHAPES.items() if name in plan) and all(
-        isinstance(entry, dict) for entry in entries
-    )
-
-
-def planned_ids(plan: Mapping[str, Any]) -> list[str]:
-    """Of a plan's points and of its search; a network that serves several budgets once."""
-    entries = [*plan.get("tuning", {}).get("points", []), *plan["points"]]
-    return list(dict.fromkeys(entry["id"] for entry in entries))
+def results_folder(folder: object) -> Path:
+    """The folder as a path. Raises StoreError for what is none, or holds no study's results."""
+    if not isinstance(folder, str | Path) or not str(folder):
+        given = repr(folder) if isinstance(folder, str) else type(folder).__name__
+        raise StoreError(f"expected the path of a results folder, such as results/quickstart (got {given})")
+    path = Path(folder)
+    if not path.is_dir():
+        if path.exists():
+            raise StoreError(f"{path}: is a file; give a folder that spectrum run wrote, such as results/quickstart")
+        raise StoreError(
+            f"{path}: no such folder; run the study first (spectrum run), or give the folder that it wrote"
+        )
+    if not any((path / name).exists() for name in (PLAN, ROWS, HISTORY)):
+        raise StoreError(f"{path}: is not a results folder (no {PLAN}, no {ROWS}); run the study first: spectrum run")
+    return path
 
 
 def read_history(folder: Path) -> list[Row]:

@@ -12,10 +12,9 @@ from dataclasses import dataclass, replace
 from statistics import fmean
 from typing import Any
 
+from spectrum.design.plan import Grid, PlannedChoice
 from spectrum.design.point import Point
 from spectrum.study.planning import PlannedPoint
-
-Grid = Mapping[str, tuple[float, ...]]  # field of a point → values, rising
 
 
 @dataclass(frozen=True)
@@ -31,17 +30,17 @@ class Choice:
     high_edges: tuple[str, ...]  # fields whose choice is the largest
     searched: tuple[str, ...] = ()  # ids of the search's points at these values
 
-    def entry(self) -> dict[str, Any]:
+    def record(self) -> PlannedChoice:
         """What plan.json keeps of it."""
-        return {
-            "id": self.id,
-            "point": self.point.model_dump(mode="json", exclude_defaults=True),
-            "match": self.match,
-            "values": dict(self.values),
-            "val_accuracy": self.val_accuracy,
-            "edges": [*self.low_edges, *self.high_edges],
-            "searched": list(self.searched),
-        }
+        return PlannedChoice(
+            id=self.id,
+            stored=self.point.model_dump(mode="json", exclude_defaults=True),
+            match=self.match,
+            values=dict(self.values),
+            val_accuracy=self.val_accuracy,
+            edges=(*self.low_edges, *self.high_edges),
+            searched=self.searched,
+        )
 
 
 def search(planned: Sequence[PlannedPoint], grid: Grid, seeds: Sequence[int]) -> list[PlannedPoint]:

@@ -41,6 +41,7 @@ from spectrum.study.driver import _row
 from spectrum.study.planning import plan_study
 from spectrum.study.store import Store
 from tests.analysis.test_plots import results
+from tests.plans import plan_of
 
 HOSTILE = r"a_b%&|$x$ \input{f} ^~#--é"
 SPECIAL = re.compile(r"(?<!\\)(?:\\\\)*[%&#_^~<>|]")  # what LaTeX would obey, or print as another glyph
@@ -543,7 +544,7 @@ def folder(tmp_path):
         rows = [_row(study, one) | {"status": "done", "test_accuracy": 0.5} for one in plan_study(study)]
         for row in rows:
             store.append(row)
-        store.freeze({"hash": "a", "points": [], "contrasts": []})
+        store.freeze(plan_of({"hash": "a", "points": [], "contrasts": []}))
     (tmp_path / "made-up" / "plan.json").unlink()
     return tmp_path / "made-up"
 
@@ -564,7 +565,7 @@ def test_a_report_that_cannot_be_written_leaves_the_old_page_and_figures(folder,
     for path in kept:
         path.write_text("old")
     with pytest.raises(OSError, match="File too large") as refused:
-        write_report(folder, results(), pd.DataFrame(), {"contrasts": [], "points": []})
+        write_report(folder, results(), pd.DataFrame(), plan_of({}))
     assert Path(refused.value.filename) in kept
     assert {path.read_text() for path in kept} == {"old"}
     assert len([path for path in folder.rglob("*") if path.is_file()]) == len(kept) + 3

@@ -14,8 +14,9 @@ from spectrum.analysis.held import differing, held_equal
 from spectrum.analysis.page import choice_name, page_of
 from spectrum.design.options import without_effect
 from spectrum.design.study_file import parse_study
-from spectrum.study.planning import PlannedPoint, completed
+from spectrum.study.planning import PlannedPoint
 from spectrum.study.store import read_plan
+from tests.plans import plan_of
 
 RESULTS = Path(__file__).parents[2] / "results"
 STUDIES = sorted(path.parent.name for path in RESULTS.glob("*/plan.json"))
@@ -37,14 +38,14 @@ def page_of_study(file):
     """The page of a study that was planned and not run, and its points."""
     study = parse_study(file, "made up")
     points = study.points()
-    entries = [PlannedPoint(point, 1, 1, 1, (), point).entry() for point in points]
+    entries = [PlannedPoint(point, 1, 1, 1, (), point).record().entry() for point in points]
     plan = {
         "study": study.name, "file": "made up.toml", "overrides": {}, "imports": [], "question": "", "hash": study.hash,
         "budget": study.budget.model_dump(mode="json"), "base": study.base.model_dump(mode="json"),
         "varied": study.varied(), "contrasts": [], "points": entries,
     }  # fmt: skip
     empty = pd.DataFrame()
-    return page_of(empty, completed(plan), empty, {}, empty), points
+    return page_of(empty, plan_of(plan), empty, {}, empty), points
 
 
 STUDY = {
@@ -102,8 +103,8 @@ def test_a_choice_is_called_by_what_its_point_has_and_not_by_the_base():
     point = Point(segments=4, activation="none")
     entry = {"point": point.model_dump(mode="json", exclude_defaults=True), "match": "none"}
     plan = {"varied": ["segments", "activation"], "budget": {"match": ["none"]}, "base": {"activation": "relu"}}
-    whole = completed(plan | {"points": [], "tuning": {"choices": [entry]}})
-    assert choice_name(whole, whole["tuning"]["choices"][0]) == "4, activation none"
+    whole = plan_of(plan | {"tuning": {"choices": [entry]}})
+    assert choice_name(whole, whole.tuning.choices[0]) == "4, activation none"
 
 
 @settings(max_examples=200)
@@ -117,10 +118,7 @@ def test_what_is_common_and_what_differs_exclude_each_other_and_are_all_that_eve
 
 def test_a_plan_that_leaves_defaults_out_makes_no_page_say_more_than_it_knows():
     plan = read_plan(RESULTS / "families")
-    assert (
-        held_equal([entry["point"] for entry in plan["points"]]).keys()
-        < held_equal([entry["point"] for entry in completed(plan)["points"]]).keys()
-    )
+    assert held_equal([run.stored for run in plan.runs]).keys() < held_equal([run.options for run in plan.runs]).keys()
 
 
 # Committed studies
@@ -128,17 +126,16 @@ def test_a_plan_that_leaves_defaults_out_makes_no_page_say_more_than_it_knows():
 
 @pytest.mark.parametrize("name", STUDIES)
 def test_the_points_of_a_committed_plan_are_completed_to_those_that_their_ids_name(name):
-    plan = completed(read_plan(RESULTS / name))
-    for entry in plan["points"]:
-        point = Point(**entry["point"])
-        assert point.id == entry["id"]
-        assert point.model_dump() == Point.model_validate(entry["point"]).model_dump()
+    for run in read_plan(RESULTS / name).runs:
+        point = Point(**run.options)
+        assert point.id == run.id
+        assert point.model_dump() == Point.model_validate(run.options).model_dump()
 
 
 @pytest.mark.parametrize("name", STUDIES)
 def test_a_committed_page_calls_held_equal_what_its_points_have_in_common(name):
     held = terms((RESULTS / name / "report.html").read_text(), "What was held equal")
-    points = [Point(**entry["point"]) for entry in completed(read_plan(RESULTS / name))["points"]]
+    points = [Point(**run.options) for run in read_plan(RESULTS / name).runs]
     for field in Point.model_fields:
         values = {getattr(point, field) for point in points}
         if field in held:

@@ -114,7 +114,7 @@ def test_forest():
         "made-up",
     )
     table = study(activation=["none", "relu"])
-    entries = [one.entry() for one in examine(asked, plan_study(asked))]
+    entries = [one.record() for one in examine(asked, plan_study(asked))]
     return plots.forest(stats.contrasts(table, entries), table)
 
 

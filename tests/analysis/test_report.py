@@ -15,6 +15,7 @@ from spectrum.analysis.page import page_of
 from spectrum.analysis.report import judge, write_report
 from spectrum.analysis.summary import as_text, summary_table
 from tests.analysis.test_plots import history, results
+from tests.plans import plan_of
 
 EVIL = """"'--></script><script>f()</script><img src=x onerror=f()>{{7*7}}"""
 
@@ -68,7 +69,7 @@ def test_one_seed_has_no_interval():
 @pytest.mark.medium
 def test_a_page_is_self_contained_and_says_what_a_reader_must_know(tmp_path, plan):
     table = provenance(results())
-    report = write_report(tmp_path, table, history(table), plan)
+    report = write_report(tmp_path, table, history(table), plan_of(plan))
     page = report.page.read_text()
     assert {path.name for path in report.figures} == {
         f"{stem}.{kind}" for stem in ("spectrum", "params", "macs", "learning") for kind in ("svg", "png")
@@ -97,7 +98,7 @@ def test_the_design_says_what_varies_how_often_and_what_was_decided_before(tmp_p
         "grid": {"lr": [0.1, 0.2]}, "networks": [], "choices": [], "points": [{"point": {"seed": 1000}}],
     }  # fmt: skip
     table = provenance(results())
-    page = write_report(tmp_path, table, history(table), plan).page.read_text()
+    page = write_report(tmp_path, table, history(table), plan_of(plan)).page.read_text()
     for said in (
         "segments: 1, 2, 3, per channel",
         "<dt>seeds</dt><dd>0, 1</dd>",
@@ -115,7 +116,7 @@ def test_seeds_that_a_contrast_leaves_out_are_named(tmp_path, plan):
     plan |= {"contrasts": [contrast | {"confounded": False}], "points": [{}] * 12}
     table = provenance(results(seed=[0, 1, 2]))
     table.loc[(table["segments"] == 2) & (table["seed"] == 1), ["status", "test_accuracy"]] = ["failed", None]
-    page = write_report(tmp_path, table, history(table), plan).page.read_text()
+    page = write_report(tmp_path, table, history(table), plan_of(plan)).page.read_text()
     assert "Left out of “2 against 1”, for want of a run on some side: seed 1." in page
 
 
@@ -124,7 +125,7 @@ def test_what_has_not_run_yet_is_not_called_left_out(tmp_path, plan):
     contrast = {"name": "2 against 1", "between": [{"segments": 2}, {"segments": 1}], "factors": [], "notes": []}
     plan |= {"contrasts": [contrast | {"confounded": False}], "points": [{}] * 12}
     table = provenance(results(seed=[0, 1, 2])).drop(index=[4])
-    page = write_report(tmp_path, table, history(table), plan).page.read_text()
+    page = write_report(tmp_path, table, history(table), plan_of(plan)).page.read_text()
     assert "Left out of" not in page
     assert "of 12 planned runs 11 are there" in page
 
@@ -134,7 +135,7 @@ def test_a_study_whose_contrasts_have_no_run_yet_has_a_page_without_a_forest(tmp
     contrast = {"name": "8 against 1", "between": [{"segments": 8}, {"segments": 1}], "factors": [], "notes": []}
     plan["contrasts"] = [contrast | {"confounded": False}]
     table = provenance(results())
-    report = write_report(tmp_path, table, history(table), plan)
+    report = write_report(tmp_path, table, history(table), plan_of(plan))
     assert report.sentences == ["8 against 1: no seed has a run on every side."]
     assert not (tmp_path / "figures/contrasts.svg").exists()
 
@@ -144,7 +145,7 @@ def test_failures_and_divergences_are_listed(tmp_path, plan):
     table = provenance(results())
     table.loc[0, ["status", "test_accuracy", "reason"]] = ["failed", None, "the worker process died 3 times"]
     table.loc[1, ["status", "test_accuracy"]] = ["diverged", 0.1]
-    page = write_report(tmp_path, table, history(table), plan).page.read_text()
+    page = write_report(tmp_path, table, history(table), plan_of(plan)).page.read_text()
     assert "the worker process died 3 times" in page
     assert "1, seed 0" in page
     assert "scored at chance" in page
@@ -164,7 +165,7 @@ def test_contrasts_are_said_drawn_and_warned_of(tmp_path, plan):
     plan["contrasts"] = [fair | {"notes": [], "confounded": False}, many | {"notes": ["so it is"], "confounded": True}]
     table = provenance(results(seed=[0, 1, 2]))
     table["test_accuracy"] += [0.001 * (7 * number % 5) for number in range(len(table))]
-    report = write_report(tmp_path, table, history(table), plan)
+    report = write_report(tmp_path, table, history(table), plan_of(plan))
     page = report.page.read_text()
     assert ["Confounded: it changes several factors at once." in said for said in report.sentences] == [False, True]
     assert report.sentences[0].replace("&", "&amp;").replace("'", "&#39;") in page
@@ -176,7 +177,7 @@ def test_contrasts_are_said_drawn_and_warned_of(tmp_path, plan):
 
 @pytest.mark.medium
 def test_the_policy_comes_before_the_one_script_and_has_its_hash(tmp_path, plan):
-    page = Tags(write_report(tmp_path, provenance(results()), history(results()), plan).page.read_text())
+    page = Tags(write_report(tmp_path, provenance(results()), history(results()), plan_of(plan)).page.read_text())
     (script,) = page.scripts
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     policy = f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{digest}'"
@@ -191,7 +192,7 @@ def test_the_policy_comes_before_the_one_script_and_has_its_hash(tmp_path, plan)
 @pytest.mark.skipif(shutil.which("chromium") is None, reason="needs chromium")
 def test_a_click_on_a_title_sorts_the_table_and_no_other_script_runs(tmp_path, plan):
     table = provenance(results(segments=[1, 2, 10, "per_channel"]))
-    page = write_report(tmp_path, table, history(table), plan).page.read_text()
+    page = write_report(tmp_path, table, history(table), plan_of(plan)).page.read_text()
     policy = re.search(r'<meta http-equiv="Content-Security-Policy"[^>]*>', page).group()
     click = "<script>const t = document.querySelectorAll('th'); t[3].click(); document.title = 'ran'</script>"
 
@@ -213,7 +214,7 @@ def test_a_click_on_a_title_sorts_the_table_and_no_other_script_runs(tmp_path, p
 @pytest.mark.skipif(shutil.which("chromium") is None, reason="needs chromium")
 def test_a_printed_page_loses_nothing(tmp_path, plan):
     table = provenance(results(activation=["none", "relu"], lr=[0.1, 0.2]))
-    page = write_report(tmp_path, table, history(table), plan).page
+    page = write_report(tmp_path, table, history(table), plan_of(plan)).page
     browser = ["chromium", "--headless", "--no-sandbox", "--disable-gpu", "--no-pdf-header-footer"]
     pdf = tmp_path / "page.pdf"
     subprocess.run([*browser, f"--print-to-pdf={pdf}", page.as_uri()], capture_output=True, timeout=120, check=True)
@@ -228,7 +229,7 @@ def test_a_printed_page_loses_nothing(tmp_path, plan):
 
 def test_a_study_with_no_finished_point_still_has_a_page(tmp_path, plan):
     table = provenance(results()).assign(status="failed", test_accuracy=None, val_accuracy=None, reason="no luck")
-    report = write_report(tmp_path, table, history(table).iloc[:0], plan)
+    report = write_report(tmp_path, table, history(table).iloc[:0], plan_of(plan))
     assert report.figures == []
     assert "no luck" in report.page.read_text()
 
@@ -255,7 +256,8 @@ def named(word, plan):
 def test_markup_in_names_stays_text(plan):
     texts = []
     for word in ("tame", EVIL):
-        table, said, _ = named(word, plan)
+        table, fields, _ = named(word, plan)
+        said = plan_of(fields)
         texts.append(page_of(table, said, summary_table(table), {}, judge(table, said)))
     tame, evil = map(Tags, texts)
     assert [(tag, sorted(attrs)) for tag, attrs in tame.found] == [(tag, sorted(attrs)) for tag, attrs in evil.found]
@@ -266,7 +268,8 @@ def test_markup_in_names_stays_text(plan):
 
 @pytest.mark.medium
 def test_markup_in_names_stays_text_in_pictures(tmp_path, plan):
-    table, said, search = named(EVIL, plan)
+    table, fields, search = named(EVIL, plan)
+    said = plan_of(fields)
     report = write_report(tmp_path, table, history(table), said, search)
     assert [attrs for tag, attrs in Tags(report.page.read_text()).found if tag == "script"] == [{}]
     drawn = [path for path in report.figures if path.suffix == ".svg"]

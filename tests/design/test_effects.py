@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from spectrum import Point, models, register_model, run_study
+from spectrum import Point, models, read_plan, register_model, run_study
 from spectrum.data.images import images_of
 from spectrum.design.effects import check_effects
 from spectrum.design.options import without_effect
@@ -16,8 +16,9 @@ from spectrum.design.point import SpecError, choices
 from spectrum.design.study_file import parse_study
 from spectrum.models.blocks import segmented
 from spectrum.study.equal_networks import coincidences
-from spectrum.study.planning import from_entry, plan_study
+from spectrum.study.planning import plan_study
 from spectrum.training.loop import train
+from tests.plans import plan_of
 
 TINY = {"dataset": "digits", "train_images": 100, "batch_size": 50, "epochs": 2}
 
@@ -115,9 +116,9 @@ def test_a_field_is_called_unused_just_where_it_changes_no_weight(schedule, opti
 def test_a_plan_that_is_frozen_is_read_as_it_is():
     said = study({"decay": 0.5})
     point = said.points()[0]
-    kept = plan_study(study({"schedule": "exponential", "decay": 0.5}))[0].entry()
+    kept = plan_study(study({"schedule": "exponential", "decay": 0.5}))[0].record().entry()
     entry = kept | {"id": point.id, "asked": point.id, "point": point.model_dump(mode="json", exclude_defaults=True)}
-    (planned,) = plan_study(said, frozen={"hash": said.hash, "points": [json.loads(json.dumps(entry))]})
+    (planned,) = plan_study(said, frozen=plan_of({"hash": said.hash, "points": [entry]}))
     assert planned.point == point
 
 
@@ -187,8 +188,7 @@ def test_what_is_told_trains_to_the_same_weights(tmp_path):
     rows = [json.loads(line) for line in (tmp_path / "results.jsonl").read_text().splitlines()]
     assert notes == ["segments = 8 and segments = per_channel train the same network; one of the two is enough"]
     assert len({row["weights_sha256"] for row in rows}) == 4
-    frozen = json.loads((tmp_path / "plan.json").read_text())
-    assert [from_entry(entry, Point(**entry["point"])).same_as is not None for entry in frozen["points"]] == [
+    assert [run.same_as is not None for run in read_plan(tmp_path).runs] == [
         False, False, True, False, False, True,
     ]  # fmt: skip
     notes.clear()

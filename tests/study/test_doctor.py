@@ -12,6 +12,7 @@ from spectrum.design.point import Point
 from spectrum.study.doctor import look_at, repair
 from spectrum.study.store import Store, StoreError, bad_lines, read_rows, writer_of
 from spectrum.training.checkpoint_files import CHECKPOINTS, checkpoint_files, name_of
+from tests.plans import plan_of
 
 RESULTS = Path(__file__).parents[2] / "results"
 SEEN = {"torch": "2", "processor": "AVX2", "device": "cpu", "threads": 1, "layout": "channels_last", "lowering": "auto"}
@@ -28,7 +29,7 @@ def row(id: str, **said: Any) -> dict[str, Any]:
 def folder(tmp_path: Path) -> Path:
     """Four points: two have their rows, one is part-way, one is left."""
     with Store(tmp_path) as store:
-        store.freeze({"hash": "h", "points": [{"id": id} for id in IDS]})
+        store.freeze(plan_of({"hash": "h", "points": [{"id": id} for id in IDS]}))
         for id in IDS[:2]:
             store.append_history({"id": id, "epoch": epoch} for epoch in (1, 2))
             store.append(row(id))

@@ -302,9 +302,9 @@ def test_a_folder_that_grew_since_its_plan_is_planned_anew(data_root):
     assert run_study(study, "out", workers=1).failed == 0
     (row,), after = read_rows(Path("out")), read_plan(Path("out"))
     (network,) = plan_study(study)
-    assert row["params"] == network.params == after["points"][0]["params"] > before["points"][0]["params"]
-    (known,) = after["images"]
-    assert known["fingerprint"] == row["provenance"]["data_fingerprint"] != before["images"][0]["fingerprint"]
+    assert row["params"] == network.params == after.runs[0].params > before.runs[0].params
+    (known,) = after.images
+    assert known["fingerprint"] == row["provenance"]["data_fingerprint"] != before.images[0]["fingerprint"]
     assert known["classes"] == ["a", "b", "c"]
     assert known["test"].startswith("a fixed sixth of the training files")
 

@@ -12,6 +12,7 @@ from spectrum.design.point import SpecError
 from spectrum.design.study_file import parse_study
 from spectrum.study.identity import contrasts_changed, held_by
 from spectrum.study.store import Store, StoreError, read_plan
+from tests.plans import plan_of
 from tests.runs import tiny
 
 STUDY = """
@@ -38,8 +39,13 @@ def hold(folder, study, rows=True):
     """A folder as a run of the study leaves it, without the training."""
     with Store(folder) as store:
         points = study.points()
-        entries = [{"id": point.id, "asked": point.id} for point in points]
-        store.freeze({"study": study.name, "hash": study.hash, "points": entries, "contrasts": []})
+        entries = [
+            {"id": point.id, "asked": point.id, "point": point.model_dump(mode="json", exclude_defaults=True)}
+            for point in points
+        ]
+        base, varied = study.base.model_dump(mode="json"), study.varied()
+        named = {"study": study.name, "hash": study.hash, "base": base, "varied": varied}
+        store.freeze(plan_of(named | {"points": entries, "contrasts": []}))
         for point in points if rows else ():
             fields = point.model_dump(mode="json")
             store.append({"id": point.id, "study": study.name, "status": "done", **fields, "test_accuracy": 0.5})
@@ -118,6 +124,21 @@ def test_a_study_that_has_grown_or_shrunk_is_read_when_it_has_run_again(two, stu
     assert "the study has changed since it ran here" in capsys.readouterr().out
     assert run("plan", grown) == 0
     assert held_by(study_folder / "results" / "x", load_study(grown)) == "version"
+
+
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        ({"epochs": 5}, "(epochs was 1 and is 5)"),
+        ({"seeds": "[0, 1]"}, "(seed was [0] and is [0, 1])"),
+        ({"segments": "[1, 3, 4]"}, "(segments was [1, 3] and is [1, 3, 4])"),
+        ({"segments": "[3]", "epochs": 2}, "(segments was [1, 3] and is [3], epochs was 1 and is 2)"),
+    ],
+    ids=str,
+)
+def test_a_refusal_names_the_options_that_changed_with_both_values(two, study_folder, capsys, changed, words):
+    assert run("report", write(study_folder / "a" / "x.toml", **changed)) == 2
+    assert words in capsys.readouterr().err
 
 
 def test_the_same_points_are_the_same_study_whatever_it_is_called(two, study_folder):

@@ -1,7 +1,6 @@
 """Plans: widths solved for budgets, frozen, and what contrasts change."""
 
 import itertools
-import json
 
 import pytest
 import torch
@@ -17,7 +16,8 @@ from spectrum.design.study_file import parse_study
 from spectrum.models.probe import WIDTHS
 from spectrum.study import planning
 from spectrum.study.contrasts import examine
-from spectrum.study.planning import build, from_entry, plan_study
+from spectrum.study.planning import build, plan_study, planned_point
+from tests.plans import plan_of
 
 TINY = {"dataset": "digits", "train_images": 100, "batch_size": 50, "epochs": 2}
 PER_CHANNEL = {"segments": "per_channel"}
@@ -108,9 +108,9 @@ def test_a_reference_may_be_a_network_that_is_not_in_the_study():
 def test_what_a_plan_froze_is_taken_as_it_is(monkeypatch):
     said = study(budget={"match": "params", "reference": PER_CHANNEL})
     planned = plan_study(said)
-    entries = [one.entry() for one in planned]
+    entries = [one.record().entry() for one in planned]
     entries[0]["point"]["widths"], entries[0]["mismatch"] = [8, 16, 32], 0.25
-    frozen = json.loads(json.dumps({"points": entries}))
+    frozen = plan_of({"points": entries})
     again = plan_study(said, frozen=frozen)
     assert (again[0].point.widths, again[0].mismatch) == ((8, 16, 32), 0.25)
     assert again[0].params == params_of(again[0].point), "counted anew"
@@ -118,10 +118,15 @@ def test_what_a_plan_froze_is_taken_as_it_is(monkeypatch):
     assert plan_study(study(budget={"match": "macs", "reference": PER_CHANNEL}), frozen=frozen)[0].mismatch < 0.01
 
 
+def read_back(planned):
+    """The run that plan.json would hold of it."""
+    return plan_of({"points": [planned.record().entry()]}).runs[0]
+
+
 @pytest.mark.medium
 def test_an_entry_of_a_plan_gives_the_point_back():
     for one in plan_study(study(budget={"match": "macs", "reference": PER_CHANNEL})):
-        assert from_entry(json.loads(json.dumps(one.entry())), one.asked) == one
+        assert planned_point(read_back(one), one.asked) == one
 
 
 @pytest.mark.parametrize(
@@ -136,7 +141,7 @@ def test_an_entry_of_a_plan_gives_the_point_back():
 def test_an_entry_keeps_a_default_where_a_family_or_a_recipe_has_another_value(said):
     point = Point(**TINY, segments=2, **said)
     planned = planning.PlannedPoint(point, 1, 1, 1, (2,), point)
-    again = from_entry(json.loads(json.dumps(planned.entry())), point)
+    again = planned_point(read_back(planned), point)
     assert again.point == point
     assert again.point.id == point.id != Point(**point.model_dump(exclude_defaults=True)).id
 
@@ -156,12 +161,12 @@ def test_layers_are_counted_that_fall_short_of_any_option_and_kept_in_the_plan(o
     (planned,) = plan_study(study(base={option: value} | widths, axes={"seed": [0]}))
     layers = {"stage_segments": 4, "pointwise_segments": 3}.get(option, 2)  # the last: between 16 and 32 channels too
     assert planned.clamped == ((option, layers),)
-    entry = json.loads(json.dumps(planned.entry()))
-    assert entry["clamped_layers"] == {option: layers}
-    assert from_entry(entry, planned.asked) == planned
-    del entry["clamped_layers"]
-    earlier = from_entry(entry, planned.asked)
-    assert "clamped_layers" not in earlier.entry(), "a plan that does not tell is written as it was"
+    run = read_back(planned)
+    assert run.clamped_layers == {option: layers}
+    assert planned_point(run, planned.asked) == planned
+    untold = {name: value for name, value in run.entry().items() if name != "clamped_layers"}
+    earlier = planned_point(plan_of({"points": [untold]}).runs[0], planned.asked)
+    assert "clamped_layers" not in earlier.record().entry(), "a plan that does not tell is written as it was"
     assert earlier.clamped_layers == (layers if option == "segments" else 0)
 
 
@@ -208,7 +213,7 @@ def test_step_times_are_matched_and_kept_whatever_else_changes(told_times):
         assert keeps_ratios(WIDTHS, one.point.widths or WIDTHS)
         assert one.step_seconds == pytest.approx(one.budget * (1 + one.mismatch))
     assert set(told_times) == {1}
-    frozen = json.loads(json.dumps({"points": [one.entry() for one in planned]}))
+    frozen = plan_of({"points": [one.record().entry() for one in planned]})
     told_times.clear()
     for changed in (
         said,
@@ -368,7 +373,7 @@ def test_an_interaction_is_confounded_where_what_it_is_compared_across_is(across
     found = [factor.name for factor in examined.across]
     assert found[0] == "segments"
     assert ("parameters, which no budget holds" in found) == examined.confounded == (match == "none")
-    entry = examined.entry()
+    entry = examined.record().entry()
     assert entry["across"] == across
     assert entry["across_factors"][0] in ("segments: 1 → 4", "segments: 4 → 1")
 
@@ -439,6 +444,6 @@ def test_another_base_is_another_budget_and_so_another_study():
     budget = {"match": "params", "reference": PER_CHANNEL}
     one, other = (study(base={"depth": d}, axes={"depth": [1, 2]}, budget=budget) for d in (1, 2))
     assert one.hash != other.hash
-    frozen = {"points": [planned.entry() for planned in plan_study(one)]}
+    frozen = plan_of({"points": [planned.record().entry() for planned in plan_study(one)]})
     budgets = [{planned.budget for planned in plan_study(said, frozen=frozen)} for said in (one, other)]
     assert budgets[0] != budgets[1]

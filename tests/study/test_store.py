@@ -20,6 +20,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from spectrum.design.plan import Plan, PlannedRun
 from spectrum.results import load_results
 from spectrum.study.store import (
     BAD,
@@ -30,9 +31,9 @@ from spectrum.study.store import (
     Store,
     StoreError,
     bad_lines,
+    find_plan,
     latest_rows,
     read_history,
-    read_plan,
     read_rows,
 )
 
@@ -41,8 +42,8 @@ def row(id: str, status: str = "done", **more: Any) -> dict[str, Any]:
     return {"id": id, "status": status, **more}
 
 
-def plan_of(*ids: str, hash: str) -> dict[str, Any]:
-    return {"hash": hash, "points": [{"id": id} for id in ids]}
+def plan_of(*ids: str, hash: str) -> Plan:
+    return Plan(hash=hash, runs=tuple(PlannedRun(id=id) for id in ids))
 
 
 def write(folder: Path, *rows: dict[str, Any]) -> None:
@@ -349,6 +350,7 @@ def test_a_full_disk_is_a_clear_error_and_tears_no_row(tmp_path: Path, size: int
 FILL_BY_A_PLAN = """
 import resource, signal, sys
 from pathlib import Path
+from spectrum.design.plan import Plan, PlannedRun
 from spectrum.study.store import Store, StoreError
 
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
@@ -356,7 +358,7 @@ hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
 with Store(Path(sys.argv[1])) as store:
     resource.setrlimit(resource.RLIMIT_FSIZE, (600, hard))
     try:
-        store.freeze({"hash": "new", "points": [{"id": "b"}] * int(sys.argv[2])})
+        store.freeze(Plan(hash="new", runs=(PlannedRun(id="b"),) * int(sys.argv[2])))
     except StoreError as error:
         print(error)
 """
@@ -375,7 +377,7 @@ def test_a_disk_that_is_full_when_a_plan_is_frozen_is_a_clear_error_and_keeps_th
         said, error = writer.communicate()
     assert (error, writer.returncode) == ("", 0)
     assert said == f"{tmp_path / PLAN}: cannot be written (File too large)\n"
-    assert read_plan(tmp_path) == plan
+    assert find_plan(tmp_path) == plan
     assert not list(tmp_path.glob(".*.[0-9]*")), "no part of a file is left"
 
 
@@ -457,7 +459,7 @@ def test_a_file_that_may_not_be_changed_any_more_is_named_during_a_run(tmp_path:
 @pytest.mark.parametrize("name", [PLAN, BAD, ROWS])
 def test_a_file_that_cannot_be_replaced_or_added_to_is_named(tmp_path: Path, name: str) -> None:
     write(tmp_path, row("a"))
-    (tmp_path / PLAN).write_text(json.dumps(plan_of("a", hash="old")))
+    (tmp_path / PLAN).write_text(plan_of("a", hash="old").to_json())
     (tmp_path / BAD).touch()
     if name != PLAN:
         with (tmp_path / ROWS).open("ab") as file:
@@ -466,13 +468,13 @@ def test_a_file_that_cannot_be_replaced_or_added_to_is_named(tmp_path: Path, nam
     with immutable(tmp_path / name), pytest.raises(StoreError, match=refused), Store(tmp_path) as store:
         store.freeze(plan_of("b", hash="new"))
     assert read_rows(tmp_path) == [row("a")]
-    assert read_plan(tmp_path) == plan_of("a", hash="old")
+    assert find_plan(tmp_path) == plan_of("a", hash="old")
 
 
 @pytest.mark.skipif(not Path("/proc/self/mem").exists(), reason="a file that gives EIO is needed")
 @pytest.mark.parametrize(
     ("name", "read"),
-    [(ROWS, read_rows), (HISTORY, read_history), (PLAN, read_plan), (ROWS, latest_rows), (ROWS, load_results)],
+    [(ROWS, read_rows), (HISTORY, read_history), (PLAN, find_plan), (ROWS, latest_rows), (ROWS, load_results)],
 )
 def test_a_disk_that_does_not_give_a_file_back_is_said_with_its_name(
     tmp_path: Path, name: str, read: Callable[[Path], object]
@@ -547,6 +549,7 @@ KILLED = """
 import os, sys
 from pathlib import Path
 from spectrum import _files
+from spectrum.design.plan import Plan, PlannedRun
 from spectrum.study import store
 from tests.failpoint import die_at
 
@@ -559,7 +562,7 @@ if doing == "open":
 with store.Store(folder) as opened:
     die_at(owner, name, number, moment)
     if doing == "freeze":
-        opened.freeze({"hash": "new", "points": [{"id": "b"}]})
+        opened.freeze(Plan(hash="new", runs=(PlannedRun(id="b"),)))
     elif doing == "results.jsonl":
         opened.append({"id": "b", "status": "done"})
     elif doing == "history.jsonl":
@@ -597,12 +600,12 @@ def test_a_process_killed_while_freezing_leaves_the_old_plan_or_the_new(tmp_path
             store.freeze(old)
         if not kill(folder, "freeze", step, number, moment):
             break
-        assert read_plan(folder) in (old, new)
+        assert find_plan(folder) in (old, new)
         with Store(folder) as store:
             assert not list(folder.glob(".*.[0-9]*")), "what was half written is gone"
             store.freeze(new)
-        assert read_plan(folder) == new
-        assert json.loads((folder / "plan-old.json").read_text()) == old
+        assert find_plan(folder) == new
+        assert Plan.from_json((folder / "plan-old.json").read_text()) == old
     assert number > 1, "it was killed at all"
 
 
@@ -723,8 +726,8 @@ def test_an_earlier_plan_is_kept_under_its_hash(tmp_path: Path) -> None:
     with Store(tmp_path) as store:
         for plan in plans:
             store.freeze(plan)
-    assert read_plan(tmp_path) == plans[2]
-    kept = {path.name: json.loads(path.read_text()) for path in tmp_path.glob("plan-*.json")}
+    assert find_plan(tmp_path) == plans[2]
+    kept = {path.name: Plan.from_json(path.read_text()) for path in tmp_path.glob("plan-*.json")}
     assert kept == {"plan-111.json": plans[0], "plan-222.json": plans[1]}
 
 
@@ -735,16 +738,16 @@ def test_the_same_plan_is_not_written_again(tmp_path: Path) -> None:
         store.freeze(plan_of("a", hash="111"))
         assert (tmp_path / PLAN).stat().st_ino == inode
         store.freeze(plan_of("a", "b", hash="111"))  # a search that was extended is the same study still
-    assert read_plan(tmp_path) == plan_of("a", "b", hash="111")
+    assert find_plan(tmp_path) == plan_of("a", "b", hash="111")
     assert list(tmp_path.glob("plan-*.json")) == []
 
 
 @pytest.mark.parametrize("text", ["", '{"hash": "1', "[]", "null", "\udcff"])
 def test_a_garbled_plan_is_said_with_its_remedy(tmp_path: Path, text: str) -> None:
     (tmp_path / PLAN).write_bytes(text.encode(errors="surrogateescape"))
-    with pytest.raises(StoreError, match=r"plan\.json: garbled; remove it"):
-        read_plan(tmp_path)
+    with pytest.raises(StoreError, match=r"plan\.json: garbled \(.*or remove it"):
+        find_plan(tmp_path)
 
 
 def test_there_is_no_plan_before_the_first_run(tmp_path: Path) -> None:
-    assert read_plan(tmp_path) is None
+    assert find_plan(tmp_path) is None

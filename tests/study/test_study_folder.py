@@ -13,6 +13,7 @@ from spectrum.study import doctor
 from spectrum.study.doctor import look_at
 from spectrum.study.store import Store, read_rows
 from spectrum.training.checkpoint_files import name_of
+from tests.plans import plan_of
 from tests.runs import (
     IMPORTS,
     hashes_of,
@@ -149,7 +150,7 @@ def test_a_point_that_ends_while_its_folder_is_looked_at_is_no_fault(tmp_path, m
     state_of = doctor._state_of
     monkeypatch.setattr(doctor, "_state_of", end_the_second)
     with Store(tmp_path) as store:
-        store.freeze({"hash": "h", "points": [{"id": "a"}, {"id": "b"}]})
+        store.freeze(plan_of({"hash": "h", "points": [{"id": "a"}, {"id": "b"}]}))
         assert [found.said for found in look_at(tmp_path) if found.fault] == []
     assert first.exists()
     assert second.parent.exists() != gone

@@ -92,7 +92,7 @@ def study(**said):
 def test_a_study_is_searched_then_confirmed_and_neither_twice(study_folder):
     summary = run_study(study(), workers=2)
     folder = study_folder / "results" / "tuned"
-    grid = read_plan(folder)["tuning"]["grid"]["lr"]
+    grid = read_plan(folder).tuning.grid["lr"]
     assert {0.001, 0.01} < set(grid) <= {0.0001, 0.001, 0.01, 0.1}, "of two values the best is always on an edge"
     runs = 2 * len(grid)
     assert (summary.total, summary.trained, summary.confirmed) == (runs, runs, False)
