@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-PACKAGES_OF = {"PIL": "pillow", "sklearn": "scikit-learn", "IPython": "ipykernel"}  # where a package has another name
+PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+PROJECT = PYPROJECT["project"]
+PACKAGES_OF = {"PIL": "pillow", "IPython": "ipykernel"}  # where a package has another name
 BY_NAME = {"fvcore"}  # cost/audit.py asks for other counters by their names
 EXTRAS = {"h5py": "keras", "keras": "keras", "ray": "ray", "ipykernel": "notebooks"}  # imported where they are used
 
@@ -57,3 +58,10 @@ def test_an_extra_declares_what_it_is_for(name: str) -> None:
 
 def test_what_is_declared_is_imported() -> None:
     assert DECLARED - set().union(*IMPORTED.values()) - BY_NAME == set()
+
+
+def test_files_that_are_no_python_go_into_the_wheel() -> None:
+    there = {path for path in (ROOT / "spectrum").rglob("*.*") if path.suffix not in (".py", ".pyc")}
+    patterns = PYPROJECT["tool"]["setuptools"]["package-data"]["spectrum"]
+    assert there == {path for pattern in patterns for path in (ROOT / "spectrum").glob(pattern)}
+    assert all(any((ROOT / "spectrum").glob(pattern)) for pattern in patterns)
