@@ -1,7 +1,9 @@
 """What is imported is declared, and what is declared is imported."""
 
 import ast
+import os
 import re
+import subprocess
 import sys
 import tomllib
 from pathlib import Path
@@ -65,3 +67,44 @@ def test_files_that_are_no_python_go_into_the_wheel() -> None:
     patterns = PYPROJECT["tool"]["setuptools"]["package-data"]["spectrum"]
     assert there == {path for pattern in patterns for path in (ROOT / "spectrum").glob(pattern)}
     assert all(any((ROOT / "spectrum").glob(pattern)) for pattern in patterns)
+
+
+BLOCK = """
+import sys
+class Missing:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] == {package!r}:
+            raise ImportError(f"{{name}} was imported")
+sys.meta_path.insert(0, Missing())
+"""
+STUDY = """
+[base]
+dataset = "digits"
+train_images = 100
+batch_size = 50
+epochs = 1
+width = 0.25
+[axes]
+segments = [1, "per_channel"]
+"""
+
+
+@pytest.mark.medium
+@pytest.mark.parametrize("package", sorted(BY_NAME))
+def test_a_study_runs_without(package: str, tmp_path: Path) -> None:
+    """From plan to report; workers meet the same block, since every Python imports `sitecustomize`."""
+    (tmp_path / "sitecustomize.py").write_text(BLOCK.format(package=package))
+    (tmp_path / "tiny.toml").write_text(STUDY)
+    more = {"PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)])}
+
+    def python(*words: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, *words], cwd=tmp_path, env=os.environ | more, capture_output=True, text=True, check=False
+        )
+
+    assert f"{package} was imported" in python("-c", f"import {package}").stderr
+    assert python("-c", "from spectrum import *").returncode == 0
+    for words in (["plan", "tiny.toml"], ["run", "tiny.toml"], ["status", "tiny.toml"], ["report", "tiny.toml"]):
+        done = python("-c", "import sys; from spectrum.cli import main; sys.exit(main(sys.argv[1:]))", *words)
+        assert done.returncode == 0, done.stderr
+    assert len((tmp_path / "results/tiny/results.jsonl").read_text().splitlines()) == 2
