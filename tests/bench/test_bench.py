@@ -44,7 +44,7 @@ def test_conclusions_about_the_operation_follow_from_its_table():
     rows += [op_row(s, "grouped", ms) for s, ms in ((1, 1.9), (2, 1.6), (3, 9.0), (4, 4.0), (8, 1.5))]
     rows += [op_row(s, "separate", 8.0) for s in (1, 2, 3, 4, 8)]
     found = op.findings(pd.DataFrame(rows))
-    assert found["least per cent of the yardstick"] == 50
+    assert found["least per cent of the roofline"] == 50
     assert found["points below 50 %"] == 0
     assert found["points"] == 4, "uneven segments are another comparison"
     assert found["slowest against the best peer"] == pytest.approx(2.0 / 1.9)
