@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[1]
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 PROJECT = PYPROJECT["project"]
 PACKAGES_OF = {"PIL": "pillow", "IPython": "ipykernel"}  # where a package has another name
-BY_NAME = {"fvcore"}  # cost/audit.py asks for other counters by their names
+BY_NAME = {"fvcore"}  # cost/counters.py has other counters by their names
 EXTRAS = {"h5py": "keras", "keras": "keras", "ray": "ray", "ipykernel": "notebooks"}  # imported where they are used
 
 
