@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from spectrum._files import reason_of, write_whole
 from spectrum.cli.arguments import Doctor, Export, Report, Status
@@ -26,6 +26,10 @@ from spectrum.study.store import (
     writer_of,
 )
 from spectrum.training.checkpoint_files import CHECKPOINTS, checkpoint_files
+
+if TYPE_CHECKING:
+    from spectrum.analysis.report import Report as Written
+    from spectrum.study.doctor import Finding
 
 PLANNED = {"study", "question", "file", "overrides", "imports", "hash", "budget", "varied"}  # what a page needs
 
@@ -80,6 +84,11 @@ def doctor(command: Doctor) -> int:
             if one.can_be_mended and one not in left:
                 out.print(f"mended: {one.said}")
         found = left
+    return _print_findings(folder, found)
+
+
+def _print_findings(folder: Path, found: Sequence[Finding]) -> int:
+    """Print what was found; status 1 where there are faults."""
     for one in found:
         mend = " (--repair)" if one.can_be_mended else ""
         out.print(f"{'fault' if one.fault else 'note'}: {one.said}{mend}")
@@ -102,13 +111,8 @@ def export(command: Export) -> int:
     from spectrum.analysis.report import judge
     from spectrum.results import load_results
 
-    kind, endings = command.to.suffix, [*ROW_FORMATS, *TABLE_FORMATS]
-    if kind not in endings:
-        raise SpecError(f"--to {command.to}: expected a name that ends in {', '.join(endings[:-1])} or {endings[-1]}")
-    if not command.to.parent.is_dir():
-        raise SpecError(f"--to {command.to}: no folder {command.to.parent}; make it first")
-    if is_own(command.to):
-        raise SpecError(f"--to {command.to}: is a file that a study's folder lives on; give another name")
+    kind = command.to.suffix
+    _check_target(command.to, [*ROW_FORMATS, *TABLE_FORMATS])
     folder, loaded = _folder_to_read(command.study, command.out)
     if command.contrasts:
         _raise_without_contrasts(folder, loaded)
@@ -126,6 +130,15 @@ def export(command: Export) -> int:
         what = f"table of {what}" if command.contrasts else f"table of {what}, a line a point,"
     out.print(f"{what} written to {command.to}")
     return 0
+
+
+def _check_target(path: Path, endings: Sequence[str]) -> None:
+    if path.suffix not in endings:
+        raise SpecError(f"--to {path}: expected a name that ends in {', '.join(endings[:-1])} or {endings[-1]}")
+    if not path.parent.is_dir():
+        raise SpecError(f"--to {path}: no folder {path.parent}; make it first")
+    if is_own(path):
+        raise SpecError(f"--to {path}: is a file that a study's folder lives on; give another name")
 
 
 def _raise_without_contrasts(folder: Path, study: Study | None) -> None:
@@ -147,7 +160,6 @@ def show_report(folder: Path, study: Study | None = None) -> None:
     import pandas as pd
 
     from spectrum.analysis.report import write_report
-    from spectrum.analysis.summary import as_text
     from spectrum.results import load_history, load_results, load_tuning
 
     plan = frozen_plan(folder)
@@ -161,6 +173,13 @@ def show_report(folder: Path, study: Study | None = None) -> None:
         report = write_report(folder, results, load_history(folder), plan, tuning)
     except OSError as error:
         raise WriteError(f"{error.filename or folder}: the report cannot be written ({reason_of(error)})") from error
+    _print_report(folder, report, "spectrum.png" if plan["points"] else "tuning.png")
+
+
+def _print_report(folder: Path, report: Written, first: str) -> None:
+    """The table, the sentences, and where the first figure, the page and the rows are."""
+    from spectrum.analysis.summary import as_text
+
     out.print()
     if len(report.table):
         print_table(*as_text(report.table))
@@ -169,7 +188,6 @@ def show_report(folder: Path, study: Study | None = None) -> None:
         out.print(sentence)
     if report.sentences:
         out.print()
-    first = "spectrum.png" if plan["points"] else "tuning.png"
     figure = next((path for path in report.figures if path.name == first), None)
     for name, path in (("figure", figure), ("report", report.page), ("rows", folder / ROWS)):
         if path is not None:

@@ -171,6 +171,18 @@ def measure_cost(
             speed = measure_speed(model, (batch_size, *inputs.args[0].shape[1:]), threads=threads)
     products = _count(model, inputs, zeros=input_shape is not None)
     modules = dict(model.named_modules())
+    params = _params_by_layer(modules)
+    layers = tuple(
+        LayerCost(name, type(modules[name]).__name__, params[name], *products.of.get(name, (0, 0, 0)))
+        for name in params
+        if params[name] or name in products.of
+    )
+    not_counted = tuple(NotCounted(*which[:2], calls, which[2]) for which, calls in products.unknown.items())
+    return Cost(layers, products.norms, products.nonlinearities, speed, not_counted)
+
+
+def _params_by_layer(modules: dict[str, nn.Module]) -> dict[str, int]:
+    """Trainable numbers of each module's own, shared ones at the first."""
     params = dict.fromkeys(modules, 0)
     owners: dict[str, str] = {}  # modules that are never called, such as lists of parameters, belong to their parents
     seen: set[Tensor] = set()
@@ -180,13 +192,7 @@ def measure_cost(
             if parameter.requires_grad and parameter not in seen:
                 seen.add(parameter)
                 params[owners[name]] += parameter.numel()
-    layers = tuple(
-        LayerCost(name, type(modules[name]).__name__, params[name], *products.of.get(name, (0, 0, 0)))
-        for name in params
-        if params[name] or name in products.of
-    )
-    not_counted = tuple(NotCounted(*which[:2], calls, which[2]) for which, calls in products.unknown.items())
-    return Cost(layers, products.norms, products.nonlinearities, speed, not_counted)
+    return params
 
 
 def forward_macs(model: nn.Module, input_shape: Sequence[int]) -> int:

@@ -71,29 +71,42 @@ def typical(model: nn.Module) -> Tensor:
 
 def _copied(value: Any, device: torch.device, known: dict[int, Tensor]) -> Any:
     """The same structure with copies of its tensors, one each, which the network may then change in place."""
+
+    def copied(item: Any) -> Any:
+        return _copied(item, device, known)
+
     if isinstance(value, Tensor):
         if id(value) not in known:
-            copied = value.detach().to("meta") if device.type == "meta" else value.detach().clone()
-            known[id(value)] = copied.requires_grad_() if value.requires_grad else copied
+            known[id(value)] = _copied_tensor(value, device)
         return known[id(value)]
     if isinstance(value, Mapping):
-        items = {name: _copied(item, device, known) for name, item in value.items()}
+        items = {name: copied(item) for name, item in value.items()}
         return items if type(value) is dict else _rebuilt(value, items)
-    if isinstance(value, tuple) and hasattr(value, "_fields"):  # one with names
-        return tuple.__new__(type(value), [_copied(item, device, known) for item in value])
     if isinstance(value, list | tuple):
-        items_listed = [_copied(item, device, known) for item in value]
-        plain = list if isinstance(value, list) else tuple
-        return plain(items_listed) if type(value) is plain else _rebuilt(value, plain(items_listed))
+        return _with_items(value, [copied(item) for item in value])
     if isinstance(value, deque | set | frozenset):
-        return type(value)(_copied(item, device, known) for item in value)
+        return type(value)(copied(item) for item in value)
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         instance = copy(value)
         for field in dataclasses.fields(value):
             if hasattr(value, field.name):
-                object.__setattr__(instance, field.name, _copied(getattr(value, field.name), device, known))
+                object.__setattr__(instance, field.name, copied(getattr(value, field.name)))
         return instance
     return value
+
+
+def _copied_tensor(tensor: Tensor, device: torch.device) -> Tensor:
+    """On "meta" for a network there; a leaf that wants a gradient where the original does."""
+    copied = tensor.detach().to("meta") if device.type == "meta" else tensor.detach().clone()
+    return copied.requires_grad_() if tensor.requires_grad else copied
+
+
+def _with_items(value: list[Any] | tuple[Any, ...], items: list[Any]) -> Any:
+    """A list or tuple of the same type with other items."""
+    if isinstance(value, tuple) and hasattr(value, "_fields"):  # one with names
+        return tuple.__new__(type(value), items)
+    plain = list if isinstance(value, list) else tuple
+    return plain(items) if type(value) is plain else _rebuilt(value, plain(items))
 
 
 def _rebuilt(value: Any, items: Any) -> Any:

@@ -124,6 +124,10 @@ class Products(TorchDispatchMode):
         if not self.backward:
             self.norms += packet in _NORMS
             self.nonlinearities += packet in _NONLINEARITIES
+        self._count(func, packet, args, kwargs, result)
+        return result
+
+    def _count(self, func: Any, packet: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> None:
         macs = macs_of(func, args, kwargs, result)
         if macs == 0 and packet is aten.mul and self._multiplies_vectors():
             macs = result.numel() * (4 if result.is_complex() else 1)
@@ -132,7 +136,6 @@ class Products(TorchDispatchMode):
         elif macs:
             outputs = result if isinstance(result, Tensor) else result[0]
             self._add(macs, 0 if outputs is None else outputs.numel())
-        return result
 
     def _add(self, macs: int, outputs: int) -> None:
         layer = self.layer()
