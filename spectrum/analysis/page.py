@@ -81,7 +81,7 @@ def page_of(
         problems=_problems(results) if len(results) else [],
         excluded=_excluded(judged) if len(results) == len(plan["points"]) else [],
         held=[(name, _said(value)) for name, value in _held(plan).items()],
-        command=_command(plan),
+        command=run_command(plan),
         script=Markup(script),
         script_hash="sha256-" + base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
         environment=_environment(finished),
@@ -257,8 +257,8 @@ def network_name(plan: Mapping[str, Any], entry: Mapping[str, Any]) -> str:
     return ", ".join([_place(point), *said, *match])
 
 
-def _command(plan: Mapping[str, Any]) -> str:
-    """The words that trained these points."""
+def run_command(plan: Mapping[str, Any]) -> str:
+    """The words that trained the points of a plan."""
     words = ["spectrum", "run", plan["file"]]
     for name, value in plan["overrides"].items():
         flag = name.replace("_", "-")

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from spectrum._files import reason_of, write_whole
 from spectrum.cli.arguments import Doctor, Export, Report, Status
-from spectrum.cli.printing import err, out, print_table
+from spectrum.cli.printing import err, out, print_next, print_table
 from spectrum.design.point import SpecError
 from spectrum.design.study_file import Study, load_study
 from spectrum.study.identity import check_not_other, check_same, contrasts_changed, folder_of
@@ -39,7 +39,14 @@ def status(command: Status) -> int:
     folder, study = _folder(command.study, command.out)
     held = None if study is None else check_not_other(folder, study)
     if study is None or held == "same":
-        _print_standing(folder, planned_ids(frozen_plan(folder)))
+        plan = frozen_plan(folder)
+        standing = _print_standing(folder, planned_ids(plan))
+        if standing == "finished":
+            print_next("report", str(folder))
+        elif standing == "left" and plan.keys() >= PLANNED:
+            from spectrum.analysis.page import run_command
+
+            out.print(f"{'next':7} {run_command(plan)}")
         return 0
     if held == "version":
         out.print(f"{folder}: the study has changed since it ran here")
@@ -48,15 +55,18 @@ def status(command: Status) -> int:
         out.print(f"{folder}: not run yet as the study is now; {search}up to {len(study.wanted())} points")
     else:
         _print_standing(folder, [point.id for point in study.points()])
+    print_next("run", str(command.study), *(["--out", str(command.out)] if command.out is not None else []))
     return 0
 
 
-def _print_standing(folder: Path, ids: Sequence[str]) -> None:
+def _print_standing(folder: Path, ids: Sequence[str]) -> Literal["training", "left", "finished"]:
+    """Print how many points have ended how; says what that means as a whole."""
     rows = latest_rows(folder)
     statuses = [rows[id]["status"] if id in rows else "left" for id in ids]
     counts = " · ".join(f"{statuses.count(status)} {status}" for status in ("done", "diverged", "failed", "left"))
     out.print(f"{folder}: {len(ids)} points · {counts}")
-    if (writer := writer_of(folder)) is not None:
+    writer = writer_of(folder)
+    if writer is not None:
         out.print(f"  a run is training: {writer}")
     for id in ids:
         newest = next(checkpoint_files(folder / CHECKPOINTS / id), None) if id not in rows else None
@@ -65,6 +75,9 @@ def _print_standing(folder: Path, ids: Sequence[str]) -> None:
     for id in ids:
         if id in rows and rows[id]["status"] == "failed":
             out.print(f"  failed {id}: {rows[id].get('reason')}")
+    if writer is not None:
+        return "training"
+    return "left" if {"left", "failed"} & set(statuses) else "finished"
 
 
 def doctor(command: Doctor) -> int:
@@ -96,6 +109,8 @@ def _print_findings(folder: Path, found: Sequence[Finding]) -> int:
     counts = ((len(read_rows(folder)), "row"), (faults, "fault"), (len(found) - faults, "note"))
     said = " · ".join(f"{count} {word if count == 1 else word + 's'}" for count, word in counts)
     out.print(f"{folder}: {said}")
+    if any(one.can_be_mended for one in found):
+        print_next("doctor", str(folder), "--repair")
     return 1 if faults else 0
 
 
@@ -192,6 +207,9 @@ def _print_report(folder: Path, report: Written, first: str) -> None:
     for name, path in (("figure", figure), ("report", report.page), ("rows", folder / ROWS)):
         if path is not None:
             out.print(f"{name:7} {path}")
+    if len(report.table):
+        table = f"spectrum export {folder} --to NAME.md"
+        out.print(f"{'next':7} open the report in a browser; its table as a file: {table}")
 
 
 def frozen_plan(folder: Path) -> dict[str, Any]:
@@ -220,7 +238,9 @@ def _folder(study: Path, out: Path | None) -> tuple[Path, Study | None]:
     """The folder of results that is meant, and the study if its file was given."""
     if not study.is_dir():
         if study.suffix != ".toml" and not study.exists():
-            raise SpecError(f"{study}: neither a study's TOML file nor a folder of results")
+            near = [path for path in (study.with_suffix(".toml"), Path("results") / study) if path.exists()]
+            meant = f"; did you mean {' or '.join(map(str, near))}?" if near else ""
+            raise SpecError(f"{study}: neither a study's TOML file nor a folder of results{meant}")
         loaded = load_study(study)
         return folder_of(loaded, out), loaded
     if out is not None:
