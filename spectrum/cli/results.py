@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from spectrum.analysis.report import Report as Written
     from spectrum.study.doctor import Finding
 
+Standing = Literal["training", "left", "finished"]
 PLANNED = {"study", "question", "file", "overrides", "imports", "hash", "budget", "varied"}  # what a page needs
 
 
@@ -40,13 +41,7 @@ def status(command: Status) -> int:
     held = None if study is None else check_not_other(folder, study)
     if study is None or held == "same":
         plan = frozen_plan(folder)
-        standing = _print_standing(folder, planned_ids(plan))
-        if standing == "finished":
-            print_next("report", str(folder))
-        elif standing == "left" and plan.keys() >= PLANNED:
-            from spectrum.analysis.page import run_command
-
-            out.print(f"{'next':7} {run_command(plan)}")
+        _print_what_next(folder, plan, _print_standing(folder, planned_ids(plan)))
         return 0
     if held == "version":
         out.print(f"{folder}: the study has changed since it ran here")
@@ -59,7 +54,18 @@ def status(command: Status) -> int:
     return 0
 
 
-def _print_standing(folder: Path, ids: Sequence[str]) -> Literal["training", "left", "finished"]:
+def _print_what_next(folder: Path, plan: dict[str, Any], standing: Standing) -> None:
+    """The report of a study that is finished; the run of one that is not, or whose search is."""
+    from spectrum.analysis.page import run_command
+
+    searched = standing == "finished" and "tuning" in plan and not plan["points"]
+    if standing == "finished" and not searched:
+        print_next("report", str(folder))
+    elif standing != "training" and plan.keys() >= PLANNED:
+        out.print(f"{'next':7} {run_command(plan)}{' --confirm' if searched else ''}")
+
+
+def _print_standing(folder: Path, ids: Sequence[str]) -> Standing:
     """Print how many points have ended how; says what that means as a whole."""
     rows = latest_rows(folder)
     statuses = [rows[id]["status"] if id in rows else "left" for id in ids]
@@ -77,7 +83,7 @@ def _print_standing(folder: Path, ids: Sequence[str]) -> Literal["training", "le
             out.print(f"  failed {id}: {rows[id].get('reason')}")
     if writer is not None:
         return "training"
-    return "left" if {"left", "failed"} & set(statuses) else "finished"
+    return "finished" if ids and not {"left", "failed"} & set(statuses) else "left"
 
 
 def doctor(command: Doctor) -> int:
