@@ -446,6 +446,8 @@ def test_a_search_says_what_it_chose_and_what_to_do_next(study, capsys):
     assert "of the grid; a better value may lie beyond" in said.err
     assert "with --confirm to train the points at these values" in said.out
     assert "figures/tuning.png" in said.out
+    assert run("status", "results/tuned") == 0
+    assert capsys.readouterr().out.endswith("next    spectrum run tuned.toml --confirm\n")
     assert run("run", "tuned.toml", "--workers", "2", "--confirm") == 0
     said = capsys.readouterr().out
     assert "accuracy" in said
