@@ -80,10 +80,13 @@ def load_results(folder: str | Path, *, all_points: bool = False) -> Results:
         if all_points:
             listed = {run.id for run in runs}
             rows += [row for id, row in by_id.items() if id not in listed]
-    if not rows and plan is not None and plan.tuning is not None and by_id:
-        raise StoreError(f"{folder}: has the rows of a search only; run the study on: spectrum run FILE --confirm")
     if not rows:
-        raise StoreError(f"{folder}: has no rows yet; run the study first: spectrum run FILE")
+        searched_only = plan is not None and plan.tuning is not None and by_id
+        raise StoreError(
+            f"{folder}: has the rows of a search only; run the study on: spectrum run FILE --confirm"
+            if searched_only
+            else f"{folder}: has no rows yet; run the study first: spectrum run FILE"
+        )
     return _as_table(row | {"study_hash": None if plan is None else plan.hash} for row in rows)
 
 

@@ -53,6 +53,7 @@ def test_the_whole_way_from_a_study_to_its_table(study, capsys):
     for path in (folder / "figures" / "spectrum.png", folder / "report.html", folder / "results.jsonl"):
         assert str(path.relative_to(study)) in first.out
         assert path.exists()
+    assert "next    open the report in a browser" in first.out
     assert "6/6" in first.err
     assert "\x1b" not in first.err  # plain lines where there is no terminal
 
@@ -60,7 +61,10 @@ def test_the_whole_way_from_a_study_to_its_table(study, capsys):
     assert "6 of 6 points had a result already and were reused" in capsys.readouterr().out
 
     assert run("status", "tiny.toml") == 0
-    assert "6 points · 6 done · 0 diverged · 0 failed · 0 left" in capsys.readouterr().out
+    assert capsys.readouterr().out.splitlines() == [
+        "results/tiny: 6 points · 6 done · 0 diverged · 0 failed · 0 left",
+        "next    spectrum report results/tiny",
+    ]
 
     (folder / "report.html").unlink()
     assert run("report", "results/tiny") == 0
@@ -86,7 +90,9 @@ def test_a_failed_point_makes_the_status_non_zero(study, capsys):
     assert run("run", "tiny.toml", "--workers", "1", "--import", "tests.faulty_models", "--model", "fails") == 1
     assert "6 points failed" in capsys.readouterr().err
     assert run("status", "results/tiny--model-fails") == 0
-    assert "this model never works" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "this model never works" in said
+    assert said.endswith("next    spectrum run tiny.toml --model fails --import tests.faulty_models\n")
 
 
 def test_a_plan_lists_points_and_writes_nothing(study, capsys):
@@ -97,7 +103,25 @@ def test_a_plan_lists_points_and_writes_nothing(study, capsys):
     assert "unmatched" in said
     assert "data: digits: 1,498 training and 299 test images · 10 classes, training/test: 0 148/30, " in said
     assert "8×8 pixels, 1 channel · test images: a fixed sixth of the images, carved off" in said
+    assert said.endswith("\nnext    spectrum run tiny.toml\n")
+    assert run("plan", "tiny.toml", "--json") == 0
+    assert len(json.loads(capsys.readouterr().out)["points"]) == 6
+    assert run("status", "tiny.toml") == 0
+    assert capsys.readouterr().out.endswith("6 left\nnext    spectrum run tiny.toml\n")
     assert [path.name for path in study.iterdir()] == ["tiny.toml"]
+
+
+@pytest.mark.medium
+def test_a_plan_says_the_run_with_its_own_flags(study, capsys):
+    assert run("plan", "tiny.toml", "--width", "0.5", "--out", "a folder") == 0
+    assert capsys.readouterr().out.endswith("\nnext    spectrum run tiny.toml --width 0.5 --out 'a folder'\n")
+
+
+def test_help_is_a_command_too(capsys):
+    assert run("help", "status") == 0
+    asked = capsys.readouterr().out
+    assert run("status", "--help") == 0
+    assert asked == capsys.readouterr().out
 
 
 @pytest.mark.medium
@@ -171,7 +195,9 @@ def test_an_override_reaches_the_plan(study, capsys):
         (["status", "nowhere"], "neither a study's TOML file nor a folder of results"),
         (["report", "tiny.toml"], "run the study first"),
         (["export", "tiny.toml"], "run the study first"),
-        (["fly"], "fly"),
+        (["status", "tiny"], "did you mean tiny.toml?"),
+        (["fly"], "fly: no such command. Commands: plan, run, status,"),
+        (["Plann", "tiny.toml"], "Plann: no such command; did you mean 'plan'? Commands: plan, run"),
     ],
 )
 def test_wrong_input_is_named_with_status_2_and_nothing_is_written(study, capsys, tmp_path_factory, words, says):
@@ -420,6 +446,8 @@ def test_a_search_says_what_it_chose_and_what_to_do_next(study, capsys):
     assert "of the grid; a better value may lie beyond" in said.err
     assert "with --confirm to train the points at these values" in said.out
     assert "figures/tuning.png" in said.out
+    assert run("status", "results/tuned") == 0
+    assert capsys.readouterr().out.endswith("next    spectrum run tuned.toml --confirm\n")
     assert run("run", "tuned.toml", "--workers", "2", "--confirm") == 0
     said = capsys.readouterr().out
     assert "accuracy" in said

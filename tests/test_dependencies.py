@@ -1,7 +1,9 @@
 """What is imported is declared, and what is declared is imported."""
 
 import ast
+import os
 import re
+import subprocess
 import sys
 import tomllib
 from pathlib import Path
@@ -9,9 +11,10 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-PACKAGES_OF = {"PIL": "pillow", "sklearn": "scikit-learn", "IPython": "ipykernel"}  # where a package has another name
-BY_NAME = {"fvcore"}  # cost/audit.py asks for other counters by their names
+PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+PROJECT = PYPROJECT["project"]
+PACKAGES_OF = {"PIL": "pillow", "IPython": "ipykernel"}  # where a package has another name
+BY_NAME = {"fvcore"}  # cost/counters.py has other counters by their names
 EXTRAS = {"h5py": "keras", "keras": "keras", "ray": "ray", "ipykernel": "notebooks"}  # imported where they are used
 
 
@@ -57,3 +60,51 @@ def test_an_extra_declares_what_it_is_for(name: str) -> None:
 
 def test_what_is_declared_is_imported() -> None:
     assert DECLARED - set().union(*IMPORTED.values()) - BY_NAME == set()
+
+
+def test_files_that_are_no_python_go_into_the_wheel() -> None:
+    there = {path for path in (ROOT / "spectrum").rglob("*.*") if path.suffix not in (".py", ".pyc")}
+    patterns = PYPROJECT["tool"]["setuptools"]["package-data"]["spectrum"]
+    assert there == {path for pattern in patterns for path in (ROOT / "spectrum").glob(pattern)}
+    assert all(any((ROOT / "spectrum").glob(pattern)) for pattern in patterns)
+
+
+BLOCK = """
+import sys
+class Missing:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] == {package!r}:
+            raise ImportError(f"{{name}} was imported")
+sys.meta_path.insert(0, Missing())
+"""
+STUDY = """
+[base]
+dataset = "digits"
+train_images = 100
+batch_size = 50
+epochs = 1
+width = 0.25
+[axes]
+segments = [1, "per_channel"]
+"""
+
+
+@pytest.mark.medium
+@pytest.mark.parametrize("package", sorted(BY_NAME))
+def test_a_study_runs_without(package: str, tmp_path: Path) -> None:
+    """From plan to report; workers meet the same block, since every Python imports `sitecustomize`."""
+    (tmp_path / "sitecustomize.py").write_text(BLOCK.format(package=package))
+    (tmp_path / "tiny.toml").write_text(STUDY)
+    more = {"PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)])}
+
+    def python(*words: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, *words], cwd=tmp_path, env=os.environ | more, capture_output=True, text=True, check=False
+        )
+
+    assert f"{package} was imported" in python("-c", f"import {package}").stderr
+    assert python("-c", "from spectrum import *").returncode == 0
+    for words in (["plan", "tiny.toml"], ["run", "tiny.toml"], ["status", "tiny.toml"], ["report", "tiny.toml"]):
+        done = python("-c", "import sys; from spectrum.cli import main; sys.exit(main(sys.argv[1:]))", *words)
+        assert done.returncode == 0, done.stderr
+    assert len((tmp_path / "results/tiny/results.jsonl").read_text().splitlines()) == 2

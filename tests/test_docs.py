@@ -92,7 +92,7 @@ def test_links_lead_to_pages_where_there_are_some(repository):
 
     assert shown("[a](../../results/teacher_pilot)") == "[a](../results/teacher_pilot/README.md)"
     assert shown("[a](../fairness.md#budgets)") == "[a](../fairness.md#budgets)"
-    assert shown("![a](../../results/bench/yardstick.png)") == "![a](../results/bench/yardstick.png)"
+    assert shown("![a](../../results/bench/roofline.png)") == "![a](../results/bench/roofline.png)"
     assert shown("[a study](../../experiments/teacher.toml)") == "a study (`experiments/teacher.toml`)"
     assert shown("[LICENSE](../../LICENSE)") == "`LICENSE`"
     assert shown("[a](https://arxiv.org/abs/1610.02357)") == "[a](https://arxiv.org/abs/1610.02357)"

@@ -12,6 +12,7 @@ import pytest
 
 from spectrum import Point
 from spectrum.cli import COMMANDS, main
+from spectrum.cli.arguments import Run
 from spectrum.study.store import FULL, Store, StoreError, WriteError, _told
 from tests.runs import tiny
 from tests.study.test_identity import hold
@@ -160,6 +161,15 @@ def test_what_is_said_after_ctrl_c_is_true_of_the_command(study, capsys, monkeyp
     assert run(command, "tiny.toml") == 130
     kept = "; finished points are kept, run the same command again to go on"
     assert capsys.readouterr().err == f"stopped{kept if command == 'run' else ''}\n"
+
+
+def test_a_run_that_is_terminated_says_what_is_kept(study, capsys, monkeypatch):
+    def stop(command):
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setitem(COMMANDS, Run, stop)
+    assert run("run", "tiny.toml") == 143
+    assert capsys.readouterr().err == "stopped; finished points are kept, run the same command again to go on\n"
 
 
 def test_ctrl_c_in_a_plan_says_nothing_of_points(study):

@@ -34,7 +34,7 @@ METHODS = {"read_pickle", "read_hdf", "exec_module", "load_module"}  # of whatev
 LOADS = re.compile(r"_?load\w*|\w+_load|read_\w+|Unpickler|\w*Loader")
 HARMLESS = {  # loads that make numbers, text and pixels of a file, and nothing else
     *("safetensors.torch.load", "safetensors.torch.load_file", "json.load", "json.loads", "orjson.loads"),
-    *("tomllib.load", "tomllib.loads", "pandas.read_csv", "pandas.read_parquet", "sklearn.datasets.load_digits"),
+    *("tomllib.load", "tomllib.loads", "pandas.read_csv", "pandas.read_parquet", "numpy.loadtxt"),
     *("datasets.load_dataset", "jinja2.PackageLoader", "jinja2.FileSystemLoader", "torch.utils.data.DataLoader"),
 }
 PLACES = {  # what must be looked at where it stands: our own compiled kernels, libc, and HDF5, which holds no code

@@ -83,7 +83,7 @@ def page_of(
         problems=_problems(results) if len(results) else [],
         excluded=_excluded(judged) if len(results) == len(plan.runs) else [],
         held=[(name, _said(value)) for name, value in _held(plan).items()],
-        command=_command(plan),
+        command=run_command(plan),
         script=Markup(script),
         script_hash="sha256-" + base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
         environment=_environment(finished),
@@ -235,8 +235,8 @@ def _name(plan: Plan, point: Mapping[str, Any], match: str | None) -> str:
     return ", ".join([_place(point), *said, *budget])
 
 
-def _command(plan: Plan) -> str:
-    """The words that trained these points."""
+def run_command(plan: Plan) -> str:
+    """The words that trained the runs of a plan."""
     words = ["spectrum", "run", str(plan.file)]
     for name, value in plan.overrides.items():
         flag = name.replace("_", "-")

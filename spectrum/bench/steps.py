@@ -54,7 +54,10 @@ def measure(
 
     plan = find_plan(folder)
     if plan is None or not plan.runs:
-        raise SpecError(f"--study {folder}: has no plan.json with points; run the study first")
+        raise SpecError(
+            f"--study {folder}: is no folder with a plan.json that has points; name a study's results, such as "
+            "results/quickstart, and run the study first"
+        )
     wanted = _networks(plan)
     points, networks = {}, {}
     for said, run in wanted.items():

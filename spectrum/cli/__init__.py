@@ -34,10 +34,10 @@ from spectrum.cli.arguments import (
     completion_script,
     parse,
 )
-from spectrum.cli.printing import err, out
+from spectrum.cli.printing import err, out, print_next
 from spectrum.study.store import FULL, StoreError, WriteError
 
-WRONG, UNWRITTEN = 2, 3
+WRONG, UNWRITTEN, TERMINATED = 2, 3, 143
 COMMANDS: dict[type, Callable[[Any], int]] = {
     Plan: studies.plan,
     Run: studies.run,
@@ -62,9 +62,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         except (ValueError, StoreError) as error:
             return _refuse(str(error), UNWRITTEN if isinstance(error, WriteError) else WRONG)
         except KeyboardInterrupt:
-            kept = "; finished points are kept, run the same command again to go on" if words[:1] == ["run"] else ""
-            err.print(f"stopped{kept}")
+            _say_stopped(words)
             return 130
+        except SystemExit as stop:
+            if stop.code == TERMINATED:
+                _say_stopped(words)
+            raise
         except BrokenPipeError:
             sys.stderr.close()
             return 141
@@ -81,7 +84,15 @@ def _obey(words: Sequence[str]) -> int:
         print(completion_script(" ".join(words[1:])))  # rich would expand its tabs
         return 0
     command = parse(words)
-    return COMMANDS[type(command)](command)
+    status = COMMANDS[type(command)](command)
+    if isinstance(command, Plan) and not command.json:
+        print_next("run", *words[1:])
+    return status
+
+
+def _say_stopped(words: Sequence[str]) -> None:
+    kept = "; finished points are kept, run the same command again to go on" if words[:1] == ["run"] else ""
+    err.print(f"stopped{kept}")
 
 
 def _refuse(why: str, status: int) -> int:
@@ -94,7 +105,7 @@ def _stopped_by_signals() -> Iterator[None]:
     """SIGTERM ends the command as Ctrl-C does, workers included, with status 143."""
 
     def terminate(number: int, frame: object) -> None:
-        sys.exit(143)
+        sys.exit(TERMINATED)
 
     try:
         before = signal.signal(signal.SIGTERM, terminate)

@@ -9,6 +9,7 @@ import contextlib
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, make_dataclass
+from difflib import get_close_matches
 from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
@@ -213,6 +214,12 @@ def parse(words: Sequence[str]) -> Any:
 
     Raises SpecError for what no command can mean; wrong flags leave through SystemExit, with status 2.
     """
+    if words[:1] == ["help"]:
+        words = [*words[1:], "--help"]
+    if words and not words[0].startswith("-") and words[0] not in _commands():
+        near = get_close_matches(words[0].lower(), _commands(), n=1)
+        meant = f"; did you mean {near[0]!r}?" if near else "."
+        raise SpecError(f"{words[0]}: no such command{meant} Commands: {', '.join(_commands())} (spectrum --help)")
     _import_first(words)
     command = _read(words or ["--help"])
     if isinstance(command, OnStudy | Audit):
@@ -238,8 +245,8 @@ def completion_script(shell: str) -> str:
     return text
 
 
-def _read(words: Sequence[str]) -> Any:
-    commands = {
+def _commands() -> dict[str, Any]:
+    return {
         "plan": Plan(tyro.MISSING),
         "run": Run(tyro.MISSING),
         "status": Status(tyro.MISSING),
@@ -249,6 +256,10 @@ def _read(words: Sequence[str]) -> Any:
         "audit": Audit(tyro.MISSING),
         "bench": Bench(tyro.MISSING),
     }
+
+
+def _read(words: Sequence[str]) -> Any:
+    commands = _commands()
     return tyro.cli(
         tyro.extras.subcommand_type_from_defaults(
             commands, {name: type(command).__doc__ or "" for name, command in commands.items()}

@@ -112,14 +112,7 @@ def bench(command: Bench) -> int:
     """Measure, save the table with the machine that it was measured on, and print what it says."""
     from spectrum.bench.machine import save
 
-    if command.threads < 1:
-        raise SpecError(f"--threads {command.threads}: expected at least 1")
-    if command.shape is not None and (command.what != "op" or min(command.shape) < 1):
-        raise SpecError("--shape N C H W: four whole numbers of at least 1, for op only")
-    if (command.study is None) == (command.what == "steps"):
-        raise SpecError("--study FOLDER: a study's results, for steps and for nothing else")
-    if command.out.exists() and not command.out.is_dir():
-        raise SpecError(f"--out {command.out}: is a file; name a folder")
+    _check_bench(command)
     table = _measured(command)
     path = command.out / f"{command.what}.csv"
     try:
@@ -134,6 +127,20 @@ def bench(command: Bench) -> int:
         out.print(f"{name}: {' … '.join(f'{v:.4g}' for v in values)}")
     out.print(f"\ntable {path}")
     return 0
+
+
+def _check_bench(command: Bench) -> None:
+    if command.threads < 1:
+        raise SpecError(f"--threads {command.threads}: expected at least 1")
+    if command.shape is not None and (command.what != "op" or min(command.shape) < 1):
+        given = " ".join(map(str, command.shape))
+        raise SpecError(f"bench {command.what} --shape {given}: --shape is of op, four whole numbers of at least 1")
+    if command.study is None and command.what == "steps":
+        raise SpecError("bench steps: needs --study FOLDER, a study's results, such as results/quickstart")
+    if command.study is not None and command.what != "steps":
+        raise SpecError(f"bench {command.what} --study {command.study}: --study is of steps; leave it out")
+    if command.out.exists() and not command.out.is_dir():
+        raise SpecError(f"--out {command.out}: is a file; name a folder")
 
 
 def _measured(command: Bench) -> pd.DataFrame:

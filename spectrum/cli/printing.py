@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 
 from rich.console import Console
@@ -46,6 +47,11 @@ def print_contrast(contrast: PlannedContrast) -> None:
             out.print(f"  - {factor}")
     for note in contrast.notes:
         out.print(f"  note: {note}")
+
+
+def print_next(*words: str) -> None:
+    """What to do after a command: the words of another."""
+    out.print(f"{'next':7} {shlex.join(('spectrum', *words))}")
 
 
 def duration(seconds: float) -> str:

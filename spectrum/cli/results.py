@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Literal
 
 from spectrum._files import reason_of, write_whole
 from spectrum.cli.arguments import Doctor, Export, Report, Status
-from spectrum.cli.printing import err, out, print_table
+from spectrum.cli.printing import err, out, print_next, print_table
+from spectrum.design.plan import Plan as FrozenPlan
 from spectrum.design.point import SpecError
 from spectrum.design.study_file import Study, load_study
 from spectrum.study.identity import changed_since, check_not_other, check_same, contrasts_changed, folder_of
@@ -25,6 +27,11 @@ from spectrum.study.store import (
 )
 from spectrum.training.checkpoint_files import CHECKPOINTS, checkpoint_files
 
+if TYPE_CHECKING:
+    from spectrum.analysis.report import Report as Written
+    from spectrum.study.doctor import Finding
+
+Standing = Literal["training", "left", "finished"]
 PLANNED = {"study", "question", "file", "overrides", "imports", "hash", "budget", "varied"}  # what a page needs
 
 
@@ -33,7 +40,8 @@ def status(command: Status) -> int:
     folder, study = _folder(command.study, command.out)
     held = None if study is None else check_not_other(folder, study)
     if study is None or held == "same":
-        _print_standing(folder, read_plan(folder).ids)
+        plan = read_plan(folder)
+        _print_what_next(folder, plan, _print_standing(folder, plan.ids))
         return 0
     if held == "version":
         out.print(f"{folder}: the study has changed since it ran here{changed_since(study, find_plan(folder))}")
@@ -42,15 +50,29 @@ def status(command: Status) -> int:
         out.print(f"{folder}: not run yet as the study is now; {search}up to {len(study.wanted())} points")
     else:
         _print_standing(folder, [point.id for point in study.points()])
+    print_next("run", str(command.study), *(["--out", str(command.out)] if command.out is not None else []))
     return 0
 
 
-def _print_standing(folder: Path, ids: Sequence[str]) -> None:
+def _print_what_next(folder: Path, plan: FrozenPlan, standing: Standing) -> None:
+    """The report of a study that is finished; the run of one that is not, or whose search is."""
+    from spectrum.analysis.page import run_command
+
+    searched = standing == "finished" and plan.tuning is not None and not plan.runs
+    if standing == "finished" and not searched:
+        print_next("report", str(folder))
+    elif standing != "training" and not plan.lacks(PLANNED):
+        out.print(f"{'next':7} {run_command(plan)}{' --confirm' if searched else ''}")
+
+
+def _print_standing(folder: Path, ids: Sequence[str]) -> Standing:
+    """Print how many points have ended how; says what that means as a whole."""
     rows = latest_rows(folder)
     statuses = [rows[id]["status"] if id in rows else "left" for id in ids]
     counts = " · ".join(f"{statuses.count(status)} {status}" for status in ("done", "diverged", "failed", "left"))
     out.print(f"{folder}: {len(ids)} points · {counts}")
-    if (writer := writer_of(folder)) is not None:
+    writer = writer_of(folder)
+    if writer is not None:
         out.print(f"  a run is training: {writer}")
     for id in ids:
         newest = next(checkpoint_files(folder / CHECKPOINTS / id), None) if id not in rows else None
@@ -59,6 +81,9 @@ def _print_standing(folder: Path, ids: Sequence[str]) -> None:
     for id in ids:
         if id in rows and rows[id]["status"] == "failed":
             out.print(f"  failed {id}: {rows[id].get('reason')}")
+    if writer is not None:
+        return "training"
+    return "finished" if ids and not {"left", "failed"} & set(statuses) else "left"
 
 
 def doctor(command: Doctor) -> int:
@@ -81,6 +106,11 @@ def doctor(command: Doctor) -> int:
             if one.can_be_mended and one not in left:
                 out.print(f"mended: {one.said}")
         found = left
+    return _print_findings(folder, found)
+
+
+def _print_findings(folder: Path, found: Sequence[Finding]) -> int:
+    """Print what was found; status 1 where there are faults."""
     for one in found:
         mend = " (--repair)" if one.can_be_mended else ""
         out.print(f"{'fault' if one.fault else 'note'}: {one.said}{mend}")
@@ -88,6 +118,8 @@ def doctor(command: Doctor) -> int:
     counts = ((len(read_rows(folder)), "row"), (faults, "fault"), (len(found) - faults, "note"))
     said = " · ".join(f"{count} {word if count == 1 else word + 's'}" for count, word in counts)
     out.print(f"{folder}: {said}")
+    if any(one.can_be_mended for one in found):
+        print_next("doctor", str(folder), "--repair")
     return 1 if faults else 0
 
 
@@ -103,13 +135,8 @@ def export(command: Export) -> int:
     from spectrum.analysis.report import judge
     from spectrum.results import load_results
 
-    kind, endings = command.to.suffix, [*ROW_FORMATS, *TABLE_FORMATS]
-    if kind not in endings:
-        raise SpecError(f"--to {command.to}: expected a name that ends in {', '.join(endings[:-1])} or {endings[-1]}")
-    if not command.to.parent.is_dir():
-        raise SpecError(f"--to {command.to}: no folder {command.to.parent}; make it first")
-    if is_own(command.to):
-        raise SpecError(f"--to {command.to}: is a file that a study's folder lives on; give another name")
+    kind = command.to.suffix
+    _check_target(command.to, [*ROW_FORMATS, *TABLE_FORMATS])
     folder, loaded = _folder_to_read(command.study, command.out)
     if command.contrasts:
         _raise_without_contrasts(folder, loaded)
@@ -127,6 +154,15 @@ def export(command: Export) -> int:
         what = f"table of {what}" if command.contrasts else f"table of {what}, a line a point,"
     out.print(f"{what} written to {command.to}")
     return 0
+
+
+def _check_target(path: Path, endings: Sequence[str]) -> None:
+    if path.suffix not in endings:
+        raise SpecError(f"--to {path}: expected a name that ends in {', '.join(endings[:-1])} or {endings[-1]}")
+    if not path.parent.is_dir():
+        raise SpecError(f"--to {path}: no folder {path.parent}; make it first")
+    if is_own(path):
+        raise SpecError(f"--to {path}: is a file that a study's folder lives on; give another name")
 
 
 def _raise_without_contrasts(folder: Path, study: Study | None) -> None:
@@ -148,7 +184,6 @@ def show_report(folder: Path, study: Study | None = None) -> None:
     import pandas as pd
 
     from spectrum.analysis.report import write_report
-    from spectrum.analysis.summary import as_text
     from spectrum.results import load_history, load_results, load_tuning
 
     plan = read_plan(folder)
@@ -162,6 +197,13 @@ def show_report(folder: Path, study: Study | None = None) -> None:
         report = write_report(folder, results, load_history(folder), plan, tuning)
     except OSError as error:
         raise WriteError(f"{error.filename or folder}: the report cannot be written ({reason_of(error)})") from error
+    _print_report(folder, report, "spectrum.png" if plan.runs else "tuning.png")
+
+
+def _print_report(folder: Path, report: Written, first: str) -> None:
+    """The table, the sentences, and where the first figure, the page and the rows are."""
+    from spectrum.analysis.summary import as_text
+
     out.print()
     if len(report.table):
         print_table(*as_text(report.table))
@@ -170,11 +212,13 @@ def show_report(folder: Path, study: Study | None = None) -> None:
         out.print(sentence)
     if report.sentences:
         out.print()
-    first = "spectrum.png" if plan.runs else "tuning.png"
     figure = next((path for path in report.figures if path.name == first), None)
     for name, path in (("figure", figure), ("report", report.page), ("rows", folder / ROWS)):
         if path is not None:
             out.print(f"{name:7} {path}")
+    if len(report.table):
+        table = f"spectrum export {folder} --to NAME.md"
+        out.print(f"{'next':7} open the report in a browser; its table as a file: {table}")
 
 
 def _folder_to_read(study: Path, out: Path | None) -> tuple[Path, Study | None]:
@@ -195,7 +239,9 @@ def _folder(study: Path, out: Path | None) -> tuple[Path, Study | None]:
     """The folder of results that is meant, and the study if its file was given."""
     if not study.is_dir():
         if study.suffix != ".toml" and not study.exists():
-            raise SpecError(f"{study}: neither a study's TOML file nor a folder of results")
+            near = [path for path in (study.with_suffix(".toml"), Path("results") / study) if path.exists()]
+            meant = f"; did you mean {' or '.join(map(str, near))}?" if near else ""
+            raise SpecError(f"{study}: neither a study's TOML file nor a folder of results{meant}")
         loaded = load_study(study)
         return folder_of(loaded, out), loaded
     if out is not None:

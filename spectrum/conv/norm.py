@@ -88,20 +88,19 @@ class BatchNormAct2d(nn.BatchNorm2d):
         return y_nchw.to(x_nchw.dtype)
 
     def _takes(self, x_nchw: Tensor) -> bool:
-        return (
-            (self.training or self._only_evaluates())
-            and (self.total is None or not self.training)
-            and self.lowering in ("auto", "compiled")
-            and not is_traced(x_nchw)
-            and (self.momentum is not None or not self.training)
-            and x_nchw.dim() == 4
-            and x_nchw.shape[1] == self.num_features
-            and x_nchw.numel()
-            > (x_nchw.shape[1] if self.training else 0)  # torch refuses one value a channel, and says why
-            and x_nchw.is_contiguous(memory_format=torch.channels_last)
-            and takes_kernels(x_nchw)
-            and self.weight.dtype == torch.float32
-        )
+        if self.lowering not in ("auto", "compiled") or is_traced(x_nchw):
+            return False
+        in_this_mode = self._learns_alone() if self.training else self._only_evaluates()
+        return in_this_mode and self._fits(x_nchw) and takes_kernels(x_nchw) and self.weight.dtype == torch.float32
+
+    def _fits(self, x_nchw: Tensor) -> bool:
+        least = self.num_features if self.training else 0  # torch refuses one value per channel, and says why
+        of_channels = x_nchw.dim() == 4 and x_nchw.shape[1] == self.num_features
+        return of_channels and x_nchw.numel() > least and x_nchw.is_contiguous(memory_format=torch.channels_last)
+
+    def _learns_alone(self) -> bool:
+        """From this process's images, with an average that has a momentum."""
+        return self.total is None and self.momentum is not None
 
     def _only_evaluates(self) -> bool:
         """Gradients are torch's own; a compiler joins these by itself."""

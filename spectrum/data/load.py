@@ -35,6 +35,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from spectrum._cache import cache_folder, make_folder, usable_cache
+from spectrum.data.digits import INK, read_digits
 from spectrum.data.labels import LabelColumn
 from spectrum.data.layout import (
     IN_ORDER,
@@ -81,7 +82,7 @@ def load_images(name: str, image_size: int | None = None, resize: Resize = "stre
     """Load a data set by name, hub id or folder.
 
     Args:
-        name: "digits" (those of scikit-learn, unless $SPECTRUM_DATA/digits/ is there), "fashion_mnist", "cifar10",
+        name: "digits" (those of this package, unless $SPECTRUM_DATA/digits/ is there), "fashion_mnist", "cifar10",
             "cifar100", a hub id such as "owner/name", or a folder such as "./flowers": of Parquet files in the hub's
             layout, or of one folder per class (optionally below train/ and test/).
         image_size: side in pixels to resize to; None keeps the images, which must then have one size.
@@ -591,18 +592,16 @@ def _missing(name: str, hub_id: str, error: Exception) -> str:
 
 @lru_cache(maxsize=2)
 def _digits(image_size: int | None) -> Images:
-    """1,797 handwritten digits of 8×8 pixels (Alpaydin & Kaynak 1998), as they come with scikit-learn."""
-    from sklearn.datasets import load_digits
-
-    digits = load_digits()
-    pixels = torch.from_numpy(digits.images * (255 / 16)).round().unsqueeze(1)
+    """1,797 handwritten digits of 8×8 pixels, as they come with this package."""
+    images, digits = read_digits()
+    pixels = torch.from_numpy(images * (255 / INK)).round().unsqueeze(1)
     if image_size is not None:
         pixels = torch.nn.functional.interpolate(pixels, (image_size, image_size), mode="bilinear", antialias=True)
     pixels = pixels.round().clamp(0, 255).to(torch.uint8)
-    labels = torch.from_numpy(digits.target).long()
+    labels = torch.from_numpy(digits)
     train, test = carve(labels, 1 / 6)
     about = About(
-        read="the digits of scikit-learn",
+        read="the digits that come with spectrum",
         classes=tuple(map(str, range(10))),
         test="a fixed sixth of the images, carved off, since there is no test split",
     )

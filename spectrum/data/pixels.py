@@ -273,17 +273,26 @@ def _eight_bits(image: Any) -> Any:
     if image.mode == "F" or most is None:
         bits = "floating-point numbers" if image.mode == "F" else "signed integers" if signed else "32-bit integers"
         raise ValueError(f"its pixels are {bits} of no known range (mode {image.mode}); store them with 8 or 16 bits")
+    is_grey = image.mode == "I" or image.mode.startswith("I;16")
+    return _grey_in_eight_bits(image, most) if is_grey else _colours_in_eight_bits(image, most)
+
+
+def _colours_in_eight_bits(image: Any, most: int) -> Any:
+    """Of 16 bits per channel, of which Pillow keeps the upper byte."""
+    image.load()
+    if "transparency" in image.info:
+        raise ValueError(
+            "it marks one colour of 16 bits as transparent, which 8 bits do not tell from others; store it with 8 "
+            "bits, or with an alpha channel"
+        )
+    _raise_if_narrow(_visible_span(image) * 257, most)
+    return image
+
+
+def _grey_in_eight_bits(image: Any, most: int) -> Any:
+    """Of numbers from 0 to `most`."""
     from PIL import Image
 
-    if image.mode != "I" and not image.mode.startswith("I;16"):  # colours: Pillow keeps the upper byte of each
-        image.load()
-        if "transparency" in image.info:
-            raise ValueError(
-                "it marks one colour of 16 bits as transparent, which 8 bits do not tell from others; store it with 8 "
-                "bits, or with an alpha channel"
-            )
-        _raise_if_narrow(_visible_span(image) * 257, most)
-        return image
     values = np.asarray(image)
     if image.format == "TIFF" and image.tag_v2.get(PHOTOMETRIC, WHITE_IS_ZERO) == WHITE_IS_ZERO:
         values = most - values  # which Pillow does for 8 bits only

@@ -5,7 +5,7 @@ Without torch. What can only be told from the built networks is in study/equal_n
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from spectrum.design.options import without_effect
 from spectrum.design.point import Point, SpecError
@@ -20,25 +20,26 @@ def check_effects(study: Study) -> None:
     A field of the base has its use where one point that takes it from there has; a field of a case, where one point of
     that case has.
     """
-    faults: list[str] = []
     by_case = [_points_of(study, number) for number in range(len(study.cases) or 1)]
-    cases = study.cases or ({},)
-    for field in Point.model_fields:
-        if field in study.axes:
-            faults += _fault(f"axes.{field}", field, [point for points in by_case for point in points])
-            continue
-        if field in study.base.model_fields_set and getattr(study.base, field) not in OFF:
-            taken = [one for case, points in zip(cases, by_case, strict=True) if field not in case for one in points]
-            named = [point for point in taken if field in point.model_fields_set]
-            place = field if field in study.overrides else f"base.{field}"
-            faults += _fault(place, field, named)
-            if study.tune is not None and field in study.tune.grid():
-                faults.append(f"{place}: [tune] tries values of its own; leave it out")
-        for number, (case, points) in enumerate(zip(cases, by_case, strict=True)):
-            if field in case and case[field] not in OFF:
-                faults += _fault(f"cases.{number}.{field}", field, points)
+    faults = [fault for field in Point.model_fields for fault in _faults_of(study, field, by_case)]
     if faults:
         raise SpecError("\n".join(faults))
+
+
+def _faults_of(study: Study, field: str, by_case: list[list[Point]]) -> Iterator[str]:
+    if field in study.axes:
+        yield from _fault(f"axes.{field}", field, [point for points in by_case for point in points])
+        return
+    cases = list(zip(study.cases or ({},), by_case, strict=True))
+    if field in study.base.model_fields_set and getattr(study.base, field) not in OFF:
+        taken = [point for case, points in cases if field not in case for point in points]
+        place = field if field in study.overrides else f"base.{field}"
+        yield from _fault(place, field, [point for point in taken if field in point.model_fields_set])
+        if study.tune is not None and field in study.tune.grid():
+            yield f"{place}: [tune] tries values of its own; leave it out"
+    for number, (case, points) in enumerate(cases):
+        if field in case and case[field] not in OFF:
+            yield from _fault(f"cases.{number}.{field}", field, points)
 
 
 def _points_of(study: Study, number: int) -> list[Point]:

@@ -205,6 +205,7 @@ class LocalEngine:
             yield from self._run(points, slots)
 
     def _run(self, points: Iterable[Point], slots: str | None) -> Generator[Outcome, None, None]:
+        # long: one loop whose steps all change what waits, what runs and the pool, and whose end must stop that pool
         waiting = deque((point, Attempts.at(point, self.saving)) for point in points)
         workers = min(self.workers, len(waiting)) or 1
         threads = self._threads(max(self.points or 0, len(waiting), 1))

@@ -8,7 +8,7 @@ compares differences, and so has two sets of factors: of each difference, and ac
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -119,6 +119,16 @@ def _ends(planned: Side) -> list[list[PlannedPoint]]:
     return [[one for one in planned if _segments(one.asked) == end] for end in (fewest, most)]
 
 
+def _unheld_counts(first: Side, second: Side) -> Iterator[tuple[str, Factor]]:
+    """Counts in which the sides differ at a budget that does not hold them, each with the name of that budget."""
+    for match in sorted({plan.match for plan in first} & {plan.match for plan in second}):
+        held = ", which no budget holds" if match == "none" else f" at equal {_said(match)}"
+        for count in ("params", "macs"):
+            values = [[getattr(plan, count) for plan in side if plan.match == match] for side in (first, second)]
+            if count not in HELD[match] and not _equal(*values):
+                yield match, Factor(f"{WORDS[count]}{held}", _range(values[0]), _range(values[1]))
+
+
 def _factors(study: Study, first: Side, second: Side) -> tuple[list[Factor], list[str]]:
     def compared(name: str, say: Callable[[PlannedPoint], str]) -> None:
         one, other = (sorted({say(plan) for plan in side}) for side in (first, second))
@@ -132,17 +142,11 @@ def _factors(study: Study, first: Side, second: Side) -> tuple[list[Factor], lis
             compared(field, lambda plan, field=field: _said(getattr(plan.asked, field)))  # type: ignore[misc]
     compared("budget", lambda plan: plan.match)
     notes = []
-    for match in sorted({plan.match for plan in first} & {plan.match for plan in second}):
-        for count in ("params", "macs"):
-            values = [[getattr(plan, count) for plan in side if plan.match == match] for side in (first, second)]
-            if count in HELD[match] or _equal(*values):
-                continue
-            ranges = (_range(values[0]), _range(values[1]))
-            if match == "none":
-                name = f"{WORDS[count]}, which no budget holds"
-                found[name] = Factor(name, *ranges)
-            else:
-                notes.append(str(Factor(f"{WORDS[count]} at equal {_said(match)}", *ranges)))
+    for match, factor in _unheld_counts(first, second):
+        if match == "none":
+            found[factor.name] = factor
+        else:
+            notes.append(str(factor))
     derived: dict[str, Callable[[PlannedPoint], str]] = {
         "batch normalisations": lambda plan: str(plan.norms),
         "non-linearities": lambda plan: str(plan.nonlinearities),

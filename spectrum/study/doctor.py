@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import shutil
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -167,13 +167,7 @@ def _of_checkpoints(folder: Path, rows: Sequence[Row]) -> Iterator[Finding]:
         states = {file: _state_of(file) for file in checkpoint_files(below)}
         if not states and writing is None and _is_empty(below):
             yield Finding(f"{named}: empty; the point starts anew", fault=True, remove=(below,))
-        damaged = [file for file, state in states.items() if state == "damaged"]
-        left = "whole" in states.values()
-        for file in damaged:
-            said = f"{named}: the one at step {file.step} is damaged"
-            yield Finding(said + ("" if left else "; the point starts anew"), fault=True, remove=(file.path,))
-        for file in (file for file, state in states.items() if state == "unreadable"):
-            yield Finding(f"{named}: the one at step {file.step} cannot be read", fault=True)
+        yield from _of_states(named, states)
         if halves := half_written(below):
             yield Finding(f"{named}: half a file", fault=False, remove=tuple(halves))
 
@@ -202,6 +196,16 @@ def _of_troubles(rows: Sequence[Row]) -> Iterator[Finding]:
     for row in rows:
         for trouble in _provenance(row).get("troubles", ()):
             yield Finding(f"{row['id']}: {trouble}", fault=False)
+
+
+def _of_states(named: str, states: Mapping[CheckpointFile, str]) -> Iterator[Finding]:
+    """Of the checkpoints of one point, the newest first."""
+    left = "whole" in states.values()
+    for file in (file for file, state in states.items() if state == "damaged"):
+        said = f"{named}: the one at step {file.step} is damaged"
+        yield Finding(said + ("" if left else "; the point starts anew"), fault=True, remove=(file.path,))
+    for file in (file for file, state in states.items() if state == "unreadable"):
+        yield Finding(f"{named}: the one at step {file.step} cannot be read", fault=True)
 
 
 def _state_of(file: CheckpointFile) -> str:

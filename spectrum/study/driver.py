@@ -426,7 +426,8 @@ def _from_plan(study: Study, plan: Plan) -> list[PlannedPoint] | None:
 
 
 def _all_finished(folder: Path, plan: Plan, study: Study, confirm: bool) -> bool:
-    if study.tune is not None and (plan.tuning is None or not plan.tuning.choices or (confirm and not plan.runs)):
+    searched = plan.tuning is not None and bool(plan.tuning.choices)
+    if study.tune is not None and (not searched or (confirm and not plan.runs)):
         return False
     finished = _finished(folder)
     return all(id in finished for id in plan.ids)

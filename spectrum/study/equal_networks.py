@@ -138,6 +138,13 @@ def _check_axes(study: Study, cells: Sequence[Cell], first_of: Mapping[str, str]
         raise SpecError(f"axes.{axis}: has no effect: {said} train the same network; leave the axis out{use}")
 
 
+def _place_of(study: Study, field: str, alone: Sequence[str]) -> str:
+    """Where a study names a field: as one of the axes of one value, as a flag or in its base."""
+    if field in alone:
+        return f"axes.{field}"
+    return field if field in study.overrides else f"base.{field}"
+
+
 def _check_options(study: Study, cells: Sequence[PlannedPoint]) -> None:
     """Fields that the base names, or an axis of one value, and networks of one's own that are the same without."""
     alone = [axis for axis, values in study.axes.items() if len(values) == 1]
@@ -152,8 +159,7 @@ def _check_options(study: Study, cells: Sequence[PlannedPoint]) -> None:
         if not having or len(own) < len({point.model for point in having.values()}) or any(map(declares_uses, own)):
             continue  # an architecture that says what it uses is taken at its word
         if not any(_heeds(point, field) for point in having.values()):
-            place = f"axes.{field}" if field in alone else field if field in study.overrides else f"base.{field}"
-            name = min(own)
+            place, name = _place_of(study, field, alone), min(own)
             raise SpecError(
                 f"{place}: has no effect on {name!r}: its network is the same at other values; leave it out, "
                 f"or let its builder use arch.{field}"

@@ -119,7 +119,7 @@ def test_forest():
 
 
 @looks_as_before
-def test_yardstick_curve():
+def test_roofline_curve():
     counts = [1, 2, 4, 8, 16]
     rows = [
         {"shape": "32×16×8×8", "way": way, "segments": s, "channels_per_segment": 16 / s, "percent": speed - 5 * s,
@@ -127,4 +127,4 @@ def test_yardstick_curve():
         for way, speed in (("spectrum", 95), ("torch", 85))
         for s in counts
     ]  # fmt: skip
-    return plots.yardstick_curve(pd.DataFrame(rows))
+    return plots.roofline_curve(pd.DataFrame(rows))

@@ -418,7 +418,7 @@ def test_labels_on_the_axis_do_not_lie_on_each_other(segments):
         (lambda: plots.difference_curve(results(), [{"segments": 1}]), "expected two sides"),
         (lambda: plots.difference_curve(results(), [{"ordr": 1}, {"ordr": 2}]), "lacks the columns ordr"),
         (lambda: plots.forest(results(), results()), "expected a table of stats.contrasts first"),
-        (lambda: plots.yardstick_curve(pd.DataFrame()), "has no rows"),
+        (lambda: plots.roofline_curve(pd.DataFrame()), "has no rows"),
     ],
 )
 def test_what_would_mislead_is_refused_with_a_reason(draw, message):

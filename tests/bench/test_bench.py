@@ -44,7 +44,7 @@ def test_conclusions_about_the_operation_follow_from_its_table():
     rows += [op_row(s, "grouped", ms) for s, ms in ((1, 1.9), (2, 1.6), (3, 9.0), (4, 4.0), (8, 1.5))]
     rows += [op_row(s, "separate", 8.0) for s in (1, 2, 3, 4, 8)]
     found = op.findings(pd.DataFrame(rows))
-    assert found["least per cent of the yardstick"] == 50
+    assert found["least per cent of the roofline"] == 50
     assert found["points below 50 %"] == 0
     assert found["points"] == 4, "uneven segments are another comparison"
     assert found["slowest against the best peer"] == pytest.approx(2.0 / 1.9)
@@ -212,10 +212,10 @@ def test_a_study_and_a_script_train_the_same_points():
     [
         (["op", "--threads", "0"], "--threads 0: expected at least 1"),
         (["op", "--shape", "1", "2", "0", "4"], "--shape"),
-        (["steps"], "--study FOLDER: a study's results"),
-        (["op", "--study", "results/curve"], "for steps and for nothing else"),
-        (["steps", "--study", "nowhere"], "--study nowhere: has no plan.json"),
-        (["train", "--shape", "1", "2", "3", "4"], "for op only"),
+        (["steps"], "bench steps: needs --study FOLDER"),
+        (["op", "--study", "results/curve"], "bench op --study results/curve: --study is of steps; leave it out"),
+        (["steps", "--study", "nowhere"], "--study nowhere: is no folder with a plan.json"),
+        (["train", "--shape", "1", "2", "3", "4"], "bench train --shape 1 2 3 4: --shape is of op"),
     ],
 )
 def test_wrong_input_is_named_and_measures_nothing(words, says, tmp_path, capsys, monkeypatch):

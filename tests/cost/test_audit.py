@@ -11,14 +11,8 @@ from torch import nn
 from torch.utils.flop_counter import flop_registry, shape_wrapper
 
 from spectrum import SegmentedConv2d, build_model, measure_cost
-from spectrum.cost.audit import (
-    TORCH,
-    TORCH_BOTH,
-    as_prose,
-    as_rows,
-    audit,
-    counts_segments_of_gradients_too_often,
-)
+from spectrum.cost.audit import as_prose, as_rows, audit
+from spectrum.cost.counters import TORCH, TORCH_BOTH, counts_segments_of_gradients_too_often
 
 COUNTERS = ("spectrum", "fvcore", TORCH, TORCH_BOTH, "ptflops aten", "ptflops pytorch", "thop", "torchinfo")
 OTHERS = {"fvcore": 1, "ptflops": 2, "thop": 1, "torchinfo": 1}  # counters a package has

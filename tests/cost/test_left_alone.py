@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 from spectrum import measure_cost
-from spectrum.cost.count import tensors_in
 from spectrum.cost.operators import macs_of
+from spectrum.cost.outputs import tensors_in
 
 # What it leaves
 

@@ -12,7 +12,8 @@ from torch.nn.utils.rnn import pack_padded_sequence
 from torch.utils.flop_counter import FlopCounterMode, register_flop_formula
 
 from spectrum import measure_cost
-from spectrum.cost.operators import is_free, is_product, macs_of
+from spectrum.cost.free import is_free
+from spectrum.cost.operators import is_product, macs_of
 
 N, T, E = 2, 7, 12  # examples, steps, features
 

@@ -23,9 +23,9 @@ import torch
 from huggingface_hub import constants
 from PIL import EpsImagePlugin, Image
 from pyarrow import parquet
-from sklearn.datasets import load_digits
 
 from spectrum.data import load
+from spectrum.data.digits import read_digits
 from spectrum.data.images import described
 from spectrum.data.load import load_images
 from spectrum.data.pixels import DataError
@@ -36,14 +36,13 @@ from tests.data.stored import Pixels, as_nchw, encoded, random_pixels, write_fol
 # The embedded data set
 
 
-def test_digits_are_those_of_scikit_learn_each_once() -> None:
+def test_digits_are_each_image_of_the_file_once() -> None:
     images = load_images("digits")
     assert (images.train_x.shape, images.test_x.shape) == ((1498, 1, 8, 8), (299, 1, 8, 8))
     assert (images.train_x.dtype, images.train_y.dtype, images.classes) == (torch.uint8, torch.int64, 10)
-    original = load_digits()
     expected = Counter(
-        (pixels.tobytes(), int(label))
-        for pixels, label in zip(np.rint(original.images * 255 / 16).astype(np.uint8), original.target, strict=True)
+        (np.rint(pixels * 255 / 16).astype(np.uint8).tobytes(), int(label))
+        for pixels, label in zip(*read_digits(), strict=True)
     )
     loaded = Counter(
         (pixels.numpy().tobytes(), int(label))
@@ -843,7 +842,7 @@ def test_the_place_of_test_images_is_told_by_its_name_of_today(data_root: Path) 
     assert load_images("flowers").about.test == "those in testing/"
 
 
-def test_a_folder_called_digits_comes_before_those_of_scikit_learn(data_root: Path) -> None:
+def test_a_folder_called_digits_comes_before_those_of_the_package(data_root: Path) -> None:
     assert load_images("digits").classes == 10
     write_folder(data_root / "digits", random_pixels(6), ["a", "b"])
     assert load_images("digits").about.classes == ("a", "b")

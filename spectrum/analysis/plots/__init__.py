@@ -11,7 +11,7 @@ from spectrum.analysis.plots.accuracy import (
     spectrum_curve,
     tuning_map,
 )
-from spectrum.analysis.plots.costs import accuracy_against, cost_by_layer, time_against_macs, yardstick_curve
+from spectrum.analysis.plots.costs import accuracy_against, cost_by_layer, roofline_curve, time_against_macs
 from spectrum.analysis.plots.differences import difference_curve, forest
 from spectrum.analysis.plots.drawing import save_figure, style
 from spectrum.analysis.plots.literature import literature, literature_curve
@@ -25,11 +25,11 @@ __all__ = [
     "learning_curves",
     "literature",
     "literature_curve",
+    "roofline_curve",
     "save_figure",
     "setting_map",
     "spectrum_curve",
     "style",
     "time_against_macs",
     "tuning_map",
-    "yardstick_curve",
 ]

@@ -269,10 +269,10 @@ def _rounded(value: float) -> str:
 
 
 @styled
-def yardstick_curve(
+def roofline_curve(
     table: pd.DataFrame, *, ax: Axes | None = None, shape: str | None = None, ours: str = "spectrum"
 ) -> Figure:
-    """Speed along the spectrum: per cent of the yardstick, one line a way to compute, on a log₂ axis.
+    """Speed along the spectrum: per cent of the roofline, one line a way to compute, on a log₂ axis.
 
     Args:
         table: of `spectrum bench op`, read from its CSV.
@@ -283,7 +283,7 @@ def yardstick_curve(
     Numbers of segments that leave uneven ones are left out. Raises ValueError for a shape that is not there.
     """
     if table.empty:
-        raise ValueError("yardstick_curve: the table has no rows; read one that spectrum bench op wrote")
+        raise ValueError("roofline_curve: the table has no rows; read one that spectrum bench op wrote")
     ax = axes_or_new(ax)
     shape = table["shape"].iloc[0] if shape is None else shape
     part = table[(table["shape"] == shape) & (table["channels_per_segment"] % 1 == 0)]
@@ -306,7 +306,7 @@ def yardstick_curve(
     ax.set_xscale("log", base=2)
     ax.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
     ax.set_xlabel("segments")
-    ax.set_ylabel("speed, % of the yardstick")
+    ax.set_ylabel("speed, % of the roofline")
     ax.set_ylim(bottom=0)
     ax.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False)
     ax.set_title(f"3×3, {shape}, forward and backward; line: median, band: quartiles", fontsize="small")

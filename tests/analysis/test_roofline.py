@@ -11,7 +11,7 @@ TABLE = pd.read_csv(Path(__file__).parents[2] / "results/bench/op.csv")
 
 
 def test_ours_is_drawn_first_and_every_way_has_a_line_of_its_medians():
-    lines = plots.yardstick_curve(TABLE).axes[0].get_lines()
+    lines = plots.roofline_curve(TABLE).axes[0].get_lines()
     labels = [line.get_label() for line in lines if not line.get_label().startswith("_")]
     assert labels[0] == "spectrum"
     assert set(labels) == set(TABLE.way)
@@ -22,4 +22,4 @@ def test_ours_is_drawn_first_and_every_way_has_a_line_of_its_medians():
 
 def test_a_shape_that_was_not_measured_is_refused_with_those_that_were():
     with pytest.raises(ValueError, match="not measured; try 32×128×16×16"):
-        plots.yardstick_curve(TABLE, shape="1×1×1×1")
+        plots.roofline_curve(TABLE, shape="1×1×1×1")
