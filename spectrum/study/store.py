@@ -336,7 +336,7 @@ def read_plan(folder: str | Path) -> Plan:
     Raises StoreError for what is no results folder, and where there is no plan, or one that cannot be read.
 
     >>> read_plan("results/order").varied
-    ('segments', 'order', 'seed')
+    ('order', 'segments')
     """
     folder = results_folder(folder)
     plan = find_plan(folder)

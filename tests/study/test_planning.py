@@ -11,6 +11,7 @@ from spectrum.conv.segmented import SegmentedConv2d
 from spectrum.cost import speed
 from spectrum.cost.budget import keeps_ratios
 from spectrum.data.images import images_of
+from spectrum.design.plan import PlannedTuning
 from spectrum.design.point import Point, SpecError
 from spectrum.design.study_file import parse_study
 from spectrum.models.probe import WIDTHS
@@ -230,7 +231,7 @@ def test_step_times_are_matched_and_kept_whatever_else_changes(told_times):
                 one.step_seconds,
             )
     assert not told_times
-    searched = {"points": [], "tuning": {"networks": frozen["points"]}}
+    searched = frozen.model_copy(update={"runs": (), "tuning": PlannedTuning(networks=frozen.runs)})
     assert plan_study(said, frozen=searched)[0].point == planned[0].point
     assert not told_times
     plan_study(study(axes=axes, budget=budget, base={"batch_size": 25}), frozen=frozen)
