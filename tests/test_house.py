@@ -33,7 +33,6 @@ EXPECTED = {  # what is still beyond: a file or a function, and the most lines a
     "spectrum/design/point.py::Point._check": (26, 19),
     "spectrum/design/study_file.py": (609, 0),
     "spectrum/design/study_file.py::_check_contrast": (21, 15),
-    "spectrum/engines/ray.py::RayEngine._run": (45, 15),
     "spectrum/models/__init__.py::build_model": (30, 14),
     "spectrum/study/driver.py::run_study": (71, 35),
     "spectrum/training/loop.py::train": (113, 30),

@@ -12,7 +12,9 @@ from hypothesis import strategies as st
 
 from spectrum.design.point import Point, SpecError
 from spectrum.design.study_file import Study, parse_study
-from spectrum.engines.local import NO_LIMITS, Saving
+from spectrum.engines.interface import Work
+from spectrum.engines.local import LocalEngine
+from spectrum.engines.saving import Saving
 from spectrum.study.doctor import look_at, repair
 from spectrum.study.driver import _Run
 from spectrum.study.store import Store
@@ -296,7 +298,7 @@ def test_the_id_of_a_row_is_never_a_path(evil: str, tmp_path: Path) -> None:
     (folder / "plan.json").write_text(json.dumps({"hash": row["id"], "points": [{"id": row["id"]}]}))
     study = Study(name="theirs")
     with Store(folder) as store:
-        run = _Run(store, study, [], 1, "cpu", (), Saving(folder), NO_LIMITS, None, None, None)
+        run = _Run(store, study, [], [], LocalEngine(), Work(workers=1, device="cpu", folder=folder), None)
         run.freeze([])
         run.train([])
     repair(folder, look_at(folder))

@@ -31,8 +31,9 @@ import pandas as pd
 from spectrum.bench.rounds import spread
 from spectrum.design.point import Point
 from spectrum.design.study_file import Study
-from spectrum.engines.local import Cluster, Engine, LocalEngine, available_cores
-from spectrum.engines.worker import Saving
+from spectrum.engines.cores import available_cores
+from spectrum.engines.interface import Engine, Work
+from spectrum.engines.local import LocalEngine
 from spectrum.study.driver import run_study
 from spectrum.study.store import read_plan
 
@@ -71,16 +72,16 @@ def measure(
     """
     table = []
     with TemporaryDirectory() as root:
-        seconds = overheads(LocalEngine(1, saving=Saving(Path(root, "trivial"))), points)
+        seconds = overheads(LocalEngine(), Work(workers=1, device="cpu", folder=Path(root, "trivial")), points)
         table.append({"what": "point", **spread(seconds), "memory_gb": None})
         on_row(f"point   {table[-1]['ms']:8.1f} ms")
         if find_spec("ray") is None:
             on_row('Ray is not installed, and left out: pip install "convolution-spectrum[ray]"')
         else:
-            from spectrum.engines.ray import RayEngine
+            from spectrum.engines.ray import Cluster, RayEngine
 
             whole = Cluster(cpus=available_cores())  # so that one point runs at a time
-            seconds = overheads(RayEngine(whole, saving=Saving(Path(root, "ray"))), points)
+            seconds = overheads(RayEngine(whole), Work(device="cpu", folder=Path(root, "ray")), points)
             table.append({"what": "point on Ray", **spread(seconds), "memory_gb": None})
             on_row(f"on Ray  {table[-1]['ms']:8.1f} ms")
             table.append({"what": "busy", "percent": 100 * busy(*simulated)})
@@ -118,20 +119,20 @@ def as_markdown(table: pd.DataFrame) -> str:
     return "\n".join(lines)
 
 
-def overheads(engine: Engine, points: int) -> list[float]:
+def overheads(engine: Engine, work: Work, points: int) -> list[float]:
     """Seconds from the end of one trivial point to the end of the next, as the driver sees them."""
     trivial = [Point(**TRIVIAL, seed=seed) for seed in range(WARM + points)]
-    ends = [time.perf_counter() for _ in engine.run(trivial)]
+    ends = [time.perf_counter() for _ in engine.run(trivial, work)]
     return list(np.diff(ends[WARM - 1 :]))
 
 
 def busy(workers: int, points: int) -> float:
     """The part of the time from the first full house to the last that workers spend in points that end well."""
-    from spectrum.engines.ray import RayEngine
+    from spectrum.engines.ray import Cluster, RayEngine
 
     engine = RayEngine(Cluster(cpus=available_cores() / workers))
     engine.task = pretend
-    outcomes = engine.run(Point(**TRIVIAL, seed=seed) for seed in range(points))
+    outcomes = engine.run((Point(**TRIVIAL, seed=seed) for seed in range(points)), Work(device="cpu"))
     spans = [(end.result["started"], end.result["ended"]) for end in outcomes if end.result is not None]
     full, last = sorted(start for start, _ in spans)[workers - 1], max(start for start, _ in spans)
     spent = sum(max(0.0, min(end, last) - max(start, full)) for start, end in spans)

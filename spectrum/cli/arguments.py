@@ -15,8 +15,10 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 import tyro
+from pydantic import BaseModel
 
 from spectrum.design.point import NETWORK, Point, SpecError
+from spectrum.engines.interface import EngineSettings
 from spectrum.models import OWN
 
 PRINT_COMPLETION = "--tyro-print-completion"
@@ -43,14 +45,14 @@ File = Annotated[Path, tyro.conf.Positional]
 Imports = Annotated[tuple[str, ...], tyro.conf.arg(name="import", metavar="MODULE"), tyro.conf.UseAppendAction]
 
 
-def _record(name: str, fields: Sequence[str], hints: Mapping[str, str]) -> type:
-    """A record with fields of a Point, for the command line to fill: not checked yet, and help for each.
+def _flags(record: type[BaseModel], fields: Sequence[str], hints: Mapping[str, str] | None = None) -> type:
+    """A record with fields of another one, for the command line to fill: not checked yet, and help for each.
 
-    Hints say what holds where a flag is not given, if that is not the default of a Point.
+    Hints say what holds where a flag is not given, if that is not the default.
     """
-    known = Point.model_fields
+    known, hints = record.model_fields, hints or {}
     return make_dataclass(
-        name,
+        f"{record.__name__}Flags",
         [
             (
                 name,
@@ -65,14 +67,16 @@ def _record(name: str, fields: Sequence[str], hints: Mapping[str, str]) -> type:
     )
 
 
-PointFields = _record(
-    "PointFields", list(Point.model_fields), dict.fromkeys(Point.model_fields, "(default: the file's)")
-)
-NetworkFields = _record(
-    "NetworkFields",
+PointFields = _flags(Point, list(Point.model_fields), dict.fromkeys(Point.model_fields, "(default: the file's)"))
+NetworkFields = _flags(
+    Point,
     [*(name for name in NETWORK if name != "model"), "width", "widths"],
     dict.fromkeys(OWN, "(default: the family's own)"),
 )
+PlanFlags = _flags(EngineSettings, ["workers"])
+RunFlags = _flags(EngineSettings, [name for name in EngineSettings.model_fields if name != "imports"])  # has its own
+PlanSettings = Annotated[Any, tyro.conf.OmitArgPrefixes, tyro.conf.arg(constructor=PlanFlags)]
+RunSettings = Annotated[Any, tyro.conf.OmitArgPrefixes, tyro.conf.arg(constructor=RunFlags)]
 Overrides = Annotated[Any, tyro.conf.OmitArgPrefixes, tyro.conf.arg(constructor=PointFields)]
 NetworkOverrides = Annotated[Any, tyro.conf.OmitArgPrefixes, tyro.conf.arg(constructor=NetworkFields)]
 
@@ -83,8 +87,6 @@ class OnStudy:
 
     file: File
     """The study, a TOML file."""
-    workers: int | None = None
-    """Processes that train side by side; by default one a core, and one on a GPU."""
     imports: Imports = ()
     """Import a module first, for models of your own."""
     point: Overrides = field(default_factory=PointFields)
@@ -97,6 +99,8 @@ class Plan(OnStudy):
 
     out: Path | None = None
     """Folder of the results, whose plan is taken as it was frozen; by default results/NAME/."""
+    settings: PlanSettings = field(default_factory=PlanFlags)
+    """For how many workers the time is reckoned."""
     json: bool = False
     """Print every figure for programs, as JSON."""
 
@@ -107,18 +111,13 @@ class Run(OnStudy):
 
     out: Path | None = None
     """Folder of the results; by default results/NAME/ below the current folder."""
-    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
-    """Where to train; by default the best that torch has."""
     confirm: bool = False
     """Of a study that tunes: after the search, train its points, with fresh seeds, at the chosen values."""
-    checkpoint_minutes: float = 1.0
-    """Between two checkpoints of a point, at least, from which a run that was cut short goes on."""
-    point_minutes: float | None = None
-    """The longest that one point may take; beyond it has failed. The next run goes on from its checkpoint."""
-    memory_gb: float | None = None
-    """The most private memory that one worker may take, in GB; a point that needs more has failed."""
-    engine: Literal["local", "ray", "torchrun"] = "local"
-    """Train in processes of this machine, on a Ray cluster, or each point by all ranks that torchrun has started."""
+    settings: RunSettings = field(default_factory=RunFlags)
+    """What every engine is told."""
+    engine: str = "local"
+    """local: processes of this machine; ray: a Ray cluster; torchrun: each point by all ranks that torchrun started;
+    or one of your own, which a module of --import registers."""
     address: str | None = None
     """ray only: HOST:PORT of a cluster, auto for the one of this machine; by default one is started here."""
     point_cpus: float = 1.0
@@ -224,8 +223,9 @@ def parse(words: Sequence[str]) -> Any:
     command = _read(words or ["--help"])
     if isinstance(command, OnStudy | Audit):
         command.point = _said(command.point, words)
-    if isinstance(command, OnStudy) and command.workers is not None and command.workers < 1:
-        raise SpecError(f"--workers {command.workers}: expected at least 1")
+    workers = command.settings.workers if isinstance(command, Plan | Run) else None
+    if workers is not None and workers < 1:
+        raise SpecError(f"--workers {workers}: expected at least 1")
     return command
 
 

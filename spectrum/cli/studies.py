@@ -21,11 +21,11 @@ from spectrum.study.identity import check_not_other, folder_of
 from spectrum.study.store import find_plan, read_plan
 
 if TYPE_CHECKING:
-    from spectrum.engines.local import Cluster
+    from spectrum.engines.interface import Engine
+    from spectrum.engines.ray import Cluster
     from spectrum.study.contrasts import Examined
     from spectrum.study.driver import Summary
     from spectrum.study.planning import PlannedPoint
-    from spectrum.training.ranks import Ranks
 
 
 def _study(command: OnStudy) -> Study:
@@ -99,7 +99,7 @@ class _Forecast:
 
 def _forecast(study: Study, command: Plan, frozen: FrozenPlan | None) -> _Forecast:
     from spectrum.data.images import described, read_once
-    from spectrum.engines.local import LocalEngine, available_cores
+    from spectrum.engines.cores import available_cores
     from spectrum.study.contrasts import examine
     from spectrum.study.planning import plan_study
     from spectrum.study.tuning import search
@@ -111,7 +111,7 @@ def _forecast(study: Study, command: Plan, frozen: FrozenPlan | None) -> _Foreca
         planned=planned,
         searched=search(planned, study.tune.grid(), study.tune.seeds) if study.tune else [],
         examined=examine(study, planned),
-        workers=min(LocalEngine(command.workers).workers, available_cores(), len(planned)),
+        workers=min(command.settings.workers or available_cores(), available_cores(), len(planned)),
         images=images,
     )
 
@@ -195,27 +195,22 @@ def _budget_line(study: Study, planned: Sequence[PlannedPoint]) -> str:
 
 def run(command: Run) -> int:
     """Train what has no result yet, then show the results; status 1 where a point failed."""
-    from spectrum.engines.local import EngineError, Limits
+    from spectrum.engines.interface import EngineError
     from spectrum.study.driver import run_study
 
     study = _study(command)
-    cluster = _cluster(command)
     started = monotonic()
     try:
-        with _ranks(command) as (ranks, device), progress(study) as on_progress:
-            if ranks is not None and ranks.rank:
-                return 0  # it has followed the first rank to the end
+        with _engine(command) as engine, progress(study) as on_progress:
+            if engine is None:
+                return 0  # this rank has followed the first one to the end
             summary = run_study(
                 study,
                 command.out,
-                workers=command.workers,
-                device=device,
-                imports=command.imports,
+                engine=engine,
                 confirm=command.confirm,
-                checkpoint_minutes=command.checkpoint_minutes,
-                limits=Limits(command.point_minutes, command.memory_gb),
-                cluster=cluster,
-                ranks=ranks,
+                imports=command.imports,
+                **vars(command.settings),
                 on_progress=on_progress,
                 on_note=err.print,
             )
@@ -239,15 +234,30 @@ def run(command: Run) -> int:
     return 0
 
 
-def _cluster(command: Run) -> Cluster | None:
+@contextlib.contextmanager
+def _engine(command: Run) -> Iterator[Engine | str | None]:
+    """Where to train; None for a rank of torchrun's that has followed the first one to the end."""
+    cluster = _cluster(command)
+    if command.engine == "torchrun":
+        with _ranks(command) as ranks:
+            yield ranks
+    elif command.engine == "ray":
+        from spectrum.engines.ray import RayEngine
+
+        yield RayEngine(cluster)
+    else:
+        yield command.engine
+
+
+def _cluster(command: Run) -> Cluster:
     from spectrum.design.point import SpecError
-    from spectrum.engines.local import Cluster
+    from spectrum.engines.ray import Cluster
 
     cluster = Cluster(command.address, command.point_cpus, command.point_gpus, command.point_ranks)
     if command.engine != "ray":
         if cluster != Cluster():
             raise SpecError("--address, --point-cpus, --point-gpus and --point-ranks are of --engine ray")
-        return None
+        return cluster
     if find_spec("ray") is None:
         raise SpecError('--engine ray: Ray is not installed: pip install "convolution-spectrum[ray]"')
     if not cluster.cpus > 0:
@@ -260,25 +270,25 @@ def _cluster(command: Run) -> Cluster | None:
 
 
 @contextlib.contextmanager
-def _ranks(command: Run) -> Iterator[tuple[Ranks | None, str]]:
-    """Those of torchrun, if this is one of them, and what to train on. All but the first follow that one first."""
-    if command.engine != "torchrun":
-        yield None, command.device
-        return
+def _ranks(command: Run) -> Iterator[Engine | None]:
+    """The first of torchrun's ranks; None for another one, which follows the first to its end."""
     from spectrum.design.point import SpecError
-    from spectrum.engines.local import EngineError
-    from spectrum.engines.torchrun import follow, join, leave
+    from spectrum.engines.interface import EngineError
+    from spectrum.engines.torchrun import RankEngine, follow, join, leave
 
-    if command.point_minutes or command.memory_gb or command.workers:
+    asked = command.settings
+    if asked.point_minutes or asked.memory_gb or asked.workers:
         raise SpecError("--point-minutes, --memory-gb and --workers are not of --engine torchrun")
     try:
-        ranks, device = join("cpu" if command.device == "auto" else command.device)
+        ranks, device = join("cpu" if asked.device == "auto" else asked.device)
     except EngineError as error:
         raise SpecError(str(error)) from None
     try:
         if ranks.rank:
             follow(ranks, device, command.imports)
-        yield ranks, device
+            yield None
+        else:
+            yield RankEngine(ranks, device)
     except (KeyboardInterrupt, SystemExit):
         raise  # the others are ended by torchrun; in the middle of a step they would not hear
     except BaseException:

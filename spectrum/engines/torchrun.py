@@ -21,28 +21,55 @@ from pathlib import Path
 from typing import Any, NoReturn, Self
 
 from spectrum._files import write_whole
-from spectrum.design.point import Point
-from spectrum.engines.local import ATTEMPTS, EngineError, Outcome, available_cores, died, with_log
-from spectrum.engines.worker import Saving, train_one
+from spectrum.design.point import Point, SpecError
+from spectrum.engines.attempts import ATTEMPTS, died, with_log
+from spectrum.engines.cores import available_cores
+from spectrum.engines.interface import Engine, EngineError, Outcome, Work
+from spectrum.engines.saving import Saving
+from spectrum.engines.worker import train_one
 from spectrum.training.checkpoint_files import Interrupted, latest_step
 from spectrum.training.ranks import Ranks, ended, started
 
 
-class RankEngine:
-    """The first of the ranks.
+class RankEngine(Engine):
+    """The first of the ranks. The others `follow` it; `leave` lets them end.
 
     Args:
         ranks: from `join`.
-        device: of this rank.
-        imports: modules to import first, for models of one's own.
-        saving: where and how often runs save where they stand, and where they log; by default not at all.
+        device: of this rank, from there too.
+
+    Raises SpecError without ranks: torchrun starts them, and each has to join.
     """
 
-    def __init__(self, ranks: Ranks, device: str, *, imports: Sequence[str] = (), saving: Saving | None = None) -> None:
-        self.ranks, self.device, self.imports, self.saving = ranks, device, tuple(imports), saving
+    starts_processes = False
+
+    def __init__(self, ranks: Ranks | None = None, device: str = "cpu") -> None:
+        if ranks is None:
+            raise SpecError(
+                'engine = "torchrun": needs ranks; start torchrun -m spectrum run FILE --engine torchrun, or give '
+                "RankEngine(*join(device)) in each process that torchrun starts"
+            )
+        self.ranks, self.own_device = ranks, device
+
+    def device(self, asked: str) -> str:
+        """That of this rank, whatever is asked."""
+        return self.own_device
+
+    def run(self, points: Iterable[Point], work: Work) -> Generator[Outcome, None, None]:
+        """Train all points, one after the other. Limits of time and memory are not kept, and so refused."""
+        for name in ("point_minutes", "memory_gb", "workers"):
+            if getattr(work, name) is not None:
+                raise SpecError(f'{name}: engine "torchrun" has no use for it; leave it out')
+        yield from First(self.ranks, work).run(points)
+
+
+class First:
+    """The first rank at work on one study."""
+
+    def __init__(self, ranks: Ranks, work: Work) -> None:
+        self.ranks, self.work, self.saving = ranks, work, work.saving
 
     def run(self, points: Iterable[Point]) -> Generator[Outcome, None, None]:
-        """Train all points, one after the other."""
         current: list[Point] = []
 
         def not_counted() -> None:
@@ -61,7 +88,7 @@ class RankEngine:
                 current[:] = [point]
                 self.ranks.broadcast(point.model_dump_json().encode())
                 try:
-                    result, reason = _together(ranks, point, self.device, self.imports, self.saving)
+                    result, reason = _together(ranks, point, self.work)
                 except Interrupted:
                     self._unmark(point)
                     signals.stopped()
@@ -167,19 +194,18 @@ def follow(ranks: Ranks, device: str, imports: Sequence[str] = ()) -> None:
     with _Signals() as signals:
         stoppable = replace(ranks, told_to_stop=lambda: signals.told is not None)
         try:
+            work = Work(device=device, imports=tuple(imports))  # type: ignore[arg-type]
             while said := ranks.broadcast(b""):
-                _together(stoppable, Point.model_validate_json(said), device, tuple(imports), None)
+                _together(stoppable, Point.model_validate_json(said), work)
         except Interrupted:
             signals.stopped()
 
 
-def _together(
-    ranks: Ranks, point: Point, device: str, imports: tuple[str, ...], saving: Saving | None
-) -> tuple[dict[str, Any] | None, str | None]:
+def _together(ranks: Ranks, point: Point, work: Work) -> tuple[dict[str, Any] | None, str | None]:
     """The result, or the reason of a failure that all ranks have in common."""
     threads = max(1, available_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
     try:
-        return train_one(point, device, threads, imports, saving, ranks=ranks), None
+        return train_one(point, work, threads, ranks=ranks), None
     except Interrupted:
         raise
     except Exception as error:

@@ -9,36 +9,21 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import cache
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from spectrum.design.point import Point
-from spectrum.training.checkpoint_files import CHECKPOINTS, Interrupted
+from spectrum.engines.interface import Work
+from spectrum.engines.saving import Saving
+from spectrum.training.checkpoint_files import Interrupted
 
 if TYPE_CHECKING:
     from spectrum.training.ranks import Ranks
 
-LOGS = "logs"  # below a study's folder
 OUT_OF_MEMORY = "oom: not enough memory for this point"
-
-
-@dataclass(frozen=True)
-class Saving:
-    """Where and how often runs save where they stand, and where they log."""
-
-    folder: Path  # of the study
-    minutes: float = 1.0  # between two checkpoints, at least
-
-    def checkpoints_of(self, id: str) -> Path:
-        """The folder of one point's checkpoints."""
-        return self.folder / CHECKPOINTS / id
-
-    def log_of(self, id: str) -> Path:
-        """What a point printed, and how it failed; there only if there is something to read."""
-        return self.folder / LOGS / f"{id}.log"
 
 
 T = TypeVar("T")
@@ -60,10 +45,8 @@ def _prepare(threads: int, imports: tuple[str, ...]) -> None:
 
 def train_one(
     point: Point,
-    device: str,
+    work: Work,
     threads: int,
-    imports: tuple[str, ...],
-    saving: Saving | None,
     *,
     stop: Callable[[], bool] = lambda: False,
     on_saved: Callable[[Path], None] | None = None,
@@ -73,18 +56,17 @@ def train_one(
 
     Args:
         point: to train.
-        device: "cpu", "cuda" or "mps".
+        work: device, modules to import first, and where and how often it saves where it stands.
         threads: that torch may use.
-        imports: modules to import first.
-        saving: where and how often it saves where it stands, and where it logs.
         stop: asked after every step; true saves a checkpoint and raises Interrupted.
         on_saved: called with the folder of the checkpoints after each.
         ranks: that train it together, if there are several; this process is one of them.
     """
+    saving = work.saving
     try:
         with _logged(None if saving is None else saving.log_of(point.id)):
-            _prepare(threads, imports)
-            return _trained(point, device, saving, stop, on_saved, ranks)
+            _prepare(threads, work.imports)
+            return _trained(point, work.device, saving, stop, on_saved, ranks)
     except Exception as error:
         one: BaseException | None = error
         while one is not None:  # or the process keeps the network of a failed point until the next one has ended

@@ -13,17 +13,17 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import closing, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from spectrum.design.effects import check_effects
 from spectrum.design.own_models import check_workers_know, code_of, import_modules, modules_of
 from spectrum.design.plan import Plan, PlannedBudget, PlannedTuning
 from spectrum.design.point import Point, SpecError, images_said
 from spectrum.design.study_file import Study, Tune, as_study
-from spectrum.engines.local import NO_LIMITS, Cluster, Engine, Limits, LocalEngine, Outcome
-from spectrum.engines.worker import LOGS, Saving
+from spectrum.engines.interface import Engine, EngineSettings, Outcome, Work, engine_of, list_engines
+from spectrum.engines.saving import LOGS
 from spectrum.models import registered_in
 from spectrum.study.contrasts import examine
 from spectrum.study.identity import check_not_other, folder_of
@@ -31,9 +31,6 @@ from spectrum.study.planning import PlannedPoint, plan_study, planned_point
 from spectrum.study.store import FINISHED, Row, Store, StoreError, find_plan, latest_rows
 from spectrum.study.tuning import Choice, choose, confirmed, extended, search
 from spectrum.training.checkpoint_files import CHECKPOINTS
-
-if TYPE_CHECKING:
-    from spectrum.training.ranks import Ranks
 
 RESULT_COLUMNS = (
     "test_accuracy",
@@ -84,37 +81,25 @@ def run_study(
     study: Study | str | Path,
     out: str | Path | None = None,
     *,
-    workers: int | None = None,
-    device: str = "auto",
-    imports: Sequence[str] = (),
+    engine: str | Engine = "local",
     confirm: bool = False,
-    checkpoint_minutes: float = 1.0,
-    limits: Limits = NO_LIMITS,
-    cluster: Cluster | None = None,
-    ranks: Ranks | None = None,
     on_progress: Callable[[Progress], None] | None = None,
     on_note: Callable[[str], None] = warnings.warn,
+    **settings: Any,
 ) -> Summary:
     """Train every point of a study that has no finished row yet, and append a row for each.
 
     Args:
         study: from `load_study`, or the path of its file.
         out: folder of the results; by default results/<name of the study>/ below the current folder.
-        workers: processes that train side by side; by default one a core or one a GPU, and on a cluster as many as it
-            runs.
-        device: "cpu", "cuda", "mps", or "auto".
-        imports: modules to import in every worker first, for models of one's own, beside those that the study names and
-            those that registered its models.
+        engine: where to train: "local" for processes of this machine, "ray", a name of `register_engine`, or an
+            `Engine` such as `RayEngine(Cluster("auto", gpus=1))`.
         confirm: of a study that tunes, also train the points at the chosen values, once the search is complete; later
             runs into the same folder do so too.
-        checkpoint_minutes: between two checkpoints of a point, at least; 0 saves after every step.
-        limits: of what one point may take: minutes, and gigabytes of memory.
-        cluster: of Ray's, to train there instead of in processes of this machine; what a point takes of it.
-        ranks: started by torchrun, that train each point together; this process is the first of them, and `device` is
-            its own.
         on_progress: called at the start of each stage and after every point.
         on_note: called with a sentence for what a reader of the plan should know, before anything is trained; by
             default a warning.
+        **settings: fields of `EngineSettings`: workers, device, imports, checkpoint_minutes, point_minutes, memory_gb.
 
     A point that was cut short goes on from its latest checkpoint, below checkpoints/ in the folder, to the same weights
     as without the cut. A point that fails gets a row with status "failed" and the reason; it is tried again by the next
@@ -124,77 +109,74 @@ def run_study(
     In a script, call it below `if __name__ == "__main__":`, since worker processes import the script.
 
     >>> from spectrum import load_study
-    >>> summary = run_study(load_study("experiments/quickstart.toml"))  # doctest: +SKIP
+    >>> summary = run_study(load_study("experiments/quickstart.toml"), workers=2)  # doctest: +SKIP
     >>> summary.trained, summary.reused, summary.failed  # doctest: +SKIP
     (21, 0, 0)
     """
-    study = as_study(study)
-    if workers is not None and (isinstance(workers, bool) or not isinstance(workers, int) or workers < 1):
-        raise SpecError(f"workers = {workers!r}: expected a whole number of at least 1, or None for one per core")
-    if not isinstance(device, str):
-        raise SpecError(f'device = {device!r}: expected "cpu", "cuda", "mps" or "auto"')
-    if not checkpoint_minutes >= 0:
-        raise SpecError(f"checkpoint_minutes = {checkpoint_minutes}: expected 0 or more")
-    for name, most in asdict(limits).items():
-        if most is not None and not most > 0:
-            raise SpecError(f"limits: {name} = {most}: expected more than 0")
+    study, asked = as_study(study), EngineSettings(**settings)
     if confirm and study.tune is None:
         raise SpecError("confirm: this study has no [tune], so there is no search to confirm; leave it out")
     folder = folder_of(study, out)
     check_not_other(folder, study)
+    models = sorted({point.model for point in study.points()})
+    asked = asked.model_copy(update={"imports": modules_of(models, [*study.imports, *asked.imports])})
+    if isinstance(engine, str) and engine not in list_engines():
+        import_modules(asked.imports)  # one of them may register it
+    trainer = engine_of(engine)
     frozen = find_plan(folder)
     same = frozen if frozen is not None and frozen.is_of(study.hash) else None
-    planned = None if same is None else _from_plan(study, same)
+    planned: Sequence[PlannedPoint] | None = None if same is None else _from_plan(study, same)
     images = [] if same is None else list(same.images)
-    models = sorted({point.model for point in study.points()})
-    imports = modules_of(models, [*study.imports, *imports])
-    if same is None or planned is None or not _all_finished(folder, same, study, confirm):
+    if planned is None or same is None or not _all_finished(folder, same, study, confirm):
         if same is None:
             check_effects(study)  # before torch is loaded
-        device = device if ranks is not None else _device(device, cluster)
-        if "step_time" in study.budget.match and device != "cpu":
-            raise SpecError(f"budget.match = 'step_time': is measured on the CPU, not on {device}; give --device cpu")
-        import_modules(imports)
-        if ranks is None:
-            check_workers_know(models, imports, elsewhere=cluster is not None)
-        from spectrum.data.images import described, read_once
-        from spectrum.study.equal_networks import coincidences
-
-        with read_once():
-            if same is not None and planned is not None and _is_of_other_images(folder, same, planned):
-                planned = None
-            planned = planned or plan_study(study, frozen=frozen)
-            _check_same_images(folder, planned)
-            images = described(one.point for one in planned)
-        for note in coincidences(study, planned):
-            on_note(note)
+        asked = asked.model_copy(update={"device": _device(study, trainer, asked)})
+        import_modules(asked.imports)
+        if trainer.starts_processes:
+            check_workers_know(models, asked.imports, elsewhere=trainer.elsewhere)
+        planned, images = _planned(study, folder, frozen, planned, on_note)
     _check_same_models(folder, models)
     with Store(folder) as store:
         check_not_other(folder, study)  # once more, now that no other run can write here
-        often = checkpoint_minutes if limits.minutes is None else min(checkpoint_minutes, limits.minutes / 4)
-        saving = Saving(folder, often)
-        run = _Run(store, study, planned, workers, device, tuple(imports), saving, limits, cluster, ranks, on_progress)
-        run.images = images
-        run.fingerprints = {images_said(entry): entry["fingerprint"] for entry in images}
+        work = Work(**dict(asked), folder=folder)
+        run = _Run(store, study, planned, images, trainer, work, on_progress)
         if study.tune is None:
             run.freeze(planned)
             run.train(planned)
             return run.summary()
         once_confirmed = frozen is not None and frozen.tuning is not None and bool(frozen.runs)
         extended_before = same.tuning.grid if same is not None and same.tuning is not None else {}
-        grid = extended_before or study.tune.grid()
-        return run.tune(study.tune, grid, confirm=confirm or once_confirmed)
+        return run.tune(study.tune, extended_before or study.tune.grid(), confirm=confirm or once_confirmed)
 
 
-def _device(device: str, cluster: Cluster | None) -> str:
-    """What points are trained on; that of a cluster's nodes cannot be looked for here."""
-    from spectrum.training.provenance import check_device
-
-    if cluster is None:
-        return check_device(device)
-    if device == "auto":
-        return "cuda" if cluster.gpus else "cpu"
+def _device(study: Study, engine: Engine, asked: EngineSettings) -> str:
+    """What points are trained on. Raises SpecError where the study measures on another device."""
+    device = engine.device(asked.device)
+    if "step_time" in study.budget.match and device != "cpu":
+        raise SpecError(f"budget.match = 'step_time': is measured on the CPU, not on {device}; give --device cpu")
     return device
+
+
+def _planned(
+    study: Study,
+    folder: Path,
+    frozen: Plan | None,
+    known: Sequence[PlannedPoint] | None,
+    on_note: Callable[[str], None],
+) -> tuple[Sequence[PlannedPoint], list[dict[str, Any]]]:
+    """The study's points, planned anew where the frozen plan is of other images, and what is known of the images."""
+    from spectrum.data.images import described, read_once
+    from spectrum.study.equal_networks import coincidences
+
+    with read_once():
+        if frozen is not None and known is not None and _is_of_other_images(folder, frozen, known):
+            known = None
+        planned = known or plan_study(study, frozen=frozen)
+        _check_same_images(folder, planned)
+        images = described(one.point for one in planned)
+    for note in coincidences(study, planned):
+        on_note(note)
+    return planned, images
 
 
 def in_random_blocks(points: Sequence[Point]) -> list[Point]:
@@ -214,24 +196,18 @@ class _Run:
         store: Store,
         study: Study,
         planned: Sequence[PlannedPoint],
-        workers: int | None,
-        device: str,
-        imports: tuple[str, ...],
-        saving: Saving,
-        limits: Limits,
-        cluster: Cluster | None,
-        ranks: Ranks | None,
+        images: list[dict[str, Any]],
+        engine: Engine,
+        work: Work,
         on_progress: Callable[[Progress], None] | None,
     ) -> None:
         self.store, self.study, self.planned = store, study, planned
-        self.workers, self.device, self.imports = workers, device, imports
-        self.saving, self.limits, self.on_progress = saving, limits, on_progress
-        self.cluster, self.ranks = cluster, ranks
+        self.images = images  # what the plan says of them
+        self.engine, self.work, self.on_progress = engine, work, on_progress
         self.counts: Counter[str] = Counter()
         self.seen: set[str] = set()  # ids of the points that were asked for
         self.reused = 0
-        self.images: list[dict[str, Any]] = []  # what the plan says of them
-        self.fingerprints: dict[tuple[Any, ...], str] = {}  # of each data set, as plan and rows have it
+        self.fingerprints = {images_said(entry): entry["fingerprint"] for entry in images}  # as plan and rows have it
 
     def tune(self, said: Tune, grid: dict[str, tuple[float, ...]], *, confirm: bool) -> Summary:
         """The search, wider where its edges are best, and the confirmation if asked for."""
@@ -275,7 +251,7 @@ class _Run:
             question=study.question,
             file=f"{study.file_name}.toml",
             overrides=study.overrides,
-            imports=self.imports,
+            imports=self.work.imports,
             hash=study.hash,
             budget=PlannedBudget(**study.budget.model_dump()),
             base=study.base.model_dump(mode="json"),
@@ -299,7 +275,8 @@ class _Run:
         self._remove_checkpoints(finished)
         if not left:
             return finished
-        with closing(self._engine(len(by_id)).run(left)) as outcomes:
+        work = self.work.model_copy(update={"runs": len(by_id)})
+        with closing(self.engine.run(left, work)) as outcomes:
             for outcome in outcomes:
                 changed = self._images_changed(outcome)
                 if changed is not None:
@@ -329,31 +306,6 @@ class _Run:
             f"the images of {point.dataset!r} changed during the run: fingerprint {known} before, {found} now "
             f"(point {point.id}); the rows before are kept, this result is not; put the earlier images back and run "
             "again, or give another --out"
-        )
-
-    def _engine(self, points: int) -> Engine:
-        if self.ranks is not None:
-            from spectrum.engines.torchrun import RankEngine
-
-            return RankEngine(self.ranks, self.device, imports=self.imports, saving=self.saving)
-        if self.cluster is None:
-            return LocalEngine(
-                self.workers,
-                device=self.device,
-                imports=self.imports,
-                saving=self.saving,
-                limits=self.limits,
-                points=points,
-            )
-        from spectrum.engines.ray import RayEngine
-
-        return RayEngine(
-            self.cluster,
-            self.workers,
-            device=self.device,
-            imports=self.imports,
-            saving=self.saving,
-            limits=self.limits,
         )
 
     def _write(self, outcome: Outcome, planned: PlannedPoint) -> Row:

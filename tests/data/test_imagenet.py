@@ -13,7 +13,7 @@ from spectrum.data.images import images_of
 from spectrum.data.load import load_images
 from spectrum.data.pixels import Encoded
 from spectrum.design.point import Point
-from spectrum.engines.local import available_cores
+from spectrum.engines.cores import available_cores
 from spectrum.training.loop import train
 
 STUDY = Path(__file__).parents[2] / "experiments" / "imagenet_xception.toml"

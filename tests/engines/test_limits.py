@@ -11,7 +11,9 @@ import pytest
 from spectrum import run_study
 from spectrum.design.point import SpecError
 from spectrum.design.study_file import parse_study
-from spectrum.engines.local import Limits, LocalEngine, visible_gpus
+from spectrum.engines.cores import visible_gpus
+from spectrum.engines.interface import Work
+from spectrum.engines.local import Workers
 from spectrum.study.store import read_rows
 from tests.runs import IMPORTS, ROOT, TINY, tiny
 
@@ -20,8 +22,8 @@ from tests.runs import IMPORTS, ROOT, TINY, tiny
 def test_a_point_that_takes_too_much_memory_or_time_has_failed_and_no_other(study_folder):
     cases = [{"model": "greedy"}, {"model": "slow", "epochs": 400}, {"model": "linear"}]
     study = parse_study({"base": TINY, "cases": cases}, "limits")
-    limits = Limits(minutes=0.4, memory_gb=2.0)
-    summary = run_study(study, workers=2, imports=IMPORTS, limits=limits, checkpoint_minutes=0.01)
+    limits = {"point_minutes": 0.4, "memory_gb": 2.0}
+    summary = run_study(study, workers=2, imports=IMPORTS, checkpoint_minutes=0.01, **limits)
     rows = {row["model"]: row for row in read_rows(summary.folder)}
     assert {name: row["status"] for name, row in rows.items()} == {
         "greedy": "failed",
@@ -55,7 +57,7 @@ def test_a_limit_goes_by_a_clock_that_does_not_jump(study_folder, monkeypatch, s
     jumper.start()
     try:
         study = parse_study({"base": TINY | {"model": "slow", "epochs": epochs}}, "clock")
-        summary = run_study(study, workers=1, imports=IMPORTS, limits=Limits(minutes=minutes))
+        summary = run_study(study, workers=1, imports=IMPORTS, point_minutes=minutes)
     finally:
         ended.set()
         jumper.join()
@@ -65,16 +67,16 @@ def test_a_limit_goes_by_a_clock_that_does_not_jump(study_folder, monkeypatch, s
     assert status == "done" or row["reason"].startswith("took more than 0.25 minutes")
 
 
-@pytest.mark.parametrize("limits", [Limits(minutes=0), Limits(memory_gb=-1), Limits(minutes=float("nan"))])
+@pytest.mark.parametrize("limits", [{"point_minutes": 0}, {"memory_gb": -1}, {"point_minutes": float("nan")}])
 def test_limits_that_cannot_be_are_refused(study_folder, limits):
-    with pytest.raises(SpecError, match=r"limits: .* expected more than 0"):
-        run_study(tiny(), limits=limits)
+    with pytest.raises(SpecError, match=r"(point_minutes|memory_gb): input should be greater than 0"):
+        run_study(tiny(), **limits)
 
 
 SLOT = """
 import sys, time
 from pathlib import Path
-from spectrum.engines.local import take_slot
+from spectrum.engines.cores import take_slot
 print(take_slot(Path(sys.argv[1]), 2), flush=True)
 time.sleep(60)
 """
@@ -104,4 +106,4 @@ def test_a_gpu_is_taken_by_one_worker_and_given_back_by_its_death(tmp_path):
 def test_gpus_are_those_that_may_be_seen(monkeypatch, said, gpus):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", said)
     assert visible_gpus() == gpus
-    assert LocalEngine(device="cuda").workers == len(gpus)
+    assert Workers(Work(device="cuda")).workers == len(gpus)

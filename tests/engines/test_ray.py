@@ -12,7 +12,9 @@ from pathlib import Path
 import pytest
 
 from spectrum import load_results, run_study
-from spectrum.engines.local import Cluster, EngineError, Limits, available_cores
+from spectrum.engines.cores import available_cores
+from spectrum.engines.interface import EngineError
+from spectrum.engines.ray import Cluster, RayEngine
 from spectrum.study.store import read_rows
 from tests.runs import IMPORTS, ROOT, is_alive, tiny
 
@@ -40,8 +42,8 @@ def three_nodes():
 
 def test_a_cluster_that_is_started_here_listens_to_this_machine_only_and_wants_a_token(study_folder):
     code = (
-        "import os; from spectrum.engines.local import Cluster; from spectrum.engines.ray import RayEngine\n"
-        "engine = RayEngine(Cluster())\n"
+        "import os; from spectrum.engines.interface import Work; from spectrum.engines.ray import RayEngine\n"
+        "engine = RayEngine().driver(Work(device='cpu'))\n"
         "with engine._connected():\n"
         "    print(engine.ray.nodes()[0]['NodeManagerAddress'], os.environ['RAY_AUTH_MODE'])\n"
         "    from ray._raylet import AuthenticationTokenLoader as tokens\n"
@@ -54,7 +56,7 @@ def test_a_cluster_that_is_started_here_listens_to_this_machine_only_and_wants_a
 def test_both_engines_give_the_same_rows(study_folder):
     study = tiny(axes={"segments": [1, 3, "per_channel"]})
     run_study(study, study_folder / "local", workers=available_cores())  # one thread each, as on Ray
-    run_study(study, study_folder / "ray", cluster=Cluster())
+    run_study(study, study_folder / "ray", engine=RayEngine(Cluster()))
     local, ray = (
         load_results(study_folder / name).sort_values("id").reset_index(drop=True) for name in ("local", "ray")
     )
@@ -77,7 +79,7 @@ def test_a_node_that_is_lost_costs_no_point(study_folder, three_nodes):
 
     losing = threading.Thread(target=lose_one)
     losing.start()
-    summary = run_study(study, out, cluster=Cluster(), imports=IMPORTS, checkpoint_minutes=0.002)
+    summary = run_study(study, out, engine=RayEngine(Cluster()), imports=IMPORTS, checkpoint_minutes=0.002)
     losing.join()
     assert (summary.trained, summary.failed) == (6, 0)
     rows = read_rows(out)
@@ -94,7 +96,7 @@ def test_a_node_that_is_lost_costs_no_point(study_folder, three_nodes):
 
 def test_several_tasks_train_a_point_together_as_torchrun_has_it(study_folder):
     study = tiny(base={"shift": 1}, axes={"segments": [1, "per_channel"], "batch_size": [50, 25]})
-    summary = run_study(study, study_folder / "out", cluster=Cluster(ranks=2))
+    summary = run_study(study, study_folder / "out", engine=RayEngine(Cluster(ranks=2)))
     assert (summary.trained, summary.failed) == (2, 2)
     rows = read_rows(study_folder / "out")
     assert {row["status"]: row["batch_size"] for row in rows} == {"done": 50, "failed": 25}
@@ -110,7 +112,7 @@ def test_several_tasks_train_a_point_together_as_torchrun_has_it(study_folder):
 @pytest.mark.cluster
 def test_a_rank_that_dies_takes_the_others_along_and_the_point_goes_on(study_folder):
     study = tiny(base={"model": "dies_once"}, axes={"segments": [1]})
-    summary = run_study(study, study_folder / "out", cluster=Cluster(ranks=2), imports=IMPORTS)
+    summary = run_study(study, study_folder / "out", engine=RayEngine(Cluster(ranks=2)), imports=IMPORTS)
     (row,) = read_rows(study_folder / "out")
     assert (summary.trained, row["attempts"]) == (1, 2)
 
@@ -118,7 +120,7 @@ def test_a_rank_that_dies_takes_the_others_along_and_the_point_goes_on(study_fol
 def test_what_fails_on_a_node_fails_with_the_reason_and_the_rest_is_trained(study_folder):
     cases = [{"model": name} for name in ("dies", "fails", "out_of_memory", "linear")]
     study = tiny(cases=cases, axes={})
-    summary = run_study(study, study_folder / "out", cluster=Cluster(), imports=IMPORTS)
+    summary = run_study(study, study_folder / "out", engine=RayEngine(Cluster()), imports=IMPORTS)
     rows = {row["model"]: row for row in read_rows(study_folder / "out")}
     assert (summary.trained, summary.failed) == (1, 3)
     assert rows["dies"]["reason"] == "the worker process died 3 times, last with WorkerCrashedError"
@@ -132,7 +134,7 @@ def test_what_fails_on_a_node_fails_with_the_reason_and_the_rest_is_trained(stud
 @pytest.mark.parametrize("model", ["stuck", "stuck_in_native_code"])
 def test_a_point_that_takes_too_long_is_ended(model, study_folder):
     study = tiny(base={"model": model}, axes={})
-    run_study(study, study_folder / "out", cluster=Cluster(), imports=IMPORTS, limits=Limits(minutes=0.05))
+    run_study(study, study_folder / "out", engine=RayEngine(Cluster()), imports=IMPORTS, point_minutes=0.05)
     (row,) = read_rows(study_folder / "out")
     assert row["reason"].startswith("took more than 0.05 minutes")
     assert row["attempts"] == 1
@@ -142,7 +144,7 @@ def test_a_point_that_takes_too_long_is_ended(model, study_folder):
 @pytest.mark.parametrize("workers", [None, 2])
 def test_a_cluster_without_what_a_point_takes_is_refused(workers, study_folder):
     with pytest.raises(EngineError, match="no node of the cluster has 1 CPUs and 1 GPUs"):
-        run_study(tiny(), study_folder / "out", workers=workers, cluster=Cluster(gpus=1), device="cpu")
+        run_study(tiny(), study_folder / "out", workers=workers, engine=RayEngine(Cluster(gpus=1)), device="cpu")
 
 
 @pytest.mark.cluster
@@ -159,7 +161,9 @@ def test_a_checkpoint_server_that_dies_costs_no_point(study_folder):
     killing = threading.Thread(target=kill_it)
     killing.start()
     study = tiny(base={"model": "slow", "epochs": 20}, axes={"seed": [0, 1, 2]})
-    summary = run_study(study, study_folder / "out", cluster=Cluster(), imports=IMPORTS, checkpoint_minutes=0.002)
+    summary = run_study(
+        study, study_folder / "out", engine=RayEngine(Cluster()), imports=IMPORTS, checkpoint_minutes=0.002
+    )
     killing.join()
     assert (summary.trained, summary.failed) == (3, 0)
 

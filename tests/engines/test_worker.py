@@ -10,7 +10,9 @@ import pytest
 
 from spectrum import register_model
 from spectrum.design.point import Point
-from spectrum.engines.worker import Saving, train_one
+from spectrum.engines.interface import Work
+from spectrum.engines.saving import Saving
+from spectrum.engines.worker import train_one
 from tests.faulty_models import Linear
 from tests.runs import ROOT
 
@@ -31,7 +33,8 @@ def trained(name, during, saving=None, *, says=True):
                 sys.stdout.write("a word after\n")
 
     register_model(name, lambda arch: Linear(arch, act))
-    return train_one(Point(**POINT, model=name), "cpu", 1, (), saving)
+    where = {} if saving is None else {"folder": saving.folder, "checkpoint_minutes": saving.minutes}
+    return train_one(Point(**POINT, model=name), Work(device="cpu", **where), threads=1)
 
 
 def log_in(folder):

@@ -13,8 +13,11 @@ from spectrum import load_results, run_study
 from spectrum.data.pixels import DataError
 from spectrum.design.point import Point, SpecError
 from spectrum.design.study_file import parse_study
-from spectrum.engines.local import Attempts, LocalEngine, available_cores, died
-from spectrum.engines.worker import Saving
+from spectrum.engines.attempts import Attempts, died
+from spectrum.engines.cores import available_cores
+from spectrum.engines.interface import Work
+from spectrum.engines.local import LocalEngine, Workers
+from spectrum.engines.saving import Saving
 from spectrum.results import load_history
 from spectrum.study.driver import in_random_blocks
 from spectrum.study.planning import plan_study
@@ -54,18 +57,22 @@ def test_more_training_images_than_there_are_are_refused_before_anything_is_writ
     assert not list(study_folder.iterdir())
 
 
+def workers(**work):
+    return Workers(Work(**{"device": "cpu"} | work))
+
+
 def test_an_engine_shares_the_cores_between_its_workers():
-    assert (LocalEngine().workers, LocalEngine().threads) == (available_cores(), 1)
-    assert LocalEngine(device="cuda").workers == 1
-    assert LocalEngine(1).threads == available_cores()
-    assert LocalEngine(10_000).threads == 1
+    assert (workers().workers, workers().threads) == (available_cores(), 1)
+    assert workers(device="cuda").workers == 1
+    assert workers(workers=1).threads == available_cores()
+    assert workers(workers=10_000).threads == 1
 
 
 def test_cores_that_a_small_study_has_no_points_for_go_to_its_points():
     cores = available_cores()
-    assert LocalEngine(points=1).threads == cores
-    assert LocalEngine(4, points=2).threads == max(1, cores // 2)
-    assert LocalEngine(2, points=100).threads == LocalEngine(2).threads
+    assert workers(runs=1).threads == cores
+    assert workers(workers=4, runs=2).threads == max(1, cores // 2)
+    assert workers(workers=2, runs=100).threads == workers(workers=2).threads
 
 
 @pytest.mark.medium
@@ -86,12 +93,12 @@ def test_the_number_of_threads_goes_by_the_study_and_not_by_what_is_left_of_it(s
 
 @pytest.mark.medium
 def test_an_engine_can_be_used_again_after_a_stop(tmp_path, study_folder):
-    engine = LocalEngine(1, imports=IMPORTS, saving=Saving(tmp_path))
+    engine, work = LocalEngine(), Work(workers=1, device="cpu", imports=IMPORTS, folder=tmp_path)
     slow, quick = (Point(**TINY | {"model": name, "width": 1.0, "epochs": 100}) for name in ("slow", "linear"))
-    stopped = engine.run([quick, slow])
+    stopped = engine.run([quick, slow], work)
     assert next(stopped).result is not None
     stopped.close()
-    (outcome,) = engine.run([quick])
+    (outcome,) = engine.run([quick], work)
     assert outcome.reason is None
     assert outcome.result["status"] == "done"
 
@@ -268,7 +275,7 @@ def test_an_axis_of_lists_gives_a_report(study_folder):
 
 
 def test_a_number_of_minutes_that_cannot_be_is_refused(study_folder):
-    with pytest.raises(SpecError, match="checkpoint_minutes = -1: expected 0 or more"):
+    with pytest.raises(SpecError, match="checkpoint_minutes: input should be greater than or equal to 0"):
         run_study(tiny(), checkpoint_minutes=-1)
     assert not list(study_folder.iterdir())
 

@@ -11,7 +11,9 @@ import pytest
 
 from spectrum import load_study, run_study
 from spectrum.design.study_file import parse_study
-from spectrum.engines.local import LocalEngine, available_cores
+from spectrum.engines.cores import available_cores
+from spectrum.engines.interface import Work
+from spectrum.engines.local import Workers
 from spectrum.results import load_history
 from spectrum.study.doctor import look_at
 from spectrum.study.store import read_rows
@@ -113,8 +115,12 @@ def test_a_row_says_with_how_many_threads_it_began(study_folder, undisturbed):
     folder = study_folder / "results" / "slow"
     run_study(load_study(study_folder / "slow.toml"), folder, workers=1, imports=IMPORTS)
     resumed = [row["provenance"]["resumed"] for row in read_rows(folder) if "resumed" in row["provenance"]]
-    assert [times[0]["before"] for times in resumed] == [{"threads": LocalEngine(2).threads}] * 2
-    assert {row["provenance"]["threads"] for row in read_rows(folder)} == {LocalEngine(1).threads}
+    assert [times[0]["before"] for times in resumed] == [
+        {"threads": Workers(Work(workers=2, device="cpu")).threads}
+    ] * 2
+    assert {row["provenance"]["threads"] for row in read_rows(folder)} == {
+        Workers(Work(workers=1, device="cpu")).threads
+    }
     assert any("went on in another environment" in found.said for found in look_at(folder))
 
 

@@ -14,9 +14,9 @@ import torch
 
 from spectrum.data.images import images_of
 from spectrum.design.point import Point
-from spectrum.engines.local import ATTEMPTS
-from spectrum.engines.torchrun import RankEngine
-from spectrum.engines.worker import Saving
+from spectrum.engines.attempts import ATTEMPTS
+from spectrum.engines.interface import Work
+from spectrum.engines.torchrun import First
 from spectrum.study.store import read_rows
 from spectrum.training.checkpoint_files import latest_step, name_of
 from spectrum.training.loop import train
@@ -183,11 +183,11 @@ def test_ranks_that_are_preempted_again_and_again_save_each_time_and_finish(stud
 
 
 def test_attempts_of_ranks_count_only_without_a_newer_checkpoint(tmp_path):
-    point, saving = Point(**TINY), Saving(tmp_path)
-    folder = saving.checkpoints_of(point.id)
+    point, work = Point(**TINY), Work(device="cpu", folder=tmp_path)
+    folder = work.saving.checkpoints_of(point.id)
 
     def attempts(count):
-        return [RankEngine(ALONE, "cpu", saving=saving)._attempt(point) for _ in range(count)]
+        return [First(ALONE, work)._attempt(point) for _ in range(count)]
 
     assert attempts(2) == [1, 2]
     (folder / name_of(10, b"")).touch()

@@ -1,0 +1,186 @@
+"""What an engine is: something that trains runs, wherever it does, and says how each one ended.
+
+    EngineSettings    what every engine is told: workers, device, modules, checkpoints, limits
+    Work              the same for one study, with its folder
+    Engine            to subclass for an engine of one's own
+    register_engine   gives it a name, for `run_study(study, engine="mine")` and `spectrum run --engine mine`
+
+Nothing here loads torch, Ray or a pool of processes: engines are imported when they are used.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Generator, Iterable
+from dataclasses import dataclass
+from difflib import get_close_matches
+from importlib import import_module
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import BeforeValidator, Field
+
+from spectrum.design.point import Point, Record, SpecError, as_tuple
+from spectrum.engines.saving import Saving
+
+Minutes = Annotated[float, Field(gt=0)]
+
+
+class EngineError(RuntimeError):
+    """Workers that cannot be had, or cannot be kept alive."""
+
+
+class EngineSettings(Record):
+    """What every engine is told, however it trains. Frozen; raises SpecError for a value that cannot be.
+
+    >>> EngineSettings(workers=2, device="cpu").point_minutes is None
+    True
+    """
+
+    workers: Annotated[int, Field(ge=1)] | None = None
+    """Runs trained side by side; by default one per core or per GPU, and on a cluster as many as it can take."""
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    """Where to train; by default the best that torch has."""
+    imports: Annotated[tuple[str, ...], BeforeValidator(as_tuple)] = ()
+    """Modules to import in every worker first, for models and data sets of your own."""
+    checkpoint_minutes: Annotated[float, Field(ge=0)] = 1.0
+    """Between two checkpoints of a run, at least, from which a run that was cut short goes on; 0: every step."""
+    point_minutes: Minutes | None = None
+    """The longest that one run may take, from its start or its latest checkpoint on; beyond it has failed."""
+    memory_gb: Annotated[float, Field(gt=0)] | None = None
+    """The most private memory that one worker may take, in GB, images included; a run that needs more has failed."""
+
+
+class Work(EngineSettings):
+    """What an engine is told of one study: the settings, the study's folder, and how many runs it has."""
+
+    folder: Path | None = None
+    """Of the study, for checkpoints and logs; None saves and logs nothing."""
+    runs: int | None = None
+    """Of the whole study, those included that have a result: where they are fewer than the workers, each worker has
+    more threads. It does not go by what is left, since the number of threads decides the last bits of the weights."""
+
+    @property
+    def saving(self) -> Saving | None:
+        """Where and how often runs save where they stand; a run of limited time at least four times."""
+        if self.folder is None:
+            return None
+        most = self.checkpoint_minutes if self.point_minutes is None else self.point_minutes / 4
+        return Saving(self.folder, min(self.checkpoint_minutes, most))
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How one run ended: with a result and its provenance, or with the reason why there is none."""
+
+    point: Point
+    result: dict[str, Any] | None  # fields of training.loop.Result, and "provenance"
+    reason: str | None
+    attempts: int
+
+
+class Engine(ABC):
+    """Where runs are trained. Subclass it for an engine of your own; only `run` must be written.
+
+    `spectrum.engines.worker.train_one` trains one run in this process, with its log and its checkpoints.
+
+    >>> from spectrum.engines.worker import train_one
+    >>> class OneByOne(Engine):
+    ...     starts_processes = False
+    ...
+    ...     def run(self, points, work):
+    ...         for point in points:
+    ...             try:
+    ...                 yield Outcome(point, train_one(point, work, threads=1), None, attempts=1)
+    ...             except Exception as error:
+    ...                 yield Outcome(point, None, f"{type(error).__name__}: {error}", attempts=1)
+    """
+
+    starts_processes: ClassVar[bool] = True
+    """Whether workers are processes of their own, which must import what registers models and data sets."""
+    elsewhere: ClassVar[bool] = False
+    """Whether they may be on other machines, which do not see this one's script."""
+
+    def device(self, asked: str) -> str:
+        """What runs are trained on: "cpu", "cuda" or "mps".
+
+        Args:
+            asked: of the settings; "auto" for the best that there is.
+
+        Raises SpecError for what is not there.
+        """
+        from spectrum.training.provenance import check_device
+
+        return check_device(asked)
+
+    @abstractmethod
+    def run(self, points: Iterable[Point], work: Work) -> Generator[Outcome, None, None]:
+        """One outcome per run, as they end. Closing it ends what runs, which saves where it stands.
+
+        Args:
+            points: runs to train, each once.
+            work: settings, with a device that is no longer "auto", and the study's folder.
+
+        Raises EngineError where no workers can be had.
+        """
+
+
+Factory = Callable[[], Engine]
+_ENGINES: dict[str, str | Factory] = {
+    "local": "spectrum.engines.local:LocalEngine",
+    "ray": "spectrum.engines.ray:RayEngine",
+    "torchrun": "spectrum.engines.torchrun:RankEngine",
+}
+
+
+def list_engines() -> list[str]:
+    """Names of all engines, built in and registered."""
+    return sorted(_ENGINES)
+
+
+def register_engine(name: str, factory: Factory) -> None:
+    """Add an engine of your own under a name.
+
+    Args:
+        name: a new one; the same factory may be registered again.
+        factory: called without arguments, such as a subclass of `Engine`, when a study runs on it.
+
+    Raises ValueError for a name that is taken or is none, and for what cannot be called.
+    """
+    if not isinstance(name, str) or not name.strip():
+        raise ValueError(f"name={name!r}: expected a name for the engine, such as 'mine'")
+    if not callable(factory):
+        raise ValueError(f"factory={factory!r}: expected what gives an Engine when called, such as a class")
+    known = _ENGINES.setdefault(name, factory)
+    if known is not factory and _of_one_place(known) != _of_one_place(factory):
+        raise ValueError(f"engine {name!r} is registered already; choose another name")
+    _ENGINES[name] = factory
+
+
+def _of_one_place(factory: str | Factory) -> object:
+    """What tells a factory from another: a cell of a notebook that runs again makes the same one anew."""
+    return getattr(factory, "__module__", factory), getattr(factory, "__qualname__", factory)
+
+
+def engine_of(engine: object) -> Engine:
+    """The engine that is given, or that has this name. Raises SpecError for what is none."""
+    if isinstance(engine, Engine):
+        return engine
+    if not isinstance(engine, str):  # as where a class is given
+        kind = engine.__name__ if isinstance(engine, type) else type(engine).__name__
+        raise SpecError(f"engine = {kind}: expected a name, or an object whose class is a subclass of Engine")
+    if engine not in _ENGINES:
+        near = get_close_matches(engine, _ENGINES, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(list_engines())}"
+        raise SpecError(f"engine = {engine!r}: unknown; {hint} (your own: register_engine, in a module of imports)")
+    made = _found(_ENGINES[engine])()
+    if not isinstance(made, Engine):
+        raise SpecError(f"engine = {engine!r}: its factory gave {type(made).__name__}; give a subclass of Engine")
+    return made
+
+
+def _found(factory: str | Factory) -> Factory:
+    if not isinstance(factory, str):
+        return factory
+    module, name = factory.split(":")
+    return getattr(import_module(module), name)  # type: ignore[no-any-return]
