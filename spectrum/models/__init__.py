@@ -171,73 +171,66 @@ class _Family:
 
     build: str | Builder
     widths: str | StageWidths | None
-    ignores: tuple[str, ...] = ()  # fields that its networks have no use for
+    uses: tuple[str, ...] | None  # fields that its networks have a use for; None: it does not say
     own: Mapping[str, Any] = field(default_factory=dict)  # values of fields that an architecture leaves open
     stages: int | None = None  # whose segments may differ; None: as many as it has stage widths
     home: str | None = None  # module that registered it; None for built-in ones
-    declares: bool = True  # whether `ignores` is all that it ignores
 
 
 OWN = {"order": "pointwise_first", "activation": "none", "norm": False}  # if a family says no other
-IN_PARTS = ("downsampling", "form", "auxiliary")  # of single families
+# What architectures use, by the parts that they are made of. A new option is added to those that look at it.
+_IMAGES = ("in_channels", "num_classes", "image_size")  # every architecture, also one's own
+_ANY = (*_IMAGES, "hidden", "dropout", "norm_eps", "norm_momentum")  # every built-in one: classifier and BN
+_SIZED = (*_ANY, "width", "widths", "depth")
+_SEGMENTED = (  # those made of `segmented`
+    *(*_SIZED, "segments", "segment_width", "stage_segments", "segment_shares"),
+    *("order", "activation", "norm", "pointwise", "pointwise_segments", "shuffle"),
+)
 _FAMILIES = {
     "inception": _Family(
         "spectrum.models.inception:build_inception",
         "spectrum.models.inception:inception_widths",
-        ignores=(
-            *OWN,
-            "downsampling",
-            "auxiliary",
-            "pointwise",
-            "pointwise_segments",
-            "shuffle",
-            "residual",
-            "padding",
-            "segment_shares",
-        ),
+        uses=(*_SIZED, "segments", "segment_width", "stage_segments", "form"),
     ),
     "inception_v3": _Family(
         "spectrum.models.inception:build_inception_v3",
         None,
-        ignores=(
-            *(*OWN, "downsampling", "form", "pointwise", "pointwise_segments", "shuffle", "residual", "width"),
-            *("widths", "depth", "segments", "segment_width", "stage_segments", "segment_shares"),
-        ),
+        uses=(*_ANY, "padding", "auxiliary"),
         own={"padding": "tf_same", "norm_eps": 1e-3, "norm_momentum": 0.01},
         stages=0,
     ),
     "mobilenet_v1": _Family(
         "spectrum.models.plain:build_mobilenet_v1",
         "spectrum.models.plain:mobilenet_widths",
-        ignores=("residual", "padding", *IN_PARTS),
+        uses=_SEGMENTED,
         own={"order": "spatial_first", "activation": "relu", "norm": True},
     ),
     "probe": _Family(
         "spectrum.models.probe:build_probe",
         "spectrum.models.probe:probe_widths",
-        ignores=("padding", "form", "auxiliary"),
+        uses=(*_SEGMENTED, "residual", "downsampling"),
     ),
     "resnext": _Family(
         "spectrum.models.resnext:build_resnext",
         "spectrum.models.resnext:resnext_widths",
-        ignores=IN_PARTS,
+        uses=(*_SEGMENTED, "residual", "padding"),
         own={"activation": "relu", "norm": True},
     ),
     "resnext_small": _Family(
         "spectrum.models.resnext:build_resnext_small",
         "spectrum.models.resnext:resnext_small_widths",
-        ignores=("padding", *IN_PARTS),
+        uses=(*_SEGMENTED, "residual"),
         own={"activation": "relu", "norm": True},
     ),
     "vgg": _Family(
         "spectrum.models.plain:build_vgg",
         "spectrum.models.plain:vgg_widths",
-        ignores=("residual", "padding", *IN_PARTS),
+        uses=_SEGMENTED,
     ),
     "xception": _Family(
         "spectrum.models.xception:build_xception",
         "spectrum.models.xception:xception_widths",
-        ignores=IN_PARTS,
+        uses=(*_SEGMENTED, "residual", "padding"),
         own={"order": "spatial_first", "padding": "tf_same", "norm_eps": 1e-3, "norm_momentum": 0.01},
         stages=6,
     ),
@@ -288,17 +281,17 @@ def register_model(
     if widths is not None and not callable(widths):
         raise ValueError(f"widths={widths!r}: expected a function from an Architecture to stage widths, or None")
     home = sys._getframe(1).f_globals.get("__name__")
-    family = _Family(builder, widths, ignores=_all_but(uses, widths), home=home, declares=uses is not None)
+    family = _Family(builder, widths, uses=_checked_uses(uses, widths), home=home)
     if home == "__main__" and not has_script() and _FAMILIES.get(name, family).home == home:
         _FAMILIES[name] = family  # a notebook's cell that runs again
     if _FAMILIES.setdefault(name, family) != family:
         raise ValueError(f"model {name!r} is registered already; choose another name")
 
 
-def _all_but(uses: Iterable[str] | None, widths: StageWidths | None) -> tuple[str, ...]:
-    """Fields that a family of one's own does not use."""
+def _checked_uses(uses: Iterable[str] | None, widths: StageWidths | None) -> tuple[str, ...] | None:
+    """Fields that a family of one's own uses; None where it does not say."""
     if uses is None:
-        return ()
+        return None
     try:
         used: list[Any] = [uses] if isinstance(uses, str) else list(uses)
     except TypeError:
@@ -311,8 +304,7 @@ def _all_but(uses: Iterable[str] | None, widths: StageWidths | None) -> tuple[st
                 f"uses={name!r}: no field of an Architecture; "
                 + (f"did you mean {close[0]!r}?" if close else f"known are {', '.join(known)}")
             )
-    used += ["in_channels", "num_classes", "image_size", *(["width", "widths"] if widths is not None else [])]
-    return tuple(name for name in known if name not in used)
+    return (*used, *_IMAGES, *(("width", "widths") if widths is not None else ()))
 
 
 def stage_widths(name: str, architecture: Architecture) -> tuple[int, ...]:
@@ -349,14 +341,15 @@ def own_values(name: str, *, pointwise: bool = True) -> dict[str, Any]:
     return values if pointwise else values | {"activation": "none", "norm": False}
 
 
-def ignored_by(name: str) -> tuple[str, ...]:
-    """Fields of an `Architecture` that a family has no use for, as far as it says."""
-    return _FAMILIES[name].ignores if name in _FAMILIES else ()
+def unused_by(name: str) -> tuple[str, ...]:
+    """Fields of an `Architecture` that a family does not use; none where it does not say, or where there is none."""
+    used = _FAMILIES[name].uses if name in _FAMILIES else None
+    return () if used is None else tuple(known.name for known in fields(Architecture) if known.name not in used)
 
 
 def declares_uses(name: str) -> bool:
     """Whether a family says which fields it has a use for; one's own need not."""
-    return _FAMILIES[name].declares
+    return _FAMILIES[name].uses is not None
 
 
 def has_script() -> bool:
@@ -414,10 +407,11 @@ def build_model(name: str, architecture: Architecture | None = None, **options: 
     elif not isinstance(architecture, Architecture):
         raise ValueError(f"build_model: {architecture!r} is no Architecture; give options by name, such as segments=8")
     family = _FAMILIES[name]
-    for known_field in fields(Architecture):
-        field_name, value = known_field.name, getattr(architecture, known_field.name)
-        unsaid = (known_field.default, OWN.get(field_name), "per_channel" if field_name == "segments" else None)
-        if field_name in family.ignores and value not in unsaid:
+    defaults = {known.name: known.default for known in fields(Architecture)}
+    for field_name in unused_by(name):
+        value = getattr(architecture, field_name)
+        unsaid = (defaults[field_name], OWN.get(field_name), "per_channel" if field_name == "segments" else None)
+        if value not in unsaid:
             raise ValueError(f"{field_name}: the family {name!r} has no use for it; leave it out")
     own = {**family.own, **own_values(name, pointwise=architecture.pointwise)}
     architecture = architecture.with_defaults(**own)

@@ -49,7 +49,7 @@ every_case = pytest.mark.parametrize("options", CASES.values(), ids=CASES.keys()
 
 def built(family, **options):
     """A small network; of options that the family has no use for, without them."""
-    ignored = models._FAMILIES[family].ignores
+    ignored = models.unused_by(family)
     kept = {name: value for name, value in options.items() if name not in ignored}
     if options and not kept:
         pytest.skip(f"{family} has no use for these")
@@ -399,7 +399,7 @@ def short_of(layer, asked):
 @pytest.mark.parametrize("asked", ASKED, ids=str)
 @pytest.mark.parametrize("family", ["probe", "vgg", "resnext_small", "mobilenet_v1", "xception", "inception"])
 def test_layers_that_fall_short_of_what_is_asked_are_counted(family, asked):
-    ignored = set(asked) & set(models.ignored_by(family))
+    ignored = set(asked) & set(models.unused_by(family))
     if ignored or (family == "resnext_small" and asked.get("pointwise") is False):
         pytest.skip(f"{family} has no use for {', '.join(ignored)}")
     with torch.device("meta"):
