@@ -15,7 +15,7 @@ from spectrum.cli.printing import duration, err, out, print_contrast, print_tabl
 from spectrum.cli.progress import progress
 from spectrum.cli.results import frozen_plan, show_report
 from spectrum.design.study_file import Study, load_study
-from spectrum.models import PLACES
+from spectrum.models.position import PLACES, Position
 from spectrum.study.identity import check_not_other, folder_of
 from spectrum.study.store import read_plan
 
@@ -149,13 +149,11 @@ def _print_points(study: Study, planned: Sequence[PlannedPoint]) -> None:
 
 def _cells(one: PlannedPoint, seeds: int, others: Sequence[str], *, matched: bool) -> list[tuple[str, str]]:
     """Titles and cells of one row; a title may come twice, where widths vary and are solved."""
-    from spectrum.analysis.table import segments_label
-
     asked = one.asked
     widths = " ".join(map(str, one.point.widths)) if one.point.widths else f"× {one.point.width:g}"
     mismatch = "" if one.mismatch is None else f"{one.mismatch:+.2%}"
     return [
-        ("segments", segments_label(asked.segments, asked.segment_width, asked.pointwise, asked.stage_segments)),
+        ("segments", Position.of(asked).label),
         *((name, str(getattr(asked, name))) for name in others),
         *([("budget", one.match.replace("_", " ")), ("widths", widths)] if matched else []),
         ("seeds", str(seeds)),

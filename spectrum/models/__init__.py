@@ -29,12 +29,10 @@ from spectrum.conv.arguments import (
     wholes,
 )
 from spectrum.conv.segments import PER_CHANNEL
+from spectrum.models.position import PLACES as PLACES
 
 if TYPE_CHECKING:
     from torch import nn
-
-
-PLACES = ("segments", "segment_width", "stage_segments")  # fields that say where on the spectrum a network lies
 
 
 @dataclass(frozen=True, kw_only=True)

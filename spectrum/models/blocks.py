@@ -13,8 +13,8 @@ from torch.nn.functional import avg_pool2d, max_pool2d
 from spectrum.conv.norm import BatchNormAct2d
 from spectrum.conv.padding import same_padding
 from spectrum.conv.segmented import SegmentedConv2d
-from spectrum.conv.segments import PER_CHANNEL, clamp_segments, proportional_sizes, segments_of_width
 from spectrum.models import Architecture
+from spectrum.models.position import Position
 
 
 def segmented(
@@ -40,24 +40,14 @@ def segmented(
         channels = out_channels
     else:
         channels = in_channels
-    segments: int | tuple[int, ...]
-    if arch.segment_shares != "even":
-        segments = proportional_sizes(channels, arch.segment_shares)
-    elif arch.stage_segments is not None:
-        segments = clamp_segments(channels, arch.stage_segments[stage])
-    elif arch.segment_width is not None:
-        segments = segments_of_width(channels, arch.segment_width)
-    else:
-        segments = clamp_segments(channels, PER_CHANNEL if arch.segments is None else arch.segments)
+    position = Position.of(arch)
     pointwise_segments = min(arch.pointwise_segments, in_channels, out_channels)
-    clamped = clamped_place(arch, channels, stage)
-    if arch.pointwise_segments > pointwise_segments:
-        clamped = (*clamped, "pointwise_segments")
+    too_many = "pointwise_segments" if arch.pointwise_segments > pointwise_segments else None
     made = SegmentedConv2d(
         in_channels,
         out_channels,
         stride=stride,
-        segments=segments,
+        segments=position.segments_of(channels, stage),
         order=order,
         activation=arch.activation,
         norm=bool(arch.norm),
@@ -65,28 +55,11 @@ def segmented(
         pointwise_segments=pointwise_segments,
         shuffle=arch.shuffle and pointwise_segments > 1,
     )
-    made.clamped_options = clamped
+    made.clamped_options = tuple(filter(None, (position.clamped_by(channels, stage), too_many)))
     for module in made.modules():
         if isinstance(module, BatchNormAct2d):
             _set_norm(arch, module)
     return made
-
-
-def clamped_place(arch: Architecture, channels: int, stage: int = 0) -> tuple[str, ...]:
-    """The option by which an architecture asks so many channels for segments that they cannot have; empty if none.
-
-    A number of segments above the channels, a width of segments above them, or shares of which one would have less than
-    half a channel and has a whole one.
-    """
-    if arch.segment_shares != "even":
-        whole, least = sum(arch.segment_shares), min(arch.segment_shares)
-        enough = channels >= len(arch.segment_shares) and 2 * channels * least >= whole
-        return () if enough else ("segment_shares",)
-    if arch.segment_width is not None:
-        return ("segment_width",) if arch.segment_width > channels else ()
-    option = "segments" if arch.stage_segments is None else "stage_segments"
-    asked = arch.segments if arch.stage_segments is None else arch.stage_segments[stage]
-    return (option,) if isinstance(asked, int) and asked > channels else ()
 
 
 def clamped_layers(model: nn.Module) -> dict[str, int]:

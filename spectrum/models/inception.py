@@ -16,9 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from spectrum.conv.segmented import SegmentedConv2d
-from spectrum.conv.segments import PER_CHANNEL, Segments, clamp_segments, segment_sizes, segments_of_width
+from spectrum.conv.segments import PER_CHANNEL, Segments, segment_sizes
 from spectrum.models import PLACES, Architecture
-from spectrum.models.blocks import check_size, clamped_place, classifier, norm
+from spectrum.models.blocks import check_size, classifier, norm
+from spectrum.models.position import Position
 
 Form = Literal["canonical", "simplified", "segments", "extreme"]
 FORMS: tuple[Form, ...] = ("canonical", "simplified", "segments", "extreme")
@@ -135,13 +136,9 @@ def _module(arch: Architecture, channels: int, width: int, stage: int) -> nn.Mod
     said = [name for name in PLACES if getattr(arch, name) not in (None, PER_CHANNEL)]
     if form in ("canonical", "extreme") and said:
         raise ValueError(f"{said[0]}: form = {form!r} has its own; leave it out")
-    asked = arch.segments if arch.stage_segments is None else arch.stage_segments[stage]
-    if arch.segment_width is not None:
-        segments = segments_of_width(width, arch.segment_width)
-    else:
-        segments = clamp_segments(width, PER_CHANNEL if asked is None else asked)
-    made = InceptionModule(channels, width, form=form, segments=segments)
-    made.clamped_options = clamped_place(arch, width, stage)
+    position = Position.of(arch)
+    made = InceptionModule(channels, width, form=form, segments=position.segments_of(width, stage))
+    made.clamped_options = tuple(filter(None, (position.clamped_by(width, stage),)))
     return made
 
 

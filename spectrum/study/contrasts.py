@@ -14,6 +14,7 @@ from typing import Any
 
 from spectrum.design.point import PLACES, Point
 from spectrum.design.study_file import Contrast, Study, select
+from spectrum.models.position import Position
 from spectrum.study.planning import PlannedPoint
 
 EQUAL = 0.01  # counts that differ by no more are held equal
@@ -188,9 +189,8 @@ def _listed(across: object) -> object:
 
 
 def _segments(point: Point) -> str:
-    if point.stage_segments is not None:
-        return f"{' '.join(map(_said, point.stage_segments))} by stage"
-    return f"width {point.segment_width}" if point.segments is None else _said(point.segments)
+    label = Position.of(point).split
+    return label if point.stage_segments is None else f"{label.replace(', ', ' ')} by stage"
 
 
 def _said(value: object) -> str:

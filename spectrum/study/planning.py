@@ -16,6 +16,7 @@ from spectrum.design.own_models import import_modules
 from spectrum.design.point import PLACES, Point, SpecError, all_fields, digest, network_said
 from spectrum.design.study_file import Match, Study, Wanted, as_study
 from spectrum.models import registered_in
+from spectrum.models.position import Position
 
 if TYPE_CHECKING:
     from torch import nn
@@ -59,8 +60,7 @@ class PlannedPoint:
         """
         if self.clamped is not None:
             return sum(count for _, count in self.clamped)
-        asked = self.point.segments
-        return sum(have < asked for have in self.realised_segments) if isinstance(asked, int) else 0
+        return Position.of(self.point).clamped_count(self.realised_segments) or 0
 
     def entry(self) -> dict[str, Any]:
         """What plan.json keeps of it."""
