@@ -10,15 +10,16 @@ import numpy as np
 import pandas as pd
 
 from spectrum.conv.segments import PER_CHANNEL as PER_CHANNEL
+from spectrum.models.options import NetworkFields
 from spectrum.models.position import Position
 
 SPLIT = ("segments", "segment_width", "pointwise", "stage_segments")  # they say where on the spectrum a point lies
-SETTINGS = tuple(  # the columns that say what else a point is, the seed left out
-    """dataset image_size resize train_images validation_fraction normalisation flip shift cutout
-    teacher_segments label_noise teacher_seed model width widths depth segment_shares order activation
-    norm pointwise_segments shuffle downsampling residual dropout hidden padding form norm_eps norm_momentum epochs
-    batch_size optimizer lr momentum nesterov weight_decay schedule warmup_epochs decay decay_epochs decay_images
-    label_smoothing ema autocast compile scored_on match""".split()
+SETTINGS = (  # the columns that say what else a point is, the seed left out
+    *"""dataset image_size resize train_images validation_fraction normalisation flip shift cutout
+    teacher_segments label_noise teacher_seed model""".split(),
+    *(name for name in NetworkFields.model_fields if name not in SPLIT),
+    *"""epochs batch_size optimizer lr momentum nesterov weight_decay schedule warmup_epochs decay decay_epochs
+    decay_images label_smoothing ema autocast compile scored_on match""".split(),
 )
 IMAGES = (  # say which images there are
     *("dataset", "image_size", "resize", "teacher_segments", "label_noise", "teacher_seed"),

@@ -18,9 +18,10 @@ from typing import Any
 
 import pandas as pd
 
+from spectrum._records import SpecError
 from spectrum.bench.rounds import spread
 from spectrum.bench.train import DEFAULT, NATIVE, OURS, Workers
-from spectrum.design.point import Point, SpecError, all_fields, digest
+from spectrum.design.point import Point, all_fields, digest
 from spectrum.models import stage_widths
 from spectrum.study.store import read_plan
 
@@ -59,7 +60,7 @@ def measure(
     for said, entry in wanted.items():
         point = Point(**all_fields(entry["point"]))
         shape = images_of(point).shape
-        widths = stage_widths(point.model, point.architecture(shape[0], 10, shape[1]))
+        widths = stage_widths(point.model, point.network_options(shape[0], 10, shape[1]))
         networks[said] = digest({"widths": widths, "point": _rest(point), "segments": entry["realised_segments"]})
         points[networks[said]] = point.model_copy(update={"train_images": None}), shape
     taken: dict[str, list[dict[str, list[float]]]] = {network: [] for network in points}

@@ -15,7 +15,8 @@ from typing import Annotated, Any, Literal, get_args
 
 import tyro
 
-from spectrum.design.point import NETWORK, Point, SpecError
+from spectrum._records import SpecError
+from spectrum.design.point import NETWORK, Point
 from spectrum.models import OWN
 
 PRINT_COMPLETION = "--tyro-print-completion"

@@ -237,7 +237,7 @@ def run(command: Run) -> int:
 
 
 def _cluster(command: Run) -> Cluster | None:
-    from spectrum.design.point import SpecError
+    from spectrum._records import SpecError
     from spectrum.engines.local import Cluster
 
     cluster = Cluster(command.address, command.point_cpus, command.point_gpus, command.point_ranks)
@@ -262,7 +262,7 @@ def _ranks(command: Run) -> Iterator[tuple[Ranks | None, str]]:
     if command.engine != "torchrun":
         yield None, command.device
         return
-    from spectrum.design.point import SpecError
+    from spectrum._records import SpecError
     from spectrum.engines.local import EngineError
     from spectrum.engines.torchrun import follow, join, leave
 

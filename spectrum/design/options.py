@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from spectrum.models import PLACES, unused_by
+from spectrum.models import unused_by
+from spectrum.models.position import PLACES
 
 Fields = Mapping[str, Any]
 

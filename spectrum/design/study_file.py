@@ -19,30 +19,32 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, model_validator
 
-from spectrum.design.own_models import import_modules, is_module_name
-from spectrum.design.point import (
-    GAUSSIAN,
-    MOST_TEACHER_SEGMENTS,
-    NETWORK,
-    PLACES,
+from spectrum._records import (
     NotNegative,
-    Point,
     Rate,
     Record,
     Seed,
     SpecError,
     as_listed,
     as_tuple,
-    digest,
     explain,
     explain_one,
+    plain,
+    unknown_key,
+)
+from spectrum.design.own_models import import_modules, is_module_name
+from spectrum.design.point import (
+    GAUSSIAN,
+    MOST_TEACHER_SEGMENTS,
+    NETWORK,
+    Point,
+    digest,
     from_named,
     merged,
     named,
     network_said,
-    plain,
-    unknown_key,
 )
+from spectrum.models.position import PLACES
 
 MOST_BYTES = 150  # of a study's name
 NOT_IN_A_FILE = ("name", "overrides")  # fields of a study that come from elsewhere

@@ -13,12 +13,12 @@ from torch.nn.functional import avg_pool2d, max_pool2d
 from spectrum.conv.norm import BatchNormAct2d
 from spectrum.conv.padding import same_padding
 from spectrum.conv.segmented import SegmentedConv2d
-from spectrum.models import Architecture
+from spectrum.models import NetworkOptions
 from spectrum.models.position import Position
 
 
 def segmented(
-    arch: Architecture, in_channels: int, out_channels: int, stride: int = 1, stage: int = 0
+    arch: NetworkOptions, in_channels: int, out_channels: int, stride: int = 1, stage: int = 0
 ) -> SegmentedConv2d:
     """The 3×3 operation that the architecture asks for, its segments clamped to the channels that there are.
 
@@ -30,7 +30,7 @@ def segmented(
         stride: of the spatial half.
         stage: of the network, by which `stage_segments` says the segments.
 
-    >>> segmented(Architecture(segments=32), 16, 24).segments
+    >>> segmented(NetworkOptions(segments=32), 16, 24).segments
     24
     """
     order = arch.order or "pointwise_first"
@@ -96,19 +96,19 @@ def realised_segments(model: nn.Module) -> list[int]:
     return [module.segments for module in model.modules() if isinstance(module, SegmentedConv2d)]
 
 
-def norm(arch: Architecture, channels: int, *, relu: bool = False) -> BatchNormAct2d:
+def norm(arch: NetworkOptions, channels: int, *, relu: bool = False) -> BatchNormAct2d:
     """Batch normalisation with the architecture's eps and momentum, and ReLU if asked for."""
     made = BatchNormAct2d(channels, relu=relu)
     _set_norm(arch, made)
     return made
 
 
-def _set_norm(arch: Architecture, made: BatchNormAct2d) -> None:
+def _set_norm(arch: NetworkOptions, made: BatchNormAct2d) -> None:
     made.eps = made.eps if arch.norm_eps is None else arch.norm_eps
     made.momentum = made.momentum if arch.norm_momentum is None else arch.norm_momentum
 
 
-def classifier(arch: Architecture, channels: int) -> nn.Sequential:
+def classifier(arch: NetworkOptions, channels: int) -> nn.Sequential:
     """Global average pool, fully connected layers with ReLU, dropout, logistic regression."""
     layers: list[nn.Module] = [nn.AdaptiveAvgPool2d(1), nn.Flatten()]
     for hidden in arch.hidden:
@@ -144,7 +144,7 @@ def max_pool_same(x_nchw: Tensor, kernel_size: int, stride: int) -> Tensor:
     return max_pool2d(x_nchw, kernel_size, stride, before, ceil_mode=True)  # without a padded copy
 
 
-def skip(arch: Architecture, in_channels: int, out_channels: int, stride: int) -> nn.Module | None:
+def skip(arch: NetworkOptions, in_channels: int, out_channels: int, stride: int) -> nn.Module | None:
     """What goes round a block: its input, through a 1×1 and BN where channels or pixels change; None without residuals.
 
     It takes the block's input at `every_pixel` of the stride.
@@ -156,12 +156,12 @@ def skip(arch: Architecture, in_channels: int, out_channels: int, stride: int) -
     return nn.Sequential(nn.Conv2d(in_channels, out_channels, 1, bias=False), norm(arch, out_channels))
 
 
-def stem_stride(arch: Architecture) -> int:
+def stem_stride(arch: NetworkOptions) -> int:
     """Of the first convolution of small networks: 2 from 16 pixels up."""
     return 2 if arch.image_size >= 16 else 1
 
 
-def check_size(arch: Architecture, family: str, least: int) -> None:
+def check_size(arch: NetworkOptions, family: str, least: int) -> None:
     """Raises ValueError for images of fewer pixels a side."""
     if arch.image_size < least:
         raise ValueError(f"image_size={arch.image_size}: {family} needs {least} pixels a side or more")
@@ -175,7 +175,7 @@ class MiddleFlowBlock(nn.Module):
     """
 
     def __init__(
-        self, arch: Architecture, in_channels: int, out_channels: int, stride: int = 1, stage: int = 0
+        self, arch: NetworkOptions, in_channels: int, out_channels: int, stride: int = 1, stage: int = 0
     ) -> None:
         super().__init__()
         self.body = nn.Sequential(

@@ -13,7 +13,7 @@ one 3×3, with a stride of 2 from 16 pixels up. Shapes: x_nchw is (N, C, H, W).
 
 from torch import Tensor, nn
 
-from spectrum.models import Architecture
+from spectrum.models import NetworkOptions
 from spectrum.models.blocks import (
     PaddedMaxPool2d,
     check_size,
@@ -32,7 +32,7 @@ SMALL_WIDTHS = (16, 32, 64)
 SMALL_DEPTHS = (2, 2, 2)
 
 
-def build_resnext(arch: Architecture) -> nn.Module:
+def build_resnext(arch: NetworkOptions) -> nn.Module:
     """Build the network. Raises ValueError for images of less than 32 pixels a side."""
     check_size(arch, "resnext", 32)
     stem = nn.Sequential(
@@ -43,7 +43,7 @@ def build_resnext(arch: Architecture) -> nn.Module:
     return ResNeXt(arch, stem, STEM, resnext_widths(arch), DEPTHS)
 
 
-def build_resnext_small(arch: Architecture) -> nn.Module:
+def build_resnext_small(arch: NetworkOptions) -> nn.Module:
     """Build the small network. Raises ValueError for images of less than 4 pixels a side."""
     check_size(arch, "resnext_small", 4)
     widths = resnext_small_widths(arch)
@@ -54,12 +54,12 @@ def build_resnext_small(arch: Architecture) -> nn.Module:
     return ResNeXt(arch, stem, 2 * widths[0], widths, SMALL_DEPTHS)
 
 
-def resnext_widths(arch: Architecture) -> tuple[int, ...]:
+def resnext_widths(arch: NetworkOptions) -> tuple[int, ...]:
     """Four bottleneck widths in channels: explicit ones, or the paper's times `width`, rounded to whole channels."""
     return arch.scaled_widths(WIDTHS)
 
 
-def resnext_small_widths(arch: Architecture) -> tuple[int, ...]:
+def resnext_small_widths(arch: NetworkOptions) -> tuple[int, ...]:
     """Three bottleneck widths in channels: explicit ones, or the default times `width`, rounded to whole channels."""
     return arch.scaled_widths(SMALL_WIDTHS)
 
@@ -77,7 +77,7 @@ class ResNeXt(nn.Module):
 
     def __init__(
         self,
-        arch: Architecture,
+        arch: NetworkOptions,
         stem: nn.Module,
         channels: int,
         widths: tuple[int, ...],
@@ -105,7 +105,7 @@ class ResNeXt(nn.Module):
 class Bottleneck(nn.Module):
     """The operation to `width` channels, BN, ReLU, and a 1×1 to twice as many; added to the input, then ReLU."""
 
-    def __init__(self, arch: Architecture, in_channels: int, width: int, stride: int, stage: int) -> None:
+    def __init__(self, arch: NetworkOptions, in_channels: int, width: int, stride: int, stage: int) -> None:
         super().__init__()
         out_channels = 2 * width
         self.body = nn.Sequential(

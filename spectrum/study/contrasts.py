@@ -12,9 +12,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from spectrum.design.point import PLACES, Point
+from spectrum.design.point import Point
 from spectrum.design.study_file import Contrast, Study, select
-from spectrum.models.position import Position
+from spectrum.models.position import PLACES, Position
 from spectrum.study.planning import PlannedPoint
 
 EQUAL = 0.01  # counts that differ by no more are held equal

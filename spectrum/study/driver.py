@@ -17,9 +17,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from spectrum._records import SpecError
 from spectrum.design.effects import check_effects
 from spectrum.design.own_models import check_workers_know, code_of, import_modules, modules_of
-from spectrum.design.point import Point, SpecError, images_said
+from spectrum.design.point import Point, images_said
 from spectrum.design.study_file import Study, Tune, as_study
 from spectrum.engines.local import NO_LIMITS, Cluster, Engine, Limits, LocalEngine, Outcome
 from spectrum.engines.worker import LOGS, Saving

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from spectrum.design.point import SpecError
+from spectrum._records import SpecError
 from spectrum.design.study_file import Study
 from spectrum.study.planning import entries_of
 from spectrum.study.store import FINISHED, StoreError, latest_rows, read_plan

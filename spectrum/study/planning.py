@@ -11,12 +11,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from spectrum._records import SpecError
 from spectrum.design.effects import check_effects
 from spectrum.design.own_models import import_modules
-from spectrum.design.point import PLACES, Point, SpecError, all_fields, digest, network_said
+from spectrum.design.point import Point, all_fields, digest, network_said
 from spectrum.design.study_file import Match, Study, Wanted, as_study
 from spectrum.models import registered_in
-from spectrum.models.position import Position
+from spectrum.models.position import PLACES, Position
 
 if TYPE_CHECKING:
     from torch import nn
@@ -343,7 +344,7 @@ def _stage_widths(point: Point, images: Images) -> Widths:
 
     channels, side, _ = images.shape
     try:
-        return stage_widths(point.model, point.architecture(channels, images.classes, side))
+        return stage_widths(point.model, point.network_options(channels, images.classes, side))
     except ValueError as error:
         raise SpecError(f"budget: {error}") from None
 
@@ -354,7 +355,7 @@ def build(point: Point, images: Images) -> nn.Module:
 
     channels, side, _ = images.shape
     try:
-        return build_model(point.model, point.architecture(channels, images.classes, side))
+        return build_model(point.model, point.network_options(channels, images.classes, side))
     except (ValueError, TypeError, RuntimeError, MemoryError) as error:  # too large, or a user's own family
         raise SpecError(f"model = {point.model!r}, segments = {point.segments}: {error}") from error
     except Exception as error:  # whatever else a user's own family raises

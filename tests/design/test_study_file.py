@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from spectrum import Point, Study, load_study
-from spectrum.design.point import NETWORK, SpecError, choices, merged, named, network_said
+from spectrum._records import SpecError
+from spectrum.design.point import NETWORK, choices, merged, named, network_said
 from spectrum.design.recipes import RECIPES
 from spectrum.design.study_file import Contrast, Tune, as_study, parse_study
 
