@@ -30,7 +30,7 @@ class _Family:
 
     build: str | Builder
     widths: str | StageWidths | None
-    uses: tuple[str, ...] | None  # fields that its networks have a use for; None: it does not say
+    uses: tuple[str, ...] | None = None  # options that its networks have a use for; None: it does not say
     own: Mapping[str, Any] = field(default_factory=dict)  # values of fields that an architecture leaves open
     stages: int | None = None  # whose segments may differ; None: as many as it has stage widths
     home: str | None = None  # module that registered it; None for built-in ones
@@ -61,24 +61,24 @@ _FAMILIES = {
     "mobilenet_v1": _Family(
         "spectrum.models.plain:build_mobilenet_v1",
         "spectrum.models.plain:mobilenet_widths",
-        uses=_SEGMENTED,
+        uses=(*_SEGMENTED, "stem_stride"),
         own={"order": "spatial_first", "activation": "relu", "norm": True},
     ),
     "probe": _Family(
         "spectrum.models.probe:build_probe",
         "spectrum.models.probe:probe_widths",
-        uses=(*_SEGMENTED, "residual", "downsampling"),
+        uses=(*_SEGMENTED, "residual", "downsampling", "stem_stride"),
     ),
     "resnext": _Family(
         "spectrum.models.resnext:build_resnext",
         "spectrum.models.resnext:resnext_widths",
-        uses=(*_SEGMENTED, "residual", "padding"),
+        uses=(*_SEGMENTED, "residual", "padding", "stem_stride"),
         own={"activation": "relu", "norm": True},
     ),
     "resnext_small": _Family(
         "spectrum.models.resnext:build_resnext_small",
         "spectrum.models.resnext:resnext_small_widths",
-        uses=(*_SEGMENTED, "residual"),
+        uses=(*_SEGMENTED, "residual", "stem_stride"),
         own={"activation": "relu", "norm": True},
     ),
     "vgg": _Family(
@@ -89,7 +89,7 @@ _FAMILIES = {
     "xception": _Family(
         "spectrum.models.xception:build_xception",
         "spectrum.models.xception:xception_widths",
-        uses=(*_SEGMENTED, "residual", "padding"),
+        uses=(*_SEGMENTED, "residual", "padding", "stem_stride"),
         own={"order": "spatial_first", "padding": "tf_same", "norm_eps": 1e-3, "norm_momentum": 0.01},
         stages=6,
     ),

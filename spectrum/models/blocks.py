@@ -157,14 +157,15 @@ def skip(arch: NetworkOptions, in_channels: int, out_channels: int, stride: int)
 
 
 def stem_stride(arch: NetworkOptions) -> int:
-    """Of the first convolution of small networks: 2 from 16 pixels up."""
-    return 2 if arch.image_size >= 16 else 1
+    """Stride of the first convolution of small networks: by default 2 from 16 pixels up."""
+    return arch.stem_stride or (2 if arch.image_size >= 16 else 1)
 
 
 def check_size(arch: NetworkOptions, family: str, least: int) -> None:
     """Raises ValueError for images of fewer pixels a side."""
     if arch.image_size < least:
-        raise ValueError(f"image_size={arch.image_size}: {family} needs {least} pixels a side or more")
+        at = "" if arch.stem_stride is None else f" with stem_stride = {arch.stem_stride}"
+        raise ValueError(f"image_size={arch.image_size}: {family} needs {least} pixels a side or more{at}")
 
 
 class MiddleFlowBlock(nn.Module):

@@ -74,6 +74,8 @@ class NetworkFields(Record):
     """Interleave channels between the halves."""
     downsampling: Literal["pool", "stride"] = "pool"
     """Where resolution falls: in pools between the stages, or in the first spatial half of each."""
+    stem_stride: Positive | None = None
+    """Stride of the first convolution, which fits a network to small or large images; otherwise the family's own."""
     residual: bool = True
     """Whether blocks have skip connections."""
     dropout: Fraction = 0.0

@@ -22,11 +22,12 @@ VGG_DEPTHS = (2, 2, 3, 3, 3)  # operations a stage; a max pool follows each
 
 
 def build_mobilenet_v1(arch: NetworkOptions) -> nn.Module:
-    """Build MobileNet. Raises ValueError for images of less than 32 pixels a side."""
-    check_size(arch, "mobilenet_v1", 32)
+    """Build MobileNet. Raises ValueError for images of fewer than 32 pixels a side: 16 times the stem's stride."""
+    stem_stride = arch.stem_stride or 2
+    check_size(arch, "mobilenet_v1", 16 * stem_stride)
     stem = max(1, round(arch.width * MOBILENET_STEM))
     layers: list[nn.Module] = [
-        nn.Conv2d(arch.in_channels, stem, 3, 2, padding=1, bias=False),
+        nn.Conv2d(arch.in_channels, stem, 3, stem_stride, padding=1, bias=False),
         norm(arch, stem, relu=True),
     ]
     channels = stem

@@ -33,10 +33,11 @@ SMALL_DEPTHS = (2, 2, 2)
 
 
 def build_resnext(arch: NetworkOptions) -> nn.Module:
-    """Build the network. Raises ValueError for images of less than 32 pixels a side."""
-    check_size(arch, "resnext", 32)
+    """Build the network. Raises ValueError for images of fewer than 32 pixels a side: 16 times the stem's stride."""
+    stride = arch.stem_stride or 2
+    check_size(arch, "resnext", 16 * stride)
     stem = nn.Sequential(
-        nn.Conv2d(arch.in_channels, STEM, 7, 2, padding=3, bias=False),
+        nn.Conv2d(arch.in_channels, STEM, 7, stride, padding=3, bias=False),
         norm(arch, STEM, relu=True),
         PaddedMaxPool2d(3, 2, padding=arch.padding or "torch"),
     )
@@ -44,8 +45,8 @@ def build_resnext(arch: NetworkOptions) -> nn.Module:
 
 
 def build_resnext_small(arch: NetworkOptions) -> nn.Module:
-    """Build the small network. Raises ValueError for images of less than 4 pixels a side."""
-    check_size(arch, "resnext_small", 4)
+    """Build the small network. Raises ValueError for fewer pixels a side than 4 times its stem's stride."""
+    check_size(arch, "resnext_small", 4 * stem_stride(arch))
     widths = resnext_small_widths(arch)
     stem = nn.Sequential(
         nn.Conv2d(arch.in_channels, 2 * widths[0], 3, stem_stride(arch), padding=1, bias=False),

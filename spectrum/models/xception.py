@@ -30,8 +30,12 @@ SMALLEST = 71  # pixels a side, as in Keras
 
 
 def build_xception(arch: NetworkOptions) -> nn.Module:
-    """Build the network. Raises ValueError for images of less than 71 pixels a side."""
-    check_size(arch, "xception", SMALLEST)
+    """Build the network.
+
+    Raises ValueError for images of less than 71 pixels a side, as Keras does; with a `stem_stride`, of less than leave
+    one pixel after the stem's two unpadded convolutions and four poolings: 20 at a stride of 1, 37 at 2.
+    """
+    check_size(arch, "xception", SMALLEST if arch.stem_stride is None else 17 * arch.stem_stride + 3)
     return Xception(arch)
 
 
@@ -48,7 +52,7 @@ class Xception(nn.Module):
         stem, second, *entry, middle, wide, wider, widest = xception_widths(arch)
         depth = DEPTH if arch.depth is None else arch.depth
         self.stem = nn.Sequential(
-            nn.Conv2d(arch.in_channels, stem, 3, 2, bias=False),
+            nn.Conv2d(arch.in_channels, stem, 3, arch.stem_stride or 2, bias=False),
             norm(arch, stem, relu=True),
             nn.Conv2d(stem, second, 3, bias=False),
             norm(arch, second, relu=True),

@@ -13,7 +13,7 @@ import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, TypeVar, get_args
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_args, get_origin
 
 from spectrum._records import SpecError
 from spectrum.data.images import images_of
@@ -32,21 +32,21 @@ OF_NETWORK = (*NETWORK, "width", "widths", "dropout")
 IMAGES_SEEN = 2  # by each network that is compared
 
 
-def _fixed_choices(option: str) -> tuple[Any, ...]:
-    """The values of an option that is yes or no, or one of a few words; empty for others."""
-    kinds = Point.model_fields[option].annotation
+def _plain_values(option: str) -> tuple[Any, ...]:
+    """Values of an option that is yes or no, one of a few words, or a whole number; empty for others."""
+    kind = Point.model_fields[option].annotation
+    kinds = [get_args(one)[0] if get_origin(one) is Annotated else one for one in (kind, *get_args(kind))]
     words = choices(option)
-    return (False, True) if bool in (kinds, *get_args(kinds)) else words if len(words) > 1 else ()
+    if bool in kinds:
+        return (False, True)
+    return words if len(words) > 1 else (1, 2) if int in kinds else ()
 
 
 OTHER_VALUES: Mapping[str, tuple[Any, ...]] = {  # of a field, of which any two should make two networks
-    **{name: values for name in NetworkFields.model_fields if (values := _fixed_choices(name))},
+    **{name: values for name in NetworkFields.model_fields if (values := _plain_values(name))},
     "depth": (1, 2, 3),
-    "segments": (1, 2),
-    "segment_width": (1, 2),
     "segment_shares": ((1, 1), (3, 1)),
     "activation": ("none", "relu"),
-    "pointwise_segments": (1, 2),
     "dropout": (0.0, 0.5),
     "hidden": ((), (4,)),
     "norm_eps": (1e-3, 1e-1),

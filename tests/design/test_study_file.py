@@ -220,6 +220,7 @@ OTHER = {
     "downsampling": "stride", "scored_on": "validation", "hidden": (8,), "padding": "torch", "form": "canonical",
     "norm_eps": 1e-3, "norm_momentum": 0.5, "nesterov": False, "decay_images": 100, "resize": "centre_crop",
     "normalisation": "plus_minus_one", "stage_segments": (1, 2, 4), "segment_shares": (2, 1),
+    "stem_stride": 1,
 }  # fmt: skip
 
 

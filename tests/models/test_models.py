@@ -464,7 +464,7 @@ def test_wrong_input_is_named(name, options, says):
 
 WRONG = {  # of each field: values that no network can have
     **dict.fromkeys(("in_channels", "num_classes", "image_size"), (0, -1, "1", 1.0, True, None, [1])),
-    **dict.fromkeys(("depth", "segment_width"), (0, -1, "1", 1.0, True, [1])),
+    **dict.fromkeys(("depth", "segment_width", "stem_stride"), (0, -1, "1", 1.0, True, [1])),
     "pointwise_segments": (0, "1", 1.0, True, None),
     "width": (0, -1.0, "1", float("nan"), float("inf"), True, None, [1.0]),
     "widths": (8, (), (8, 0), (8, "8"), (8, 8.0), "8", (8, True)),

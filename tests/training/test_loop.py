@@ -483,6 +483,7 @@ KNOBS: dict[str, tuple[dict[str, Any], list[Any]]] = {
     "pointwise": ({}, [True, False]),
     "pointwise_segments": ({}, [1, 2, 4]),
     "shuffle": ({"pointwise_segments": 2, "segments": 2}, [False, True]),
+    "stem_stride": ({}, [1, 2]),
     "residual": ({}, [True, False]),
     "dropout": ({}, [0.0, 0.2, 0.5]),
     "hidden": ({}, [(), (8,), (8, 8)]),
