@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from spectrum.design.point import Point
-from spectrum.design.study_file import Contrast, Study, select
+from spectrum.design.study_checks import select
+from spectrum.design.study_file import Contrast, Study
 from spectrum.models.position import PLACES, Position
 from spectrum.study.planning import PlannedPoint
 
