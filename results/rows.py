@@ -19,7 +19,7 @@ from spectrum import load_history, load_results, load_tuning
 from spectrum._files import write_whole
 from spectrum.analysis.export import write_parquet
 from spectrum.design.point import Point
-from spectrum.models import Architecture, stage_widths
+from spectrum.models import NetworkOptions, stage_widths
 from spectrum.study.store import ROWS, StoreError, find_plan
 
 RESULTS = Path(__file__).parent
@@ -121,7 +121,7 @@ def _widths(row: Mapping[str, Any]) -> tuple[int, ...]:
     """Stage widths of the network that a row's point builds."""
     said = row["widths"]
     named = {} if said is None or said is pd.NA or isinstance(said, float) else {"widths": tuple(said)}
-    return stage_widths(row["model"], Architecture(**named) if named else Architecture(width=row["width"]))
+    return stage_widths(row["model"], NetworkOptions(**named) if named else NetworkOptions(width=row["width"]))
 
 
 def _epochs(folder: Path) -> pd.DataFrame:

@@ -11,13 +11,13 @@ import torch
 from torch import nn
 
 from spectrum import register_model
-from spectrum.models import Architecture
+from spectrum.models import NetworkOptions
 
 
 class Linear(nn.Module):
     """A classifier of pixels that does something else first."""
 
-    def __init__(self, arch: Architecture, before=None) -> None:
+    def __init__(self, arch: NetworkOptions, before=None) -> None:
         super().__init__()
         self.classifier = nn.Linear(arch.in_channels * arch.image_size**2, arch.num_classes)
         self.before = before

@@ -71,7 +71,7 @@ def test_the_model_of_ones_own_is_built_at_the_widths_that_it_tells():
     try:
         model = build_model("plain", segments=4, width=0.5, image_size=28)
         assert model(torch.randn(2, 3, 28, 28)).shape == (2, 10)
-        narrow = models.Architecture(segments=4, width=0.5)
+        narrow = models.NetworkOptions(segments=4, width=0.5)
         assert models.stage_widths("plain", narrow) == (16, 32, 64)
     finally:
         del models._FAMILIES["plain"]
@@ -117,8 +117,8 @@ def test_tables_of_records_say_types_defaults_and_bounds(records):
     assert {name for name, row in rows.items() if row.default == "the family's own"} == {"order", "activation", "norm"}
     assert [name for name, _ in records.groups_of(spectrum.Point)] == ["data", "network", "training"]
     assert records.rows_of(Budget)[0].default == '["none"]'
-    width = records.rows_of(models.Architecture, ["width"])
-    assert width == [("width", "float", "1.0", "factor on the family's stage widths")]
+    width = records.rows_of(models.NetworkOptions, ["width"])
+    assert width == [("width", "float > 0, ≤ 64", "1", "Factor on the family's stage widths.")]
 
 
 def build_site(folder):

@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from spectrum.design.point import Point, SpecError
+from spectrum._records import SpecError
+from spectrum.design.point import Point
 from spectrum.design.study_file import Study, parse_study
 from spectrum.engines.interface import Work
 from spectrum.engines.local import LocalEngine

@@ -127,7 +127,8 @@ def table(titles: Sequence[str], rows: Sequence[Sequence[str]], code: int) -> li
 def groups_of(record: type) -> Iterator[tuple[str, list[str]]]:
     """Names of fields under each comment, such as `# data`, that stands alone in the class."""
     name, names = "", list[str]()
-    for line in inspect.getsource(record).splitlines():
+    records = [one for one in reversed(record.__mro__) if one not in (object, BaseModel)]
+    for line in (line for one in records for line in inspect.getsource(one).splitlines()):
         group, field = GROUP.match(line), re.match(r"^    (\w+): ", line)
         if group:
             if names:

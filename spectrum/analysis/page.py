@@ -19,16 +19,15 @@ from spectrum.analysis.sentences import points as points_said
 from spectrum.analysis.sentences import sentence
 from spectrum.analysis.summary import as_text
 from spectrum.analysis.table import (
-    PER_CHANNEL,
     SPLIT,
     budget_name,
     point_label,
     scored_metric,
-    segments_label,
     varied_settings,
     worst_mismatch,
 )
 from spectrum.design.plan import Plan, PlannedChoice, PlannedRun
+from spectrum.models.position import Position
 
 FEW_SEEDS = 6
 SEARCHED = {"lr": "learning rates", "weight_decay": "weight decays"}
@@ -99,7 +98,7 @@ def _design(plan: Plan) -> list[tuple[str, str]]:
         if name not in (*SPLIT, "match")
     ]
     if set(SPLIT) & set(plan.varied):
-        said.insert(0, ("segments", _each(map(_place, points))))
+        said.insert(0, ("segments", _each(map(point_label, points))))
     if len(plan.budgets) > 1:
         said.append(("budget", ", ".join(map(budget_name, plan.budgets))))
     design = [("what varies", "; ".join(f"{name}: {values}" for name, values in said) or "nothing but the seed")]
@@ -133,10 +132,9 @@ def _clamped(plan: Plan) -> str:
     for run in plan.known:
         point, realised, counts = run.options, run.realised_segments, run.clamped_layers
         if counts is None:  # a plan of an earlier version
-            segments = point.get("segments")
-            counts = {"segments": sum(have < segments for have in realised)} if isinstance(segments, int) else {}
-            told &= segments is not None and point.get("segment_shares", "even") == "even"
-            told &= point.get("pointwise_segments", 1) == 1
+            count = Position.of(point).clamped_count(realised)
+            counts = {} if count is None else {"segments": count}
+            told &= count is not None and point.get("pointwise_segments", 1) == 1
         for option, count in counts.items():
             if count:
                 where = "" if option in SPLIT else f" in {option}"
@@ -171,13 +169,6 @@ def _value(name: str, point: Mapping[str, Any]) -> str:
 
 def _words(value: Any) -> str:
     return _said(value).replace("_", " ")
-
-
-def _place(point: Mapping[str, Any]) -> str:
-    """What a point's segments are called, of a plan, which may leave out what is at its default."""
-    width = point.get("segment_width")
-    segments = None if width or point.get("stage_segments") else point.get("segments", PER_CHANNEL)
-    return segments_label(segments, width, point.get("pointwise", True), point.get("stage_segments"))
 
 
 def _each(values: Iterable[str]) -> str:
@@ -232,7 +223,7 @@ def _name(plan: Plan, point: Mapping[str, Any], match: str | None) -> str:
     hidden = (*SPLIT, "match", *(["width"] if point.get("width") is None else []))
     said = [f"{name} {point.get(name)}" for name in plan.varied if name not in hidden]
     budget = [budget_name(match)] if len(plan.budgets) > 1 and match is not None else []
-    return ", ".join([_place(point), *said, *budget])
+    return ", ".join([point_label(point), *said, *budget])
 
 
 def run_command(plan: Plan) -> str:

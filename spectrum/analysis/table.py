@@ -9,14 +9,17 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-PER_CHANNEL = "per_channel"
+from spectrum.conv.segments import PER_CHANNEL as PER_CHANNEL
+from spectrum.models.options import NetworkFields
+from spectrum.models.position import Position
+
 SPLIT = ("segments", "segment_width", "pointwise", "stage_segments")  # they say where on the spectrum a point lies
-SETTINGS = tuple(  # the columns that say what else a point is, the seed left out
-    """dataset image_size resize train_images validation_fraction normalisation flip shift cutout
-    teacher_segments label_noise teacher_seed model width widths depth segment_shares order activation
-    norm pointwise_segments shuffle downsampling residual dropout hidden padding form norm_eps norm_momentum epochs
-    batch_size optimizer lr momentum nesterov weight_decay schedule warmup_epochs decay decay_epochs decay_images
-    label_smoothing ema autocast compile scored_on match""".split()
+SETTINGS = (  # the columns that say what else a point is, the seed left out
+    *"""dataset image_size resize train_images validation_fraction normalisation flip shift cutout
+    teacher_segments label_noise teacher_seed model""".split(),
+    *(name for name in NetworkFields.model_fields if name not in SPLIT),
+    *"""epochs batch_size optimizer lr momentum nesterov weight_decay schedule warmup_epochs decay decay_epochs
+    decay_images label_smoothing ema autocast compile scored_on match""".split(),
 )
 IMAGES = (  # say which images there are
     *("dataset", "image_size", "resize", "teacher_segments", "label_noise", "teacher_seed"),
@@ -163,20 +166,13 @@ def segments_label(
     >>> segments_label(None, stage_segments=(1, 8, "per_channel"))
     '1, 8, per channel'
     """
-    if isinstance(stage_segments, tuple | list):
-        label = ", ".join(segments_label(each) for each in stage_segments)
-    elif segments == PER_CHANNEL:
-        label = "per channel"
-    elif segments is None or (isinstance(segments, float) and np.isnan(segments)):
-        label = f"width {int(segment_width)}"  # type: ignore[call-overload]
-    else:
-        label = f"{int(str(segments).split('.')[0])}"
-    return label if pointwise else f"{label}, no 1×1"
+    said = {"segments": segments, "segment_width": segment_width, "stage_segments": stage_segments}
+    return Position.of({**said, "pointwise": pointwise}).label
 
 
-def point_label(row: pd.Series) -> str:
-    """What a row is called: its segments, and whether the 1×1 is left out."""
-    return segments_label(row["segments"], row["segment_width"], bool(row["pointwise"]), row["stage_segments"])
+def point_label(row: Mapping[str, Any] | pd.Series) -> str:
+    """What a row, or a run of a plan, is called: its segments, and whether the 1×1 is left out."""
+    return Position.of(row).label
 
 
 def point_labels(results: pd.DataFrame) -> list[str]:

@@ -53,7 +53,7 @@ class DefaultLoop:
         self.data = split(images, point.validation_fraction, point.train_images)
         channels, side, _ = images.shape
         with lowerings("native"):
-            self.model = build_model(point.model, point.architecture(channels, images.classes, side))
+            self.model = build_model(point.model, point.network_options(channels, images.classes, side))
         trained = list(self.model.parameters())
         groups = [
             {"params": [p for p in trained if p.ndim > 1], "weight_decay": point.weight_decay},

@@ -18,10 +18,11 @@ from typing import Any
 
 import pandas as pd
 
+from spectrum._records import SpecError
 from spectrum.bench.rounds import spread
 from spectrum.bench.train import DEFAULT, NATIVE, OURS, Workers
 from spectrum.design.plan import Plan, PlannedRun
-from spectrum.design.point import Point, SpecError, digest
+from spectrum.design.point import Point, digest
 from spectrum.models import stage_widths
 from spectrum.study.store import find_plan
 
@@ -63,7 +64,7 @@ def measure(
     for said, run in wanted.items():
         point = Point(**run.options)
         shape = images_of(point).shape
-        widths = stage_widths(point.model, point.architecture(shape[0], 10, shape[1]))
+        widths = stage_widths(point.model, point.network_options(shape[0], 10, shape[1]))
         networks[said] = digest({"widths": widths, "point": _rest(point), "segments": list(run.realised_segments)})
         points[networks[said]] = point.model_copy(update={"train_images": None}), shape
     taken: dict[str, list[dict[str, list[float]]]] = {network: [] for network in points}

@@ -200,7 +200,7 @@ def _steps(point: Point, images: Images, way: str) -> Iterator[float]:
         keep_freed_memory()
     data = split(images, point.validation_fraction)
     with lowerings("auto" if way == OURS else "native"):
-        model = build_model(point.model, point.architecture(images.shape[0], images.classes, images.shape[1]))
+        model = build_model(point.model, point.network_options(images.shape[0], images.classes, images.shape[1]))
     model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     run = torch.compile(model) if way.endswith("compiled") else model
     optimizer = make_optimizer(point, model)

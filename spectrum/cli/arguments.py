@@ -17,7 +17,8 @@ from typing import Annotated, Any, Literal, get_args
 import tyro
 from pydantic import BaseModel
 
-from spectrum.design.point import NETWORK, Point, SpecError
+from spectrum._records import SpecError
+from spectrum.design.point import NETWORK, Point
 from spectrum.engines.interface import EngineSettings
 from spectrum.models import OWN
 

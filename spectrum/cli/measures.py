@@ -6,9 +6,10 @@ from dataclasses import replace
 from importlib import import_module
 from typing import TYPE_CHECKING
 
+from spectrum._records import SpecError
 from spectrum.cli.arguments import Audit, Bench
 from spectrum.cli.printing import err, out, print_table
-from spectrum.design.point import Point, SpecError, merged
+from spectrum.design.point import Point, merged
 from spectrum.study.store import WriteError
 
 if TYPE_CHECKING:
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 
     from spectrum.cost.count import Cost
     from spectrum.cost.speed import Speed
-    from spectrum.models import Architecture
+    from spectrum.models import NetworkOptions
 
 
 def audit(command: Audit) -> int:
@@ -82,12 +83,12 @@ def _counted(name: str, model: nn.Module, shape: tuple[int, int, int]) -> Cost:
         ) from error
 
 
-def _architecture(command: Audit) -> Architecture:
+def _architecture(command: Audit) -> NetworkOptions:
     for name in ("image_size", "channels", "classes"):
         if getattr(command, name) < 1:
             raise SpecError(f"--{name.replace('_', '-')} {getattr(command, name)}: expected at least 1")
     point = merged(Point(), command.point | {"model": command.model})
-    return point.architecture(command.channels, command.classes, command.image_size)
+    return point.network_options(command.channels, command.classes, command.image_size)
 
 
 def _print_layers(cost: Cost) -> None:

@@ -14,8 +14,8 @@ from rich.progress import BarColumn, SpinnerColumn, TextColumn
 from rich.progress import Progress as Bar
 
 from spectrum.cli.printing import duration, err
-from spectrum.design.point import PLACES
 from spectrum.design.study_file import Study
+from spectrum.models.position import PLACES
 
 if TYPE_CHECKING:
     from spectrum.study.driver import Progress

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from spectrum._files import reason_of, write_whole
+from spectrum._records import SpecError
 from spectrum.cli.arguments import Doctor, Export, Report, Status
 from spectrum.cli.printing import err, out, print_next, print_table
 from spectrum.design.plan import Plan as FrozenPlan
-from spectrum.design.point import SpecError
 from spectrum.design.study_file import Study, load_study
 from spectrum.study.identity import changed_since, check_not_other, check_same, contrasts_changed, folder_of
 from spectrum.study.store import (

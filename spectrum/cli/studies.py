@@ -16,7 +16,7 @@ from spectrum.cli.progress import progress
 from spectrum.cli.results import show_report
 from spectrum.design.plan import Plan as FrozenPlan
 from spectrum.design.study_file import Study, load_study
-from spectrum.models import PLACES
+from spectrum.models.position import PLACES, Position
 from spectrum.study.identity import check_not_other, folder_of
 from spectrum.study.store import find_plan, read_plan
 
@@ -150,13 +150,11 @@ def _print_points(study: Study, planned: Sequence[PlannedPoint]) -> None:
 
 def _cells(one: PlannedPoint, seeds: int, others: Sequence[str], *, matched: bool) -> list[tuple[str, str]]:
     """Titles and cells of one row; a title may come twice, where widths vary and are solved."""
-    from spectrum.analysis.table import segments_label
-
     asked = one.asked
     widths = " ".join(map(str, one.point.widths)) if one.point.widths else f"× {one.point.width:g}"
     mismatch = "" if one.mismatch is None else f"{one.mismatch:+.2%}"
     return [
-        ("segments", segments_label(asked.segments, asked.segment_width, asked.pointwise, asked.stage_segments)),
+        ("segments", Position.of(asked).label),
         *((name, str(getattr(asked, name))) for name in others),
         *([("budget", one.match.replace("_", " ")), ("widths", widths)] if matched else []),
         ("seeds", str(seeds)),
@@ -250,7 +248,7 @@ def _engine(command: Run) -> Iterator[Engine | str | None]:
 
 
 def _cluster(command: Run) -> Cluster:
-    from spectrum.design.point import SpecError
+    from spectrum._records import SpecError
     from spectrum.engines.ray import Cluster
 
     cluster = Cluster(command.address, command.point_cpus, command.point_gpus, command.point_ranks)
@@ -272,7 +270,7 @@ def _cluster(command: Run) -> Cluster:
 @contextlib.contextmanager
 def _ranks(command: Run) -> Iterator[Engine | None]:
     """The first of torchrun's ranks; None for another one, which follows the first to its end."""
-    from spectrum.design.point import SpecError
+    from spectrum._records import SpecError
     from spectrum.engines.interface import EngineError
     from spectrum.engines.torchrun import RankEngine, follow, join, leave
 

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 
+from spectrum._records import SpecError
 from spectrum.design.options import without_effect
-from spectrum.design.point import Point, SpecError
+from spectrum.design.point import Point
 from spectrum.design.study_file import Study
 
 OFF = (None, 0, "none", "even")  # values that say that there is nothing, and so are true where a field has no use

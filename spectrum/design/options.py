@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from spectrum.models import PLACES, ignored_by
+from spectrum.models import unused_by
+from spectrum.models.position import PLACES
 
 Fields = Mapping[str, Any]
 
@@ -27,7 +28,7 @@ def without_effect(run: Fields) -> dict[str, str]:
     {'decay': 'schedule = "one_cycle" has no use for it; leave it out, or set schedule = "exponential"'}
     """
     found = {
-        **dict.fromkeys(ignored_by(str(run.get("model", ""))), f"{run.get('model')!r} has no use for it; leave it out"),
+        **dict.fromkeys(unused_by(str(run.get("model", ""))), f"{run.get('model')!r} has no use for it; leave it out"),
         **_of_the_network(run),
         **_of_the_training(run),
         **_of_the_images(run),

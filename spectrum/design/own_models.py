@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from importlib import import_module, invalidate_caches
 from pathlib import Path
 
-from spectrum.design.point import SpecError
+from spectrum._records import SpecError
 from spectrum.models import has_script, list_models, registered_in
 
 MAIN = ("__main__", "__mp_main__")  # a script or a notebook, and a script in a worker

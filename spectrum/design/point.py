@@ -9,78 +9,47 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from difflib import get_close_matches
 from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import (
-    BaseModel,
     BeforeValidator,
-    ConfigDict,
     Field,
     ModelWrapValidatorHandler,
     ValidationError,
     model_validator,
 )
 
+from spectrum._records import (
+    Fraction,
+    NotNegative,
+    Positive,
+    Rate,
+    Record,
+    Seed,
+    SpecError,
+    explain,
+)
 from spectrum.conv.segments import PER_CHANNEL
 from spectrum.design.recipes import RECIPES
-from spectrum.models import PLACES as PLACES
-from spectrum.models import Architecture, check_model, own_values
+from spectrum.models import NetworkOptions, check_model, own_values
+from spectrum.models.options import NetworkFields, segments_given
+from spectrum.models.position import PLACES
 
 SCHEMA = 1  # of a Point; raise it only when an old row would mean something else
-MOST_SEGMENTS = 65_536
 MOST_TEACHER_SEGMENTS = 6  # the teacher has so many channels
 OWN_SEED = "seed"  # of a teacher: the seed of the run
 GAUSSIAN = "gaussian"  # images of noise, made on the spot for a teacher to label
 
 
-# Fields of a Point that say which network it trains, but for its widths.
+# Options that say which network a point trains, but for its widths. Hashes of frozen plans list the values of these,
+# in this order, and would change with it; each option that came later is in a hash only where it is set.
 _NETWORK_AT_FIRST = (
     *("model", "depth", "segments", "segment_width", "order", "activation", "norm", "pointwise", "pointwise_segments"),
     *("shuffle", "downsampling", "residual"),
 )
-# Those that came since plans were first frozen.
-_NETWORK_ADDED = ("hidden", "padding", "form", "norm_eps", "norm_momentum", "stage_segments", "segment_shares")
+_NOT_SAID = ("width", "widths", "dropout")  # budgets solve for the first two; dropout changes no count of a network
+_NETWORK_ADDED = tuple(name for name in NetworkFields.model_fields if name not in (*_NETWORK_AT_FIRST, *_NOT_SAID))
 NETWORK = (*_NETWORK_AT_FIRST, *_NETWORK_ADDED)
-
-
-class SpecError(ValueError):
-    """A study that cannot be: which field, what came, what would work. One line a fault."""
-
-
-class Record(BaseModel):
-    """A strict frozen record. Made by hand, it raises SpecError for what cannot be: one line a fault."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True)
-
-    def __init__(self, **values: Any) -> None:
-        try:
-            super().__init__(**plain(values))
-        except ValidationError as error:
-            raise SpecError(explain(error, type(self), of="field")) from None
-
-    # pydantic then fills records that lie inside others by itself, and knows the place of a fault in them
-    __init__.__pydantic_base_init__ = True  # type: ignore[attr-defined]
-
-
-def _segments(value: object) -> object:
-    if value is None or value == PER_CHANNEL:
-        return value
-    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= MOST_SEGMENTS:
-        raise ValueError(f'{value!r} is not a number of segments; try 1, 2, 3, 4, 8 … or "{PER_CHANNEL}"')
-    return value
-
-
-def _schedule(value: object) -> object:
-    """Each stage's as a study file gives it."""
-    return tuple(_segments(one) for one in value) if isinstance(value, list | tuple) else value
-
-
-def _shares(value: object) -> object:
-    whole = isinstance(value, list | tuple) and all(type(one) is int and one >= 1 for one in value)
-    if value != "even" and not (whole and value):
-        raise ValueError(f'{value!r} are no proportions; try "even", or whole numbers of at least 1 such as [3, 2, 1]')
-    return as_tuple(value)
 
 
 def _teacher_seed(value: object) -> object:
@@ -89,45 +58,8 @@ def _teacher_seed(value: object) -> object:
     return value
 
 
-def as_tuple(value: object) -> object:
-    return tuple(value) if isinstance(value, list) else value
-
-
-def plain(value: Any) -> Any:
-    """Numbers and arrays of numpy, also inside dicts, lists and tuples, as Python's own."""
-    if isinstance(value, dict):
-        return {name: plain(one) for name, one in value.items()}
-    if isinstance(value, list | tuple):
-        return type(value)(map(plain, value)) if type(value) in (list, tuple) else value
-    return value.tolist() if type(value).__module__ == "numpy" and hasattr(value, "tolist") else value
-
-
-def as_listed(value: object) -> object:
-    return (value,) if isinstance(value, str) else as_tuple(value)
-
-
-Positive = Annotated[int, Field(ge=1)]
-Fraction = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)]
-Rate = Annotated[float, Field(gt=0, le=1e30, allow_inf_nan=False)]  # beyond, steps leave float32
-Seed = Annotated[int, Field(ge=0, lt=2**31)]
-NotNegative = Annotated[float, Field(ge=0, le=1e30, allow_inf_nan=False)]
-
-
-class Point(Record):
-    """One training run, fully described.
-
-    >>> point = Point(dataset="digits", segments=8, seed=1)
-    >>> point.epochs, point.order
-    (8, 'pointwise_first')
-    >>> point.id == Point(segments=8, seed=1, epochs=8).id  # what is at its default is not in the id
-    True
-    >>> Point(segments=8, activation="rleu")
-    Traceback (most recent call last):
-    spectrum.design.point.SpecError: activation: 'rleu' is unknown; did you mean "relu"?
-
-    Frozen. Raises SpecError, a ValueError, for a field that is not known or a value that cannot be. `model_fields_set`
-    are the fields that were named: what a family or a recipe filled in is not among them.
-    """
+class _Images(Record):
+    """The images of a run, and the architecture that it trains on them."""
 
     # data
     dataset: str = Field("digits", min_length=1)
@@ -148,7 +80,7 @@ class Point(Record):
     """Move each training image by up to so many pixels both ways, zeros moving in."""
     cutout: int = Field(0, ge=0)
     """Side in pixels of a square of each training image that is set to the mean."""
-    teacher_segments: Annotated[int | Literal["per_channel"] | None, BeforeValidator(_segments)] = None
+    teacher_segments: Annotated[int | Literal["per_channel"] | None, BeforeValidator(segments_given)] = None
     """Replace the labels by those of a random frozen network with so many segments."""
     label_noise: Fraction = 0.0
     """Part of a teacher's labels that is drawn anew, which bounds every accuracy."""
@@ -159,50 +91,31 @@ class Point(Record):
     # network
     model: str = "probe"
     """A family: see list_models()."""
-    width: float = Field(1.0, gt=0, le=64, allow_inf_nan=False)
-    """Factor on the family's stage widths."""
-    widths: Annotated[tuple[Positive, ...] | None, BeforeValidator(as_tuple)] = Field(None, min_length=1)
-    """Explicit stage widths in channels, instead of width."""
-    depth: Positive | None = None
-    """Blocks a stage; otherwise the family's own."""
-    segments: Annotated[int | Literal["per_channel"] | None, BeforeValidator(_segments)] = None
-    """Segments of every spatial convolution, clamped to its channels; per_channel if not said."""
-    segment_width: Positive | None = None
-    """Channels a segment, instead of segments."""
-    stage_segments: Annotated[tuple[int | Literal["per_channel"], ...] | None, BeforeValidator(_schedule)] = Field(
-        None, min_length=1
-    )
-    """Segments of each stage of the network, the first stage's first, instead of segments."""
-    segment_shares: Annotated[tuple[int, ...] | Literal["even"], BeforeValidator(_shares)] = "even"
-    """Proportions of the sizes of the segments, such as [6, 3, 2, 1], which is then their number."""
+
+
+class Point(NetworkFields, _Images):
+    """One training run, fully described.
+
+    >>> point = Point(dataset="digits", segments=8, seed=1)
+    >>> point.epochs, point.order
+    (8, 'pointwise_first')
+    >>> point.id == Point(segments=8, seed=1, epochs=8).id  # what is at its default is not in the id
+    True
+    >>> Point(segments=8, activation="rleu")
+    Traceback (most recent call last):
+    spectrum._records.SpecError: activation: 'rleu' is unknown; did you mean "relu"?
+
+    Frozen. Raises SpecError, a ValueError, for a field that is not known or a value that cannot be. `model_fields_set`
+    are the fields that were named: what a family or a recipe filled in is not among them.
+    """
+
+    # what an architecture leaves open, its own fills in: see `own_values`
     order: Literal["pointwise_first", "spatial_first"] = "pointwise_first"
     """Which half of the operation runs first; if it is not said, the family's own, which for probe is this."""
     activation: Literal["none", "relu", "elu", "gelu", "silu"] = "none"
     """Non-linearity between the halves; if it is not said, the family's own."""
     norm: bool = False
     """Batch normalisation between the halves; if it is not said, the family's own."""
-    pointwise: bool = True
-    """False: the bare spatial convolution, without a 1×1."""
-    pointwise_segments: Positive = 1
-    """Segments of the 1×1 itself."""
-    shuffle: bool = False
-    """Interleave channels between the halves."""
-    downsampling: Literal["pool", "stride"] = "pool"
-    """Where resolution falls: in pools between the stages, or in the first spatial half of each."""
-    residual: bool = True
-    """Whether blocks have skip connections."""
-    dropout: Fraction = 0.0
-    """Before the classifier."""
-    hidden: Annotated[tuple[Positive, ...], BeforeValidator(as_tuple)] = ()
-    """Sizes of fully connected layers before the classifier."""
-    padding: Literal["tf_same", "torch"] | None = None
-    """Of strided windows and of averages, in families that can have either; otherwise the family's own."""
-    form: Literal["canonical", "simplified", "segments", "extreme"] | None = None
-    """Of Inception modules; otherwise the family's own."""
-    norm_eps: Rate | None = None
-    """Added to the variance in every batch normalisation; otherwise the family's own."""
-    norm_momentum: float | None = Field(None, gt=0, le=1)
-    """Weight of a new batch in the running statistics, as torch has it; otherwise the family's own."""
 
     # training
     recipe: Literal["imagenet_xception", "imagenet_inception", "jft"] | None = None
@@ -257,23 +170,10 @@ class Point(Record):
 
     @model_validator(mode="after")
     def _check(self) -> Point:
-        places = [name for name in PLACES if getattr(self, name) is not None]
-        if len(places) > 1:
-            raise ValueError(f"{' and '.join(places)}: give one of the {'two' if len(places) == 2 else 'three'}")
-        if self.segment_shares != "even" and self.segments is None:
-            raise ValueError(f"{places[0]} and segment_shares: give one of the two")
-        if self.segment_shares != "even" and self.segments != len(self.segment_shares):
-            raise ValueError(
-                f"segment_shares: are {len(self.segment_shares)}; set segments to that number, or leave it out"
-            )
         if self.segment_shares != "even" and not self.pointwise:
             raise ValueError("segment_shares: need the 1×1; leave out pointwise = false")
-        if self.widths is not None and self.width != 1.0:
-            raise ValueError("width and widths: give one of the two")
         if self.resize != "stretch" and self.image_size is None:
             raise ValueError(f"resize: {self.resize!r} needs an image_size")
-        if self.shuffle and self.pointwise_segments == 1:
-            raise ValueError("shuffle: only relabels rows of a dense 1×1; set pointwise_segments above 1")
         if not self.pointwise:
             for field in ("activation", "norm", "pointwise_segments", "order"):
                 if getattr(self, field) != Point.model_fields[field].default:
@@ -289,7 +189,7 @@ class Point(Record):
         said = self.model_dump(mode="json", exclude_defaults=True, exclude={"recipe"})  # whose values are all there
         return digest({"schema": SCHEMA, "point": said})
 
-    def architecture(self, in_channels: int, num_classes: int, image_size: int) -> Architecture:
+    def network_options(self, in_channels: int, num_classes: int, image_size: int) -> NetworkOptions:
         """The network of this point, for images of one shape.
 
         Args:
@@ -297,13 +197,8 @@ class Point(Record):
             num_classes: of the data set.
             image_size: side in pixels.
         """
-        shared = Architecture.__dataclass_fields__.keys() & Point.model_fields.keys() - {"image_size"}
-        return Architecture(
-            in_channels=in_channels,
-            num_classes=num_classes,
-            image_size=image_size,
-            **{name: getattr(self, name) for name in shared},
-        )
+        said = {name: getattr(self, name) for name in NetworkFields.model_fields}
+        return NetworkOptions(in_channels=in_channels, num_classes=num_classes, image_size=image_size, **said)
 
 
 def _with_defaults(values: dict[str, Any]) -> dict[str, Any]:
@@ -332,77 +227,6 @@ def images_said(fields: Mapping[str, Any]) -> tuple[Any, ...]:
     if said["teacher_seed"] == OWN_SEED:
         said["teacher_seed"] = fields["seed"]
     return tuple(said.values())
-
-
-def explain(
-    error: ValidationError, record: type[BaseModel], *, of: str = "key", keys: Sequence[str] | None = None
-) -> str:
-    """pydantic's findings, one line a field: what came and what would work.
-
-    Args:
-        error: that pydantic raised.
-        record: that was to be made.
-        of: what a field is called: a "key" of a file, or a "field" in Python.
-        keys: that a file can have at its top; by default the record's fields.
-    """
-    lines: dict[str, str] = {}
-    faults = error.errors()
-    places = [fault["loc"] for fault in faults]
-    for fault in faults:
-        if any(len(place) > len(fault["loc"]) and place[: len(fault["loc"])] == fault["loc"] for place in places):
-            continue  # what is wrong inside says it
-        where = ".".join(str(part) for part in fault["loc"])
-        lines.setdefault(where, explain_one(fault, record, of, keys))
-    return "\n".join(f"{where}: {what}" if where else what for where, what in lines.items())
-
-
-def explain_one(
-    fault: Mapping[str, Any], record: type[BaseModel], of: str = "key", keys: Sequence[str] | None = None
-) -> str:
-    if fault["type"] == "extra_forbidden":
-        owner = record
-        for part in fault["loc"][:-1]:
-            owner = _record_below(owner, part) or owner
-        known = keys if keys is not None and len(fault["loc"]) == 1 else keys_of(owner)
-        return unknown_key(str(fault["loc"][-1]), known, of)
-    if fault["type"] == "missing":
-        return f"is missing; give this {of} a value"
-    if fault["type"] == "literal_error":
-        known = fault["ctx"]["expected"]
-        choices = [choice.strip(" '") for choice in known.replace(" or ", ",").split(",")]
-        near = get_close_matches(str(fault["input"]), choices, n=1)
-        return f"{fault['input']!r} is unknown; " + (f'did you mean "{near[0]}"?' if near else f"try {known}")
-    if fault["type"] == "value_error":
-        return str(fault["ctx"]["error"])
-    kinds = {"tuple_type": "a list, in brackets", "dict_type": "a table", "model_type": "a table"}
-    if fault["type"] in kinds:
-        return f"expected {kinds[fault['type']]} (got {fault['input']!r})"
-    message = fault["msg"]
-    return f"{message[0].lower()}{message[1:]} (got {fault['input']!r})"
-
-
-def keys_of(record: type[BaseModel]) -> list[str]:
-    """What a record's fields are called in a file."""
-    return [field.serialization_alias or name for name, field in record.model_fields.items()]
-
-
-def _record_below(record: type[BaseModel], key: object) -> type[BaseModel] | None:
-    """The record that a field holds, or a list of them; None where it holds none."""
-    named = dict(zip(keys_of(record), record.model_fields.values(), strict=True)).get(str(key))
-    kinds = [] if named is None else [named.annotation]
-    while kinds:
-        kind = kinds.pop()
-        if isinstance(kind, type) and not get_args(kind) and issubclass(kind, BaseModel):
-            return kind
-        kinds += get_args(kind)
-    return None
-
-
-def unknown_key(key: str, known: Sequence[str], of: str = "key") -> str:
-    near = get_close_matches(key, known, n=1)
-    if not near:
-        return f"unknown {of}; known are {', '.join(known)}"
-    return f"unknown {of}; did you mean " + (f'"{near[0]}"?' if of == "key" else f"{near[0]!r}?")
 
 
 def named(point: Point) -> dict[str, Any]:

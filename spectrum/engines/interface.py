@@ -20,7 +20,8 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field
 
-from spectrum.design.point import Point, Record, SpecError, as_tuple
+from spectrum._records import Record, SpecError, as_tuple
+from spectrum.design.point import Point
 from spectrum.engines.saving import Saving
 
 Minutes = Annotated[float, Field(gt=0)]

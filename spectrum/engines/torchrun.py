@@ -21,7 +21,8 @@ from pathlib import Path
 from typing import Any, NoReturn, Self
 
 from spectrum._files import write_whole
-from spectrum.design.point import Point, SpecError
+from spectrum._records import SpecError
+from spectrum.design.point import Point
 from spectrum.engines.attempts import ATTEMPTS, died, with_log
 from spectrum.engines.cores import available_cores
 from spectrum.engines.interface import Engine, EngineError, Outcome, Work

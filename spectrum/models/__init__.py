@@ -1,168 +1,27 @@
 """Networks made of the operation, by name.
 
-A family is a function from one frozen `Architecture` to a module. Built-in families are imported when first built, so
+A family is a function from frozen `NetworkOptions` to a module. Built-in families are imported when first built, so
 that listing and checking names loads no torch.
 """
 
 from __future__ import annotations
 
-import math
 import sys
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field
 from difflib import get_close_matches
-from functools import partial
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
-from spectrum.conv.arguments import (
-    ACTIVATIONS,
-    MOST_CHANNELS,
-    ORDERS,
-    as_tuple,
-    as_whole,
-    choice,
-    flag,
-    number,
-    whole,
-    wholes,
-)
-from spectrum.conv.segments import PER_CHANNEL
+from spectrum.models.options import NetworkOptions as NetworkOptions
 
 if TYPE_CHECKING:
     from torch import nn
 
 
-PLACES = ("segments", "segment_width", "stage_segments")  # fields that say where on the spectrum a network lies
-
-
-@dataclass(frozen=True, kw_only=True)
-class Architecture:
-    """All that determines a network, one record for every family. Words as in `SegmentedConv2d`.
-
-    A layer with fewer channels than `segments` takes one segment a channel (see `realised_segments`). numpy's integers
-    and lists are taken, and kept as Python's own. Raises ValueError with the field's name and what would work.
-
-    >>> Architecture(in_channels="1")
-    Traceback (most recent call last):
-    ValueError: in_channels='1': expected a whole number of at least 1, without quotes
-    """
-
-    in_channels: int = 3  # of the images
-    num_classes: int = 10
-    image_size: int = 32  # side in pixels
-    width: float = 1.0  # factor on the family's stage widths
-    widths: tuple[int, ...] | None = None  # explicit stage widths, instead of `width`
-    depth: int | None = None  # blocks a stage; None is the family's own
-    segments: int | Literal["per_channel"] | None = None  # None: per channel, unless segment_width says otherwise
-    segment_width: int | None = None  # channels a segment, instead of `segments`
-    stage_segments: tuple[int | Literal["per_channel"], ...] | None = None  # of each stage, instead of `segments`
-    segment_shares: tuple[int, ...] | Literal["even"] = "even"  # sizes of the segments, in proportion
-    order: Literal["pointwise_first", "spatial_first"] | None = None  # None is the family's own
-    activation: str | None = None  # between the halves; None is the family's own
-    norm: bool | None = None  # batch normalisation between the halves; None is the family's own
-    pointwise: bool = True  # False: the bare spatial convolution, with nothing between
-    pointwise_segments: int = 1
-    shuffle: bool = False
-    downsampling: Literal["pool", "stride"] = "pool"  # between stages, or in the first spatial half of each
-    residual: bool = True
-    dropout: float = 0.0  # before the classifier
-    hidden: tuple[int, ...] = ()  # fully connected layers before the classifier
-    padding: Literal["tf_same", "torch"] | None = None  # of strided windows and of averages; None is the family's own
-    form: Literal["canonical", "simplified", "segments", "extreme"] | None = None  # of Inception modules
-    auxiliary: bool = False  # a second classifier half-way, for training
-    norm_eps: float | None = None  # of every batch normalisation; None is the family's own
-    norm_momentum: float | None = None  # weight of a new batch in the running statistics, as torch has it
-
-    def __post_init__(self) -> None:
-        """Check every field, and keep its value in Python's own type. Raises ValueError with what would work."""
-        for name, check in _CHECKS.items():
-            value = getattr(self, name)
-            if value is not None or name not in _MAY_BE_NONE:
-                object.__setattr__(self, name, check(name, value))
-        given = [name for name in PLACES if getattr(self, name) is not None]
-        if len(given) > 1:
-            raise ValueError(f"{' and '.join(given)}: give one of them")
-        if self.segment_shares != "even" and self.segments != len(self.segment_shares):
-            raise ValueError(f"segment_shares: {len(self.segment_shares)} given; segments must be that number")
-        if self.shuffle and self.pointwise_segments == 1:
-            raise ValueError("shuffle=True: after a dense 1×1 it only relabels rows; use pointwise_segments > 1")
-
-    def with_defaults(self, **own: Any) -> Architecture:
-        """The architecture with a family's own values where it says None."""
-        return replace(self, **{name: value for name, value in own.items() if getattr(self, name) is None})
-
-    def scaled_widths(self, own: tuple[int, ...]) -> tuple[int, ...]:
-        """Stage widths: explicit ones, or a family's own times `width`, rounded to whole channels.
-
-        Raises ValueError for both, or for another number of explicit ones.
-        """
-        if self.widths is None:
-            return tuple(max(1, round(self.width * width)) for width in own)
-        if self.width != 1.0:
-            raise ValueError("width and widths: give one of the two")
-        if len(self.widths) != len(own):
-            raise ValueError(f"widths={list(self.widths)}: expected {len(own)} stage widths, as in {list(own)}")
-        return self.widths
-
-
-def _segments(name: str, value: Any) -> int | Literal["per_channel"]:
-    if isinstance(value, str) and value == PER_CHANNEL:
-        return PER_CHANNEL
-    plain = as_whole(value)
-    if plain is None or plain < 1:
-        hint = "; for sizes in proportion, segment_shares" if as_tuple(value) else ""
-        raise ValueError(f'{name}={value!r}: expected a number of at least 1 or "per_channel"{hint}')
-    return plain
-
-
-def _stage_segments(name: str, value: Any) -> tuple[int | Literal["per_channel"], ...]:
-    listed = as_tuple(value)
-    if not listed:
-        raise ValueError(f'{name}={value!r}: expected segments for each stage, such as (4, 8, "per_channel")')
-    return tuple(_segments(name, one) for one in listed)
-
-
-def _shares(name: str, value: Any) -> tuple[int, ...] | Literal["even"]:
-    if isinstance(value, str):
-        if value == "even":
-            return "even"
-        raise ValueError(f'{name}={value!r}: expected "even" or whole numbers, such as (3, 2, 1)')
-    return wholes(name, value)
-
-
-def _one_of(*known: str) -> Callable[[str, Any], str]:
-    return lambda name, value: choice(name, value, known)
-
-
-def _number(expected: str, least: float, most: float, *open_at: float) -> Callable[[str, Any], float]:
-    return lambda name, value: number(name, value, expected, least, most, open_at=open_at)
-
-
-_CHECKS: dict[str, Callable[[str, Any], Any]] = {  # of every field of an Architecture
-    **dict.fromkeys(("in_channels", "num_classes", "image_size"), partial(whole, most=MOST_CHANNELS)),
-    **dict.fromkeys(("depth", "segment_width", "pointwise_segments"), whole),
-    **dict.fromkeys(("norm", "pointwise", "shuffle", "residual", "auxiliary"), flag),
-    "width": _number("a number above 0, up to 64", 0, 64, 0),
-    "widths": wholes,
-    "hidden": lambda name, value: wholes(name, value, empty=True),
-    "segments": _segments,
-    "stage_segments": _stage_segments,
-    "segment_shares": _shares,
-    "order": _one_of(*ORDERS),
-    "activation": _one_of(*ACTIVATIONS),
-    "downsampling": _one_of("pool", "stride"),
-    "padding": _one_of("tf_same", "torch"),
-    "form": _one_of("canonical", "simplified", "segments", "extreme"),
-    "dropout": _number("a number from 0 up to, but not, 1", 0, 1, 1),
-    "norm_eps": _number("a number above 0", 0, math.inf, 0),
-    "norm_momentum": _number("a number above 0, up to 1", 0, 1, 0),
-}
-_MAY_BE_NONE = {known.name for known in fields(Architecture) if known.default is None}
-
-Builder = Callable[[Architecture], "nn.Module"]
-StageWidths = Callable[[Architecture], tuple[int, ...]]
+Builder = Callable[[NetworkOptions], "nn.Module"]
+StageWidths = Callable[[NetworkOptions], tuple[int, ...]]
 
 
 @dataclass(frozen=True)
@@ -171,73 +30,66 @@ class _Family:
 
     build: str | Builder
     widths: str | StageWidths | None
-    ignores: tuple[str, ...] = ()  # fields that its networks have no use for
+    uses: tuple[str, ...] | None = None  # options that its networks have a use for; None: it does not say
     own: Mapping[str, Any] = field(default_factory=dict)  # values of fields that an architecture leaves open
     stages: int | None = None  # whose segments may differ; None: as many as it has stage widths
     home: str | None = None  # module that registered it; None for built-in ones
-    declares: bool = True  # whether `ignores` is all that it ignores
 
 
 OWN = {"order": "pointwise_first", "activation": "none", "norm": False}  # if a family says no other
-IN_PARTS = ("downsampling", "form", "auxiliary")  # of single families
+# What architectures use, by the parts that they are made of. A new option is added to those that look at it.
+_IMAGES = ("in_channels", "num_classes", "image_size")  # every architecture, also one's own
+_ANY = (*_IMAGES, "hidden", "dropout", "norm_eps", "norm_momentum")  # every built-in one: classifier and BN
+_SIZED = (*_ANY, "width", "widths", "depth")
+_SEGMENTED = (  # those made of `segmented`
+    *(*_SIZED, "segments", "segment_width", "stage_segments", "segment_shares"),
+    *("order", "activation", "norm", "pointwise", "pointwise_segments", "shuffle"),
+)
 _FAMILIES = {
     "inception": _Family(
         "spectrum.models.inception:build_inception",
         "spectrum.models.inception:inception_widths",
-        ignores=(
-            *OWN,
-            "downsampling",
-            "auxiliary",
-            "pointwise",
-            "pointwise_segments",
-            "shuffle",
-            "residual",
-            "padding",
-            "segment_shares",
-        ),
+        uses=(*_SIZED, "segments", "segment_width", "stage_segments", "form"),
     ),
     "inception_v3": _Family(
         "spectrum.models.inception:build_inception_v3",
         None,
-        ignores=(
-            *(*OWN, "downsampling", "form", "pointwise", "pointwise_segments", "shuffle", "residual", "width"),
-            *("widths", "depth", "segments", "segment_width", "stage_segments", "segment_shares"),
-        ),
+        uses=(*_ANY, "padding", "auxiliary"),
         own={"padding": "tf_same", "norm_eps": 1e-3, "norm_momentum": 0.01},
         stages=0,
     ),
     "mobilenet_v1": _Family(
         "spectrum.models.plain:build_mobilenet_v1",
         "spectrum.models.plain:mobilenet_widths",
-        ignores=("residual", "padding", *IN_PARTS),
+        uses=(*_SEGMENTED, "stem_stride"),
         own={"order": "spatial_first", "activation": "relu", "norm": True},
     ),
     "probe": _Family(
         "spectrum.models.probe:build_probe",
         "spectrum.models.probe:probe_widths",
-        ignores=("padding", "form", "auxiliary"),
+        uses=(*_SEGMENTED, "residual", "downsampling", "stem_stride"),
     ),
     "resnext": _Family(
         "spectrum.models.resnext:build_resnext",
         "spectrum.models.resnext:resnext_widths",
-        ignores=IN_PARTS,
+        uses=(*_SEGMENTED, "residual", "padding", "stem_stride"),
         own={"activation": "relu", "norm": True},
     ),
     "resnext_small": _Family(
         "spectrum.models.resnext:build_resnext_small",
         "spectrum.models.resnext:resnext_small_widths",
-        ignores=("padding", *IN_PARTS),
+        uses=(*_SEGMENTED, "residual", "stem_stride"),
         own={"activation": "relu", "norm": True},
     ),
     "vgg": _Family(
         "spectrum.models.plain:build_vgg",
         "spectrum.models.plain:vgg_widths",
-        ignores=("residual", "padding", *IN_PARTS),
+        uses=_SEGMENTED,
     ),
     "xception": _Family(
         "spectrum.models.xception:build_xception",
         "spectrum.models.xception:xception_widths",
-        ignores=IN_PARTS,
+        uses=(*_SEGMENTED, "residual", "padding", "stem_stride"),
         own={"order": "spatial_first", "padding": "tf_same", "norm_eps": 1e-3, "norm_momentum": 0.01},
         stages=6,
     ),
@@ -260,15 +112,15 @@ def register_model(
 
     Args:
         name: a new one.
-        builder: from an `Architecture` to a `torch.nn.Module` on images (N, C, H, W).
-        widths: from an `Architecture` to the stage widths that the builder gives it: those of `widths` if it has them,
+        builder: from `NetworkOptions` to a `torch.nn.Module` on images (N, C, H, W).
+        widths: from `NetworkOptions` to the stage widths that the builder gives it: those of `widths` if it has them,
             else the family's own times `width`. Needed for budgets only, which are met by changing these.
-        uses: fields of `Architecture` that the builder looks at, such as ("segments", "order"); others are then refused
-            where they are set. Those that `widths` is for, and the images' shape, go without saying. If it is not
+        uses: options that the builder looks at, such as ("segments", "order"); others are then refused where they are
+            set. Those that `widths` is for, and the images' shape, go without saying. If it is not
             given, plans compare the networks that are built, and refuse an option that changes none.
 
     Raises ValueError when the name is taken or is none, for what cannot be called, or for a field that an
-    `Architecture` does not have.
+    `NetworkOptions` does not have.
 
     >>> from torch import nn
     >>> from spectrum.models.blocks import segmented
@@ -284,38 +136,37 @@ def register_model(
     if not isinstance(name, str) or not name.strip():
         raise ValueError(f"name={name!r}: expected a name for the family, such as 'mine'")
     if not callable(builder):
-        raise ValueError(f"builder={builder!r}: expected a function from an Architecture to a torch.nn.Module")
+        raise ValueError(f"builder={builder!r}: expected a function from NetworkOptions to a torch.nn.Module")
     if widths is not None and not callable(widths):
-        raise ValueError(f"widths={widths!r}: expected a function from an Architecture to stage widths, or None")
+        raise ValueError(f"widths={widths!r}: expected a function from NetworkOptions to stage widths, or None")
     home = sys._getframe(1).f_globals.get("__name__")
-    family = _Family(builder, widths, ignores=_all_but(uses, widths), home=home, declares=uses is not None)
+    family = _Family(builder, widths, uses=_checked_uses(uses, widths), home=home)
     if home == "__main__" and not has_script() and _FAMILIES.get(name, family).home == home:
         _FAMILIES[name] = family  # a notebook's cell that runs again
     if _FAMILIES.setdefault(name, family) != family:
         raise ValueError(f"model {name!r} is registered already; choose another name")
 
 
-def _all_but(uses: Iterable[str] | None, widths: StageWidths | None) -> tuple[str, ...]:
-    """Fields that a family of one's own does not use."""
+def _checked_uses(uses: Iterable[str] | None, widths: StageWidths | None) -> tuple[str, ...] | None:
+    """Fields that a family of one's own uses; None where it does not say."""
     if uses is None:
-        return ()
+        return None
     try:
         used: list[Any] = [uses] if isinstance(uses, str) else list(uses)
     except TypeError:
         raise ValueError(f"uses={uses!r}: expected names of fields, such as ('segments', 'order')") from None
-    known = [field.name for field in fields(Architecture)]
+    known = list(NetworkOptions.model_fields)
     for name in used:
         if name not in known:
             close = get_close_matches(str(name), known, n=1)
             raise ValueError(
-                f"uses={name!r}: no field of an Architecture; "
+                f"uses={name!r}: no option of a network; "
                 + (f"did you mean {close[0]!r}?" if close else f"known are {', '.join(known)}")
             )
-    used += ["in_channels", "num_classes", "image_size", *(["width", "widths"] if widths is not None else [])]
-    return tuple(name for name in known if name not in used)
+    return (*used, *_IMAGES, *(("width", "widths") if widths is not None else ()))
 
 
-def stage_widths(name: str, architecture: Architecture) -> tuple[int, ...]:
+def stage_widths(name: str, architecture: NetworkOptions) -> tuple[int, ...]:
     """Channels of each stage of a family's network.
 
     Args:
@@ -324,7 +175,7 @@ def stage_widths(name: str, architecture: Architecture) -> tuple[int, ...]:
 
     Raises ValueError for a family that does not tell.
 
-    >>> stage_widths("probe", Architecture(width=0.5))
+    >>> stage_widths("probe", NetworkOptions(width=0.5))
     (16, 32, 64)
     """
     check_model(name)
@@ -349,14 +200,15 @@ def own_values(name: str, *, pointwise: bool = True) -> dict[str, Any]:
     return values if pointwise else values | {"activation": "none", "norm": False}
 
 
-def ignored_by(name: str) -> tuple[str, ...]:
-    """Fields of an `Architecture` that a family has no use for, as far as it says."""
-    return _FAMILIES[name].ignores if name in _FAMILIES else ()
+def unused_by(name: str) -> tuple[str, ...]:
+    """Fields of `NetworkOptions` that a family does not use; none where it does not say, or where there is none."""
+    used = _FAMILIES[name].uses if name in _FAMILIES else None
+    return () if used is None else tuple(known for known in NetworkOptions.model_fields if known not in used)
 
 
 def declares_uses(name: str) -> bool:
     """Whether a family says which fields it has a use for; one's own need not."""
-    return _FAMILIES[name].declares
+    return _FAMILIES[name].uses is not None
 
 
 def has_script() -> bool:
@@ -382,13 +234,13 @@ def check_model(name: str) -> None:
         )
 
 
-def build_model(name: str, architecture: Architecture | None = None, **options: Any) -> nn.Module:
+def build_model(name: str, architecture: NetworkOptions | None = None, **options: Any) -> nn.Module:
     """Build a network by family name, from images (N, C, H, W) to logits (N, classes).
 
     Args:
         name: one of `list_models`.
         architecture: the whole description; or
-        **options: its fields by name (see `Architecture`).
+        **options: its fields by name (see `NetworkOptions`).
 
     Raises ValueError for an unknown name or option, or a combination that the family cannot build.
 
@@ -402,22 +254,25 @@ def build_model(name: str, architecture: Architecture | None = None, **options: 
     """
     check_model(name)
     if architecture is None:
-        known = [field.name for field in fields(Architecture)]
+        known = list(NetworkOptions.model_fields)
         for option in options:
             if option not in known:
                 close = get_close_matches(option, known, n=1)
                 hint = f"did you mean {close[0]!r}?" if close else f"known are {', '.join(known)}"
                 raise ValueError(f"{option}: unknown option of build_model; {hint}")
-        architecture = Architecture(**options)
+        architecture = NetworkOptions(**options)
     elif options:
-        raise ValueError("build_model: give an Architecture or options by name, not both")
-    elif not isinstance(architecture, Architecture):
-        raise ValueError(f"build_model: {architecture!r} is no Architecture; give options by name, such as segments=8")
+        raise ValueError("build_model: give NetworkOptions or options by name, not both")
+    elif not isinstance(architecture, NetworkOptions):
+        raise ValueError(
+            f"build_model: {architecture!r} are no NetworkOptions; give options by name, such as segments=8"
+        )
     family = _FAMILIES[name]
-    for known_field in fields(Architecture):
-        field_name, value = known_field.name, getattr(architecture, known_field.name)
-        unsaid = (known_field.default, OWN.get(field_name), "per_channel" if field_name == "segments" else None)
-        if field_name in family.ignores and value not in unsaid:
+    defaults = {known: field.default for known, field in NetworkOptions.model_fields.items()}
+    for field_name in unused_by(name):
+        value = getattr(architecture, field_name)
+        unsaid = (defaults[field_name], OWN.get(field_name), "per_channel" if field_name == "segments" else None)
+        if value not in unsaid:
             raise ValueError(f"{field_name}: the family {name!r} has no use for it; leave it out")
     own = {**family.own, **own_values(name, pointwise=architecture.pointwise)}
     architecture = architecture.with_defaults(**own)

@@ -13,12 +13,12 @@ from torch.nn.functional import avg_pool2d, max_pool2d
 from spectrum.conv.norm import BatchNormAct2d
 from spectrum.conv.padding import same_padding
 from spectrum.conv.segmented import SegmentedConv2d
-from spectrum.conv.segments import PER_CHANNEL, clamp_segments, proportional_sizes, segments_of_width
-from spectrum.models import Architecture
+from spectrum.models import NetworkOptions
+from spectrum.models.position import Position
 
 
 def segmented(
-    arch: Architecture, in_channels: int, out_channels: int, stride: int = 1, stage: int = 0
+    arch: NetworkOptions, in_channels: int, out_channels: int, stride: int = 1, stage: int = 0
 ) -> SegmentedConv2d:
     """The 3×3 operation that the architecture asks for, its segments clamped to the channels that there are.
 
@@ -30,7 +30,7 @@ def segmented(
         stride: of the spatial half.
         stage: of the network, by which `stage_segments` says the segments.
 
-    >>> segmented(Architecture(segments=32), 16, 24).segments
+    >>> segmented(NetworkOptions(segments=32), 16, 24).segments
     24
     """
     order = arch.order or "pointwise_first"
@@ -40,24 +40,14 @@ def segmented(
         channels = out_channels
     else:
         channels = in_channels
-    segments: int | tuple[int, ...]
-    if arch.segment_shares != "even":
-        segments = proportional_sizes(channels, arch.segment_shares)
-    elif arch.stage_segments is not None:
-        segments = clamp_segments(channels, arch.stage_segments[stage])
-    elif arch.segment_width is not None:
-        segments = segments_of_width(channels, arch.segment_width)
-    else:
-        segments = clamp_segments(channels, PER_CHANNEL if arch.segments is None else arch.segments)
+    position = Position.of(arch)
     pointwise_segments = min(arch.pointwise_segments, in_channels, out_channels)
-    clamped = clamped_place(arch, channels, stage)
-    if arch.pointwise_segments > pointwise_segments:
-        clamped = (*clamped, "pointwise_segments")
+    too_many = "pointwise_segments" if arch.pointwise_segments > pointwise_segments else None
     made = SegmentedConv2d(
         in_channels,
         out_channels,
         stride=stride,
-        segments=segments,
+        segments=position.segments_of(channels, stage),
         order=order,
         activation=arch.activation,
         norm=bool(arch.norm),
@@ -65,28 +55,11 @@ def segmented(
         pointwise_segments=pointwise_segments,
         shuffle=arch.shuffle and pointwise_segments > 1,
     )
-    made.clamped_options = clamped
+    made.clamped_options = tuple(filter(None, (position.clamped_by(channels, stage), too_many)))
     for module in made.modules():
         if isinstance(module, BatchNormAct2d):
             _set_norm(arch, module)
     return made
-
-
-def clamped_place(arch: Architecture, channels: int, stage: int = 0) -> tuple[str, ...]:
-    """The option by which an architecture asks so many channels for segments that they cannot have; empty if none.
-
-    A number of segments above the channels, a width of segments above them, or shares of which one would have less than
-    half a channel and has a whole one.
-    """
-    if arch.segment_shares != "even":
-        whole, least = sum(arch.segment_shares), min(arch.segment_shares)
-        enough = channels >= len(arch.segment_shares) and 2 * channels * least >= whole
-        return () if enough else ("segment_shares",)
-    if arch.segment_width is not None:
-        return ("segment_width",) if arch.segment_width > channels else ()
-    option = "segments" if arch.stage_segments is None else "stage_segments"
-    asked = arch.segments if arch.stage_segments is None else arch.stage_segments[stage]
-    return (option,) if isinstance(asked, int) and asked > channels else ()
 
 
 def clamped_layers(model: nn.Module) -> dict[str, int]:
@@ -123,19 +96,19 @@ def realised_segments(model: nn.Module) -> list[int]:
     return [module.segments for module in model.modules() if isinstance(module, SegmentedConv2d)]
 
 
-def norm(arch: Architecture, channels: int, *, relu: bool = False) -> BatchNormAct2d:
+def norm(arch: NetworkOptions, channels: int, *, relu: bool = False) -> BatchNormAct2d:
     """Batch normalisation with the architecture's eps and momentum, and ReLU if asked for."""
     made = BatchNormAct2d(channels, relu=relu)
     _set_norm(arch, made)
     return made
 
 
-def _set_norm(arch: Architecture, made: BatchNormAct2d) -> None:
+def _set_norm(arch: NetworkOptions, made: BatchNormAct2d) -> None:
     made.eps = made.eps if arch.norm_eps is None else arch.norm_eps
     made.momentum = made.momentum if arch.norm_momentum is None else arch.norm_momentum
 
 
-def classifier(arch: Architecture, channels: int) -> nn.Sequential:
+def classifier(arch: NetworkOptions, channels: int) -> nn.Sequential:
     """Global average pool, fully connected layers with ReLU, dropout, logistic regression."""
     layers: list[nn.Module] = [nn.AdaptiveAvgPool2d(1), nn.Flatten()]
     for hidden in arch.hidden:
@@ -171,7 +144,7 @@ def max_pool_same(x_nchw: Tensor, kernel_size: int, stride: int) -> Tensor:
     return max_pool2d(x_nchw, kernel_size, stride, before, ceil_mode=True)  # without a padded copy
 
 
-def skip(arch: Architecture, in_channels: int, out_channels: int, stride: int) -> nn.Module | None:
+def skip(arch: NetworkOptions, in_channels: int, out_channels: int, stride: int) -> nn.Module | None:
     """What goes round a block: its input, through a 1×1 and BN where channels or pixels change; None without residuals.
 
     It takes the block's input at `every_pixel` of the stride.
@@ -183,15 +156,16 @@ def skip(arch: Architecture, in_channels: int, out_channels: int, stride: int) -
     return nn.Sequential(nn.Conv2d(in_channels, out_channels, 1, bias=False), norm(arch, out_channels))
 
 
-def stem_stride(arch: Architecture) -> int:
-    """Of the first convolution of small networks: 2 from 16 pixels up."""
-    return 2 if arch.image_size >= 16 else 1
+def stem_stride(arch: NetworkOptions) -> int:
+    """Stride of the first convolution of small networks: by default 2 from 16 pixels up."""
+    return arch.stem_stride or (2 if arch.image_size >= 16 else 1)
 
 
-def check_size(arch: Architecture, family: str, least: int) -> None:
+def check_size(arch: NetworkOptions, family: str, least: int) -> None:
     """Raises ValueError for images of fewer pixels a side."""
     if arch.image_size < least:
-        raise ValueError(f"image_size={arch.image_size}: {family} needs {least} pixels a side or more")
+        at = "" if arch.stem_stride is None else f" with stem_stride = {arch.stem_stride}"
+        raise ValueError(f"image_size={arch.image_size}: {family} needs {least} pixels a side or more{at}")
 
 
 class MiddleFlowBlock(nn.Module):
@@ -202,7 +176,7 @@ class MiddleFlowBlock(nn.Module):
     """
 
     def __init__(
-        self, arch: Architecture, in_channels: int, out_channels: int, stride: int = 1, stage: int = 0
+        self, arch: NetworkOptions, in_channels: int, out_channels: int, stride: int = 1, stage: int = 0
     ) -> None:
         super().__init__()
         self.body = nn.Sequential(

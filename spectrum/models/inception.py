@@ -16,9 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from spectrum.conv.segmented import SegmentedConv2d
-from spectrum.conv.segments import PER_CHANNEL, Segments, clamp_segments, segment_sizes, segments_of_width
-from spectrum.models import PLACES, Architecture
-from spectrum.models.blocks import check_size, clamped_place, classifier, norm
+from spectrum.conv.segments import PER_CHANNEL, Segments, segment_sizes
+from spectrum.models import NetworkOptions
+from spectrum.models.blocks import check_size, classifier, norm
+from spectrum.models.position import PLACES, Position
 
 Form = Literal["canonical", "simplified", "segments", "extreme"]
 FORMS: tuple[Form, ...] = ("canonical", "simplified", "segments", "extreme")
@@ -107,7 +108,7 @@ WIDTHS = (32, 64, 128)
 DEPTH = 2  # modules a stage
 
 
-def build_inception(arch: Architecture) -> nn.Module:
+def build_inception(arch: NetworkOptions) -> nn.Module:
     """A small network of modules in one form, each with BN and ReLU after it, and max pools between its stages.
 
     Raises ValueError when the images are too small for its stages.
@@ -125,23 +126,19 @@ def build_inception(arch: Architecture) -> nn.Module:
     return nn.Sequential(*layers, *classifier(arch, channels))
 
 
-def inception_widths(arch: Architecture) -> tuple[int, ...]:
+def inception_widths(arch: NetworkOptions) -> tuple[int, ...]:
     """Three stage widths in channels: explicit ones, or the default times `width`, rounded to whole channels."""
     return arch.scaled_widths(WIDTHS)
 
 
-def _module(arch: Architecture, channels: int, width: int, stage: int) -> nn.Module:
+def _module(arch: NetworkOptions, channels: int, width: int, stage: int) -> nn.Module:
     form: Form = arch.form or "segments"
     said = [name for name in PLACES if getattr(arch, name) not in (None, PER_CHANNEL)]
     if form in ("canonical", "extreme") and said:
         raise ValueError(f"{said[0]}: form = {form!r} has its own; leave it out")
-    asked = arch.segments if arch.stage_segments is None else arch.stage_segments[stage]
-    if arch.segment_width is not None:
-        segments = segments_of_width(width, arch.segment_width)
-    else:
-        segments = clamp_segments(width, PER_CHANNEL if asked is None else asked)
-    made = InceptionModule(channels, width, form=form, segments=segments)
-    made.clamped_options = clamped_place(arch, width, stage)
+    position = Position.of(arch)
+    made = InceptionModule(channels, width, form=form, segments=position.segments_of(width, stage))
+    made.clamped_options = tuple(filter(None, (position.clamped_by(width, stage),)))
     return made
 
 
@@ -155,7 +152,7 @@ class ConvNormAct(nn.Sequential):
 
     def __init__(
         self,
-        arch: Architecture,
+        arch: NetworkOptions,
         in_channels: int,
         out_channels: int,
         kernel_size: int | tuple[int, int] = 1,
@@ -171,7 +168,7 @@ class ConvNormAct(nn.Sequential):
         )
 
 
-def chain(arch: Architecture, channels: int, *steps: Step, reduce: bool = False) -> nn.Module:
+def chain(arch: NetworkOptions, channels: int, *steps: Step, reduce: bool = False) -> nn.Module:
     """Convolutions in a row, each (channels, kernel); with `reduce` the last halves the resolution, unpadded."""
     layers = []
     for number, (width, kernel) in enumerate(steps):
@@ -192,18 +189,18 @@ class Branches(nn.Module):
         return torch.cat([branch(x_nchw) for branch in self.branches], dim=1)
 
 
-def _pooled(arch: Architecture, channels: int, width: int) -> nn.Module:
+def _pooled(arch: NetworkOptions, channels: int, width: int) -> nn.Module:
     """Average pool, then 1×1. TensorFlow leaves padding out of the mean; torch's reference counts it in."""
     pool = nn.AvgPool2d(3, stride=1, padding=1, count_include_pad=arch.padding == "torch")
     return nn.Sequential(pool, ConvNormAct(arch, channels, width))
 
 
-def _split(arch: Architecture, channels: int) -> nn.Module:
+def _split(arch: NetworkOptions, channels: int) -> nn.Module:
     """1×3 and 3×1 side by side."""
     return Branches(ConvNormAct(arch, channels, channels, (1, 3)), ConvNormAct(arch, channels, channels, (3, 1)))
 
 
-def _module_a(arch: Architecture, channels: int, pooled: int) -> nn.Module:
+def _module_a(arch: NetworkOptions, channels: int, pooled: int) -> nn.Module:
     return Branches(
         ConvNormAct(arch, channels, 64),
         chain(arch, channels, (48, 1), (64, 5)),
@@ -212,7 +209,7 @@ def _module_a(arch: Architecture, channels: int, pooled: int) -> nn.Module:
     )
 
 
-def _module_b(arch: Architecture, channels: int) -> nn.Module:
+def _module_b(arch: NetworkOptions, channels: int) -> nn.Module:
     return Branches(
         chain(arch, channels, (384, 3), reduce=True),
         chain(arch, channels, (64, 1), (96, 3), (96, 3), reduce=True),
@@ -220,7 +217,7 @@ def _module_b(arch: Architecture, channels: int) -> nn.Module:
     )
 
 
-def _module_c(arch: Architecture, channels: int, inner: int) -> nn.Module:
+def _module_c(arch: NetworkOptions, channels: int, inner: int) -> nn.Module:
     across, down = (1, 7), (7, 1)
     return Branches(
         ConvNormAct(arch, channels, 192),
@@ -230,7 +227,7 @@ def _module_c(arch: Architecture, channels: int, inner: int) -> nn.Module:
     )
 
 
-def _module_d(arch: Architecture, channels: int) -> nn.Module:
+def _module_d(arch: NetworkOptions, channels: int) -> nn.Module:
     return Branches(
         chain(arch, channels, (192, 1), (320, 3), reduce=True),
         chain(arch, channels, (192, 1), (192, (1, 7)), (192, (7, 1)), (192, 3), reduce=True),
@@ -238,7 +235,7 @@ def _module_d(arch: Architecture, channels: int) -> nn.Module:
     )
 
 
-def _module_e(arch: Architecture, channels: int) -> nn.Module:
+def _module_e(arch: NetworkOptions, channels: int) -> nn.Module:
     return Branches(
         ConvNormAct(arch, channels, 320),
         nn.Sequential(ConvNormAct(arch, channels, 384), _split(arch, 384)),
@@ -253,7 +250,7 @@ class InceptionV3(nn.Module):
     In training with the auxiliary tower it gives a pair of logits, the tower's second.
     """
 
-    def __init__(self, arch: Architecture) -> None:
+    def __init__(self, arch: NetworkOptions) -> None:
         super().__init__()
         self.stem = nn.Sequential(
             ConvNormAct(arch, arch.in_channels, 32, 3, stride=2, same=False),
@@ -295,7 +292,7 @@ SMALLEST = 75  # pixels a side, as in Keras
 SMALLEST_WITH_TOWER = 299  # whose last convolution needs 5×5 pixels of what its pool leaves
 
 
-def build_inception_v3(arch: Architecture) -> nn.Module:
+def build_inception_v3(arch: NetworkOptions) -> nn.Module:
     """Build Inception V3. Raises ValueError for images that are too small, and for segments, which it has none of."""
     check_size(arch, "inception_v3", SMALLEST_WITH_TOWER if arch.auxiliary else SMALLEST)
     return InceptionV3(arch)

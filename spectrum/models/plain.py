@@ -11,7 +11,7 @@ VGG has bare regular convolutions: segments=1, pointwise=False. Shapes: x_nchw i
 
 from torch import Tensor, nn
 
-from spectrum.models import Architecture
+from spectrum.models import NetworkOptions
 from spectrum.models.blocks import check_size, classifier, norm, segmented
 
 MOBILENET_WIDTHS = (64, 128, 256, 512, 1024)
@@ -21,12 +21,13 @@ VGG_WIDTHS = (64, 128, 256, 512, 512)
 VGG_DEPTHS = (2, 2, 3, 3, 3)  # operations a stage; a max pool follows each
 
 
-def build_mobilenet_v1(arch: Architecture) -> nn.Module:
-    """Build MobileNet. Raises ValueError for images of less than 32 pixels a side."""
-    check_size(arch, "mobilenet_v1", 32)
+def build_mobilenet_v1(arch: NetworkOptions) -> nn.Module:
+    """Build MobileNet. Raises ValueError for images of fewer than 32 pixels a side: 16 times the stem's stride."""
+    stem_stride = arch.stem_stride or 2
+    check_size(arch, "mobilenet_v1", 16 * stem_stride)
     stem = max(1, round(arch.width * MOBILENET_STEM))
     layers: list[nn.Module] = [
-        nn.Conv2d(arch.in_channels, stem, 3, 2, padding=1, bias=False),
+        nn.Conv2d(arch.in_channels, stem, 3, stem_stride, padding=1, bias=False),
         norm(arch, stem, relu=True),
     ]
     channels = stem
@@ -38,12 +39,12 @@ def build_mobilenet_v1(arch: Architecture) -> nn.Module:
     return Stack(layers, classifier(arch, channels))
 
 
-def mobilenet_widths(arch: Architecture) -> tuple[int, ...]:
+def mobilenet_widths(arch: NetworkOptions) -> tuple[int, ...]:
     """Five stage widths in channels: explicit ones, or the paper's times `width`, rounded to whole channels."""
     return arch.scaled_widths(MOBILENET_WIDTHS)
 
 
-def build_vgg(arch: Architecture) -> nn.Module:
+def build_vgg(arch: NetworkOptions) -> nn.Module:
     """Build VGG. Raises ValueError for images of less than 32 pixels a side."""
     check_size(arch, "vgg", 32)
     layers: list[nn.Module] = []
@@ -56,7 +57,7 @@ def build_vgg(arch: Architecture) -> nn.Module:
     return Stack(layers, classifier(arch, channels))
 
 
-def vgg_widths(arch: Architecture) -> tuple[int, ...]:
+def vgg_widths(arch: NetworkOptions) -> tuple[int, ...]:
     """Five stage widths in channels: explicit ones, or the paper's times `width`, rounded to whole channels."""
     return arch.scaled_widths(VGG_WIDTHS)
 
@@ -74,5 +75,5 @@ class Stack(nn.Module):
         return logits_nk
 
 
-def _depths(arch: Architecture, own: tuple[int, ...]) -> tuple[int, ...]:
+def _depths(arch: NetworkOptions, own: tuple[int, ...]) -> tuple[int, ...]:
     return own if arch.depth is None else (arch.depth,) * len(own)

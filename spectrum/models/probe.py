@@ -14,19 +14,19 @@ from itertools import pairwise
 
 from torch import Tensor, nn
 
-from spectrum.models import Architecture
+from spectrum.models import NetworkOptions
 from spectrum.models.blocks import MiddleFlowBlock, classifier, norm, stem_stride
 
 WIDTHS = (32, 64, 128)
 DEPTH = 1
 
 
-def build_probe(arch: Architecture) -> nn.Module:
+def build_probe(arch: NetworkOptions) -> nn.Module:
     """Build the probe network. Raises ValueError when the images are too small for its stages."""
     return Probe(arch, probe_widths(arch), DEPTH if arch.depth is None else arch.depth)
 
 
-def probe_widths(arch: Architecture) -> tuple[int, ...]:
+def probe_widths(arch: NetworkOptions) -> tuple[int, ...]:
     """Stage widths in channels: explicit ones, or the default times `width`, rounded to whole channels."""
     return arch.scaled_widths(WIDTHS if arch.widths is None else arch.widths)
 
@@ -34,7 +34,7 @@ def probe_widths(arch: Architecture) -> tuple[int, ...]:
 class Probe(nn.Module):
     """Images (N, in_channels, H, W), normalised, to logits (N, num_classes)."""
 
-    def __init__(self, arch: Architecture, widths: tuple[int, ...], depth: int) -> None:
+    def __init__(self, arch: NetworkOptions, widths: tuple[int, ...], depth: int) -> None:
         super().__init__()
         stride = stem_stride(arch)
         smallest = arch.image_size // stride // 2 ** (len(widths) - 1)
@@ -56,7 +56,7 @@ class Probe(nn.Module):
         self.exit = nn.Sequential(nn.ReLU(), *classifier(arch, widths[-1]))
 
     @staticmethod
-    def _stage(arch: Architecture, before: int, after: int, depth: int, stride: int, stage: int) -> nn.Module:
+    def _stage(arch: NetworkOptions, before: int, after: int, depth: int, stride: int, stage: int) -> nn.Module:
         return nn.Sequential(
             MiddleFlowBlock(arch, before, after, stride, stage),
             *(MiddleFlowBlock(arch, after, after, stage=stage) for _ in range(depth - 1)),

@@ -13,7 +13,7 @@ one 3×3, with a stride of 2 from 16 pixels up. Shapes: x_nchw is (N, C, H, W).
 
 from torch import Tensor, nn
 
-from spectrum.models import Architecture
+from spectrum.models import NetworkOptions
 from spectrum.models.blocks import (
     PaddedMaxPool2d,
     check_size,
@@ -32,20 +32,21 @@ SMALL_WIDTHS = (16, 32, 64)
 SMALL_DEPTHS = (2, 2, 2)
 
 
-def build_resnext(arch: Architecture) -> nn.Module:
-    """Build the network. Raises ValueError for images of less than 32 pixels a side."""
-    check_size(arch, "resnext", 32)
+def build_resnext(arch: NetworkOptions) -> nn.Module:
+    """Build the network. Raises ValueError for images of fewer than 32 pixels a side: 16 times the stem's stride."""
+    stride = arch.stem_stride or 2
+    check_size(arch, "resnext", 16 * stride)
     stem = nn.Sequential(
-        nn.Conv2d(arch.in_channels, STEM, 7, 2, padding=3, bias=False),
+        nn.Conv2d(arch.in_channels, STEM, 7, stride, padding=3, bias=False),
         norm(arch, STEM, relu=True),
         PaddedMaxPool2d(3, 2, padding=arch.padding or "torch"),
     )
     return ResNeXt(arch, stem, STEM, resnext_widths(arch), DEPTHS)
 
 
-def build_resnext_small(arch: Architecture) -> nn.Module:
-    """Build the small network. Raises ValueError for images of less than 4 pixels a side."""
-    check_size(arch, "resnext_small", 4)
+def build_resnext_small(arch: NetworkOptions) -> nn.Module:
+    """Build the small network. Raises ValueError for fewer pixels a side than 4 times its stem's stride."""
+    check_size(arch, "resnext_small", 4 * stem_stride(arch))
     widths = resnext_small_widths(arch)
     stem = nn.Sequential(
         nn.Conv2d(arch.in_channels, 2 * widths[0], 3, stem_stride(arch), padding=1, bias=False),
@@ -54,12 +55,12 @@ def build_resnext_small(arch: Architecture) -> nn.Module:
     return ResNeXt(arch, stem, 2 * widths[0], widths, SMALL_DEPTHS)
 
 
-def resnext_widths(arch: Architecture) -> tuple[int, ...]:
+def resnext_widths(arch: NetworkOptions) -> tuple[int, ...]:
     """Four bottleneck widths in channels: explicit ones, or the paper's times `width`, rounded to whole channels."""
     return arch.scaled_widths(WIDTHS)
 
 
-def resnext_small_widths(arch: Architecture) -> tuple[int, ...]:
+def resnext_small_widths(arch: NetworkOptions) -> tuple[int, ...]:
     """Three bottleneck widths in channels: explicit ones, or the default times `width`, rounded to whole channels."""
     return arch.scaled_widths(SMALL_WIDTHS)
 
@@ -77,7 +78,7 @@ class ResNeXt(nn.Module):
 
     def __init__(
         self,
-        arch: Architecture,
+        arch: NetworkOptions,
         stem: nn.Module,
         channels: int,
         widths: tuple[int, ...],
@@ -105,7 +106,7 @@ class ResNeXt(nn.Module):
 class Bottleneck(nn.Module):
     """The operation to `width` channels, BN, ReLU, and a 1×1 to twice as many; added to the input, then ReLU."""
 
-    def __init__(self, arch: Architecture, in_channels: int, width: int, stride: int, stage: int) -> None:
+    def __init__(self, arch: NetworkOptions, in_channels: int, width: int, stride: int, stage: int) -> None:
         super().__init__()
         out_channels = 2 * width
         self.body = nn.Sequential(

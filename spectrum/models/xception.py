@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from spectrum.conv.lowering import Pair
 from spectrum.conv.norm import BatchNormAct2d
-from spectrum.models import Architecture
+from spectrum.models import NetworkOptions
 from spectrum.models.blocks import PaddedMaxPool2d, check_size, classifier, every_pixel, norm, segmented
 
 WIDTHS = (32, 64, 128, 256, 728, 1024, 1536, 2048)
@@ -29,13 +29,17 @@ MIDDLE = 2  # the stage of the middle flow, of six: 128, 256, 728, 1024, 1536, 2
 SMALLEST = 71  # pixels a side, as in Keras
 
 
-def build_xception(arch: Architecture) -> nn.Module:
-    """Build the network. Raises ValueError for images of less than 71 pixels a side."""
-    check_size(arch, "xception", SMALLEST)
+def build_xception(arch: NetworkOptions) -> nn.Module:
+    """Build the network.
+
+    Raises ValueError for images of less than 71 pixels a side, as Keras does; with a `stem_stride`, of less than leave
+    one pixel after the stem's two unpadded convolutions and four poolings: 20 at a stride of 1, 37 at 2.
+    """
+    check_size(arch, "xception", SMALLEST if arch.stem_stride is None else 17 * arch.stem_stride + 3)
     return Xception(arch)
 
 
-def xception_widths(arch: Architecture) -> tuple[int, ...]:
+def xception_widths(arch: NetworkOptions) -> tuple[int, ...]:
     """Eight stage widths in channels: explicit ones, or the paper's times `width`, rounded to whole channels."""
     return arch.scaled_widths(WIDTHS)
 
@@ -43,12 +47,12 @@ def xception_widths(arch: Architecture) -> tuple[int, ...]:
 class Xception(nn.Module):
     """Images (N, in_channels, H, W), scaled to ±1, to logits (N, num_classes)."""
 
-    def __init__(self, arch: Architecture) -> None:
+    def __init__(self, arch: NetworkOptions) -> None:
         super().__init__()
         stem, second, *entry, middle, wide, wider, widest = xception_widths(arch)
         depth = DEPTH if arch.depth is None else arch.depth
         self.stem = nn.Sequential(
-            nn.Conv2d(arch.in_channels, stem, 3, 2, bias=False),
+            nn.Conv2d(arch.in_channels, stem, 3, arch.stem_stride or 2, bias=False),
             norm(arch, stem, relu=True),
             nn.Conv2d(stem, second, 3, bias=False),
             norm(arch, second, relu=True),
@@ -81,7 +85,9 @@ class ReducingModule(nn.Module):
     The first module's input comes from a ReLU already, and it has none of its own.
     """
 
-    def __init__(self, arch: Architecture, in_channels: int, widths: Pair, stages: Pair, *, leading_relu: bool) -> None:
+    def __init__(
+        self, arch: NetworkOptions, in_channels: int, widths: Pair, stages: Pair, *, leading_relu: bool
+    ) -> None:
         super().__init__()
         first, second = widths
         self.body = nn.Sequential(
@@ -106,7 +112,7 @@ class ReducingModule(nn.Module):
 class MiddleModule(nn.Module):
     """Three times ReLU, operation, BN; added to the input."""
 
-    def __init__(self, arch: Architecture, channels: int, stage: int) -> None:
+    def __init__(self, arch: NetworkOptions, channels: int, stage: int) -> None:
         super().__init__()
         self.body = nn.Sequential(
             nn.ReLU(),

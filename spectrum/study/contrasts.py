@@ -13,8 +13,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from spectrum.design.plan import PlannedContrast
-from spectrum.design.point import PLACES, Point
-from spectrum.design.study_file import Contrast, Study, select
+from spectrum.design.point import Point
+from spectrum.design.study_checks import select
+from spectrum.design.study_file import Contrast, Study
+from spectrum.models.position import PLACES, Position
 from spectrum.study.planning import PlannedPoint
 
 EQUAL = 0.01  # counts that differ by no more are held equal
@@ -189,9 +191,8 @@ def _equal(first: Sequence[int], second: Sequence[int]) -> bool:
 
 
 def _segments(point: Point) -> str:
-    if point.stage_segments is not None:
-        return f"{' '.join(map(_said, point.stage_segments))} by stage"
-    return f"width {point.segment_width}" if point.segments is None else _said(point.segments)
+    label = Position.of(point).split
+    return label if point.stage_segments is None else f"{label.replace(', ', ' ')} by stage"
 
 
 def _said(value: object) -> str:

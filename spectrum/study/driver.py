@@ -17,10 +17,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from spectrum._records import SpecError
 from spectrum.design.effects import check_effects
 from spectrum.design.own_models import check_workers_know, code_of, import_modules, modules_of
 from spectrum.design.plan import Plan, PlannedBudget, PlannedTuning
-from spectrum.design.point import Point, SpecError, images_said
+from spectrum.design.point import Point, images_said
 from spectrum.design.study_file import Study, Tune, as_study
 from spectrum.engines.interface import Engine, EngineSettings, Outcome, Work, engine_of, list_engines
 from spectrum.engines.saving import LOGS

@@ -13,13 +13,16 @@ import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_args, get_origin
 
+from spectrum._records import SpecError
 from spectrum.data.images import images_of
 from spectrum.design.options import without_effect
-from spectrum.design.point import IMAGES, NETWORK, PLACES, Point, SpecError, digest
+from spectrum.design.point import IMAGES, NETWORK, Point, choices, digest
 from spectrum.design.study_file import Study
 from spectrum.models import declares_uses, registered_in
+from spectrum.models.options import NetworkFields
+from spectrum.models.position import PLACES
 from spectrum.study.planning import PlannedPoint, build, network_of
 
 if TYPE_CHECKING:
@@ -27,23 +30,25 @@ if TYPE_CHECKING:
 
 OF_NETWORK = (*NETWORK, "width", "widths", "dropout")
 IMAGES_SEEN = 2  # by each network that is compared
+
+
+def _plain_values(option: str) -> tuple[Any, ...]:
+    """Values of an option that is yes or no, one of a few words, or a whole number; empty for others."""
+    kind = Point.model_fields[option].annotation
+    kinds = [get_args(one)[0] if get_origin(one) is Annotated else one for one in (kind, *get_args(kind))]
+    words = choices(option)
+    if bool in kinds:
+        return (False, True)
+    return words if len(words) > 1 else (1, 2) if int in kinds else ()
+
+
 OTHER_VALUES: Mapping[str, tuple[Any, ...]] = {  # of a field, of which any two should make two networks
+    **{name: values for name in NetworkFields.model_fields if (values := _plain_values(name))},
     "depth": (1, 2, 3),
-    "segments": (1, 2),
-    "segment_width": (1, 2),
     "segment_shares": ((1, 1), (3, 1)),
-    "order": ("pointwise_first", "spatial_first"),
     "activation": ("none", "relu"),
-    "norm": (False, True),
-    "pointwise": (True, False),
-    "pointwise_segments": (1, 2),
-    "shuffle": (False, True),
-    "downsampling": ("pool", "stride"),
-    "residual": (True, False),
     "dropout": (0.0, 0.5),
     "hidden": ((), (4,)),
-    "padding": ("tf_same", "torch"),
-    "form": ("canonical", "simplified", "segments", "extreme"),
     "norm_eps": (1e-3, 1e-1),
     "norm_momentum": (0.1, 0.5),
     "width": (1.0, 2.0),

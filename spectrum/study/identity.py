@@ -11,8 +11,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal
 
+from spectrum._records import SpecError
 from spectrum.design.plan import Plan
-from spectrum.design.point import Point, SpecError
+from spectrum.design.point import Point
 from spectrum.design.study_file import Study
 from spectrum.study.store import FINISHED, StoreError, find_plan, latest_rows
 

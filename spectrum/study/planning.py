@@ -11,12 +11,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from spectrum._records import SpecError
 from spectrum.design.effects import check_effects
 from spectrum.design.own_models import import_modules
 from spectrum.design.plan import Plan, PlannedRun
-from spectrum.design.point import PLACES, Point, SpecError, digest, network_said
+from spectrum.design.point import Point, digest, network_said
 from spectrum.design.study_file import Match, Study, Wanted, as_study
 from spectrum.models import registered_in
+from spectrum.models.position import PLACES, Position
 
 if TYPE_CHECKING:
     from torch import nn
@@ -60,8 +62,7 @@ class PlannedPoint:
         """
         if self.clamped is not None:
             return sum(count for _, count in self.clamped)
-        asked = self.point.segments
-        return sum(have < asked for have in self.realised_segments) if isinstance(asked, int) else 0
+        return Position.of(self.point).clamped_count(self.realised_segments) or 0
 
     def record(self) -> PlannedRun:
         """What plan.json keeps of it."""
@@ -333,7 +334,7 @@ def _stage_widths(point: Point, images: Images) -> Widths:
 
     channels, side, _ = images.shape
     try:
-        return stage_widths(point.model, point.architecture(channels, images.classes, side))
+        return stage_widths(point.model, point.network_options(channels, images.classes, side))
     except ValueError as error:
         raise SpecError(f"budget: {error}") from None
 
@@ -344,7 +345,7 @@ def build(point: Point, images: Images) -> nn.Module:
 
     channels, side, _ = images.shape
     try:
-        return build_model(point.model, point.architecture(channels, images.classes, side))
+        return build_model(point.model, point.network_options(channels, images.classes, side))
     except (ValueError, TypeError, RuntimeError, MemoryError) as error:  # too large, or a user's own family
         raise SpecError(f"model = {point.model!r}, segments = {point.segments}: {error}") from error
     except Exception as error:  # whatever else a user's own family raises

@@ -79,7 +79,7 @@ def train(
     seed_generators(point.seed)
     data = split(images, point.validation_fraction, point.train_images, point.normalisation)
     channels, side, _ = images.shape
-    model = build_model(point.model, point.architecture(channels, images.classes, side))
+    model = build_model(point.model, point.network_options(channels, images.classes, side))
     model = model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     average = AveragedModel(model, multi_avg_fn=_ema(point.ema), use_buffers=True) if point.ema else None
     scored: nn.Module = model if average is None else average.module

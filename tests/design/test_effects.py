@@ -9,10 +9,11 @@ from hypothesis import strategies as st
 from torch import nn
 
 from spectrum import Point, models, read_plan, register_model, run_study
+from spectrum._records import SpecError
 from spectrum.data.images import images_of
 from spectrum.design.effects import check_effects
 from spectrum.design.options import without_effect
-from spectrum.design.point import SpecError, choices
+from spectrum.design.point import choices
 from spectrum.design.study_file import parse_study
 from spectrum.models.blocks import segmented
 from spectrum.study.equal_networks import coincidences
@@ -266,7 +267,7 @@ def test_an_option_that_a_family_of_ones_own_uses_is_taken_also_where_it_says_th
 
 
 def test_fields_that_a_family_uses_are_fields():
-    with pytest.raises(ValueError, match="uses='segmets': no field of an Architecture; did you mean 'segments'"):
+    with pytest.raises(ValueError, match="uses='segmets': no option of a network; did you mean 'segments'"):
         register_model("never", Flat, uses=["segmets"])
 
 

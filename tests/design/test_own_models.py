@@ -7,8 +7,8 @@ import sys
 import pytest
 
 from spectrum import models
+from spectrum._records import SpecError
 from spectrum.design.own_models import check_workers_know, import_modules, modules_of
-from spectrum.design.point import SpecError
 from spectrum.design.study_file import Study, load_study, parse_study
 
 MODULE = """

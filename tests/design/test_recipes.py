@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from spectrum import Point
+from spectrum._records import SpecError
 from spectrum.data.load import load_images
-from spectrum.design.point import SpecError, choices, merged
+from spectrum.design.point import choices, merged
 from spectrum.design.recipes import RECIPES
 from spectrum.design.study_file import load_study, parse_study
 from spectrum.models import build_model

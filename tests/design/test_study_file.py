@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from spectrum import Point, Study, load_study
-from spectrum.design.point import NETWORK, SpecError, choices, merged, named, network_said
+from spectrum._records import SpecError
+from spectrum.design.point import NETWORK, choices, merged, named, network_said
 from spectrum.design.recipes import RECIPES
 from spectrum.design.study_file import Contrast, Tune, as_study, parse_study
 
@@ -219,6 +220,7 @@ OTHER = {
     "downsampling": "stride", "scored_on": "validation", "hidden": (8,), "padding": "torch", "form": "canonical",
     "norm_eps": 1e-3, "norm_momentum": 0.5, "nesterov": False, "decay_images": 100, "resize": "centre_crop",
     "normalisation": "plus_minus_one", "stage_segments": (1, 2, 4), "segment_shares": (2, 1),
+    "stem_stride": 1,
 }  # fmt: skip
 
 

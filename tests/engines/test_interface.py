@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from spectrum import load_results, run_study
+from spectrum._records import SpecError
 from spectrum.cli import main
-from spectrum.design.point import SpecError
 from spectrum.engines.interface import (
     Engine,
     EngineSettings,

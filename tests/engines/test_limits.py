@@ -9,7 +9,7 @@ import time
 import pytest
 
 from spectrum import run_study
-from spectrum.design.point import SpecError
+from spectrum._records import SpecError
 from spectrum.design.study_file import parse_study
 from spectrum.engines.cores import visible_gpus
 from spectrum.engines.interface import Work

@@ -4,7 +4,6 @@ import json
 import pickle
 from collections import Counter
 from copy import deepcopy
-from dataclasses import fields
 
 import numpy as np
 import pytest
@@ -14,7 +13,7 @@ from torch.testing import assert_close
 
 from spectrum import SegmentedConv2d, build_model, list_models, measure_cost, models, register_model
 from spectrum.conv.norm import BatchNormAct2d
-from spectrum.models import Architecture
+from spectrum.models import NetworkOptions
 from spectrum.models.blocks import MiddleFlowBlock, clamped_layers, every_pixel, realised_segments
 from tests.models import golden
 
@@ -49,7 +48,7 @@ every_case = pytest.mark.parametrize("options", CASES.values(), ids=CASES.keys()
 
 def built(family, **options):
     """A small network; of options that the family has no use for, without them."""
-    ignored = models._FAMILIES[family].ignores
+    ignored = models.unused_by(family)
     kept = {name: value for name, value in options.items() if name not in ignored}
     if options and not kept:
         pytest.skip(f"{family} has no use for these")
@@ -169,7 +168,7 @@ def test_fx_traces_strides_shuffles_and_the_auxiliary_tower():
 def test_every_stage_can_have_segments_of_its_own(family):
     if family == "inception_v3":
         pytest.skip("it has no segments")
-    stages = models._FAMILIES[family].stages or len(models.stage_widths(family, Architecture()))
+    stages = models._FAMILIES[family].stages or len(models.stage_widths(family, NetworkOptions()))
     schedule = tuple([1, 2, "per_channel", 3, 2, 1][:stages])
     model = built(family, stage_segments=schedule)
     assert model(images_of(family, 2)).shape == (2, 5)
@@ -183,8 +182,8 @@ def test_every_stage_can_have_segments_of_its_own(family):
 
 def test_segments_of_stages_are_those_of_the_schedule():
     assert realised_segments(build_model("probe", stage_segments=(1, 4, "per_channel"))) == [1, 1, 4, 4, 128, 128]
-    with pytest.raises(ValueError, match="segments and stage_segments: give one of them"):
-        Architecture(segments=2, stage_segments=(1, 2, 3))
+    with pytest.raises(ValueError, match="segments and stage_segments: give one of the two"):
+        NetworkOptions(segments=2, stage_segments=(1, 2, 3))
 
 
 @pytest.mark.medium
@@ -209,9 +208,9 @@ def test_a_family_needs_a_name(name):
         ({"builder": None}, "builder=None: expected a function"),
         ({"widths": (16, 32)}, r"widths=\(16, 32\): expected a function"),
         ({"uses": 5}, "uses=5: expected names of fields"),
-        ({"uses": [5]}, "uses=5: no field of an Architecture"),
-        ({"uses": [None]}, "uses=None: no field of an Architecture"),
-        ({"uses": [["segments"]]}, "uses=.*: no field of an Architecture"),
+        ({"uses": [5]}, "uses=5: no option of a network"),
+        ({"uses": [None]}, "uses=None: no option of a network"),
+        ({"uses": [["segments"]]}, "uses=.*: no option of a network"),
     ],
 )
 def test_what_registers_nothing_is_refused_by_name(options, says):
@@ -334,7 +333,7 @@ def with_strided_1x1s(model):
 @pytest.mark.parametrize("side", [8, 9])
 def test_a_strided_block_equals_one_with_a_strided_1x1_but_calls_none(side):
     """oneDNN's own may write past its workspace: see docs/performance.md."""
-    block = MiddleFlowBlock(Architecture(segments=2), 8, 16, stride=2).double()
+    block = MiddleFlowBlock(NetworkOptions(segments=2), 8, 16, stride=2).double()
     assert block.skip[0].stride == (1, 1)
     strided = with_strided_1x1s(block)
     assert strided.skip[0].stride == (2, 2)
@@ -399,7 +398,7 @@ def short_of(layer, asked):
 @pytest.mark.parametrize("asked", ASKED, ids=str)
 @pytest.mark.parametrize("family", ["probe", "vgg", "resnext_small", "mobilenet_v1", "xception", "inception"])
 def test_layers_that_fall_short_of_what_is_asked_are_counted(family, asked):
-    ignored = set(asked) & set(models.ignored_by(family))
+    ignored = set(asked) & set(models.unused_by(family))
     if ignored or (family == "resnext_small" and asked.get("pointwise") is False):
         pytest.skip(f"{family} has no use for {', '.join(ignored)}")
     with torch.device("meta"):
@@ -430,7 +429,7 @@ def test_segments_are_clamped_layer_by_layer():
 
 
 def test_a_family_of_ones_own_is_built_by_name():
-    def build_tiny(architecture: Architecture) -> nn.Module:
+    def build_tiny(architecture: NetworkOptions) -> nn.Module:
         return nn.Sequential(
             SegmentedConv2d(architecture.in_channels, 8, segments=architecture.segments),
             nn.Flatten(),
@@ -454,8 +453,8 @@ def test_a_family_of_ones_own_is_built_by_name():
         ("probe", {"segments": 3, "segment_width": 2}, "give one of t"),
         ("probe", {"widths": (8, 8), "width": 2.0}, "width and widths"),
         ("probe", {"image_size": 2}, "image_size=2: too small for 3 stages"),
-        ("probe", {"activation": "rellu"}, "activation='rellu'"),
-        ("probe", {"architecture": Architecture(), "depth": 2}, "not both"),
+        ("probe", {"activation": "rellu"}, "activation: 'rellu' is unknown; did you mean \"relu\"?"),
+        ("probe", {"architecture": NetworkOptions(), "depth": 2}, "not both"),
     ],
 )
 def test_wrong_input_is_named(name, options, says):
@@ -465,7 +464,7 @@ def test_wrong_input_is_named(name, options, says):
 
 WRONG = {  # of each field: values that no network can have
     **dict.fromkeys(("in_channels", "num_classes", "image_size"), (0, -1, "1", 1.0, True, None, [1])),
-    **dict.fromkeys(("depth", "segment_width"), (0, -1, "1", 1.0, True, [1])),
+    **dict.fromkeys(("depth", "segment_width", "stem_stride"), (0, -1, "1", 1.0, True, [1])),
     "pointwise_segments": (0, "1", 1.0, True, None),
     "width": (0, -1.0, "1", float("nan"), float("inf"), True, None, [1.0]),
     "widths": (8, (), (8, 0), (8, "8"), (8, 8.0), "8", (8, True)),
@@ -487,17 +486,17 @@ WRONG = {  # of each field: values that no network can have
 
 
 def test_every_field_has_values_that_are_refused():
-    assert WRONG.keys() == {field.name for field in fields(Architecture)}
+    assert WRONG.keys() == set(NetworkOptions.model_fields)
 
 
 @pytest.mark.parametrize(("name", "value"), [(name, value) for name, values in WRONG.items() for value in values])
 def test_a_field_of_another_type_or_range_is_named_with_what_would_work(name, value):
-    with pytest.raises(ValueError, match=rf"^{name}=.*(expected|try|use) "):
+    with pytest.raises(ValueError, match=rf"^{name}(\.\d)?: .*(expected|try|should|mean|larger|takes) "):
         build_model("probe", **{name: value})
 
 
 def test_numbers_of_numpy_and_lists_are_pythons_own_in_an_architecture():
-    ours = Architecture(
+    ours = NetworkOptions(
         in_channels=np.int64(1),
         widths=np.array([8, 16, 16]),
         depth=np.int32(1),
@@ -506,7 +505,7 @@ def test_numbers_of_numpy_and_lists_are_pythons_own_in_an_architecture():
         hidden=[np.int64(4)],
         norm=np.bool_(True),
     )
-    plain = Architecture(
+    plain = NetworkOptions(
         in_channels=1,
         widths=(8, 16, 16),
         depth=1,
@@ -522,9 +521,9 @@ def test_numbers_of_numpy_and_lists_are_pythons_own_in_an_architecture():
 
 
 def test_what_a_network_is_built_from_is_an_architecture_or_options():
-    with pytest.raises(ValueError, match=r"build_model: .* is no Architecture; give options by name"):
+    with pytest.raises(ValueError, match=r"build_model: .* are no NetworkOptions; give options by name"):
         build_model("probe", {"segments": 8})
     with pytest.raises(ValueError, match="model=8: expected a name"):
         build_model(8)
-    with pytest.raises(ValueError, match=r"shuffle=True: .* use pointwise_segments > 1"):
+    with pytest.raises(ValueError, match=r"shuffle: .* set pointwise_segments above 1"):
         build_model("probe", shuffle=True)

@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 from spectrum import load_results, run_study
+from spectrum._records import SpecError
 from spectrum.data.pixels import DataError
-from spectrum.design.point import Point, SpecError
+from spectrum.design.point import Point
 from spectrum.design.study_file import parse_study
 from spectrum.engines.attempts import Attempts, died
 from spectrum.engines.cores import available_cores

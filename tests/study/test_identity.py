@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from spectrum import load_study, run_study
+from spectrum._records import SpecError
 from spectrum.cli import main
-from spectrum.design.point import SpecError
 from spectrum.design.study_file import parse_study
 from spectrum.study.identity import contrasts_changed, held_by
 from spectrum.study.store import Store, StoreError, read_plan

@@ -7,12 +7,13 @@ import torch
 from torch import nn
 
 from spectrum import measure_cost, models, register_model
+from spectrum._records import SpecError
 from spectrum.conv.segmented import SegmentedConv2d
 from spectrum.cost import speed
 from spectrum.cost.budget import keeps_ratios
 from spectrum.data.images import images_of
 from spectrum.design.plan import PlannedTuning
-from spectrum.design.point import Point, SpecError
+from spectrum.design.point import Point
 from spectrum.design.study_file import parse_study
 from spectrum.models.probe import WIDTHS
 from spectrum.study import planning

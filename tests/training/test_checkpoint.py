@@ -21,7 +21,7 @@ from spectrum import models
 from spectrum.data.load import load_images
 from spectrum.data.splits import Images
 from spectrum.design.point import Point
-from spectrum.models import Architecture
+from spectrum.models import NetworkOptions
 from spectrum.training import checkpoint
 from spectrum.training.checkpoint import Checkpoints, State, TrainingProgress
 from spectrum.training.checkpoint_files import Interrupted, name_of
@@ -163,7 +163,7 @@ def test_a_compiled_network_goes_on_in_another_process_bit_for_bit(
 class Drawing(nn.Module):
     """A network of one's own that draws from all generators there are."""
 
-    def __init__(self, arch: Architecture) -> None:
+    def __init__(self, arch: NetworkOptions) -> None:
         super().__init__()
         self.layer = nn.Linear(arch.in_channels * arch.image_size**2, arch.num_classes)
 

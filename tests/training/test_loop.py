@@ -22,7 +22,7 @@ from spectrum.data.images import images_of
 from spectrum.data.load import load_images
 from spectrum.data.splits import Images, carve, split
 from spectrum.design.point import Point, choices
-from spectrum.models import Architecture, build_model
+from spectrum.models import NetworkOptions, build_model
 from spectrum.training import loop as training
 from spectrum.training.loop import Result, evaluate, hash_weights, learning_rate, make_optimizer, train
 
@@ -34,7 +34,7 @@ def digits() -> Images:
     return load_images("digits")
 
 
-def flat(arch: Architecture) -> nn.Module:
+def flat(arch: NetworkOptions) -> nn.Module:
     """The smallest family there is: logistic regression."""
     return nn.Sequential(nn.Flatten(), nn.Linear(arch.in_channels * arch.image_size**2, arch.num_classes))
 
@@ -483,6 +483,7 @@ KNOBS: dict[str, tuple[dict[str, Any], list[Any]]] = {
     "pointwise": ({}, [True, False]),
     "pointwise_segments": ({}, [1, 2, 4]),
     "shuffle": ({"pointwise_segments": 2, "segments": 2}, [False, True]),
+    "stem_stride": ({}, [1, 2]),
     "residual": ({}, [True, False]),
     "dropout": ({}, [0.0, 0.2, 0.5]),
     "hidden": ({}, [(), (8,), (8, 8)]),

@@ -1,0 +1,125 @@
+"""Strict frozen records, and what they say of a value that cannot be: the same in a file, in Python and on a command.
+
+A key that is not known is an error. Nothing here loads torch, so that a wrong file is refused at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
+from typing import Annotated, Any, get_args
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+Positive = Annotated[int, Field(ge=1)]
+Fraction = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)]
+Rate = Annotated[float, Field(gt=0, le=1e30, allow_inf_nan=False)]  # beyond, steps leave float32
+Seed = Annotated[int, Field(ge=0, lt=2**31)]
+NotNegative = Annotated[float, Field(ge=0, le=1e30, allow_inf_nan=False)]
+
+
+class SpecError(ValueError):
+    """A study that cannot be: which field, what came, what would work. One line a fault."""
+
+
+class Record(BaseModel):
+    """A strict frozen record. Made by hand, it raises SpecError for what cannot be: one line a fault."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True)
+
+    def __init__(self, **values: Any) -> None:
+        try:
+            super().__init__(**plain(values))
+        except ValidationError as error:
+            raise SpecError(explain(error, type(self), of="field")) from None
+
+    # pydantic then fills records that lie inside others by itself, and knows the place of a fault in them
+    __init__.__pydantic_base_init__ = True  # type: ignore[attr-defined]
+
+
+def as_tuple(value: object) -> object:
+    return tuple(value) if isinstance(value, list) else value
+
+
+def plain(value: Any) -> Any:
+    """Numbers and arrays of numpy, also inside dicts, lists and tuples, as Python's own."""
+    if isinstance(value, dict):
+        return {name: plain(one) for name, one in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(map(plain, value)) if type(value) in (list, tuple) else value
+    return value.tolist() if type(value).__module__ == "numpy" and hasattr(value, "tolist") else value
+
+
+def as_listed(value: object) -> object:
+    return (value,) if isinstance(value, str) else as_tuple(value)
+
+
+def explain(
+    error: ValidationError, record: type[BaseModel], *, of: str = "key", keys: Sequence[str] | None = None
+) -> str:
+    """pydantic's findings, one line a field: what came and what would work.
+
+    Args:
+        error: that pydantic raised.
+        record: that was to be made.
+        of: what a field is called: a "key" of a file, or a "field" in Python.
+        keys: that a file can have at its top; by default the record's fields.
+    """
+    lines: dict[str, str] = {}
+    faults = error.errors()
+    places = [fault["loc"] for fault in faults]
+    for fault in faults:
+        if any(len(place) > len(fault["loc"]) and place[: len(fault["loc"])] == fault["loc"] for place in places):
+            continue  # what is wrong inside says it
+        where = ".".join(str(part) for part in fault["loc"])
+        lines.setdefault(where, explain_one(fault, record, of, keys))
+    return "\n".join(f"{where}: {what}" if where else what for where, what in lines.items())
+
+
+def explain_one(
+    fault: Mapping[str, Any], record: type[BaseModel], of: str = "key", keys: Sequence[str] | None = None
+) -> str:
+    if fault["type"] == "extra_forbidden":
+        owner = record
+        for part in fault["loc"][:-1]:
+            owner = _record_below(owner, part) or owner
+        known = keys if keys is not None and len(fault["loc"]) == 1 else keys_of(owner)
+        return unknown_key(str(fault["loc"][-1]), known, of)
+    if fault["type"] == "missing":
+        return f"is missing; give this {of} a value"
+    if fault["type"] == "literal_error":
+        known = fault["ctx"]["expected"]
+        choices = [choice.strip(" '") for choice in known.replace(" or ", ",").split(",")]
+        near = get_close_matches(str(fault["input"]), choices, n=1)
+        return f"{fault['input']!r} is unknown; " + (f'did you mean "{near[0]}"?' if near else f"try {known}")
+    if fault["type"] == "value_error":
+        return str(fault["ctx"]["error"])
+    kinds = {"tuple_type": "a list, in brackets", "dict_type": "a table", "model_type": "a table"}
+    if fault["type"] in kinds:
+        return f"expected {kinds[fault['type']]} (got {fault['input']!r})"
+    message = fault["msg"]
+    return f"{message[0].lower()}{message[1:]} (got {fault['input']!r})"
+
+
+def keys_of(record: type[BaseModel]) -> list[str]:
+    """What a record's fields are called in a file."""
+    return [field.serialization_alias or name for name, field in record.model_fields.items()]
+
+
+def _record_below(record: type[BaseModel], key: object) -> type[BaseModel] | None:
+    """The record that a field holds, or a list of them; None where it holds none."""
+    named = dict(zip(keys_of(record), record.model_fields.values(), strict=True)).get(str(key))
+    kinds = [] if named is None else [named.annotation]
+    while kinds:
+        kind = kinds.pop()
+        if isinstance(kind, type) and not get_args(kind) and issubclass(kind, BaseModel):
+            return kind
+        kinds += get_args(kind)
+    return None
+
+
+def unknown_key(key: str, known: Sequence[str], of: str = "key") -> str:
+    near = get_close_matches(key, known, n=1)
+    if not near:
+        return f"unknown {of}; known are {', '.join(known)}"
+    return f"unknown {of}; did you mean " + (f'"{near[0]}"?' if of == "key" else f"{near[0]!r}?")

@@ -1,0 +1,226 @@
+"""What a study cannot be: its axes, cases, budget, search and comparisons, each fault with what would work.
+
+Pure functions of a study's record, whose types and bounds pydantic has checked before.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from pydantic import ValidationError
+
+from spectrum._records import SpecError, as_tuple, explain_one, unknown_key
+from spectrum.design.point import GAUSSIAN, MOST_TEACHER_SEGMENTS, Point
+from spectrum.models.position import PLACES
+
+if TYPE_CHECKING:
+    from spectrum.design.study_file import Contrast, Match, Study, Wanted
+
+
+def as_values(values: object) -> object:
+    """The values of an axis as a tuple, where they are a list, a tuple or a range."""
+    return tuple(values) if isinstance(values, list | tuple | range) else values
+
+
+def axis_faults(axes: Mapping[str, object]) -> list[str]:
+    """What is wrong with the axes, each by itself: a line a fault."""
+    return [f"axes.{axis}: {fault}" for axis, values in axes.items() for fault in _faults_of(axis, values)]
+
+
+def _faults_of(axis: str, values: object) -> list[str]:
+    if axis not in Point.model_fields:
+        return [unknown_key(axis, list(Point.model_fields))]
+    if not isinstance(values, tuple):
+        if isinstance(values, bool | int | float | str):
+            return [f"expected a list of values, as in {axis} = [{json.dumps(values)}]"]
+        return [f"expected a list of values, in their order (got {values!r})"]
+    if not values:
+        return ["empty; give at least one value or leave the axis out"]
+    known: list[object] = []
+    twice: list[str] = []
+    faults: list[str] = []
+    for value in values:
+        try:
+            Point.__pydantic_validator__.validate_assignment(Point.model_construct(), axis, as_tuple(value))
+        except ValidationError as error:
+            own = [fault for fault in error.errors() if fault["loc"][:1] == (axis,)]
+            faults += [explain_one(fault, Point) for fault in own[:1]]
+            if own:
+                continue  # True equals 1, and is none of the values
+        if as_tuple(value) in known:
+            twice.append(f"{value!r} is listed twice")
+        known.append(as_tuple(value))
+    return [*twice[:1], *faults]
+
+
+def case_faults(cases: Sequence[Mapping[str, Any]], axes: Mapping[str, object]) -> list[str]:
+    """Keys that a case cannot have: a line a fault."""
+    faults = []
+    for number, case in enumerate(cases):
+        for key in case:
+            if key not in Point.model_fields:
+                faults.append(f"cases.{number}.{key}: {unknown_key(key, list(Point.model_fields))}")
+            elif key in axes:
+                faults.append(f"cases.{number}.{key}: is an axis too, which would override it; keep one of the two")
+    return faults
+
+
+def _base_faults(study: Study) -> list[str]:
+    """What the base says of the place on the spectrum, where an axis puts every point elsewhere: a line a fault."""
+    axes = [axis for axis in PLACES if axis in study.axes]
+    if not axes or (study.budget.match != ("none",) and not set(PLACES) & study.budget.reference.keys()):
+        return []  # or the budget's reference has it
+    said = {name: getattr(study.base, name) for name in ("segment_width", "stage_segments", "segment_shares")}
+    return [
+        f"base.{name}: no point would have it, since axes.{axes[0]} puts each elsewhere; keep one of the two"
+        for name, value in said.items()
+        if name not in study.axes and value not in (None, "even")
+    ]
+
+
+def checked(study: Study) -> Study:
+    """The study, if every one of its points can be. Fields are checked one axis at a time, then all together."""
+    faults = [*axis_faults(study.axes), *case_faults(study.cases, study.axes), *_base_faults(study)]
+    if faults:
+        raise SpecError("\n".join(faults))
+    points = study.points()
+    if len({point.id for point in points}) < len(points):
+        raise SpecError("cases: two of them are the same point; remove one")
+    _check_teachers(points)
+    _check_budget(study, points)
+    _check_tuning(study, points)
+    _check_names(study.contrasts)
+    for number, contrast in enumerate(study.contrasts):
+        _check_contrast(study, points, contrast, f"contrasts.{number}")
+    _check_not_twice(study)
+    return study
+
+
+def _check_teachers(points: Sequence[Point]) -> None:
+    for point in points:
+        asked = point.teacher_segments
+        if isinstance(asked, int) and asked > MOST_TEACHER_SEGMENTS:
+            most = MOST_TEACHER_SEGMENTS
+            raise SpecError(
+                f'teacher_segments: {asked} is more than the {most} channels; try 1 … {most} or "per_channel"'
+            )
+        if asked is not None:
+            continue
+        for field in ("label_noise", "teacher_seed"):
+            if getattr(point, field):
+                raise SpecError(f"{field}: belongs to a teacher; set teacher_segments")
+        if point.dataset == GAUSSIAN:
+            raise SpecError(f"dataset = {GAUSSIAN!r}: has no labels of its own; set teacher_segments")
+
+
+def _check_budget(study: Study, points: Sequence[Point]) -> None:
+    if study.budget.match == ("none",):
+        return
+    if "widths" in study.varied():
+        raise SpecError("widths: are what a budget solves for; vary width, or give them in base, for their ratios")
+    if "width" in study.varied() and {"width", "widths"} & study.budget.reference.keys():
+        raise SpecError("budget.reference: gives every width the same budget, and so the same network; leave width out")
+    try:
+        study.budget.reference_of(study.base, points[0])
+    except SpecError as error:
+        raise SpecError("\n".join(f"budget.reference: {line}" for line in str(error).splitlines())) from None
+
+
+def _check_tuning(study: Study, points: Sequence[Point]) -> None:
+    if study.tune is None:
+        return
+    for name in study.tune.grid():
+        if name in study.varied():
+            raise SpecError(f"tune.{name}: varies in this study; keep the axis or the search")
+    shared = {point.seed for point in points} & set(study.tune.seeds)
+    if shared:
+        raise SpecError(f"tune.seeds: {min(shared)} trains scored points too; try {max(shared) + 1000}")
+
+
+def _check_names(contrasts: Sequence[Contrast]) -> None:
+    """Names tell contrasts apart in tables and pages, where spaces are as good as one."""
+    names = [" ".join(contrast.name.split()) for contrast in contrasts]
+    for number, name in enumerate(names):
+        if name in names[:number]:
+            first = names.index(name)
+            raise SpecError(f"contrasts.{number}.name: {name!r} is the name of contrasts.{first} too; rename one")
+        if not name:
+            raise SpecError(f"contrasts.{number}.name: is empty; say what is compared")
+
+
+def _check_not_twice(study: Study) -> None:
+    """All comparisons are judged as one family, in which the same one counts once, whatever its sides are called."""
+    wanted = study.wanted() if len(study.contrasts) > 1 else []
+    known: dict[object, int] = {}
+    for number, contrast in enumerate(study.contrasts):
+        first = known.setdefault(_compared(wanted, contrast), number)
+        if first != number:
+            raise SpecError(
+                f"contrasts.{number}: compares the same as contrasts.{first} ({study.contrasts[first].name!r}); "
+                "keep one of the two"
+            )
+
+
+def _compared(wanted: Sequence[Wanted], contrast: Contrast) -> object:
+    """The points of the sides, in either order; of an interaction, those that are added and those subtracted."""
+
+    def places(side: Mapping[str, Any]) -> frozenset[tuple[str, Match]]:
+        return frozenset((one.point.id, one.match) for one in select(wanted, side))
+
+    sides = [places(side) for side in contrast.sides()]
+    if not isinstance(contrast.across, tuple):
+        return contrast.across, frozenset(sides)
+    first, second, third, fourth = sides  # (first − second) − (third − fourth)
+    return frozenset((frozenset((first, fourth)), frozenset((second, third))))
+
+
+def _check_contrast(study: Study, points: Sequence[Point], contrast: Contrast, where: str) -> None:
+    for number, side in enumerate(contrast.between):
+        _check_side(study, points, side, f"{where}.between.{number}")
+    first, second = contrast.between
+    if first == second or not first or not second:
+        raise SpecError(f"{where}.between: give two different sides")
+    compared = first.keys() | second.keys()
+    if contrast.across == "segments":
+        if compared & set(PLACES) or not set(PLACES) & set(study.varied()):
+            raise SpecError(f"{where}.across: segments must vary in the study, and not be what is compared")
+        return
+    for number, at in enumerate(contrast.across or ()):
+        _check_side(study, points, at, f"{where}.across.{number}")
+        if compared & at.keys():
+            raise SpecError(f"{where}.across.{number}.{min(compared & at.keys())}: is what is compared; name another")
+    if contrast.across is not None and (contrast.across[0] == contrast.across[1] or not all(contrast.across)):
+        raise SpecError(f"{where}.across: give two different settings")
+    for side in contrast.sides():
+        if not select(study.wanted(), side):
+            said = ", ".join(f"{name} = {value!r}" for name, value in side.items())
+            raise SpecError(f"{where}.across: no point has all of {said}")
+
+
+def _check_side(study: Study, points: Sequence[Point], side: Mapping[str, Any], where: str) -> None:
+    varied = study.varied()
+    for name, value in side.items():
+        place = f"{where}.{name}"
+        if name not in Point.model_fields and name != "match":
+            raise SpecError(f"{place}: {unknown_key(name, varied)}")
+        if name not in varied:
+            raise SpecError(f"{place}: does not vary in this study; what varies is {', '.join(varied) or 'nothing'}")
+        there = study.budget.match if name == "match" else dict.fromkeys(getattr(p, name) for p in points)
+        if not any(as_tuple(value) == known for known in there):
+            raise SpecError(f"{place}: no point has {value!r}; try {', '.join(map(repr, there))}")
+    if not select(study.wanted(), side):
+        raise SpecError(f"{where}: no point has all of these")
+
+
+def select(wanted: Sequence[Wanted], side: Mapping[str, Any]) -> list[Wanted]:
+    """Those that have all values of one side of a contrast."""
+    return [
+        one
+        for one in wanted
+        if all(
+            (one.match if name == "match" else getattr(one.point, name)) == as_tuple(value)
+            for name, value in side.items()
+        )
+    ]
