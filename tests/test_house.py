@@ -30,10 +30,6 @@ EXPECTED = {  # what is still beyond: a file or a function, and the most lines a
     "spectrum/data/layout.py::_sorted_out": (25, 14),
     "spectrum/data/load.py": (678, 0),
     "spectrum/data/load.py::_read": (42, 19),
-    "spectrum/design/point.py::Point._check": (26, 19),
-    "spectrum/design/study_file.py": (609, 0),
-    "spectrum/design/study_file.py::_check_contrast": (21, 15),
-    "spectrum/models/__init__.py::build_model": (30, 14),
     "spectrum/study/driver.py::run_study": (71, 35),
     "spectrum/training/loop.py::train": (113, 30),
 }

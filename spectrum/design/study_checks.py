@@ -182,7 +182,12 @@ def _check_contrast(study: Study, points: Sequence[Point], contrast: Contrast, w
     first, second = contrast.between
     if first == second or not first or not second:
         raise SpecError(f"{where}.between: give two different sides")
-    compared = first.keys() | second.keys()
+    _check_across(study, points, contrast, where)
+
+
+def _check_across(study: Study, points: Sequence[Point], contrast: Contrast, where: str) -> None:
+    """The settings that an interaction is compared across."""
+    compared = {name for side in contrast.between for name in side}
     if contrast.across == "segments":
         if compared & set(PLACES) or not set(PLACES) & set(study.varied()):
             raise SpecError(f"{where}.across: segments must vary in the study, and not be what is compared")

@@ -253,27 +253,9 @@ def build_model(name: str, architecture: NetworkOptions | None = None, **options
     ValueError: segmnets: unknown option of build_model; did you mean 'segments'?
     """
     check_model(name)
-    if architecture is None:
-        known = list(NetworkOptions.model_fields)
-        for option in options:
-            if option not in known:
-                close = get_close_matches(option, known, n=1)
-                hint = f"did you mean {close[0]!r}?" if close else f"known are {', '.join(known)}"
-                raise ValueError(f"{option}: unknown option of build_model; {hint}")
-        architecture = NetworkOptions(**options)
-    elif options:
-        raise ValueError("build_model: give NetworkOptions or options by name, not both")
-    elif not isinstance(architecture, NetworkOptions):
-        raise ValueError(
-            f"build_model: {architecture!r} are no NetworkOptions; give options by name, such as segments=8"
-        )
+    architecture = _options(architecture, options)
+    _check_used(name, architecture)
     family = _FAMILIES[name]
-    defaults = {known: field.default for known, field in NetworkOptions.model_fields.items()}
-    for field_name in unused_by(name):
-        value = getattr(architecture, field_name)
-        unsaid = (defaults[field_name], OWN.get(field_name), "per_channel" if field_name == "segments" else None)
-        if value not in unsaid:
-            raise ValueError(f"{field_name}: the family {name!r} has no use for it; leave it out")
     own = {**family.own, **own_values(name, pointwise=architecture.pointwise)}
     architecture = architecture.with_defaults(**own)
     if architecture.stage_segments is not None:
@@ -284,6 +266,31 @@ def build_model(name: str, architecture: NetworkOptions | None = None, **options
     if family.home is not None:
         _check_network(name, network)
     return network  # type: ignore[no-any-return]
+
+
+def _options(given: object, by_name: Mapping[str, Any]) -> NetworkOptions:
+    """The options that `build_model` was given, whole or by name."""
+    if given is None:
+        known = list(NetworkOptions.model_fields)
+        for option in by_name:
+            if option not in known:
+                close = get_close_matches(option, known, n=1)
+                hint = f"did you mean {close[0]!r}?" if close else f"known are {', '.join(known)}"
+                raise ValueError(f"{option}: unknown option of build_model; {hint}")
+        return NetworkOptions(**by_name)
+    if by_name:
+        raise ValueError("build_model: give NetworkOptions or options by name, not both")
+    if not isinstance(given, NetworkOptions):
+        raise ValueError(f"build_model: {given!r} are no NetworkOptions; give options by name, such as segments=8")
+    return given
+
+
+def _check_used(name: str, options: NetworkOptions) -> None:
+    """Raise ValueError for an option that is set, and that the architecture has no use for."""
+    for unused in unused_by(name):
+        value, default = getattr(options, unused), NetworkOptions.model_fields[unused].default
+        if value not in (default, OWN.get(unused), "per_channel" if unused == "segments" else None):
+            raise ValueError(f"{unused}: the family {name!r} has no use for it; leave it out")
 
 
 def _check_network(name: str, network: Any) -> None:

@@ -17,6 +17,7 @@ from spectrum.conv.segments import PER_CHANNEL
 from spectrum.models.position import PLACES
 
 MOST_SEGMENTS = 65_536
+MOST_BLOCKS = 10_000  # of a stage; more take minutes to build, and no network has them
 Count = Annotated[int, Field(ge=1, le=MOST_CHANNELS)]
 
 
@@ -46,13 +47,13 @@ class NetworkFields(Record):
 
     width: float = Field(1.0, gt=0, le=64, allow_inf_nan=False)
     """Factor on the family's stage widths."""
-    widths: Annotated[tuple[Positive, ...] | None, BeforeValidator(as_tuple)] = Field(None, min_length=1)
+    widths: Annotated[tuple[Count, ...] | None, BeforeValidator(as_tuple)] = Field(None, min_length=1)
     """Explicit stage widths in channels, instead of width."""
-    depth: Positive | None = None
+    depth: Annotated[int, Field(ge=1, le=MOST_BLOCKS)] | None = None
     """Blocks a stage; otherwise the family's own."""
     segments: Annotated[int | Literal["per_channel"] | None, BeforeValidator(segments_given)] = None
     """Segments of every spatial convolution, clamped to its channels; per_channel if not said."""
-    segment_width: Positive | None = None
+    segment_width: Count | None = None
     """Channels a segment, instead of segments."""
     stage_segments: Annotated[tuple[int | Literal["per_channel"], ...] | None, BeforeValidator(_schedule)] = Field(
         None, min_length=1
@@ -68,7 +69,7 @@ class NetworkFields(Record):
     """Batch normalisation between the halves; if it is not said, the family's own."""
     pointwise: bool = True
     """False: the bare spatial convolution, without a 1×1."""
-    pointwise_segments: Positive = 1
+    pointwise_segments: Count = 1
     """Segments of the 1×1 itself."""
     shuffle: bool = False
     """Interleave channels between the halves."""
@@ -80,7 +81,7 @@ class NetworkFields(Record):
     """Whether blocks have skip connections."""
     dropout: Fraction = 0.0
     """Before the classifier."""
-    hidden: Annotated[tuple[Positive, ...], BeforeValidator(as_tuple)] = ()
+    hidden: Annotated[tuple[Count, ...], BeforeValidator(as_tuple)] = ()
     """Sizes of fully connected layers before the classifier."""
     padding: Literal["tf_same", "torch"] | None = None
     """Of strided windows and of averages, in families that can have either; otherwise the family's own."""

@@ -123,6 +123,8 @@ def test_a_plan_that_leaves_defaults_out_makes_no_page_say_more_than_it_knows():
 
 # Committed studies
 
+LATER = ("stem_stride",)  # options that came after the committed pages were written, which so do not name them
+
 
 @pytest.mark.parametrize("name", STUDIES)
 def test_the_points_of_a_committed_plan_are_completed_to_those_that_their_ids_name(name):
@@ -143,4 +145,4 @@ def test_a_committed_page_calls_held_equal_what_its_points_have_in_common(name):
             assert held[field] in map(said, values), field
         else:
             idle = set.intersection(*(set(without_effect(dict(point))) for point in points)) | {"seed", "width"}
-            assert len(values) > 1 or field in idle, field
+            assert len(values) > 1 or field in idle or (field in LATER and values == {None}), field
