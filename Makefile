@@ -1,6 +1,7 @@
 # make study   accuracy along the spectrum, in minutes        make notebooks  execute them on the committed results
 # make check   lint, types, fast tests: 2 minutes             make test       and the documentation: 8 minutes
 # make test-slow  long products of cases, injected faults     make test-all   both
+# make drawing draw the packages and their imports anew
 # make docs    the documentation site, in docs/_build/html  make pictures  draw the tests' reference pictures anew
 # make readmes write the pages of the map from the rows      make golden   count all networks anew
 # make pages   write the report of every committed study anew
@@ -12,7 +13,7 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --co
 PYTEST := $(BIN)/python -m pytest -n auto --dist worksteal
 STUDY ?= experiments/quickstart.toml
 
-.PHONY: study test test-slow test-all check lint types docs notebooks pictures readmes pages golden audit cluster soak clean
+.PHONY: study test test-slow test-all check lint types docs drawing notebooks pictures readmes pages golden audit cluster soak clean
 .DEFAULT_GOAL := check
 
 study: .venv/for-use
@@ -54,6 +55,9 @@ pictures: .venv/for-development
 docs: .venv/for-development
 	@rm -rf docs/_build/html
 	$(BIN)/sphinx-build -W --keep-going -q -b html -d docs/_build/doctrees docs docs/_build/html
+
+drawing: .venv/for-development
+	$(BIN)/python docs/packages.py
 
 notebooks: .venv/for-development
 	$(BIN)/python notebooks/execute.py

@@ -1,6 +1,7 @@
 """Dependencies point one way: a module imports only from rooms above its own."""
 
 import ast
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -79,3 +80,17 @@ def test_public_names_are_there():
         assert name in dir(spectrum)
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         spectrum.nothing  # noqa: B018
+
+
+def test_the_drawing_of_the_packages_is_of_their_imports():
+    packages = runpy.run_path(str(PACKAGE.parent / "docs" / "packages.py"))
+    assert tuple(packages["PACKAGES"]) == ROOMS
+    assert (PACKAGE.parent / "docs" / "packages.svg").read_text() == packages["draw"](), "make drawing"
+    arrows = packages["imports"]()
+    assert arrows, "there are imports"
+    for (importer, imported), count in arrows.items():
+        assert ROOMS.index(imported) < ROOMS.index(importer)
+        below = [path for path in FILES if path.relative_to(PACKAGE).parts[0] == importer]
+        assert count == sum(
+            any(room(one) == ROOMS.index(imported) for one in imports_of_spectrum(path)) for path in below
+        )

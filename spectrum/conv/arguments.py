@@ -8,15 +8,16 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal, get_args
 
 Pair = tuple[int, int]
 
 LARGEST = 2**31 - 1  # of any whole number: beyond it torch's own counts overflow
 MOST_CHANNELS = 2**24  # of a layer; more would take gigabytes to describe
 
-ORDERS = ("pointwise_first", "spatial_first")
-ACTIVATIONS = ("none", "relu", "elu", "gelu", "silu")  # those that have a name
+Order = Literal["pointwise_first", "spatial_first"]
+Activation = Literal["none", "relu", "elu", "gelu", "silu"]  # those that have a name
+ORDERS, ACTIVATIONS = get_args(Order), get_args(Activation)
 
 
 def whole(name: str, value: Any, least: int = 1, *, most: int = LARGEST, more: str = "") -> int:

@@ -25,6 +25,7 @@ from spectrum.conv.arguments import (
     LARGEST,
     MOST_CHANNELS,
     ORDERS,
+    Order,
     Pair,
     as_tuple,
     as_whole,
@@ -57,7 +58,6 @@ from spectrum.conv.segments import (
     segment_sizes,
 )
 
-Order = Literal["pointwise_first", "spatial_first"]
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "none": nn.Identity,
     "relu": nn.ReLU,

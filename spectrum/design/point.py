@@ -29,6 +29,7 @@ from spectrum._records import (
     SpecError,
     explain,
 )
+from spectrum.conv.arguments import Activation, Order
 from spectrum.conv.segments import PER_CHANNEL
 from spectrum.design.recipes import RECIPES
 from spectrum.models import NetworkOptions, check_model, own_values
@@ -110,9 +111,9 @@ class Point(NetworkFields, _Images):
     """
 
     # what an architecture leaves open, its own fills in: see `own_values`
-    order: Literal["pointwise_first", "spatial_first"] = "pointwise_first"
+    order: Order = "pointwise_first"
     """Which half of the operation runs first; if it is not said, the family's own, which for probe is this."""
-    activation: Literal["none", "relu", "elu", "gelu", "silu"] = "none"
+    activation: Activation = "none"
     """Non-linearity between the halves; if it is not said, the family's own."""
     norm: bool = False
     """Batch normalisation between the halves; if it is not said, the family's own."""

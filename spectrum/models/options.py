@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BeforeValidator, Field, model_validator
 
 from spectrum._records import Fraction, Positive, Rate, Record, as_tuple
-from spectrum.conv.arguments import MOST_CHANNELS
+from spectrum.conv.arguments import MOST_CHANNELS, Activation, Order
 from spectrum.conv.segments import PER_CHANNEL
 from spectrum.models.position import PLACES
 
@@ -61,9 +61,9 @@ class NetworkFields(Record):
     """Segments of each stage of the network, the first stage's first, instead of segments."""
     segment_shares: Annotated[tuple[int, ...] | Literal["even"], BeforeValidator(_shares)] = "even"
     """Proportions of the sizes of the segments, such as [6, 3, 2, 1], which is then their number."""
-    order: Literal["pointwise_first", "spatial_first"] | None = None
+    order: Order | None = None
     """Which half of the operation runs first; if it is not said, the family's own."""
-    activation: Literal["none", "relu", "elu", "gelu", "silu"] | None = None
+    activation: Activation | None = None
     """Non-linearity between the halves; if it is not said, the family's own."""
     norm: bool | None = None
     """Batch normalisation between the halves; if it is not said, the family's own."""

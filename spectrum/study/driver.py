@@ -125,37 +125,31 @@ def run_study(
         import_modules(asked.imports)  # one of them may register it
     trainer = engine_of(engine)
     frozen = find_plan(folder)
-    same = frozen if frozen is not None and frozen.is_of(study.hash) else None
-    planned: Sequence[PlannedPoint] | None = None if same is None else _from_plan(study, same)
-    images = [] if same is None else list(same.images)
-    if planned is None or same is None or not _all_finished(folder, same, study, confirm):
-        if same is None:
-            check_effects(study)  # before torch is loaded
-        asked = asked.model_copy(update={"device": _device(study, trainer, asked)})
-        import_modules(asked.imports)
-        if trainer.starts_processes:
-            check_workers_know(models, asked.imports, elsewhere=trainer.elsewhere)
+    planned: Sequence[PlannedPoint] | None = _from_plan(study, frozen)
+    images = list(frozen.images) if frozen is not None and planned is not None else []
+    if planned is None or not _all_finished(folder, frozen, study, confirm):
+        asked = _prepared(study, frozen, trainer, asked, models)
         planned, images = _planned(study, folder, frozen, planned, on_note)
     _check_same_models(folder, models)
     with Store(folder) as store:
         check_not_other(folder, study)  # once more, now that no other run can write here
         work = Work(**dict(asked), folder=folder)
-        run = _Run(store, study, planned, images, trainer, work, on_progress)
-        if study.tune is None:
-            run.freeze(planned)
-            run.train(planned)
-            return run.summary()
-        once_confirmed = frozen is not None and frozen.tuning is not None and bool(frozen.runs)
-        extended_before = same.tuning.grid if same is not None and same.tuning is not None else {}
-        return run.tune(study.tune, extended_before or study.tune.grid(), confirm=confirm or once_confirmed)
+        return _Run(store, study, planned, images, trainer, work, on_progress).run(frozen, confirm=confirm)
 
 
-def _device(study: Study, engine: Engine, asked: EngineSettings) -> str:
-    """What points are trained on. Raises SpecError where the study measures on another device."""
+def _prepared(
+    study: Study, frozen: Plan | None, engine: Engine, asked: EngineSettings, models: Sequence[str]
+) -> EngineSettings:
+    """The settings with a device that is there. Raises SpecError for a study that cannot be trained so."""
+    if frozen is None or not frozen.is_of(study.hash):
+        check_effects(study)  # before torch is loaded
     device = engine.device(asked.device)
     if "step_time" in study.budget.match and device != "cpu":
         raise SpecError(f"budget.match = 'step_time': is measured on the CPU, not on {device}; give --device cpu")
-    return device
+    import_modules(asked.imports)
+    if engine.starts_processes:
+        check_workers_know(models, asked.imports, elsewhere=engine.elsewhere)
+    return asked.model_copy(update={"device": device})
 
 
 def _planned(
@@ -209,6 +203,19 @@ class _Run:
         self.seen: set[str] = set()  # ids of the points that were asked for
         self.reused = 0
         self.fingerprints = {images_said(entry): entry["fingerprint"] for entry in images}  # as plan and rows have it
+
+    def run(self, frozen: Plan | None, *, confirm: bool) -> Summary:
+        """All of the study, or its search where that is all that is asked for; `frozen` is the plan as it was found."""
+        if self.study.tune is None:
+            self.freeze(self.planned)
+            self.train(self.planned)
+            return self.summary()
+        before = frozen.tuning if frozen is not None else None
+        once_confirmed = frozen is not None and before is not None and bool(frozen.runs)
+        is_same = frozen is not None and frozen.is_of(self.study.hash)
+        extended_before = before.grid if before is not None and is_same else {}
+        grid = extended_before or self.study.tune.grid()
+        return self.tune(self.study.tune, grid, confirm=confirm or once_confirmed)
 
     def tune(self, said: Tune, grid: dict[str, tuple[float, ...]], *, confirm: bool) -> Summary:
         """The search, wider where its edges are best, and the confirmation if asked for."""
@@ -369,8 +376,10 @@ def _row(study: Study, planned: PlannedPoint) -> Row:
     }
 
 
-def _from_plan(study: Study, plan: Plan) -> list[PlannedPoint] | None:
-    """The study's points with the widths that its plan froze; None where the plan lacks some."""
+def _from_plan(study: Study, plan: Plan | None) -> list[PlannedPoint] | None:
+    """The study's points with the widths that its plan froze; None where it is of another study, or lacks some."""
+    if plan is None or not plan.is_of(study.hash):
+        return None
     kept = {run.key: run for run in plan.asked if run.counted}
     wanted = study.wanted()
     if any((one.point.id, one.match) not in kept for one in wanted):
@@ -378,7 +387,10 @@ def _from_plan(study: Study, plan: Plan) -> list[PlannedPoint] | None:
     return [planned_point(kept[one.point.id, one.match], one.point) for one in wanted]
 
 
-def _all_finished(folder: Path, plan: Plan, study: Study, confirm: bool) -> bool:
+def _all_finished(folder: Path, plan: Plan | None, study: Study, confirm: bool) -> bool:
+    """Whether every run that the plan has is done, and there is none to come that it has not."""
+    if plan is None:
+        return False
     searched = plan.tuning is not None and bool(plan.tuning.choices)
     if study.tune is not None and (not searched or (confirm and not plan.runs)):
         return False
