@@ -69,7 +69,7 @@ def with_site_links(text: str, origin: str, shown: str) -> str:
         path = os.path.normpath(os.path.join(os.path.dirname(origin), file))
         if not (ROOT / path).exists():
             logger.warning("%s: links to %s, which is not there", origin, path)
-        page = path if picture else page_of(path)
+        page = path.removeprefix("docs/") if picture else page_of(path)
         if page is None:
             name = words.strip("`")
             return f"`{path}`" if name == path else f"{words} (`{path}`)"
