@@ -113,7 +113,7 @@ def test_tables_of_records_say_types_defaults_and_bounds(records):
     assert rows["train_images"][1:3] == ("int ≥ 1", "not set")
     assert rows["segments"].kind == 'int or "per_channel"'
     assert rows["weight_decay"].default == "0.0005"
-    assert rows["widths"].kind == "list of int ≥ 1"
+    assert rows["widths"].kind == "list of int ≥ 1, ≤ 16777216"
     assert {name for name, row in rows.items() if row.default == "the family's own"} == {"order", "activation", "norm"}
     assert [name for name, _ in records.groups_of(spectrum.Point)] == ["data", "network", "training"]
     assert records.rows_of(Budget)[0].default == '["none"]'
