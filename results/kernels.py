@@ -20,7 +20,8 @@ from matplotlib.figure import Figure
 from spectrum import load_results, plots, stats
 from spectrum.analysis.plots.drawing import look_of, shades_of
 from spectrum.analysis.table import budget_name
-from spectrum.bench.steps import DEFAULT, NATIVE, OURS, WAYS
+from spectrum.bench.steps import WAYS
+from spectrum.bench.train import DEFAULT, NATIVE, OURS
 
 RESULTS = Path(__file__).parent
 STUDY = RESULTS / "curve_cifar10"

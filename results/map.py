@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any, Literal
 
 import pandas as pd
 from matplotlib.axes import Axes
@@ -14,7 +15,9 @@ from spectrum.analysis.plots.drawing import CAPTION_CHARACTERS, wrapped
 from spectrum.analysis.table import studies_of
 
 RESULTS = Path(__file__).parent
-EFFECTS = {  # a study, what it compares with what, and its margin
+EFFECTS: dict[
+    str, tuple[list[tuple[dict[str, Any], dict[str, Any]]], float]
+] = {  # a study, what it compares with what, and its margin
     "activation": ([({"activation": a}, {"activation": "none"}) for a in ("relu", "elu", "gelu", "silu")], 0.005),
     "order": ([({"order": "pointwise_first"}, {"order": "spatial_first"})], 0.005),
     "residual": ([({"residual": True}, {"residual": False})], 0.005),
@@ -78,10 +81,11 @@ def _titled(name: str, table: pd.DataFrame) -> str:
     return f"{TITLES[name]}, n = {table['seed'].nunique()}"
 
 
-def _make_room_for_legend(ax: Axes, share: float, place: str) -> None:
+def _make_room_for_legend(ax: Axes, share: float, place: Literal["lower left", "lower right"]) -> None:
     low, high = ax.get_ylim()
     ax.set_ylim(low - share * (high - low), high)
-    ax.get_legend().set_loc(place)
+    if (legend := ax.get_legend()) is not None:
+        legend.set_loc(place)
 
 
 if __name__ == "__main__":

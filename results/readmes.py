@@ -9,8 +9,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from statistics import median
 
-import pandas as pd
 from kernels import Steps
 from shown import complete, has_rows, interval, shown
 from templates import environment
@@ -68,7 +68,7 @@ def render(template: Path) -> str:
         "signed": signed,
         "listed": listed,
         "places": places,
-        "median": lambda values: float(pd.Series(values).median()),
+        "median": lambda values: float(median(list(values))),
         "width_of": lambda channels, segments: f"{channels / segments:g}",
         "best_of": lambda model, study: study.best(model=model)["label"],
         "mismatch": lambda study, *matches: study.worst_mismatch(*matches),

@@ -8,7 +8,6 @@ The card's figures are counted, and the tests hold both against the rows.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -109,19 +108,24 @@ def described() -> dict[str, str]:
 
 def _completed(table: pd.DataFrame) -> pd.DataFrame:
     """The table with widths in every row, segments as numbers, and how many rows each run has."""
-    widths = [_widths(row) for row in table[["model", "width", "widths"]].to_dict("records")]
+    named = zip(table["model"], table["width"], table["widths"], strict=True)
+    widths = pd.Series([_widths(*one) for one in named], index=table.index, dtype=object)
     most = [realised[-1] if len(realised) else None for realised in table["realised_segments"]]
     shared = table.groupby(["study", "id"])["id"].transform("size")
     seconds = table["batch_size"] / table["images_per_second"]
-    more = {"widths_said": table["widths"], "segments_number": most, "train_step_seconds": seconds}
-    return table.assign(widths=widths, shared=shared, **more)
+    return table.assign(
+        widths_said=table["widths"],
+        widths=widths,
+        shared=shared,
+        segments_number=pd.Series(most, index=table.index, dtype=object),
+        train_step_seconds=seconds,
+    )
 
 
-def _widths(row: Mapping[str, Any]) -> tuple[int, ...]:
-    """Stage widths of the network that a row's point builds."""
-    said = row["widths"]
-    named = {} if said is None or said is pd.NA or isinstance(said, float) else {"widths": tuple(said)}
-    return stage_widths(row["model"], NetworkOptions(**named) if named else NetworkOptions(width=row["width"]))
+def _widths(model: str, width: float, widths: Any) -> tuple[int, ...]:
+    """Stage widths of the network that a run builds: its own where it has some, else the factor's."""
+    own = None if widths is None or widths is pd.NA or isinstance(widths, float) else tuple(widths)
+    return stage_widths(model, NetworkOptions(width=width) if own is None else NetworkOptions(widths=own))
 
 
 def _epochs(folder: Path) -> pd.DataFrame:

@@ -126,7 +126,8 @@ class Shown:
 
     def contrast(self, name: str) -> pd.Series:
         """A contrast's row."""
-        return self.judged.loc[name]
+        rows = self.judged[self.judged["name"] == name]
+        return rows.iloc[0]
 
     def best(self, **side: Any) -> dict[str, Any]:
         """Of one curve: the point with the highest mean, and the labels of those that may be the best."""
@@ -155,37 +156,31 @@ class Shown:
 
     def ends(self, match: str) -> Difference:
         """1 segment less one a channel, both with their 1×1, under one budget."""
-        return self.less(1, "per_channel", match)
+        return self.difference_at(1, "per_channel", match)
 
     def gain(self, segments: int, match: str) -> Difference:
         """What so many segments give over 1 segment under a budget; exploratory."""
-        return self.less(segments, 1, match)
+        return self.difference_at(segments, 1, match)
 
     def gain_said(self, segments: int, match: str) -> str:
         """The same in points with its interval."""
         return said(self.gain(segments, match))
 
-    def less(self, first: Any, second: Any, match: str) -> Difference:
+    def difference_at(self, first: Any, second: Any, match: str) -> Difference:
         """One place less another under a budget; "bare" is the regular convolution without a 1×1. Exploratory."""
-        sides = [
-            {"match": match, "pointwise": False}
-            if place == "bare"
-            else {"match": match, "pointwise": True, "segments": place}
-            for place in (first, second)
-        ]
-        return self.difference(*sides)
+        return self.difference(_side(first, match), _side(second, match))
 
-    def less_said(self, first: Any, second: Any, match: str) -> str:
+    def difference_at_said(self, first: Any, second: Any, match: str) -> str:
         """The same in points with its interval."""
-        return said(self.less(first, second, match))
+        return said(self.difference_at(first, second, match))
 
     def high_of(self, first: Any, second: Any, matches: Sequence[str]) -> float:
         """The highest end of the intervals of a difference under several budgets."""
-        return max(self.less(first, second, match).high for match in matches)
+        return max(self.difference_at(first, second, match).high for match in matches)
 
     def low_of(self, first: Any, others: Sequence[Any], match: str) -> float:
         """The lowest end of the intervals of the differences from several places."""
-        return min(self.less(first, other, match).low for other in others)
+        return min(self.difference_at(first, other, match).low for other in others)
 
     @property
     def seeds(self) -> int:
@@ -217,7 +212,7 @@ class Shown:
 
     def bare(self, match: str) -> Difference:
         """A regular convolution, without a 1×1, less one segment a channel under one budget."""
-        return self.less("bare", "per_channel", match)
+        return self.difference_at("bare", "per_channel", match)
 
     def bare_said(self, match: str) -> str:
         """The same in points with its interval."""
@@ -299,6 +294,13 @@ class Shown:
     def crossing(self, between: Sequence[Mapping[str, Any]]) -> stats.Crossing:
         """Where the difference of two sides crosses zero."""
         return stats.crossing(self.results, between)
+
+
+def _side(place: Any, match: str) -> dict[str, Any]:
+    """A place on the spectrum under a budget, as the values that its rows have."""
+    if place == "bare":
+        return {"match": match, "pointwise": False}
+    return {"match": match, "pointwise": True, "segments": place}
 
 
 def complete(name: str) -> bool:
