@@ -23,6 +23,8 @@ _HOME = {
     "load_weights": "spectrum.models.weights",
     "save_weights": "spectrum.models.weights",
     "register_model": "spectrum.models",
+    "Arrays": "spectrum.design.own_data",
+    "register_dataset": "spectrum.design.own_data",
     "measure_cost": "spectrum.cost.count",
     "Point": "spectrum.design.point",
     "Study": "spectrum.design.study_file",
@@ -37,6 +39,7 @@ _HOME = {
     "progress": "spectrum.cli.progress",
 }
 __all__ = [
+    "Arrays",
     "Point",
     "SegmentedConv2d",
     "Study",
@@ -53,6 +56,7 @@ __all__ = [
     "plots",
     "progress",
     "read_plan",
+    "register_dataset",
     "register_model",
     "run_study",
     "save_weights",
@@ -64,6 +68,7 @@ if TYPE_CHECKING:
     from spectrum.cli.progress import progress
     from spectrum.conv.segmented import SegmentedConv2d
     from spectrum.cost.count import measure_cost
+    from spectrum.design.own_data import Arrays, register_dataset
     from spectrum.design.point import Point
     from spectrum.design.study_file import Study, load_study
     from spectrum.models import build_model, list_models, register_model

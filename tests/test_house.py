@@ -28,7 +28,6 @@ EXPECTED = {  # what is still beyond: a file or a function, and the most lines a
     "spectrum/analysis/plots/costs.py::cost_by_layer": (48, 14),
     "spectrum/conv/segmented.py::SegmentedConv2d.__init__": (80, 20),
     "spectrum/data/layout.py::_sorted_out": (25, 14),
-    "spectrum/data/load.py": (678, 0),
     "spectrum/data/load.py::_read": (42, 19),
     "spectrum/training/loop.py::train": (113, 30),
 }

@@ -148,12 +148,24 @@ class Decoder:
         whole = _upright(encoded, _eight_bits(encoded))
         image = _on_white(whole).convert("L" if channels == 1 else "RGB")
         _raise_if_blank(whole, image)
-        if self.image_size is not None:
-            box = _middle(image.size) if self.resize == "centre_crop" else None
-            size = (self.image_size, self.image_size)
-            image = image.resize(size, Image.Resampling.BILINEAR, box=box, reducing_gap=3.0)
-        pixels = np.asarray(image)
+        pixels = np.asarray(self._to_size(image))
         return pixels.reshape(*pixels.shape[:2], channels)
+
+    def resized(self, pixels: Array) -> Array:
+        """Pixels that are decoded already, uint8 (H, W, C) with 1 or 3 channels, in the size that is asked for."""
+        from PIL import Image
+
+        image = self._to_size(Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels))
+        return np.asarray(image).reshape(image.height, image.width, pixels.shape[-1])
+
+    def _to_size(self, image: Any) -> Any:
+        from PIL import Image
+
+        if self.image_size is None:
+            return image
+        box = _middle(image.size) if self.resize == "centre_crop" else None
+        size = (self.image_size, self.image_size)
+        return image.resize(size, Image.Resampling.BILINEAR, box=box, reducing_gap=3.0)
 
 
 def channels_of(data: bytes) -> int:

@@ -1,4 +1,4 @@
-"""Models of one's own: the modules that register them, and whether every process that trains can find them."""
+"""Models and data sets of one's own: modules that register them, and whether every process that trains finds them."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from importlib import import_module, invalidate_caches
 from pathlib import Path
 
 from spectrum._records import SpecError
+from spectrum.design.own_data import dataset_registered_in, list_datasets
 from spectrum.models import has_script, list_models, registered_in
 
 MAIN = ("__main__", "__mp_main__")  # a script or a notebook, and a script in a worker
@@ -74,39 +75,45 @@ def code_of(model: str) -> str | None:
     return hashlib.sha256(said.encode()).hexdigest()[:16]
 
 
-def modules_of(models: Iterable[str], imports: Sequence[str]) -> tuple[str, ...]:
-    """Modules that a worker imports first: those that are named, and those that register these models."""
-    homes = (registered_in(model) for model in models)
+def modules_of(models: Iterable[str], imports: Sequence[str], datasets: Iterable[str] = ()) -> tuple[str, ...]:
+    """Modules that a worker imports first: those that are named, and those that register models and data sets."""
+    homes = [*map(registered_in, models), *map(dataset_registered_in, datasets)]
     return tuple(dict.fromkeys([*imports, *(home for home in homes if home is not None and home not in MAIN)]))
 
 
-def check_workers_know(models: Iterable[str], imports: Sequence[str], *, elsewhere: bool = False) -> None:
-    """Raise SpecError for models that a notebook or a script registers where worker processes do not see it.
+def check_workers_know(
+    models: Iterable[str], imports: Sequence[str], datasets: Iterable[str] = (), *, elsewhere: bool = False
+) -> None:
+    """Raise SpecError for what a notebook or a script registers where worker processes do not see it.
 
     Args:
         models: that points train.
         imports: modules that workers import first.
+        datasets: that points are trained on.
         elsewhere: workers are started on other machines, which never see the script.
     """
-    own = sorted({model for model in models if registered_in(model) in MAIN})
+    own = [("model", "register_model", one) for one in sorted(set(models)) if registered_in(one) in MAIN]
+    own += [("dataset", "register_dataset", one) for one in sorted(set(datasets)) if dataset_registered_in(one) in MAIN]
     if not own:
         return
-    remedy = 'write its register_model into a file, such as my_models.py, and give imports=["my_models"]'
+    kind, register, name = own[0]
+    remedy = f'write its {register} into a file, such as my_{kind}s.py, and give imports=["my_{kind}s"]'
     if elsewhere or not has_script():
         where = "this script" if has_script() else "this session"
-        raise SpecError(f"model = {own[0]!r}: worker processes cannot see what is registered in {where}; {remedy}")
+        raise SpecError(f"{kind} = {name!r}: worker processes cannot see what is registered in {where}; {remedy}")
     asked = multiprocessing.get_context("spawn").Process(target=_know, args=(own, tuple(imports)))
     asked.start()
     asked.join()
     if asked.exitcode != 0:
         raise SpecError(
-            f"model = {own[0]!r}: worker processes import this script and do not find it there; "
-            'call register_model at its top level, and run_study below `if __name__ == "__main__":`'
+            f"{kind} = {name!r}: worker processes import this script and do not find it there; "
+            f'call {register} at its top level, and run_study below `if __name__ == "__main__":`'
         )
 
 
-def _know(models: Sequence[str], imports: Sequence[str]) -> None:
-    """In a worker: end with status 1 where a model is not registered."""
+def _know(own: Sequence[tuple[str, str, str]], imports: Sequence[str]) -> None:
+    """In a worker: end with status 1 where a model or a data set is not registered."""
     for module in imports:
         import_module(module)
-    sys.exit(0 if set(models) <= set(list_models()) else 1)
+    known = {"model": list_models(), "dataset": list_datasets()}
+    sys.exit(0 if all(name in known[kind] for kind, _, name in own) else 1)

@@ -64,7 +64,8 @@ class _Images(Record):
 
     # data
     dataset: str = Field("digits", min_length=1)
-    """digits, fashion_mnist, cifar10, cifar100, gaussian (with a teacher), a hub id (owner/name), a folder (./path)."""
+    """digits, fashion_mnist, cifar10, cifar100, gaussian (with a teacher), a hub id (owner/name), a folder (./path), or
+    a name of `register_dataset`."""
     image_size: Positive | None = None
     """Side in pixels that images are resized to; otherwise they keep theirs and must all have one size."""
     resize: Literal["stretch", "centre_crop"] = "stretch"

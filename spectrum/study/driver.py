@@ -119,8 +119,8 @@ def run_study(
         raise SpecError("confirm: this study has no [tune], so there is no search to confirm; leave it out")
     folder = folder_of(study, out)
     check_not_other(folder, study)
-    models = sorted({point.model for point in study.points()})
-    asked = asked.model_copy(update={"imports": modules_of(models, [*study.imports, *asked.imports])})
+    models, datasets = (sorted({getattr(point, of) for point in study.points()}) for of in ("model", "dataset"))
+    asked = asked.model_copy(update={"imports": modules_of(models, [*study.imports, *asked.imports], datasets)})
     if isinstance(engine, str) and engine not in list_engines():
         import_modules(asked.imports)  # one of them may register it
     trainer = engine_of(engine)
@@ -128,7 +128,7 @@ def run_study(
     planned: Sequence[PlannedPoint] | None = _from_plan(study, frozen)
     images = list(frozen.images) if frozen is not None and planned is not None else []
     if planned is None or not _all_finished(folder, frozen, study, confirm):
-        asked = _prepared(study, frozen, trainer, asked, models)
+        asked = _prepared(study, frozen, trainer, asked)
         planned, images = _planned(study, folder, frozen, planned, on_note)
     _check_same_models(folder, models)
     with Store(folder) as store:
@@ -137,9 +137,7 @@ def run_study(
         return _Run(store, study, planned, images, trainer, work, on_progress).run(frozen, confirm=confirm)
 
 
-def _prepared(
-    study: Study, frozen: Plan | None, engine: Engine, asked: EngineSettings, models: Sequence[str]
-) -> EngineSettings:
+def _prepared(study: Study, frozen: Plan | None, engine: Engine, asked: EngineSettings) -> EngineSettings:
     """The settings with a device that is there. Raises SpecError for a study that cannot be trained so."""
     if frozen is None or not frozen.is_of(study.hash):
         check_effects(study)  # before torch is loaded
@@ -148,7 +146,9 @@ def _prepared(
         raise SpecError(f"budget.match = 'step_time': is measured on the CPU, not on {device}; give --device cpu")
     import_modules(asked.imports)
     if engine.starts_processes:
-        check_workers_know(models, asked.imports, elsewhere=engine.elsewhere)
+        points = study.points()
+        models, datasets = {point.model for point in points}, {point.dataset for point in points}
+        check_workers_know(models, asked.imports, datasets, elsewhere=engine.elsewhere)
     return asked.model_copy(update={"device": device})
 
 

@@ -24,7 +24,7 @@ from huggingface_hub import constants
 from PIL import EpsImagePlugin, Image
 from pyarrow import parquet
 
-from spectrum.data import load
+from spectrum.data import kept, load
 from spectrum.data.digits import read_digits
 from spectrum.data.images import described
 from spectrum.data.load import load_images
@@ -762,7 +762,7 @@ def test_no_single_flip_or_cut_makes_the_cache_give_other_images() -> None:
     damaged += [content[:n] for n in range(0, len(content), 7)]
     for one in damaged:
         path.write_bytes(one)
-        images = load._read_cache(path)
+        images = kept.read_cache(path)
         assert images is None or same(images, first)
 
 
@@ -781,12 +781,12 @@ def test_a_full_disk_costs_the_cache_and_nothing_else(tmp_path: Path) -> None:
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, limits[1]))  # Python ignores SIGXFSZ
     try:
-        load._write_cache(tmp_path / "cache" / "digits.safetensors", images)
+        kept.write_cache(tmp_path / "cache" / "digits.safetensors", images)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert list((tmp_path / "cache").iterdir()) == []
-    load._write_cache(tmp_path / "cache" / "digits.safetensors", images)
-    restored = load._read_cache(tmp_path / "cache" / "digits.safetensors")
+    kept.write_cache(tmp_path / "cache" / "digits.safetensors", images)
+    restored = kept.read_cache(tmp_path / "cache" / "digits.safetensors")
     assert restored is not None
     assert same(restored, images)
 

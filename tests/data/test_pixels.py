@@ -19,7 +19,7 @@ from PIL import Image, ImageCms
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
-from spectrum.data import load
+from spectrum.data import kept
 from spectrum.data import splits as data_module
 from spectrum.data.augment import batches
 from spectrum.data.load import load_images
@@ -452,7 +452,7 @@ def test_moments_of_encoded_images_are_those_of_a_balanced_part(
 @pytest.mark.usefixtures("flowers")
 def test_the_files_are_read_once_for_their_fingerprint(monkeypatch: pytest.MonkeyPatch) -> None:
     read: list[int] = []
-    monkeypatch.setattr(load, "channels_of", lambda file: read.append(len(file)) or channels_of(file))
+    monkeypatch.setattr(kept, "channels_of", lambda file: read.append(len(file)) or channels_of(file))
     first = kept_encoded("flowers", 16)
     assert len(read) == 71
     assert kept_encoded("flowers", 16).fingerprint == first.fingerprint
@@ -488,10 +488,10 @@ def test_a_fingerprint_of_files_sees_every_byte_label_and_size(data_root: Path) 
 @pytest.mark.usefixtures("flowers")
 def test_what_memory_may_hold_can_be_said(monkeypatch: pytest.MonkeyPatch) -> None:
     gigabytes = 71 * 3 * 16 * 16 / 1e9
-    for most, kept in ((gigabytes * 1.01, True), (gigabytes * 0.99, False)):
+    for most, stays in ((gigabytes * 1.01, True), (gigabytes * 0.99, False)):
         monkeypatch.setenv("SPECTRUM_IMAGES_GB", f"{most:.9f}")
         load_images.cache_clear()
-        assert isinstance(load_images("flowers", 16).train_x, Tensor) == kept
+        assert isinstance(load_images("flowers", 16).train_x, Tensor) == stays
     for wrong in ("much", "-1", "nan"):
         monkeypatch.setenv("SPECTRUM_IMAGES_GB", wrong)
         load_images.cache_clear()

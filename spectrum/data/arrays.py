@@ -1,0 +1,116 @@
+"""Images of a data set of one's own: arrays that a loader gives, checked, resized and split."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from spectrum.data.pixels import Array, DataError, Decoder, Resize
+from spectrum.data.splits import About, Images, carve, make_images
+from spectrum.design.own_data import Arrays, Loader
+
+CARVED = "a fixed sixth of the training images, carved off, since there are no test images"
+
+
+def registered_images(name: str, loader: Loader, image_size: int | None, resize: Resize) -> Images:
+    """The images that a registered loader gives.
+
+    Args:
+        name: of the data set.
+        loader: that was registered under it.
+        image_size: side in pixels to resize to; None keeps the images.
+        resize: as `load_images` takes it.
+
+    Raises DataError for a loader that fails, and for arrays that are no data set: which one, what it is, what would do.
+    """
+    try:
+        arrays = loader()
+    except Exception as error:  # whatever a user's own function raises
+        raise DataError(f"dataset={name!r}: its loader fails: {type(error).__name__}: {error}") from error
+    if not isinstance(arrays, Arrays):
+        raise DataError(f"dataset={name!r}: its loader gave {type(arrays).__name__}; return spectrum.Arrays(…)")
+    if (arrays.test_x is None) != (arrays.test_y is None):
+        raise DataError(f"dataset={name!r}: give both test_x and test_y, or neither")
+    try:
+        train = _checked("train", arrays.train_x, arrays.train_y)
+        test = None if arrays.test_x is None else _checked("test", arrays.test_x, arrays.test_y)
+        classes = _classes(arrays, train[1], None if test is None else test[1])
+        height, width = train[0].shape[1:3]
+        if height != width and image_size is None:
+            raise DataError(f"train_x: images are {height}×{width}; set image_size to make them square")
+        if test is not None and train[0].shape[1:] != test[0].shape[1:]:
+            raise DataError(f"test_x: images of {_size(test[0])}, and train_x has {_size(train[0])}; make them alike")
+    except DataError as error:
+        raise DataError(f"dataset={name!r}: {error}") from None
+    decoder = Decoder(image_size, resize)
+    about = About(read=f"arrays of {loader.__module__}.{getattr(loader, '__qualname__', 'a loader')}", classes=classes)
+    train_x, train_y = _tensors(*train, decoder)
+    if test is not None:
+        return make_images(train_x, train_y, *_tensors(*test, decoder), _with_test(about, "test_x of the loader"))
+    kept, carved = carve(train_y, 1 / 6)
+    return make_images(train_x[kept], train_y[kept], train_x[carved], train_y[carved], _with_test(about, CARVED))
+
+
+def _with_test(about: About, said: str) -> About:
+    return About(read=about.read, classes=about.classes, test=said)
+
+
+def _checked(split: str, x: Any, y: Any) -> tuple[Array, Array]:
+    """Pixels (N, H, W, C) and labels (N,), as numpy has them."""
+    pixels, labels = _numpy(f"{split}_x", x), _numpy(f"{split}_y", y)
+    if pixels.dtype != np.uint8:
+        raise DataError(f"{split}_x: {pixels.dtype}; expected uint8, from 0 to 255")
+    if pixels.ndim == 3:
+        pixels = pixels[..., None]
+    if pixels.ndim != 4 or pixels.shape[-1] not in (1, 3) or 0 in pixels.shape:
+        raise DataError(
+            f"{split}_x: shape {tuple(np.shape(x))}; expected images, (N, H, W) or (N, H, W, C) with 1 or 3 channels"
+        )
+    if labels.dtype.kind not in "iu" or labels.ndim != 1:
+        raise DataError(f"{split}_y: {labels.dtype} of shape {labels.shape}; expected whole numbers of shape (N,)")
+    if len(labels) != len(pixels):
+        raise DataError(f"{split}_y: {len(labels):,} labels for {len(pixels):,} images")
+    if labels.min() < 0:
+        raise DataError(f"{split}_y: the label {labels.min()}; expected numbers from 0 up")
+    return pixels, labels
+
+
+def _numpy(name: str, value: Any) -> Array:
+    if isinstance(value, Tensor):
+        value = value.detach().cpu().numpy()
+    if not isinstance(value, np.ndarray):
+        raise DataError(f"{name}: {type(value).__name__}; expected an array of numpy or torch")
+    return value
+
+
+def _classes(arrays: Arrays, train_y: Array, test_y: Array | None) -> tuple[str, ...]:
+    """Names of the classes. Raises DataError where a label has no training image, or names and labels do not agree."""
+    found = set(np.unique(train_y).tolist())
+    count = max(found) + 1
+    if not isinstance(arrays.classes, tuple | list) or not all(isinstance(name, str) for name in arrays.classes):
+        raise DataError(f"classes: {arrays.classes!r}; expected names, in the order of labels")
+    if missing := sorted(set(range(count)) - found)[:3]:
+        raise DataError(f"train_y: no image has the label {missing[0]}, though there are labels up to {count - 1}")
+    if test_y is not None and (beyond := set(np.unique(test_y).tolist()) - found):
+        raise DataError(f"test_y: the label {min(beyond)} has no training image")
+    if count < 2:
+        raise DataError("train_y: one class; expected two or more")
+    if arrays.classes and len(arrays.classes) != count:
+        raise DataError(f"classes: {len(arrays.classes)} names for {count} labels")
+    return tuple(arrays.classes) or tuple(map(str, range(count)))
+
+
+def _size(pixels: Array) -> str:
+    height, width, channels = pixels.shape[1:]
+    return f"{height}×{width} pixels and {channels} channel{'' if channels == 1 else 's'}"
+
+
+def _tensors(pixels: Array, labels: Array, decoder: Decoder) -> tuple[Tensor, Tensor]:
+    """uint8 (N, C, H, W), resized where that is asked for, and int64 labels."""
+    if decoder.image_size is not None:
+        pixels = np.stack([decoder.resized(one) for one in pixels])
+    x_nchw = torch.from_numpy(np.ascontiguousarray(pixels.transpose(0, 3, 1, 2)))
+    return x_nchw, torch.from_numpy(labels.astype(np.int64))

@@ -1,0 +1,97 @@
+"""Data sets of one's own, by name: a function that gives arrays. Nothing here loads torch or images."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from spectrum.design.point import GAUSSIAN
+
+BUILT_IN = ("digits", "fashion_mnist", "cifar10", "cifar100", GAUSSIAN)
+
+
+@dataclass(frozen=True, eq=False)
+class Arrays:
+    """A data set as arrays, of numpy or torch.
+
+    Without test images a fixed sixth of the training images, balanced by class, is carved off for the test.
+    """
+
+    train_x: Any
+    """Pixels, uint8 from 0 to 255: (N, H, W) in grey, or (N, H, W, C) with 1 or 3 channels."""
+    train_y: Any
+    """Labels, whole numbers (N,) from 0 to classes − 1, each of which has an image."""
+    test_x: Any = None
+    test_y: Any = None
+    classes: tuple[str, ...] = ()
+    """Names, in the order of labels; by default their numbers."""
+
+
+Loader = Callable[[], Arrays]
+
+
+@dataclass(frozen=True)
+class _Registered:
+    loader: Loader
+    home: str | None  # module that registered it
+
+
+_DATASETS: dict[str, _Registered] = {}
+
+
+def register_dataset(name: str, loader: Loader) -> None:
+    """Add a data set of your own, for `dataset = NAME` in a study.
+
+    Args:
+        name: a new one, without a slash or a dot in front, which mean a hub id and a folder.
+        loader: called without arguments, in every process that trains; gives `Arrays`. It is called for every run, so
+            that images which have changed are never taken for those of an earlier run: keep what is slow to make.
+
+    Write it into a module, and name that by `import` in the study's file or by --import: worker processes import it.
+    Rows keep a hash of the pixels and labels. Raises ValueError for a name that is taken or cannot be one, and for what
+    cannot be called.
+
+    >>> import numpy as np
+    >>> def stripes():
+    ...     labels = np.arange(120) % 2
+    ...     pixels = np.zeros((120, 8, 8), np.uint8)
+    ...     pixels[labels == 0, ::2], pixels[labels == 1, :, ::2] = 255, 255
+    ...     return Arrays(pixels, labels, classes=("rows", "columns"))
+    >>> register_dataset("stripes", stripes)
+    >>> from spectrum.data.load import load_images
+    >>> load_images("stripes").shape
+    (1, 8, 8)
+    """
+    if not isinstance(name, str) or not name.strip() or "/" in name or name.startswith((".", "~")):
+        raise ValueError(f"name={name!r}: expected a name for the data set, such as 'mine', without a slash")
+    if not callable(loader):
+        raise ValueError(f"loader={loader!r}: expected a function that gives Arrays")
+    home = sys._getframe(1).f_globals.get("__name__")
+    new, known = _Registered(loader, home), _DATASETS.get(name)
+    if name in BUILT_IN or (known is not None and _place_of(known) != _place_of(new)):
+        raise ValueError(f"dataset {name!r} is there already; choose another name")
+    _DATASETS[name] = new
+
+
+def _place_of(one: _Registered) -> tuple[object, ...]:
+    """What tells a loader from another: a cell of a notebook that runs again, and a module read anew, make the same."""
+    return one.home, getattr(one.loader, "__qualname__", one.loader)
+
+
+def list_datasets() -> list[str]:
+    """Names of the data sets that were registered."""
+    return sorted(_DATASETS)
+
+
+def loader_of(name: str) -> Loader | None:
+    """What gives a data set's arrays; None for one that was not registered."""
+    known = _DATASETS.get(name)
+    return None if known is None else known.loader
+
+
+def dataset_registered_in(name: str) -> str | None:
+    """The module that registered a data set; None for one that was not registered."""
+    known = _DATASETS.get(name)
+    return None if known is None else known.home

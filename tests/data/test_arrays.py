@@ -1,0 +1,239 @@
+"""Data sets of one's own: arrays by name, the same in every process, and refused by what is wrong in them."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from PIL import Image
+
+from spectrum import Arrays, load_results, register_dataset
+from spectrum._records import SpecError
+from spectrum.cli import main
+from spectrum.data.load import load_images
+from spectrum.data.pixels import DataError
+from spectrum.design import own_data
+from spectrum.design.own_models import check_workers_know, modules_of
+
+LABELS = np.arange(60) % 3
+PIXELS = np.random.default_rng(0).integers(0, 256, (60, 10, 10, 3), dtype=np.uint8)
+MODULE = """
+import numpy as np
+from spectrum import Arrays, register_dataset
+
+
+def stripes():
+    labels = np.arange(120) % 2
+    pixels = np.random.default_rng(0).integers(0, 128, (120, 8, 8), dtype=np.uint8)
+    pixels[labels == 0, ::2] = 255
+    pixels[labels == 1, :, ::2] = 255
+    return Arrays(pixels, labels, classes=("rows", "columns"))
+
+
+register_dataset("stripes", stripes)
+"""
+STUDY = """
+import = ["my_data"]
+[base]
+dataset = "stripes"
+train_images = 40
+batch_size = 20
+epochs = 1
+width = 0.1
+[axes]
+segments = [1, 2]
+seed = [0]
+"""
+
+
+@pytest.fixture
+def registry(monkeypatch):
+    monkeypatch.setattr(own_data, "_DATASETS", {})
+
+
+def given_by(**arrays):
+    register_dataset("made up", lambda: Arrays(**{"train_x": PIXELS, "train_y": LABELS} | arrays))
+    return load_images("made up")
+
+
+def test_arrays_are_the_images_channels_first(registry):
+    images = given_by(test_x=PIXELS[:9], test_y=LABELS[:9], classes=("a", "b", "c"))
+    assert images.train_x.dtype == torch.uint8
+    assert np.array_equal(images.train_x.numpy().transpose(0, 2, 3, 1), PIXELS)
+    assert np.array_equal(images.train_y.numpy(), LABELS)
+    assert np.array_equal(images.test_x.numpy().transpose(0, 2, 3, 1), PIXELS[:9])
+    assert (images.classes, images.shape, images.about.classes) == (3, (3, 10, 10), ("a", "b", "c"))
+    assert images.about.notes == ("9 of 9 test images are training images too",)
+
+
+def test_without_test_images_a_balanced_sixth_is_carved_off_and_no_image_is_lost_or_doubled(registry):
+    images = given_by()
+    assert images.test_y.bincount().tolist() == [3, 3, 3]
+    rows = [*map(bytes, images.train_x.numpy()), *map(bytes, images.test_x.numpy())]
+    assert sorted(rows) == sorted(map(bytes, np.ascontiguousarray(PIXELS.transpose(0, 3, 1, 2))))
+    assert "carved off" in images.about.test
+
+
+@pytest.mark.parametrize("resize", ["stretch", "centre_crop"])
+@pytest.mark.parametrize("grey", [False, True])
+def test_images_are_resized_as_the_same_pixels_in_files_are(registry, tmp_path, resize, grey):
+    pixels = PIXELS[..., 0] if grey else PIXELS
+    for split, which in (("train", range(30)), ("test", range(30, 60))):
+        for n in which:
+            folder = tmp_path / "files" / split / str(LABELS[n])
+            folder.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(pixels[n]).save(folder / f"{n:03}.png")
+    read = load_images(str(tmp_path / "files"), 5, resize)
+    register_dataset("arrays", lambda: Arrays(pixels[:30], LABELS[:30], pixels[30:], LABELS[30:]))
+    given = load_images("arrays", 5, resize)
+    for split in ("train_x", "test_x"):
+        one, other = (sorted(map(bytes, getattr(images, split)[:].numpy())) for images in (read, given))
+        assert one == other
+
+
+def test_tensors_are_taken_as_arrays_are(registry):
+    plain = given_by().fingerprint
+    assert given_by(train_x=torch.from_numpy(PIXELS), train_y=torch.from_numpy(LABELS)).fingerprint == plain
+    assert given_by(train_y=LABELS.astype(np.uint8)).fingerprint == plain
+    changed = PIXELS.copy()
+    changed[7, 0, 0, 0] ^= 1
+    assert given_by(train_x=changed).fingerprint != plain, "every call reads the arrays as they are now"
+
+
+@pytest.mark.parametrize(
+    ("arrays", "why"),
+    [
+        ({"train_x": PIXELS / 255}, "train_x: float64; expected uint8"),
+        ({"train_x": PIXELS.tolist()}, "train_x: list; expected an array"),
+        ({"train_x": None}, "train_x: NoneType; expected an array"),
+        ({"train_x": PIXELS.transpose(0, 3, 1, 2)}, r"train_x: shape \(60, 3, 10, 10\); expected images"),
+        ({"train_x": PIXELS[..., :2]}, r"train_x: shape \(60, 10, 10, 2\); expected images"),
+        ({"train_x": PIXELS[0, 0]}, r"train_x: shape \(10, 3\); expected images"),
+        ({"train_x": PIXELS[:0], "train_y": LABELS[:0]}, r"train_x: shape \(0, 10, 10, 3\)"),
+        ({"train_x": PIXELS[:, :, :8]}, "train_x: images are 10×8; set image_size to make them square"),
+        ({"train_y": LABELS[:-1]}, "train_y: 59 labels for 60 images"),
+        ({"train_y": LABELS.astype(float)}, "train_y: float64"),
+        ({"train_y": LABELS > 0}, "train_y: bool"),
+        ({"train_y": LABELS[:, None]}, r"train_y: int64 of shape \(60, 1\)"),
+        ({"train_y": LABELS - 1}, "train_y: the label -1"),
+        ({"train_y": LABELS * 2}, "train_y: no image has the label 1, though there are labels up to 4"),
+        ({"train_y": LABELS * 0}, "train_y: one class"),
+        ({"classes": ("a", "b")}, "classes: 2 names for 3 labels"),
+        ({"classes": "abc"}, "classes: 'abc'; expected names"),
+        ({"classes": (1, 2, 3)}, "classes: .*; expected names"),
+        ({"test_x": PIXELS}, "give both test_x and test_y, or neither"),
+        ({"test_y": LABELS}, "give both test_x and test_y, or neither"),
+        ({"test_x": PIXELS, "test_y": LABELS + 1}, "test_y: the label 3 has no training image"),
+        (
+            {"test_x": PIXELS[:, :5], "test_y": LABELS},
+            "test_x: images of 5×10 pixels and 3 channels, and",
+        ),
+        ({"test_x": PIXELS[..., 0], "test_y": LABELS}, "test_x: images of 10×10 pixels and 1 channel, and train_x has"),
+    ],
+)
+def test_arrays_that_are_no_data_set_are_refused_by_name(registry, arrays, why):
+    with pytest.raises(DataError, match=rf"^dataset='made up': {why}"):
+        given_by(**arrays)
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    hnp.arrays(
+        st.sampled_from([np.uint8, np.int8, np.float32, np.bool_, np.uint16]),
+        hnp.array_shapes(min_dims=0, max_dims=5, min_side=0, max_side=5),
+    ),
+    hnp.arrays(
+        st.sampled_from([np.int64, np.uint8, np.float32]),
+        hnp.array_shapes(min_dims=0, max_dims=2, min_side=0, max_side=5),
+        elements=st.integers(0, 3),
+    ),
+)  # fmt: skip
+def test_whatever_a_loader_gives_is_a_data_set_or_refused_as_data(registry, x, y):
+    """Against the rule in words, which the reader of a message is told."""
+    own_data._DATASETS.clear()
+    is_images = x.dtype == np.uint8 and x.size and (x.ndim == 3 or (x.ndim == 4 and x.shape[-1] in (1, 3)))
+    is_images = is_images and x.shape[1] == x.shape[2]
+    is_labels = y.dtype != np.float32 and y.ndim == 1 and len(y) > 0
+    whole = is_labels and len(set(y.tolist())) == y.max() + 1 >= 2
+    register_dataset("any", lambda: Arrays(x, y))
+    if is_images and whole and len(x) == len(y):
+        images = load_images("any")
+        assert len(images.train_y) + len(images.test_y) == len(y)
+    else:
+        with pytest.raises(DataError, match=r"^dataset='any': "):
+            load_images("any")
+
+
+def test_a_loader_that_fails_or_gives_something_else_is_named(registry):
+    register_dataset("fails", lambda: 1 / 0)
+    with pytest.raises(DataError, match="dataset='fails': its loader fails: ZeroDivisionError"):
+        load_images("fails")
+    register_dataset("of nothing", dict)
+    with pytest.raises(DataError, match=r"'of nothing': its loader gave dict; return spectrum\.Arrays"):
+        load_images("of nothing")
+
+
+@pytest.mark.parametrize("name", ["", " ", "a/b", "./a", "~a", 3, None, "digits", "cifar10", "gaussian"])
+def test_a_name_that_cannot_be_or_is_taken_is_refused(registry, name):
+    with pytest.raises(ValueError, match=r"expected a name|is there already"):
+        register_dataset(name, lambda: None)
+
+
+def test_another_loader_of_the_same_name_is_refused_and_the_same_one_is_not(registry):
+    def mine():
+        return Arrays(PIXELS, LABELS)
+
+    register_dataset("mine", mine)
+    register_dataset("mine", mine)
+    with pytest.raises(ValueError, match="'mine' is there already"):
+        register_dataset("mine", dict)
+    with pytest.raises(ValueError, match="expected a function"):
+        register_dataset("other", PIXELS)
+
+
+def test_a_name_that_is_nearly_one_is_suggested(registry):
+    register_dataset("stripes", dict)
+    with pytest.raises(DataError, match=r"did you mean 'stripes'\?"):
+        load_images("stripse")
+
+
+@pytest.mark.medium
+def test_a_study_of_ones_own_arrays_runs_in_worker_processes_and_keeps_their_hash(study_folder):
+    (study_folder / "my_data.py").write_text(MODULE)
+    (study_folder / "s.toml").write_text(STUDY)
+    words = [sys.executable, "-m", "spectrum", "run", "s.toml", "--workers", "2"]
+    done = subprocess.run(words, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "stripes: 100 training and 20 test images" in done.stdout
+    assert "arrays of my_data.stripes" in done.stdout
+    rows = load_results("results/s")
+    assert rows["status"].tolist() == ["done", "done"]
+    (first,) = {row["data_fingerprint"] for row in rows["provenance"]}
+    (study_folder / "my_data.py").write_text(MODULE.replace("default_rng(0)", "default_rng(1)"))
+    again = subprocess.run([*words, "--segments", "3"], capture_output=True, text=True)
+    assert again.returncode == 2, "an axis varies it"
+    (study_folder / "s.toml").write_text(STUDY.replace("[1, 2]", "[1, 2, 3]"))
+    changed = subprocess.run(words, capture_output=True, text=True)
+    assert changed.returncode == 2
+    assert "trained on other images of 'stripes'" in changed.stderr
+    assert len(first) == 16
+
+
+def test_workers_that_cannot_see_a_data_set_are_told_of_before_they_start(registry, monkeypatch):
+    register_dataset("of a cell", dict)
+    known = own_data._DATASETS["of a cell"]
+    monkeypatch.setitem(own_data._DATASETS, "of a cell", type(known)(dict, "__main__"))
+    with pytest.raises(SpecError, match=r"dataset = 'of a cell': worker processes cannot see .*my_datasets"):
+        check_workers_know([], [], ["of a cell"], elsewhere=True)
+    register_dataset("of a file", dict)
+    assert modules_of([], ["json"], ["of a file", "digits"]) == ("json", __name__)
+
+
+def test_an_unknown_name_says_how_to_register_one(study_folder, capsys):
+    (study_folder / "s.toml").write_text(STUDY.replace('import = ["my_data"]', ""))
+    assert main(["plan", "s.toml"]) == 2
+    assert "your own arrays: register_dataset" in capsys.readouterr().err
