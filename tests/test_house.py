@@ -29,7 +29,6 @@ EXPECTED = {  # what is still beyond: a file or a function, and the most lines a
     "spectrum/conv/segmented.py::SegmentedConv2d.__init__": (80, 20),
     "spectrum/data/layout.py::_sorted_out": (25, 14),
     "spectrum/data/load.py::_read": (42, 19),
-    "spectrum/training/loop.py::train": (113, 30),
 }
 EXPECTED_CONDITIONS = {"spectrum/analysis/export.py": 1}  # and how many conditions of too many terms a file may have
 

@@ -18,7 +18,7 @@ from spectrum.data.pixels import in_memory
 from spectrum.data.splits import Images, split
 from spectrum.design.point import Point
 from spectrum.models import build_model
-from spectrum.training.loop import learning_rate
+from spectrum.training.optimisation import learning_rate
 
 
 class FlipsAndCrops(Dataset[tuple[Tensor, int]]):

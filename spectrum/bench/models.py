@@ -25,7 +25,8 @@ from spectrum.bench.plain_xception import PlainXception
 from spectrum.bench.rounds import alternate, spread
 from spectrum.design.point import Point
 from spectrum.models import build_model
-from spectrum.training.loop import keep_freed_memory, make_optimizer, training_step
+from spectrum.training.optimisation import make_optimizer
+from spectrum.training.step import keep_freed_memory, training_step
 
 OURS, KERAS = "ours", "Keras on torch"
 PLAIN = {"torch.nn": torch.contiguous_format, "torch.nn, NHWC": torch.channels_last}

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from spectrum.bench.rounds import alternate, spread
 from spectrum.conv.lowering import choose
 from spectrum.conv.segmented import SegmentedConv2d
-from spectrum.training.loop import keep_freed_memory
+from spectrum.training.step import keep_freed_memory
 
 Shape = tuple[int, int, int, int]
 SHAPES: tuple[Shape, ...] = ((32, 128, 16, 16), (16, 256, 16, 16), (64, 64, 32, 32), (8, 728, 19, 19))

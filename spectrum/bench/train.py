@@ -28,7 +28,8 @@ from spectrum.data.augment import batches
 from spectrum.data.splits import Images, split
 from spectrum.design.point import Point
 from spectrum.models import build_model
-from spectrum.training.loop import keep_freed_memory, make_optimizer, training_step
+from spectrum.training.optimisation import make_optimizer
+from spectrum.training.step import keep_freed_memory, training_step
 
 DEFAULT, OURS = "default loop", "spectrum"
 NATIVE = "torch's kernels"  # what `spectrum run` does with SPECTRUM_LOWERING=native

@@ -251,7 +251,7 @@ def _trained(point: Point) -> str:
 
 def _started(point: Point) -> str:
     """A hash of the network as a seed makes it."""
-    from spectrum.training.loop import hash_weights
+    from spectrum.training.evaluation import hash_weights
 
     with _seeded():
         model = build(point, images_of(point))
@@ -270,7 +270,7 @@ def _stepped(point: Point) -> str:
     """A hash of all that one training step on random images would change: gradients and statistics."""
     from torch.nn.functional import cross_entropy
 
-    from spectrum.training.loop import hash_weights
+    from spectrum.training.evaluation import hash_weights
 
     with _seeded():
         model = build(point, images_of(point))

@@ -274,7 +274,8 @@ class _Planner:
 
     def _stepper(self, point: Point, images: Images) -> Callable[[], object]:
         from spectrum.cost.speed import random_batch
-        from spectrum.training.loop import compiled, keep_freed_memory, make_optimizer, training_step
+        from spectrum.training.optimisation import make_optimizer
+        from spectrum.training.step import compiled, keep_freed_memory, training_step
 
         keep_freed_memory()  # as training does
         model = build(point, images)

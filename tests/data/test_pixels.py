@@ -27,7 +27,8 @@ from spectrum.data.pixels import DataError, Decoder, Encoded, Stored, channels_o
 from spectrum.data.splits import Images, balanced, carve, split
 from spectrum.data.teacher import relabelled
 from spectrum.design.point import Point
-from spectrum.training.loop import evaluate, train
+from spectrum.training.evaluation import evaluate
+from spectrum.training.loop import train
 from tests.data.stored import Pixels, as_nchw, encoded, random_pixels, write_folder, write_parquet
 from tests.data.test_load import PICKLES, Canary
 

@@ -14,7 +14,8 @@ from spectrum.design.point import choices, merged
 from spectrum.design.recipes import RECIPES
 from spectrum.design.study_file import load_study, parse_study
 from spectrum.models import build_model
-from spectrum.training.loop import learning_rate, make_optimizer, train
+from spectrum.training.loop import train
+from spectrum.training.optimisation import learning_rate, make_optimizer
 
 ROOT = Path(__file__).parents[2]
 SGD = {

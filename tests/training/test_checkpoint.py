@@ -25,7 +25,8 @@ from spectrum.models import NetworkOptions
 from spectrum.training import checkpoint
 from spectrum.training.checkpoint import Checkpoints, State, TrainingProgress
 from spectrum.training.checkpoint_files import Interrupted, name_of
-from spectrum.training.loop import Result, make_optimizer, train
+from spectrum.training.loop import Result, train
+from spectrum.training.optimisation import make_optimizer
 
 TINY: dict[str, Any] = {"train_images": 120, "epochs": 3, "width": 0.25, "batch_size": 40}  # nine steps
 IDENTITY, ENVIRONMENT = {"point": "a"}, {"threads": 2}

@@ -24,7 +24,9 @@ from spectrum.data.splits import Images, carve, split
 from spectrum.design.point import Point, choices
 from spectrum.models import NetworkOptions, build_model
 from spectrum.training import loop as training
-from spectrum.training.loop import Result, evaluate, hash_weights, learning_rate, make_optimizer, train
+from spectrum.training.evaluation import evaluate, hash_weights
+from spectrum.training.loop import Result, train
+from spectrum.training.optimisation import learning_rate, make_optimizer
 
 TINY: dict[str, Any] = {"train_images": 200, "epochs": 1, "width": 0.25, "batch_size": 50}
 
