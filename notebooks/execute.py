@@ -3,6 +3,7 @@
 Give names, such as `python notebooks/execute.py 05_modules`, to execute these alone.
 """
 
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from traitlets.config import Config
 from spectrum._files import write_whole
 
 FOLDER = Path(__file__).parent
+SOME_COLUMNS = re.compile(r"\[\d+ rows x \d+ columns\]\s*$")
 ENCRYPTED = Config(KernelManager={"transport_encryption": "auto"})  # else newer kernels warn
 
 
@@ -27,8 +29,9 @@ def execute(notebook: Any, folder: Path = FOLDER) -> None:
     for cell in notebook.cells:
         for output in cell.get("outputs", []):
             data = output.get("data", {})
-            if len(data.get("text/plain", "")) > len(data.get("text/html", "")) > 0:
-                del data["text/plain"]  # all rows and columns of a table that shows itself as its summary
+            plain, whole = data.get("text/plain", ""), data.get("text/html", "")
+            if whole and (len(plain) > len(whole) or SOME_COLUMNS.search(plain)):
+                del data["text/plain"]  # longer than the table in HTML, or cut short where that is whole
 
 
 if __name__ == "__main__":

@@ -199,6 +199,7 @@ class _Run:
         self.store, self.study, self.planned = store, study, planned
         self.images = images  # what the plan says of them
         self.engine, self.work, self.on_progress = engine, work, on_progress
+        self.base = study.base.model_dump(mode="json")
         self.counts: Counter[str] = Counter()
         self.seen: set[str] = set()  # ids of the points that were asked for
         self.reused = 0
@@ -206,6 +207,8 @@ class _Run:
 
     def run(self, frozen: Plan | None, *, confirm: bool) -> Summary:
         """All of the study, or its search where that is all that is asked for; `frozen` is the plan as it was found."""
+        if frozen is not None and frozen.is_of(self.study.hash) and frozen.base:
+            self.base = frozen.base  # without options that came to the package since
         if self.study.tune is None:
             self.freeze(self.planned)
             self.train(self.planned)
@@ -262,7 +265,7 @@ class _Run:
             imports=self.work.imports,
             hash=study.hash,
             budget=PlannedBudget(**study.budget.model_dump()),
-            base=study.base.model_dump(mode="json"),
+            base=self.base,
             varied=tuple(study.varied()),
             contrasts=tuple(one.record() for one in examine(study, self.planned)),
             runs=tuple(one.record() for one in points),

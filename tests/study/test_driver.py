@@ -347,3 +347,14 @@ def test_images_that_change_during_a_run_stop_it_and_are_not_mixed_in(study_fold
     before, now = re.search(r"fingerprint (\w+) before, (\w+) now", rows[-1]["reason"]).groups()
     assert before == known != now
     assert "provenance" not in rows[-1]
+
+
+@pytest.mark.medium
+def test_an_option_that_came_since_does_not_change_a_frozen_plan(study_folder):
+    study, path = tiny(axes={"segments": [1]}), study_folder / "out" / "plan.json"
+    run_study(study, "out", workers=1)
+    plan = json.loads(path.read_text())
+    del plan["base"]["stem_stride"]  # as a version without it wrote it
+    path.write_text(text := json.dumps(plan, indent=1) + "\n")
+    assert run_study(study, "out", workers=1).reused == 1
+    assert path.read_text() == text
