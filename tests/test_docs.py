@@ -12,6 +12,7 @@ import torch
 
 import spectrum
 from spectrum import build_model, models
+from spectrum.design import own_data
 from spectrum.design.study_file import Budget, parse_study
 
 ROOT = Path(__file__).parents[1]
@@ -50,19 +51,24 @@ def toml_blocks():
 @pytest.mark.parametrize("text", toml_blocks())
 def test_what_is_shown_of_a_study_can_be_in_one(text, tmp_path, monkeypatch):
     said = tomllib.loads(text)
-    if "import" in said:  # the module that the page shows
-        (module,) = [text for text in blocks(DOCS / "howto/own_model.md", "python") if "register_model" in text]
-        (tmp_path / f"{said['import']}.py").write_text(module)
+    named = said.get("import", [])
+    modules = [named] if isinstance(named, str) else named
+    for name in modules:  # which a page shows
+        shown = [text for page in PAGES for text in blocks(page, "python")]
+        (module,) = [text for text in shown if text.startswith(f"# {name}.py\n")]
+        (tmp_path / f"{name}.py").write_text(module)
         monkeypatch.setattr(models, "_FAMILIES", dict(models._FAMILIES))
+        monkeypatch.setattr(own_data, "_DATASETS", dict(own_data._DATASETS))
         monkeypatch.setattr(sys, "path", [*sys.path])
     if "seed" in said:  # a line of [axes]
         said = {"axes": said}
     if "contrasts" in said and "axes" not in said:  # the contrast alone
         sides = [side for one in said["contrasts"] for side in (*one["between"], *one.get("across", ()))]
-        names = dict.fromkeys(name for side in sides for name in side)
+        names = dict.fromkeys(option for side in sides for option in side)
         said["axes"] = {name: list(dict.fromkeys(side[name] for side in sides if name in side)) for name in names}
     assert parse_study(said, "shown", folder=tmp_path).points()
-    sys.modules.pop(said.get("import", ""), None)
+    for name in modules:
+        sys.modules.pop(name, None)
 
 
 def test_the_model_of_ones_own_is_built_at_the_widths_that_it_tells():

@@ -44,7 +44,7 @@ PLACES = {  # what must be looked at where it stands: our own compiled kernels, 
     ("spectrum/conv/kernels/build.py", "ctypes.CDLL"),
     ("spectrum/conv/kernels/build.py", "torch.ops.load_library"),
     ("spectrum/conv/kernels/ops.py", "ctypes.CDLL"),
-    ("spectrum/training/loop.py", "ctypes.CDLL"),
+    ("spectrum/training/step.py", "ctypes.CDLL"),
     ("spectrum/models/weights.py", "h5py.File"),
 }
 TRUST = {"weights_only": True, "allow_pickle": False, "trust_remote_code": False, "shell": False}
