@@ -169,11 +169,11 @@ def test_a_checkpoint_server_that_dies_costs_no_point(study_folder):
 
 
 def test_what_killed_tasks_leave_is_removed_and_what_living_ones_have_is_not(tmp_path, monkeypatch):
-    from spectrum.engines import ray as ray_engine
+    from spectrum.engines import ray_task as ray_engine
 
     monkeypatch.setattr(ray_engine, "gettempdir", lambda: str(tmp_path))
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    code = "import sys, os, tempfile; tempfile.tempdir = sys.argv[1]; from spectrum.engines import ray as r\n"
+    code = "import sys, os, tempfile; tempfile.tempdir = sys.argv[1]; from spectrum.engines import ray_task as r\n"
     code += "with r._folder_of_its_own() as root: (root / 'x').touch(); os._exit(1)"
     subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=False)
     assert len(list(tmp_path.glob("spectrum-point-*/x"))) == 1
