@@ -6,10 +6,10 @@ recipe or a budget may have put other values into all of them.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from spectrum.design.options import without_effect
+from spectrum.design.options import distinct, without_effect
 
 Runs = Sequence[Mapping[str, Any]]
 
@@ -32,7 +32,7 @@ def held_equal(runs: Runs) -> dict[str, Any]:
 
 def differing(runs: Runs) -> dict[str, list[Any]]:
     """Fields that have several values among the runs, and those values, the seed left out."""
-    found = {name: _distinct(values) for name, values in _told(runs) if name != "seed"}
+    found = {name: distinct(values) for name, values in _told(runs) if name != "seed"}
     return {name: values for name, values in found.items() if len(values) > 1}
 
 
@@ -45,11 +45,3 @@ def _told(runs: Runs) -> list[tuple[str, list[Any]]]:
 def _idle(runs: Runs) -> set[str]:
     """Fields that have an effect in no run."""
     return set.intersection(*(set(without_effect(run)) for run in runs)) if runs else set()
-
-
-def _distinct(values: Iterable[Any]) -> list[Any]:
-    found: list[Any] = []
-    for value in values:
-        if value not in found:
-            found.append(value)
-    return found

@@ -5,7 +5,7 @@ Pure functions of a run's fields, as a row, a plan or a record has them; nothing
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from spectrum.models import unused_by
@@ -16,6 +16,15 @@ Fields = Mapping[str, Any]
 
 DECAYS = ("decay", "decay_epochs", "decay_images")
 NEEDS_POINTWISE = ("order", "activation", "norm", "pointwise_segments", "shuffle")
+
+
+def distinct(values: Iterable[Any]) -> list[Any]:
+    """Each value once, in the order in which it first comes; values need no hash."""
+    found: list[Any] = []
+    for value in values:
+        if value not in found:
+            found.append(value)
+    return found
 
 
 def without_effect(run: Fields) -> dict[str, str]:

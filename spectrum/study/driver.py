@@ -119,7 +119,8 @@ def run_study(
         raise SpecError("confirm: this study has no [tune], so there is no search to confirm; leave it out")
     folder = folder_of(study, out)
     check_not_other(folder, study)
-    models, datasets = (sorted({getattr(point, of) for point in study.points()}) for of in ("model", "dataset"))
+    points = study.points()
+    models, datasets = (sorted({getattr(point, of) for point in points}) for of in ("model", "dataset"))
     asked = asked.model_copy(update={"imports": modules_of(models, [*study.imports, *asked.imports], datasets)})
     if isinstance(engine, str) and engine not in list_engines():
         import_modules(asked.imports)  # one of them may register it
@@ -128,7 +129,7 @@ def run_study(
     planned: Sequence[PlannedPoint] | None = _from_plan(study, frozen)
     images = list(frozen.images) if frozen is not None and planned is not None else []
     if planned is None or not _all_finished(folder, frozen, study, confirm):
-        asked = _prepared(study, frozen, trainer, asked)
+        asked = _prepared(study, frozen, trainer, asked, models, datasets)
         planned, images = _planned(study, folder, frozen, planned, on_note)
     _check_same_models(folder, models)
     with Store(folder) as store:
@@ -137,7 +138,14 @@ def run_study(
         return _Run(store, study, planned, images, trainer, work, on_progress).run(frozen, confirm=confirm)
 
 
-def _prepared(study: Study, frozen: Plan | None, engine: Engine, asked: EngineSettings) -> EngineSettings:
+def _prepared(
+    study: Study,
+    frozen: Plan | None,
+    engine: Engine,
+    asked: EngineSettings,
+    models: Sequence[str],
+    datasets: Sequence[str],
+) -> EngineSettings:
     """The settings with a device that is there. Raises SpecError for a study that cannot be trained so."""
     if frozen is None or not frozen.is_of(study.hash):
         check_effects(study)  # before torch is loaded
@@ -146,8 +154,6 @@ def _prepared(study: Study, frozen: Plan | None, engine: Engine, asked: EngineSe
         raise SpecError(f"budget.match = 'step_time': is measured on the CPU, not on {device}; give --device cpu")
     import_modules(asked.imports)
     if engine.starts_processes:
-        points = study.points()
-        models, datasets = {point.model for point in points}, {point.dataset for point in points}
         check_workers_know(models, asked.imports, datasets, elsewhere=engine.elsewhere)
     return asked.model_copy(update={"device": device})
 
@@ -207,16 +213,15 @@ class _Run:
 
     def run(self, frozen: Plan | None, *, confirm: bool) -> Summary:
         """All of the study, or its search where that is all that is asked for; `frozen` is the plan as it was found."""
-        if frozen is not None and frozen.is_of(self.study.hash) and frozen.base:
-            self.base = frozen.base  # without options that came to the package since
+        same = frozen if frozen is not None and frozen.is_of(self.study.hash) else None
+        if same is not None and same.base:
+            self.base = same.base  # without options that came to the package since
         if self.study.tune is None:
             self.freeze(self.planned)
             self.train(self.planned)
             return self.summary()
-        before = frozen.tuning if frozen is not None else None
-        once_confirmed = frozen is not None and before is not None and bool(frozen.runs)
-        is_same = frozen is not None and frozen.is_of(self.study.hash)
-        extended_before = before.grid if before is not None and is_same else {}
+        once_confirmed = frozen is not None and frozen.tuning is not None and bool(frozen.runs)
+        extended_before = same.tuning.grid if same is not None and same.tuning is not None else {}
         grid = extended_before or self.study.tune.grid()
         return self.tune(self.study.tune, grid, confirm=confirm or once_confirmed)
 

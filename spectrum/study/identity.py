@@ -7,11 +7,11 @@ the study is an earlier version of it: seeds, values or budgets came or went. Al
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal
 
 from spectrum._records import SpecError
+from spectrum.design.options import distinct
 from spectrum.design.plan import Plan
 from spectrum.design.point import Point
 from spectrum.design.study_file import Study
@@ -93,23 +93,14 @@ def changes(study: Study, plan: Plan) -> list[str]:
     are not the file's.
     """
     was, is_now = dict(plan.base), study.base.model_dump(mode="json")
-    varied = {"seed", *plan.varied, *study.varied()} - {"match"}
-    for name in varied:
-        was[name] = _distinct(run.asked_options.get(name) for run in plan.asked)
-        is_now[name] = _distinct(point.model_dump(mode="json").get(name) for point in study.points())
+    frozen = [run.asked_options for run in plan.asked]
+    points = [point.model_dump(mode="json") for point in study.points()]
+    for name in {"seed", *plan.varied, *study.varied()} - {"match"}:
+        was[name], is_now[name] = (distinct(run.get(name) for run in runs) for runs in (frozen, points))
     if plan.budget is not None:
         was["budget"], is_now["budget"] = plan.budget.entry(), study.budget.model_dump(mode="json")
     names = [name for name in (*Point.model_fields, "budget") if name in was and was[name] != is_now[name]]
     return [f"{name} was {_value(was[name])} and is {_value(is_now[name])}" for name in names if name != "widths"]
-
-
-def _distinct(values: Iterable[Any]) -> list[Any]:
-    """Each value once, in order; a value alone stands for itself where all runs have it."""
-    found: list[Any] = []
-    for value in values:
-        if value not in found:
-            found.append(value)
-    return found
 
 
 def _value(value: Any) -> str:
