@@ -4,7 +4,7 @@ import subprocess
 import sys
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from spectrum import load_results, run_study
@@ -147,12 +147,14 @@ def test_settings_that_cannot_be_are_refused_by_name(study_folder, settings, why
 
 
 @given(st.sampled_from(["workers", "checkpoint_minutes", "point_minutes", "memory_gb"]), st.floats() | st.integers())
+@example("checkpoint_minutes", 2**53 + 1)
 def test_a_number_is_taken_where_it_can_be_and_refused_where_not(name, value):
     """Against the rule in words: workers are whole from 1 up; limits are above 0; checkpoints come after 0 or more."""
     whole = isinstance(value, int)
     can_be = {"workers": whole and value >= 1, "checkpoint_minutes": value >= 0}.get(name, value > 0)
     if can_be:
-        assert getattr(EngineSettings(**{name: value}), name) == value
+        kept = value if name == "workers" else float(value)  # minutes and GB, to which 2⁵³ + 1 is 2⁵³
+        assert getattr(EngineSettings(**{name: value}), name) == kept
     else:
         with pytest.raises(SpecError, match=name):
             EngineSettings(**{name: value})
