@@ -17,6 +17,10 @@ from spectrum._version import __version__
 
 _HOME = {
     "SegmentedConv2d": "spectrum.conv.segmented",
+    "Backend": "spectrum.conv.backends.interface",
+    "list_backends": "spectrum.conv.backends.choice",
+    "prefer_backend": "spectrum.conv.backends.choice",
+    "register_backend": "spectrum.conv.backends.choice",
     "build_model": "spectrum.models",
     "list_models": "spectrum.models",
     "load_keras_weights": "spectrum.models.weights",
@@ -40,11 +44,13 @@ _HOME = {
 }
 __all__ = [
     "Arrays",
+    "Backend",
     "Point",
     "SegmentedConv2d",
     "Study",
     "__version__",
     "build_model",
+    "list_backends",
     "list_models",
     "load_history",
     "load_keras_weights",
@@ -54,8 +60,10 @@ __all__ = [
     "load_weights",
     "measure_cost",
     "plots",
+    "prefer_backend",
     "progress",
     "read_plan",
+    "register_backend",
     "register_dataset",
     "register_model",
     "run_study",
@@ -66,6 +74,8 @@ __all__ = [
 if TYPE_CHECKING:
     from spectrum.analysis import plots, stats
     from spectrum.cli.progress import progress
+    from spectrum.conv.backends.choice import list_backends, prefer_backend, register_backend
+    from spectrum.conv.backends.interface import Backend
     from spectrum.conv.segmented import SegmentedConv2d
     from spectrum.cost.count import measure_cost
     from spectrum.design.own_data import Arrays, register_dataset

@@ -43,7 +43,7 @@ HARMLESS = {  # loads that make numbers, text and pixels of a file, and nothing 
 PLACES = {  # what must be looked at where it stands: our own compiled kernels, libc, and HDF5, which holds no code
     ("spectrum/conv/kernels/build.py", "ctypes.CDLL"),
     ("spectrum/conv/kernels/build.py", "torch.ops.load_library"),
-    ("spectrum/conv/kernels/ops.py", "ctypes.CDLL"),
+    ("spectrum/conv/kernels/torch_operation.py", "ctypes.CDLL"),
     ("spectrum/training/step.py", "ctypes.CDLL"),
     ("spectrum/models/weights.py", "h5py.File"),
 }

@@ -266,7 +266,7 @@ def _all_values(column: pd.Series) -> str:
 
 
 def _counted(value: Any) -> str:
-    """A value in words; of a record of many, such as the lowering of every layer, how many have which."""
+    """A value in words; of a record of many, such as the backend of every layer, how many have which."""
     if not isinstance(value, Mapping):
         return _said(value)
     return " and ".join(f"{count} × {kind}" for kind, count in Counter(map(_said, value.values())).items())

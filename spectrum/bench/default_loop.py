@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader, Dataset
 
-from spectrum.bench.op import lowerings
+from spectrum.conv.backends.choice import prefer_backend
 from spectrum.data.pixels import in_memory
 from spectrum.data.splits import Images, split
 from spectrum.design.point import Point
@@ -52,7 +52,7 @@ class DefaultLoop:
         self.point, self.images = point, images
         self.data = split(images, point.validation_fraction, point.train_images)
         channels, side, _ = images.shape
-        with lowerings("native"):
+        with prefer_backend("native"):
             self.model = build_model(point.model, point.network_options(channels, images.classes, side))
         trained = list(self.model.parameters())
         groups = [

@@ -8,9 +8,8 @@ A tensor that stays in the cache can beat the latter.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from typing import Any
 
 import pandas as pd
@@ -18,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from spectrum.bench.rounds import alternate, spread
-from spectrum.conv.lowering import choose
+from spectrum.conv.backends.choice import choose, prefer_backend
 from spectrum.conv.segmented import SegmentedConv2d
 from spectrum.training.step import keep_freed_memory
 
@@ -92,7 +91,7 @@ def _measure_one(shape: Shape, segments: int) -> list[dict[str, Any]]:
             "gflops": 6 * macs / times[name]["ms"] / 1e6,
             "product_gflops": product / 1e9,
             "copy_gbs": bandwidth / 1e9,
-            "lowering": _lowering(shape, segments) if name == OURS else "",
+            "lowering": _backend(shape, segments) if name == OURS else "",
         }
         for name in (*[peer for peer in PEERS if peer in ways], OURS)
     ]
@@ -150,28 +149,14 @@ def _pass_of(shape: Shape, layout: torch.memory_format) -> Callable[[Any], Calla
     return of
 
 
-def _operation(channels: int, segments: int, lowering: str) -> SegmentedConv2d:
-    with lowerings(lowering):
+def _operation(channels: int, segments: int, backend: str) -> SegmentedConv2d:
+    with prefer_backend(backend):
         return SegmentedConv2d(channels, channels, segments=segments, pointwise=False)
 
 
-def _lowering(shape: Shape, segments: int) -> str:
+def _backend(shape: Shape, segments: int) -> str:
     spatial = _operation(shape[1], segments, "auto").spatial
-    return choose(spatial.lowering, torch.empty(shape).to(memory_format=torch.channels_last), spatial.geometry)
-
-
-@contextmanager
-def lowerings(name: str) -> Any:
-    """Modules that are made inside choose their lowering so."""
-    before = os.environ.get("SPECTRUM_LOWERING")
-    os.environ["SPECTRUM_LOWERING"] = name
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ["SPECTRUM_LOWERING"]
-        else:
-            os.environ["SPECTRUM_LOWERING"] = before
+    return choose(spatial.choice.name, torch.empty(shape).to(memory_format=torch.channels_last), spatial.geometry)
 
 
 def findings(table: pd.DataFrame) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """A training step of every network of a study: with torch's own kernels, in either layout, and with this package's.
 
     default loop      NCHW, eager, DataLoader: what most scripts have
-    torch's kernels   what `spectrum run` does with SPECTRUM_LOWERING=native: channels_last, its own loop and data
+    torch's kernels   what `spectrum run` does with SPECTRUM_BACKEND=native: channels_last, its own loop and data
     spectrum          what `spectrum run` does
 
 So the first two differ in layout and loop, the last two in kernels and joined normalisation alone. Each way of a

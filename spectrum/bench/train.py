@@ -22,8 +22,8 @@ import pandas as pd
 import torch
 
 from spectrum.bench.default_loop import DefaultLoop
-from spectrum.bench.op import lowerings
 from spectrum.bench.rounds import spread
+from spectrum.conv.backends.choice import prefer_backend
 from spectrum.data.augment import batches
 from spectrum.data.splits import Images, split
 from spectrum.design.point import Point
@@ -32,7 +32,7 @@ from spectrum.training.optimisation import make_optimizer
 from spectrum.training.step import keep_freed_memory, training_step
 
 DEFAULT, OURS = "default loop", "spectrum"
-NATIVE = "torch's kernels"  # what `spectrum run` does with SPECTRUM_LOWERING=native
+NATIVE = "torch's kernels"  # what `spectrum run` does with SPECTRUM_BACKEND=native
 TUNED = ("channels_last", "channels_last, compiled")
 WAYS = (DEFAULT, *TUNED, OURS)
 CURVE: tuple[dict[str, int], ...] = ({"segments": 1}, *({"segment_width": width} for width in (32, 16, 8, 4, 2, 1)))
@@ -200,7 +200,7 @@ def _steps(point: Point, images: Images, way: str) -> Iterator[float]:
     if way in (OURS, NATIVE):
         keep_freed_memory()
     data = split(images, point.validation_fraction)
-    with lowerings("auto" if way == OURS else "native"):
+    with prefer_backend("auto" if way == OURS else "native"):
         model = build_model(point.model, point.network_options(images.shape[0], images.classes, images.shape[1]))
     model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     run = torch.compile(model) if way.endswith("compiled") else model

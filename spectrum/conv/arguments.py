@@ -20,6 +20,10 @@ Activation = Literal["none", "relu", "elu", "gelu", "silu"]  # those that have a
 ORDERS, ACTIVATIONS = get_args(Order), get_args(Activation)
 
 
+class InputError(RuntimeError, ValueError):
+    """An input that the operation cannot take; a RuntimeError as torch's own, and a ValueError as elsewhere here."""
+
+
 def whole(name: str, value: Any, least: int = 1, *, most: int = LARGEST, more: str = "") -> int:
     """A whole number from `least` to `most`.
 
@@ -97,6 +101,22 @@ def choice(name: str, value: Any, known: Sequence[str]) -> str:
         last = f" or {known[-1]!r}" if len(known) == 2 else f", {known[-1]!r}"
         raise ValueError(f"{name}={value!r}: unknown; try {', '.join(map(repr, known[:-1]))}{last}")
     return value
+
+
+def padding_pixels(padding: Any, kernel_size: Pair, dilation: Pair) -> Pair:
+    """Zeros on each side, (vertical, horizontal); "same" for as many outputs as inputs at stride 1."""
+    if not (isinstance(padding, str) and padding == "same"):
+        values = as_tuple(padding) or (padding, padding)
+        numbers = [as_whole(value) for value in values]
+        if len(numbers) != 2 or any(number is None or number < 0 for number in numbers):
+            raise ValueError(f'padding={padding!r}: expected "same", "tf_same", a number of pixels, or two of them')
+        return pair("padding", padding, 0)
+    vertical, horizontal = (d * (k - 1) for d, k in zip(dilation, kernel_size, strict=True))
+    if vertical % 2 or horizontal % 2:
+        raise ValueError(
+            f'padding="same": an even kernel_size={kernel_size} has no middle; use an odd one or give pixels'
+        )
+    return vertical // 2, horizontal // 2
 
 
 def as_whole(value: Any) -> int | None:

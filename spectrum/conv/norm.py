@@ -15,8 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from spectrum.conv.kernels import ops
-from spectrum.conv.lowering import is_of_fx, is_traced, layout_of, lowering_name, still_there, takes_kernels
+from spectrum.conv.backends.choice import BACKENDS, choice_for
+from spectrum.conv.backends.interface import Backend
+from spectrum.conv.backends.tracing import is_of_fx, is_traced, layout_of
 
 
 class BatchNormAct2d(nn.BatchNorm2d):
@@ -25,6 +26,7 @@ class BatchNormAct2d(nn.BatchNorm2d):
     Args:
         channels: C.
         relu: whether max(0, ·) follows.
+        backend: what computes it, where it can, as for `SegmentedConv2d`; torch elsewhere.
         device, dtype: of parameters and buffers, as torch's own layers take them.
 
     Normalisation is that of Ioffe & Szegedy 2015, arXiv:1502.03167. The same function, parameters, buffers and
@@ -43,20 +45,21 @@ class BatchNormAct2d(nn.BatchNorm2d):
         channels: int,
         *,
         relu: bool = False,
+        backend: str | None = None,
         device: torch.device | str | int | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__(channels, device=device, dtype=dtype)
         self.relu = relu
         self.total: Callable[[Tensor], Tensor] | None = None  # of sums over all processes that share a batch
-        self.lowering = lowering_name(build=not self.weight.is_meta)
+        self.backend = choice_for(backend, prepare=self.weight.device.type == "cpu").name
 
     def forward(self, x_nchw: Tensor, added_nchw: Tensor | None = None) -> Tensor:
         """Both (N, C, H, W), and so is the result."""
         if is_of_fx(x_nchw):
             return self._as_a_whole(x_nchw, () if added_nchw is None else (added_nchw,))
         if self._takes(x_nchw) and (added_nchw is None or _alike(added_nchw, x_nchw)):
-            return self._compiled(x_nchw, added_nchw) if self.training else self._evaluated(x_nchw, added_nchw)
+            return self._trained(x_nchw, added_nchw) if self.training else self._evaluated(x_nchw, added_nchw)
         y_nchw = self._by_torch(x_nchw)
         y_nchw = y_nchw if added_nchw is None else y_nchw + added_nchw
         return torch.relu(y_nchw) if self.relu else y_nchw
@@ -88,10 +91,15 @@ class BatchNormAct2d(nn.BatchNorm2d):
         return y_nchw.to(x_nchw.dtype)
 
     def _takes(self, x_nchw: Tensor) -> bool:
-        if self.lowering not in ("auto", "compiled") or is_traced(x_nchw):
+        backend = self._backend()
+        if not backend.normalises or is_traced(x_nchw):
             return False
         in_this_mode = self._learns_alone() if self.training else self._only_evaluates()
-        return in_this_mode and self._fits(x_nchw) and takes_kernels(x_nchw) and self.weight.dtype == torch.float32
+        takes = in_this_mode and self._fits(x_nchw) and self.weight.dtype == x_nchw.dtype
+        return takes and backend.refusal_to_normalise(x_nchw) is None
+
+    def _backend(self) -> Backend:
+        return BACKENDS["compiled" if self.backend == "auto" else self.backend]
 
     def _fits(self, x_nchw: Tensor) -> bool:
         least = self.num_features if self.training else 0  # torch refuses one value per channel, and says why
@@ -110,10 +118,14 @@ class BatchNormAct2d(nn.BatchNorm2d):
         assert self.running_mean is not None
         assert self.running_var is not None
         statistics = self.running_mean, self.running_var
-        return ops.batch_norm_act_evaluate(x_nchw, added_nchw, self.weight, self.bias, *statistics, self.eps, self.relu)
+        return self._backend().normalise_by(
+            x_nchw, added_nchw, self.weight, self.bias, *statistics, self.eps, self.relu
+        )
 
-    def _compiled(self, x_nchw: Tensor, added_nchw: Tensor | None) -> Tensor:
-        y_nchw, mean, variance = ops.batch_norm_act(x_nchw, added_nchw, self.weight, self.bias, self.eps, self.relu)
+    def _trained(self, x_nchw: Tensor, added_nchw: Tensor | None) -> Tensor:
+        y_nchw, mean, variance = self._backend().normalise(
+            x_nchw, added_nchw, self.weight, self.bias, self.eps, self.relu
+        )
         count = x_nchw.numel() // self.num_features
         self._follow(mean, variance * (count / (count - 1)))
         return y_nchw
@@ -136,10 +148,6 @@ class BatchNormAct2d(nn.BatchNorm2d):
                 by_parts = (1 - self.momentum) * running + self.momentum * new
                 finite = running.isfinite() & new.isfinite()
                 running.copy_(torch.where(finite, running.lerp(new, self.momentum), by_parts))
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)  # type: ignore[no-untyped-call]
-        self.lowering = still_there(self.lowering)
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, relu={self.relu}"  # type: ignore[no-untyped-call]

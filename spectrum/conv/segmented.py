@@ -15,65 +15,34 @@ Shapes: x_nchw is (N, C, H, W).
 
 import math
 from collections.abc import Callable
-from functools import partial
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from spectrum.conv.arguments import (
-    LARGEST,
     MOST_CHANNELS,
     ORDERS,
+    InputError,
     Order,
     Pair,
-    as_tuple,
-    as_whole,
     choice,
     flag,
+    padding_pixels,
     pair,
     whole,
 )
-from spectrum.conv.derived import Folded, Window, convolve
-from spectrum.conv.lowering import (
-    LOWERINGS,
-    Geometry,
-    choose,
-    fold,
-    is_of_fx,
-    layout_of,
-    lowering_name,
-    still_there,
-    worth_folding,
-)
+from spectrum.conv.backends.choice import Choice, choice_for, worth_folding
+from spectrum.conv.backends.tracing import is_of_fx
+from spectrum.conv.between import between, named_activation, shuffled
+from spectrum.conv.half import SegmentedHalf
 from spectrum.conv.norm import BatchNormAct2d
 from spectrum.conv.padding import pad_same
-from spectrum.conv.segments import (
-    PER_CHANNEL,
-    Run,
-    Segments,
-    interleaved,
-    plain_segments,
-    segment_runs,
-    segment_sizes,
-)
-
-ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
-    "none": nn.Identity,
-    "relu": nn.ReLU,
-    "elu": nn.ELU,
-    "gelu": nn.GELU,
-    "silu": nn.SiLU,
-}
-
+from spectrum.conv.segments import Segments, interleaved, segment_runs, segment_sizes, spatial_sizes
 
 FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.complex64, torch.complex128)
 
 torch.fx.wrap("pad_same")  # looks at the size of its input, which fx does not know
-
-
-class InputError(RuntimeError, ValueError):
-    """An input that the operation cannot take; a RuntimeError as torch's own, and a ValueError as elsewhere here."""
 
 
 class SegmentedConv2d(nn.Module):
@@ -102,6 +71,10 @@ class SegmentedConv2d(nn.Module):
         shuffle: interleave channels between the halves, so that neighbouring channels of the spatial half belong to
             different segments of the 1×1. Needs pointwise_segments > 1: after a dense 1×1 it only relabels rows.
         bias: add one bias a channel to the output (Keras' `SeparableConv2D` does the same).
+        backend: what computes the spatial half, one of `list_backends()`: an input that it cannot compute is refused.
+            The 1×1 and the normalisation are computed by it where it can, by torch elsewhere. By default, and with
+            "auto", the fastest known for the layer's geometry and the input's type and layout; see `prefer_backend`.
+            While a network is counted, exported or transformed, torch's own convolutions are used.
         device: of parameters and buffers, as torch's own layers take it.
         dtype: of parameters and buffers, floating or complex.
 
@@ -169,44 +142,43 @@ class SegmentedConv2d(nn.Module):
         pointwise_segments: int = 1,
         shuffle: bool = False,
         bias: bool = False,
+        backend: str | None = None,
         device: torch.device | str | int | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
         in_channels = whole("in_channels", in_channels, most=MOST_CHANNELS)
         out_channels = whole("out_channels", out_channels, most=MOST_CHANNELS)
-        kernel_size, stride, dilation = (
-            pair("kernel_size", kernel_size),
-            pair("stride", stride),
-            pair("dilation", dilation),
-        )
+        kernel_size, stride = pair("kernel_size", kernel_size), pair("stride", stride)
+        dilation = pair("dilation", dilation)
         pointwise_segments = whole("pointwise_segments", pointwise_segments)
         choice("order", order, ORDERS)
         norm, pointwise, shuffle = flag("norm", norm), flag("pointwise", pointwise), flag("shuffle", shuffle)
         bias = flag("bias", bias)
-        activation = _named(activation)
+        activation = named_activation(activation)
         made: dict[str, Any] = {"device": _device(device), "dtype": _dtype(dtype)}
         if not pointwise:
             _check_bare(norm, activation, pointwise_segments)
         if shuffle and pointwise_segments == 1:
             raise ValueError("shuffle=True: after a dense 1×1 it only relabels rows; use pointwise_segments > 1")
 
-        self.in_channels, self.out_channels = in_channels, out_channels
-        self.order = order
-
+        self.in_channels, self.out_channels, self.order = in_channels, out_channels, order
         spatial_in = out_channels if pointwise and order == "pointwise_first" else in_channels
         spatial_out = out_channels if not pointwise else spatial_in
-        in_sizes, out_sizes = _spatial_sizes(spatial_in, spatial_out, segments)
+        in_sizes, out_sizes = spatial_sizes(spatial_in, spatial_out, segments)
         self.segments, self.segment_sizes = len(in_sizes), in_sizes
         self.pads_first = isinstance(padding, str) and padding == "tf_same"
         if self.pads_first and stride == (1, 1) and all(k % 2 for k in kernel_size):
             padding, self.pads_first = "same", False  # which then is the same
+        starts_on = torch.empty(0, **made).device
+        of_spatial = choice_for(backend, prepare=starts_on.type == "cpu")
         self.spatial = SegmentedHalf(
             segment_runs(in_sizes, out_sizes),
             kernel_size,
             stride=stride,
-            padding=(0, 0) if self.pads_first else _padding(padding, kernel_size, dilation),
+            padding=(0, 0) if self.pads_first else padding_pixels(padding, kernel_size, dilation),
             dilation=dilation,
+            choice=of_spatial,
             **made,
         )
 
@@ -217,8 +189,8 @@ class SegmentedConv2d(nn.Module):
             if pointwise_segments > smaller:
                 raise ValueError(f"pointwise_segments={pointwise_segments}: expected 1 … {smaller}")
             halves = (segment_sizes(c, pointwise_segments) for c in (in_channels, out_channels))
-            self.pointwise = SegmentedHalf(segment_runs(*halves), (1, 1), **made)
-            self.between = _between(spatial_in, norm, activation, made)
+            self.pointwise = SegmentedHalf(segment_runs(*halves), (1, 1), choice=Choice(of_spatial.name), **made)
+            self.between = between(spatial_in, norm, activation, backend, made)
 
         # Nothing stands between two dense halves: together they are one convolution.
         self.folds = pointwise and not norm and activation == "none" and stride == (1, 1)
@@ -227,7 +199,7 @@ class SegmentedConv2d(nn.Module):
         self.shuffle: Tensor | None
         self.register_buffer("shuffle", None, persistent=False)
         if shuffle:
-            self.shuffle = self._permutation(torch.empty(0, device=device).device)
+            self.shuffle = self._permutation(starts_on)
             self.register_load_state_dict_post_hook(_after_loading)  # type: ignore[no-untyped-call]
 
         self.bias = nn.Parameter(torch.empty(out_channels, **made)) if bias else None
@@ -286,14 +258,22 @@ class SegmentedConv2d(nn.Module):
         else:
             pointwise_first = self.order == "pointwise_first"
             first, second = (self.pointwise, self.spatial) if pointwise_first else (self.spatial, self.pointwise)
-            if self.folds and worth_folding(self.spatial.lowering, x_nchw, first.weights[0], second.weights[0]):
+            if self.is_folded(x_nchw):
                 x_nchw = self.spatial.folded(x_nchw, first.weights[0], second.weights[0])
             else:
                 x_nchw = self.between(self._half(first, x_nchw))
                 if self.shuffle is not None:
-                    x_nchw = _shuffled(x_nchw, self.shuffle)
+                    x_nchw = shuffled(x_nchw, self.shuffle)
                 x_nchw = self._half(second, x_nchw)
         return x_nchw if self.bias is None else x_nchw + self.bias.view(-1, 1, 1)
+
+    def is_folded(self, x_nchw: Tensor) -> bool:
+        """Whether both halves of this input (N, in_channels, H, W) are computed as one convolution."""
+        if not self.folds or self.pointwise is None:
+            return False
+        spatial, pointwise = self.spatial.weights[0], self.pointwise.weights[0]
+        first, second = (pointwise, spatial) if self.order == "pointwise_first" else (spatial, pointwise)
+        return worth_folding(self.spatial.choice.name, x_nchw, first, second)
 
     def _check(self, x_nchw: Any) -> None:
         if not isinstance(x_nchw, Tensor):
@@ -337,179 +317,6 @@ class SegmentedConv2d(nn.Module):
 
 def _after_loading(module: SegmentedConv2d, incompatible: Any) -> None:
     module._compute_shuffle()
-
-
-class SegmentedHalf(nn.Module):
-    """One linear half: a convolution inside each segment, one weight tensor a run of equal segments."""
-
-    def __init__(
-        self,
-        runs: tuple[Run, ...],
-        kernel_size: Pair,
-        *,
-        stride: Pair = (1, 1),
-        padding: Pair = (0, 0),
-        dilation: Pair = (1, 1),
-        device: torch.device | str | int | None = None,
-        dtype: torch.dtype | None = None,
-    ) -> None:
-        super().__init__()
-        self.geometry = Geometry(runs, kernel_size, stride, padding, dilation)
-        self.used: str | None = None  # the lowering of the last call, a key of LOWERINGS or "folded"
-        shapes = [(run.count * run.out_size, run.in_size, *kernel_size) for run in runs]
-        if any(math.prod(shape) > LARGEST for shape in shapes):  # torch may count further, but no machine would hold it
-            raise ValueError(
-                f"in_channels, out_channels, kernel_size: a weight of shape {max(shapes, key=math.prod)} has more than "
-                f"{LARGEST} numbers; give smaller ones, or more segments"
-            )
-        self.weights = nn.ParameterList(torch.empty(shape, device=device, dtype=dtype) for shape in shapes)
-        self.lowering = lowering_name(build=not self.weights[0].is_meta)
-        self.reset_parameters()
-
-    def reset_parameters(self) -> None:
-        """Draw the weights anew, as at the start."""
-        for weight in self.weights:
-            bound = 1 / math.sqrt(weight[0].numel())
-            nn.init.uniform_(weight, -bound, bound)
-
-    @property
-    def largest_fan_in(self) -> int:
-        return max(int(weight[0].numel()) for weight in self.weights)
-
-    def forward(self, x_nchw: Tensor) -> Tensor:
-        used = choose(self.lowering, x_nchw, self.geometry)
-        self._note(used)
-        return LOWERINGS[used](x_nchw, list(self.weights), self.geometry)
-
-    def _note(self, used: str) -> None:
-        if not torch.compiler.is_compiling():
-            self.__dict__["used"] = used  # past nn.Module, which would look whether it is a parameter
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)  # type: ignore[no-untyped-call]
-        self.lowering = still_there(self.lowering)
-        self.__dict__.setdefault("used", None)  # stored by an earlier version
-
-    def folded(self, x_nchw: Tensor, first: Tensor, second: Tensor) -> Tensor:
-        """This half's convolution and the other's 1×1 as one; weights (mid, in, ·, ·) and (out, mid, ·, ·), dense."""
-        self._note("folded")
-        g = self.geometry
-        with torch.no_grad():
-            kernel = fold(first, second)
-        return convolve(Folded(Window(g.stride, g.padding, g.dilation)), x_nchw, (first, second), kernel)
-
-    def extra_repr(self) -> str:
-        g = self.geometry
-        runs = " + ".join(f"{run.count}×({run.in_size}→{run.out_size})" for run in g.runs)
-        return f"{runs}, stride={g.stride}, padding={g.padding}, dilation={g.dilation}"
-
-
-def used_lowerings(model: nn.Module) -> dict[str, str]:
-    """By which lowering each segmented convolution of a network, named as its module, computed its spatial half last.
-
-    Those that have not run yet, or only under torch.compile, are not there.
-    """
-    return {
-        name: module.spatial.used
-        for name, module in model.named_modules()
-        if isinstance(module, SegmentedConv2d) and module.spatial.used is not None
-    }
-
-
-class Elementwise(nn.Module):
-    """A function of a tensor, as a module."""
-
-    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
-        super().__init__()
-        self.function = function
-
-    def forward(self, x_nchw: Tensor) -> Tensor:
-        return self.function(x_nchw)
-
-    def extra_repr(self) -> str:
-        return getattr(self.function, "__name__", repr(self.function))
-
-
-def _named(activation: Any) -> str | nn.Module:
-    """An activation by its name, or as a module of its own. Raises ValueError for what is neither."""
-    if activation is None or isinstance(activation, nn.Identity):
-        return "none"
-    if isinstance(activation, str):
-        return choice("activation", activation, tuple(ACTIVATIONS))
-    makes = activation.func if isinstance(activation, partial) else activation
-    if isinstance(makes, type) and issubclass(makes, nn.Module):
-        by_class = {kind: name for name, kind in ACTIVATIONS.items()}
-        if activation in by_class:
-            return by_class[activation]
-        try:
-            activation = activation()
-        except TypeError as error:
-            raise ValueError(
-                f"activation={makes.__name__}: cannot be made without arguments ({error}); give an instance of it"
-            ) from None
-    if isinstance(activation, nn.Module):
-        return activation
-    if isinstance(makes, type) or not callable(activation):
-        raise ValueError(
-            f"activation={activation!r}: expected a name ({', '.join(map(repr, ACTIVATIONS))}), a module such as "
-            "nn.ReLU(), or a function of a tensor"
-        )
-    return Elementwise(activation)
-
-
-def _between(channels: int, norm: bool, activation: str | nn.Module, made: dict[str, Any]) -> nn.Module:
-    if norm and activation == "relu":
-        return nn.Sequential(BatchNormAct2d(channels, relu=True, **made))
-    last = ACTIVATIONS[activation]() if isinstance(activation, str) else activation
-    return nn.Sequential(BatchNormAct2d(channels, **made) if norm else nn.Identity(), last)
-
-
-def _shuffled(x_nchw: Tensor, permutation: Tensor) -> Tensor:
-    y_nchw = x_nchw.index_select(-3, permutation)
-    if is_of_fx(x_nchw):
-        return y_nchw
-    return y_nchw.contiguous(memory_format=layout_of(x_nchw))  # which index_select forgets
-
-
-def _spatial_sizes(in_channels: int, out_channels: int, segments: Segments) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Sizes of the segments on both sides of the spatial half; they differ only in the bare operation."""
-    segments = plain_segments(segments)
-    if in_channels == out_channels:
-        sizes = segment_sizes(in_channels, segments)
-        return sizes, sizes
-    if segments == PER_CHANNEL:
-        if out_channels < in_channels:
-            raise ValueError(
-                f'segments="per_channel": {in_channels} channels cannot each give some of {out_channels} outputs; '
-                f"try segments={out_channels}"
-            )
-        segments = in_channels
-    if isinstance(segments, int):
-        smaller = min(in_channels, out_channels)
-        segment_sizes(smaller, segments)  # raises where there are too many
-        return segment_sizes(in_channels, segments), segment_sizes(out_channels, segments)
-    in_sizes = segment_sizes(in_channels, segments)
-    if any(size * out_channels % in_channels for size in in_sizes):
-        raise ValueError(
-            f"segments={list(in_sizes)}: these sizes of {in_channels} inputs do not scale to {out_channels} outputs "
-            "in whole numbers; give a number of segments"
-        )
-    return in_sizes, tuple(size * out_channels // in_channels for size in in_sizes)
-
-
-def _padding(padding: Any, kernel_size: Pair, dilation: Pair) -> Pair:
-    if not (isinstance(padding, str) and padding == "same"):
-        values = as_tuple(padding) or (padding, padding)
-        numbers = [as_whole(value) for value in values]
-        if len(numbers) != 2 or any(number is None or number < 0 for number in numbers):
-            raise ValueError(f'padding={padding!r}: expected "same", "tf_same", a number of pixels, or two of them')
-        return pair("padding", padding, 0)
-    vertical, horizontal = (d * (k - 1) for d, k in zip(dilation, kernel_size, strict=True))
-    if vertical % 2 or horizontal % 2:
-        raise ValueError(
-            f'padding="same": an even kernel_size={kernel_size} has no middle; use an odd one or give pixels'
-        )
-    return vertical // 2, horizontal // 2
 
 
 def _device(device: Any) -> Any:

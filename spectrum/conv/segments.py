@@ -157,3 +157,29 @@ def _explicit_sizes(channels: int, sizes: tuple[int, ...]) -> tuple[int, ...]:
         hint = f"; try {[*sizes[:-1], rest]}" if rest > 0 else ""
         raise ValueError(f"segments={list(sizes)}: the sizes sum to {sum(sizes)}, not to {channels} channels{hint}")
     return sizes
+
+
+def spatial_sizes(in_channels: int, out_channels: int, segments: Segments) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Sizes of the segments on both sides of the spatial half; they differ only in the bare operation."""
+    segments = plain_segments(segments)
+    if in_channels == out_channels:
+        sizes = segment_sizes(in_channels, segments)
+        return sizes, sizes
+    if segments == PER_CHANNEL:
+        if out_channels < in_channels:
+            raise ValueError(
+                f'segments="per_channel": {in_channels} channels cannot each give some of {out_channels} outputs; '
+                f"try segments={out_channels}"
+            )
+        segments = in_channels
+    if isinstance(segments, int):
+        smaller = min(in_channels, out_channels)
+        segment_sizes(smaller, segments)  # raises where there are too many
+        return segment_sizes(in_channels, segments), segment_sizes(out_channels, segments)
+    in_sizes = segment_sizes(in_channels, segments)
+    if any(size * out_channels % in_channels for size in in_sizes):
+        raise ValueError(
+            f"segments={list(in_sizes)}: these sizes of {in_channels} inputs do not scale to {out_channels} outputs "
+            "in whole numbers; give a number of segments"
+        )
+    return in_sizes, tuple(size * out_channels // in_channels for size in in_sizes)

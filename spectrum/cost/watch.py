@@ -53,7 +53,7 @@ def watched(model: nn.Module, products: Products) -> Iterator[None]:
 class Products(TorchDispatchMode):
     """Counts every convolution and matrix product that runs while it is entered, for the layer that runs it.
 
-    Under it the operation takes the library's own convolutions, whatever the lowering, so that none is missed.
+    Under it the operation takes the library's own convolutions, whatever the backend, so that none is missed.
     """
 
     supports_higher_order_operators = True

@@ -23,7 +23,7 @@ epochs of 16,000 Gaussian images of 16×16×3, score on 4,000 others (two seeds 
     per channel           0.717  0.753    0.806  0.800    0.808  0.812
 
 Float64 throughout and by the library's own convolution, so that labels hang neither on the number of threads nor on the
-lowering: rounding, of some 1e-14, is far below what parts two images. Every function depends on its arguments only and
+backend: rounding, of some 1e-14, is far below what parts two images. Every function depends on its arguments only and
 leaves torch's generator alone.
 """
 
@@ -38,7 +38,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import avg_pool2d
 
-from spectrum.conv.lowering import Geometry, native
+from spectrum.conv.backends.interface import Geometry
+from spectrum.conv.backends.native import native
 from spectrum.conv.segments import PER_CHANNEL, Run, segment_runs, segment_sizes
 from spectrum.data.pixels import in_memory
 from spectrum.data.splits import Images, make_images

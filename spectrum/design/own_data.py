@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from spectrum._registry import Registry, calling_module
 from spectrum.design.point import GAUSSIAN
 
 BUILT_IN = ("digits", "fashion_mnist", "cifar10", "cifar100", GAUSSIAN)
@@ -32,13 +32,8 @@ class Arrays:
 Loader = Callable[[], Arrays]
 
 
-@dataclass(frozen=True)
-class _Registered:
-    loader: Loader
-    home: str | None  # module that registered it
-
-
-_DATASETS: dict[str, _Registered] = {}
+# What the package brings is known by name elsewhere; here it only keeps others from taking these names.
+_DATASETS: Registry[Loader | None] = Registry("dataset", dict.fromkeys(BUILT_IN))
 
 
 def register_dataset(name: str, loader: Loader) -> None:
@@ -68,30 +63,19 @@ def register_dataset(name: str, loader: Loader) -> None:
         raise ValueError(f"name={name!r}: expected a name for the data set, such as 'mine', without a slash")
     if not callable(loader):
         raise ValueError(f"loader={loader!r}: expected a function that gives Arrays")
-    home = sys._getframe(1).f_globals.get("__name__")
-    new, known = _Registered(loader, home), _DATASETS.get(name)
-    if name in BUILT_IN or (known is not None and _place_of(known) != _place_of(new)):
-        raise ValueError(f"dataset {name!r} is there already; choose another name")
-    _DATASETS[name] = new
-
-
-def _place_of(one: _Registered) -> tuple[object, ...]:
-    """What tells a loader from another: a cell of a notebook that runs again, and a module read anew, make the same."""
-    return one.home, getattr(one.loader, "__qualname__", one.loader)
+    _DATASETS.add(name, loader, maker=loader, home=calling_module())
 
 
 def list_datasets() -> list[str]:
     """Names of the data sets that were registered."""
-    return sorted(_DATASETS)
+    return _DATASETS.own()
 
 
 def loader_of(name: str) -> Loader | None:
     """What gives a data set's arrays; None for one that was not registered."""
-    known = _DATASETS.get(name)
-    return None if known is None else known.loader
+    return _DATASETS.get(name)
 
 
 def dataset_registered_in(name: str) -> str | None:
     """The module that registered a data set; None for one that was not registered."""
-    known = _DATASETS.get(name)
-    return None if known is None else known.home
+    return _DATASETS.home(name)

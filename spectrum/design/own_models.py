@@ -11,8 +11,9 @@ from importlib import import_module, invalidate_caches
 from pathlib import Path
 
 from spectrum._records import SpecError
+from spectrum._registry import has_script
 from spectrum.design.own_data import dataset_registered_in, list_datasets
-from spectrum.models import has_script, list_models, registered_in
+from spectrum.models import list_models, registered_in
 
 MAIN = ("__main__", "__mp_main__")  # a script or a notebook, and a script in a worker
 

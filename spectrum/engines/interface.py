@@ -13,7 +13,6 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Iterable
 from dataclasses import dataclass
-from difflib import get_close_matches
 from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
@@ -21,6 +20,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import BeforeValidator, Field
 
 from spectrum._records import Record, SpecError, as_tuple
+from spectrum._registry import Registry, calling_module
 from spectrum.design.point import Point
 from spectrum.engines.saving import Saving
 
@@ -127,16 +127,19 @@ class Engine(ABC):
 
 
 Factory = Callable[[], Engine]
-_ENGINES: dict[str, str | Factory] = {
-    "local": "spectrum.engines.local:LocalEngine",
-    "ray": "spectrum.engines.ray:RayEngine",
-    "torchrun": "spectrum.engines.torchrun:RankEngine",
-}
+_ENGINES: Registry[str | Factory] = Registry(
+    "engine",
+    {
+        "local": "spectrum.engines.local:LocalEngine",
+        "ray": "spectrum.engines.ray:RayEngine",
+        "torchrun": "spectrum.engines.torchrun:RankEngine",
+    },
+)
 
 
 def list_engines() -> list[str]:
     """Names of all engines, built in and registered."""
-    return sorted(_ENGINES)
+    return _ENGINES.names()
 
 
 def register_engine(name: str, factory: Factory) -> None:
@@ -148,19 +151,9 @@ def register_engine(name: str, factory: Factory) -> None:
 
     Raises ValueError for a name that is taken or is none, and for what cannot be called.
     """
-    if not isinstance(name, str) or not name.strip():
-        raise ValueError(f"name={name!r}: expected a name for the engine, such as 'mine'")
     if not callable(factory):
         raise ValueError(f"factory={factory!r}: expected what gives an Engine when called, such as a class")
-    known = _ENGINES.setdefault(name, factory)
-    if known is not factory and _of_one_place(known) != _of_one_place(factory):
-        raise ValueError(f"engine {name!r} is registered already; choose another name")
-    _ENGINES[name] = factory
-
-
-def _of_one_place(factory: str | Factory) -> object:
-    """What tells a factory from another: a cell of a notebook that runs again makes the same one anew."""
-    return getattr(factory, "__module__", factory), getattr(factory, "__qualname__", factory)
+    _ENGINES.add(name, factory, maker=factory, home=calling_module())
 
 
 def engine_of(engine: object) -> Engine:
@@ -171,9 +164,9 @@ def engine_of(engine: object) -> Engine:
         kind = engine.__name__ if isinstance(engine, type) else type(engine).__name__
         raise SpecError(f"engine = {kind}: expected a name, or an object whose class is a subclass of Engine")
     if engine not in _ENGINES:
-        near = get_close_matches(engine, _ENGINES, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(list_engines())}"
-        raise SpecError(f"engine = {engine!r}: unknown; {hint} (your own: register_engine, in a module of imports)")
+        raise SpecError(
+            f"engine = {engine!r}: unknown; {_ENGINES.hint(engine)} (your own: register_engine, in a module of imports)"
+        )
     made = _found(_ENGINES[engine])()
     if not isinstance(made, Engine):
         raise SpecError(f"engine = {engine!r}: its factory gave {type(made).__name__}; give a subclass of Engine")

@@ -168,9 +168,9 @@ class Workers:
 
 def _build_kernels() -> None:
     """Once, before several workers would each do it."""
-    from spectrum.conv.lowering import lowering_name
+    from spectrum.conv.backends.choice import choice_for
 
-    lowering_name()
+    choice_for(None, prepare=True)
 
 
 @contextmanager

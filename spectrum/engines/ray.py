@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 AHEAD = 2  # tasks handed out for each that can run, so that a node need not wait for the driver
 LOOK = 10.0  # seconds, after which it is asked anew how much the cluster can run
 PATIENCE = 600.0  # seconds for a cluster to get a node that can run a point at all
-PASSED_ON = ("SPECTRUM_DATA", "SPECTRUM_IMAGES_GB", "SPECTRUM_LOWERING")  # environment that nodes take from the driver
+PASSED_ON = ("SPECTRUM_DATA", "SPECTRUM_IMAGES_GB", "SPECTRUM_BACKEND")  # environment that nodes take from the driver
 
 
 @dataclass(frozen=True)

@@ -9,11 +9,10 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from difflib import get_close_matches
 from importlib import import_module
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from spectrum._registry import has_script, hint
 from spectrum.models.options import NetworkOptions as NetworkOptions
 
 if TYPE_CHECKING:
@@ -158,11 +157,7 @@ def _checked_uses(uses: Iterable[str] | None, widths: StageWidths | None) -> tup
     known = list(NetworkOptions.model_fields)
     for name in used:
         if name not in known:
-            close = get_close_matches(str(name), known, n=1)
-            raise ValueError(
-                f"uses={name!r}: no option of a network; "
-                + (f"did you mean {close[0]!r}?" if close else f"known are {', '.join(known)}")
-            )
+            raise ValueError(f"uses={name!r}: no option of a network; {hint(name, known)}")
     return (*used, *_IMAGES, *(("width", "widths") if widths is not None else ()))
 
 
@@ -211,12 +206,6 @@ def declares_uses(name: str) -> bool:
     return _FAMILIES[name].uses is not None
 
 
-def has_script() -> bool:
-    """Whether this process runs a script or a module, which others can import; a notebook and a prompt have none."""
-    main = sys.modules["__main__"]
-    return getattr(main, "__spec__", None) is not None or Path(getattr(main, "__file__", None) or "").is_file()
-
-
 def registered_in(name: str) -> str | None:
     """The module that registered a family; None for a built-in one, or a name that no family has."""
     return _FAMILIES[name].home if name in _FAMILIES else None
@@ -227,10 +216,9 @@ def check_model(name: str) -> None:
     if not isinstance(name, str):
         raise ValueError(f"model={name!r}: expected a name, such as 'probe'")
     if name not in _FAMILIES:
-        close = get_close_matches(name, _FAMILIES, n=1)
-        hint = f"did you mean {close[0]!r}?" if close else f"try {', '.join(map(repr, list_models()))}"
         raise ValueError(
-            f"model={name!r}: unknown; {hint} (your own: register_model, and name its module by import or --import)"
+            f"model={name!r}: unknown; {hint(name, list_models())} "
+            "(your own: register_model, and name its module by import or --import)"
         )
 
 
@@ -274,9 +262,7 @@ def _options(given: object, by_name: Mapping[str, Any]) -> NetworkOptions:
         known = list(NetworkOptions.model_fields)
         for option in by_name:
             if option not in known:
-                close = get_close_matches(option, known, n=1)
-                hint = f"did you mean {close[0]!r}?" if close else f"known are {', '.join(known)}"
-                raise ValueError(f"{option}: unknown option of build_model; {hint}")
+                raise ValueError(f"{option}: unknown option of build_model; {hint(option, known)}")
         return NetworkOptions(**by_name)
     if by_name:
         raise ValueError("build_model: give NetworkOptions or options by name, not both")

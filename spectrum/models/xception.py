@@ -18,7 +18,7 @@ from itertools import pairwise
 
 from torch import Tensor, nn
 
-from spectrum.conv.lowering import Pair
+from spectrum.conv.arguments import Pair
 from spectrum.conv.norm import BatchNormAct2d
 from spectrum.models import NetworkOptions
 from spectrum.models.blocks import PaddedMaxPool2d, check_size, classifier, every_pixel, norm, segmented

@@ -20,7 +20,7 @@ from safetensors.torch import load, save
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
-from spectrum.conv.segmented import used_lowerings
+from spectrum.conv.seen import backends_seen
 from spectrum.data.augment import batches
 from spectrum.data.pixels import Pixels
 from spectrum.data.splits import Images, split
@@ -48,7 +48,7 @@ class Result:
     train_seconds: float  # in training steps, without evaluation
     images_per_second: float
     weights_sha256: str  # of the weights and buffers that were scored
-    lowerings: dict[str, str] = field(default_factory=dict)  # by which each segmented convolution was computed
+    lowerings: dict[str, str] = field(default_factory=dict)  # backend of each segmented convolution in the first step
     history: list[dict[str, Any]] = field(default_factory=list)  # one entry an epoch
     resumed: list[dict[str, Any]] = field(default_factory=list)  # at which steps, from a checkpoint
     troubles: list[str] = field(default_factory=list)  # with checkpoints
@@ -111,7 +111,7 @@ class _Run:
         at = TrainingProgress() if checkpoints is None else checkpoints.restore(self.state)
         self.at = _broadcast(ranks, self.state, at)
         self.loss, self.val_loss, self.val_accuracy = math.nan, math.nan, 0.0
-        self.diverged = False
+        self.diverged, self.seen = False, False
 
     def epoch(self, epoch: int) -> dict[str, Any]:
         """Train an epoch, or what is left of it, and score it on validation images; the entry of the history."""
@@ -155,7 +155,7 @@ class _Run:
                 seed_generators(int(digest([point.seed, at.step, ranks.rank])[:8], 16))
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(self.scheduled, at.step / self.steps_per_epoch)
-            epoch_loss += training_step(point, self.run, optimizer, x_nchw, y_n)
+            epoch_loss += self._step(x_nchw, y_n)
             if self.average is not None:
                 self.average.update_parameters(self.model)
             at.step, at.step_in_epoch = at.step + 1, at.step_in_epoch + 1
@@ -166,6 +166,16 @@ class _Run:
                     raise Interrupted
                 started = time.perf_counter()
         return epoch_loss, started
+
+    def _step(self, x_nchw: Tensor, y_n: Tensor) -> Tensor:
+        """One step; the first that this process takes tells by which backend each convolution is computed."""
+        if self.seen or self.point.compile:
+            return training_step(self.point, self.run, self.optimizer, x_nchw, y_n)
+        self.seen = True
+        with backends_seen(self.model) as seen:
+            loss = training_step(self.point, self.run, self.optimizer, x_nchw, y_n)
+        self.at.lowerings |= seen
+        return loss
 
     def _asked(self) -> tuple[bool, bool]:
         """Whether to stop, and whether to save, after a step; the same on all ranks."""
@@ -179,7 +189,6 @@ class _Run:
     def _save(self, epoch_loss: Tensor, started: float) -> None:
         at = self.at
         at.epoch_loss = self.ranks.sum(epoch_loss.item())[0] / self.ranks.count
-        at.lowerings |= used_lowerings(self.model)
         at.train_seconds += time.perf_counter() - started
         if self.checkpoints is not None:
             self.checkpoints.save(self.state, at)
@@ -210,7 +219,7 @@ class _Run:
             train_seconds=at.train_seconds,
             images_per_second=at.step * self.batch / at.train_seconds,
             weights_sha256=sha256,
-            lowerings=at.lowerings | used_lowerings(self.model),
+            lowerings=at.lowerings,
             history=at.history,
             resumed=at.resumed,
             troubles=[] if self.checkpoints is None else self.checkpoints.troubles,

@@ -1,4 +1,4 @@
-"""What a result depends on beside its point: versions, threads, device, layout, lowering, code, images.
+"""What a result depends on beside its point: versions, threads, device, layout, backend, code, images.
 
 Weights are identical from run to run within one such environment on CPUs, and only there; on CUDA some sums have no
 fixed order.
@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from spectrum._version import __version__
-from spectrum.conv.lowering import lowering_name
+from spectrum.conv.backends.choice import recorded_choice
 from spectrum.data.splits import Images
 
 
@@ -31,7 +31,7 @@ def provenance(images: Images, device: str) -> dict[str, Any]:
         **_accelerator(device),
         "threads": torch.get_num_threads(),
         "layout": "channels_last",
-        "lowering": lowering_name(),
+        "lowering": recorded_choice(on_cpu=device == "cpu"),
         "data_fingerprint": images.fingerprint,
     }
 

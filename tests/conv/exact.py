@@ -1,9 +1,17 @@
 """float32 results with all their gradients against the same in float64, in every layout that a tensor may have."""
 
+import copy
 import math
 from contextlib import contextmanager
 
+import pytest
 import torch
+
+from spectrum.conv.backends import compiled
+from spectrum.conv.backends.choice import Choice
+from spectrum.conv.half import SegmentedHalf
+from spectrum.conv.kernels import torch_operation
+from spectrum.conv.norm import BatchNormAct2d
 
 LAST = torch.channels_last
 
@@ -85,3 +93,36 @@ LAYOUTS = {
 }
 # What `y.sum().backward()` gives: one number everywhere, without strides.
 GRADIENT_LAYOUTS = {**LAYOUTS, "expanded": lambda gradient: gradient.new_ones(()).expand(gradient.shape)}
+
+
+CHOICES = ("auto", "native", "coalesced", "compiled")  # what a layer may be made with
+
+
+def chosen(module, choice):
+    """A copy of the module that prefers this backend; "unbound" and "library" are auto, see `without`."""
+    module = copy.deepcopy(module)
+    name = choice if choice in CHOICES else "auto"
+    for part in module.modules():
+        if isinstance(part, SegmentedHalf):
+            part.choice = Choice(name)
+        elif isinstance(part, BatchNormAct2d):
+            part.backend = name
+    return module
+
+
+@contextmanager
+def without(choice):
+    """ "unbound": kernels called from Python, as torch.compile does; "library": as where there are none."""
+    with pytest.MonkeyPatch.context() as patch:
+        if choice == "unbound":
+            patch.setattr(torch_operation, "bound", lambda name: None)
+        if choice == "library":
+            patch.setattr(compiled, "_has_kernels", lambda: False)
+        yield
+
+
+@pytest.fixture
+def surroundings(request):
+    """What `without` makes of a test's choice, around all of it."""
+    with without(getattr(request.node, "callspec", None) and request.node.callspec.params.get("choice")):
+        yield

@@ -14,8 +14,9 @@ import torch.nn.functional as F
 
 from spectrum import SegmentedConv2d
 from spectrum._cache import cache_folder
-from spectrum.conv.kernels import build, ops
-from spectrum.conv.lowering import lowering_name
+from spectrum.conv.backends.choice import recorded_choice
+from spectrum.conv.kernels import build, torch_operation
+from spectrum.conv.seen import backends_seen
 
 ROOT = Path(__file__).parents[2]
 COMPILER = shutil.which("g++") or shutil.which("clang++") or shutil.which("c++")
@@ -128,7 +129,7 @@ def test_another_compiler_other_flags_and_other_sources_make_another_library(fre
 
 
 def test_the_library_is_kept_under_the_cache_folder(fresh, instant):
-    assert lowering_name() == "auto"
+    assert recorded_choice() == "auto"
     assert [path.suffix for path in fresh.iterdir()] == [".so"]
     assert convolves_exactly()
 
@@ -148,8 +149,8 @@ TOGETHER = """
 import sys, torch
 print("ready", flush=True)
 sys.stdin.readline()
-from tests.conv.test_build import convolves_exactly, lowering_name
-assert lowering_name() == "auto"
+from tests.conv.test_build import convolves_exactly, recorded_choice
+assert recorded_choice() == "auto"
 assert convolves_exactly()
 """
 
@@ -189,8 +190,8 @@ def test_the_kernels_are_bound_to_torch_once_for_all():
     assert build.binding()
     path = build.build_binding(folder)
     assert build.build_binding(folder) == path != build.build(folder)
-    assert ops._bound("segmented_conv2d")
-    assert ops._bound("batch_norm_act")
+    assert torch_operation.bound("segmented_conv2d")
+    assert torch_operation.bound("batch_norm_act")
 
 
 @pytest.mark.medium
@@ -198,15 +199,15 @@ def test_kernels_that_cannot_be_bound_are_called_from_python(fresh, quick):
     """As where torch came without its headers."""
     code = """
 import warnings
-from spectrum.conv.kernels import build, ops
-from tests.conv.test_build import convolves_exactly, lowering_name
+from spectrum.conv.kernels import build, torch_operation
+from tests.conv.test_build import convolves_exactly, recorded_choice
 with warnings.catch_warnings(record=True) as caught:
     warnings.simplefilter("always")
-    assert [lowering_name(), lowering_name()] == 2 * ["auto"] and convolves_exactly()
-print(build.binding(), ops._bound("segmented_conv2d"), *[warning.message for warning in caught])
+    assert [recorded_choice(), recorded_choice()] == 2 * ["auto"] and convolves_exactly()
+print(build.binding(), torch_operation.bound("segmented_conv2d"), *[warning.message for warning in caught])
 """
     for remark in ("failed: no reason given", "to try again"):  # in a first process and in a second
-        (answer,) = said(run(code, SPECTRUM_CACHE=str(fresh.parent), SPECTRUM_LOWERING=None))
+        (answer,) = said(run(code, SPECTRUM_CACHE=str(fresh.parent), SPECTRUM_BACKEND=None))
         assert answer.startswith("False None the compiled kernels are called from Python, which is slower")
         assert remark in answer
         assert answer.count("slower") == 1
@@ -222,8 +223,8 @@ def test_without_a_compiler_torch_does_it_and_that_is_said_once(environment, tmp
 import warnings
 with warnings.catch_warnings(record=True) as caught:
     warnings.simplefilter("always")
-    from tests.conv.test_build import convolves_exactly, lowering_name
-    assert [lowering_name(), lowering_name()] == 2 * ["library"]
+    from tests.conv.test_build import convolves_exactly, recorded_choice
+    assert [recorded_choice(), recorded_choice()] == 2 * ["library"]
     assert convolves_exactly()
     from spectrum.conv.norm import BatchNormAct2d
     import torch
@@ -231,24 +232,24 @@ with warnings.catch_warnings(record=True) as caught:
 for warning in caught:
     print(warning.message)
 import os
-os.environ["SPECTRUM_LOWERING"] = "compiled"
+os.environ["SPECTRUM_BACKEND"] = "compiled"
 try:
-    lowering_name()
+    recorded_choice()
 except ValueError as error:
     print(error)
 """
-    warning, refusal = said(run(code, SPECTRUM_CACHE=str(tmp_path), SPECTRUM_LOWERING=None, **environment))
+    warning, refusal = said(run(code, SPECTRUM_CACHE=str(tmp_path), SPECTRUM_BACKEND=None, **environment))
     assert warning.startswith("compiled kernels are not used: ")
     reason = "CXX=/nonexistent is not there" if "PATH" not in environment else "there is no C++ compiler (install g++"
     assert reason in warning
-    assert refusal.startswith("SPECTRUM_LOWERING=compiled: the kernels could not be built here; try auto")
+    assert refusal.startswith("SPECTRUM_BACKEND=compiled: the kernels could not be built here; try auto")
 
 
 @pytest.mark.parametrize("choice", ["native", "coalesced"])
-def test_a_lowering_of_torchs_needs_no_compiler_and_builds_nothing(choice, fresh, monkeypatch):
+def test_a_backend_of_torchs_needs_no_compiler_and_builds_nothing(choice, fresh, monkeypatch):
     monkeypatch.setenv("CXX", "/nonexistent")
-    monkeypatch.setenv("SPECTRUM_LOWERING", choice)
-    assert lowering_name() == choice
+    monkeypatch.setenv("SPECTRUM_BACKEND", choice)
+    assert recorded_choice() == choice
     assert convolves_exactly()
     assert not fresh.parent.exists()
 
@@ -265,7 +266,7 @@ def test_a_compiler_that_fails_is_quoted(works_until, fresh, tmp_path, monkeypat
     with pytest.warns(
         UserWarning, match="compiled kernels are not used: .*bad-c.. failed: the disk is on fire. Every"
     ) as w:
-        assert [lowering_name(), lowering_name()] == 2 * ["library"]
+        assert [recorded_choice(), recorded_choice()] == 2 * ["library"]
     assert len(w) == 1
     assert convolves_exactly()
     assert not fresh.exists() or {path.suffix for path in fresh.iterdir()} <= {".failed"}
@@ -306,7 +307,7 @@ def test_a_compiler_that_was_killed_is_tried_again(fresh, tmp_path, monkeypatch)
 def test_a_compiler_that_does_not_do_its_work_is_no_fault_of_the_network(lines, fresh, tmp_path, monkeypatch):
     monkeypatch.setenv("CXX", script(tmp_path / "bad-c++", '[ "$1" = --version ] && exec echo 1.0', *lines))
     with pytest.warns(UserWarning, match="compiled kernels are not used"):
-        assert lowering_name() == "library"
+        assert recorded_choice() == "library"
     assert convolves_exactly()
     assert {path.suffix for path in fresh.iterdir()} <= {".failed"}
 
@@ -317,21 +318,21 @@ def test_a_file_that_is_no_program_is_no_compiler(fresh, tmp_path, monkeypatch):
     path.chmod(0o755)
     monkeypatch.setenv("CXX", str(path))
     with pytest.warns(UserWarning, match="compiled kernels are not used: .*no-program"):
-        assert lowering_name() == "library"
+        assert recorded_choice() == "library"
 
 
 def test_a_compiler_that_hangs_is_given_up(fresh, tmp_path, monkeypatch):
     monkeypatch.setattr(build, "BUILD_SECONDS", 0.2)
     monkeypatch.setenv("CXX", script(tmp_path / "slow-c++", "exec sleep 20"))
     with pytest.warns(UserWarning, match="timed out"):
-        assert lowering_name() == "library"
+        assert recorded_choice() == "library"
 
 
 def test_a_compiler_may_speak_any_language(fresh, tmp_path, monkeypatch):
     lines = ['[ "$1" = --version ] && exec echo 1.0', "printf 'caf\\351\\n' >&2; exit 1"]
     monkeypatch.setenv("CXX", script(tmp_path / "latin-c++", *lines))
     with pytest.warns(UserWarning, match="compiled kernels are not used: .*caf"):
-        assert lowering_name() == "library"
+        assert recorded_choice() == "library"
 
 
 def test_the_compiler_variable_may_hold_arguments_as_for_make(fresh, instant, monkeypatch):
@@ -361,7 +362,7 @@ def lies_below_a_file(folder):
 )
 def test_without_a_cache_folder_a_build_is_kept_among_the_temporary_files(spoil, fresh, instant, tmp_path, monkeypatch):
     spoil(fresh)
-    assert lowering_name() == "auto"
+    assert recorded_choice() == "auto"
     assert convolves_exactly()
     (path,) = build._second_folder().iterdir()
     assert build._second_folder().parent == tmp_path
@@ -394,7 +395,7 @@ def test_a_build_that_fails_outside_the_cache_leaves_its_reason_only(fresh, tmp_
     lies_below_a_file(fresh)
     monkeypatch.setenv("CXX", script(tmp_path / "bad-c++", '[ "$1" = --version ] && exec echo 1.0; exit 1'))
     with pytest.warns(UserWarning, match="compiled kernels are not used"):
-        assert lowering_name() == "library"
+        assert recorded_choice() == "library"
     assert {path.suffix for path in build._second_folder().iterdir()} == {".failed"}
 
 
@@ -411,7 +412,7 @@ def test_a_damaged_library_is_built_anew(damage, fresh, instant):
     path = build.build(fresh)
     whole = path.read_bytes()
     path.write_bytes(damage(whole))
-    assert lowering_name() == "auto"
+    assert recorded_choice() == "auto"
     assert path.stat().st_size == len(whole)
     assert convolves_exactly()
 
@@ -420,7 +421,7 @@ def test_a_library_without_the_kernels_is_built_anew(fresh, instant, tmp_path):
     path = build.build(fresh)
     (tmp_path / "empty.cpp").write_text("int nothing;")
     subprocess.run([COMPILER, "-shared", "-fPIC", str(tmp_path / "empty.cpp"), "-o", str(path)], check=True)
-    assert lowering_name() == "auto"
+    assert recorded_choice() == "auto"
     assert convolves_exactly()
 
 
@@ -429,7 +430,7 @@ def test_half_a_library_stops_no_process(fresh, instant):
     """As a full disk or a power cut leaves it. In a process of its own."""
     path = build.build(fresh)
     os.truncate(path, path.stat().st_size // 2)
-    said(run("from tests.conv.test_build import *; lowering_name()", SPECTRUM_CACHE=str(fresh.parent)))
+    said(run("from tests.conv.test_build import *; recorded_choice()", SPECTRUM_CACHE=str(fresh.parent)))
 
 
 def test_a_module_that_was_made_with_kernels_runs_where_there_are_none(fresh, tmp_path, instant, monkeypatch):
@@ -454,11 +455,11 @@ def runtimes():
     return set(re.findall(r"/\\S*/lib(?:gomp|iomp5|omp)\\b\\S*", Path("/proc/self/maps").read_text()))
 torch.randn(64, 64) @ torch.randn(64, 64)
 before = runtimes()
-from tests.conv.test_build import convolves_exactly, lowering_name
-assert lowering_name() == "auto" and convolves_exactly()
+from tests.conv.test_build import convolves_exactly, recorded_choice
+assert recorded_choice() == "auto" and convolves_exactly()
 print(len(before), runtimes() == before)
 """
-    number, same = said(run(code, SPECTRUM_LOWERING=None))[0].split()
+    number, same = said(run(code, SPECTRUM_BACKEND=None))[0].split()
     assert int(number) == 1
     assert same == "True"
 
@@ -483,7 +484,7 @@ SAID = "spectrum: compiling kernels for this processor, once; this takes about h
 @pytest.mark.parametrize("imports", ["", "import logging; logging.getLogger('spectrum').setLevel(logging.ERROR); "])
 def test_a_first_use_that_compiles_says_so_once_on_stderr_unless_logging_is_told_not_to(fresh, instant, imports):
     code = f"{imports}from spectrum import SegmentedConv2d; [SegmentedConv2d(4, 4) for _ in range(3)]; print('made')"
-    variables = {"SPECTRUM_CACHE": str(fresh.parent), "SPECTRUM_LOWERING": None}
+    variables = {"SPECTRUM_CACHE": str(fresh.parent), "SPECTRUM_BACKEND": None}
     process = run(f"import warnings; warnings.simplefilter('ignore'); {code}", **variables)
     out, err = process.communicate(timeout=120)
     assert (out, process.returncode) == ("made\n", 0)
@@ -512,7 +513,8 @@ def test_a_module_on_meta_starts_no_compiler_until_it_has_numbers(fresh, instant
     module = module.to_empty(device="cpu")
     module.reset_parameters()
     x_nchw = torch.randn(2, 12, 5, 5).contiguous(memory_format=torch.channels_last)
-    y_nchw = module(x_nchw)
-    assert module.spatial.used == "compiled"
+    with backends_seen(module) as seen:
+        y_nchw = module(x_nchw)
+    assert seen == {"": "compiled"}
     assert [path.suffix for path in fresh.iterdir()] == [".so"]
     assert y_nchw.isfinite().all()

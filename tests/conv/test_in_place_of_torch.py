@@ -15,9 +15,10 @@ from torch import nn
 from torch.testing import assert_close
 
 from spectrum import SegmentedConv2d, build_model
-from spectrum.conv.lowering import CHOICES
 from spectrum.conv.norm import BatchNormAct2d
-from tests.conv.test_nonfinite import chosen, results
+from spectrum.conv.seen import backends_seen
+from tests.conv.exact import CHOICES, chosen, surroundings  # noqa: F401
+from tests.conv.test_nonfinite import results
 
 CASES = {
     "plain": {},
@@ -43,6 +44,8 @@ def build(**options):
 def images(*shape, layout=torch.channels_last):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(1)).contiguous(memory_format=layout)
 
+
+pytestmark = pytest.mark.usefixtures("surroundings")
 
 # One image without a batch
 
@@ -225,8 +228,9 @@ def test_an_activation_is_a_name_a_class_or_a_module():
 @pytest.mark.parametrize("activation", [None, "none", nn.Identity, nn.Identity()])
 def test_nothing_between_the_halves_is_folded_whatever_it_is_called(activation):
     module = build(activation=activation)
-    module(images(2, 12, 16, 16))
-    assert module.spatial.used == "folded"
+    with backends_seen(module) as seen:
+        module(images(2, 12, 16, 16))
+    assert seen == {"": "folded"}
 
 
 def test_a_module_between_the_halves_is_a_part_of_the_operation_and_not_copied():

@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from spectrum.conv.kernels import build, ops
+from spectrum.conv.kernels import batch_norm, build, torch_operation
+from spectrum.conv.kernels import convolution as kernel
 from spectrum.conv.segments import Run
 from tests.conv.exact import (
     GRADIENT_LAYOUTS,
@@ -41,7 +42,7 @@ class Convolution(NamedTuple):
         return max(n * (h + 4) * (w + 4), *(9 * max(run.in_size, run.out_size) for run in self.runs))
 
     def ours(self, x_nchw, *weights):
-        return ops.segmented_conv2d(x_nchw, weights, self.runs, self.padding)
+        return kernel.segmented_conv2d(x_nchw, weights, self.runs, self.padding)
 
     def exact(self, x_nchw, *weights):
         parts = x_nchw.split([run.count * run.in_size for run in self.runs], dim=1)
@@ -277,19 +278,19 @@ def test_bound_or_called_from_python_the_kernels_give_the_same_bits(bound, monke
     x, added, weight, bias = (t.contiguous(memory_format=LAST) if t.dim() > 1 else t for t in norm_inputs())
     both = {
         "convolution": (case.ours, [case.x_nchw, *case.weights]),
-        "norm": (lambda *inputs: ops.batch_norm_act(*inputs, 1e-5, True)[0], [x, added, weight, bias]),
+        "norm": (lambda *inputs: batch_norm.batch_norm_act(*inputs, 1e-5, True)[0], [x, added, weight, bias]),
     }
     plain = {}
     for name, (function, inputs) in both.items():
         plain[name] = with_gradients(function, inputs)
     calls = []
-    find = ops._bound
+    find = torch_operation.bound
 
     def watched(name):
         calls.append(name)
         return find(name) if bound else None
 
-    monkeypatch.setattr(ops, "_bound", watched)
+    monkeypatch.setattr(torch_operation, "bound", watched)
     for name, (function, inputs) in both.items():
         assert all(map(torch.equal, with_gradients(function, inputs), plain[name]))
     assert set(calls) >= {"segmented_conv2d", "batch_norm_act"}
@@ -307,8 +308,8 @@ def widths_case(in_size, out_size, padding=(1, 1)):
 
 def check_library(library):
     """Both operations of a library, with segments of all sizes, called from Python."""
-    before = ops._kernels, ops._bound
-    ops._kernels, ops._bound = lambda: library, lambda name: None
+    before = torch_operation.loaded_kernels, torch_operation.bound
+    torch_operation.loaded_kernels, torch_operation.bound = lambda: library, lambda name: None
     try:
         for size in SIZES:
             assert_convolves_exactly(widths_case(size, size))
@@ -319,13 +320,15 @@ def check_library(library):
         assert_convolves_exactly(convolution([Run(75, 4, 4)], 1, 70, 20))
         inputs = [torch.randn(3, 37, 5, 4).contiguous(memory_format=LAST), torch.rand(37) + 0.5, torch.randn(37)]
         for relu in (False, True):
-            ours = with_gradients(lambda x, w, b, relu=relu: ops.batch_norm_act(x, None, w, b, 1e-5, relu)[0], inputs)
+            ours = with_gradients(
+                lambda x, w, b, relu=relu: batch_norm.batch_norm_act(x, None, w, b, 1e-5, relu)[0], inputs
+            )
             exact = with_gradients(
-                lambda x, w, b, relu=relu: ops.plain_batch_norm_act(x, None, w, b, 1e-5, relu), doubled(inputs)
+                lambda x, w, b, relu=relu: batch_norm.plain_batch_norm_act(x, None, w, b, 1e-5, relu), doubled(inputs)
             )
             assert_exact(ours, exact, 60)
     finally:
-        ops._kernels, ops._bound = before
+        torch_operation.loaded_kernels, torch_operation.bound = before
 
 
 def library_of(folder, lanes, *flags):

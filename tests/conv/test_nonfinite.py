@@ -1,6 +1,4 @@
-"""Infinities and NaN: where torch's own convolutions, one after another, have them, every lowering has them too."""
-
-import copy
+"""Infinities and NaN: where torch's own convolutions, one after another, have them, every backend has them too."""
 
 import pytest
 import torch
@@ -10,15 +8,15 @@ from hypothesis import strategies as st
 from torch.testing import assert_close
 
 from spectrum import SegmentedConv2d
-from spectrum.conv.kernels import ops
-from spectrum.conv.lowering import CHOICES
 from spectrum.conv.norm import BatchNormAct2d
 from spectrum.conv.padding import pad_same
+from spectrum.conv.seen import backends_seen
 from spectrum.models.blocks import PaddedMaxPool2d, every_pixel
-from tests.conv.exact import LAYOUTS
+from tests.conv.exact import CHOICES, LAYOUTS, chosen, surroundings, without  # noqa: F401
 
 INF, NAN = float("inf"), float("nan")
 SPECIAL = (INF, -INF, NAN)
+pytestmark = pytest.mark.usefixtures("surroundings")
 every_choice = pytest.mark.parametrize("choice", [*CHOICES, "library", "unbound"])
 
 
@@ -40,15 +38,6 @@ def set_some(tensor, places):
     return tensor
 
 
-def chosen(module, choice):
-    """The module with its lowerings chosen so; "unbound": kernels called from Python, as torch.compile does."""
-    module = copy.deepcopy(module)
-    for part in module.modules():
-        if hasattr(part, "lowering"):
-            part.lowering = "auto" if choice == "unbound" else choice
-    return module
-
-
 def results(module, x_nchw, gy_nchw):
     """Output and all gradients."""
     x_nchw = x_nchw.detach().requires_grad_()
@@ -58,9 +47,7 @@ def results(module, x_nchw, gy_nchw):
 
 
 def compare(module, choice, x_nchw, gy_nchw):
-    with pytest.MonkeyPatch.context() as patch:
-        if choice == "unbound":
-            patch.setattr(ops, "_bound", lambda name: None)
+    with without(choice):
         ours = results(chosen(module, choice), x_nchw, gy_nchw)
     assert_alike(ours, results(chosen(module, "native"), x_nchw, gy_nchw))
 
@@ -216,8 +203,9 @@ def test_infinities_that_cancel_between_the_halves_cancel_where_they_are_folded(
         changed[0, 1, 0, 0] = INF
     compare(module, "auto", x_nchw, gy_nchw)
     own = chosen(module, "auto")
-    own(x_nchw)
-    assert own.spatial.used == "folded"
+    with backends_seen(own) as seen:
+        own(x_nchw)
+    assert seen == {"": "folded"}
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
@@ -227,7 +215,9 @@ def test_segments_that_lie_together_are_apart_in_every_type(dtype):
     x_nchw[0, 2, 4, 4] = INF
     own = chosen(module, "auto")
     assert_alike(results(own, x_nchw, gy_nchw), results(chosen(module, "native"), x_nchw, gy_nchw), rtol=0.05, atol=0.2)
-    assert own.spatial.used == "coalesced"
+    with backends_seen(own) as seen:
+        own(x_nchw)
+    assert seen == {"": "coalesced"}
     with torch.autocast("cpu", torch.bfloat16):
         y_nchw = chosen(module.float(), "auto")(x_nchw.float())
     assert [c for c in range(8) if not y_nchw[:, c].isfinite().all()] == [2, 3]
@@ -311,9 +301,7 @@ def normed(module, choice, tensors):
 @given(case=norms())
 def test_joined_normalisation_is_torchs_for_every_number(choice, case):
     module, tensors = case
-    with pytest.MonkeyPatch.context() as patch:
-        if choice == "unbound":
-            patch.setattr(ops, "_bound", lambda name: None)
+    with without(choice):
         ours = normed(module, choice, tensors)
     assert_alike(ours, normed(module, "native", tensors))
 

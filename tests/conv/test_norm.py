@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from torch import nn
 from torch._dynamo.backends.debugging import aot_eager
 
-from spectrum.conv import norm
-from spectrum.conv.kernels import ops
+from spectrum.conv.backends.choice import BACKENDS
+from spectrum.conv.kernels import batch_norm, torch_operation
 from spectrum.conv.norm import BatchNormAct2d
 from tests.conv.exact import (
     GRADIENT_LAYOUTS,
@@ -110,9 +110,14 @@ def seed():
 def joined(monkeypatch):
     """One entry a call of a joined kernel."""
     calls = []
-    for name in ("batch_norm_act", "batch_norm_act_evaluate"):
-        kernel = getattr(ops, name)
-        monkeypatch.setattr(norm.ops, name, lambda *inputs, kernel=kernel: calls.append(inputs) or kernel(*inputs))
+    for name in ("normalise", "normalise_by"):
+        kernel = getattr(BACKENDS["compiled"], name)
+        monkeypatch.setattr(
+            BACKENDS["compiled"],
+            name,
+            lambda *inputs, kernel=kernel: calls.append(inputs) or kernel(*inputs),
+            raising=False,
+        )
     return calls
 
 
@@ -180,7 +185,7 @@ def test_any_input_is_evaluated_exactly(shape, relu, adds, layout, added_layout,
     added = [images(*shape, layout=added_layout, seed=2)] if adds else []
     with torch.inference_mode(), pytest.MonkeyPatch.context() as patch:
         if not bound:
-            patch.setattr(ops, "_bound", lambda name: None)
+            patch.setattr(torch_operation, "bound", lambda name: None)
         y_nchw = ours(x_nchw, *added)
         assert_exact([y_nchw], [exact(x_nchw.double(), *doubled(added))], 16)
         assert layout != "channels_last" or y_nchw.is_contiguous(memory_format=torch.channels_last)
@@ -215,7 +220,7 @@ def test_an_exported_program_has_torchs_operations_only(training, joined):
 
 @pytest.mark.parametrize("choice", ["native", "coalesced"])
 def test_nothing_is_joined_where_it_is_not_asked_for(choice, monkeypatch, joined):
-    monkeypatch.setenv("SPECTRUM_LOWERING", choice)
+    monkeypatch.setenv("SPECTRUM_BACKEND", choice)
     BatchNormAct2d(6, relu=True)(images(3, 6, 4, 5))
     assert not joined
 
@@ -436,7 +441,7 @@ def test_state_goes_to_torchs_layer_and_back():
 
 def test_statistics_carry_no_gradient():
     ours, _ = pair(5)
-    y_nchw, mean, variance = ops.batch_norm_act(images(4, 5, 3, 3), None, ours.weight, ours.bias, 1e-5, False)
+    y_nchw, mean, variance = batch_norm.batch_norm_act(images(4, 5, 3, 3), None, ours.weight, ours.bias, 1e-5, False)
     assert y_nchw.requires_grad
     assert not mean.requires_grad
     assert not variance.requires_grad
@@ -514,10 +519,10 @@ def test_weights_with_gaps_are_read_where_they_lie():
     weight, bias = torch.arange(1.0, 1025).view(-1, 2)[:, 0], torch.zeros(1024)[::2]
     x_nchw = images(4, 512, 5, 5)
     mine = with_gradients(
-        lambda *inputs: ops.batch_norm_act(inputs[0], None, *inputs[1:], 1e-5, False)[0], [x_nchw, weight, bias]
+        lambda *inputs: batch_norm.batch_norm_act(inputs[0], None, *inputs[1:], 1e-5, False)[0], [x_nchw, weight, bias]
     )
     true = with_gradients(
-        lambda *inputs: ops.plain_batch_norm_act(inputs[0], None, *inputs[1:], 1e-5, False),
+        lambda *inputs: batch_norm.plain_batch_norm_act(inputs[0], None, *inputs[1:], 1e-5, False),
         doubled([x_nchw, weight, bias]),
     )
     assert_exact(mine, true, 16 * 100)

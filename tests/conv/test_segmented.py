@@ -315,7 +315,7 @@ def test_a_bare_operation_cannot_be_per_channel_into_fewer_channels():
         SegmentedConv2d(0, 12)
 
 
-def test_an_unknown_lowering_is_refused(monkeypatch):
-    monkeypatch.setenv("SPECTRUM_LOWERING", "magic")
-    with pytest.raises(ValueError, match="SPECTRUM_LOWERING=magic: no such lowering; try auto, native"):
+def test_an_unknown_backend_is_refused(monkeypatch):
+    monkeypatch.setenv("SPECTRUM_BACKEND", "magic")
+    with pytest.raises(ValueError, match="SPECTRUM_BACKEND=magic: no such backend; try 'auto', 'coalesced'"):
         SegmentedConv2d(4, 4)

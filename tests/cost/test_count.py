@@ -119,10 +119,10 @@ def test_every_counter_that_can_count_agrees_on_any_operation(
     assert macs == fvcore_macs(module, shape) == torch_macs(module, shape) == counted_one_by_one(module, shape)
 
 
-@pytest.mark.parametrize("lowering", ["auto", "native", "coalesced", "compiled"])
-def test_counts_are_those_of_the_operation_whatever_the_lowering(lowering, monkeypatch):
+@pytest.mark.parametrize("backend", ["auto", "native", "coalesced", "compiled"])
+def test_counts_are_those_of_the_operation_whatever_the_backend(backend, monkeypatch):
     expected = measure_cost(build_model("probe", segments=16), (3, 32, 32))
-    monkeypatch.setenv("SPECTRUM_LOWERING", lowering)
+    monkeypatch.setenv("SPECTRUM_BACKEND", backend)
     model = build_model("probe", segments=16).to(memory_format=torch.channels_last)
     assert measure_cost(model, (3, 32, 32)) == expected
 
@@ -130,7 +130,7 @@ def test_counts_are_those_of_the_operation_whatever_the_lowering(lowering, monke
 @pytest.mark.parametrize("segments", [1, 3, 16, "per_channel"])
 def test_the_backward_pass_is_what_runs_there(segments, monkeypatch):
     """torch's own record of the backward pass, with the segments put right."""
-    monkeypatch.setenv("SPECTRUM_LOWERING", "native")
+    monkeypatch.setenv("SPECTRUM_BACKEND", "native")
     model = build_model("probe", segments=segments).eval()
     macs = 0
 

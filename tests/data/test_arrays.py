@@ -52,7 +52,7 @@ seed = [0]
 
 @pytest.fixture
 def registry(monkeypatch):
-    monkeypatch.setattr(own_data, "_DATASETS", {})
+    monkeypatch.setattr(own_data._DATASETS, "_entries", dict(own_data._DATASETS._entries))
 
 
 def given_by(**arrays):
@@ -154,7 +154,7 @@ def test_arrays_that_are_no_data_set_are_refused_by_name(registry, arrays, why):
 )  # fmt: skip
 def test_whatever_a_loader_gives_is_a_data_set_or_refused_as_data(registry, x, y):
     """Against the rule in words, which the reader of a message is told."""
-    own_data._DATASETS.clear()
+    own_data._DATASETS._entries.clear()
     is_images = x.dtype == np.uint8 and x.size and (x.ndim == 3 or (x.ndim == 4 and x.shape[-1] in (1, 3)))
     is_images = is_images and x.shape[1] == x.shape[2]
     is_labels = y.dtype != np.float32 and y.ndim == 1 and len(y) > 0
@@ -179,7 +179,7 @@ def test_a_loader_that_fails_or_gives_something_else_is_named(registry):
 
 @pytest.mark.parametrize("name", ["", " ", "a/b", "./a", "~a", 3, None, "digits", "cifar10", "gaussian"])
 def test_a_name_that_cannot_be_or_is_taken_is_refused(registry, name):
-    with pytest.raises(ValueError, match=r"expected a name|is there already"):
+    with pytest.raises(ValueError, match=r"expected a name|is registered already"):
         register_dataset(name, lambda: None)
 
 
@@ -189,7 +189,7 @@ def test_another_loader_of_the_same_name_is_refused_and_the_same_one_is_not(regi
 
     register_dataset("mine", mine)
     register_dataset("mine", mine)
-    with pytest.raises(ValueError, match="'mine' is there already"):
+    with pytest.raises(ValueError, match="'mine' is registered already"):
         register_dataset("mine", dict)
     with pytest.raises(ValueError, match="expected a function"):
         register_dataset("other", PIXELS)
@@ -223,10 +223,8 @@ def test_a_study_of_ones_own_arrays_runs_in_worker_processes_and_keeps_their_has
     assert len(first) == 16
 
 
-def test_workers_that_cannot_see_a_data_set_are_told_of_before_they_start(registry, monkeypatch):
-    register_dataset("of a cell", dict)
-    known = own_data._DATASETS["of a cell"]
-    monkeypatch.setitem(own_data._DATASETS, "of a cell", type(known)(dict, "__main__"))
+def test_workers_that_cannot_see_a_data_set_are_told_of_before_they_start(registry):
+    own_data._DATASETS.add("of a cell", dict, maker=dict, home="__main__")
     with pytest.raises(SpecError, match=r"dataset = 'of a cell': worker processes cannot see .*my_datasets"):
         check_workers_know([], [], ["of a cell"], elsewhere=True)
     register_dataset("of a file", dict)

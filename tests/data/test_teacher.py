@@ -90,7 +90,7 @@ def labelled_by(seed: int, segments: Any = 3) -> Images:
     return relabelled(gaussian_images(700, 300, 8, 2, seed), segments=segments, label_noise=0.1, seed=seed)
 
 
-def test_another_process_with_other_threads_and_lowerings_gives_the_same() -> None:
+def test_another_process_with_other_threads_and_backends_gives_the_same() -> None:
     code = (
         "import torch; torch.set_num_threads(2); torch.manual_seed(9)\n"
         "from spectrum.data.teacher import gaussian_images, relabelled\n"
@@ -98,7 +98,7 @@ def test_another_process_with_other_threads_and_lowerings_gives_the_same() -> No
         "for s in (3, 1): print(relabelled(images, segments=s, label_noise=0.1, seed=5).fingerprint)\n"
         "print(torch.get_num_threads())"
     )
-    environment = {**os.environ, "SPECTRUM_LOWERING": "native", "PYTHONHASHSEED": "7"}
+    environment = {**os.environ, "SPECTRUM_BACKEND": "native", "PYTHONHASHSEED": "7"}
     root = Path(__file__).parents[2]
     done = subprocess.run([sys.executable, "-c", code], cwd=root, env=environment, capture_output=True, text=True)
     assert done.stdout.split() == [labelled_by(5).fingerprint, labelled_by(5, 1).fingerprint, "2"], done.stderr

@@ -85,14 +85,14 @@ def test_an_engine_that_a_module_registers_has_a_name_on_the_command_line(study_
     assert done.returncode == 0, done.stderr
     assert load_results("results/s")["status"].tolist() == ["done"]
     assert main(["run", "s.toml", "--epochs", "2", "--engine", "alnoe"]) == 2
-    assert "engine = 'alnoe': unknown; known are local, ray, torchrun" in capsys.readouterr().err
+    assert "engine = 'alnoe': unknown; try 'local', 'ray', 'torchrun'" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
     ("engine", "why"),
     [
         ("locla", "did you mean 'local'"),
-        ("", "known are local, ray, torchrun"),
+        ("", "try 'local', 'ray', 'torchrun'"),
         (3, "engine = int: expected a name"),
         (None, "engine = NoneType: expected a name"),
         (LocalEngine, "engine = LocalEngine: expected a name, or an object"),

@@ -1,4 +1,4 @@
-// The kernels as differentiable operations of torch, for the eager mode: what ops.py does in Python for torch.compile,
+// The kernels as differentiable operations of torch, for the eager mode: what convolution.py and batch_norm.py do in Python for torch.compile,
 // without Python's tenth of a millisecond a call, which a cold cache makes a quarter.
 //
 // The kernels themselves are another library, whose addresses `use` takes.
@@ -84,7 +84,7 @@ void for_runs(const Tensor& x, const Tensor& weight, const Tensor& y, at::IntArr
   }
 }
 
-// The operation of this name as ops.py has it: where a kernel leaves the work to the library, or torch has to follow.
+// The operation of this name as torch_operation.py has it: where a kernel leaves the work to the library, or torch has to follow.
 template <typename Signature>
 auto in_python(const char* name) {
   return c10::Dispatcher::singleton().findSchemaOrThrow(name, "").typed<Signature>();

@@ -1,0 +1,122 @@
+"""Things that have a name: those that the package brings, and those that its users add. One rule for all of them."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+Thing = TypeVar("Thing")
+
+
+@dataclass(frozen=True)
+class _Entry(Generic[Thing]):
+    thing: Thing
+    maker: object  # the user's own function or class
+    home: str | None  # module that registered it; None for what the package brings
+
+
+class Registry(Generic[Thing]):
+    """Names and what they stand for.
+
+    The same may be registered again, and so may what a notebook's cell or a module makes anew when it runs again.
+    Anything else under a name that is taken is refused.
+
+    >>> colours = Registry("colour", {"red": 1})
+    >>> colours.add("blue", 2, maker=min)
+    >>> colours.names(), colours["blue"]
+    (['blue', 'red'], 2)
+    >>> colours.add("red", 3, maker=max)
+    Traceback (most recent call last):
+    ValueError: colour 'red' is registered already; choose another name
+    """
+
+    def __init__(self, what: str, built_in: Mapping[str, Thing]) -> None:
+        self.what = what
+        self._entries = {name: _Entry(thing, None, None) for name, thing in built_in.items()}
+
+    def add(self, name: str, thing: Thing, *, maker: Callable[..., Any], home: str | None = None) -> None:
+        """Register one.
+
+        Args:
+            name: a new one, or that of what is registered again.
+            thing: what the name stands for.
+            maker: the function or class that the user gave, by which what is made anew is known again.
+            home: the module that registers it, as `calling_module` tells.
+
+        Raises ValueError for a name that is none or is taken.
+        """
+        if not isinstance(name, str) or not name.strip():
+            raise ValueError(f"name={name!r}: expected a name for the {self.what}, such as 'mine'")
+        new, known = _Entry(thing, maker, home), self._entries.get(name)
+        if known is not None and known != new and not _is_made_anew(known, new):
+            raise ValueError(f"{self.what} {name!r} is registered already; choose another name")
+        self._entries[name] = new
+
+    def __getitem__(self, name: str) -> Thing:
+        if name not in self._entries:
+            raise ValueError(f"{self.what} {name!r}: unknown; {self.hint(name)}")
+        return self._entries[name].thing
+
+    def get(self, name: str) -> Thing | None:
+        """What a name stands for; None for an unknown one."""
+        return self._entries[name].thing if name in self._entries else None
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._entries
+
+    def names(self) -> list[str]:
+        """All of them, in order."""
+        return sorted(self._entries)
+
+    def own(self) -> list[str]:
+        """Those that users registered, in order."""
+        return sorted(name for name, entry in self._entries.items() if entry.maker is not None)
+
+    def maker(self, name: str) -> object:
+        """The function or class that a name was registered with; None for what the package brings."""
+        return self._entries[name].maker if name in self._entries else None
+
+    def home(self, name: str) -> str | None:
+        """The module that registered a name; None for what the package brings, and for an unknown one."""
+        return self._entries[name].home if name in self._entries else None
+
+    def hint(self, name: str) -> str:
+        """For a refusal: the known name that is most like this one, or all."""
+        return hint(name, self.names())
+
+
+def hint(name: object, known: Iterable[str]) -> str:
+    """The name that is most like this one, or all of them.
+
+    >>> hint("rde", ["red", "blue"])
+    "did you mean 'red'?"
+    """
+    names = list(known)
+    near = get_close_matches(str(name), names, n=1)
+    return f"did you mean {near[0]!r}?" if near else f"try {', '.join(map(repr, names))}"
+
+
+def calling_module() -> str | None:
+    """The module that called the function that asks."""
+    name = sys._getframe(2).f_globals.get("__name__")
+    return name if isinstance(name, str) else None
+
+
+def has_script() -> bool:
+    """Whether this process runs a script or a module, which others can import; a notebook and a prompt have none."""
+    main = sys.modules["__main__"]
+    return getattr(main, "__spec__", None) is not None or Path(getattr(main, "__file__", None) or "").is_file()
+
+
+def _is_made_anew(known: _Entry[Any], new: _Entry[Any]) -> bool:
+    """Whether it is a notebook's cell that runs again, or a module that is read again."""
+    if known.maker is None or known.home != new.home:
+        return False
+    if new.home == "__main__" and not has_script():
+        return True
+    names = [getattr(one.maker, "__qualname__", "<nothing>") for one in (known, new)]
+    return known.maker is not new.maker and names[0] == names[1] and "<" not in names[1]

@@ -1,0 +1,179 @@
+"""Backends by name, and which one computes what.
+
+    native      torch's own grouped convolution, one call per run
+    coalesced   several narrow segments as one wider group with a block-diagonal kernel
+    compiled    kernels of this project (conv/kernels/): 3×3, stride 1, float32, CPU
+
+A layer's backend is, in this order: its argument `backend=`, `prefer_backend`, `$SPECTRUM_BACKEND`, "auto".
+"auto" goes by the table below. The argument is binding: what that backend cannot compute is refused. The other two
+say what a whole network or process would like, and torch's own convolution computes what the named backend cannot.
+
+While a counter or an exporter traces a network, native is used whatever was asked for, so that it sees the true
+convolutions. `groups`, torch's word for equal segments, appears in this package only.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import NamedTuple
+
+from torch import Tensor
+
+from spectrum._registry import Registry, calling_module
+from spectrum.conv.backends.coalesced import Coalesced, can_derive
+from spectrum.conv.backends.compiled import Compiled, takes_kernels
+from spectrum.conv.backends.interface import Backend, Geometry
+from spectrum.conv.backends.native import Native
+from spectrum.conv.backends.tracing import is_channels_last, is_traced
+from spectrum.conv.kernels.build import library
+
+VARIABLE = "SPECTRUM_BACKEND"
+AUTO = "auto"
+BACKENDS: Registry[Backend] = Registry(
+    "backend", {"native": Native(), "coalesced": Coalesced(), "compiled": Compiled()}
+)
+
+# The table, measured by `spectrum bench op` on CPUs (results/bench/). On other devices all is native: nothing was
+# measured there, and asking whether a result is finite would make a GPU wait.
+WIDEST_COMPILED = 32  # channels a segment; from there on torch is as fast
+
+_preferred: ContextVar[str | None] = ContextVar("preferred backend", default=None)
+
+
+class Choice(NamedTuple):
+    """How the backend of a layer is chosen: "auto" or a backend's name, and whether no other may compute it."""
+
+    name: str
+    binding: bool = False
+
+
+def list_backends() -> list[str]:
+    """Names of all backends, built in and registered. "auto" chooses among the built-in ones.
+
+    >>> list_backends()[:3]
+    ['coalesced', 'compiled', 'native']
+    """
+    return BACKENDS.names()
+
+
+def register_backend(name: str, factory: Callable[[], Backend]) -> None:
+    """Add a backend of your own under a name, for `SegmentedConv2d(…, backend=NAME)` and `$SPECTRUM_BACKEND`.
+
+    Args:
+        name: a new one; the same factory may be registered again.
+        factory: called without arguments, here and once, such as a subclass of `Backend`.
+
+    Raises ValueError for a name that is taken or is none, and for what gives no Backend.
+    """
+    if not callable(factory):
+        raise ValueError(f"factory={factory!r}: expected what gives a Backend when called, such as a class")
+    if name == AUTO:
+        raise ValueError('name="auto": means that the fastest known one is chosen; choose another name')
+    if isinstance(name, str) and BACKENDS.maker(name) is factory:
+        return
+    made = factory()
+    if not isinstance(made, Backend):
+        raise ValueError(f"factory: gave {type(made).__name__}; give a subclass of Backend")
+    BACKENDS.add(name, made, maker=factory, home=calling_module())
+
+
+@contextmanager
+def prefer_backend(name: str) -> Iterator[None]:
+    """Layers that are made inside take this backend where it can compute them, and torch's own elsewhere.
+
+    >>> from spectrum import build_model
+    >>> with prefer_backend("native"):
+    ...     model = build_model("probe", segments=4)
+    """
+    before = _preferred.set(_checked("prefer_backend: ", name))
+    try:
+        yield
+    finally:
+        _preferred.reset(before)
+
+
+def choice_for(backend: str | None, *, prepare: bool) -> Choice:
+    """The choice for a layer that is being made.
+
+    Args:
+        backend: of its argument; None where it was left out.
+        prepare: whether to build or load now what the backend needs.
+
+    Raises ValueError for a name that does not exist, and for a backend that cannot be prepared.
+    """
+    if backend is not None:
+        said, choice = f"backend={backend!r}", Choice(_checked("backend=", backend), binding=backend != AUTO)
+    elif (preferred := _preferred.get()) is not None:
+        said, choice = f"prefer_backend({preferred!r})", Choice(preferred)
+    else:
+        name = os.environ.get(VARIABLE, AUTO)
+        said, choice = f"{VARIABLE}={name}", Choice(_checked(f"{VARIABLE}=", name, quoted=False))
+    if prepare and choice.name == AUTO:
+        library()  # of which it warns where there is none; and then it does without
+    if prepare:
+        try:
+            if choice.name != AUTO or library() is not None:
+                BACKENDS["compiled" if choice.name == AUTO else choice.name].prepare()
+        except ValueError as error:
+            raise ValueError(f"{said}: {error}") from None
+    return choice
+
+
+def recorded_choice(*, on_cpu: bool = True) -> str:
+    """For a row: how backends are chosen in this process; "library" is "auto" without kernels. Prepares them."""
+    name = choice_for(None, prepare=on_cpu).name
+    return "library" if on_cpu and name == AUTO and library() is None else name
+
+
+def choose(name: str, x_nchw: Tensor, geometry: Geometry) -> str:
+    """The backend that computes this input, by "auto" or by a preference."""
+    if name == "native" or is_traced(x_nchw):
+        return "native"
+    if name == AUTO:
+        return _fastest_known(x_nchw, geometry)
+    return name if refusal(name, x_nchw, geometry) is None else "native"
+
+
+def refusal(name: str, x_nchw: Tensor, geometry: Geometry) -> str | None:
+    """Why a backend cannot compute this; None where it can."""
+    backend = BACKENDS[name]
+    return backend.refusal_of(geometry) or backend.refusal(x_nchw, geometry)
+
+
+def _fastest_known(x_nchw: Tensor, geometry: Geometry) -> str:
+    """By type, layout and geometry, never by the batch, so that a layer runs the same way in every batch."""
+    last = is_channels_last(x_nchw)
+    if takes_kernels(x_nchw) and BACKENDS["compiled"].refusal_of(geometry) is None:
+        size = geometry.segment_channels
+        # Another layout has to be converted there and back, which pays where torch is slowest.
+        if size <= WIDEST_COMPILED and (last or 2 <= size <= 8):
+            return "compiled"
+    if last and can_derive(x_nchw) and BACKENDS["coalesced"].refusal_of(geometry) is None:
+        return "coalesced"
+    return "native"
+
+
+def worth_folding(name: str, x_nchw: Tensor, first: Tensor, second: Tensor) -> bool:
+    """Whether the folded convolution, with the folding and its gradient, takes fewer MACs than the two.
+
+    Assumes stride 1 and "same" padding, where every pixel costs alike. Only where the choice is "auto".
+    """
+    if name != AUTO or is_traced(x_nchw) or not can_derive(x_nchw):
+        return False
+    pixels = x_nchw.shape[0] * x_nchw.shape[2] * x_nchw.shape[3]
+    (out, mid), taps = second.shape[:2], (first[0, 0].numel() * second[0, 0].numel())
+    inputs = first.shape[1]
+    return pixels * taps * out * inputs + taps * out * mid * inputs < pixels * (first.numel() + second.numel())
+
+
+def _checked(what: str, name: object, *, quoted: bool = True) -> str:
+    if not isinstance(name, str) or (name != AUTO and name not in BACKENDS):
+        shown = repr(name) if quoted else name
+        near = BACKENDS.hint(str(name)) if isinstance(name, str) else ""
+        known = f"try {', '.join(map(repr, [AUTO, *list_backends()]))}"
+        hint = near if near.startswith("did you mean") else known
+        raise ValueError(f"{what}{shown}: no such backend; {hint} (your own: register_backend)")
+    return name

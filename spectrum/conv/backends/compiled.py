@@ -1,0 +1,71 @@
+"""The kernels of this project (`conv/kernels/`): 3×3, stride 1, float32, CPU; and batch normalisation's."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from spectrum.conv.backends.interface import Backend, Geometry
+from spectrum.conv.backends.native import native
+from spectrum.conv.backends.tracing import layout_of
+from spectrum.conv.kernels import batch_norm
+from spectrum.conv.kernels.build import binding, library
+from spectrum.conv.kernels.convolution import segmented_conv2d
+
+
+class Compiled(Backend):
+    """Any number and size of segments."""
+
+    normalises = True
+
+    def prepare(self) -> None:
+        if library() is None:
+            raise ValueError("the kernels could not be built here; try auto")
+        binding()  # now, lest the first step wait for it, and once before processes start that would all build it
+
+    def refusal_of(self, geometry: Geometry) -> str | None:
+        if _is_3x3(geometry):
+            return None
+        return "its kernels are 3×3, with stride 1, dilation 1 and at most 2 pixels of padding"
+
+    def refusal(self, x_nchw: Tensor, geometry: Geometry) -> str | None:
+        if takes_kernels(x_nchw):
+            return None
+        return "it takes float32 on the CPU, not under autocast" if _has_kernels() else "its kernels are not there"
+
+    def refusal_to_normalise(self, x_nchw: Tensor) -> str | None:
+        return None if takes_kernels(x_nchw) else "it takes float32 on the CPU, not under autocast"
+
+    normalise = staticmethod(batch_norm.batch_norm_act)
+    normalise_by = staticmethod(batch_norm.batch_norm_act_evaluate)
+
+    def convolve(self, x_nchw: Tensor, weights: Sequence[Tensor], geometry: Geometry) -> Tensor:
+        """In any layout; the result has the input's."""
+        channels = sum(run.count * run.in_size for run in geometry.runs)
+        fits = x_nchw.dim() == 4 and x_nchw.shape[1] == channels
+        sides = zip(x_nchw.shape[2:], geometry.padding, strict=True) if fits else ()
+        fits = fits and all(side and side + 2 * pad >= 3 for side, pad in sides)
+        if not fits or any(weight.dtype != x_nchw.dtype or weight.device != x_nchw.device for weight in weights):
+            return native(x_nchw, weights, geometry)  # which says what is wrong
+        y_nchw = segmented_conv2d(x_nchw, weights, geometry.runs, geometry.padding)
+        return y_nchw.contiguous(memory_format=layout_of(x_nchw))
+
+
+def takes_kernels(x_nchw: Tensor) -> bool:
+    """Whether the kernels can work on this tensor at all: float32 on the CPU, not under autocast; and there are any."""
+    takes = x_nchw.device.type == "cpu" and x_nchw.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
+    return takes and _has_kernels()
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _has_kernels() -> bool:
+    """Built by now, but for a module that was made on `meta` and got its numbers later."""
+    return library() is not None
+
+
+def _is_3x3(geometry: Geometry) -> bool:
+    return (
+        geometry.kernel_size == (3, 3) and geometry.stride == geometry.dilation == (1, 1) and max(geometry.padding) <= 2
+    )

@@ -1,0 +1,42 @@
+"""torch's own grouped convolution, one call per run of equal segments. It takes every geometry and every input."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from spectrum.conv.backends.interface import Backend, Geometry
+from spectrum.conv.segments import Run
+
+
+class Native(Backend):
+    """One `F.conv2d` per run. Also takes (C_in, H, W)."""
+
+    def convolve(self, x_nchw: Tensor, weights: Sequence[Tensor], geometry: Geometry) -> Tensor:
+        return native(x_nchw, weights, geometry)
+
+
+def native(x_nchw: Tensor, weights: Sequence[Tensor], geometry: Geometry) -> Tensor:
+    """(N, C_in, H, W) to (N, C_out, H', W'), or both without N."""
+    g = geometry
+    return by_run(
+        x_nchw,
+        weights,
+        geometry,
+        lambda part, weight, run: F.conv2d(part, weight, None, g.stride, g.padding, g.dilation, run.count),
+    )
+
+
+def by_run(
+    x_nchw: Tensor, weights: Sequence[Tensor], geometry: Geometry, convolve: Callable[[Tensor, Tensor, Run], Tensor]
+) -> Tensor:
+    """Each run's channels by `convolve`, side by side."""
+    runs = geometry.runs
+    if len(runs) == 1:
+        return convolve(x_nchw, weights[0], runs[0])
+    slices = x_nchw.split([run.count * run.in_size for run in runs], dim=-3)
+    parts = [convolve(slices[i], weights[i], run) for i, run in enumerate(runs)]  # by number, as fx can follow
+    return torch.cat(parts, dim=-3)

@@ -1,0 +1,80 @@
+"""What stands between the two halves: batch normalisation, an activation, a shuffle of channels."""
+
+# Annotations are not strings here: what fx has traced keeps them, and is pickled with them.
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from torch import Tensor, nn
+
+from spectrum.conv.arguments import choice
+from spectrum.conv.backends.tracing import is_of_fx, layout_of
+from spectrum.conv.norm import BatchNormAct2d
+
+ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
+    "none": nn.Identity,
+    "relu": nn.ReLU,
+    "elu": nn.ELU,
+    "gelu": nn.GELU,
+    "silu": nn.SiLU,
+}
+
+
+class Elementwise(nn.Module):
+    """A function of a tensor, as a module."""
+
+    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, x_nchw: Tensor) -> Tensor:
+        return self.function(x_nchw)
+
+    def extra_repr(self) -> str:
+        return getattr(self.function, "__name__", repr(self.function))
+
+
+def named_activation(activation: Any) -> str | nn.Module:
+    """An activation by its name, or as a module of its own. Raises ValueError for what is neither."""
+    if activation is None or isinstance(activation, nn.Identity):
+        return "none"
+    if isinstance(activation, str):
+        return choice("activation", activation, tuple(ACTIVATIONS))
+    makes = activation.func if isinstance(activation, partial) else activation
+    if isinstance(makes, type) and issubclass(makes, nn.Module):
+        by_class = {kind: name for name, kind in ACTIVATIONS.items()}
+        if activation in by_class:
+            return by_class[activation]
+        try:
+            activation = activation()
+        except TypeError as error:
+            raise ValueError(
+                f"activation={makes.__name__}: cannot be made without arguments ({error}); give an instance of it"
+            ) from None
+    if isinstance(activation, nn.Module):
+        return activation
+    if isinstance(makes, type) or not callable(activation):
+        raise ValueError(
+            f"activation={activation!r}: expected a name ({', '.join(map(repr, ACTIVATIONS))}), a module such as "
+            "nn.ReLU(), or a function of a tensor"
+        )
+    return Elementwise(activation)
+
+
+def between(
+    channels: int, norm: bool, activation: str | nn.Module, backend: str | None, made: dict[str, Any]
+) -> nn.Module:
+    """The module between the halves; `made`: device and type of its parameters."""
+    if norm and activation == "relu":
+        return nn.Sequential(BatchNormAct2d(channels, relu=True, backend=backend, **made))
+    last = ACTIVATIONS[activation]() if isinstance(activation, str) else activation
+    return nn.Sequential(BatchNormAct2d(channels, backend=backend, **made) if norm else nn.Identity(), last)
+
+
+def shuffled(x_nchw: Tensor, permutation: Tensor) -> Tensor:
+    """Channels in another order, in the same memory layout."""
+    y_nchw = x_nchw.index_select(-3, permutation)
+    if is_of_fx(x_nchw):
+        return y_nchw
+    return y_nchw.contiguous(memory_format=layout_of(x_nchw))  # which index_select forgets

@@ -1,0 +1,79 @@
+"""One linear half of the operation: a convolution inside each segment."""
+
+# Annotations are not strings here: what fx has traced keeps them, and is pickled with them.
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from spectrum.conv.arguments import LARGEST, InputError, Pair
+from spectrum.conv.backends.choice import BACKENDS, Choice, choose, refusal
+from spectrum.conv.backends.derived import Folded, Window, convolve, fold
+from spectrum.conv.backends.interface import Geometry
+from spectrum.conv.backends.tracing import is_traced
+from spectrum.conv.segments import Run
+
+
+class SegmentedHalf(nn.Module):
+    """One linear half: a convolution inside each segment, one weight tensor a run of equal segments."""
+
+    def __init__(
+        self,
+        runs: tuple[Run, ...],
+        kernel_size: Pair,
+        *,
+        stride: Pair = (1, 1),
+        padding: Pair = (0, 0),
+        dilation: Pair = (1, 1),
+        choice: Choice,
+        device: torch.device | str | int | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        self.geometry = Geometry(runs, kernel_size, stride, padding, dilation)
+        self.choice = choice
+        why = BACKENDS[choice.name].refusal_of(self.geometry) if choice.binding else None
+        if why is not None:
+            raise ValueError(f"backend={choice.name!r}: {why}; this half is {self.extra_repr()}; leave backend out")
+        shapes = [(run.count * run.out_size, run.in_size, *kernel_size) for run in runs]
+        if any(math.prod(shape) > LARGEST for shape in shapes):  # torch may count further, but no machine would hold it
+            raise ValueError(
+                f"in_channels, out_channels, kernel_size: a weight of shape {max(shapes, key=math.prod)} has more than "
+                f"{LARGEST} numbers; give smaller ones, or more segments"
+            )
+        self.weights = nn.ParameterList(torch.empty(shape, device=device, dtype=dtype) for shape in shapes)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw the weights anew, as at the start."""
+        for weight in self.weights:
+            bound = 1 / math.sqrt(weight[0].numel())
+            nn.init.uniform_(weight, -bound, bound)
+
+    @property
+    def largest_fan_in(self) -> int:
+        return max(int(weight[0].numel()) for weight in self.weights)
+
+    def forward(self, x_nchw: Tensor) -> Tensor:
+        """(N, C_in, H, W) to (N, C_out, H', W'). Raises InputError for what a binding backend cannot compute."""
+        name, binding = self.choice
+        if binding and not is_traced(x_nchw) and (why := refusal(name, x_nchw, self.geometry)) is not None:
+            raise InputError(
+                f"input of type {x_nchw.dtype} on {x_nchw.device}: backend={name!r} cannot compute it: {why}; "
+                "leave backend out, or use prefer_backend"
+            )
+        used = choose(name, x_nchw, self.geometry)
+        return BACKENDS[used].convolve(x_nchw, list(self.weights), self.geometry)
+
+    def folded(self, x_nchw: Tensor, first: Tensor, second: Tensor) -> Tensor:
+        """This half's convolution and the other's 1×1 as one; weights (mid, in, ·, ·) and (out, mid, ·, ·), dense."""
+        g = self.geometry
+        with torch.no_grad():
+            kernel = fold(first, second)
+        return convolve(Folded(Window(g.stride, g.padding, g.dilation)), x_nchw, (first, second), kernel)
+
+    def extra_repr(self) -> str:
+        g = self.geometry
+        runs = " + ".join(f"{run.count}×({run.in_size}→{run.out_size})" for run in g.runs)
+        return f"{runs}, stride={g.stride}, padding={g.padding}, dilation={g.dilation}"

@@ -1,0 +1,242 @@
+"""The spatial half by kernels of this project: 3×3, stride 1, dilation 1; float32 on the CPU.
+
+It works in channels_last; other layouts are converted. It uses as many threads as torch does, and gives the same bits
+again for the same number of them. It is differentiable to any order.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import math
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from spectrum.conv.kernels import torch_operation
+from spectrum.conv.kernels.torch_operation import LAST, operation
+from spectrum.conv.segments import Run
+
+
+class _Shape(ctypes.Structure):
+    _fields_ = [
+        (name, ctypes.c_int64)
+        for name in (
+            *("images", "height", "width", "out_height", "out_width", "in_channels", "out_channels"),
+            *("count", "in_size", "out_size", "pad_h", "pad_w", "w_out", "w_in", "w_tap"),
+        )
+    ]
+
+
+def segmented_conv2d(
+    x_nchw: Tensor, weights: Sequence[Tensor], runs: Sequence[Run], padding: tuple[int, int]
+) -> Tensor:
+    """A 3×3 convolution inside each segment.
+
+    Args:
+        x_nchw: (N, C_in, H, W), float32, CPU.
+        weights: one tensor a run, (count·out_size, in_size, 3, 3).
+        runs: of equal segments, in channel order.
+        padding: zeros (above and below, left and right), 0 to 2.
+
+    Returns (N, C_out, H + 2·padding − 2, W + 2·padding − 2) in channels_last.
+    """
+    weight = weights[0] if len(weights) == 1 else torch.cat([weight.flatten() for weight in weights])
+    sizes = [number for run in runs for number in (run.count, run.in_size, run.out_size)]
+    # In a row they lose their layout, on which torch's own result depends where infinities meet the border.
+    last = len(weights) > 1 and not all(weight.is_contiguous() for weight in weights)
+    y_nchw: Tensor = _convolve(x_nchw, weight, sizes, [*padding, int(last)])
+    return y_nchw
+
+
+# The convolution. `weight`: of the one run, or of all runs in a row; `sizes`: count, in_size, out_size of each;
+# `padding`: vertical, horizontal, and whether the weights of several runs were in channels_last.
+
+
+def _convolve_kernel(given: Tensor, weight: Tensor, sizes: list[int], padding: list[int]) -> Tensor:
+    x, weight = given.contiguous(memory_format=LAST), _evenly_laid(weight)
+    y = _result_of(x, sizes, padding)
+    if y.numel() and x.numel():
+        forward, threads = torch_operation.loaded_kernels().spectrum_forward, torch.get_num_threads()
+        x_at, w_at, y_at = x.data_ptr(), weight.data_ptr(), y.data_ptr()
+        for shape, x_past, w_past, y_past in _run_shapes(x.shape, weight.stride(), tuple(sizes), tuple(padding)):
+            if not forward(shape, x_at + x_past, w_at + w_past, y_at + y_past, threads):
+                return _by_library(given, weight, sizes, padding).contiguous(memory_format=LAST)
+    return y
+
+
+def _convolve_like(x: Tensor, weight: Tensor, sizes: list[int], padding: list[int]) -> Tensor:
+    return _result_of(x, sizes, padding)
+
+
+def _convolve_backward_kernel(
+    given: Tensor, weight: Tensor, given_gy: Tensor, sizes: list[int], padding: list[int], needs_x: bool, needs_w: bool
+) -> tuple[Tensor, Tensor]:
+    x, weight, gy = given.contiguous(memory_format=LAST), _evenly_laid(weight), given_gy.contiguous(memory_format=LAST)
+    gx, gw = _gradients_of(x, weight, needs_x, needs_w)
+    if gy.numel() == 0 or x.numel() == 0:
+        return gx.zero_(), gw.zero_()
+    backward, threads = torch_operation.loaded_kernels().spectrum_backward, torch.get_num_threads()
+    x_at, w_at, gy_at, gx_at, gw_at = (tensor.data_ptr() for tensor in (x, weight, gy, gx, gw))
+    for shape, x_past, w_past, y_past in _run_shapes(x.shape, weight.stride(), tuple(sizes), tuple(padding)):
+        made = backward(
+            shape,
+            x_at + x_past,
+            w_at + w_past,
+            gy_at + y_past,
+            gx_at + x_past if needs_x else None,
+            gw_at + w_past if needs_w else None,
+            threads,
+        )
+        if not made:
+            return _gradients_by_library(given, weight, given_gy, sizes, padding, needs_x, needs_w)
+    return gx, gw
+
+
+def _convolve_backward_like(
+    x: Tensor, weight: Tensor, gy: Tensor, sizes: list[int], padding: list[int], needs_x: bool, needs_w: bool
+) -> tuple[Tensor, Tensor]:
+    return _gradients_of(x, weight, needs_x, needs_w)
+
+
+def _by_library(x: Tensor, weight: Tensor, sizes: list[int], padding: list[int]) -> Tensor:
+    """The convolution by torch's own, one call a run."""
+    runs = zip(*_runs(x, weight, sizes, padding), strict=True)
+    return torch.cat([F.conv2d(part, w, None, 1, padding[:2], 1, n) for part, w, n in runs], dim=1)
+
+
+def _gradients_by_library(
+    x: Tensor, weight: Tensor, gy: Tensor, sizes: list[int], padding: list[int], needs_x: bool, needs_w: bool
+) -> tuple[Tensor, Tensor]:
+    gx, gw = _gradients_of(x, weight, needs_x, needs_w)
+    runs = zip(*_runs(x, weight, sizes, padding), gy.split(_out_channels(sizes), dim=1), strict=True)
+    found = [
+        torch.ops.aten.convolution_backward(
+            gy_part, part, w, None, [1, 1], padding[:2], [1, 1], False, [0, 0], n, [needs_x, needs_w, False]
+        )
+        for part, w, n, gy_part in runs
+    ]
+    if needs_x:
+        gx.copy_(torch.cat([gradients[0] for gradients in found], dim=1))
+    if needs_w:
+        gw.copy_(found[0][1] if weight.dim() == 4 else torch.cat([gradients[1].flatten() for gradients in found]))
+    return gx, gw
+
+
+def _runs(
+    x: Tensor, weight: Tensor, sizes: list[int], padding: list[int]
+) -> tuple[Sequence[Tensor], Sequence[Tensor], list[int]]:
+    """Each run's input, weights and number of segments."""
+    counts, in_sizes = sizes[::3], sizes[1::3]
+    parts = x.split([count * size for count, size in zip(counts, in_sizes, strict=True)], dim=1)
+    if weight.dim() == 4:
+        return parts, [weight], counts
+    shapes = [(out, size, 3, 3) for out, size in zip(_out_channels(sizes), in_sizes, strict=True)]
+    flat = weight.split([math.prod(shape) for shape in shapes])
+    layout = LAST if padding[2:] == [1] else torch.contiguous_format
+    return parts, [w.view(s).clone(memory_format=layout) for w, s in zip(flat, shapes, strict=True)], counts
+
+
+def _out_channels(sizes: list[int]) -> list[int]:
+    """Of each run."""
+    return [count * out for count, out in zip(sizes[::3], sizes[2::3], strict=True)]
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    x, weight, ctx.sizes, ctx.padding = inputs
+    ctx.save_for_backward(x, weight)
+
+
+def _backward(ctx: Any, gy: Tensor) -> tuple[Tensor | None, ...]:
+    x, weight = ctx.saved_tensors
+    needs_x, needs_w = ctx.needs_input_grad[:2]
+    gx, gw = _convolve_backward(x, weight, gy, ctx.sizes, ctx.padding, needs_x, needs_w)
+    return gx if needs_x else None, gw if needs_w else None, None, None
+
+
+def _save_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    x, weight, gy, ctx.sizes, ctx.padding, ctx.needs_x, ctx.needs_w = inputs
+    ctx.save_for_backward(x, weight, gy)
+
+
+def _backward_of_backward(ctx: Any, ggx: Tensor, ggw: Tensor) -> tuple[Tensor | None, ...]:
+    # gx is linear in (gy, w) and gw in (x, gy), so their derivatives are the same three operations.
+    x, weight, gy = ctx.saved_tensors
+    grad_x = grad_w = grad_gy = None
+    needs_x, needs_w, needs_gy = ctx.needs_input_grad[:3]
+    if ctx.needs_x:
+        if needs_w:
+            grad_w = _convolve_backward(ggx, weight, gy, ctx.sizes, ctx.padding, False, True)[1]
+        if needs_gy:
+            grad_gy = _convolve(ggx, weight, ctx.sizes, ctx.padding)
+    if ctx.needs_w:
+        if needs_x:
+            grad_x = _convolve_backward(x, ggw, gy, ctx.sizes, ctx.padding, True, False)[0]
+        if needs_gy:
+            more = _convolve(x, ggw, ctx.sizes, ctx.padding)
+            grad_gy = more if grad_gy is None else grad_gy + more
+    return grad_x, grad_w, grad_gy, None, None, None, None
+
+
+_convolve = operation("segmented_conv2d", _convolve_kernel, _convolve_like, _save, _backward)
+_convolve_backward = operation(
+    "segmented_conv2d_backward",
+    _convolve_backward_kernel,
+    _convolve_backward_like,
+    _save_backward,
+    _backward_of_backward,
+)
+
+
+def _result_of(x: Tensor, sizes: list[int], padding: list[int]) -> Tensor:
+    out_channels = sum(count * out for count, out in zip(sizes[::3], sizes[2::3], strict=True))
+    height, width = x.shape[2] + 2 * padding[0] - 2, x.shape[3] + 2 * padding[1] - 2
+    shape = (x.shape[0], out_channels, height, width)
+    return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=LAST)
+
+
+def _gradients_of(x: Tensor, weight: Tensor, needs_x: bool, needs_w: bool) -> tuple[Tensor, Tensor]:
+    """Room for both gradients; what is not wanted is empty."""
+    gx = torch.empty_like(x, memory_format=LAST) if needs_x else x.new_empty(0)
+    return gx, torch.empty_like(weight) if needs_w else weight.new_empty(0)
+
+
+def _evenly_laid(weight: Tensor) -> Tensor:
+    """The weights, copied unless the kernels can walk through them where they are."""
+    if weight.dim() == 4 and weight.stride(2) == 3 * weight.stride(3) and _is_dense(weight):
+        return weight
+    return weight.contiguous()
+
+
+def _is_dense(weight: Tensor) -> bool:
+    return weight.is_contiguous() or weight.is_contiguous(memory_format=LAST)
+
+
+@lru_cache(maxsize=1024)
+def _run_shapes(
+    x_shape: tuple[int, ...], strides: tuple[int, ...], sizes: tuple[int, ...], padding: tuple[int, ...]
+) -> list[tuple[Any, int, int, int]]:
+    """Each run's shape, and how far its first channel of x, its first weight and its first channel of y lie, in bytes.
+
+    strides: of the weight, whose dimensions are four or, with the weights of all runs in a row, one.
+    """
+    images, in_channels, height, width = x_shape
+    out_height, out_width = height + 2 * padding[0] - 2, width + 2 * padding[1] - 2
+    out_channels = sum(count * out for count, out in zip(sizes[::3], sizes[2::3], strict=True))
+    shapes, x_past, w_past, y_past = [], 0, 0, 0
+    for count, in_size, out_size in zip(sizes[::3], sizes[1::3], sizes[2::3], strict=True):
+        out_step, in_step, _, tap_step = strides if len(strides) == 4 else (9 * in_size, 9, 3, 1)
+        shape = _Shape(
+            *(images, height, width, out_height, out_width, in_channels, out_channels),
+            *(count, in_size, out_size, *padding[:2], out_step, in_step, tap_step),
+        )
+        shapes.append((ctypes.byref(shape), 4 * x_past, 4 * w_past, 4 * y_past))
+        x_past, y_past, w_past = (
+            x_past + count * in_size,
+            y_past + count * out_size,
+            w_past + 9 * count * in_size * out_size,
+        )
+    return shapes

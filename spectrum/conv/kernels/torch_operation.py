@@ -1,0 +1,55 @@
+"""A kernel as a torch operation: differentiable, and known to torch.compile.
+
+Each is there twice: as a `torch.library` operation, which torch.compile sees, and bound to torch in C++ (binding.cpp)
+for the eager mode, where a call from Python would cost as much as a small kernel.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from spectrum._torch import is_in_transform
+from spectrum.conv.kernels.build import binding, library
+
+LAST = torch.channels_last
+
+
+def operation(
+    name: str,
+    kernel: Callable[..., Any],
+    like: Callable[..., Any],
+    save: Callable[..., None],
+    backward: Callable[..., Any],
+) -> Callable[..., Any]:
+    """A torch operation from its kernel, what allocates its results, and its derivative."""
+    made = torch.library.custom_op(f"spectrum::{name}", kernel, mutates_args=(), device_types="cpu")
+    made.register_fake(like)
+    made.register_autograd(backward, setup_context=save)
+
+    def call(x: Tensor, *others: Any) -> Any:
+        plain = type(x) in (Tensor, torch.nn.Parameter) and not torch.compiler.is_compiling()
+        plain = plain and not is_in_transform()
+        found = bound(name) if plain else None
+        return (found or made)(x, *others)
+
+    return call
+
+
+@cache
+def bound(name: str) -> Callable[..., Any] | None:
+    """The operation as the binding has it, if there is one."""
+    packet = getattr(torch.ops.spectrum_eager, name, None) if binding() else None
+    return None if packet is None else packet.default
+
+
+def loaded_kernels() -> ctypes.CDLL:
+    """The kernels, where `library` was asked before whether there are any."""
+    kernels = library()
+    assert kernels is not None, "callers ask first"
+    return kernels

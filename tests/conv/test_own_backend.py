@@ -1,0 +1,232 @@
+"""A backend by its name: one of one's own, what it cannot compute, and who prefers it."""
+
+import copy
+import os
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from spectrum import SegmentedConv2d, build_model, list_backends, prefer_backend, register_backend
+from spectrum.conv.arguments import InputError
+from spectrum.conv.backends import choice
+from spectrum.conv.backends.interface import Backend
+from spectrum.conv.norm import BatchNormAct2d
+from spectrum.conv.seen import backends_seen
+from tests.conv import reference
+from tests.conv.exact import assert_exact, doubled, with_gradients
+
+
+class Unfolded(Backend):
+    """By im2col and one product per segment; no stride, and nothing but float32."""
+
+    calls = 0
+
+    def refusal_of(self, geometry):
+        return None if geometry.stride == (1, 1) else "it takes stride 1"
+
+    def refusal(self, x_nchw, geometry):
+        return None if x_nchw.dtype == torch.float32 else "it takes float32"
+
+    def convolve(self, x_nchw, weights, geometry):
+        Unfolded.calls += 1
+        n, _, height, width = x_nchw.shape
+        sides = zip((height, width), geometry.kernel_size, geometry.padding, geometry.dilation, strict=True)
+        size = [side + 2 * pad - dilation * (k - 1) for side, k, pad, dilation in sides]
+        outputs, channel = [], 0
+        for run, weight in zip(geometry.runs, weights, strict=True):
+            for kernel in weight.split(run.out_size):
+                part = x_nchw[:, channel : channel + run.in_size]
+                columns = F.unfold(part, geometry.kernel_size, geometry.dilation, geometry.padding, geometry.stride)
+                outputs.append((kernel.flatten(1) @ columns).view(n, run.out_size, *size))
+                channel += run.in_size
+        return torch.cat(outputs, dim=1)
+
+
+@pytest.fixture(autouse=True)
+def unfolded(monkeypatch):
+    torch.manual_seed(0)
+    monkeypatch.setattr(choice.BACKENDS, "_entries", dict(choice.BACKENDS._entries))
+    monkeypatch.setattr(Unfolded, "calls", 0)
+    monkeypatch.delenv("SPECTRUM_BACKEND", raising=False)
+    register_backend("unfolded", Unfolded)
+
+
+def images(*shape):
+    return torch.randn(*shape).contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize("segments", [1, 3, 4, "per_channel", (2, 2, 8)])
+@pytest.mark.parametrize("options", [{}, {"kernel_size": 5, "dilation": 2}, {"order": "spatial_first", "norm": True}])
+def test_a_backend_of_ones_own_computes_what_it_is_asked_for(segments, options):
+    module = SegmentedConv2d(12, 12, segments=segments, backend="unfolded", **options)
+    x_nchw = images(3, 12, 7, 6)
+    with backends_seen(module) as seen:
+        y_nchw = module(x_nchw)
+    assert seen == {"": "unfolded"}
+    assert Unfolded.calls == 2  # both halves
+    exact = reference.segmented_conv2d(copy.deepcopy(module).double(), x_nchw.double())
+    assert_exact([y_nchw], [exact], 9 * 12 * 12 * 16)
+
+
+def test_its_gradients_are_exact():
+    module = SegmentedConv2d(12, 8, segments=3, pointwise=False, backend="unfolded")
+    native = copy.deepcopy(module).double()
+
+    def by(module):
+        names = [name for name, _ in module.named_parameters()]
+        return lambda x, *values: torch.func.functional_call(module, dict(zip(names, values, strict=True)), (x,))
+
+    inputs = [images(2, 12, 5, 5), *module.parameters()]
+    native.spatial.choice = choice.Choice("native")
+    assert_exact(with_gradients(by(module), inputs), with_gradients(by(native), doubled(inputs)), 9 * 12)
+
+
+def test_a_network_prefers_it_and_torch_computes_the_rest():
+    with prefer_backend("unfolded"):
+        model = build_model("probe", segments=4, downsampling="stride", image_size=16)
+    with backends_seen(model) as seen:
+        model(images(2, 3, 16, 16))
+    assert set(seen.values()) == {"unfolded", "native"}
+    assert SegmentedConv2d(8, 8).spatial.choice == choice.Choice("auto")  # the preference is over
+
+
+def test_the_environment_prefers_it_too(monkeypatch):
+    monkeypatch.setenv("SPECTRUM_BACKEND", "unfolded")
+    assert SegmentedConv2d(8, 8, stride=2)(images(1, 8, 4, 4)).shape == (1, 8, 2, 2)
+    assert not SegmentedConv2d(8, 8).spatial.choice.binding
+    with prefer_backend("native"):
+        assert SegmentedConv2d(8, 8).spatial.choice.name == "native"
+        assert SegmentedConv2d(8, 8, backend="compiled").spatial.choice == choice.Choice("compiled", binding=True)
+
+
+# What a named backend cannot compute
+
+
+@pytest.mark.parametrize(
+    ("backend", "options", "why"),
+    [
+        ("compiled", {"stride": 2}, "3×3, with stride 1"),
+        ("compiled", {"kernel_size": 5}, "this half is .*stride"),
+        ("compiled", {"dilation": 2}, "dilation 1"),
+        ("compiled", {"padding": 3}, "2 pixels of padding"),
+        ("coalesced", {"segments": 1}, "2 to 4 inputs"),
+        ("coalesced", {"segments": "per_channel"}, "2 to 4 inputs"),
+        ("unfolded", {"stride": 2}, "it takes stride 1"),
+    ],
+)
+def test_a_named_backend_refuses_a_geometry_when_the_layer_is_made(backend, options, why):
+    with pytest.raises(ValueError, match=f"backend='{backend}': .*{why}"):
+        SegmentedConv2d(16, 16, **{"segments": 4, "backend": backend} | options)
+
+
+@pytest.mark.parametrize("backend", ["compiled", "unfolded"])
+def test_a_named_backend_refuses_an_input_and_computes_no_other_way(backend):
+    module = SegmentedConv2d(16, 16, segments=4, backend=backend, pointwise=False)
+    module(images(1, 16, 4, 4))
+    with pytest.raises(InputError, match=f"float64 on cpu: backend='{backend}' cannot compute it: it takes float32"):
+        copy.deepcopy(module).double()(images(1, 16, 4, 4).double())
+    with torch.autocast("cpu", torch.bfloat16):
+        if backend == "compiled":
+            with pytest.raises(InputError, match="not under autocast"):
+                module(images(1, 16, 4, 4))
+
+
+def test_complex_numbers_are_not_coalesced():
+    module = SegmentedConv2d(16, 16, segments=4, backend="coalesced", pointwise=False, dtype=torch.complex64)
+    with pytest.raises(InputError, match="floating numbers"):
+        module(torch.zeros(1, 16, 4, 4, dtype=torch.complex64))
+
+
+@pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format])
+@pytest.mark.parametrize("backend", ["compiled", "coalesced", "native"])
+def test_a_named_backend_computes_in_every_layout(backend, layout):
+    module = SegmentedConv2d(16, 16, segments=4, backend=backend)
+    with backends_seen(module) as seen:
+        y_nchw = module(images(2, 16, 5, 5).contiguous(memory_format=layout))
+    assert seen == {"": backend}
+    assert y_nchw.is_contiguous(memory_format=layout)
+
+
+def test_whoever_counts_or_exports_sees_torchs_convolutions():
+    module = SegmentedConv2d(16, 16, segments=4, backend="compiled")
+    program = torch.export.export(module, (images(1, 16, 4, 4),))
+    called = [node.target for node in program.graph.nodes if node.op == "call_function"]
+    assert called == 2 * [torch.ops.aten.conv2d.default]
+
+
+def test_batch_norm_takes_a_backend_too():
+    norm = BatchNormAct2d(8, backend="native")
+    assert norm.backend == "native"
+    assert SegmentedConv2d(8, 8, norm=True, backend="native").between[0].backend == "native"
+    with pytest.raises(ValueError, match="backend='magic': no such backend"):
+        BatchNormAct2d(8, backend="magic")
+
+
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [("magic", "try 'auto', 'coalesced'"), ("compild", "did you mean 'compiled'"), (3, "no such"), ("", "no such")],
+)
+def test_an_unknown_backend_is_refused(name, why):
+    with pytest.raises(ValueError, match=f"backend=.*{why}"):
+        SegmentedConv2d(8, 8, backend=name)
+    with pytest.raises(ValueError, match=why), prefer_backend(name):
+        pass
+
+
+# Registering
+
+
+def test_what_is_no_backend_is_refused():
+    for factory, why in [(3, "factory=3"), (dict, "gave dict")]:
+        with pytest.raises(ValueError, match=why):
+            register_backend("mine", factory)
+    for name, why in [("auto", "auto"), ("native", "registered already"), ("", "expected a name")]:
+        with pytest.raises(ValueError, match=why):
+            register_backend(name, Unfolded)
+    assert list_backends() == ["coalesced", "compiled", "native", "unfolded"]
+
+
+def test_a_stored_layer_says_that_its_backend_is_not_registered():
+    stored = pickle.dumps(SegmentedConv2d(8, 8, backend="unfolded"))
+    assert pickle.loads(stored)(images(1, 8, 4, 4)).shape == (1, 8, 4, 4)
+    del choice.BACKENDS._entries["unfolded"]
+    with pytest.raises(ValueError, match="backend 'unfolded': unknown"):
+        pickle.loads(stored)(images(1, 8, 4, 4))
+
+
+def test_forward_keeps_no_record():
+    module = SegmentedConv2d(16, 16, segments=4)
+    before = {name: dict(part.__dict__) for name, part in module.named_modules()}
+    module(images(1, 16, 4, 4))
+    assert {name: dict(part.__dict__) for name, part in module.named_modules()} == before
+
+
+def test_those_that_are_not_called_are_not_seen():
+    model = nn.ModuleList([SegmentedConv2d(8, 8, segments=4), SegmentedConv2d(8, 8)])
+    with backends_seen(model) as seen:
+        model[0](images(1, 8, 4, 4))
+    model[1](images(1, 8, 4, 4))
+    assert set(seen) == {"0"}
+    assert not any(part._forward_pre_hooks for part in model.modules())
+
+
+@pytest.mark.medium
+def test_building_networks_on_meta_starts_no_compiler(tmp_path):
+    code = """
+import torch
+from spectrum.models import build_model, list_models
+with torch.device("meta"):
+    for name in list_models():
+        build_model(name, image_size=299 if name == "inception_v3" else 96)
+"""
+    environment = {**os.environ, "SPECTRUM_CACHE": str(tmp_path / "cache"), "CXX": "/nonexistent"}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, ""), done.stderr
+    assert "kernels" not in done.stderr
+    assert not (Path(tmp_path) / "cache").exists()

@@ -1,0 +1,103 @@
+"""One rule for everything that users register by name: models, data sets, engines, backends."""
+
+import importlib
+import sys
+from pathlib import Path
+
+import pytest
+
+from spectrum import _registry
+from spectrum._registry import Registry, hint
+from spectrum.conv.backends import choice
+from spectrum.design import own_data
+from spectrum.engines import interface
+
+MODULE = """
+from spectrum import Backend, register_backend, register_dataset
+from spectrum.engines.interface import register_engine
+
+class Mine(Backend):
+    def convolve(self, x_nchw, weights, geometry):
+        return x_nchw
+
+def register():
+    register_backend("mine", Mine)
+    register_dataset("mine", Mine)
+    register_engine("mine", Mine)
+"""
+REGISTRIES = [choice.BACKENDS, own_data._DATASETS, interface._ENGINES]
+
+
+@pytest.fixture(autouse=True)
+def fresh(monkeypatch):
+    for registry in REGISTRIES:
+        monkeypatch.setattr(registry, "_entries", dict(registry._entries))
+
+
+@pytest.fixture
+def module(tmp_path: Path, monkeypatch):
+    (tmp_path / "registers_mine.py").write_text(MODULE)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    yield importlib.import_module("registers_mine")
+    del sys.modules["registers_mine"]
+
+
+def test_a_module_that_is_read_again_registers_again(module):
+    module.register()
+    module.register()
+    first = module.Mine
+    importlib.reload(module).register()
+    assert module.Mine is not first
+    assert [registry.home("mine") for registry in REGISTRIES] == 3 * ["registers_mine"]
+    assert isinstance(choice.BACKENDS["mine"], module.Mine)
+    assert own_data.loader_of("mine") is module.Mine
+
+
+@pytest.mark.parametrize("registry", REGISTRIES, ids=lambda registry: registry.what)
+def test_another_thing_under_a_name_that_is_taken_is_refused(registry):
+    registry.add("mine", 1, maker=min, home="one")
+    registry.add("mine", 1, maker=min, home="one")
+    for thing, maker, home in [(2, max, "one"), (1, min, "two"), (2, min, "one")]:
+        with pytest.raises(ValueError, match=f"{registry.what} 'mine' is registered already"):
+            registry.add("mine", thing, maker=maker, home=home)
+    built_in = next(name for name in registry.names() if name != "mine")
+    with pytest.raises(ValueError, match="registered already"):
+        registry.add(built_in, 1, maker=min, home="one")
+    assert registry["mine"] == 1
+
+
+def test_lambdas_and_local_functions_of_one_name_are_not_taken_for_one():
+    registry = Registry("colour", {})
+
+    def maker(number):
+        return lambda: number
+
+    registry.add("one", 1, maker=maker(1), home="here")
+    with pytest.raises(ValueError, match="registered already"):
+        registry.add("one", 2, maker=maker(2), home="here")
+
+
+def test_a_notebooks_cell_that_runs_again_may_change_what_it_registers(monkeypatch):
+    registry = Registry("colour", {})
+    monkeypatch.setattr(_registry, "has_script", lambda: False)
+    registry.add("one", 1, maker=lambda: 1, home="__main__")
+    registry.add("one", 2, maker=lambda: 2, home="__main__")
+    assert registry["one"] == 2
+    monkeypatch.setattr(_registry, "has_script", lambda: True)
+    with pytest.raises(ValueError, match="registered already"):
+        registry.add("one", 3, maker=lambda: 3, home="__main__")
+
+
+@pytest.mark.parametrize("name", ["", "  ", 3, None])
+def test_what_is_no_name_is_refused(name):
+    with pytest.raises(ValueError, match="expected a name for the colour"):
+        Registry("colour", {}).add(name, 1, maker=min)
+
+
+def test_an_unknown_name_is_refused_with_the_nearest():
+    colours = Registry("colour", {"red": 1, "blue": 2})
+    with pytest.raises(ValueError, match="colour 'rde': unknown; did you mean 'red'"):
+        colours["rde"]
+    assert hint("violet", ["red", "blue"]) == "try 'red', 'blue'"
+    assert (colours.get("rde"), colours.get("red"), "red" in colours) == (None, 1, True)
+    assert colours.own() == []
