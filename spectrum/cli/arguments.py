@@ -224,9 +224,8 @@ def parse(words: Sequence[str]) -> Any:
     command = _read(words or ["--help"])
     if isinstance(command, OnStudy | Audit):
         command.point = _said(command.point, words)
-    workers = command.settings.workers if isinstance(command, Plan | Run) else None
-    if workers is not None and workers < 1:
-        raise SpecError(f"--workers {workers}: expected at least 1")
+    if isinstance(command, Plan | Run):
+        EngineSettings(**vars(command.settings))  # which refuses what cannot be
     return command
 
 

@@ -271,12 +271,11 @@ def _cluster(command: Run) -> Cluster:
 def _ranks(command: Run) -> Iterator[Engine | None]:
     """The first of torchrun's ranks; None for another one, which follows the first to its end."""
     from spectrum._records import SpecError
-    from spectrum.engines.interface import EngineError
+    from spectrum.engines.interface import EngineError, EngineSettings
     from spectrum.engines.torchrun import RankEngine, follow, join, leave
 
     asked = command.settings
-    if asked.point_minutes or asked.memory_gb or asked.workers:
-        raise SpecError("--point-minutes, --memory-gb and --workers are not of --engine torchrun")
+    RankEngine.check(EngineSettings(**vars(asked)))  # before ranks wait for each other
     try:
         ranks, device = join("cpu" if asked.device == "auto" else asked.device)
     except EngineError as error:

@@ -102,6 +102,16 @@ class Engine(ABC):
     elsewhere: ClassVar[bool] = False
     """Whether they may be on other machines, which do not see this one's script."""
 
+    unused: ClassVar[tuple[str, ...]] = ()
+    """Names of settings that it has no use for, which are then refused where they are set."""
+
+    @classmethod
+    def check(cls, settings: EngineSettings) -> None:
+        """Raise SpecError for settings that this engine cannot keep; called before anything is written."""
+        for name in cls.unused:
+            if getattr(settings, name) != EngineSettings.model_fields[name].default:
+                raise SpecError(f"{name}: this engine ({cls.__name__}) has no use for it; leave it out")
+
     def device(self, asked: str) -> str:
         """What runs are trained on: "cpu", "cuda" or "mps".
 

@@ -43,6 +43,7 @@ class RankEngine(Engine):
     """
 
     starts_processes = False
+    unused = ("point_minutes", "memory_gb", "workers")
 
     def __init__(self, ranks: Ranks | None = None, device: str = "cpu") -> None:
         if ranks is None:
@@ -57,10 +58,7 @@ class RankEngine(Engine):
         return self.own_device
 
     def run(self, points: Iterable[Point], work: Work) -> Generator[Outcome, None, None]:
-        """Train all points, one after the other. Limits of time and memory are not kept, and so refused."""
-        for name in ("point_minutes", "memory_gb", "workers"):
-            if getattr(work, name) is not None:
-                raise SpecError(f'{name}: engine "torchrun" has no use for it; leave it out')
+        """Train all points, one after the other."""
         yield from First(self.ranks, work).run(points)
 
 

@@ -125,6 +125,7 @@ def run_study(
     if isinstance(engine, str) and engine not in list_engines():
         import_modules(asked.imports)  # one of them may register it
     trainer = engine_of(engine)
+    trainer.check(asked)
     frozen = find_plan(folder)
     planned: Sequence[PlannedPoint] | None = _from_plan(study, frozen)
     images = list(frozen.images) if frozen is not None and planned is not None else []

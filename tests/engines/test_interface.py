@@ -173,3 +173,14 @@ def test_choosing_an_engine_loads_no_torch_and_no_ray():
     code += "print([name for name in ('torch', 'ray', 'pebble') if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"
+
+
+class Unlimited(LocalEngine):
+    unused = ("point_minutes", "memory_gb")
+
+
+@pytest.mark.parametrize("settings", [{"point_minutes": 3}, {"memory_gb": 4.0}])
+def test_settings_that_an_engine_cannot_keep_are_refused_before_anything_is_written(study_folder, settings):
+    with pytest.raises(SpecError, match=rf"{next(iter(settings))}: this engine \(Unlimited\) has no use for it"):
+        run_study(tiny(), engine=Unlimited(), **settings)
+    assert not list(study_folder.iterdir())
