@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 from spectrum.conv.segments import PER_CHANNEL as PER_CHANNEL
+from spectrum.design.budgets import budget_name as budget_name
 from spectrum.models.options import NetworkFields
 from spectrum.models.position import Position
 
@@ -204,9 +205,3 @@ def studies_of(results: pd.DataFrame) -> str:
     hashes = results["study_hash"] if "study_hash" in results else pd.Series(None, index=results.index, dtype=object)
     pairs = dict.fromkeys(zip(results["study"], hashes, strict=True))
     return ", ".join(f"{name} {hash[:8]}" if isinstance(hash, str) else str(name) for name, hash in pairs)
-
-
-def budget_name(match: str) -> str:
-    """A budget in words."""
-    words = {"none": "unmatched", "params": "equal parameters", "macs": "equal MACs", "step_time": "equal step time"}
-    return words.get(match, match)

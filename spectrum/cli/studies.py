@@ -35,6 +35,7 @@ def _study(command: OnStudy) -> Study:
 
 def plan(command: Plan) -> int:
     """Show what a study would train, and write nothing."""
+    from spectrum.design.budgets import timed
     from spectrum.study.equal_networks import coincidences
 
     study = _study(command)
@@ -49,7 +50,7 @@ def plan(command: Plan) -> int:
     _show_forecast(study, forecast)
     for note in coincidences(study, forecast.planned):
         out.print(note)
-    if "step_time" in study.budget.match and (frozen is None or not frozen.is_of(study.hash)):
+    if timed(study.budget.match) and (frozen is None or not frozen.is_of(study.hash)):
         out.print("step times are measured again when the study first runs; its widths may differ a little from these")
     for one in forecast.examined:
         print_contrast(one.record())

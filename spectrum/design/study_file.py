@@ -30,6 +30,7 @@ from spectrum._records import (
     plain,
     unknown_key,
 )
+from spectrum.design.budgets import Match as Match
 from spectrum.design.own_models import import_modules, is_module_name
 from spectrum.design.point import (
     NETWORK,
@@ -45,7 +46,6 @@ from spectrum.design.study_checks import as_values, axis_faults, case_faults, ch
 MOST_BYTES = 150  # of a study's name
 NOT_IN_A_FILE = ("name", "overrides")  # fields of a study that come from elsewhere
 MOST_ADDED = 100  # to it by overrides
-Match = Literal["none", "params", "macs", "step_time"]
 
 
 class Budget(Record):

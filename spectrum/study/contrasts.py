@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from spectrum.design.budgets import BUDGETS
 from spectrum.design.plan import PlannedContrast
 from spectrum.design.point import Point
 from spectrum.design.study_checks import select
@@ -20,7 +21,6 @@ from spectrum.models.position import PLACES, Position
 from spectrum.study.planning import PlannedPoint
 
 EQUAL = 0.01  # counts that differ by no more are held equal
-HELD = {"none": (), "params": ("params",), "macs": ("macs",), "step_time": ()}  # counts that a budget holds equal
 WORDS = {"params": "parameters", "macs": "MACs"}
 CAUSES = {  # what nobody wrote down, and the fields that it may follow from
     "batch normalisations": ("norm", "depth", "residual", "model", "widths"),
@@ -127,7 +127,7 @@ def _unheld_counts(first: Side, second: Side) -> Iterator[tuple[str, Factor]]:
         held = ", which no budget holds" if match == "none" else f" at equal {_said(match)}"
         for count in ("params", "macs"):
             values = [[getattr(plan, count) for plan in side if plan.match == match] for side in (first, second)]
-            if count not in HELD[match] and not _equal(*values):
+            if count != BUDGETS[match].count and not _equal(*values):
                 yield match, Factor(f"{WORDS[count]}{held}", _range(values[0]), _range(values[1]))
 
 

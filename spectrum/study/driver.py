@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from spectrum._records import SpecError
+from spectrum.design.budgets import timed
 from spectrum.design.effects import check_effects
 from spectrum.design.own_models import check_workers_know, code_of, import_modules, modules_of
 from spectrum.design.plan import Plan, PlannedBudget, PlannedTuning
@@ -151,8 +152,8 @@ def _prepared(
     if frozen is None or not frozen.is_of(study.hash):
         check_effects(study)  # before torch is loaded
     device = engine.device(asked.device)
-    if "step_time" in study.budget.match and device != "cpu":
-        raise SpecError(f"budget.match = 'step_time': is measured on the CPU, not on {device}; give --device cpu")
+    if (measured := timed(study.budget.match)) and device != "cpu":
+        raise SpecError(f"budget.match = {measured[0]!r}: is measured on the CPU, not on {device}; give --device cpu")
     import_modules(asked.imports)
     if engine.starts_processes:
         check_workers_know(models, asked.imports, datasets, elsewhere=engine.elsewhere)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from spectrum._records import SpecError
+from spectrum.design.budgets import BUDGETS
 from spectrum.design.effects import check_effects
 from spectrum.design.own_models import import_modules
 from spectrum.design.plan import Plan, PlannedRun
@@ -194,6 +195,7 @@ class _Planner:
         point, match = wanted.point, wanted.match
         if match == "none":
             return replace(_counted(point, images), asked=point)
+        counted = BUDGETS[match].count or ""
         reference = self.study.budget.reference_of(self.study.base, point)
         solved_for = _solved_for(point, reference, match, images)
         before = self.before.get(solved_for)
@@ -204,20 +206,20 @@ class _Planner:
                            step_seconds=kept.step_seconds, solved_for=solved_for)  # fmt: skip
         if network_of(reference) == network_of(point):
             planned = _counted(point, images)
-            seconds = self._time_step(point, images) if match == "step_time" else None
-            budget = seconds if match == "step_time" else getattr(planned, match)
+            seconds = self._time_step(point, images) if BUDGETS[match].is_timed else None
+            budget = seconds if BUDGETS[match].is_timed else getattr(planned, counted)
             planned = replace(planned, asked=point, match=match, budget=budget, solved_for=solved_for)
             return replace(planned, mismatch=0.0, step_seconds=seconds)
         from spectrum.cost.budget import BudgetError
 
         try:
-            if match == "step_time":
+            if BUDGETS[match].is_timed:
                 solution, budget = self._solve_time(point, reference, images)
             else:
                 key = (digest(network_of(reference)), images.shape, images.classes)
                 if key not in self.references:
                     self.references[key] = _counted(reference, images)
-                budget = getattr(self.references[key], match)
+                budget = getattr(self.references[key], counted)
                 solution = self._solve_count(point, match, budget, images)
         except BudgetError as error:
             where = ", ".join(f"{name} = {getattr(point, name)}" for name in PLACES if getattr(point, name) is not None)
@@ -228,18 +230,16 @@ class _Planner:
         own = solution.widths == _stage_widths(point, images)
         solved = point if own else _with_widths(point, solution.widths)
         planned = replace(_counted(solved, images), asked=point, match=match, budget=budget, solved_for=solved_for)
-        if match == "step_time":
+        if BUDGETS[match].is_timed:
             return replace(planned, mismatch=solution.mismatch, step_seconds=solution.cost * budget)
-        mismatch = getattr(planned, match) / budget - 1
+        mismatch = getattr(planned, counted) / budget - 1
         assert mismatch == solution.mismatch, "what was solved for is what was counted"
         return replace(planned, mismatch=mismatch)
 
     def _solve_count(self, point: Point, match: Match, budget: int, images: Images) -> Solution:
         from spectrum.cost.budget import solve_count
-        from spectrum.cost.count import macs_of_weights, pixels_by_layer
 
-        counted, cost = _cost(point, images)
-        pixels = pixels_by_layer(counted, cost.layers) if match == "macs" else None
+        count_of = _count_of(match, point, images)
 
         def count(widths: Widths, *, by_weights: bool = True) -> int:
             narrow = _with_widths(point, widths)
@@ -247,10 +247,7 @@ class _Planner:
                 model = _build_on_meta(narrow, images)
             except SpecError:
                 return 0  # too narrow, for its pointwise_segments for instance
-            if match == "params":
-                return sum(p.numel() for p in model.parameters() if p.requires_grad)
-            macs = macs_of_weights(model, pixels) if by_weights and pixels is not None else None
-            return _forward_macs(narrow, model, images) if macs is None else macs
+            return count_of(narrow, model, by_weights)
 
         base = _stage_widths(point, images)
         solution = solve_count(count, base, budget)
@@ -310,6 +307,23 @@ def network_of(point: Point) -> list[Any]:
     return network_said(point, "width", "widths", "dropout")
 
 
+def _count_of(match: Match, point: Point, images: Images) -> Callable[[Point, Any, bool], int]:
+    """How a budget's count is taken of a network like a point's in other widths: of its run, it on `meta`, and whether
+    MACs may be reckoned from its weights, which is faster and holds for nearly all networks."""
+    from spectrum.cost.count import macs_of_weights, pixels_by_layer
+
+    if match == "params":
+        return lambda narrow, model, by_weights: sum(p.numel() for p in model.parameters() if p.requires_grad)
+    network, cost = _cost(point, images)
+    pixels = pixels_by_layer(network, cost.layers)
+
+    def macs(narrow: Point, model: Any, by_weights: bool) -> int:
+        reckoned = macs_of_weights(model, pixels) if by_weights and pixels is not None else None
+        return _forward_macs(narrow, model, images) if reckoned is None else reckoned
+
+    return macs
+
+
 def _step(point: Point) -> tuple[Any, ...]:
     """What the time of a step depends on beside the network."""
     return point.batch_size, point.optimizer, point.autocast, point.compile, point.train_images
@@ -317,7 +331,7 @@ def _step(point: Point) -> tuple[Any, ...]:
 
 def _solved_for(point: Point, reference: Point, match: Match, images: Images) -> str:
     """A hash of what solved widths depend on: network, shape of the images, budget, and for times the step."""
-    step = _step(point) if match == "step_time" else ()
+    step = _step(point) if BUDGETS[match].is_timed else ()
     return digest([match, network_of(point), network_of(reference), step, images.shape, images.classes])
 
 

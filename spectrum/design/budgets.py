@@ -1,0 +1,45 @@
+"""What a study can hold equal along its axes, by changing the stage widths of its runs: each budget, listed once.
+
+To add one: its name in `Match` and its entry here; in `study/planning.py`, `_count_of`, how a network's count is taken.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+Match = Literal["none", "params", "macs", "step_time"]
+
+
+@dataclass(frozen=True)
+class BudgetKind:
+    """What one budget is of."""
+
+    words: str
+    """Of its comparisons, in tables and captions."""
+    count: str | None = None
+    """The count of a planned run that it holds equal, if it is of one, such as `params`."""
+    is_timed: bool = False
+    """Whether it is measured on the CPU rather than counted."""
+
+
+BUDGETS: dict[Match, BudgetKind] = {
+    "none": BudgetKind("unmatched"),
+    "params": BudgetKind("equal parameters", count="params"),
+    "macs": BudgetKind("equal MACs", count="macs"),
+    "step_time": BudgetKind("equal step time", is_timed=True),
+}
+
+
+def budget_name(match: str) -> str:
+    """A budget in words; of a name that is none, the name.
+
+    >>> budget_name("macs")
+    'equal MACs'
+    """
+    return {str(known): kind.words for known, kind in BUDGETS.items()}.get(match, match)
+
+
+def timed(matches: tuple[Match, ...]) -> list[Match]:
+    """Those among some budgets that are measured on the CPU."""
+    return [match for match in matches if BUDGETS[match].is_timed]
