@@ -44,13 +44,8 @@ from spectrum.data.pixels import (
 )
 from spectrum.data.splits import About
 from spectrum.data.tables import How, HubTable, ParquetTable, Table, columns_of, hash_of
-from spectrum.design.own_data import list_datasets
+from spectrum.design.own_data import HUB_IDS, list_datasets
 
-HUB_IDS = {
-    "fashion_mnist": "zalando-datasets/fashion_mnist",
-    "cifar10": "uoft-cs/cifar10",
-    "cifar100": "uoft-cs/cifar100",
-}
 DATASETS = ("digits", *HUB_IDS)
 OF_THE_HUB = " of the hub"
 CARVED = "a fixed sixth of the training files, carved off, since there is no test split with labels"

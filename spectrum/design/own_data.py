@@ -9,7 +9,12 @@ from typing import Any
 from spectrum._registry import Registry, calling_module
 from spectrum.design.point import GAUSSIAN
 
-BUILT_IN = ("digits", "fashion_mnist", "cifar10", "cifar100", GAUSSIAN)
+HUB_IDS = {  # names for data sets of the hub, by which they are also found below $SPECTRUM_DATA
+    "fashion_mnist": "zalando-datasets/fashion_mnist",
+    "cifar10": "uoft-cs/cifar10",
+    "cifar100": "uoft-cs/cifar100",
+}
+BUILT_IN = ("digits", *HUB_IDS, GAUSSIAN)
 
 
 @dataclass(frozen=True, eq=False)
