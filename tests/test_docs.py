@@ -14,6 +14,7 @@ import spectrum
 from spectrum import build_model, models
 from spectrum.design import own_data
 from spectrum.design.study_file import Budget, parse_study
+from spectrum.models.families import FAMILIES
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -57,7 +58,7 @@ def test_what_is_shown_of_a_study_can_be_in_one(text, tmp_path, monkeypatch):
         shown = [text for page in PAGES for text in blocks(page, "python")]
         (module,) = [text for text in shown if text.startswith(f"# {name}.py\n")]
         (tmp_path / f"{name}.py").write_text(module)
-        monkeypatch.setattr(models, "_FAMILIES", dict(models._FAMILIES))
+        monkeypatch.setattr(FAMILIES, "_entries", dict(FAMILIES._entries))
         monkeypatch.setattr(own_data._DATASETS, "_entries", dict(own_data._DATASETS._entries))
         monkeypatch.setattr(sys, "path", [*sys.path])
     if "seed" in said:  # a line of [axes]
@@ -80,7 +81,7 @@ def test_the_model_of_ones_own_is_built_at_the_widths_that_it_tells():
         narrow = models.NetworkOptions(segments=4, width=0.5)
         assert models.stage_widths("plain", narrow) == (16, 32, 64)
     finally:
-        del models._FAMILIES["plain"]
+        del FAMILIES._entries["plain"]
 
 
 def test_the_tutorial_shows_the_study_that_it_runs():

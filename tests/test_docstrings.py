@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 
 import spectrum
-from spectrum import Point, models, plots, stats
+from spectrum import Point, plots, stats
 from spectrum.design.study_file import Budget, Contrast, Study, Tune
+from spectrum.models.families import FAMILIES
 
 ROOT = Path(__file__).parents[1]
 MODULES = [module.name for module in pkgutil.walk_packages(spectrum.__path__, "spectrum.")]
@@ -27,7 +28,7 @@ SHOWN = (
 @pytest.fixture
 def no_families_left(monkeypatch):
     """What an example registers is gone after it."""
-    monkeypatch.setattr(models, "_FAMILIES", dict(models._FAMILIES))
+    monkeypatch.setattr(FAMILIES, "_entries", dict(FAMILIES._entries))
 
 
 def test_every_module_is_found():

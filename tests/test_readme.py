@@ -11,13 +11,14 @@ import pandas as pd
 import pytest
 import torch
 
-from spectrum import build_model, load_results, measure_cost, models, read_plan
+from spectrum import build_model, load_results, measure_cost, read_plan
 from spectrum.analysis.contrasts import contrasts
 from spectrum.analysis.sentences import sentence
 from spectrum.analysis.summary import as_text, summary_table
 from spectrum.bench import engine, op, sweep, train
 from spectrum.bench import models as networks
 from spectrum.design.study_file import parse_study
+from spectrum.models.families import FAMILIES
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -65,7 +66,7 @@ def test_the_model_of_ones_own_is_built_and_trained():
             model = build_model("plain", segments=segments, activation="relu", image_size=28)
             assert model(torch.randn(2, 3, 28, 28)).shape == (2, 10)
     finally:
-        del models._FAMILIES["plain"]
+        del FAMILIES._entries["plain"]
 
 
 def test_nothing_is_left_to_be_filled_in():

@@ -11,9 +11,10 @@ from spectrum._registry import Registry, hint
 from spectrum.conv.backends import choice
 from spectrum.design import own_data
 from spectrum.engines import interface
+from spectrum.models.families import FAMILIES
 
 MODULE = """
-from spectrum import Backend, register_backend, register_dataset
+from spectrum import Backend, register_backend, register_dataset, register_model
 from spectrum.engines.interface import register_engine
 
 class Mine(Backend):
@@ -24,8 +25,9 @@ def register():
     register_backend("mine", Mine)
     register_dataset("mine", Mine)
     register_engine("mine", Mine)
+    register_model("mine", Mine)
 """
-REGISTRIES = [choice.BACKENDS, own_data._DATASETS, interface._ENGINES]
+REGISTRIES = [choice.BACKENDS, own_data._DATASETS, interface._ENGINES, FAMILIES]
 
 
 @pytest.fixture(autouse=True)
@@ -48,7 +50,7 @@ def test_a_module_that_is_read_again_registers_again(module):
     first = module.Mine
     importlib.reload(module).register()
     assert module.Mine is not first
-    assert [registry.home("mine") for registry in REGISTRIES] == 3 * ["registers_mine"]
+    assert [registry.home("mine") for registry in REGISTRIES] == 4 * ["registers_mine"]
     assert isinstance(choice.BACKENDS["mine"], module.Mine)
     assert own_data.loader_of("mine") is module.Mine
 

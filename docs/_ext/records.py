@@ -26,7 +26,7 @@ from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
 
 from spectrum.design.point import Point
-from spectrum.models import OWN
+from spectrum.models.families import OWN
 
 OPEN = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<"}
 FIELD = re.compile(r"^    (\w+): ([^=#]+?)(?: = (.+?))?(?:  # (.+))?$")

@@ -20,7 +20,7 @@ from pydantic import BaseModel
 from spectrum._records import SpecError
 from spectrum.design.point import NETWORK, Point
 from spectrum.engines.interface import EngineSettings
-from spectrum.models import OWN
+from spectrum.models.families import OWN
 
 PRINT_COMPLETION = "--tyro-print-completion"
 SHELLS = ("bash", "zsh", "fish")

@@ -13,7 +13,7 @@ from torch.nn.functional import avg_pool2d, max_pool2d
 from spectrum.conv.norm import BatchNormAct2d
 from spectrum.conv.padding import same_padding
 from spectrum.conv.segmented import SegmentedConv2d
-from spectrum.models import NetworkOptions
+from spectrum.models.options import NetworkOptions
 from spectrum.models.position import Position
 
 

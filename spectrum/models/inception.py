@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 from spectrum.conv.segmented import SegmentedConv2d
 from spectrum.conv.segments import PER_CHANNEL, Segments, segment_sizes
-from spectrum.models import NetworkOptions
 from spectrum.models.blocks import check_size, classifier, norm
+from spectrum.models.options import NetworkOptions
 from spectrum.models.position import PLACES, Position
 
 Form = Literal["canonical", "simplified", "segments", "extreme"]

@@ -2,7 +2,7 @@
 
 A run (design/point.py) has those of `NetworkFields`, and so have the axes of a study, flags of the command and columns
 of tables. To add an option, declare it here with the default None or off, name it under `uses` of the architectures
-that look at it (models/__init__.py), and look at it there.
+that look at it (models/families.py), and look at it there.
 """
 
 from __future__ import annotations

@@ -11,8 +11,8 @@ VGG has bare regular convolutions: segments=1, pointwise=False. Shapes: x_nchw i
 
 from torch import Tensor, nn
 
-from spectrum.models import NetworkOptions
 from spectrum.models.blocks import check_size, classifier, norm, segmented
+from spectrum.models.options import NetworkOptions
 
 MOBILENET_WIDTHS = (64, 128, 256, 512, 1024)
 MOBILENET_DEPTHS = (1, 2, 2, 6, 2)  # operations a stage; every stage but the first begins with a stride of 2

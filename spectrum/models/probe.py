@@ -14,8 +14,8 @@ from itertools import pairwise
 
 from torch import Tensor, nn
 
-from spectrum.models import NetworkOptions
 from spectrum.models.blocks import MiddleFlowBlock, classifier, norm, stem_stride
+from spectrum.models.options import NetworkOptions
 
 WIDTHS = (32, 64, 128)
 DEPTH = 1

@@ -13,7 +13,6 @@ one 3×3, with a stride of 2 from 16 pixels up. Shapes: x_nchw is (N, C, H, W).
 
 from torch import Tensor, nn
 
-from spectrum.models import NetworkOptions
 from spectrum.models.blocks import (
     PaddedMaxPool2d,
     check_size,
@@ -24,6 +23,7 @@ from spectrum.models.blocks import (
     skip,
     stem_stride,
 )
+from spectrum.models.options import NetworkOptions
 
 WIDTHS = (128, 256, 512, 1024)
 DEPTHS = (3, 4, 6, 3)

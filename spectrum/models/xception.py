@@ -20,8 +20,8 @@ from torch import Tensor, nn
 
 from spectrum.conv.arguments import Pair
 from spectrum.conv.norm import BatchNormAct2d
-from spectrum.models import NetworkOptions
 from spectrum.models.blocks import PaddedMaxPool2d, check_size, classifier, every_pixel, norm, segmented
+from spectrum.models.options import NetworkOptions
 
 WIDTHS = (32, 64, 128, 256, 728, 1024, 1536, 2048)
 DEPTH = 8  # modules of the middle flow

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from spectrum import Point, models, read_plan, register_model, run_study
+from spectrum import Point, read_plan, register_model, run_study
 from spectrum._records import SpecError
 from spectrum.data.images import images_of
 from spectrum.design.effects import check_effects
@@ -16,6 +16,7 @@ from spectrum.design.options import without_effect
 from spectrum.design.point import choices
 from spectrum.design.study_file import parse_study
 from spectrum.models.blocks import segmented
+from spectrum.models.families import FAMILIES
 from spectrum.study.equal_networks import coincidences
 from spectrum.study.planning import plan_study
 from spectrum.training.loop import train
@@ -212,7 +213,7 @@ class Flat(nn.Module):
 @pytest.fixture
 def own(monkeypatch):
     """Registers a family for the time of a test, and gives its name."""
-    monkeypatch.setattr(models, "_FAMILIES", dict(models._FAMILIES))
+    monkeypatch.setattr(FAMILIES, "_entries", dict(FAMILIES._entries))
 
     def register(builder, **more):
         register_model("own", builder, **more)
@@ -246,7 +247,7 @@ def test_an_axis_that_a_family_of_ones_own_ignores_is_refused(own):
 def test_an_option_that_a_family_of_ones_own_ignores_is_refused(own, named):
     (field,) = named
     assert f"base.{field}: has no effect on 'own'" in refused(study({"model": own(Flat), **named}))
-    del models._FAMILIES["own"]
+    del FAMILIES._entries["own"]
     name = own(Flat, uses=())
     (value,) = named.values()
     axis = study({"model": name}, axes={field: [value]})
@@ -262,7 +263,7 @@ def test_an_option_that_a_family_of_ones_own_uses_is_taken_also_where_it_says_th
     name = own(small)
     for named in ({"segments": 8}, {"segment_width": 1}, {"order": "pointwise_first"}, {"activation": "none"}):
         plan_study(study({"model": name, **named}))
-    del models._FAMILIES["own"]
+    del FAMILIES._entries["own"]
     plan_study(study({"model": own(small, uses=("segments", "order")), "segments": 8, "order": "pointwise_first"}))
 
 

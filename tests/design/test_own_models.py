@@ -6,10 +6,10 @@ import sys
 
 import pytest
 
-from spectrum import models
 from spectrum._records import SpecError
 from spectrum.design.own_models import check_workers_know, import_modules, modules_of
 from spectrum.design.study_file import Study, load_study, parse_study
+from spectrum.models.families import FAMILIES, Family
 
 MODULE = """
 from torch import nn
@@ -25,7 +25,7 @@ BASE = {"dataset": "digits", "train_images": 100, "batch_size": 50, "epochs": 1}
 
 @pytest.fixture(autouse=True)
 def as_before(monkeypatch):
-    monkeypatch.setattr(models, "_FAMILIES", dict(models._FAMILIES))
+    monkeypatch.setattr(FAMILIES, "_entries", dict(FAMILIES._entries))
     monkeypatch.setattr(sys, "path", [*sys.path])
     monkeypatch.setattr(sys, "modules", dict(sys.modules))
 
@@ -162,7 +162,7 @@ def test_a_script_that_hides_its_model_from_workers_says_so(tmp_path):
 
 
 def test_nodes_of_a_cluster_never_see_a_script(monkeypatch):
-    monkeypatch.setitem(models._FAMILIES, "mine", models._Family("no:where", None, home="__main__"))
+    FAMILIES.add("mine", Family("no:where", None), maker=dict, home="__main__")
     with pytest.raises(SpecError, match="worker processes cannot see what is registered in this"):
         check_workers_know(["mine"], [], elsewhere=True)
     check_workers_know(["probe"], [], elsewhere=True)

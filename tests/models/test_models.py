@@ -15,6 +15,7 @@ from spectrum import SegmentedConv2d, build_model, list_models, measure_cost, mo
 from spectrum.conv.norm import BatchNormAct2d
 from spectrum.models import NetworkOptions
 from spectrum.models.blocks import MiddleFlowBlock, clamped_layers, every_pixel, realised_segments
+from spectrum.models.families import FAMILIES
 from tests.models import golden
 
 SMALL = {"in_channels": 1, "image_size": 12, "num_classes": 5, "width": 0.25}
@@ -41,7 +42,7 @@ CASES = {
     "of its own": {},
 }
 ORDERS, ACTIVATIONS = ("pointwise_first", "spatial_first"), ("none", "relu", "elu", "gelu", "silu")
-BUILT_IN = [name for name, family in models._FAMILIES.items() if isinstance(family.build, str)]
+BUILT_IN = [name for name in models.list_models() if FAMILIES.maker(name) is None]
 every_family = pytest.mark.parametrize("family", BUILT_IN)
 every_case = pytest.mark.parametrize("options", CASES.values(), ids=CASES.keys())
 
@@ -168,7 +169,7 @@ def test_fx_traces_strides_shuffles_and_the_auxiliary_tower():
 def test_every_stage_can_have_segments_of_its_own(family):
     if family == "inception_v3":
         pytest.skip("it has no segments")
-    stages = models._FAMILIES[family].stages or len(models.stage_widths(family, NetworkOptions()))
+    stages = FAMILIES[family].stages or len(models.stage_widths(family, NetworkOptions()))
     schedule = tuple([1, 2, "per_channel", 3, 2, 1][:stages])
     model = built(family, stage_segments=schedule)
     assert model(images_of(family, 2)).shape == (2, 5)
@@ -221,7 +222,7 @@ def test_what_registers_nothing_is_refused_by_name(options, says):
 
 @pytest.mark.parametrize("built", [None, 5, nn.Linear, lambda x: x])
 def test_a_builder_that_returns_no_module_is_told_so(built, monkeypatch):
-    monkeypatch.setattr(models, "_FAMILIES", dict(models._FAMILIES))
+    monkeypatch.setattr(FAMILIES, "_entries", dict(FAMILIES._entries))
     register_model("of no module", lambda architecture: built)
     with pytest.raises(ValueError, match=f"its builder returned {type(built).__name__}; return a torch.nn.Module"):
         build_model("of no module")
@@ -444,7 +445,7 @@ def test_a_family_of_ones_own_is_built_by_name():
     assert build_model("tiny of this test", segments=2)(torch.randn(2, 3, 8, 8)).shape == (2, 10)
     with pytest.raises(ValueError, match="is registered already"):
         register_model("tiny of this test", lambda architecture: nn.Identity())
-    del models._FAMILIES["tiny of this test"]
+    del FAMILIES._entries["tiny of this test"]
 
 
 @pytest.mark.parametrize(

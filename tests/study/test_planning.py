@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from spectrum import measure_cost, models, register_model
+from spectrum import measure_cost, register_model
 from spectrum._records import SpecError
 from spectrum.conv.segmented import SegmentedConv2d
 from spectrum.cost import speed
@@ -15,6 +15,7 @@ from spectrum.data.images import images_of
 from spectrum.design.plan import PlannedTuning
 from spectrum.design.point import Point
 from spectrum.design.study_file import parse_study
+from spectrum.models.families import FAMILIES
 from spectrum.models.probe import WIDTHS
 from spectrum.study import planning
 from spectrum.study.contrasts import examine
@@ -279,7 +280,7 @@ class Own(nn.Module):
 @pytest.fixture
 def own_family():
     yield lambda **options: register_model("own", Own, **options)
-    del models._FAMILIES["own"]
+    del FAMILIES._entries["own"]
 
 
 def test_a_family_of_ones_own_needs_to_tell_its_widths(own_family):

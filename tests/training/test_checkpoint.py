@@ -17,11 +17,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from spectrum import models
 from spectrum.data.load import load_images
 from spectrum.data.splits import Images
 from spectrum.design.point import Point
 from spectrum.models import NetworkOptions
+from spectrum.models.families import FAMILIES, Family
 from spectrum.training import checkpoint
 from spectrum.training.checkpoint import Checkpoints, State, TrainingProgress
 from spectrum.training.checkpoint_files import Interrupted, name_of
@@ -175,7 +175,8 @@ class Drawing(nn.Module):
 
 
 def test_every_generator_goes_on(digits: Images, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(models._FAMILIES, "drawing", models._Family(Drawing, None))
+    monkeypatch.setattr(FAMILIES, "_entries", dict(FAMILIES._entries))
+    FAMILIES.add("drawing", Family(Drawing, None), maker=Drawing)
     point = Point(**TINY | {"model": "drawing", "width": 1.0})
     assert told(cut_at(point, digits, tmp_path, 5)) == told(train(point, digits))
 

@@ -16,13 +16,13 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.optim import lr_scheduler
 
-from spectrum import models
 from spectrum.data.augment import batches
 from spectrum.data.images import images_of
 from spectrum.data.load import load_images
 from spectrum.data.splits import Images, carve, split
 from spectrum.design.point import Point, choices
 from spectrum.models import NetworkOptions, build_model
+from spectrum.models.families import FAMILIES, Family
 from spectrum.training import loop as training
 from spectrum.training.evaluation import evaluate, hash_weights
 from spectrum.training.loop import Result, train
@@ -388,7 +388,8 @@ def test_a_run_that_diverges_is_a_result_at_chance(
 
 
 def test_a_last_step_that_only_validation_sees_diverge_counts(digits: Images, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(models._FAMILIES, "flat", models._Family(flat, None))
+    monkeypatch.setattr(FAMILIES, "_entries", dict(FAMILIES._entries))
+    FAMILIES.add("flat", Family(flat, None), maker=flat)
     point = Point(**TINY | {"model": "flat", "batch_size": 200}).model_copy(update={"lr": 1e37})
     result = train(point, digits)
     assert result.train_loss == pytest.approx(math.log(10), rel=0.3), "before the only step"
@@ -547,7 +548,8 @@ def test_no_knob_does_nothing(field: str, request: pytest.FixtureRequest, monkey
         request.getfixturevalue("data_root")
         write_letters(Path("letters"))
     if field == "model":
-        monkeypatch.setitem(models._FAMILIES, "flat", models._Family(flat, None))
+        monkeypatch.setattr(FAMILIES, "_entries", dict(FAMILIES._entries))
+        FAMILIES.add("flat", Family(flat, None), maker=flat)
     beside, values = KNOBS[field]
     points = [Point(**TINY | beside | {field: value}) for value in values]
     for point in points[1:]:

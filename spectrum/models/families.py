@@ -1,0 +1,224 @@
+"""Architectures by name: what the package brings, with what each uses, and those that users register.
+
+A family is a function from frozen `NetworkOptions` to a module. Built-in families are imported when first built, so
+that listing and checking names loads no torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from spectrum._registry import Registry, calling_module, hint
+from spectrum.models.options import NetworkOptions
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+Builder = Callable[[NetworkOptions], "nn.Module"]
+StageWidths = Callable[[NetworkOptions], tuple[int, ...]]
+
+
+@dataclass(frozen=True)
+class Family:
+    """A builder, and the stage widths that it gives an architecture; built-in ones are named and imported when used."""
+
+    build: str | Builder
+    widths: str | StageWidths | None
+    uses: tuple[str, ...] | None = None  # options that its networks have a use for; None: it does not say
+    own: Mapping[str, Any] = field(default_factory=dict)  # values of fields that an architecture leaves open
+    stages: int | None = None  # whose segments may differ; None: as many as it has stage widths
+
+
+OWN = {"order": "pointwise_first", "activation": "none", "norm": False}  # if a family says no other
+# What architectures use, by the parts that they are made of. A new option is added to those that look at it.
+_IMAGES = ("in_channels", "num_classes", "image_size")  # every architecture, also one's own
+_ANY = (*_IMAGES, "hidden", "dropout", "norm_eps", "norm_momentum")  # every built-in one: classifier and BN
+_SIZED = (*_ANY, "width", "widths", "depth")
+_SEGMENTED = (  # those made of `segmented`
+    *(*_SIZED, "segments", "segment_width", "stage_segments", "segment_shares"),
+    *("order", "activation", "norm", "pointwise", "pointwise_segments", "shuffle"),
+)
+_BUILT_IN = {
+    "inception": Family(
+        "spectrum.models.inception:build_inception",
+        "spectrum.models.inception:inception_widths",
+        uses=(*_SIZED, "segments", "segment_width", "stage_segments", "form"),
+    ),
+    "inception_v3": Family(
+        "spectrum.models.inception:build_inception_v3",
+        None,
+        uses=(*_ANY, "padding", "auxiliary"),
+        own={"padding": "tf_same", "norm_eps": 1e-3, "norm_momentum": 0.01},
+        stages=0,
+    ),
+    "mobilenet_v1": Family(
+        "spectrum.models.plain:build_mobilenet_v1",
+        "spectrum.models.plain:mobilenet_widths",
+        uses=(*_SEGMENTED, "stem_stride"),
+        own={"order": "spatial_first", "activation": "relu", "norm": True},
+    ),
+    "probe": Family(
+        "spectrum.models.probe:build_probe",
+        "spectrum.models.probe:probe_widths",
+        uses=(*_SEGMENTED, "residual", "downsampling", "stem_stride"),
+    ),
+    "resnext": Family(
+        "spectrum.models.resnext:build_resnext",
+        "spectrum.models.resnext:resnext_widths",
+        uses=(*_SEGMENTED, "residual", "padding", "stem_stride"),
+        own={"activation": "relu", "norm": True},
+    ),
+    "resnext_small": Family(
+        "spectrum.models.resnext:build_resnext_small",
+        "spectrum.models.resnext:resnext_small_widths",
+        uses=(*_SEGMENTED, "residual", "stem_stride"),
+        own={"activation": "relu", "norm": True},
+    ),
+    "vgg": Family(
+        "spectrum.models.plain:build_vgg",
+        "spectrum.models.plain:vgg_widths",
+        uses=_SEGMENTED,
+    ),
+    "xception": Family(
+        "spectrum.models.xception:build_xception",
+        "spectrum.models.xception:xception_widths",
+        uses=(*_SEGMENTED, "residual", "padding", "stem_stride"),
+        own={"order": "spatial_first", "padding": "tf_same", "norm_eps": 1e-3, "norm_momentum": 0.01},
+        stages=6,
+    ),
+}
+FAMILIES: Registry[Family] = Registry("model", _BUILT_IN)
+
+
+def list_models() -> list[str]:
+    """Names of all families, built in and registered.
+
+    >>> "probe" in list_models()
+    True
+    """
+    return FAMILIES.names()
+
+
+def register_model(
+    name: str, builder: Builder, *, widths: StageWidths | None = None, uses: Iterable[str] | None = None
+) -> None:
+    """Add a family of your own.
+
+    Args:
+        name: a new one.
+        builder: from `NetworkOptions` to a `torch.nn.Module` on images (N, C, H, W).
+        widths: from `NetworkOptions` to the stage widths that the builder gives it: those of `widths` if it has them,
+            else the family's own times `width`. Needed for budgets only, which are met by changing these.
+        uses: options that the builder looks at, such as ("segments", "order"); others are then refused where they are
+            set. Those that `widths` is for, and the images' shape, go without saying. If it is not
+            given, plans compare the networks that are built, and refuse an option that changes none.
+
+    Raises ValueError when the name is taken or is none, for what cannot be called, or for a field that an
+    `NetworkOptions` does not have.
+
+    >>> from torch import nn
+    >>> from spectrum import build_model
+    >>> from spectrum.models.blocks import segmented
+    >>> def tiny(arch):
+    ...     layers = segmented(arch, arch.in_channels, 16), nn.AdaptiveAvgPool2d(1), nn.Flatten()
+    ...     return nn.Sequential(*layers, nn.Linear(16, arch.num_classes))
+    >>> register_model("tiny", tiny)
+    >>> "tiny" in list_models()
+    True
+    >>> build_model("tiny", segments=4)[0].segment_sizes
+    (4, 4, 4, 4)
+    """
+    if not callable(builder):
+        raise ValueError(f"builder={builder!r}: expected a function from NetworkOptions to a torch.nn.Module")
+    if widths is not None and not callable(widths):
+        raise ValueError(f"widths={widths!r}: expected a function from NetworkOptions to stage widths, or None")
+    family = Family(builder, widths, uses=_checked_uses(uses, widths))
+    FAMILIES.add(name, family, maker=builder, home=calling_module())
+
+
+def _checked_uses(uses: Iterable[str] | None, widths: StageWidths | None) -> tuple[str, ...] | None:
+    """Fields that a family of one's own uses; None where it does not say."""
+    if uses is None:
+        return None
+    try:
+        used: list[Any] = [uses] if isinstance(uses, str) else list(uses)
+    except TypeError:
+        raise ValueError(f"uses={uses!r}: expected names of fields, such as ('segments', 'order')") from None
+    known = list(NetworkOptions.model_fields)
+    for name in used:
+        if name not in known:
+            raise ValueError(f"uses={name!r}: no option of a network; {hint(name, known)}")
+    return (*used, *_IMAGES, *(("width", "widths") if widths is not None else ()))
+
+
+def stage_widths(name: str, architecture: NetworkOptions) -> tuple[int, ...]:
+    """Channels of each stage of a family's network.
+
+    Args:
+        name: one of `list_models`.
+        architecture: of the network.
+
+    Raises ValueError for a family that does not tell.
+
+    >>> stage_widths("probe", NetworkOptions(width=0.5))
+    (16, 32, 64)
+    """
+    check_model(name)
+    widths = FAMILIES[name].widths
+    if widths is None:
+        raise ValueError(f"model={name!r}: does not tell its stage widths; give register_model its `widths`")
+    return tuple(found(widths)(architecture))
+
+
+def own_values(name: str, *, pointwise: bool = True) -> dict[str, Any]:
+    """What a family takes for order, activation and norm where they are left open.
+
+    Args:
+        name: one of `list_models`; for another one, what families take that say nothing.
+        pointwise: whether there is a 1×1; without it nothing stands between the halves.
+
+    >>> own_values("mobilenet_v1")
+    {'order': 'spatial_first', 'activation': 'relu', 'norm': True}
+    """
+    own = FAMILIES[name].own if name in FAMILIES else {}
+    values = {field: own.get(field, value) for field, value in OWN.items()}
+    return values if pointwise else values | {"activation": "none", "norm": False}
+
+
+def unused_by(name: str) -> tuple[str, ...]:
+    """Fields of `NetworkOptions` that a family does not use; none where it does not say, or where there is none."""
+    used = FAMILIES[name].uses if name in FAMILIES else None
+    return () if used is None else tuple(known for known in NetworkOptions.model_fields if known not in used)
+
+
+def declares_uses(name: str) -> bool:
+    """Whether a family says which fields it has a use for; one's own need not."""
+    return FAMILIES[name].uses is not None
+
+
+def registered_in(name: str) -> str | None:
+    """The module that registered a family; None for a built-in one, or a name that no family has."""
+    return FAMILIES.home(name)
+
+
+def check_model(name: str) -> None:
+    """Raise ValueError for a name that no family has."""
+    if not isinstance(name, str):
+        raise ValueError(f"model={name!r}: expected a name, such as 'probe'")
+    if name not in FAMILIES:
+        raise ValueError(
+            f"model={name!r}: unknown; {FAMILIES.hint(name)} "
+            "(your own: register_model, and name its module by import or --import)"
+        )
+
+
+def found(function: str | Callable[..., Any]) -> Callable[..., Any]:
+    """A built-in function, imported by its name; or the user's own."""
+    if not isinstance(function, str):
+        return function
+    module, name = function.split(":")
+    return getattr(import_module(module), name)  # type: ignore[no-any-return]
