@@ -156,8 +156,20 @@ def _prepared(
         raise SpecError(f"budget.match = {measured[0]!r}: is measured on the CPU, not on {device}; give --device cpu")
     import_modules(asked.imports)
     if engine.starts_processes:
+        _check_no_preference()
         check_workers_know(models, asked.imports, datasets, elsewhere=engine.elsewhere)
     return asked.model_copy(update={"device": device})
+
+
+def _check_no_preference() -> None:
+    """Raise SpecError inside of `prefer_backend`, which worker processes would not know of."""
+    from spectrum.conv.backends.choice import VARIABLE, preferred_backend
+
+    name = preferred_backend()
+    if name is not None:
+        raise SpecError(
+            f"prefer_backend({name!r}): holds in this process, and runs are trained in others; set {VARIABLE}={name}"
+        )
 
 
 def _planned(

@@ -358,3 +358,11 @@ def test_an_option_that_came_since_does_not_change_a_frozen_plan(study_folder):
     path.write_text(text := json.dumps(plan, indent=1) + "\n")
     assert run_study(study, "out", workers=1).reused == 1
     assert path.read_text() == text
+
+
+def test_a_preferred_backend_which_workers_would_not_know_of_is_refused(study_folder):
+    from spectrum import prefer_backend
+
+    with prefer_backend("native"), pytest.raises(SpecError, match="SPECTRUM_BACKEND=native"):
+        run_study(tiny(), workers=1, device="cpu")
+    assert not list(study_folder.iterdir())

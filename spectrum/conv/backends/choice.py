@@ -84,6 +84,9 @@ def register_backend(name: str, factory: Callable[[], Backend]) -> None:
 def prefer_backend(name: str) -> Iterator[None]:
     """Layers that are made inside take this backend where it can compute them, and torch's own elsewhere.
 
+    In this thread of this process: `run_study`, whose workers are processes of their own, refuses to run inside and
+    asks for `$SPECTRUM_BACKEND`. Raises ValueError for a name that no backend has.
+
     >>> from spectrum import build_model
     >>> with prefer_backend("native"):
     ...     model = build_model("probe", segments=4)
@@ -93,6 +96,11 @@ def prefer_backend(name: str) -> Iterator[None]:
         yield
     finally:
         _preferred.reset(before)
+
+
+def preferred_backend() -> str | None:
+    """The name that `prefer_backend` has set here; None outside of it."""
+    return _preferred.get()
 
 
 def choice_for(backend: str | None, *, prepare: bool) -> Choice:
