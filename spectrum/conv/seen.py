@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from spectrum.conv.backends.choice import choose
 from spectrum.conv.half import SegmentedHalf
@@ -33,14 +33,16 @@ def backends_seen(model: nn.Module) -> Iterator[dict[str, str]]:
     with ExitStack() as hooks:
         for name, module in model.named_modules():
             if isinstance(module, SegmentedConv2d):
-                hooks.callback(module.register_forward_pre_hook(_note_folded(seen, name)).remove)
+                hooks.callback(module.register_forward_pre_hook(_note_folded(seen, name), with_kwargs=True).remove)
                 hooks.callback(module.spatial.register_forward_pre_hook(_note_backend(seen, name)).remove)
         yield seen
 
 
 def _note_folded(seen: dict[str, str], name: str) -> Any:
-    def note(module: SegmentedConv2d, inputs: tuple[Any, ...]) -> None:
-        if module.is_folded(inputs[0] if inputs[0].dim() == 4 else inputs[0].unsqueeze(0)):
+    def note(module: SegmentedConv2d, inputs: tuple[Any, ...], named: dict[str, Any]) -> None:
+        (x_nchw,) = (*inputs, *named.values())
+        fits = isinstance(x_nchw, Tensor) and x_nchw.dim() in (3, 4)  # else forward says what is wrong
+        if fits and module.is_folded(x_nchw if x_nchw.dim() == 4 else x_nchw.unsqueeze(0)):
             seen[name] = "folded"
 
     return note

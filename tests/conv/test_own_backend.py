@@ -179,6 +179,36 @@ def test_an_unknown_backend_is_refused(name, why):
         pass
 
 
+class Short(Backend):
+    def convolve(self, x_nchw, weights, geometry):
+        return x_nchw[:, :1] if x_nchw.shape[0] > 1 else None
+
+
+def test_what_a_backend_of_ones_own_gives_in_place_of_the_result_is_refused():
+    register_backend("short", Short)
+    module = SegmentedConv2d(12, 8, pointwise=False, stride=2, backend="short")
+    with pytest.raises(TypeError, match=r"shape \(2, 1, 7, 5\); expected a tensor of shape \(2, 8, 4, 3\)"):
+        module(images(2, 12, 7, 5))
+    with pytest.raises(TypeError, match="'short': its convolve gave NoneType"):
+        module(images(1, 12, 7, 5))
+
+
+def test_a_named_backend_gives_shapes_on_meta():
+    module = SegmentedConv2d(8, 8, segments=4, backend="compiled", device="meta")
+    assert module(torch.empty(2, 8, 5, 5, device="meta")).shape == (2, 8, 5, 5)
+    assert "backend='compiled'" in repr(module)
+    assert "backend" not in repr(SegmentedConv2d(8, 8))
+
+
+def test_calls_are_seen_however_the_input_is_given():
+    module = SegmentedConv2d(8, 8, segments=4)
+    with backends_seen(module) as seen:
+        module(x_nchw=images(2, 8, 5, 5))
+        with pytest.raises(InputError, match="type str"):
+            module("x")
+    assert seen == {"": "compiled"}
+
+
 # Registering
 
 

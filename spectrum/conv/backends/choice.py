@@ -32,9 +32,9 @@ from spectrum.conv.kernels.build import library
 
 VARIABLE = "SPECTRUM_BACKEND"
 AUTO = "auto"
-BACKENDS: Registry[Backend] = Registry(
-    "backend", {"native": Native(), "coalesced": Coalesced(), "compiled": Compiled()}
-)
+_BACKENDS: dict[str, Backend] = {"native": Native(), "coalesced": Coalesced(), "compiled": Compiled()}
+BUILT_IN = tuple(_BACKENDS)
+BACKENDS: Registry[Backend] = Registry("backend", _BACKENDS)
 
 # The table, measured by `spectrum bench op` on CPUs (results/bench/). On other devices all is native: nothing was
 # measured there, and asking whether a result is finite would make a GPU wait.
