@@ -81,7 +81,7 @@ class SegmentedHalf(nn.Module):
             raise TypeError(f"backend {used!r}: its convolve gave {given}; expected a tensor of shape {shape}")
 
     def _refusal(self, x_nchw: Tensor) -> str | None:
-        """Why the named backend cannot compute this; None where it can, and where torch's own convolutions are shown."""
+        """Why the named backend cannot compute this; None where it can, and where torch's own are shown."""
         if is_traced(x_nchw) or x_nchw.is_meta:
             return None
         return refusal(self.choice.name, x_nchw, self.geometry)
