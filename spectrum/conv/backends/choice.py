@@ -119,15 +119,19 @@ def choice_for(backend: str | None, *, prepare: bool) -> Choice:
     else:
         name = os.environ.get(VARIABLE, AUTO)
         said, choice = f"{VARIABLE}={name}", Choice(_checked(f"{VARIABLE}=", name, quoted=False))
-    if prepare and choice.name == AUTO:
-        library()  # of which it warns where there is none; and then it does without
     if prepare:
         try:
-            if choice.name != AUTO or library() is not None:
-                BACKENDS["compiled" if choice.name == AUTO else choice.name].prepare()
+            _prepare(choice.name)
         except ValueError as error:
             raise ValueError(f"{said}: {error}") from None
     return choice
+
+
+def _prepare(name: str) -> None:
+    if name != AUTO:
+        BACKENDS[name].prepare()
+    elif library() is not None:  # else that was warned of, and "auto" does without
+        BACKENDS["compiled"].prepare()
 
 
 def recorded_choice(*, on_cpu: bool = True) -> str:
