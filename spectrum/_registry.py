@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
+from importlib import import_module
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -98,6 +99,14 @@ def hint(name: object, known: Iterable[str]) -> str:
     names = list(known)
     near = get_close_matches(str(name), names, n=1)
     return f"did you mean {near[0]!r}?" if near else f"try {', '.join(map(repr, names))}"
+
+
+def imported(thing: str | Callable[..., Any]) -> Callable[..., Any]:
+    """What the package brings, imported by its "module:name"; a user's own as it is."""
+    if not isinstance(thing, str):
+        return thing
+    module, name = thing.split(":")
+    return getattr(import_module(module), name)  # type: ignore[no-any-return]
 
 
 def calling_module() -> str | None:

@@ -15,6 +15,7 @@ from spectrum import build_model, models
 from spectrum.design import own_data
 from spectrum.design.study_file import Budget, parse_study
 from spectrum.models.families import FAMILIES
+from tests.registries import restored
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -58,8 +59,8 @@ def test_what_is_shown_of_a_study_can_be_in_one(text, tmp_path, monkeypatch):
         shown = [text for page in PAGES for text in blocks(page, "python")]
         (module,) = [text for text in shown if text.startswith(f"# {name}.py\n")]
         (tmp_path / f"{name}.py").write_text(module)
-        monkeypatch.setattr(FAMILIES, "_entries", dict(FAMILIES._entries))
-        monkeypatch.setattr(own_data._DATASETS, "_entries", dict(own_data._DATASETS._entries))
+        restored(monkeypatch, FAMILIES)
+        restored(monkeypatch, own_data._DATASETS)
         monkeypatch.setattr(sys, "path", [*sys.path])
     if "seed" in said:  # a line of [axes]
         said = {"axes": said}

@@ -14,6 +14,7 @@ import spectrum
 from spectrum import Point, plots, stats
 from spectrum.design.study_file import Budget, Contrast, Study, Tune
 from spectrum.models.families import FAMILIES
+from tests.registries import restored
 
 ROOT = Path(__file__).parents[1]
 MODULES = [module.name for module in pkgutil.walk_packages(spectrum.__path__, "spectrum.")]
@@ -28,7 +29,7 @@ SHOWN = (
 @pytest.fixture
 def no_families_left(monkeypatch):
     """What an example registers is gone after it."""
-    monkeypatch.setattr(FAMILIES, "_entries", dict(FAMILIES._entries))
+    restored(monkeypatch, FAMILIES)
 
 
 def test_every_module_is_found():

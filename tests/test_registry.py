@@ -12,6 +12,7 @@ from spectrum.conv.backends import choice
 from spectrum.design import own_data
 from spectrum.engines import interface
 from spectrum.models.families import FAMILIES
+from tests.registries import restored
 
 MODULE = """
 from spectrum import Backend, register_backend, register_dataset, register_model
@@ -32,8 +33,7 @@ REGISTRIES = [choice.BACKENDS, own_data._DATASETS, interface._ENGINES, FAMILIES]
 
 @pytest.fixture(autouse=True)
 def fresh(monkeypatch):
-    for registry in REGISTRIES:
-        monkeypatch.setattr(registry, "_entries", dict(registry._entries))
+    restored(monkeypatch, *REGISTRIES)
 
 
 @pytest.fixture

@@ -57,17 +57,24 @@ class SegmentedHalf(nn.Module):
 
     def forward(self, x_nchw: Tensor) -> Tensor:
         """(N, C_in, H, W) to (N, C_out, H', W'). Raises InputError for what a binding backend cannot compute."""
-        name, binding = self.choice
-        if binding and (why := self._refusal(x_nchw)) is not None:
-            raise InputError(
-                f"input of type {x_nchw.dtype} on {x_nchw.device}: backend={name!r} cannot compute it: {why}; "
-                "leave backend out, or use prefer_backend"
-            )
-        used = choose(name, x_nchw, self.geometry)
+        used = self.backend_for(x_nchw)
         y_nchw = BACKENDS[used].convolve(x_nchw, list(self.weights), self.geometry)
         if used not in BUILT_IN:
             self._check_result(used, x_nchw, y_nchw)
         return y_nchw
+
+    def backend_for(self, x_nchw: Tensor) -> str:
+        """The name of the backend that computes this input. Raises InputError where a binding one cannot."""
+        name, binding = self.choice
+        if not binding or is_traced(x_nchw) or x_nchw.is_meta:
+            return choose(name, x_nchw, self.geometry)
+        why = refusal(name, x_nchw, self.geometry)
+        if why is not None:
+            raise InputError(
+                f"input of type {x_nchw.dtype} on {x_nchw.device}: backend={name!r} cannot compute it: {why}; "
+                "leave backend out, or use prefer_backend"
+            )
+        return name
 
     def _check_result(self, used: str, x_nchw: Tensor, y_nchw: object) -> None:
         """Raise TypeError for what a backend of one's own gives in place of the convolution's result."""
@@ -79,12 +86,6 @@ class SegmentedHalf(nn.Module):
         if not isinstance(y_nchw, Tensor) or tuple(y_nchw.shape) != shape:
             given = f"shape {tuple(y_nchw.shape)}" if isinstance(y_nchw, Tensor) else type(y_nchw).__name__
             raise TypeError(f"backend {used!r}: its convolve gave {given}; expected a tensor of shape {shape}")
-
-    def _refusal(self, x_nchw: Tensor) -> str | None:
-        """Why the named backend cannot compute this; None where it can, and where torch's own are shown."""
-        if is_traced(x_nchw) or x_nchw.is_meta:
-            return None
-        return refusal(self.choice.name, x_nchw, self.geometry)
 
     def folded(self, x_nchw: Tensor, first: Tensor, second: Tensor) -> Tensor:
         """This half's convolution and the other's 1×1 as one; weights (mid, in, ·, ·) and (out, mid, ·, ·), dense."""

@@ -8,7 +8,6 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from spectrum.conv.backends.choice import choose
 from spectrum.conv.half import SegmentedHalf
 from spectrum.conv.segmented import SegmentedConv2d
 
@@ -50,6 +49,6 @@ def _note_folded(seen: dict[str, str], name: str) -> Any:
 
 def _note_backend(seen: dict[str, str], name: str) -> Any:
     def note(half: SegmentedHalf, inputs: tuple[Any, ...]) -> None:
-        seen[name] = choose(half.choice.name, inputs[0], half.geometry)
+        seen[name] = half.backend_for(inputs[0])
 
     return note

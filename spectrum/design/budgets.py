@@ -17,16 +17,14 @@ class BudgetKind:
 
     words: str
     """Of its comparisons, in tables and captions."""
-    count: str | None = None
-    """The count of a planned run that it holds equal, if it is of one, such as `params`."""
     is_timed: bool = False
-    """Whether it is measured on the CPU rather than counted."""
+    """Whether it is measured on the CPU; else, but for "none", its name is that of the count that it holds equal."""
 
 
 BUDGETS: dict[Match, BudgetKind] = {
     "none": BudgetKind("unmatched"),
-    "params": BudgetKind("equal parameters", count="params"),
-    "macs": BudgetKind("equal MACs", count="macs"),
+    "params": BudgetKind("equal parameters"),
+    "macs": BudgetKind("equal MACs"),
     "step_time": BudgetKind("equal step time", is_timed=True),
 }
 

@@ -13,14 +13,13 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Iterable
 from dataclasses import dataclass
-from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field
 
 from spectrum._records import Record, SpecError, as_tuple
-from spectrum._registry import Registry, calling_module
+from spectrum._registry import Registry, calling_module, imported
 from spectrum.design.point import Point
 from spectrum.engines.saving import Saving
 
@@ -177,14 +176,7 @@ def engine_of(engine: object) -> Engine:
         raise SpecError(
             f"engine = {engine!r}: unknown; {_ENGINES.hint(engine)} (your own: register_engine, in a module of imports)"
         )
-    made = _found(_ENGINES[engine])()
+    made = imported(_ENGINES[engine])()
     if not isinstance(made, Engine):
         raise SpecError(f"engine = {engine!r}: its factory gave {type(made).__name__}; give a subclass of Engine")
     return made
-
-
-def _found(factory: str | Factory) -> Factory:
-    if not isinstance(factory, str):
-        return factory
-    module, name = factory.split(":")
-    return getattr(import_module(module), name)  # type: ignore[no-any-return]

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from spectrum._registry import hint
-from spectrum.models.families import FAMILIES, OWN, check_model, found, own_values, stage_widths, unused_by
+from spectrum._registry import hint, imported
+from spectrum.models.families import FAMILIES, OWN, check_model, own_values, stage_widths, unused_by
 from spectrum.models.options import NetworkOptions
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ def build_model(name: str, architecture: NetworkOptions | None = None, **options
         stages = len(stage_widths(name, architecture)) if family.stages is None else family.stages
         if len(architecture.stage_segments) != stages:
             raise ValueError(f"stage_segments: {len(architecture.stage_segments)} given; {name!r} has {stages} stages")
-    network = found(family.build)(architecture)
+    network = imported(family.build)(architecture)
     if FAMILIES.home(name) is not None:
         _check_network(name, network)
     return network  # type: ignore[no-any-return]

@@ -8,10 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from spectrum._registry import Registry, calling_module, hint
+from spectrum._registry import Registry, calling_module, hint, imported
 from spectrum.models.options import NetworkOptions
 
 if TYPE_CHECKING:
@@ -171,7 +170,7 @@ def stage_widths(name: str, architecture: NetworkOptions) -> tuple[int, ...]:
     widths = FAMILIES[name].widths
     if widths is None:
         raise ValueError(f"model={name!r}: does not tell its stage widths; give register_model its `widths`")
-    return tuple(found(widths)(architecture))
+    return tuple(imported(widths)(architecture))
 
 
 def own_values(name: str, *, pointwise: bool = True) -> dict[str, Any]:
@@ -214,11 +213,3 @@ def check_model(name: str) -> None:
             f"model={name!r}: unknown; {FAMILIES.hint(name)} "
             "(your own: register_model, and name its module by import or --import)"
         )
-
-
-def found(function: str | Callable[..., Any]) -> Callable[..., Any]:
-    """A built-in function, imported by its name; or the user's own."""
-    if not isinstance(function, str):
-        return function
-    module, name = function.split(":")
-    return getattr(import_module(module), name)  # type: ignore[no-any-return]

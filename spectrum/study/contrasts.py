@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from spectrum.design.budgets import BUDGETS
 from spectrum.design.plan import PlannedContrast
 from spectrum.design.point import Point
 from spectrum.design.study_checks import select
@@ -127,7 +126,7 @@ def _unheld_counts(first: Side, second: Side) -> Iterator[tuple[str, Factor]]:
         held = ", which no budget holds" if match == "none" else f" at equal {_said(match)}"
         for count in ("params", "macs"):
             values = [[getattr(plan, count) for plan in side if plan.match == match] for side in (first, second)]
-            if count != BUDGETS[match].count and not _equal(*values):
+            if count != match and not _equal(*values):
                 yield match, Factor(f"{WORDS[count]}{held}", _range(values[0]), _range(values[1]))
 
 

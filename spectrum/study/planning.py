@@ -195,7 +195,6 @@ class _Planner:
         point, match = wanted.point, wanted.match
         if match == "none":
             return replace(_counted(point, images), asked=point)
-        counted = BUDGETS[match].count or ""
         reference = self.study.budget.reference_of(self.study.base, point)
         solved_for = _solved_for(point, reference, match, images)
         before = self.before.get(solved_for)
@@ -207,7 +206,7 @@ class _Planner:
         if network_of(reference) == network_of(point):
             planned = _counted(point, images)
             seconds = self._time_step(point, images) if BUDGETS[match].is_timed else None
-            budget = seconds if BUDGETS[match].is_timed else getattr(planned, counted)
+            budget = seconds if BUDGETS[match].is_timed else getattr(planned, match)
             planned = replace(planned, asked=point, match=match, budget=budget, solved_for=solved_for)
             return replace(planned, mismatch=0.0, step_seconds=seconds)
         from spectrum.cost.budget import BudgetError
@@ -219,7 +218,7 @@ class _Planner:
                 key = (digest(network_of(reference)), images.shape, images.classes)
                 if key not in self.references:
                     self.references[key] = _counted(reference, images)
-                budget = getattr(self.references[key], counted)
+                budget = getattr(self.references[key], match)
                 solution = self._solve_count(point, match, budget, images)
         except BudgetError as error:
             where = ", ".join(f"{name} = {getattr(point, name)}" for name in PLACES if getattr(point, name) is not None)
@@ -232,7 +231,7 @@ class _Planner:
         planned = replace(_counted(solved, images), asked=point, match=match, budget=budget, solved_for=solved_for)
         if BUDGETS[match].is_timed:
             return replace(planned, mismatch=solution.mismatch, step_seconds=solution.cost * budget)
-        mismatch = getattr(planned, counted) / budget - 1
+        mismatch = getattr(planned, match) / budget - 1
         assert mismatch == solution.mismatch, "what was solved for is what was counted"
         return replace(planned, mismatch=mismatch)
 

@@ -6,6 +6,8 @@ from contextlib import contextmanager
 
 import pytest
 import torch
+from hypothesis import strategies as st
+from torch._dynamo.backends.debugging import aot_eager
 
 from spectrum.conv.backends import compiled
 from spectrum.conv.backends.choice import Choice
@@ -126,3 +128,27 @@ def surroundings(request):
     """What `without` makes of a test's choice, around all of it."""
     with without(getattr(request.node, "callspec", None) and request.node.callspec.params.get("choice")):
         yield
+
+
+def noting_calls():
+    """A backend for torch.compile, and the list of what its graphs call."""
+    called = []
+
+    def backend(graph, example):
+        called.extend(str(node.target) for node in graph.graph.nodes)
+        return aot_eager(graph, example)
+
+    return backend, called
+
+
+def function_of(module):
+    """A module as a function of input and parameters."""
+    names = [name for name, _ in module.named_parameters()]
+    return lambda x, *values: torch.func.functional_call(module, dict(zip(names, values, strict=True)), (x,))
+
+
+@st.composite
+def sizes_of(draw, channels):
+    """Explicit sizes of up to five segments."""
+    cuts = sorted(draw(st.sets(st.integers(1, channels - 1), max_size=4))) if channels > 1 else []
+    return tuple(b - a for a, b in zip([0, *cuts], [*cuts, channels], strict=True))

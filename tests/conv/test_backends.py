@@ -8,7 +8,6 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
-from torch._dynamo.backends.debugging import aot_eager
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -26,6 +25,9 @@ from tests.conv.exact import (
     LAYOUTS,
     assert_exact,
     doubled,
+    function_of,
+    noting_calls,
+    sizes_of,
     threads,
     with_gradients,
     with_second_gradients,
@@ -63,12 +65,6 @@ def bare(choice, channels, segments, **options):
 
 def images(*shape, layout="channels_last"):
     return LAYOUTS[layout](torch.randn(*shape, generator=torch.Generator().manual_seed(1)))
-
-
-def function_of(module):
-    """A module as a function of input and parameters."""
-    names = [name for name, _ in module.named_parameters()]
-    return lambda x, *values: torch.func.functional_call(module, dict(zip(names, values, strict=True)), (x,))
 
 
 def inputs_of(module, x_nchw):
@@ -141,8 +137,7 @@ def operations(draw):
         options["shuffle"] = options["pointwise_segments"] > 1 and draw(st.booleans())
     kind = draw(st.sampled_from(["count", "per_channel", "sizes", "one"]))
     if kind == "sizes" and (pointwise or in_channels == out_channels):
-        cuts = sorted(draw(st.sets(st.integers(1, channels - 1), max_size=4))) if channels > 1 else []
-        options["segments"] = tuple(b - a for a, b in zip([0, *cuts], [*cuts, channels], strict=True))
+        options["segments"] = draw(sizes_of(channels))
     elif kind == "per_channel" and (pointwise or out_channels >= in_channels):
         options["segments"] = "per_channel"
     else:
@@ -377,12 +372,7 @@ def test_a_trace_has_torchs_convolutions_only(choice, segments):
 @pytest.mark.parametrize("segments", [4, (5, 5, 2, 4)])
 def test_one_graph_holds_the_compiled_kernels(segments):
     module, x_nchw = build("compiled", 12, 16, segments=segments), images(2, 12, 8, 8)
-    called = []
-
-    def backend(graph, example):
-        called.extend(str(node.target) for node in graph.graph.nodes)
-        return aot_eager(graph, example)
-
+    backend, called = noting_calls()
     assert_compiles(module, x_nchw, backend)
     assert [name for name in called if "segmented_conv2d" in name]
 

@@ -11,7 +11,6 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
-from torch._dynamo.backends.debugging import aot_eager
 
 from spectrum.conv.backends.choice import BACKENDS
 from spectrum.conv.kernels import batch_norm, torch_operation
@@ -21,6 +20,7 @@ from tests.conv.exact import (
     LAYOUTS,
     assert_exact,
     doubled,
+    noting_calls,
     threads,
     with_gradients,
     with_second_gradients,
@@ -570,12 +570,7 @@ def assert_compiles(relu, adds, backend):
 
 
 def test_one_graph_holds_the_joined_kernel():
-    called = []
-
-    def backend(graph, example):
-        called.extend(str(node.target) for node in graph.graph.nodes)
-        return aot_eager(graph, example)
-
+    backend, called = noting_calls()
     assert_compiles(True, True, backend)
     assert [name for name in called if "batch_norm_act" in name]
 

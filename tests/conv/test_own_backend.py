@@ -19,7 +19,8 @@ from spectrum.conv.backends.interface import Backend
 from spectrum.conv.norm import BatchNormAct2d
 from spectrum.conv.seen import backends_seen
 from tests.conv import reference
-from tests.conv.exact import assert_exact, doubled, with_gradients
+from tests.conv.exact import assert_exact, doubled, function_of, with_gradients
+from tests.registries import restored
 
 
 class Unfolded(Backend):
@@ -51,7 +52,7 @@ class Unfolded(Backend):
 @pytest.fixture(autouse=True)
 def unfolded(monkeypatch):
     torch.manual_seed(0)
-    monkeypatch.setattr(choice.BACKENDS, "_entries", dict(choice.BACKENDS._entries))
+    restored(monkeypatch, choice.BACKENDS)
     monkeypatch.setattr(Unfolded, "calls", 0)
     monkeypatch.delenv("SPECTRUM_BACKEND", raising=False)
     register_backend("unfolded", Unfolded)
@@ -78,13 +79,11 @@ def test_its_gradients_are_exact():
     module = SegmentedConv2d(12, 8, segments=3, pointwise=False, backend="unfolded")
     native = copy.deepcopy(module).double()
 
-    def by(module):
-        names = [name for name, _ in module.named_parameters()]
-        return lambda x, *values: torch.func.functional_call(module, dict(zip(names, values, strict=True)), (x,))
-
     inputs = [images(2, 12, 5, 5), *module.parameters()]
     native.spatial.choice = choice.Choice("native")
-    assert_exact(with_gradients(by(module), inputs), with_gradients(by(native), doubled(inputs)), 9 * 12)
+    assert_exact(
+        with_gradients(function_of(module), inputs), with_gradients(function_of(native), doubled(inputs)), 9 * 12
+    )
 
 
 def test_a_network_prefers_it_and_torch_computes_the_rest():

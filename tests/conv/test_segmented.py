@@ -13,6 +13,7 @@ from torch.testing import assert_close
 
 from spectrum import SegmentedConv2d
 from tests.conv import reference
+from tests.conv.exact import sizes_of
 
 ORDERS = ("pointwise_first", "spatial_first")
 DEVICES = [
@@ -64,8 +65,7 @@ def operations(draw):
         channels = smaller
     kind = draw(st.sampled_from(["count", "per_channel", "sizes"]))
     if kind == "sizes" and (pointwise or in_channels == out_channels):
-        cuts = sorted(draw(st.sets(st.integers(1, channels - 1), max_size=4))) if channels > 1 else []
-        options["segments"] = tuple(b - a for a, b in zip([0, *cuts], [*cuts, channels], strict=True))
+        options["segments"] = draw(sizes_of(channels))
     elif kind == "per_channel" and (pointwise or out_channels >= in_channels):
         options["segments"] = "per_channel"
     else:

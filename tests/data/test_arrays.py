@@ -18,6 +18,7 @@ from spectrum.data.load import load_images
 from spectrum.data.pixels import DataError
 from spectrum.design import own_data
 from spectrum.design.own_models import check_workers_know, modules_of
+from tests.registries import restored
 
 LABELS = np.arange(60) % 3
 PIXELS = np.random.default_rng(0).integers(0, 256, (60, 10, 10, 3), dtype=np.uint8)
@@ -52,7 +53,7 @@ seed = [0]
 
 @pytest.fixture
 def registry(monkeypatch):
-    monkeypatch.setattr(own_data._DATASETS, "_entries", dict(own_data._DATASETS._entries))
+    restored(monkeypatch, own_data._DATASETS)
 
 
 def given_by(**arrays):

@@ -21,6 +21,7 @@ from spectrum.study.equal_networks import coincidences
 from spectrum.study.planning import plan_study
 from spectrum.training.loop import train
 from tests.plans import plan_of
+from tests.registries import restored
 
 TINY = {"dataset": "digits", "train_images": 100, "batch_size": 50, "epochs": 2}
 
@@ -213,7 +214,7 @@ class Flat(nn.Module):
 @pytest.fixture
 def own(monkeypatch):
     """Registers a family for the time of a test, and gives its name."""
-    monkeypatch.setattr(FAMILIES, "_entries", dict(FAMILIES._entries))
+    restored(monkeypatch, FAMILIES)
 
     def register(builder, **more):
         register_model("own", builder, **more)

@@ -10,6 +10,7 @@ from spectrum._records import SpecError
 from spectrum.design.own_models import check_workers_know, import_modules, modules_of
 from spectrum.design.study_file import Study, load_study, parse_study
 from spectrum.models.families import FAMILIES, Family
+from tests.registries import restored
 
 MODULE = """
 from torch import nn
@@ -25,7 +26,7 @@ BASE = {"dataset": "digits", "train_images": 100, "batch_size": 50, "epochs": 1}
 
 @pytest.fixture(autouse=True)
 def as_before(monkeypatch):
-    monkeypatch.setattr(FAMILIES, "_entries", dict(FAMILIES._entries))
+    restored(monkeypatch, FAMILIES)
     monkeypatch.setattr(sys, "path", [*sys.path])
     monkeypatch.setattr(sys, "modules", dict(sys.modules))
 

@@ -17,6 +17,7 @@ from spectrum.models import NetworkOptions
 from spectrum.models.blocks import MiddleFlowBlock, clamped_layers, every_pixel, realised_segments
 from spectrum.models.families import FAMILIES
 from tests.models import golden
+from tests.registries import restored
 
 SMALL = {"in_channels": 1, "image_size": 12, "num_classes": 5, "width": 0.25}
 SMALLEST = {
@@ -222,7 +223,7 @@ def test_what_registers_nothing_is_refused_by_name(options, says):
 
 @pytest.mark.parametrize("built", [None, 5, nn.Linear, lambda x: x])
 def test_a_builder_that_returns_no_module_is_told_so(built, monkeypatch):
-    monkeypatch.setattr(FAMILIES, "_entries", dict(FAMILIES._entries))
+    restored(monkeypatch, FAMILIES)
     register_model("of no module", lambda architecture: built)
     with pytest.raises(ValueError, match=f"its builder returned {type(built).__name__}; return a torch.nn.Module"):
         build_model("of no module")

@@ -27,6 +27,7 @@ from spectrum.training.checkpoint import Checkpoints, State, TrainingProgress
 from spectrum.training.checkpoint_files import Interrupted, name_of
 from spectrum.training.loop import Result, train
 from spectrum.training.optimisation import make_optimizer
+from tests.registries import restored
 
 TINY: dict[str, Any] = {"train_images": 120, "epochs": 3, "width": 0.25, "batch_size": 40}  # nine steps
 IDENTITY, ENVIRONMENT = {"point": "a"}, {"threads": 2}
@@ -175,7 +176,7 @@ class Drawing(nn.Module):
 
 
 def test_every_generator_goes_on(digits: Images, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(FAMILIES, "_entries", dict(FAMILIES._entries))
+    restored(monkeypatch, FAMILIES)
     FAMILIES.add("drawing", Family(Drawing, None), maker=Drawing)
     point = Point(**TINY | {"model": "drawing", "width": 1.0})
     assert told(cut_at(point, digits, tmp_path, 5)) == told(train(point, digits))

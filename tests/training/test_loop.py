@@ -27,6 +27,7 @@ from spectrum.training import loop as training
 from spectrum.training.evaluation import evaluate, hash_weights
 from spectrum.training.loop import Result, train
 from spectrum.training.optimisation import learning_rate, make_optimizer
+from tests.registries import restored
 
 TINY: dict[str, Any] = {"train_images": 200, "epochs": 1, "width": 0.25, "batch_size": 50}
 
@@ -388,7 +389,7 @@ def test_a_run_that_diverges_is_a_result_at_chance(
 
 
 def test_a_last_step_that_only_validation_sees_diverge_counts(digits: Images, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(FAMILIES, "_entries", dict(FAMILIES._entries))
+    restored(monkeypatch, FAMILIES)
     FAMILIES.add("flat", Family(flat, None), maker=flat)
     point = Point(**TINY | {"model": "flat", "batch_size": 200}).model_copy(update={"lr": 1e37})
     result = train(point, digits)
@@ -548,7 +549,7 @@ def test_no_knob_does_nothing(field: str, request: pytest.FixtureRequest, monkey
         request.getfixturevalue("data_root")
         write_letters(Path("letters"))
     if field == "model":
-        monkeypatch.setattr(FAMILIES, "_entries", dict(FAMILIES._entries))
+        restored(monkeypatch, FAMILIES)
         FAMILIES.add("flat", Family(flat, None), maker=flat)
     beside, values = KNOBS[field]
     points = [Point(**TINY | beside | {field: value}) for value in values]

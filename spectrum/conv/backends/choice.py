@@ -22,7 +22,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from spectrum._registry import Registry, calling_module
+from spectrum._registry import Registry, calling_module, hint
 from spectrum.conv.backends.coalesced import Coalesced, can_derive
 from spectrum.conv.backends.compiled import Compiled, takes_kernels
 from spectrum.conv.backends.interface import Backend, Geometry
@@ -184,8 +184,6 @@ def worth_folding(name: str, x_nchw: Tensor, first: Tensor, second: Tensor) -> b
 def _checked(what: str, name: object, *, quoted: bool = True) -> str:
     if not isinstance(name, str) or (name != AUTO and name not in BACKENDS):
         shown = repr(name) if quoted else name
-        near = BACKENDS.hint(str(name)) if isinstance(name, str) else ""
-        known = f"try {', '.join(map(repr, [AUTO, *list_backends()]))}"
-        hint = near if near.startswith("did you mean") else known
-        raise ValueError(f"{what}{shown}: no such backend; {hint} (your own: register_backend)")
+        known = hint(name, [AUTO, *list_backends()])
+        raise ValueError(f"{what}{shown}: no such backend; {known} (your own: register_backend)")
     return name
