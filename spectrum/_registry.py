@@ -50,16 +50,29 @@ class Registry(Generic[Thing]):
 
         Raises ValueError for a name that is none or is taken.
         """
-        if not isinstance(name, str) or not name.strip():
-            raise ValueError(f"name={name!r}: expected a name for the {self.what}, such as 'mine'")
-        new, known = _Entry(thing, maker, home), self._entries.get(name)
-        if known is not None and known != new and not _is_made_anew(known, new):
-            raise ValueError(f"{self.what} {name!r} is registered already; choose another name")
-        self._entries[name] = new
+        known = self.check(name, maker=maker, home=home)
+        if known is not None and known.thing != thing and not _is_made_anew(known, maker, home):
+            raise self._taken(name)
+        self._entries[name] = _Entry(thing, maker, home)
+
+    def check(self, name: str, *, maker: Callable[..., Any], home: str | None = None) -> _Entry[Thing] | None:
+        """What stands under this name already. Raises ValueError as `add` does, before the thing itself is made."""
+        if not isinstance(name, str) or not name.isprintable() or not name or name != name.strip():
+            raise ValueError(
+                f"name={name!r}: expected a name for the {self.what}, such as 'mine', in one line without spaces "
+                "around it"
+            )
+        known = self._entries.get(name)
+        if known is not None and (known.maker, known.home) != (maker, home) and not _is_made_anew(known, maker, home):
+            raise self._taken(name)
+        return known
+
+    def _taken(self, name: str) -> ValueError:
+        return ValueError(f"{self.what} {name!r} is registered already; choose another name")
 
     def __getitem__(self, name: str) -> Thing:
         if name not in self._entries:
-            raise ValueError(f"{self.what} {name!r}: unknown; {self.hint(name)}")
+            raise ValueError(f"{self.what} {name!r}: unknown; {self.hint(name)} (your own: register_{self.what})")
         return self._entries[name].thing
 
     def get(self, name: str) -> Thing | None:
@@ -121,11 +134,22 @@ def has_script() -> bool:
     return getattr(main, "__spec__", None) is not None or Path(getattr(main, "__file__", None) or "").is_file()
 
 
-def _is_made_anew(known: _Entry[Any], new: _Entry[Any]) -> bool:
+def _is_made_anew(known: _Entry[Any], maker: object, home: str | None) -> bool:
     """Whether it is a notebook's cell that runs again, or a module that is read again."""
-    if known.maker is None or known.home != new.home:
+    if known.maker is None or known.home != home:
         return False
-    if new.home == "__main__" and not has_script():
+    if home == "__main__" and not has_script():
         return True
-    names = [getattr(one.maker, "__qualname__", "<nothing>") for one in (known, new)]
-    return known.maker is not new.maker and names[0] == names[1] and "<" not in names[1]
+    before, now = _place(known.maker), _place(maker)
+    return known.maker is not maker and before == now and before is not None
+
+
+def _place(maker: object) -> str | None:
+    """Where a module defines a function or a class; None for what has no place of its own in it.
+
+    A method of an object has the place of its class's, which says nothing of the object.
+    """
+    of = getattr(maker, "__self__", None)
+    name = getattr(maker, "__qualname__", None)
+    is_of_object = of is not None and not isinstance(of, type)
+    return None if name is None or "<" in name or is_of_object else name

@@ -50,8 +50,12 @@ def is_batched(tensor: Tensor) -> bool:
     return any(keys.has(key) for key in _BATCHED)
 
 
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def is_in_transform() -> bool:
-    """Whether a function transform of torch.func (grad, vmap, jvp, functionalize) runs what is called now."""
+    """Whether a function transform of torch.func (grad, vmap, jvp, functionalize) runs what is called now.
+
+    torch.compile asks while it compiles, and compiles anew where transforms are nested otherwise.
+    """
     return torch._C._functorch.peek_interpreter_stack() is not None
 
 

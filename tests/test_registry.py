@@ -2,6 +2,7 @@
 
 import importlib
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -51,7 +52,7 @@ def test_a_module_that_is_read_again_registers_again(module):
     importlib.reload(module).register()
     assert module.Mine is not first
     assert [registry.home("mine") for registry in REGISTRIES] == 4 * ["registers_mine"]
-    assert isinstance(choice.BACKENDS["mine"], module.Mine)
+    assert isinstance(choice.BACKENDS["mine"].backend, module.Mine)
     assert own_data.loader_of("mine") is module.Mine
 
 
@@ -90,7 +91,17 @@ def test_a_notebooks_cell_that_runs_again_may_change_what_it_registers(monkeypat
         registry.add("one", 3, maker=lambda: 3, home="__main__")
 
 
-@pytest.mark.parametrize("name", ["", "  ", 3, None])
+def test_methods_of_two_objects_are_two_makers():
+    registry = Registry("colour", {})
+    for maker, is_taken in [("a".upper, False), ("b".upper, True), (dict.fromkeys, True)]:
+        with pytest.raises(ValueError, match="registered already") if is_taken else nullcontext():
+            registry.add("one", 1, maker=maker, home="here")
+    one = "a"
+    registry.add("two", 1, maker=one.upper, home="here")
+    registry.add("two", 1, maker=one.upper, home="here")
+
+
+@pytest.mark.parametrize("name", ["", "  ", 3, None, " one", "one ", "o\nne", "o\tne"])
 def test_what_is_no_name_is_refused(name):
     with pytest.raises(ValueError, match="expected a name for the colour"):
         Registry("colour", {}).add(name, 1, maker=min)

@@ -282,6 +282,6 @@ def _import_first(words: Sequence[str]) -> None:
     modules = [following for word, following in pairwise(words) if word == "--import"]
     modules += [word.removeprefix("--import=") for word in words if word.startswith("--import=")]
     if modules:
-        from spectrum.design.own_models import import_modules
+        from spectrum.design.own_modules import import_modules
 
         import_modules(modules)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from spectrum.conv.arguments import LARGEST, InputError, Pair
-from spectrum.conv.backends.choice import BACKENDS, BUILT_IN, Choice, choose, refusal
+from spectrum.conv.backends.choice import BACKENDS, Choice, choose, refusal
 from spectrum.conv.backends.derived import Folded, Window, convolve, fold
 from spectrum.conv.backends.interface import Geometry
 from spectrum.conv.backends.tracing import is_traced
@@ -57,11 +57,7 @@ class SegmentedHalf(nn.Module):
 
     def forward(self, x_nchw: Tensor) -> Tensor:
         """(N, C_in, H, W) to (N, C_out, H', W'). Raises InputError for what a binding backend cannot compute."""
-        used = self.backend_for(x_nchw)
-        y_nchw = BACKENDS[used].convolve(x_nchw, list(self.weights), self.geometry)
-        if used not in BUILT_IN:
-            self._check_result(used, x_nchw, y_nchw)
-        return y_nchw
+        return BACKENDS[self.backend_for(x_nchw)].convolve(x_nchw, list(self.weights), self.geometry)
 
     def backend_for(self, x_nchw: Tensor) -> str:
         """The name of the backend that computes this input. Raises InputError where a binding one cannot."""
@@ -75,17 +71,6 @@ class SegmentedHalf(nn.Module):
                 "leave backend out, or use prefer_backend"
             )
         return name
-
-    def _check_result(self, used: str, x_nchw: Tensor, y_nchw: object) -> None:
-        """Raise TypeError for what a backend of one's own gives in place of the convolution's result."""
-        g = self.geometry
-        sides = zip(x_nchw.shape[-2:], g.kernel_size, g.stride, g.padding, g.dilation, strict=True)
-        channels = sum(run.count * run.out_size for run in g.runs)
-        size = tuple((side + 2 * pad - dilation * (k - 1) - 1) // step + 1 for side, k, step, pad, dilation in sides)
-        shape = (*x_nchw.shape[:-3], channels, *size)
-        if not isinstance(y_nchw, Tensor) or tuple(y_nchw.shape) != shape:
-            given = f"shape {tuple(y_nchw.shape)}" if isinstance(y_nchw, Tensor) else type(y_nchw).__name__
-            raise TypeError(f"backend {used!r}: its convolve gave {given}; expected a tensor of shape {shape}")
 
     def folded(self, x_nchw: Tensor, first: Tensor, second: Tensor) -> Tensor:
         """This half's convolution and the other's 1×1 as one; weights (mid, in, ·, ·) and (out, mid, ·, ·), dense."""

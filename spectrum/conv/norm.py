@@ -91,12 +91,10 @@ class BatchNormAct2d(nn.BatchNorm2d):
         return y_nchw.to(x_nchw.dtype)
 
     def _takes(self, x_nchw: Tensor) -> bool:
-        backend = self._backend()
-        if not backend.normalises or is_traced(x_nchw):
+        if not self._backend().can_normalise(x_nchw) or is_traced(x_nchw):
             return False
         in_this_mode = self._learns_alone() if self.training else self._only_evaluates()
-        takes = in_this_mode and self._fits(x_nchw) and self.weight.dtype == x_nchw.dtype
-        return takes and backend.refusal_to_normalise(x_nchw) is None
+        return in_this_mode and self._fits(x_nchw) and self.weight.dtype == x_nchw.dtype
 
     def _backend(self) -> Backend:
         return BACKENDS["compiled" if self.backend == "auto" else self.backend]

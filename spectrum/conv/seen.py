@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from spectrum.conv.half import SegmentedHalf
@@ -16,8 +17,8 @@ from spectrum.conv.segmented import SegmentedConv2d
 def backends_seen(model: nn.Module) -> Iterator[dict[str, str]]:
     """Watch a network's calls: the backend of each segmented convolution's spatial half, by its module's name.
 
-    "folded" where both halves are computed as one convolution. Those that are not called are not there, and none is
-    under torch.compile.
+    "folded" where both halves are computed as one convolution. Those that are not called are not there, and none that
+    torch.compile runs, whether it compiled them inside the block or before.
 
     >>> import torch
     >>> from spectrum import build_model, prefer_backend
@@ -29,26 +30,28 @@ def backends_seen(model: nn.Module) -> Iterator[dict[str, str]]:
     {'native'}
     """
     seen: dict[str, str] = {}
+    layers = {module: name for name, module in model.named_modules() if isinstance(module, SegmentedConv2d)}
+    halves = {module.spatial: name for module, name in layers.items()}
+
+    # Copies of the network that are made inside take the hooks along, and are not in the tables.
+    def note_folded(module: SegmentedConv2d, inputs: tuple[Any, ...], named: dict[str, Any]) -> None:
+        given = (*inputs, *named.values())
+        if module not in layers or torch.compiler.is_compiling() or not _is_one_input(given):
+            return  # of another input, forward says what is wrong
+        x_nchw = given[0] if given[0].dim() == 4 else given[0].unsqueeze(0)
+        if module.is_folded(x_nchw):
+            seen[layers[module]] = "folded"
+
+    def note_backend(half: SegmentedHalf, inputs: tuple[Any, ...]) -> None:
+        if half in halves and not torch.compiler.is_compiling():
+            seen[halves[half]] = half.backend_for(inputs[0])
+
     with ExitStack() as hooks:
-        for name, module in model.named_modules():
-            if isinstance(module, SegmentedConv2d):
-                hooks.callback(module.register_forward_pre_hook(_note_folded(seen, name), with_kwargs=True).remove)
-                hooks.callback(module.spatial.register_forward_pre_hook(_note_backend(seen, name)).remove)
+        for module in layers:
+            hooks.callback(module.register_forward_pre_hook(note_folded, with_kwargs=True).remove)
+            hooks.callback(module.spatial.register_forward_pre_hook(note_backend).remove)
         yield seen
 
 
-def _note_folded(seen: dict[str, str], name: str) -> Any:
-    def note(module: SegmentedConv2d, inputs: tuple[Any, ...], named: dict[str, Any]) -> None:
-        (x_nchw,) = (*inputs, *named.values())
-        fits = isinstance(x_nchw, Tensor) and x_nchw.dim() in (3, 4)  # else forward says what is wrong
-        if fits and module.is_folded(x_nchw if x_nchw.dim() == 4 else x_nchw.unsqueeze(0)):
-            seen[name] = "folded"
-
-    return note
-
-
-def _note_backend(seen: dict[str, str], name: str) -> Any:
-    def note(half: SegmentedHalf, inputs: tuple[Any, ...]) -> None:
-        seen[name] = half.backend_for(inputs[0])
-
-    return note
+def _is_one_input(given: tuple[Any, ...]) -> bool:
+    return len(given) == 1 and isinstance(given[0], Tensor) and given[0].dim() in (3, 4)

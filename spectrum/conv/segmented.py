@@ -74,7 +74,9 @@ class SegmentedConv2d(nn.Module):
         backend: what computes the spatial half, one of `list_backends()`: an input that it cannot compute is refused.
             The 1×1 and the normalisation are computed by it where it can, by torch elsewhere. By default, and with
             "auto", the fastest known for the layer's geometry and the input's type and layout; see `prefer_backend`.
-            While a network is counted, exported or transformed, torch's own convolutions are used.
+            torch's own convolutions are used, whatever is named, while something looks on that should see them: a
+            counter, an exporter, a transform of torch.func, forward-mode differentiation, a `TorchDispatchMode` of
+            yours; and for inputs of a subclass of Tensor. `backends_seen` tells what was used.
         device: of parameters and buffers, as torch's own layers take it.
         dtype: of parameters and buffers, floating or complex.
 

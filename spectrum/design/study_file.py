@@ -31,7 +31,7 @@ from spectrum._records import (
     unknown_key,
 )
 from spectrum.design.budgets import Match as Match
-from spectrum.design.own_models import import_modules, is_module_name
+from spectrum.design.own_modules import import_modules, is_module_name
 from spectrum.design.point import (
     NETWORK,
     Point,

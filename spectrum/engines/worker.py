@@ -178,7 +178,7 @@ def _trained(
     ranks: Ranks | None,
 ) -> dict[str, Any]:
     from spectrum.data.images import images_of
-    from spectrum.design.own_models import code_of
+    from spectrum.design.own_modules import code_of
     from spectrum.training.checkpoint import Checkpoints
     from spectrum.training.loop import train
     from spectrum.training.provenance import provenance

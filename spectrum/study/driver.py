@@ -18,9 +18,10 @@ from pathlib import Path
 from typing import Any
 
 from spectrum._records import SpecError
+from spectrum.conv.backends.environment import VARIABLE
 from spectrum.design.budgets import timed
 from spectrum.design.effects import check_effects
-from spectrum.design.own_models import check_workers_know, code_of, import_modules, modules_of
+from spectrum.design.own_modules import Registered, check_workers_know, code_of, import_modules, modules_of, registered
 from spectrum.design.plan import Plan, PlannedBudget, PlannedTuning
 from spectrum.design.point import Point, images_said
 from spectrum.design.study_file import Study, Tune, as_study
@@ -122,7 +123,8 @@ def run_study(
     check_not_other(folder, study)
     points = study.points()
     models, datasets = (sorted({getattr(point, of) for point in points}) for of in ("model", "dataset"))
-    asked = asked.model_copy(update={"imports": modules_of(models, [*study.imports, *asked.imports], datasets)})
+    needed = registered(models, datasets)
+    asked = asked.model_copy(update={"imports": modules_of(needed, [*study.imports, *asked.imports])})
     if isinstance(engine, str) and engine not in list_engines():
         import_modules(asked.imports)  # one of them may register it
     trainer = engine_of(engine)
@@ -131,7 +133,7 @@ def run_study(
     planned: Sequence[PlannedPoint] | None = _from_plan(study, frozen)
     images = list(frozen.images) if frozen is not None and planned is not None else []
     if planned is None or not _all_finished(folder, frozen, study, confirm):
-        asked = _prepared(study, frozen, trainer, asked, models, datasets)
+        asked = _prepared(study, frozen, trainer, asked, needed)
         planned, images = _planned(study, folder, frozen, planned, on_note)
     _check_same_models(folder, models)
     with Store(folder) as store:
@@ -145,8 +147,7 @@ def _prepared(
     frozen: Plan | None,
     engine: Engine,
     asked: EngineSettings,
-    models: Sequence[str],
-    datasets: Sequence[str],
+    needed: Sequence[Registered],
 ) -> EngineSettings:
     """The settings with a device that is there. Raises SpecError for a study that cannot be trained so."""
     if frozen is None or not frozen.is_of(study.hash):
@@ -155,21 +156,28 @@ def _prepared(
     if (measured := timed(study.budget.match)) and device != "cpu":
         raise SpecError(f"budget.match = {measured[0]!r}: is measured on the CPU, not on {device}; give --device cpu")
     import_modules(asked.imports)
+    _check_backend(engine, device)
     if engine.starts_processes:
-        _check_no_preference()
-        check_workers_know(models, asked.imports, datasets, elsewhere=engine.elsewhere)
+        check_workers_know(needed, asked.imports, elsewhere=engine.elsewhere)
     return asked.model_copy(update={"device": device})
 
 
-def _check_no_preference() -> None:
-    """Raise SpecError inside of `prefer_backend`, which worker processes would not know of."""
-    from spectrum.conv.backends.choice import VARIABLE, preferred_backend
+def _check_backend(engine: Engine, device: str) -> None:
+    """Raise SpecError for a backend that workers would not find, or could not prepare.
+
+    That is asked here once: every run would fail of it.
+    """
+    from spectrum.conv.backends.choice import choice_for, preferred_backend
 
     name = preferred_backend()
-    if name is not None:
+    if name is not None and engine.starts_processes:
         raise SpecError(
             f"prefer_backend({name!r}): holds in this process, and runs are trained in others; set {VARIABLE}={name}"
         )
+    try:
+        choice_for(None, prepare=device == "cpu" and not engine.elsewhere)
+    except ValueError as error:
+        raise SpecError(str(error)) from None
 
 
 def _planned(

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from spectrum._records import SpecError
 from spectrum.design.budgets import BUDGETS
 from spectrum.design.effects import check_effects
-from spectrum.design.own_models import import_modules
+from spectrum.design.own_modules import import_modules, registered
 from spectrum.design.plan import Plan, PlannedRun
 from spectrum.design.point import Point, digest, network_said
 from spectrum.design.study_file import Match, Study, Wanted, as_study
@@ -287,8 +287,8 @@ class _Planner:
 
         try:
             return float(timed(self._stepper(point, images), THREADS).median)
-        except Exception as error:  # whatever a user's own family raises
-            if registered_in(point.model) is None:
+        except Exception as error:  # whatever a user's own family or backend raises
+            if not registered([point.model]):
                 raise
             raise _refused(point, "a training step fails", error) from error
 

@@ -557,17 +557,24 @@ def test_an_empty_batch_gives_gradients_of_zero():
 
 TRANSFORMS = {
     "grad": lambda module, x: torch.func.grad(lambda x: module(x).pow(2).sum())(x),
-    "vmap": lambda module, x: torch.func.vmap(module)(x.unsqueeze(1)),
+    "vmap": lambda module, x: torch.func.vmap(lambda one: module(one))(x.unsqueeze(1)),
     "jvp": lambda module, x: torch.func.jvp(module, (x,), (x,))[1],
 }
 
 
-@pytest.mark.parametrize("choice", ["native", "auto"])
+@pytest.mark.parametrize("choice", CHOICES)
 @pytest.mark.parametrize("transform", TRANSFORMS.values(), ids=TRANSFORMS.keys())
-def test_torchs_function_transforms_work(choice, transform):
+@pytest.mark.parametrize("is_compiled", [False, True], ids=["eager", "compiled"])
+def test_torchs_function_transforms_work(choice, transform, is_compiled):
     module, x_nchw = bare(choice, 16, 4), images(2, 16, 8, 8)
+    torch._dynamo.reset()
+
+    def transformed(x_nchw):
+        return transform(module, x_nchw)
+
     exact = transform(copy.deepcopy(module).double(), x_nchw.double())
-    assert_exact([transform(module, x_nchw)], [exact], 9 * 16)
+    run = torch.compile(transformed, fullgraph=True, backend="aot_eager") if is_compiled else transformed
+    assert_exact([run(x_nchw)], [exact], 9 * 16)
 
 
 # What torch does to tensors behind one's back

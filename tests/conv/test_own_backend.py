@@ -11,11 +11,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from spectrum import SegmentedConv2d, build_model, list_backends, prefer_backend, register_backend
 from spectrum.conv.arguments import InputError
 from spectrum.conv.backends import choice
 from spectrum.conv.backends.interface import Backend
+from spectrum.conv.backends.native import native
 from spectrum.conv.norm import BatchNormAct2d
 from spectrum.conv.seen import backends_seen
 from tests.conv import reference
@@ -93,6 +95,13 @@ def test_a_network_prefers_it_and_torch_computes_the_rest():
         model(images(2, 3, 16, 16))
     assert set(seen.values()) == {"unfolded", "native"}
     assert SegmentedConv2d(8, 8).spatial.choice == choice.Choice("auto")  # the preference is over
+
+
+@pytest.mark.parametrize("said", [None, ""])
+def test_an_empty_variable_says_nothing(said, monkeypatch):
+    if said is not None:
+        monkeypatch.setenv("SPECTRUM_BACKEND", said)
+    assert SegmentedConv2d(8, 8).spatial.choice == choice.Choice("auto")
 
 
 def test_the_environment_prefers_it_too(monkeypatch):
@@ -178,18 +187,115 @@ def test_an_unknown_backend_is_refused(name, why):
         pass
 
 
-class Short(Backend):
+class Wrong(Backend):
+    """Right but for what `spoil` makes of its results."""
+
+    spoil = None
+
     def convolve(self, x_nchw, weights, geometry):
-        return x_nchw[:, :1] if x_nchw.shape[0] > 1 else None
+        return Wrong.spoil(native(x_nchw, weights, geometry))
+
+    def can_normalise(self, x_nchw):
+        return True
+
+    def normalise(self, x_nchw, added_nchw, weight, bias, eps, relu):
+        variance, mean = torch.var_mean(x_nchw.detach(), (0, 2, 3), correction=0)
+        return Wrong.spoil((F.batch_norm(x_nchw, None, None, weight, bias, training=True, eps=eps), mean, variance))
+
+    def normalise_by(self, x_nchw, added_nchw, weight, bias, mean, variance, eps, relu):
+        return Wrong.spoil(F.batch_norm(x_nchw, mean, variance, weight, bias, eps=eps))
 
 
-def test_what_a_backend_of_ones_own_gives_in_place_of_the_result_is_refused():
-    register_backend("short", Short)
-    module = SegmentedConv2d(12, 8, pointwise=False, stride=2, backend="short")
-    with pytest.raises(TypeError, match=r"shape \(2, 1, 7, 5\); expected a tensor of shape \(2, 8, 4, 3\)"):
+@pytest.fixture
+def wrong(monkeypatch):
+    register_backend("wrong", Wrong)
+    return lambda spoil: monkeypatch.setattr(Wrong, "spoil", staticmethod(spoil))
+
+
+SPOILT = [
+    (lambda y: y[:, :1], r"gave shape \(2, 1, 4, 3\); expected a tensor of shape \(2, 8, 4, 3\)"),
+    (lambda y: None, "gave NoneType; expected a tensor"),
+    (lambda y: y.double(), "gave torch.float64 on cpu; expected torch.float32 on cpu, as the input"),
+    (lambda y: y.to("meta"), "gave torch.float32 on meta; expected torch.float32 on cpu"),
+    (lambda y: y.detach(), "gave a tensor without a gradient; expected one that autograd can follow"),
+]
+
+
+@pytest.mark.parametrize(("spoil", "says"), SPOILT)
+def test_what_a_backend_of_ones_own_gives_in_place_of_the_result_is_refused(spoil, says, wrong):
+    wrong(spoil)
+    module = SegmentedConv2d(12, 8, pointwise=False, stride=2, backend="wrong")
+    with pytest.raises(TypeError, match=f"backend 'wrong': its convolve {says}"):
         module(images(2, 12, 7, 5))
-    with pytest.raises(TypeError, match="'short': its convolve gave NoneType"):
-        module(images(1, 12, 7, 5))
+
+
+@pytest.mark.parametrize(
+    ("spoil", "says"),
+    [
+        *((lambda given, spoil=spoil: (spoil(given[0]), *given[1:]), says) for spoil, says in SPOILT),
+        (lambda given: given[0], "gave Tensor; expected a tuple of y, mean and variance"),
+        (lambda given: (given[0], given[1][:1], given[2]), r"gave shape \(1,\); expected a tensor of shape \(8,\)"),
+        (lambda given: (given[0], given[1], given[2].double()), "gave torch.float64"),
+    ],
+)
+def test_so_it_is_in_place_of_a_normalised_one(spoil, says, wrong):
+    wrong(spoil)
+    norm = BatchNormAct2d(8, backend="wrong")
+    with pytest.raises(TypeError, match=f"backend 'wrong': its normalise {says}"):
+        norm(images(2, 8, 4, 3))
+    assert norm.num_batches_tracked == 0
+    assert torch.equal(norm.running_mean, torch.zeros(8))
+
+
+@pytest.mark.parametrize(("spoil", "says"), SPOILT[:-1])
+def test_so_it_is_in_evaluation(spoil, says, wrong):
+    wrong(spoil)
+    with torch.no_grad(), pytest.raises(TypeError, match=f"backend 'wrong': its normalise_by {says}"):
+        BatchNormAct2d(8, backend="wrong").eval()(images(2, 8, 4, 3))
+
+
+@pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format])
+def test_its_results_have_the_layout_of_the_input(layout, wrong):
+    wrong(lambda y: y if isinstance(y, tuple) else y.contiguous())
+    module, x_nchw = SegmentedConv2d(12, 8, norm=True, backend="wrong"), images(2, 12, 7, 5)
+    assert module(x_nchw.contiguous(memory_format=layout)).is_contiguous(memory_format=layout)
+
+
+@pytest.mark.parametrize("why", ["", "  ", False, True, 3])
+def test_a_reason_is_text_or_none(why, monkeypatch, wrong):
+    wrong(lambda y: y)
+    module = SegmentedConv2d(8, 8, backend="wrong")
+    monkeypatch.setattr(Wrong, "refusal", lambda self, x_nchw, geometry: why)
+    with pytest.raises(TypeError, match=f"its refusal gave {why!r}; expected None, or the reason as text"):
+        module(images(1, 8, 4, 4))
+    monkeypatch.setattr(Wrong, "refusal_of", lambda self, geometry: why)
+    with pytest.raises(TypeError, match=f"its refusal_of gave {why!r}"):
+        SegmentedConv2d(8, 8, backend="wrong")
+
+
+def test_a_backend_is_prepared_once_and_before_its_first_result(monkeypatch, wrong):
+    done = []
+    wrong(lambda y: done.append("computed") or y)
+    monkeypatch.setattr(Wrong, "prepare", lambda self: done.append("prepared"))
+    with torch.device("meta"):
+        module = SegmentedConv2d(8, 8, pointwise=False, backend="wrong")
+    assert done == []
+    module.to_empty(device="cpu").reset_parameters()
+    module(images(1, 8, 4, 4))
+    SegmentedConv2d(8, 8, norm=True, backend="wrong")(images(1, 8, 4, 4))
+    assert done == ["prepared", *4 * ["computed"]]
+
+
+class Logger(TorchDispatchMode):
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        return func(*args, **(kwargs or {}))
+
+
+def test_who_looks_on_sees_torchs_convolutions_and_is_told_so():
+    module, x_nchw = SegmentedConv2d(8, 8, segments=4, backend="compiled"), images(1, 8, 4, 4)
+    with backends_seen(module) as seen, Logger():
+        module(x_nchw)
+    assert seen == {"": "native"}
 
 
 def test_a_named_backend_gives_shapes_on_meta():
@@ -205,19 +311,48 @@ def test_calls_are_seen_however_the_input_is_given():
         module(x_nchw=images(2, 8, 5, 5))
         with pytest.raises(InputError, match="type str"):
             module("x")
+        for wrong in [(), (1, 2)]:
+            with pytest.raises(TypeError, match="positional argument"):
+                module(*wrong)
     assert seen == {"": "compiled"}
+
+
+def test_a_copy_is_not_taken_for_the_network_that_is_watched():
+    module = SegmentedConv2d(8, 8, segments=4)
+    with backends_seen(module) as seen:
+        copied = copy.deepcopy(module)
+        copied(images(1, 8, 4, 4))
+    copied(images(1, 8, 4, 4))
+    assert seen == {}
+
+
+def test_what_torch_compiles_is_not_seen_wherever_it_is_compiled():
+    module, x_nchw = SegmentedConv2d(8, 8, segments=4), images(1, 8, 4, 4)
+    torch._dynamo.reset()
+    with backends_seen(module) as seen:
+        compiled = torch.compile(module, backend="eager")
+        compiled(x_nchw)
+    with backends_seen(module) as again:
+        compiled(x_nchw)
+    assert (seen, again) == ({}, {})
 
 
 # Registering
 
 
 def test_what_is_no_backend_is_refused():
-    for factory, why in [(3, "factory=3"), (dict, "gave dict")]:
+    for factory, why in [(3, "factory=3"), (dict, "gave dict"), (Backend, "has no convolve")]:
         with pytest.raises(ValueError, match=why):
             register_backend("mine", factory)
-    for name, why in [("auto", "auto"), ("native", "registered already"), ("", "expected a name")]:
+    for name, why in [
+        ("auto", "the fastest known"),
+        ("folded", "computed as one"),
+        ("library", "without kernels"),
+        ("native", "registered already"),
+        ("", "expected a name"),
+    ]:
         with pytest.raises(ValueError, match=why):
-            register_backend(name, Unfolded)
+            register_backend(name, pytest.fail)  # is not called for a name that cannot be
     assert list_backends() == ["coalesced", "compiled", "native", "unfolded"]
 
 
@@ -225,7 +360,7 @@ def test_a_stored_layer_says_that_its_backend_is_not_registered():
     stored = pickle.dumps(SegmentedConv2d(8, 8, backend="unfolded"))
     assert pickle.loads(stored)(images(1, 8, 4, 4)).shape == (1, 8, 4, 4)
     del choice.BACKENDS._entries["unfolded"]
-    with pytest.raises(ValueError, match="backend 'unfolded': unknown"):
+    with pytest.raises(ValueError, match=r"backend 'unfolded': unknown; .*\(your own: register_backend\)"):
         pickle.loads(stored)(images(1, 8, 4, 4))
 
 

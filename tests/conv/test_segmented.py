@@ -319,3 +319,6 @@ def test_an_unknown_backend_is_refused(monkeypatch):
     monkeypatch.setenv("SPECTRUM_BACKEND", "magic")
     with pytest.raises(ValueError, match="SPECTRUM_BACKEND=magic: no such backend; try 'auto', 'coalesced'"):
         SegmentedConv2d(4, 4)
+    monkeypatch.setenv("SPECTRUM_BACKEND", " auto")
+    with pytest.raises(ValueError, match="SPECTRUM_BACKEND=' auto': no such backend; did you mean 'auto'"):
+        SegmentedConv2d(4, 4)

@@ -17,7 +17,7 @@ from spectrum.cli import main
 from spectrum.data.load import load_images
 from spectrum.data.pixels import DataError
 from spectrum.design import own_data
-from spectrum.design.own_models import check_workers_know, modules_of
+from spectrum.design.own_modules import check_workers_know, modules_of, registered
 from tests.registries import restored
 
 LABELS = np.arange(60) % 3
@@ -228,9 +228,9 @@ def test_a_study_of_ones_own_arrays_runs_in_worker_processes_and_keeps_their_has
 def test_workers_that_cannot_see_a_data_set_are_told_of_before_they_start(registry):
     own_data._DATASETS.add("of a cell", dict, maker=dict, home="__main__")
     with pytest.raises(SpecError, match=r"dataset = 'of a cell': worker processes cannot see .*my_datasets"):
-        check_workers_know([], [], ["of a cell"], elsewhere=True)
+        check_workers_know(registered([], ["of a cell"]), [], elsewhere=True)
     register_dataset("of a file", dict)
-    assert modules_of([], ["json"], ["of a file", "digits"]) == ("json", __name__)
+    assert modules_of(registered([], ["of a file", "digits"]), ["json"]) == ("json", __name__)
 
 
 def test_an_unknown_name_says_how_to_register_one(study_folder, capsys):

@@ -1,5 +1,6 @@
 """A study from points to rows, with real worker processes."""
 
+import importlib
 import json
 import re
 import shutil
@@ -25,6 +26,7 @@ from spectrum.study.planning import plan_study
 from spectrum.study.store import StoreError, read_plan, read_rows
 from spectrum.training.checkpoint_files import name_of
 from tests.data.stored import random_pixels, write_folder
+from tests.registries import restored
 from tests.runs import (
     IMPORTS,
     TINY,
@@ -366,3 +368,60 @@ def test_a_preferred_backend_which_workers_would_not_know_of_is_refused(study_fo
     with prefer_backend("native"), pytest.raises(SpecError, match="SPECTRUM_BACKEND=native"):
         run_study(tiny(), workers=1, device="cpu")
     assert not list(study_folder.iterdir())
+
+
+OWN_BACKENDS = """
+from spectrum import Backend, register_backend
+from spectrum.conv.backends.native import native
+
+class Mine(Backend):
+    def convolve(self, x_nchw, weights, geometry):
+        return native(x_nchw, weights, geometry)
+
+class Wrong(Backend):
+    def convolve(self, x_nchw, weights, geometry):
+        return x_nchw[:, :1]
+
+register_backend("mine", Mine)
+register_backend("wrong", Wrong)
+"""
+
+
+@pytest.fixture
+def own_backends(study_folder, monkeypatch):
+    from spectrum.conv.backends.choice import BACKENDS
+
+    restored(monkeypatch, BACKENDS)
+    (study_folder / "own_backends.py").write_text(OWN_BACKENDS)
+    monkeypatch.syspath_prepend(str(study_folder))
+    importlib.import_module("own_backends")
+    yield study_folder
+    del sys.modules["own_backends"]
+
+
+@pytest.mark.medium
+def test_workers_find_the_backend_that_the_environment_names(own_backends, monkeypatch):
+    monkeypatch.setenv("SPECTRUM_BACKEND", "mine")
+    run_study(tiny(), "out", workers=1, device="cpu")
+    rows = load_results("out")
+    assert set(rows["status"]) == {"done"}
+    assert {row["lowering"] for row in rows["provenance"]} == {"mine"}
+    assert json.loads((own_backends / "out/plan.json").read_text())["imports"] == ["own_backends"]
+
+
+@pytest.mark.medium
+def test_a_backend_that_is_not_there_is_refused_before_anything_is_trained_plan_or_none(study_folder, monkeypatch):
+    run_study(tiny(), "out", workers=1, device="cpu")
+    rows = (study_folder / "out/results.jsonl").read_bytes()
+    monkeypatch.setenv("SPECTRUM_BACKEND", "mine")
+    for study, folder in [(tiny(axes={"segments": [1, 3, "per_channel"]}), "out"), (tiny(), "other")]:
+        with pytest.raises(SpecError, match="SPECTRUM_BACKEND=mine: no such backend"):
+            run_study(study, folder, workers=1, device="cpu")
+    assert (study_folder / "out/results.jsonl").read_bytes() == rows
+    assert not (study_folder / "other").exists()
+
+
+def test_the_plan_says_what_is_wrong_with_a_backend_of_ones_own(own_backends, monkeypatch):
+    monkeypatch.setenv("SPECTRUM_BACKEND", "wrong")
+    with pytest.raises(SpecError, match="a training step fails: TypeError: backend 'wrong': its convolve gave shape"):
+        plan_study(tiny(), time_steps=True)

@@ -8,16 +8,18 @@ A layer's backend is, in this order: its argument `backend=`, `prefer_backend`, 
 "auto" goes by the table below. The argument is binding: what that backend cannot compute is refused. The other two
 say what a whole network or process would like, and torch's own convolution computes what the named backend cannot.
 
-While a counter or an exporter traces a network, native is used whatever was asked for, so that it sees the true
-convolutions. `groups`, torch's word for equal segments, appears in this package only.
+While something looks on (a counter, an exporter, a function transform, any mode of dispatch) and for subclasses of
+Tensor, native is used whatever was asked for, so that the true convolutions are seen. `groups`, torch's word for
+equal segments, appears in this package only.
 """
 
 from __future__ import annotations
 
-import os
+import shlex
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from inspect import isabstract
 from typing import NamedTuple
 
 from torch import Tensor
@@ -25,15 +27,20 @@ from torch import Tensor
 from spectrum._registry import Registry, calling_module, hint
 from spectrum.conv.backends.coalesced import Coalesced, can_derive
 from spectrum.conv.backends.compiled import Compiled, takes_kernels
+from spectrum.conv.backends.environment import VARIABLE, backend_of_environment
 from spectrum.conv.backends.interface import Backend, Geometry
 from spectrum.conv.backends.native import Native
+from spectrum.conv.backends.own import Checked
 from spectrum.conv.backends.tracing import is_channels_last, is_traced
 from spectrum.conv.kernels.build import library
 
-VARIABLE = "SPECTRUM_BACKEND"
 AUTO = "auto"
+TAKEN = {  # names that would mean two things
+    AUTO: "means that the fastest known one is chosen",
+    "folded": "says, where backends are seen, that two convolutions were computed as one",
+    "library": 'says, in rows of results, "auto" without kernels',
+}
 _BACKENDS: dict[str, Backend] = {"native": Native(), "coalesced": Coalesced(), "compiled": Compiled()}
-BUILT_IN = tuple(_BACKENDS)
 BACKENDS: Registry[Backend] = Registry("backend", _BACKENDS)
 
 # The table, measured by `spectrum bench op` on CPUs (results/bench/). On other devices all is native: nothing was
@@ -63,21 +70,26 @@ def register_backend(name: str, factory: Callable[[], Backend]) -> None:
     """Add a backend of your own under a name, for `SegmentedConv2d(…, backend=NAME)` and `$SPECTRUM_BACKEND`.
 
     Args:
-        name: a new one; the same factory may be registered again.
+        name: a new one; a module may register the same factory again, and its own anew when it is read again.
         factory: called without arguments, here and once, such as a subclass of `Backend`.
 
     Raises ValueError for a name that is taken or is none, and for what gives no Backend.
     """
     if not callable(factory):
         raise ValueError(f"factory={factory!r}: expected what gives a Backend when called, such as a class")
-    if name == AUTO:
-        raise ValueError('name="auto": means that the fastest known one is chosen; choose another name')
-    if isinstance(name, str) and BACKENDS.maker(name) is factory:
+    if (meaning := TAKEN.get(str(name))) is not None:
+        raise ValueError(f"name={name!r}: {meaning}; choose another name")
+    home = calling_module()
+    BACKENDS.check(name, maker=factory, home=home)
+    if BACKENDS.maker(name) == factory:
         return
+    if isabstract(factory):
+        missing = ", ".join(sorted(getattr(factory, "__abstractmethods__", ())))
+        raise ValueError(f"factory={factory!r}: has no {missing}; write what a Backend must have")
     made = factory()
     if not isinstance(made, Backend):
         raise ValueError(f"factory: gave {type(made).__name__}; give a subclass of Backend")
-    BACKENDS.add(name, made, maker=factory, home=calling_module())
+    BACKENDS.add(name, Checked(name, made), maker=factory, home=home)
 
 
 @contextmanager
@@ -91,7 +103,7 @@ def prefer_backend(name: str) -> Iterator[None]:
     >>> with prefer_backend("native"):
     ...     model = build_model("probe", segments=4)
     """
-    before = _preferred.set(_checked("prefer_backend: ", name))
+    before = _preferred.set(_checked(f"prefer_backend({name!r})", name))
     try:
         yield
     finally:
@@ -113,12 +125,15 @@ def choice_for(backend: str | None, *, prepare: bool) -> Choice:
     Raises ValueError for a name that does not exist, and for a backend that cannot be prepared.
     """
     if backend is not None:
-        said, choice = f"backend={backend!r}", Choice(_checked("backend=", backend), binding=backend != AUTO)
+        said = f"backend={backend!r}"
+        choice = Choice(_checked(said, backend), binding=backend != AUTO)
     elif (preferred := _preferred.get()) is not None:
         said, choice = f"prefer_backend({preferred!r})", Choice(preferred)
+    elif (name := backend_of_environment()) is not None:
+        said = f"{VARIABLE}={shlex.quote(name)}"
+        choice = Choice(_checked(said, name))
     else:
-        name = os.environ.get(VARIABLE, AUTO)
-        said, choice = f"{VARIABLE}={name}", Choice(_checked(f"{VARIABLE}=", name, quoted=False))
+        said, choice = AUTO, Choice(AUTO)
     if prepare:
         try:
             _prepare(choice.name)
@@ -181,9 +196,10 @@ def worth_folding(name: str, x_nchw: Tensor, first: Tensor, second: Tensor) -> b
     return pixels * taps * out * inputs + taps * out * mid * inputs < pixels * (first.numel() + second.numel())
 
 
-def _checked(what: str, name: object, *, quoted: bool = True) -> str:
+def _checked(said: str, name: object) -> str:
+    """The name. Raises ValueError, which begins with what was said, where no backend has it."""
     if not isinstance(name, str) or (name != AUTO and name not in BACKENDS):
-        shown = repr(name) if quoted else name
-        known = hint(name, [AUTO, *list_backends()])
-        raise ValueError(f"{what}{shown}: no such backend; {known} (your own: register_backend)")
+        raise ValueError(
+            f"{said}: no such backend; {hint(name, [AUTO, *list_backends()])} (your own: register_backend)"
+        )
     return name

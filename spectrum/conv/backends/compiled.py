@@ -18,8 +18,6 @@ from spectrum.conv.kernels.convolution import segmented_conv2d
 class Compiled(Backend):
     """Any number and size of segments."""
 
-    normalises = True
-
     def prepare(self) -> None:
         if library() is None:
             raise ValueError("the kernels could not be built here; try auto")
@@ -35,8 +33,8 @@ class Compiled(Backend):
             return None
         return "it takes float32 on the CPU, not under autocast" if _has_kernels() else "its kernels are not there"
 
-    def refusal_to_normalise(self, x_nchw: Tensor) -> str | None:
-        return None if takes_kernels(x_nchw) else "it takes float32 on the CPU, not under autocast"
+    def can_normalise(self, x_nchw: Tensor) -> bool:
+        return takes_kernels(x_nchw)
 
     normalise = staticmethod(batch_norm.batch_norm_act)
     normalise_by = staticmethod(batch_norm.batch_norm_act_evaluate)

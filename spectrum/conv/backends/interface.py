@@ -9,7 +9,6 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
 
 from torch import Tensor
 
@@ -31,6 +30,13 @@ class Geometry:
     def segment_channels(self) -> int:
         """Channels of the widest segment, on either side."""
         return max(max(run.in_size, run.out_size) for run in self.runs)
+
+    def output_shape(self, shape: Sequence[int]) -> tuple[int, ...]:
+        """(N, C_in, H, W) to (N, C_out, H', W'), or both without N."""
+        channels = sum(run.count * run.out_size for run in self.runs)
+        sides = zip(shape[-2:], self.kernel_size, self.stride, self.padding, self.dilation, strict=True)
+        size = [(side + 2 * pad - dilation * (k - 1) - 1) // step + 1 for side, k, step, pad, dilation in sides]
+        return (*shape[:-3], channels, *size)
 
 
 class Backend(ABC):
@@ -55,17 +61,14 @@ class Backend(ABC):
     torch.Size([1, 8, 4, 4])
     """
 
-    normalises: ClassVar[bool] = False
-    """Whether it computes batch normalisation, too, by the last three methods."""
-
     def prepare(self) -> None:  # noqa: B027 most backends need nothing
-        """Build or load what is needed, once per process: called when a layer that may use it is made on the CPU.
+        """Build or load what is needed. Raises ValueError where that cannot be had.
 
-        Raises ValueError where that cannot be had.
+        Called once per process: when the first layer that may use it is made on the CPU, or before its first result.
         """
 
     def refusal_of(self, geometry: Geometry) -> str | None:
-        """Why no convolution of this geometry can be computed; None for what can."""
+        """Why no convolution of this geometry can be computed, as text; None for what can."""
         return None
 
     def refusal(self, x_nchw: Tensor, geometry: Geometry) -> str | None:
@@ -81,12 +84,13 @@ class Backend(ABC):
             weights: one per run of equal segments, (count·out_size, in_size, kh, kw).
             geometry: that was not refused.
 
-        Returns (N, C_out, H', W'), in the input's memory layout.
+        Returns (N, C_out, H', W'), of the input's type (or that of autocast) and on its device; another memory layout
+        than the input's is converted. Differentiable.
         """
 
-    def refusal_to_normalise(self, x_nchw: Tensor) -> str | None:
-        """Why this input, in channels_last, cannot be normalised; None for what can."""
-        return None
+    def can_normalise(self, x_nchw: Tensor) -> bool:
+        """Whether it computes batch normalisation of this input, in channels_last, by the next two methods."""
+        return False
 
     def normalise(
         self, x_nchw: Tensor, added_nchw: Tensor | None, weight: Tensor, bias: Tensor, eps: float, relu: bool
@@ -95,7 +99,7 @@ class Backend(ABC):
 
         Returns y like x in channels_last, and the batch's mean and biased variance, (C,) each, without a gradient.
         """
-        raise NotImplementedError(f"{type(self).__name__} says that it normalises, and has no normalise")
+        raise NotImplementedError(f"{type(self).__name__} says that it can normalise, and has no normalise")
 
     def normalise_by(
         self,
@@ -109,4 +113,4 @@ class Backend(ABC):
         relu: bool,
     ) -> Tensor:
         """The same by a given mean and variance, in evaluation; without a gradient."""
-        raise NotImplementedError(f"{type(self).__name__} says that it normalises, and has no normalise_by")
+        raise NotImplementedError(f"{type(self).__name__} says that it can normalise, and has no normalise_by")

@@ -13,7 +13,8 @@ def is_traced(x_nchw: Tensor) -> bool:
     """Whether something looks on that should see torch's own operations: a counter, an exporter,
     a function transform, forward-mode differentiation, fake tensors."""
     if torch.compiler.is_compiling():
-        return bool(getattr(torch.compiler, "is_exporting", lambda: False)())
+        is_exporting = bool(getattr(torch.compiler, "is_exporting", lambda: False)())
+        return is_exporting or is_in_forward_mode() or is_in_transform()
     in_a_mode = is_in_torch_dispatch_mode() or is_in_forward_mode() or is_in_transform()
     of_a_tracer = type(x_nchw) not in (Tensor, torch.nn.Parameter)
     return in_a_mode or of_a_tracer or torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]

@@ -1,4 +1,4 @@
-"""Models and data sets of one's own: modules that register them, and whether every process that trains finds them."""
+"""What users register (models, data sets, a backend): in which modules, and whether worker processes find it."""
 
 from __future__ import annotations
 
@@ -9,13 +9,27 @@ import sys
 from collections.abc import Iterable, Sequence
 from importlib import import_module, invalidate_caches
 from pathlib import Path
+from typing import NamedTuple
 
 from spectrum._records import SpecError
 from spectrum._registry import has_script
-from spectrum.design.own_data import dataset_registered_in, list_datasets
-from spectrum.models import list_models, registered_in
+from spectrum.conv.backends.environment import backend_of_environment
+from spectrum.design.own_data import dataset_registered_in
+from spectrum.models import registered_in
 
 MAIN = ("__main__", "__mp_main__")  # a script or a notebook, and a script in a worker
+
+
+class Registered(NamedTuple):
+    """Something that a user registered and runs need. `kind`: "model", "dataset" or "backend"."""
+
+    kind: str
+    name: str
+    home: str  # the module that registers it
+
+    @property
+    def is_in_script(self) -> bool:
+        return self.home in MAIN
 
 
 def is_module_name(name: object) -> bool:
@@ -76,45 +90,59 @@ def code_of(model: str) -> str | None:
     return hashlib.sha256(said.encode()).hexdigest()[:16]
 
 
-def modules_of(models: Iterable[str], imports: Sequence[str], datasets: Iterable[str] = ()) -> tuple[str, ...]:
-    """Modules that a worker imports first: those that are named, and those that register models and data sets."""
-    homes = [*map(registered_in, models), *map(dataset_registered_in, datasets)]
-    return tuple(dict.fromkeys([*imports, *(home for home in homes if home is not None and home not in MAIN)]))
+def registered(models: Iterable[str], datasets: Iterable[str] = ()) -> list[Registered]:
+    """Of these models and data sets, and of the backend that $SPECTRUM_BACKEND names, those that users registered."""
+    named = [*(("model", one) for one in models), *(("dataset", one) for one in datasets)]
+    if (backend := backend_of_environment()) is not None:
+        named.append(("backend", backend))
+    homes = ((kind, name, _home(kind, name)) for kind, name in dict.fromkeys(named))
+    return [Registered(kind, name, home) for kind, name, home in homes if home is not None]
 
 
-def check_workers_know(
-    models: Iterable[str], imports: Sequence[str], datasets: Iterable[str] = (), *, elsewhere: bool = False
-) -> None:
+def _home(kind: str, name: str) -> str | None:
+    """The module that registered a name; None for what the package brings, and for what is not known."""
+    if kind == "model":
+        return registered_in(name)
+    if kind == "dataset":
+        return dataset_registered_in(name)
+    from spectrum.conv.backends.choice import BACKENDS  # torch, which is loaded for this alone
+
+    return BACKENDS.home(name)
+
+
+def modules_of(needed: Iterable[Registered], imports: Sequence[str]) -> tuple[str, ...]:
+    """Modules that a worker imports first: those that are named, and those that register what runs need."""
+    return tuple(dict.fromkeys([*imports, *(one.home for one in needed if not one.is_in_script)]))
+
+
+def check_workers_know(needed: Iterable[Registered], imports: Sequence[str], *, elsewhere: bool = False) -> None:
     """Raise SpecError for what a notebook or a script registers where worker processes do not see it.
 
     Args:
-        models: that points train.
+        needed: by the runs.
         imports: modules that workers import first.
-        datasets: that points are trained on.
         elsewhere: workers are started on other machines, which never see the script.
     """
-    own = [("model", "register_model", one) for one in sorted(set(models)) if registered_in(one) in MAIN]
-    own += [("dataset", "register_dataset", one) for one in sorted(set(datasets)) if dataset_registered_in(one) in MAIN]
-    if not own:
+    of_script = [one for one in needed if one.is_in_script]
+    if not of_script:
         return
-    kind, register, name = own[0]
-    remedy = f'write its {register} into a file, such as my_{kind}s.py, and give imports=["my_{kind}s"]'
+    kind, name, _ = of_script[0]
+    remedy = f'write its register_{kind} into a file, such as my_{kind}s.py, and give imports=["my_{kind}s"]'
     if elsewhere or not has_script():
         where = "this script" if has_script() else "this session"
         raise SpecError(f"{kind} = {name!r}: worker processes cannot see what is registered in {where}; {remedy}")
-    asked = multiprocessing.get_context("spawn").Process(target=_know, args=(own, tuple(imports)))
+    asked = multiprocessing.get_context("spawn").Process(target=_know, args=(of_script, tuple(imports)))
     asked.start()
     asked.join()
     if asked.exitcode != 0:
         raise SpecError(
             f"{kind} = {name!r}: worker processes import this script and do not find it there; "
-            f'call {register} at its top level, and run_study below `if __name__ == "__main__":`'
+            f'call register_{kind} at its top level, and run_study below `if __name__ == "__main__":`'
         )
 
 
-def _know(own: Sequence[tuple[str, str, str]], imports: Sequence[str]) -> None:
-    """In a worker: end with status 1 where a model or a data set is not registered."""
+def _know(of_script: Sequence[Registered], imports: Sequence[str]) -> None:
+    """In a worker: end with status 1 where something is not registered."""
     for module in imports:
         import_module(module)
-    known = {"model": list_models(), "dataset": list_datasets()}
-    sys.exit(0 if all(name in known[kind] for kind, _, name in own) else 1)
+    sys.exit(0 if all(_home(one.kind, one.name) is not None for one in of_script) else 1)

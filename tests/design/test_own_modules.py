@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from spectrum._records import SpecError
-from spectrum.design.own_models import check_workers_know, import_modules, modules_of
+from spectrum.design.own_modules import check_workers_know, import_modules, modules_of, registered
 from spectrum.design.study_file import Study, load_study, parse_study
 from spectrum.models.families import FAMILIES, Family
 from tests.registries import restored
@@ -89,8 +89,8 @@ def test_another_module_of_the_same_name_is_never_taken_for_it(tmp_path):
 
 def test_workers_import_what_registered_a_model(tmp_path):
     study = load_study(write(tmp_path, "registers"))
-    assert modules_of(["probe", "of_registers"], ["json"]) == ("json", "registers")
-    assert modules_of(["of_registers"], study.imports) == ("registers",)
+    assert modules_of(registered(["probe", "of_registers"]), ["json"]) == ("json", "registers")
+    assert modules_of(registered(["of_registers"]), study.imports) == ("registers",)
 
 
 def command(folder, *words, say=None):
@@ -165,8 +165,8 @@ def test_a_script_that_hides_its_model_from_workers_says_so(tmp_path):
 def test_nodes_of_a_cluster_never_see_a_script(monkeypatch):
     FAMILIES.add("mine", Family("no:where", None), maker=dict, home="__main__")
     with pytest.raises(SpecError, match="worker processes cannot see what is registered in this"):
-        check_workers_know(["mine"], [], elsewhere=True)
-    check_workers_know(["probe"], [], elsewhere=True)
+        check_workers_know(registered(["mine"]), [], elsewhere=True)
+    check_workers_know(registered(["probe"]), [], elsewhere=True)
 
 
 def test_the_folder_of_a_module_is_looked_through_once(tmp_path, monkeypatch):

@@ -1,0 +1,97 @@
+"""A backend of one's own, whose answers are looked at before they are used: a wrong one is an error, never a result."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from spectrum.conv.backends.interface import Backend, Geometry
+from spectrum.conv.backends.tracing import layout_of
+
+
+class Checked(Backend):
+    """What a user's backend computes, in the input's memory layout. It is prepared once, before its first result.
+
+    Raises TypeError for an answer that cannot be right: another shape, type or device, or no gradient where one is due.
+    """
+
+    def __init__(self, name: str, backend: Backend) -> None:
+        self.name, self.backend = name, backend
+        self.is_prepared = False
+
+    def prepare(self) -> None:
+        if not self.is_prepared:
+            self.backend.prepare()
+            self.is_prepared = True
+
+    def refusal_of(self, geometry: Geometry) -> str | None:
+        return self._reason("refusal_of", self.backend.refusal_of(geometry))
+
+    def refusal(self, x_nchw: Tensor, geometry: Geometry) -> str | None:
+        return self._reason("refusal", self.backend.refusal(x_nchw, geometry))
+
+    def convolve(self, x_nchw: Tensor, weights: Sequence[Tensor], geometry: Geometry) -> Tensor:
+        self.prepare()
+        y_nchw = self.backend.convolve(x_nchw, weights, geometry)
+        self._check("convolve", y_nchw, geometry.output_shape(x_nchw.shape), x_nchw, weights)
+        return y_nchw.contiguous(memory_format=layout_of(x_nchw))
+
+    def can_normalise(self, x_nchw: Tensor) -> bool:
+        return self.backend.can_normalise(x_nchw)
+
+    def normalise(
+        self, x_nchw: Tensor, added_nchw: Tensor | None, weight: Tensor, bias: Tensor, eps: float, relu: bool
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        self.prepare()
+        given = self.backend.normalise(x_nchw, added_nchw, weight, bias, eps, relu)
+        if not isinstance(given, tuple) or len(given) != 3:
+            raise self._wrong("normalise", f"{type(given).__name__}", "a tuple of y, mean and variance")
+        y_nchw, mean, variance = given
+        sources = [weight, bias] if added_nchw is None else [weight, bias, added_nchw]
+        self._check("normalise", y_nchw, tuple(x_nchw.shape), x_nchw, sources)
+        for moment in (mean, variance):
+            self._check("normalise", moment, tuple(weight.shape), x_nchw)
+        return y_nchw.contiguous(memory_format=layout_of(x_nchw)), mean.detach(), variance.detach()
+
+    def normalise_by(
+        self,
+        x_nchw: Tensor,
+        added_nchw: Tensor | None,
+        weight: Tensor,
+        bias: Tensor,
+        mean: Tensor,
+        variance: Tensor,
+        eps: float,
+        relu: bool,
+    ) -> Tensor:
+        self.prepare()
+        y_nchw = self.backend.normalise_by(x_nchw, added_nchw, weight, bias, mean, variance, eps, relu)
+        self._check("normalise_by", y_nchw, tuple(x_nchw.shape), x_nchw)
+        return y_nchw.contiguous(memory_format=layout_of(x_nchw))
+
+    def _reason(self, method: str, why: object) -> str | None:
+        if why is None or (isinstance(why, str) and why.strip()):
+            return why
+        raise self._wrong(method, repr(why), "None, or the reason as text")
+
+    def _check(
+        self, method: str, y: object, shape: tuple[int, ...], x_nchw: Tensor, differentiable: Sequence[Tensor] = ()
+    ) -> None:
+        """Args: y: what was given; differentiable: tensors to which gradients flow from it, beside x_nchw."""
+        if not isinstance(y, Tensor):
+            raise self._wrong(method, type(y).__name__, f"a tensor of shape {shape}")
+        if tuple(y.shape) != shape:
+            raise self._wrong(method, f"shape {tuple(y.shape)}", f"a tensor of shape {shape}")
+        kind = x_nchw.device.type
+        types = {x_nchw.dtype, *([torch.get_autocast_dtype(kind)] if torch.is_autocast_enabled(kind) else [])}
+        if y.dtype not in types or y.device != x_nchw.device:
+            wanted = f"{' or '.join(sorted(map(str, types)))} on {x_nchw.device}"
+            raise self._wrong(method, f"{y.dtype} on {y.device}", f"{wanted}, as the input")
+        asked = torch.is_grad_enabled() and any(one.requires_grad for one in (x_nchw, *differentiable))
+        if differentiable and asked and not y.requires_grad:
+            raise self._wrong(method, "a tensor without a gradient", "one that autograd can follow to its inputs")
+
+    def _wrong(self, method: str, given: str, expected: str) -> TypeError:
+        return TypeError(f"backend {self.name!r}: its {method} gave {given}; expected {expected}")
