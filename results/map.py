@@ -8,7 +8,7 @@ from typing import Any, Literal
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from shown import complete
+from pages.study import complete
 
 from spectrum import load_results, plots
 from spectrum.analysis.plots.drawing import CAPTION_CHARACTERS, wrapped

@@ -7,45 +7,20 @@ hand and a page cannot say what its rows do not. The tests render the pages agai
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from statistics import median
 
 from kernels import Steps
-from shown import complete, has_rows, interval, shown
-from templates import environment
+from pages.study import complete, has_rows, study_page
+from pages.templates import environment
+from pages.words import holds, interval, listed, places, published, signed, with_interval
 
 from spectrum._files import write_whole
-from spectrum.analysis.plots import literature
 from spectrum.analysis.sentences import points
 
 RESULTS = Path(__file__).parent
 DATASETS = dict.fromkeys(("curve_cifar10", "families", "larger"), "CIFAR-10")
-
-
-def places(labels: Sequence[str]) -> str:
-    """Places on the spectrum in words, listed."""
-    words = {"1, no 1×1": "the bare convolution", "per channel": "one a channel"}
-    return listed([words.get(label, label) for label in labels])
-
-
-def listed(words: Sequence[object]) -> str:
-    """Words with commas, the last with "and"."""
-    said = [str(word) for word in words]
-    return said[0] if len(said) == 1 else f"{', '.join(said[:-1])} and {said[-1]}"
-
-
-def holds(condition: bool, text: str) -> str:
-    """A claim in words, which the rows must bear out. Raises ValueError where they do not."""
-    if not condition:
-        raise ValueError(f"the rows do not say: {text}")
-    return text
-
-
-def published(work: str, segments: int) -> str:
-    """What a work reports that so many segments give over its own 1 segment, in points of top-1 error."""
-    found = literature().set_index(["work", "segments"])["gain"]
-    return points(found[work, segments] / 100, sign=True)
 
 
 def has_steps(folder: Path) -> bool:
@@ -62,25 +37,25 @@ def templates() -> list[Path]:
 def render(template: Path) -> str:
     """A page as its rows say it today."""
     pages_of = environment()
-    signed = lambda value: points(value, sign=True)  # noqa: E731
     pages_of.filters |= {
         "points": points,
         "signed": signed,
+        "with_interval": with_interval,
         "listed": listed,
         "places": places,
         "median": lambda values: float(median(list(values))),
         "width_of": lambda channels, segments: f"{channels / segments:g}",
-        "best_of": lambda model, study: study.best(model=model)["label"],
-        "mismatch": lambda study, *matches: study.worst_mismatch(*matches),
+        "best_of": lambda model, study: study.compare.best(model=model).label,
+        "mismatch": lambda study, *matches: study.costs.worst_mismatch(*matches),
         "largest": lambda values: max(values, default=0.0),
         "fewest_params": lambda rows: rows["params"].min(),
         "most_params": lambda rows: rows["params"].max(),
-        "verdict_of": lambda name, study: study.contrast(name)["verdict"],
+        "verdict_of": lambda name, study: study.compare.contrast(name).verdict,
     }
     own, whole = template.parent.name, template.parent != RESULTS and has_rows(template.parent)
     return pages_of.get_template(str(template.relative_to(RESULTS))).render(
-        own=shown(own) if whole else None,
-        study=shown,
+        own=study_page(own) if whole else None,
+        study=study_page,
         dataset=DATASETS.get(own, "Fashion-MNIST"),
         complete=complete,
         holds=holds,

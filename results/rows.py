@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from templates import environment
+from pages.templates import environment
 
 from spectrum import load_history, load_results, load_tuning
 from spectrum._files import write_whole

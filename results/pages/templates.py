@@ -6,7 +6,7 @@ from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-RESULTS = Path(__file__).parent
+RESULTS = Path(__file__).parents[1]
 
 
 def environment() -> Environment:

@@ -1,0 +1,1 @@
+"""What the pages of this folder may say of its studies."""

@@ -1,0 +1,76 @@
+"""How a study's networks were trained and scored."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pandas as pd
+
+from spectrum import stats
+from spectrum.analysis.page import choice_name
+from spectrum.analysis.table import budget_name
+from spectrum.design.plan import Plan
+from spectrum.design.study_file import Study
+
+OPTIMISERS = {"sgd": "SGD", "adamw": "AdamW", "rmsprop": "RMSprop"}
+
+
+class Method:
+    """Of one study: its budgets, images, training, seeds and search."""
+
+    def __init__(self, study: Study, plan: Plan, results: pd.DataFrame) -> None:
+        self.study, self.plan, self.results = study, plan, results
+
+    @property
+    def budgets(self) -> dict[str, str]:
+        """The study's budgets, and what they are called."""
+        return {match: budget_name(match) for match in self.study.budget.match}
+
+    @property
+    def images(self) -> str:
+        """How many training images a run saw."""
+        return f"{self.only('train_images'):,}"
+
+    @property
+    def test_images(self) -> str:
+        """How many test images an accuracy is of."""
+        return f"{int(self.only('test_images')):,}"
+
+    @property
+    def training(self) -> str:
+        """How long a run trained, and by which optimiser."""
+        return f"{self.only('epochs')} epochs of {OPTIMISERS[self.only('optimizer')]}"
+
+    @property
+    def floor(self) -> float:
+        """Half width of the binomial interval of a single accuracy."""
+        return stats.noise_floor(self.results["test_accuracy"].mean(), int(self.results["test_images"].iloc[0]))
+
+    @property
+    def processors(self) -> list[str]:
+        """Instruction sets of the processors that trained the rows."""
+        return list(dict.fromkeys(of["processor"] for of in self.results["provenance"]))
+
+    @property
+    def seeds(self) -> int:
+        """How many each point has."""
+        return int(self.results["seed"].nunique())
+
+    @property
+    def paired_seeds(self) -> str:
+        """The same in words, where some points have fewer."""
+        names = [*stats.SPLIT, *stats.varied_settings(self.results)]
+        sizes = self.results.groupby(names, dropna=False, sort=False).size()
+        few, many = sizes.min(), sizes.max()
+        return f"{few} paired seeds" if few == many else f"{few} to {many} paired seeds"
+
+    @property
+    def edges(self) -> list[str]:
+        """Networks for which the search chose a value on the edge of its grid."""
+        choices = self.plan.tuning.choices if self.plan.tuning is not None else ()
+        return [f"{choice_name(self.plan, one)} ({', '.join(one.edges)})" for one in choices if one.edges]
+
+    def only(self, name: str) -> Any:
+        """The one value that a field has in all rows. Raises ValueError where it has several."""
+        (value,) = set(self.results[name])
+        return value
