@@ -3,6 +3,7 @@
 import importlib
 import json
 import re
+import subprocess
 import tomllib
 from pathlib import Path
 
@@ -152,6 +153,20 @@ def test_every_row_has_its_widths_and_says_how_many_it_shares_its_run_with():
     assert table.loc[table["status"] != "failed", "train_step_seconds"].gt(0).all()
     solved = table.dropna(subset="widths_said")
     assert all(map(np.array_equal, solved["widths"], solved["widths_said"]))
+
+
+def test_what_is_drawn_from_rows_is_kept_only_where_a_page_shows_it():
+    listed = subprocess.run(["git", "ls-files", "results"], cwd=ROOT, capture_output=True, text=True, check=False)
+    if listed.returncode:
+        pytest.skip("not a clone")
+    drawn = {path for path in listed.stdout.splitlines() if "/figures/" in path or path.endswith("report.html")}
+    shown = {
+        f"results/{page.parent.name}/{path}"
+        for page in ROOT.glob("results/*/README.md")
+        for path in re.findall(r"figures/[\w.]+", page.read_text())
+    }
+    assert drawn
+    assert drawn <= shown
 
 
 def test_a_claim_that_the_rows_do_not_bear_out_is_no_page(readmes):
