@@ -14,7 +14,7 @@ import json
 import math
 import re
 import unicodedata
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -191,20 +191,28 @@ def _of_one_type(column: pd.Series) -> pd.Series:
         return column
     values: list[Any] = [None if _is_missing(value) else _plain(value) for value in column.tolist()]
     there = [value for value in values if value is not None]
-    kinds = set(map(type, there))
-    if not kinds:
+    if not there:
         return column
+    dtype = _exact_dtype(there)
+    if dtype == "float":
+        values = [float("nan") if value is None else float(value) for value in values]
+    elif dtype == "string":
+        text = _as_text if _have_words(there) else _json
+        values = [None if value is None else text(value) for value in values]
+    return pd.Series(values, column.index, dtype=dtype)
+
+
+def _exact_dtype(values: Sequence[Any]) -> str:
+    """The type of a column that has these values as they are; "string" where only their texts are exact."""
+    kinds = set(map(type, values))
     if kinds == {bool}:
-        return pd.Series(values, column.index, dtype="boolean")
-    if kinds == {int} and all(-(2**63) <= value < 2**63 for value in there):
-        return pd.Series(values, column.index, dtype="Int64")
-    if kinds <= {int, float} and all(_is_float(value) for value in there):
-        return pd.Series([float("nan") if value is None else float(value) for value in values], column.index)
-    if kinds == {str} or (kinds == {list} and _is_of_numbers(there)):
-        return pd.Series(values, column.index, dtype=object)
-    words = str in kinds or (kinds == {list} and _have_words(there))
-    text = _as_text if words else _json
-    return pd.Series([None if value is None else text(value) for value in values], column.index, dtype="string")
+        return "boolean"
+    if kinds == {int} and all(-(2**63) <= value < 2**63 for value in values):
+        return "Int64"
+    if kinds <= {int, float} and all(map(_is_float, values)):
+        return "float"
+    is_plain = kinds == {str} or (kinds == {list} and _is_of_numbers(values))
+    return "object" if is_plain else "string"
 
 
 def _is_float(value: float) -> bool:
@@ -215,16 +223,19 @@ def _is_float(value: float) -> bool:
         return False
 
 
-def _is_of_numbers(lists: list[list[Any]]) -> bool:
+def _is_of_numbers(lists: Sequence[list[Any]]) -> bool:
     kinds = {type(one) for values in lists for one in values}
     if kinds <= {int}:
         return all(-(2**63) <= one < 2**63 for values in lists for one in values)
     return kinds in ({float}, {bool})
 
 
-def _have_words(lists: list[list[Any]]) -> bool:
-    """Whether words stand in them, and nothing that words separated by spaces could not say."""
-    return any(type(one) is str for values in lists for one in values) and all(map(_is_of_words, lists))
+def _have_words(values: Sequence[Any]) -> bool:
+    """Whether some are text, or all are lists in which words stand, and nothing that spaces could not separate."""
+    kinds = set(map(type, values))
+    if kinds != {list}:
+        return str in kinds
+    return any(type(one) is str for each in values for one in each) and all(map(_is_of_words, values))
 
 
 def _is_of_words(values: list[Any]) -> bool:

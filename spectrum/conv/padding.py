@@ -19,6 +19,11 @@ def same_padding(side: int, kernel_size: int, stride: int, dilation: int = 1) ->
     return needed // 2, needed - needed // 2
 
 
+def is_as_torchs(kernel_size: Pair, stride: Pair) -> bool:
+    """Whether that padding is the same on both sides for inputs of every size, as torch's own is."""
+    return stride == (1, 1) and all(k % 2 for k in kernel_size)
+
+
 def pad_same(x_nchw: Tensor, kernel_size: Pair, stride: Pair, dilation: Pair = (1, 1), value: float = 0.0) -> Tensor:
     """The input with that padding, filled with `value`; (N, C, H, W) to (N, C, H', W')."""
     sides = zip(x_nchw.shape[-2:], kernel_size, stride, dilation, strict=True)

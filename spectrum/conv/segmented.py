@@ -37,7 +37,7 @@ from spectrum.conv.backends.tracing import is_of_fx
 from spectrum.conv.between import between, named_activation, shuffled
 from spectrum.conv.half import SegmentedHalf
 from spectrum.conv.norm import BatchNormAct2d
-from spectrum.conv.padding import pad_same
+from spectrum.conv.padding import is_as_torchs, pad_same
 from spectrum.conv.segments import Segments, interleaved, segment_runs, segment_sizes, spatial_sizes
 
 FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.complex64, torch.complex128)
@@ -148,6 +148,7 @@ class SegmentedConv2d(nn.Module):
         device: torch.device | str | int | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
+        # long: a third is the signature, and the order in which parts are made is that of a state_dict
         super().__init__()
         in_channels = whole("in_channels", in_channels, most=MOST_CHANNELS)
         out_channels = whole("out_channels", out_channels, most=MOST_CHANNELS)
@@ -159,19 +160,14 @@ class SegmentedConv2d(nn.Module):
         bias = flag("bias", bias)
         activation = named_activation(activation)
         made: dict[str, Any] = {"device": _device(device), "dtype": _dtype(dtype)}
-        if not pointwise:
-            _check_bare(norm, activation, pointwise_segments)
-        if shuffle and pointwise_segments == 1:
-            raise ValueError("shuffle=True: after a dense 1×1 it only relabels rows; use pointwise_segments > 1")
+        _check_pointwise(pointwise, pointwise_segments, norm, activation, shuffle, min(in_channels, out_channels))
 
         self.in_channels, self.out_channels, self.order = in_channels, out_channels, order
-        spatial_in = out_channels if pointwise and order == "pointwise_first" else in_channels
-        spatial_out = out_channels if not pointwise else spatial_in
+        spatial_in, spatial_out = _spatial_channels(in_channels, out_channels, order if pointwise else None)
         in_sizes, out_sizes = spatial_sizes(spatial_in, spatial_out, segments)
         self.segments, self.segment_sizes = len(in_sizes), in_sizes
-        self.pads_first = isinstance(padding, str) and padding == "tf_same"
-        if self.pads_first and stride == (1, 1) and all(k % 2 for k in kernel_size):
-            padding, self.pads_first = "same", False  # which then is the same
+        if isinstance(padding, str) and padding == "tf_same":
+            self.pads_first, padding = not is_as_torchs(kernel_size, stride), "same"
         starts_on = torch.empty(0, **made).device
         of_spatial = choice_for(backend, prepare=starts_on.type == "cpu")
         self.spatial = SegmentedHalf(
@@ -187,16 +183,14 @@ class SegmentedConv2d(nn.Module):
         self.pointwise: SegmentedHalf | None = None
         self.between: nn.Module = nn.Identity()
         if pointwise:
-            smaller = min(in_channels, out_channels)
-            if pointwise_segments > smaller:
-                raise ValueError(f"pointwise_segments={pointwise_segments}: expected 1 … {smaller}")
-            halves = (segment_sizes(c, pointwise_segments) for c in (in_channels, out_channels))
-            self.pointwise = SegmentedHalf(segment_runs(*halves), (1, 1), choice=Choice(of_spatial.name), **made)
+            runs = segment_runs(*(segment_sizes(c, pointwise_segments) for c in (in_channels, out_channels)))
+            self.pointwise = SegmentedHalf(runs, (1, 1), choice=Choice(of_spatial.name), **made)
             self.between = between(spatial_in, norm, activation, backend, made)
 
-        # Nothing stands between two dense halves: together they are one convolution.
-        self.folds = pointwise and not norm and activation == "none" and stride == (1, 1)
-        self.folds = self.folds and self.segments == pointwise_segments == 1 and not self.pads_first
+        # Two dense halves with nothing between them are one convolution.
+        has_nothing_between = pointwise and not norm and activation == "none"
+        self.folds = has_nothing_between and self.segments == pointwise_segments == 1
+        self.folds = self.folds and stride == (1, 1) and not self.pads_first
 
         self.shuffle: Tensor | None
         self.register_buffer("shuffle", None, persistent=False)
@@ -317,6 +311,14 @@ class SegmentedConv2d(nn.Module):
         return f"{self.in_channels}, {self.out_channels}, segments={self.segments}, order={self.order!r}"
 
 
+def _spatial_channels(in_channels: int, out_channels: int, order: Order | None) -> Pair:
+    """Inputs and outputs of the spatial half; `order` is None where it stands alone."""
+    if order is None:
+        return in_channels, out_channels
+    channels = out_channels if order == "pointwise_first" else in_channels
+    return channels, channels
+
+
 def _after_loading(module: SegmentedConv2d, incompatible: Any) -> None:
     module._compute_shuffle()
 
@@ -341,12 +343,15 @@ def _dtype(dtype: Any) -> torch.dtype | None:
     raise ValueError(f"dtype={dtype!r}: expected one of {', '.join(map(str, FLOATS))}")
 
 
-def _check_bare(norm: bool, activation: str | nn.Module, pointwise_segments: int) -> None:
-    given = {
-        "norm": norm,
-        "activation": activation != "none",
-        "pointwise_segments": pointwise_segments != 1,
-    }
+def _check_pointwise(
+    pointwise: bool, segments: int, norm: bool, activation: str | nn.Module, shuffle: bool, most: int
+) -> None:
+    """Raise ValueError for options of the 1×1, and of what stands beside it, that do not go together."""
+    given = {"norm": norm, "activation": activation != "none", "pointwise_segments": segments != 1}
     for name, is_given in given.items():
-        if is_given:
+        if is_given and not pointwise:
             raise ValueError(f"{name}: there is no second half with pointwise=False; leave {name} at its default")
+    if shuffle and segments == 1:
+        raise ValueError("shuffle=True: after a dense 1×1 it only relabels rows; use pointwise_segments > 1")
+    if segments > most:
+        raise ValueError(f"pointwise_segments={segments}: expected 1 … {most}")

@@ -188,27 +188,39 @@ def _sorted_out(tree: Tree) -> _Found:
     found = _Found()
     groups: defaultdict[tuple[str, str], list[Parts]] = defaultdict(list)
     for parts in tree.files:
-        ending = Path(parts[-1]).suffix.casefold()
-        is_image = ending in ENDINGS or ending in OTHER_IMAGES
-        if any(name.startswith(".") for name in parts):
-            if is_image or ending == ".parquet":
-                groups["image" if is_image else "Parquet file", "hidden: a name begins with a dot"].append(parts)
+        kind, ending = _kind(parts), Path(parts[-1]).suffix.casefold()
+        if _is_hidden(parts):
+            if kind in ("image", "Parquet file"):
+                groups[kind, "hidden: a name begins with a dot"].append(parts)
         elif ending in ENDINGS:
             found.images.append(parts)
-        elif ending == ".parquet":
+        elif kind == "Parquet file":
             found.parquet.append(parts)
-        elif ending in OTHER_IMAGES:
-            groups["image", f"in a format that is not read, {ending}"].append(parts)
-        elif ending in ARCHIVES:
-            groups["archive", "not unpacked"].append(parts)
         elif parts[-1].casefold() not in LITTER:
-            groups["other file", "not read"].append(parts)
+            groups[kind, NOT_READ.get(kind) or f"in a format that is not read, {ending}"].append(parts)
     for parts, why in tree.unusable:
-        if not any(name.startswith(".") for name in parts):
+        if not _is_hidden(parts):
             groups["entry", f"left out: {why}"].append(parts)
     for (what, why), files in groups.items():
         found.leave_out(files, what, why)
     return found
+
+
+NOT_READ = {"archive": "not unpacked", "other file": "not read"}
+
+
+def _kind(parts: Parts) -> str:
+    """What a file is, by the end of its name."""
+    ending = Path(parts[-1]).suffix.casefold()
+    if ending in ENDINGS or ending in OTHER_IMAGES:
+        return "image"
+    if ending == ".parquet":
+        return "Parquet file"
+    return "archive" if ending in ARCHIVES else "other file"
+
+
+def _is_hidden(parts: Parts) -> bool:
+    return any(name.startswith(".") for name in parts)
 
 
 # Folders of images

@@ -291,22 +291,29 @@ def learning_curves(
             ax.legend(title="segments", ncols=2 if longest < 28 else 1, fontsize=7.5 if len(ax.lines) > 8 else None)
         say(ax, table, names, what)
         return figure_of(ax)
+    panels = [(setting_said(names, values), kind) for values, kind in kinds]
+    figure = _learning_panels(panels, metric, shades)
+    _say_of_all(figure, table, f"{seeds_said(table, names)} a point · budget: {budgets_said(table)} · {what}")
+    return figure
+
+
+def _learning_panels(kinds: Sequence[tuple[str, pd.DataFrame]], metric: str, shades: Mapping[str, Any]) -> Figure:
+    """A panel for each setting, which is its title, with the same axes; one legend."""
     across = min(4, len(kinds))
     down = -(-len(kinds) // across)
     figure = ShownFigure(figsize=(1.3 + 2.1 * across, 0.7 + 2.3 * down))
     panels = figure.subplots(down, across, sharex=True, sharey=True, squeeze=False)
     for panel in panels.flat[len(kinds) :]:
         panel.set_axis_off()
-    for (values, kind), panel in zip(kinds, panels.flat, strict=False):
+    for (title, kind), panel in zip(kinds, panels.flat, strict=False):
         _lines(panel, kind, metric, shades, look=look_of(0), said="")
-        panel.set_title(wrapped(setting_said(names, values), 30), color="0.25", fontsize=8)
+        panel.set_title(wrapped(title, 30), color="0.25", fontsize=8)
     for panel in panels[:, 1:].flat:
         panel.set_ylabel("")
     for panel in panels[:-1].flat:
         panel.set_xlabel("")
     handles = [mpl.lines.Line2D([], [], color=shade, label=label) for label, shade in shades.items()]
     figure.legend(handles=handles, title="segments", loc="outside right center", fontsize=7.5)
-    _say_of_all(figure, table, f"{seeds_said(table, names)} a point · budget: {budgets_said(table)} · {what}")
     return figure
 
 

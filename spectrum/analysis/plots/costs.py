@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -83,26 +83,14 @@ def accuracy_against(
     shades = shades_of(table) if crowded else {}
     for number, (values, part) in enumerate(kinds):
         look = look_of(number)
-        for _, point in part.iterrows():
-            color = shades.get(point["label"], look["color"])
-            face = "white" if point["beaten_by"] else color
-            bar = error_bars(point.to_frame().T)
-            at = point["cost"], 100 * point["mean"]
-            ax.errorbar(*at, bar, fmt=look["marker"], color=color, mfc=face, capsize=2, lw=1, zorder=3)
+        _marks(ax, part, look, shades)
         if names:
-            color = "0.35" if crowded else look["color"]
-            ax.plot([], [], ls="", marker=look["marker"], color=color, label=setting_said(names, values))
-    tasks = [name for name in IMAGES if name in names]
-    fronts = [part for _, part in points.groupby(tasks, dropna=False, sort=False)] if tasks else [points]
-    for part in fronts:
-        front = part[part["on_front"]].sort_values("cost")
-        label = "Pareto front of the means" if part is fronts[0] else None
-        ax.plot(front["cost"], 100 * front["mean"], ls="--", color="0.35", marker="", label=label)
-    if (points["beaten_by"] != "").any():
-        ax.plot([], [], ls="", marker="o", color="0.35", mfc="white", label="shown to be off the front")
+            look = look | {"color": "0.35"} if crowded else look
+            ax.plot([], [], ls="", marker=look["marker"], color=look["color"], label=setting_said(names, values))
+    _fronts(ax, points, tasks=[name for name in IMAGES if name in names])
+    for label, shade in shades.items():
+        ax.plot([], [], ls="", marker="s", color=shade, label=label)
     if crowded:
-        for label, shade in shades.items():
-            ax.plot([], [], ls="", marker="s", color=shade, label=label)
         ax.legend(loc="center left", bbox_to_anchor=(1.01, 0.5))
     else:
         _label(ax, points)
@@ -114,6 +102,27 @@ def accuracy_against(
     ax.set_ylabel(METRIC_LABELS.get(metric, metric))
     say(ax, table, names, "shades: segments" if crowded else "labels: segments", "bars: 95 % t-interval")
     return figure_of(ax)
+
+
+def _marks(ax: Axes, points: pd.DataFrame, look: Mapping[str, Any], shades: Mapping[str, Any]) -> None:
+    """Means with their intervals, open where they are shown to be off the front."""
+    for _, point in points.iterrows():
+        color = shades.get(point["label"], look["color"])
+        face = "white" if point["beaten_by"] else color
+        bar = error_bars(point.to_frame().T)
+        at = point["cost"], 100 * point["mean"]
+        ax.errorbar(*at, bar, fmt=look["marker"], color=color, mfc=face, capsize=2, lw=1, zorder=3)
+
+
+def _fronts(ax: Axes, points: pd.DataFrame, tasks: list[str]) -> None:
+    """The Pareto front of the means; one for each task."""
+    fronts = [part for _, part in points.groupby(tasks, dropna=False, sort=False)] if tasks else [points]
+    for part in fronts:
+        front = part[part["on_front"]].sort_values("cost")
+        label = "Pareto front of the means" if part is fronts[0] else None
+        ax.plot(front["cost"], 100 * front["mean"], ls="--", color="0.35", marker="", label=label)
+    if (points["beaten_by"] != "").any():
+        ax.plot([], [], ls="", marker="o", color="0.35", mfc="white", label="shown to be off the front")
 
 
 @styled
@@ -184,34 +193,14 @@ def cost_by_layer(costs: Mapping[str, Cost], count: str = "macs", *, ax: Axes | 
     ax = axes_or_new(ax)
     if new:
         figure_of(ax).set_size_inches(6.4, 1.5 + 0.42 * len(costs))
-    parts = list(dict.fromkeys(_part(layer) for cost in costs.values() for layer in cost.layers))
-    parts = [
-        part
-        for part in parts
-        if any(getattr(layer, count) for cost in costs.values() for layer in cost.layers if _part(layer) == part)
-    ]
+    layers = [layer for cost in costs.values() for layer in cost.layers if getattr(layer, count)]
+    parts = {part: _block(number) for number, part in enumerate(dict.fromkeys(map(_part, layers)))}
     for place, cost in enumerate(costs.values()):
-        start = 0
-        for layer in cost.layers:
-            size = getattr(layer, count)
-            if not size:
-                continue
-            number = parts.index(_part(layer))
-            ax.barh(
-                place,
-                size,
-                left=start,
-                height=0.7,
-                color=look_of(number)["color"],
-                hatch=HATCHES[number % 5],
-                edgecolor="white",
-                linewidth=0.8,
-            )
-            start += size
+        total = _bar(ax, place, cost, count, parts)
         bound = "at least " if cost.not_counted and count != "params" else ""
-        ax.text(start, place, f"  {bound}{_rounded(start)}", va="center", fontsize=8)
-    for number, part in enumerate(parts):
-        ax.bar(0, 0, color=look_of(number)["color"], hatch=HATCHES[number % 5], edgecolor="white", label=part)
+        ax.text(total, place, f"  {bound}{_rounded(total)}", va="center", fontsize=8)
+    for part, look in parts.items():
+        ax.bar(0, 0, edgecolor="white", label=part, **look)
     ax.set_yticks(range(len(costs)), [wrapped(name, 24) for name in costs])
     ax.set_ylim(len(costs) - 0.5, -0.5)
     ax.margins(x=0.12)
@@ -223,6 +212,22 @@ def cost_by_layer(costs: Mapping[str, Cost], count: str = "macs", *, ax: Axes | 
     missing = [f"{name}: {cost.caveat}" for name, cost in costs.items() if cost.caveat and count != "params"]
     ax.set_title(captioned(ax, said, *missing) if missing else said, color="0.25", fontsize=7.5)
     return figure_of(ax)
+
+
+def _bar(ax: Axes, place: int, cost: Cost, count: str, parts: Mapping[str, dict[str, Any]]) -> int:
+    """A network's layers side by side, as its bar; their total."""
+    total = 0
+    for layer in cost.layers:
+        size = getattr(layer, count)
+        if size:
+            look = parts[_part(layer)]
+            ax.barh(place, size, left=total, height=0.7, edgecolor="white", linewidth=0.8, **look)
+            total += size
+    return total
+
+
+def _block(number: int) -> dict[str, Any]:
+    return {"color": look_of(number)["color"], "hatch": HATCHES[number % 5]}
 
 
 def _part(layer: LayerCost) -> str:
