@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from spectrum.design.point import images_said
+from spectrum.design.point import images_key
 from spectrum.study.store import (
     BAD,
     FINISHED,
@@ -150,7 +150,7 @@ def _of_images(rows: Sequence[Row]) -> Iterator[Finding]:
     prints = defaultdict(set)
     for row in rows:
         if "data_fingerprint" in _provenance(row):
-            prints[images_said(row)].add(_provenance(row)["data_fingerprint"])
+            prints[images_key(row)].add(_provenance(row)["data_fingerprint"])
     for named, seen in prints.items():
         if len(seen) > 1:
             yield Finding(f"rows of {len(seen)} versions of the data set {named[0]!r} stand together", fault=True)
