@@ -40,7 +40,7 @@ class Finding:
     `remove` are files that hold nothing of worth.
     """
 
-    said: str
+    message: str
     fault: bool
     torn: bool = False  # lines that a writer moves to results.bad
     remove: tuple[Path, ...] = ()
@@ -117,8 +117,8 @@ def _of_ids(rows: Sequence[Row]) -> Iterator[Finding]:
     twice = {id for id, seen in hashes.items() if len(seen) > 1}
     unlike = {id for id in twice if len(set(hashes[id])) > 1}
     if twice:
-        said = f"{_points(twice)} finished more than once; the first row counts"
-        yield Finding(said + (f", and {len(unlike)} of them had other weights then" if unlike else ""), fault=True)
+        message = f"{_points(twice)} finished more than once; the first row counts"
+        yield Finding(message + (f", and {len(unlike)} of them had other weights then" if unlike else ""), fault=True)
 
 
 def _of_weights(rows: Sequence[Row]) -> Iterator[Finding]:
@@ -183,7 +183,7 @@ def _is_empty(folder: Path) -> bool:
 def _of_environments(rows: Sequence[Row]) -> Iterator[Finding]:
     seen = [_provenance(row) for row in rows if row["status"] in FINISHED and _provenance(row)]
     for name in (*ENVIRONMENT, "revision"):
-        counts = Counter(str(said.get(name)) for said in seen)
+        counts = Counter(str(record.get(name)) for record in seen)
         if len(counts) > 1:
             each = ", ".join(f"{value} ({count})" for value, count in counts.most_common())
             yield Finding(f"rows of more than one {name}: {each}; weights need not repeat bit for bit", fault=False)
@@ -202,8 +202,8 @@ def _of_states(named: str, states: Mapping[CheckpointFile, str]) -> Iterator[Fin
     """Of the checkpoints of one point, the newest first."""
     left = "whole" in states.values()
     for file in (file for file, state in states.items() if state == "damaged"):
-        said = f"{named}: the one at step {file.step} is damaged"
-        yield Finding(said + ("" if left else "; the point starts anew"), fault=True, remove=(file.path,))
+        message = f"{named}: the one at step {file.step} is damaged"
+        yield Finding(message + ("" if left else "; the point starts anew"), fault=True, remove=(file.path,))
     for file in (file for file, state in states.items() if state == "unreadable"):
         yield Finding(f"{named}: the one at step {file.step} cannot be read", fault=True)
 
@@ -225,8 +225,8 @@ def _finished(rows: Sequence[Row]) -> set[str]:
 
 
 def _provenance(row: Row) -> dict[str, Any]:
-    said = row.get("provenance")
-    return said if isinstance(said, dict) else {}
+    provenance = row.get("provenance")
+    return provenance if isinstance(provenance, dict) else {}
 
 
 def _points(ids: Iterable[str]) -> str:

@@ -247,17 +247,17 @@ class _Run:
         grid = extended_before or self.study.tune.grid()
         return self.tune(self.study.tune, grid, confirm=confirm or once_confirmed)
 
-    def tune(self, said: Tune, grid: dict[str, tuple[float, ...]], *, confirm: bool) -> Summary:
+    def tune(self, settings: Tune, grid: dict[str, tuple[float, ...]], *, confirm: bool) -> Summary:
         """The search, wider where its edges are best, and the confirmation if asked for."""
         while True:
-            searched = search(self.planned, grid, said.seeds)
+            searched = search(self.planned, grid, settings.seeds)
             if {one.point.id for one in searched} - _finished(self.store.folder).keys():
                 self.freeze([], searched, grid)
             rows = self.train(searched)
             if self.counts["failed"]:
                 return self.summary(is_confirmed=False)
             choices = choose(searched, grid, rows)
-            wider = extended(grid, choices, said.grid(), said.extend)
+            wider = extended(grid, choices, settings.grid(), settings.extend)
             if wider == grid:
                 break
             grid = wider
@@ -438,8 +438,8 @@ def _is_of_other_images(folder: Path, plan: Plan, planned: Sequence[PlannedPoint
 
     recorded = {images_key(entry): entry["fingerprint"] for entry in plan.images}
     rows = _fingerprints(folder)
-    for said, point in {images_key(dict(one.point)): one.point for one in planned}.items():
-        if (said in recorded or said not in rows) and recorded.get(said) != images_of(point).fingerprint:
+    for key, point in {images_key(dict(one.point)): one.point for one in planned}.items():
+        if (key in recorded or key not in rows) and recorded.get(key) != images_of(point).fingerprint:
             return True
     return False
 
