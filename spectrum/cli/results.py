@@ -116,8 +116,8 @@ def _print_findings(folder: Path, found: Sequence[Finding]) -> int:
         out.print(f"{'fault' if one.fault else 'note'}: {one.message}{mend}")
     faults = sum(one.fault for one in found)
     counts = ((len(read_rows(folder)), "row"), (faults, "fault"), (len(found) - faults, "note"))
-    said = " · ".join(f"{count} {word if count == 1 else word + 's'}" for count, word in counts)
-    out.print(f"{folder}: {said}")
+    totals = " · ".join(f"{count} {word if count == 1 else word + 's'}" for count, word in counts)
+    out.print(f"{folder}: {totals}")
     if any(one.can_be_mended for one in found):
         print_next("doctor", str(folder), "--repair")
     return 1 if faults else 0
