@@ -89,7 +89,7 @@ def test_kills_lose_nothing_and_repeat_nothing(study_folder: Path) -> None:
     expected = {row["seed"]: row["weights_sha256"] for row in read_rows(undisturbed.folder)}
     assert {row["seed"]: row["weights_sha256"] for row in rows} == expected
     assert not (folder / "checkpoints").exists()
-    assert [one.said for one in look_at(folder) if one.fault] == []
+    assert [one.message for one in look_at(folder) if one.fault] == []
     resumed = sum("resumed" in row["provenance"] for row in rows)
     print(f"killed {dict(kills)}; {resumed} of 60 points went on from a checkpoint")  # noqa: T201
     assert resumed > 0

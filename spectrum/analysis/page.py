@@ -15,7 +15,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from spectrum.analysis.held import differing, held_equal
-from spectrum.analysis.sentences import points as points_said
+from spectrum.analysis.sentences import points as in_points
 from spectrum.analysis.sentences import sentence
 from spectrum.analysis.summary import as_text
 from spectrum.analysis.table import (
@@ -81,7 +81,7 @@ def page_of(
         ],
         problems=_problems(results) if len(results) else [],
         excluded=_excluded(judged) if len(results) == len(plan.runs) else [],
-        held=[(name, _said(value)) for name, value in _held(plan).items()],
+        held=[(name, _value_text(value)) for name, value in _held(plan).items()],
         command=run_command(plan),
         script=Markup(script),
         script_hash="sha256-" + base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
@@ -92,16 +92,16 @@ def page_of(
 def _design(plan: Plan) -> list[tuple[str, str]]:
     """What was compared with what, on which images, how often, and what was decided beforehand."""
     points = [run.asked_options for run in plan.known]
-    said = [
+    varied = [
         (name.replace("_", " "), _each(_value(name, point) for point in points))
         for name in plan.varied
         if name not in (*SPLIT, "match")
     ]
     if set(SPLIT) & set(plan.varied):
-        said.insert(0, ("segments", _each(map(point_label, points))))
+        varied.insert(0, ("segments", _each(map(point_label, points))))
     if len(plan.budgets) > 1:
-        said.append(("budget", ", ".join(map(budget_name, plan.budgets))))
-    design = [("what varies", "; ".join(f"{name}: {values}" for name, values in said) or "nothing but the seed")]
+        varied.append(("budget", ", ".join(map(budget_name, plan.budgets))))
+    design = [("what varies", "; ".join(f"{name}: {values}" for name, values in varied) or "nothing but the seed")]
     follows = [
         f"{name.replace('_', ' ')}: {_each(map(_words, values))}"
         for name, values in differing(_runs(plan)).items()
@@ -119,7 +119,7 @@ def _design(plan: Plan) -> list[tuple[str, str]]:
         seeds = _each(str(run.options.get("seed", "")) for run in plan.swept)
         design.append(("search before", f"{grid}; seeds {seeds}; the same at every point, on validation images only"))
     design.append(("clamped layers", _clamped(plan)))
-    margins = [f"±{points_said(one.margin)} ({one.name})" for one in plan.contrasts if one.margin]
+    margins = [f"±{in_points(one.margin)} ({one.name})" for one in plan.contrasts if one.margin]
     if margins:
         design.append(("margins of equivalence, in points", "; ".join(margins)))
     return design
@@ -168,7 +168,7 @@ def _value(name: str, point: Mapping[str, Any]) -> str:
 
 
 def _words(value: Any) -> str:
-    return _said(value).replace("_", " ")
+    return _value_text(value).replace("_", " ")
 
 
 def _each(values: Iterable[str]) -> str:
@@ -221,9 +221,9 @@ def network_name(plan: Plan, run: PlannedRun) -> str:
 
 def _name(plan: Plan, point: Mapping[str, Any], match: str | None) -> str:
     hidden = (*SPLIT, "match", *(["width"] if point.get("width") is None else []))
-    said = [f"{name} {point.get(name)}" for name in plan.varied if name not in hidden]
+    settings = [f"{name} {point.get(name)}" for name in plan.varied if name not in hidden]
     budget = [budget_name(match)] if len(plan.budgets) > 1 and match is not None else []
-    return ", ".join([point_label(point), *said, *budget])
+    return ", ".join([point_label(point), *settings, *budget])
 
 
 def run_command(plan: Plan) -> str:
@@ -268,11 +268,11 @@ def _all_values(column: pd.Series) -> str:
 def _counted(value: Any) -> str:
     """A value in words; of a record of many, such as the backend of every layer, how many have which."""
     if not isinstance(value, Mapping):
-        return _said(value)
-    return " and ".join(f"{count} × {kind}" for kind, count in Counter(map(_said, value.values())).items())
+        return _value_text(value)
+    return " and ".join(f"{count} × {kind}" for kind, count in Counter(map(_value_text, value.values())).items())
 
 
-def _said(value: Any) -> str:
+def _value_text(value: Any) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, list | tuple) and not value:

@@ -117,7 +117,7 @@ def _paired(
     one, other = by_seed(first), by_seed(second)
     paired = one.sub(other)  # seeds and cells of one side only become NaN
     described = sides.drop_duplicates("cell").set_index("cell")[shared].map(repr).to_dict("index")
-    cells = {str(cell): {str(name): said for name, said in values.items()} for cell, values in described.items()}
+    cells = {str(cell): {str(name): value for name, value in values.items()} for cell, values in described.items()}
     empty = [cells[cell] for cell in paired.columns[paired.isna().all()]]
     if empty:
         raise NoRunsError(
@@ -149,8 +149,8 @@ def _check_same_cells(parts: Mapping[str, _Paired]) -> None:
         if have != there:
             lacks = first if there - have else other
             cell = sorted((there - have) or (have - there))[0]
-            said = ", ".join(f"{name} = {value}" for name, value in zip(names, cell, strict=True))
-            raise NoRunsError(f"{lacks} has no run with {said}, and {other if lacks == first else first} has")
+            settings = ", ".join(f"{name} = {value}" for name, value in zip(names, cell, strict=True))
+            raise NoRunsError(f"{lacks} has no run with {settings}, and {other if lacks == first else first} has")
 
 
 def _compared(first: pd.Series, second: pd.Series, changed: Collection[str] | None = None) -> bool:
@@ -163,12 +163,12 @@ def _compared(first: pd.Series, second: pd.Series, changed: Collection[str] | No
 
 def _unlike(first: pd.DataFrame, second: pd.DataFrame, names: Sequence[str]) -> str:
     """In what settings, beside those that are compared, the sides have not the same values."""
-    said = []
+    unlike = []
     for name in names:
         one, other = (list(dict.fromkeys(side[name].map(repr))) for side in (first, second))
         if set(one) != set(other):
-            said.append(f"{name} is {', '.join(one)} on the first side and {', '.join(other)} on the second")
-    return f": {'; '.join(said)}. Pick the rows that compare, or name it on both sides" if said else ""
+            unlike.append(f"{name} is {', '.join(one)} on the first side and {', '.join(other)} on the second")
+    return f": {'; '.join(unlike)}. Pick the rows that compare, or name it on both sides" if unlike else ""
 
 
 def rows_of_side(table: pd.DataFrame, side: Side) -> pd.DataFrame:

@@ -40,13 +40,13 @@ def _difference(row: pd.Series) -> str:
     unit = "points a doubling of the segments" if row["kind"] == "slope" else "points"
     seeds = f"n = {row['n']} paired seeds" if row["n"] > 1 else "one seed"
     interval = "" if math.isnan(row["low"]) else f"95 % t-interval {points(row['low'])} to {points(row['high'])}, "
-    said = [f"{points(row['mean'], sign=True)} {unit} ({interval}{seeds})."]
+    sentences = [f"{points(row['mean'], sign=True)} {unit} ({interval}{seeds})."]
     if row["left_out"]:
         seeds = ", ".join(map(str, row["left_out"]))
-        said.append(f" {_plural(len(row['left_out']), 'Seed')} {seeds} left out, for want of a run.")
+        sentences.append(f" {_plural(len(row['left_out']), 'Seed')} {seeds} left out, for want of a run.")
     if row["diverged"]:
-        said.append(f" {row['diverged']} {_plural(row['diverged'], 'run')} diverged and counted, at chance.")
-    return "".join(said)
+        sentences.append(f" {row['diverged']} {_plural(row['diverged'], 'run')} diverged and counted, at chance.")
+    return "".join(sentences)
 
 
 WORDS = {  # of a verdict, by what is compared
@@ -103,8 +103,8 @@ def _new_study(row: pd.Series) -> str:
 
 def points(value: float, *, sign: bool = False) -> str:
     """An accuracy from 0 to 1, or a difference of two, in points of a hundred; what rounds to zero has no sign."""
-    said = f"{100 * value:+.2f}" if sign else f"{100 * value:.2f}"
-    return said.lstrip("+-") if float(said) == 0 else said.replace("-", "−")
+    text = f"{100 * value:+.2f}" if sign else f"{100 * value:.2f}"
+    return text.lstrip("+-") if float(text) == 0 else text.replace("-", "−")
 
 
 def _p(p: float) -> str:

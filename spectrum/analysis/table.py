@@ -96,8 +96,8 @@ def _check_runs(results: pd.DataFrame) -> None:
 def _check_images(results: pd.DataFrame) -> None:
     if "provenance" not in results:
         return
-    have = results[results["provenance"].map(lambda said: isinstance(said, Mapping) and "data_fingerprint" in said)]
-    prints = have["provenance"].map(lambda said: said["data_fingerprint"])
+    have = results[results["provenance"].map(lambda entry: isinstance(entry, Mapping) and "data_fingerprint" in entry)]
+    prints = have["provenance"].map(lambda entry: entry["data_fingerprint"])
     names = [name for name in IMAGES if name in have]
     keys = [have[name].map(repr) for name in names]
     if "teacher_seed" in names:  # each run's own, or one for all
@@ -124,7 +124,7 @@ def _chosen(results: pd.DataFrame, name: str) -> pd.Series:
     if name == "widths" and "match" in results:
         return results.loc[results["match"] == "none", name]
     if name in ("lr", "weight_decay") and "searched" in results:
-        return results.loc[~results["searched"].map(lambda said: isinstance(said, str) and name in said.split()), name]
+        return results.loc[~results["searched"].map(lambda text: isinstance(text, str) and name in text.split()), name]
     return results[name]
 
 
@@ -167,8 +167,8 @@ def segments_label(
     >>> segments_label(None, stage_segments=(1, 8, "per_channel"))
     '1, 8, per channel'
     """
-    said = {"segments": segments, "segment_width": segment_width, "stage_segments": stage_segments}
-    return Position.of({**said, "pointwise": pointwise}).label
+    fields = {"segments": segments, "segment_width": segment_width, "stage_segments": stage_segments}
+    return Position.of({**fields, "pointwise": pointwise}).label
 
 
 def point_label(row: Mapping[str, Any] | pd.Series) -> str:
@@ -183,10 +183,10 @@ def point_labels(results: pd.DataFrame) -> list[str]:
 
 def keys(rows: pd.DataFrame, names: Sequence[str]) -> pd.Series:
     """What tells rows apart by some columns, as text, which lists and None can be compared by too."""
-    said = pd.Series("", index=rows.index)
+    text = pd.Series("", index=rows.index)
     for name in names:
-        said = said + rows[name].map(repr) + " "
-    return said
+        text = text + rows[name].map(repr) + " "
+    return text
 
 
 def has(results: pd.DataFrame, side: Mapping[str, Any]) -> pd.Series:

@@ -60,7 +60,7 @@ def measure(
     points: int = 40,
     rounds: int = 5,
     simulated: tuple[int, int] = (64, 1000),
-    on_row: Callable[[str], None] = lambda said: None,
+    on_row: Callable[[str], None] = lambda line: None,
 ) -> pd.DataFrame:
     """One row a thing that is measured: median and quartiles in milliseconds, and the most memory it took, in GB.
 
@@ -160,7 +160,7 @@ def write_many(folder: Path, count: int) -> None:
 
 
 def _in_a_process(check: str, folder: Path) -> tuple[float, float]:
-    said = [sys.executable, "-c", MEASURED.format(check=check), str(folder)]
-    done = subprocess.run(said, capture_output=True, text=True, check=True)
+    command = [sys.executable, "-c", MEASURED.format(check=check), str(folder)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
     seconds, gigabytes = done.stderr.split()[-2:]
     return float(seconds), float(gigabytes)

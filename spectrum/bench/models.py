@@ -44,7 +44,7 @@ def measure(
     image_size: int = 299,
     batch_size: int = 8,
     rounds: int = 9,
-    on_row: Callable[[str], None] = lambda said: None,
+    on_row: Callable[[str], None] = lambda line: None,
 ) -> pd.DataFrame:
     """One row a task and a way: median and quartiles in milliseconds of one batch.
 

@@ -33,7 +33,7 @@ def measure(
     segments: Sequence[int] | None = None,
     *,
     threads: int = 2,
-    on_row: Callable[[str], None] = lambda said: None,
+    on_row: Callable[[str], None] = lambda line: None,
 ) -> pd.DataFrame:
     """One row a shape, a number of segments and a way to compute: milliseconds, and per cent of the roofline.
 

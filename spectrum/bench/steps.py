@@ -37,7 +37,7 @@ def measure(
     passes: int = 2,
     rounds: int = 4,
     steps: int = 5,
-    on_row: Callable[[str], None] = lambda said: None,
+    on_row: Callable[[str], None] = lambda line: None,
 ) -> pd.DataFrame:
     """One row a network of a study and a way to train it, once for each budget that it serves: milliseconds a step.
 
@@ -61,12 +61,12 @@ def measure(
         )
     wanted = _networks(plan)
     points, networks = {}, {}
-    for said, run in wanted.items():
+    for settings, run in wanted.items():
         point = Point(**run.options)
         shape = images_of(point).shape
         widths = stage_widths(point.model, point.network_options(shape[0], 10, shape[1]))
-        networks[said] = digest({"widths": widths, "point": _rest(point), "segments": list(run.realised_segments)})
-        points[networks[said]] = point.model_copy(update={"train_images": None}), shape
+        networks[settings] = digest({"widths": widths, "point": _rest(point), "segments": list(run.realised_segments)})
+        points[networks[settings]] = point.model_copy(update={"train_images": None}), shape
     taken: dict[str, list[dict[str, list[float]]]] = {network: [] for network in points}
     for number in range(passes):
         for network, (point, shape) in points.items():
@@ -75,15 +75,15 @@ def measure(
             took = " · ".join(f"{way} {1e3 * pd.Series(seconds).median():.1f}" for way, seconds in times.items())
             on_row(f"{number + 1}/{passes} {point.segments} segments, widths {point.widths}: ms a step: {took}")
     rows = []
-    for said, run in wanted.items():
+    for settings, run in wanted.items():
         for way in ways:
-            each = [times[way] for times in taken[networks[said]]]
+            each = [times[way] for times in taken[networks[settings]]]
             medians = [pd.Series(seconds).median() for seconds in each]
             measured = {
                 **spread([second for seconds in each for second in seconds]),
                 "apart": max(medians) / min(medians),
             }
-            rows.append({**dict(said), "params": run.params, "macs": run.macs, "way": way, **measured})
+            rows.append({**dict(settings), "params": run.params, "macs": run.macs, "way": way, **measured})
     return pd.DataFrame(rows)
 
 
@@ -108,8 +108,8 @@ def _networks(plan: Plan) -> dict[tuple[tuple[str, Any], ...], PlannedRun]:
     names = [name for name in plan.varied if name != "match"]
     for run in plan.runs:
         point = Point(**run.options)
-        said = {"match": run.key[1], **{name: _plain(getattr(point, name)) for name in names}}
-        found.setdefault(tuple(said.items()), run)
+        settings = {"match": run.key[1], **{name: _plain(getattr(point, name)) for name in names}}
+        found.setdefault(tuple(settings.items()), run)
     return found
 
 

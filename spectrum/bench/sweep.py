@@ -37,7 +37,7 @@ def measure(
     epochs: int = 2,
     seeds: int = 2,
     cores: int = 2,
-    on_row: Callable[[str], None] = lambda said: None,
+    on_row: Callable[[str], None] = lambda line: None,
 ) -> pd.DataFrame:
     """One row a point of the curve and a way: seconds a point, and mean test accuracy over the seeds.
 

@@ -47,7 +47,7 @@ def measure(
     threads: int = 2,
     rounds: int = 9,
     steps: int = 5,
-    on_row: Callable[[str], None] = lambda said: None,
+    on_row: Callable[[str], None] = lambda line: None,
 ) -> pd.DataFrame:
     """One row a point of the curve and a way to train: milliseconds a step, and the share of them spent on data.
 

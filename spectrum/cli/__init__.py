@@ -72,8 +72,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             sys.stderr.close()
             return 141
         except OSError as error:
-            said = f"{error.filename}: {error.strerror}" if error.filename else str(error)
-            return _refuse(said, UNWRITTEN if error.errno in FULL else WRONG)
+            message = f"{error.filename}: {error.strerror}" if error.filename else str(error)
+            return _refuse(message, UNWRITTEN if error.errno in FULL else WRONG)
         except Exception:
             traceback.print_exc()
             return 70

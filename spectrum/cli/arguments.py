@@ -223,7 +223,7 @@ def parse(words: Sequence[str]) -> Any:
     _import_first(words)
     command = _read(words or ["--help"])
     if isinstance(command, OnStudy | Audit):
-        command.point = _said(command.point, words)
+        command.point = _named_fields(command.point, words)
     if isinstance(command, Plan | Run):
         EngineSettings(**vars(command.settings))  # which refuses what cannot be
     return command
@@ -270,7 +270,7 @@ def _read(words: Sequence[str]) -> Any:
     )
 
 
-def _said(point: Any, words: Sequence[str]) -> dict[str, Any]:
+def _named_fields(point: Any, words: Sequence[str]) -> dict[str, Any]:
     """The fields that the words name, also where they say the default."""
     flags = {word.partition("=")[0].replace("_", "-") for word in words}
     dashed = {name: name.replace("_", "-") for name in vars(point)}

@@ -149,10 +149,10 @@ def _row_name(row: dict[str, Any], study: Study) -> str:
     names = [*split, *(name for name in study.varied() if name not in PLACES), "seed"]
     searched = study.tune is not None and row["scored_on"] == "validation" and row["seed"] in study.tune.seeds
     names += list(study.tune.grid()) if study.tune is not None and searched else []
-    said = " ".join(f"{name}={row[name]}" for name in names)
+    settings = " ".join(f"{name}={row[name]}" for name in names)
     if row["status"] == "failed":
-        return f"{said} failed: {row['reason']}"
+        return f"{settings} failed: {row['reason']}"
     diverged = " (diverged)" if row["status"] == "diverged" else ""
     scored = "val" if row["test_accuracy"] is None else "test"
     troubles = "".join(f"; {trouble}" for trouble in row.get("provenance", {}).get("troubles", ()))
-    return f"{said} · {scored} {row[f'{scored}_accuracy']:.4f}{diverged} · {row['train_seconds']:.0f} s{troubles}"
+    return f"{settings} · {scored} {row[f'{scored}_accuracy']:.4f}{diverged} · {row['train_seconds']:.0f} s{troubles}"

@@ -104,7 +104,7 @@ def doctor(command: Doctor) -> int:
         left = look_at(folder)
         for one in found:
             if one.can_be_mended and one not in left:
-                out.print(f"mended: {one.said}")
+                out.print(f"mended: {one.message}")
         found = left
     return _print_findings(folder, found)
 
@@ -113,11 +113,11 @@ def _print_findings(folder: Path, found: Sequence[Finding]) -> int:
     """Print what was found; status 1 where there are faults."""
     for one in found:
         mend = " (--repair)" if one.can_be_mended else ""
-        out.print(f"{'fault' if one.fault else 'note'}: {one.said}{mend}")
+        out.print(f"{'fault' if one.fault else 'note'}: {one.message}{mend}")
     faults = sum(one.fault for one in found)
     counts = ((len(read_rows(folder)), "row"), (faults, "fault"), (len(found) - faults, "note"))
-    said = " · ".join(f"{count} {word if count == 1 else word + 's'}" for count, word in counts)
-    out.print(f"{folder}: {said}")
+    totals = " · ".join(f"{count} {word if count == 1 else word + 's'}" for count, word in counts)
+    out.print(f"{folder}: {totals}")
     if any(one.can_be_mended for one in found):
         print_next("doctor", str(folder), "--repair")
     return 1 if faults else 0

@@ -173,23 +173,23 @@ def _realised(one: PlannedPoint) -> str:
     realised = str(most) if least == most else f"{least} … {most}"
     layers = f" of {len(one.realised_segments)}" if one.realised_segments else ""
     options = dict(one.clamped if one.clamped is not None else [("segments", one.clamped_layers)])
-    said = [
+    clamped = [
         f"{count}{layers} layers clamped{'' if name in PLACES else f' in {name}'}"
         for name, count in options.items()
         if count
     ]
-    return f"{realised} ({'; '.join(said)})" if said else realised
+    return f"{realised} ({'; '.join(clamped)})" if clamped else realised
 
 
 def _budget_line(study: Study, planned: Sequence[PlannedPoint]) -> str:
-    said = []
+    budgets = []
     for match in study.budget.match:
         if match == "none":
-            said.append("none (unmatched)")
+            budgets.append("none (unmatched)")
             continue
         worst = max(abs(one.mismatch or 0) for one in planned if one.match == match)
-        said.append(f"equal {match.replace('_', ' ')}, within {worst:.2%}")
-    return f"budget: {' · '.join(said)}"
+        budgets.append(f"equal {match.replace('_', ' ')}, within {worst:.2%}")
+    return f"budget: {' · '.join(budgets)}"
 
 
 def run(command: Run) -> int:

@@ -99,7 +99,7 @@ class Cost:
         """A sentence on what ran and was not counted; None where everything was."""
         if not self.not_counted:
             return None
-        named = "; ".join(_said(one) for one in self.not_counted)
+        named = "; ".join(_operator_label(one) for one in self.not_counted)
         return f"Not counted, since what it multiplies is unknown: {named}. The MACs are a lower bound."
 
     def __repr__(self) -> str:
@@ -110,7 +110,7 @@ class Cost:
         return f"Cost({', '.join(counts)})"
 
 
-def _said(one: NotCounted) -> str:
+def _operator_label(one: NotCounted) -> str:
     calls = "call" if one.calls == 1 else "calls"
     where = f" in {one.layer!r}" if one.layer else ""
     return f"{one.operator} ({one.calls} {calls}{where}{', backward' if one.backward else ''})"

@@ -201,7 +201,7 @@ def _count_by_ptflops(package: Any, model: nn.Module, inputs: Inputs, backend: s
         raise ValueError("it takes one input, or keyword arguments; give example_inputs as a dict")
     if backend == "pytorch" and isinstance(given, Tensor) and given.dim() and len(given) != 1:
         raise ValueError("it gives the mean over a batch; give one example")
-    with redirect_stdout(StringIO()) as said:
+    with redirect_stdout(StringIO()) as printed:
         macs, params = package.get_model_complexity_info(
             model,
             (1,),  # not looked at
@@ -211,7 +211,7 @@ def _count_by_ptflops(package: Any, model: nn.Module, inputs: Inputs, backend: s
             backend=backend,
         )
     if macs is None:  # it prints what went wrong, in its second line
-        raise RuntimeError(said.getvalue().partition("\n")[2])
+        raise RuntimeError(printed.getvalue().partition("\n")[2])
     return int(macs), int(params)
 
 

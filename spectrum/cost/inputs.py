@@ -51,9 +51,9 @@ def _checked(shape: Any) -> tuple[int, ...]:
             sizes = ()
         if sizes and min(sizes) >= 1 and max(sizes) <= LARGEST:
             return sizes
-    said = type(shape).__name__ if isinstance(shape, Tensor | nn.Module) else repr(shape)
+    given = type(shape).__name__ if isinstance(shape, Tensor | nn.Module) else repr(shape)
     raise ValueError(
-        f"input_shape={said}: expected the positive whole numbers of one example's shape, such as (3, 32, 32); "
+        f"input_shape={given}: expected the positive whole numbers of one example's shape, such as (3, 32, 32); "
         "other inputs go into example_inputs"
     )
 

@@ -54,8 +54,8 @@ def registered_images(name: str, loader: Loader, image_size: int | None, resize:
     return make_images(train_x[kept], train_y[kept], train_x[carved], train_y[carved], _with_test(about, CARVED))
 
 
-def _with_test(about: About, said: str) -> About:
-    return About(read=about.read, classes=about.classes, test=said)
+def _with_test(about: About, test_source: str) -> About:
+    return About(read=about.read, classes=about.classes, test=test_source)
 
 
 def _checked(split: str, x: Any, y: Any) -> tuple[Array, Array]:

@@ -12,7 +12,7 @@ from spectrum.data.load import load_images
 from spectrum.data.pixels import DataError
 from spectrum.data.splits import About, Images, count_used, record
 from spectrum.data.teacher import gaussian_images, relabelled
-from spectrum.design.point import GAUSSIAN, IMAGES, Point, images_said
+from spectrum.design.point import GAUSSIAN, IMAGES, Point, images_key
 
 GAUSSIAN_SIDE = 16  # pixels, unless the point has an image_size
 GAUSSIAN_CHANNELS = 3
@@ -26,10 +26,10 @@ def images_of(point: Point) -> Images:
     """What a point is trained and scored on, as the files are now. Raises DataError where it cannot be had."""
     if _held is None:
         return _images_of(point)
-    said = images_said(dict(point))
-    if said not in _held:
-        _held[said] = _images_of(point)
-    return _held[said]
+    key = images_key(dict(point))
+    if key not in _held:
+        _held[key] = _images_of(point)
+    return _held[key]
 
 
 @contextmanager
@@ -47,13 +47,13 @@ def read_once() -> Iterator[None]:
 def described(points: Iterable[Point]) -> list[dict[str, Any]]:
     """What is known of each data set that points have, with the fields that decide which it is."""
     points = list(points)
-    by_fields = {images_said(dict(point)): point for point in points}
+    by_fields = {images_key(dict(point)): point for point in points}
     found = []
-    for said, point in by_fields.items():
+    for key, point in by_fields.items():
         images = images_of(point)
-        splits = {(one.validation_fraction, one.train_images) for one in points if images_said(dict(one)) == said}
+        splits = {(one.validation_fraction, one.train_images) for one in points if images_key(dict(one)) == key}
         used = sorted({count_used(images, *split) for split in splits})
-        found.append(dict(zip(IMAGES, said, strict=True)) | record(images) | {"used": [list(one) for one in used]})
+        found.append(dict(zip(IMAGES, key, strict=True)) | record(images) | {"used": [list(one) for one in used]})
     return found
 
 
@@ -62,11 +62,11 @@ _held: dict[tuple[Any, ...], Images] | None = None
 
 def _images_of(point: Point) -> Images:
     if point.dataset == GAUSSIAN and point.teacher_segments is not None:
-        return _taught(_Taught(images_said(dict(point)), "", None))
+        return _taught(_Taught(images_key(dict(point)), "", None))
     images = load_images(point.dataset, point.image_size, point.resize)
     if point.teacher_segments is None:
         return images
-    taught = _taught(_Taught(images_said(dict(point)), images.fingerprint, images))
+    taught = _taught(_Taught(images_key(dict(point)), images.fingerprint, images))
     about = replace(images.about, classes=(), notes=(*images.about.notes, RELABELLED))
     return replace(taught, about=about)
 
@@ -75,14 +75,14 @@ def _images_of(point: Point) -> Images:
 class _Taught:
     """What decides the labels that a teacher gives: fields of the point, and the images."""
 
-    said: tuple[Any, ...]
+    key: tuple[Any, ...]
     fingerprint: str
     images: Images | None = field(compare=False)  # None: they are made here
 
 
 @lru_cache(maxsize=8)  # labels only: the pixels are shared
 def _taught(asked: _Taught) -> Images:
-    _, image_size, _, segments, label_noise, seed = asked.said
+    _, image_size, _, segments, label_noise, seed = asked.key
     images = asked.images
     if images is None:
         side = image_size or GAUSSIAN_SIDE

@@ -64,13 +64,13 @@ def gigabytes_of(count: int, height: int, width: int) -> float:
 
 
 def most_gigabytes() -> float:
-    said = os.environ.get("SPECTRUM_IMAGES_GB", "4")
+    text = os.environ.get("SPECTRUM_IMAGES_GB", "4")
     try:
-        most = float(said)
+        most = float(text)
     except ValueError:
         most = math.nan
     if not most >= 0:
-        raise DataError(f"SPECTRUM_IMAGES_GB={said!r}: expected a number of gigabytes, 0 or more")
+        raise DataError(f"SPECTRUM_IMAGES_GB={text!r}: expected a number of gigabytes, 0 or more")
     return most
 
 
@@ -148,9 +148,9 @@ def _unsealed(record: str) -> tuple[str, About]:
     seal, _, content = record.partition(" ")
     if hashlib.sha256(content.encode()).hexdigest() != seal:
         raise ValueError("the record is not whole")
-    fingerprint, said = json.loads(content)
-    tuples = {name: tuple(said[name]) for name in ("classes", "left_out", "notes")}
-    return fingerprint, About(said["read"], test=said["test"], **tuples)
+    fingerprint, about = json.loads(content)
+    tuples = {name: tuple(about[name]) for name in ("classes", "left_out", "notes")}
+    return fingerprint, About(about["read"], test=about["test"], **tuples)
 
 
 def write_cache(path: Path, images: Images) -> None:

@@ -68,7 +68,7 @@ class LabelColumn:
             (least, *others) = map(repr, self.counts)
             return f"all its labels are {least}{f' or {others[0]}' if others else ''}"
         if len(self.counts) == 1 and len(classes.keys) > 1:
-            return f"all its labels are {self._said(next(iter(self.counts)))}"
+            return f"all its labels are {self._label_and_name(next(iter(self.counts)))}"
         return None
 
     def classes(self) -> Classes:
@@ -111,8 +111,8 @@ class LabelColumn:
         unknown = sorted(set(plain) - known.keys(), key=str)
         if unknown:
             raise LayoutError(
-                f"{self.where} holds {self._said(unknown[0])}, which no training image has; add training images of it, "
-                "or remove it"
+                f"{self.where} holds {self._label_and_name(unknown[0])}, which no training image has; "
+                "add training images of it, or remove it"
             )
         return torch.tensor([known[value] for value in plain], dtype=torch.int64)
 
@@ -159,7 +159,7 @@ class LabelColumn:
     def _name(self, key: Any) -> str:
         return same_text(self.declared[key]) if self.declared is not None else same_text(str(key))
 
-    def _said(self, value: Any) -> str:
+    def _label_and_name(self, value: Any) -> str:
         """A label with its class's name."""
         if self.declared is not None and isinstance(value, int) and 0 <= value < len(self.declared):
             return f"{value} ({shown(self.declared[value])!r})"

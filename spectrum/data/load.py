@@ -149,8 +149,8 @@ def _read(source: Source, decoder: Decoder, cache: Path) -> Images:
         images = make_images(train_x, labels, test_x, test_labels, about)
         write_cache(cache, images)
         return images
-    said = f"{found.fingerprint} {labels.tolist()} {test_labels.tolist()}"
-    fingerprint = hashlib.sha256(said.encode()).hexdigest()[:16]
+    content = f"{found.fingerprint} {labels.tolist()} {test_labels.tolist()}"
+    fingerprint = hashlib.sha256(content.encode()).hexdigest()[:16]
     images = Images(train_x, labels, test_x, test_labels, len(names), fingerprint, about)
     return with_shared(images, found.shared)
 

@@ -234,7 +234,7 @@ class _Hub:
 
 def _of_tables(name: str, kind: str, tables: Mapping[Split, Table], *, paths: bool) -> Parts:
     """The training split of tables, and the first of test and validation that has labels."""
-    image, label, said = columns_of(tables["train"])
+    image, label, columns = columns_of(tables["train"])
     column = LabelColumn("train", label, tables["train"].values(label), tables["train"].names(label))
     classes = column.classes()
     train = Part(column.numbers(classes), _images_of(name, "train", tables["train"], image, paths=paths))
@@ -268,7 +268,7 @@ def _of_tables(name: str, kind: str, tables: Mapping[Split, Table], *, paths: bo
         numbers = labels.numbers(classes)
         labels.raise_unless_all(classes, numbers)
         test, from_where = Part(numbers, _images_of(name, split, table, image, paths=paths)), f"the {split} split"
-    about = About(f"{kind}, {said}", tuple(map(shown, classes.names)), from_where, tuple(left_out), tuple(notes))
+    about = About(f"{kind}, {columns}", tuple(map(shown, classes.names)), from_where, tuple(left_out), tuple(notes))
     return Parts(train, test, about)
 
 
@@ -346,7 +346,7 @@ def _go_offline_without_network() -> None:
         constants.HF_HUB_OFFLINE = datasets.config.HF_HUB_OFFLINE = True
 
 
-def _data_root_said() -> str:
+def _data_root_state() -> str:
     root = os.environ.get("SPECTRUM_DATA")
     if root is None:
         return "which is not set"
@@ -356,7 +356,7 @@ def _data_root_said() -> str:
 def _missing(name: str, hub_id: str, error: Exception) -> str:
     reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
     return (
-        f"dataset={name!r}: not found below $SPECTRUM_DATA ({_data_root_said()}), "
+        f"dataset={name!r}: not found below $SPECTRUM_DATA ({_data_root_state()}), "
         f"nor to be had from the hub ({reason}).\n"
         f"Either put its Parquet files (or a folder per class of images) at $SPECTRUM_DATA/{name}/,\n"
         f"or connect to the network once, and {hub_id} is downloaded and kept."

@@ -89,7 +89,7 @@ def describe(name: str, known: Mapping[str, Any]) -> str:
         known: from `record`.
     """
     channels, height, width = known["shape"]
-    said = [
+    parts = [
         f"{name}: {sum(known['train_images']):,} training and {sum(known['test_images']):,} test images",
         _class_counts(known["classes"], known["train_images"], known["test_images"]),
         *(f"a run trains on {train:,} and validates on {held:,} of them" for train, held in known.get("used", [])),
@@ -99,7 +99,7 @@ def describe(name: str, known: Mapping[str, Any]) -> str:
         *known["notes"],
         f"left out: {'; '.join(known['left_out']) or 'nothing'}",
     ]
-    return " · ".join(said)
+    return " · ".join(parts)
 
 
 def _class_counts(names: Sequence[str], train: Sequence[int], test: Sequence[int]) -> str:

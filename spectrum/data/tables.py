@@ -183,8 +183,8 @@ def columns_of(table: Table) -> tuple[str, str, str]:
             f"({', '.join(LABEL_COLUMNS)})"
         )
     others = ", ".join(map(repr, (*images[1:], *labels[1:])))
-    said = f"image column {images[0]!r}, label column {labels[0]!r}" + (f"; not read: {others}" if others else "")
-    return images[0], labels[0], said
+    columns = f"image column {images[0]!r}, label column {labels[0]!r}" + (f"; not read: {others}" if others else "")
+    return images[0], labels[0], columns
 
 
 def hash_of(file: Path) -> bytes:

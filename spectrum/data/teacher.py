@@ -106,8 +106,8 @@ def gaussian_images(count_train: int, count_test: int, side: int, channels: int,
 
     Raises ValueError for a count, side or number of channels below 1.
     """
-    said = {"count_train": count_train, "count_test": count_test, "side": side, "channels": channels}
-    for name, value in said.items():
+    sizes = {"count_train": count_train, "count_test": count_test, "side": side, "channels": channels}
+    for name, value in sizes.items():
         if value < 1:
             raise ValueError(f"{name}={value}: expected at least 1")
     train_x, test_x = (

@@ -37,19 +37,19 @@ def is_module_name(name: object) -> bool:
     return isinstance(name, str) and not name.endswith(".py") and all(map(str.isidentifier, name.split(".")))
 
 
-def import_modules(names: Iterable[str], said: str = "--import ", folder: Path | None = None) -> None:
+def import_modules(names: Iterable[str], prefix: str = "--import ", folder: Path | None = None) -> None:
     """Import a user's modules, from a folder or the current one or wherever Python finds them.
 
     Args:
         names: of modules.
-        said: where they are named, for messages.
+        prefix: where they are named, for messages.
         folder: that is looked through first, such as that of the study's file.
 
     Raises SpecError for a module that cannot be imported, or in whose place another one is loaded already.
     """
     for name in names:
         if not is_module_name(name):
-            raise SpecError(f"{said}{name}: is no name of a module; give one as Python imports it, such as my_models")
+            raise SpecError(f"{prefix}{name}: is no name of a module; give one as Python imports it, such as my_models")
         places = [Path.cwd()] if folder is None else [Path.cwd(), folder.resolve()]
         for place in map(str, places):
             if place not in sys.path:
@@ -61,16 +61,16 @@ def import_modules(names: Iterable[str], said: str = "--import ", folder: Path |
             missing = isinstance(error, ModuleNotFoundError) and error.name == name.split(".")[0]
             where = "the current folder" if folder is None else "the folder of the study's file"
             what = f"no such module in {where}" if missing else f"{type(error).__name__}: {error}"
-            raise SpecError(f"{said}{name}: {what}; mend it, or give another module") from error
-        _check_is_theirs(name, getattr(module, "__file__", None), places[-1], said)
+            raise SpecError(f"{prefix}{name}: {what}; mend it, or give another module") from error
+        _check_is_theirs(name, getattr(module, "__file__", None), places[-1], prefix)
 
 
-def _check_is_theirs(name: str, loaded: str | None, folder: Path, said: str) -> None:
+def _check_is_theirs(name: str, loaded: str | None, folder: Path, prefix: str) -> None:
     """Raise SpecError where the folder has a module of this name, and another one is loaded."""
     stem = folder.joinpath(*name.split("."))
     there = next((path for path in (stem.with_suffix(".py"), stem / "__init__.py") if path.exists()), None)
     if there is not None and (loaded is None or Path(loaded).resolve() != there.resolve()):
-        raise SpecError(f"{said}{name}: another module of this name is loaded, from {loaded}; rename {there}")
+        raise SpecError(f"{prefix}{name}: another module of this name is loaded, from {loaded}; rename {there}")
 
 
 def code_of(model: str) -> str | None:
@@ -84,10 +84,10 @@ def code_of(model: str) -> str | None:
     if home is None or file is None:
         return None
     try:
-        said = ast.dump(ast.parse(Path(file).read_bytes()))
+        syntax_tree = ast.dump(ast.parse(Path(file).read_bytes()))
     except (OSError, SyntaxError, ValueError):  # gone or changed since it was imported
         return "unreadable"
-    return hashlib.sha256(said.encode()).hexdigest()[:16]
+    return hashlib.sha256(syntax_tree.encode()).hexdigest()[:16]
 
 
 def registered(models: Iterable[str], datasets: Iterable[str] = ()) -> list[Registered]:

@@ -188,8 +188,8 @@ class Point(NetworkFields, _Images):
     @property
     def id(self) -> str:
         """A hash of what differs from the defaults, so that a new field orphans no old row."""
-        said = self.model_dump(mode="json", exclude_defaults=True, exclude={"recipe"})  # whose values are all there
-        return digest({"schema": SCHEMA, "point": said})
+        fields = self.model_dump(mode="json", exclude_defaults=True, exclude={"recipe"})  # whose values are all there
+        return digest({"schema": SCHEMA, "point": fields})
 
     def network_options(self, in_channels: int, num_classes: int, image_size: int) -> NetworkOptions:
         """The network of this point, for images of one shape.
@@ -199,8 +199,8 @@ class Point(NetworkFields, _Images):
             num_classes: of the data set.
             image_size: side in pixels.
         """
-        said = {name: getattr(self, name) for name in NetworkFields.model_fields}
-        return NetworkOptions(in_channels=in_channels, num_classes=num_classes, image_size=image_size, **said)
+        options = {name: getattr(self, name) for name in NetworkFields.model_fields}
+        return NetworkOptions(in_channels=in_channels, num_classes=num_classes, image_size=image_size, **options)
 
 
 def _with_defaults(values: dict[str, Any]) -> dict[str, Any]:
@@ -223,12 +223,12 @@ IMAGES = {  # fields that say which images a point has, and what rows from befor
 }
 
 
-def images_said(fields: Mapping[str, Any]) -> tuple[Any, ...]:
+def images_key(fields: Mapping[str, Any]) -> tuple[Any, ...]:
     """Which images a row, or a point's fields, say there are: alike for all runs that share them."""
-    said = {name: fields.get(name, default) for name, default in IMAGES.items()}
-    if said["teacher_seed"] == OWN_SEED:
-        said["teacher_seed"] = fields["seed"]
-    return tuple(said.values())
+    values = {name: fields.get(name, default) for name, default in IMAGES.items()}
+    if values["teacher_seed"] == OWN_SEED:
+        values["teacher_seed"] = fields["seed"]
+    return tuple(values.values())
 
 
 def named(point: Point) -> dict[str, Any]:
@@ -256,8 +256,8 @@ def from_named(fields: Mapping[str, Any], changes: Mapping[str, Any]) -> Point:
     try:
         return Point.model_validate(kept | dict(changes))
     except ValidationError as error:
-        said = ", ".join(f"{name} = {value!r}" for name, value in changes.items())
-        raise SpecError("\n".join(f"{line} (at {said})" for line in explain(error, Point).splitlines())) from None
+        settings = ", ".join(f"{name} = {value!r}" for name, value in changes.items())
+        raise SpecError("\n".join(f"{line} (at {settings})" for line in explain(error, Point).splitlines())) from None
 
 
 def all_fields(stored: Mapping[str, Any]) -> dict[str, Any]:
@@ -269,15 +269,15 @@ def all_fields(stored: Mapping[str, Any]) -> dict[str, Any]:
     return fields | ({"segments": PER_CHANNEL} if all(fields[name] is None for name in PLACES) else {})
 
 
-def network_said(point: Point, *more: str) -> list[Any]:
+def network_key(point: Point, *more: str) -> list[Any]:
     """The fields that say which network a point trains, and `more` of them, for hashes.
 
     Those that were added to a Point are there only where they are set, so that frozen hashes stay what they are.
     """
-    said = [getattr(point, name) for name in (*_NETWORK_AT_FIRST, *more)]
+    values = [getattr(point, name) for name in (*_NETWORK_AT_FIRST, *more)]
     added = {name: getattr(point, name) for name in _NETWORK_ADDED}
     added = {name: value for name, value in added.items() if value != Point.model_fields[name].default}
-    return [*said, added] if added else said
+    return [*values, added] if added else values
 
 
 def digest(value: object) -> str:

@@ -72,10 +72,10 @@ def _base_faults(study: Study) -> list[str]:
     axes = [axis for axis in PLACES if axis in study.axes]
     if not axes or (study.budget.match != ("none",) and not set(PLACES) & study.budget.reference.keys()):
         return []  # or the budget's reference has it
-    said = {name: getattr(study.base, name) for name in ("segment_width", "stage_segments", "segment_shares")}
+    settings = {name: getattr(study.base, name) for name in ("segment_width", "stage_segments", "segment_shares")}
     return [
         f"base.{name}: no point would have it, since axes.{axes[0]} puts each elsewhere; keep one of the two"
-        for name, value in said.items()
+        for name, value in settings.items()
         if name not in study.axes and value not in (None, "even")
     ]
 
@@ -200,8 +200,8 @@ def _check_across(study: Study, points: Sequence[Point], contrast: Contrast, whe
         raise SpecError(f"{where}.across: give two different settings")
     for side in contrast.sides():
         if not select(study.wanted(), side):
-            said = ", ".join(f"{name} = {value!r}" for name, value in side.items())
-            raise SpecError(f"{where}.across: no point has all of {said}")
+            settings = ", ".join(f"{name} = {value!r}" for name, value in side.items())
+            raise SpecError(f"{where}.across: no point has all of {settings}")
 
 
 def _check_side(study: Study, points: Sequence[Point], side: Mapping[str, Any], where: str) -> None:

@@ -39,7 +39,7 @@ from spectrum.design.point import (
     from_named,
     merged,
     named,
-    network_said,
+    network_key,
 )
 from spectrum.design.study_checks import as_values, axis_faults, case_faults, checked
 
@@ -191,13 +191,13 @@ class Study(Record):
     contrasts: Annotated[tuple[Contrast, ...], BeforeValidator(as_tuple)] = ()
     """What the study is to decide; judged together, as one family."""
 
-    def __init__(self, **said: Any) -> None:
-        modules = as_listed(said.get("imports", ()))
+    def __init__(self, **fields: Any) -> None:
+        modules = as_listed(fields.get("imports", ()))
         if isinstance(modules, tuple):
             import_modules(modules, "imports = ")
-        said, faults = _prepared(said)
+        fields, faults = _prepared(fields)
         try:
-            super(Record, self).__init__(**said)
+            super(Record, self).__init__(**fields)
         except ValidationError as error:
             raise SpecError("\n".join([*explain(error, Study, of="field").splitlines(), *faults])) from None
         if faults:
@@ -229,16 +229,16 @@ class Study(Record):
     def hash(self) -> str:
         """Of all points, the budget and the search; not of names, of the question or of what is compared."""
         points = self.points()
-        said: dict[str, Any] = {"points": sorted({point.id for point in points})}
-        said["budget"] = {"match": "none"} if self.budget == Budget() else self.budget.model_dump(mode="json")
+        hashed: dict[str, Any] = {"points": sorted({point.id for point in points})}
+        hashed["budget"] = {"match": "none"} if self.budget == Budget() else self.budget.model_dump(mode="json")
         if self.budget.match != ("none",):  # the reference takes from the base what axes replace in the points
             by_width = {(point.width, point.widths): point for point in points}  # all that its network takes from them
             references = (self.budget.reference_of(self.base, point) for point in by_width.values())
-            shapes = {digest(network_said(point, "width", "widths")) for point in references}
-            said["references"] = sorted(shapes)
+            shapes = {digest(network_key(point, "width", "widths")) for point in references}
+            hashed["references"] = sorted(shapes)
         if self.tune is not None:
-            said["tune"] = self.tune.model_dump(mode="json")
-        return digest(said)
+            hashed["tune"] = self.tune.model_dump(mode="json")
+        return digest(hashed)
 
     @property
     def file_name(self) -> str:
@@ -298,10 +298,10 @@ def load_study(path: str | Path) -> Study:
     except UnicodeDecodeError as error:
         raise SpecError(f"{path}: cannot be read: it is no text in UTF-8, as TOML is (at byte {error.start})") from None
     try:
-        said = tomllib.loads(text)
-        if not said:
+        tables = tomllib.loads(text)
+        if not tables:
             raise SpecError("says nothing; begin with what varies, such as [axes] and below it segments = [1, 2, 4]")
-        return parse_study(said, path.stem, folder=path.parent)
+        return parse_study(tables, path.stem, folder=path.parent)
     except tomllib.TOMLDecodeError as error:
         raise SpecError(f"{path}: not valid TOML: {error}") from None
     except SpecError as error:
@@ -317,30 +317,30 @@ def as_study(study: Study | str | Path) -> Study:
     raise SpecError(f"study: expected a Study or the path of its TOML file (got {type(study).__name__})")
 
 
-def parse_study(said: Mapping[str, Any], name: str, *, folder: Path | None = None) -> Study:
+def parse_study(tables: Mapping[str, Any], name: str, *, folder: Path | None = None) -> Study:
     """A study from what a file says.
 
     Args:
-        said: tables of the file.
+        tables: of the file.
         name: of the study.
         folder: of the file, beside which modules that `import` names are looked for; else the current one.
 
     Raises SpecError.
     """
-    if "overrides" in said:
+    if "overrides" in tables:
         raise SpecError("overrides: come from the command line only; write them into base")
-    if "name" in said:
+    if "name" in tables:
         raise SpecError("name: a study is called as its file is; leave it out")
-    if "imports" in said:
+    if "imports" in tables:
         raise SpecError('imports: unknown key; did you mean "import"?')
-    said = {"imports" if key == "import" else key: value for key, value in said.items()}
+    tables = {"imports" if key == "import" else key: value for key, value in tables.items()}
     try:
-        modules = _module_names(said.get("imports", ()))
+        modules = _module_names(tables.get("imports", ()))
     except ValueError as error:
         raise SpecError(f"import: {error}") from None
     if isinstance(modules, tuple):
         import_modules(modules, "import = ", folder)
-    prepared, faults = _prepared(said)
+    prepared, faults = _prepared(tables)
     try:
         study = Study.model_validate(prepared | {"name": name})
     except ValidationError as error:
@@ -354,37 +354,37 @@ def parse_study(said: Mapping[str, Any], name: str, *, folder: Path | None = Non
 
 def _prepared(given: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
     """What a study says with tuples in place of lists, and what is wrong with each of its axes and cases by itself."""
-    said: dict[str, Any] = plain(dict(given))
+    fields: dict[str, Any] = plain(dict(given))
     for key, example in (("axes", 'segments = [1, "per_channel"]'), ("base", "epochs = 2")):
         kinds = (dict, Point) if key == "base" else dict
-        if not isinstance(said.get(key, {}), kinds):
-            raise SpecError(f"{key}: expected a table (got {said[key]!r}); write [{key}], and below it {example}")
-    axes = {axis: as_values(values) for axis, values in said.get("axes", {}).items()}
+        if not isinstance(fields.get(key, {}), kinds):
+            raise SpecError(f"{key}: expected a table (got {fields[key]!r}); write [{key}], and below it {example}")
+    axes = {axis: as_values(values) for axis, values in fields.get("axes", {}).items()}
     faults = axis_faults(axes)
-    said["axes"] = {axis: tuple(map(as_tuple, values)) for axis, values in axes.items() if isinstance(values, tuple)}
-    cases = as_tuple(said.get("cases", ()))
+    fields["axes"] = {axis: tuple(map(as_tuple, values)) for axis, values in axes.items() if isinstance(values, tuple)}
+    cases = as_tuple(fields.get("cases", ()))
     if isinstance(cases, tuple):
-        said["cases"] = cases
+        fields["cases"] = cases
         faults += case_faults([case for case in cases if isinstance(case, dict)], axes)
-    if isinstance(said.get("budget"), dict):
-        said["budget"] = _with_tuples(said["budget"], "reference")
-    if isinstance(said.get("contrasts"), list | tuple):
-        said["contrasts"] = tuple(
-            _with_tuples(_with_tuples(contrast, "between"), "across") for contrast in said["contrasts"]
+    if isinstance(fields.get("budget"), dict):
+        fields["budget"] = _with_tuples(fields["budget"], "reference")
+    if isinstance(fields.get("contrasts"), list | tuple):
+        fields["contrasts"] = tuple(
+            _with_tuples(_with_tuples(contrast, "between"), "across") for contrast in fields["contrasts"]
         )
-    return said, faults
+    return fields, faults
 
 
-def _with_tuples(said: object, key: str) -> object:
+def _with_tuples(table: object, key: str) -> object:
     """TOML's lists, where values of fields are given, as the tuples that fields hold."""
-    if not isinstance(said, dict) or key not in said:
-        return said
+    if not isinstance(table, dict) or key not in table:
+        return table
 
     def convert(value: object) -> object:
         return {name: as_tuple(v) for name, v in value.items()} if isinstance(value, dict) else value
 
-    inner = said[key]
-    return said | {key: tuple(map(convert, inner)) if isinstance(inner, list | tuple) else convert(inner)}
+    inner = table[key]
+    return table | {key: tuple(map(convert, inner)) if isinstance(inner, list | tuple) else convert(inner)}
 
 
 def _suffix(overrides: Mapping[str, Any]) -> str:
@@ -393,8 +393,8 @@ def _suffix(overrides: Mapping[str, Any]) -> str:
     Where characters are replaced or cut, or two hyphens within a value look like another override, a hash tells apart
     what would be alike without it.
     """
-    said = "".join(f"--{name}-{value}" for name, value in overrides.items())
-    name = re.sub(r"[^A-Za-z0-9._-]+", "_", said)
-    if name == said and len(name) <= MOST_ADDED and said.count("--") == len(overrides):
+    suffix = "".join(f"--{name}-{value}" for name, value in overrides.items())
+    name = re.sub(r"[^A-Za-z0-9._-]+", "_", suffix)
+    if name == suffix and len(name) <= MOST_ADDED and suffix.count("--") == len(overrides):
         return name
     return f"{name[: MOST_ADDED - 9]}-{digest([[name, repr(value)] for name, value in overrides.items()])[:8]}"

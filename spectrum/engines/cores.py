@@ -14,9 +14,9 @@ def available_cores() -> int:
 
 def visible_gpus() -> list[str]:
     """The CUDA devices that this process may use, as CUDA_VISIBLE_DEVICES names them; at least one."""
-    said = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if said is not None:
-        return [one for one in said.split(",") if one] or ["0"]
+    devices = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if devices is not None:
+        return [one for one in devices.split(",") if one] or ["0"]
     import torch
 
     return [str(number) for number in range(torch.cuda.device_count())] or ["0"]

@@ -184,7 +184,7 @@ class _Driver:
 
         attempt = attempts.begun
         try:
-            said = self.ray.get(ended)
+            answer = self.ray.get(ended)
         except exceptions.RayError as error:  # of the worker, of its node, or before the point was begun
             if self._hung(server, point):
                 return Outcome(point, None, took_too_long(self.work.point_minutes, self.saving, point), attempt)
@@ -195,11 +195,11 @@ class _Driver:
             cause = getattr(error, "cause", None)
             how = type(error).__name__ if cause is None else f"{type(cause).__name__}: {cause}"
             return Outcome(point, None, died(attempt, how.splitlines()[0]), attempt)
-        if said["log"] and self.saving is not None:
-            _append(self.saving.log_of(point.id), said["log"])
-        if said["result"] is not None:
-            return Outcome(point, said["result"], None, attempt)
-        reason = said["reason"]
+        if answer["log"] and self.saving is not None:
+            _append(self.saving.log_of(point.id), answer["log"])
+        if answer["result"] is not None:
+            return Outcome(point, answer["result"], None, attempt)
+        reason = answer["reason"]
         if reason is None:
             reason = took_too_long(self.work.point_minutes, self.saving, point)
         return Outcome(point, None, with_log(reason, self.saving, point), attempt)

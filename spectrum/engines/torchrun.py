@@ -194,8 +194,8 @@ def follow(ranks: Ranks, device: str, imports: Sequence[str] = ()) -> None:
         stoppable = replace(ranks, told_to_stop=lambda: signals.told is not None)
         try:
             work = Work(device=device, imports=tuple(imports))  # type: ignore[arg-type]
-            while said := ranks.broadcast(b""):
-                _together(stoppable, Point.model_validate_json(said), work)
+            while point_json := ranks.broadcast(b""):
+                _together(stoppable, Point.model_validate_json(point_json), work)
         except Interrupted:
             signals.stopped()
 

@@ -133,9 +133,9 @@ def inception_widths(arch: NetworkOptions) -> tuple[int, ...]:
 
 def _module(arch: NetworkOptions, channels: int, width: int, stage: int) -> nn.Module:
     form: Form = arch.form or "segments"
-    said = [name for name in PLACES if getattr(arch, name) not in (None, PER_CHANNEL)]
-    if form in ("canonical", "extreme") and said:
-        raise ValueError(f"{said[0]}: form = {form!r} has its own; leave it out")
+    options = [name for name in PLACES if getattr(arch, name) not in (None, PER_CHANNEL)]
+    if form in ("canonical", "extreme") and options:
+        raise ValueError(f"{options[0]}: form = {form!r} has its own; leave it out")
     position = Position.of(arch)
     made = InceptionModule(channels, width, form=form, segments=position.segments_of(width, stage))
     made.clamped_options = tuple(filter(None, (position.clamped_by(width, stage),)))

@@ -43,16 +43,16 @@ class Position:
         """
         if not isinstance(run, Mapping) and not hasattr(run, "iloc"):
             return cls(*(getattr(run, name) for name in POSITION))
-        said = {name: run.get(name) for name in POSITION}
-        stages, shares = said["stage_segments"], said["segment_shares"]
+        fields = {name: run.get(name) for name in POSITION}
+        stages, shares = fields["stage_segments"], fields["segment_shares"]
         listed = isinstance(stages, tuple | list)
-        width = _whole(said["segment_width"])
+        width = _whole(fields["segment_width"])
         return cls(
-            None if listed or width is not None else _count(said["segments"]),
+            None if listed or width is not None else _count(fields["segments"]),
             None if listed else width,
             tuple(_count(one) or PER_CHANNEL for one in stages) if listed else None,
             tuple(shares) if isinstance(shares, tuple | list) else "even",
-            True if said["pointwise"] is None else bool(said["pointwise"]),
+            True if fields["pointwise"] is None else bool(fields["pointwise"]),
         )
 
     def asked_of(self, stage: int = 0) -> Count:

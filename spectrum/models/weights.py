@@ -112,8 +112,8 @@ def load_keras_weights(model: nn.Module, file: str | Path) -> None:
         for one, other in zip(have, found, strict=False):
             for tensor, array in zip(one.weights, other.weights, strict=True):
                 if tensor.shape != array.shape:
-                    said = f"{_shape(array)} in the file, {_shape(tensor)} in the network"
-                    faults.append(f"{other.name} ({one.name} here): {said}")
+                    shapes = f"{_shape(array)} in the file, {_shape(tensor)} in the network"
+                    faults.append(f"{other.name} ({one.name} here): {shapes}")
     _refuse(file, faults)
     with torch.no_grad():
         for kind in dict.fromkeys(KINDS.values()):

@@ -101,15 +101,15 @@ def _examined(study: Study, contrast: Contrast, side: Callable[[Mapping[str, Any
         ends = [[one for values in contrast.between for one in side(values | at)] for at in contrast.across]
     across, notes = _factors(study, *ends)
     found: dict[str, Factor] = {}
-    said: list[str] = []
+    all_notes: list[str] = []
     for end in ends:
         ids = {(one.asked.id, one.match) for one in end}
         parts = [[one for one in points if (one.asked.id, one.match) in ids] for points in sides]
         factors, more = _factors(study, *parts)
         found |= {factor.name: factor for factor in factors}
-        said += more
-    said += [f"across: {note}" for note in notes]
-    return Examined(contrast, tuple(found.values()), tuple(across), tuple(dict.fromkeys(said)))
+        all_notes += more
+    all_notes += [f"across: {note}" for note in notes]
+    return Examined(contrast, tuple(found.values()), tuple(across), tuple(dict.fromkeys(all_notes)))
 
 
 def _ends(planned: Side) -> list[list[PlannedPoint]]:
@@ -123,7 +123,7 @@ def _ends(planned: Side) -> list[list[PlannedPoint]]:
 def _unheld_counts(first: Side, second: Side) -> Iterator[tuple[str, Factor]]:
     """Counts in which the sides differ at a budget that does not hold them, each with the name of that budget."""
     for match in sorted({plan.match for plan in first} & {plan.match for plan in second}):
-        held = ", which no budget holds" if match == "none" else f" at equal {_said(match)}"
+        held = ", which no budget holds" if match == "none" else f" at equal {_as_words(match)}"
         for count in ("params", "macs"):
             values = [[getattr(plan, count) for plan in side if plan.match == match] for side in (first, second)]
             if count != match and not _equal(*values):
@@ -140,7 +140,7 @@ def _factors(study: Study, first: Side, second: Side) -> tuple[list[Factor], lis
     compared("segments", lambda plan: _segments(plan.asked))
     for field in Point.model_fields:
         if field not in ("seed", *PLACES):
-            compared(field, lambda plan, field=field: _said(getattr(plan.asked, field)))  # type: ignore[misc]
+            compared(field, lambda plan, field=field: _as_words(getattr(plan.asked, field)))  # type: ignore[misc]
     compared("budget", lambda plan: plan.match)
     notes = []
     for match, factor in _unheld_counts(first, second):
@@ -194,7 +194,7 @@ def _segments(point: Point) -> str:
     return label if point.stage_segments is None else f"{label.replace(', ', ' ')} by stage"
 
 
-def _said(value: object) -> str:
+def _as_words(value: object) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     return str(value).replace("_", " ")

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from spectrum.design.point import images_said
+from spectrum.design.point import images_key
 from spectrum.study.store import (
     BAD,
     FINISHED,
@@ -40,7 +40,7 @@ class Finding:
     `remove` are files that hold nothing of worth.
     """
 
-    said: str
+    message: str
     fault: bool
     torn: bool = False  # lines that a writer moves to results.bad
     remove: tuple[Path, ...] = ()
@@ -117,8 +117,8 @@ def _of_ids(rows: Sequence[Row]) -> Iterator[Finding]:
     twice = {id for id, seen in hashes.items() if len(seen) > 1}
     unlike = {id for id in twice if len(set(hashes[id])) > 1}
     if twice:
-        said = f"{_points(twice)} finished more than once; the first row counts"
-        yield Finding(said + (f", and {len(unlike)} of them had other weights then" if unlike else ""), fault=True)
+        message = f"{_points(twice)} finished more than once; the first row counts"
+        yield Finding(message + (f", and {len(unlike)} of them had other weights then" if unlike else ""), fault=True)
 
 
 def _of_weights(rows: Sequence[Row]) -> Iterator[Finding]:
@@ -150,7 +150,7 @@ def _of_images(rows: Sequence[Row]) -> Iterator[Finding]:
     prints = defaultdict(set)
     for row in rows:
         if "data_fingerprint" in _provenance(row):
-            prints[images_said(row)].add(_provenance(row)["data_fingerprint"])
+            prints[images_key(row)].add(_provenance(row)["data_fingerprint"])
     for named, seen in prints.items():
         if len(seen) > 1:
             yield Finding(f"rows of {len(seen)} versions of the data set {named[0]!r} stand together", fault=True)
@@ -183,7 +183,7 @@ def _is_empty(folder: Path) -> bool:
 def _of_environments(rows: Sequence[Row]) -> Iterator[Finding]:
     seen = [_provenance(row) for row in rows if row["status"] in FINISHED and _provenance(row)]
     for name in (*ENVIRONMENT, "revision"):
-        counts = Counter(str(said.get(name)) for said in seen)
+        counts = Counter(str(record.get(name)) for record in seen)
         if len(counts) > 1:
             each = ", ".join(f"{value} ({count})" for value, count in counts.most_common())
             yield Finding(f"rows of more than one {name}: {each}; weights need not repeat bit for bit", fault=False)
@@ -202,8 +202,8 @@ def _of_states(named: str, states: Mapping[CheckpointFile, str]) -> Iterator[Fin
     """Of the checkpoints of one point, the newest first."""
     left = "whole" in states.values()
     for file in (file for file, state in states.items() if state == "damaged"):
-        said = f"{named}: the one at step {file.step} is damaged"
-        yield Finding(said + ("" if left else "; the point starts anew"), fault=True, remove=(file.path,))
+        message = f"{named}: the one at step {file.step} is damaged"
+        yield Finding(message + ("" if left else "; the point starts anew"), fault=True, remove=(file.path,))
     for file in (file for file, state in states.items() if state == "unreadable"):
         yield Finding(f"{named}: the one at step {file.step} cannot be read", fault=True)
 
@@ -225,8 +225,8 @@ def _finished(rows: Sequence[Row]) -> set[str]:
 
 
 def _provenance(row: Row) -> dict[str, Any]:
-    said = row.get("provenance")
-    return said if isinstance(said, dict) else {}
+    provenance = row.get("provenance")
+    return provenance if isinstance(provenance, dict) else {}
 
 
 def _points(ids: Iterable[str]) -> str:

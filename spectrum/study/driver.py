@@ -23,7 +23,7 @@ from spectrum.design.budgets import timed
 from spectrum.design.effects import check_effects
 from spectrum.design.own_modules import Registered, check_workers_know, code_of, import_modules, modules_of, registered
 from spectrum.design.plan import Plan, PlannedBudget, PlannedTuning
-from spectrum.design.point import Point, images_said
+from spectrum.design.point import Point, images_key
 from spectrum.design.study_file import Study, Tune, as_study
 from spectrum.engines.interface import Engine, EngineSettings, Outcome, Work, engine_of, list_engines
 from spectrum.engines.saving import LOGS
@@ -231,7 +231,7 @@ class _Run:
         self.counts: Counter[str] = Counter()
         self.seen: set[str] = set()  # ids of the points that were asked for
         self.reused = 0
-        self.fingerprints = {images_said(entry): entry["fingerprint"] for entry in images}  # as plan and rows have it
+        self.fingerprints = {images_key(entry): entry["fingerprint"] for entry in images}  # as plan and rows have it
 
     def run(self, frozen: Plan | None, *, confirm: bool) -> Summary:
         """All of the study, or its search where that is all that is asked for; `frozen` is the plan as it was found."""
@@ -247,17 +247,17 @@ class _Run:
         grid = extended_before or self.study.tune.grid()
         return self.tune(self.study.tune, grid, confirm=confirm or once_confirmed)
 
-    def tune(self, said: Tune, grid: dict[str, tuple[float, ...]], *, confirm: bool) -> Summary:
+    def tune(self, settings: Tune, grid: dict[str, tuple[float, ...]], *, confirm: bool) -> Summary:
         """The search, wider where its edges are best, and the confirmation if asked for."""
         while True:
-            searched = search(self.planned, grid, said.seeds)
+            searched = search(self.planned, grid, settings.seeds)
             if {one.point.id for one in searched} - _finished(self.store.folder).keys():
                 self.freeze([], searched, grid)
             rows = self.train(searched)
             if self.counts["failed"]:
                 return self.summary(is_confirmed=False)
             choices = choose(searched, grid, rows)
-            wider = extended(grid, choices, said.grid(), said.extend)
+            wider = extended(grid, choices, settings.grid(), settings.extend)
             if wider == grid:
                 break
             grid = wider
@@ -337,7 +337,7 @@ class _Run:
             return None
         point = outcome.point
         found = outcome.result["provenance"]["data_fingerprint"]
-        known = self.fingerprints.setdefault(images_said(dict(point)), found)
+        known = self.fingerprints.setdefault(images_key(dict(point)), found)
         if found == known:
             return None
         return (
@@ -436,10 +436,10 @@ def _is_of_other_images(folder: Path, plan: Plan, planned: Sequence[PlannedPoint
     """Whether a plan was made for other images than there are now; without a record of them, whether no row tells."""
     from spectrum.data.images import images_of
 
-    recorded = {images_said(entry): entry["fingerprint"] for entry in plan.images}
+    recorded = {images_key(entry): entry["fingerprint"] for entry in plan.images}
     rows = _fingerprints(folder)
-    for said, point in {images_said(dict(one.point)): one.point for one in planned}.items():
-        if (said in recorded or said not in rows) and recorded.get(said) != images_of(point).fingerprint:
+    for key, point in {images_key(dict(one.point)): one.point for one in planned}.items():
+        if (key in recorded or key not in rows) and recorded.get(key) != images_of(point).fingerprint:
             return True
     return False
 
@@ -450,7 +450,7 @@ def _fingerprints(folder: Path) -> dict[tuple[Any, ...], set[str]]:
     for row in _finished(folder).values():
         fingerprint = (row.get("provenance") or {}).get("data_fingerprint")
         if fingerprint is not None:
-            known.setdefault(images_said(row), set()).add(fingerprint)
+            known.setdefault(images_key(row), set()).add(fingerprint)
     return known
 
 
@@ -473,7 +473,7 @@ def _check_same_images(folder: Path, planned: Sequence[PlannedPoint]) -> None:
 
     known = _fingerprints(folder)
     for one in planned:
-        seen = known.get(images_said(dict(one.point)), set())
+        seen = known.get(images_key(dict(one.point)), set())
         if seen - {images_of(one.point).fingerprint}:
             raise StoreError(
                 f"{folder}: its rows were trained on other images of {one.point.dataset!r} than those found now; "

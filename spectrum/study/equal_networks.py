@@ -96,12 +96,12 @@ def _sentence(study: Study, first: PlannedPoint, second: PlannedPoint) -> str:
     """What tells the two apart in the study, and where, as far as it varies."""
     fields = ["budget", *(name for name in study.varied() if name not in ("match", *PLACES)), *PLACES]
 
-    def said(one: PlannedPoint) -> dict[str, str]:
+    def settings_of(one: PlannedPoint) -> dict[str, str]:
         values = {"budget": one.match} | {name: getattr(one.asked, name) for name in fields[1:]}
         shown = {name: value for name, value in values.items() if value is not None or name not in PLACES}
         return {name: f"{name} {'not set' if value is None else f'= {value}'}" for name, value in shown.items()}
 
-    one, other = said(first), said(second)
+    one, other = settings_of(first), settings_of(second)
     unlike = [name for name in fields if one.get(name) != other.get(name)]
     varied = {*study.varied(), *(["budget"] if len(study.budget.match) > 1 else [])}
     alike = [one[name] for name in fields if name in one and name in varied and name not in unlike]
@@ -139,8 +139,8 @@ def _check_axes(study: Study, cells: Sequence[Cell], first_of: Mapping[str, str]
             continue
         models = sorted({point.model for point in networks.values() if registered_in(point.model)})
         use = f", or let the builder of {models[0]!r} use arch.{axis}" if models else ""
-        said = " and ".join(map(repr, values[:2]))
-        raise SpecError(f"axes.{axis}: has no effect: {said} train the same network; leave the axis out{use}")
+        two_values = " and ".join(map(repr, values[:2]))
+        raise SpecError(f"axes.{axis}: has no effect: {two_values} train the same network; leave the axis out{use}")
 
 
 def _place_of(study: Study, field: str, alone: Sequence[str]) -> str:

@@ -118,12 +118,12 @@ def changed_since(study: Study, plan: Plan | None) -> str:
 
 def contrasts_changed(study: Study, plan: Plan) -> bool:
     """Whether a study's contrasts are others than those that its plan froze; its hash does not tell."""
-    said = ("name", "between", "across", "margin")
+    names = ("name", "between", "across", "margin")
     asked = [
         {"name": one.name, "between": one.between, "across": one.across, "margin": one.margin}
         for one in study.contrasts
     ]
-    frozen = [one.model_dump(mode="json", include=set(said)) for one in plan.contrasts]
+    frozen = [one.model_dump(mode="json", include=set(names)) for one in plan.contrasts]
     return bool(json.loads(json.dumps(asked)) != json.loads(json.dumps(frozen)))
 
 

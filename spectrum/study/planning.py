@@ -16,7 +16,7 @@ from spectrum.design.budgets import BUDGETS
 from spectrum.design.effects import check_effects
 from spectrum.design.own_modules import import_modules, registered
 from spectrum.design.plan import Plan, PlannedRun
-from spectrum.design.point import Point, digest, network_said
+from spectrum.design.point import Point, digest, network_key
 from spectrum.design.study_file import Match, Study, Wanted, as_study
 from spectrum.models import registered_in
 from spectrum.models.position import PLACES, Position
@@ -303,7 +303,7 @@ class _Planner:
 
 def network_of(point: Point) -> list[Any]:
     """All fields that say which network a point trains."""
-    return network_said(point, "width", "widths", "dropout")
+    return network_key(point, "width", "widths", "dropout")
 
 
 def _count_of(match: Match, point: Point, images: Images) -> Callable[[Point, Any, bool], int]:

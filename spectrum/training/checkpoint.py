@@ -78,9 +78,9 @@ class Checkpoints:
         Where that cannot be, for want of room on the disk or in memory, or for a tensor that no file can hold, it is a
         trouble, and not the end of the run.
         """
-        said = {"identity": self.identity, "environment": self.environment, **asdict(progress)}
+        header = {"identity": self.identity, "environment": self.environment, **asdict(progress)}
         try:
-            data = save(state.tensors() | {PROGRESS: _bytes(json.dumps(said).encode())})
+            data = save(state.tensors() | {PROGRESS: _bytes(json.dumps(header).encode())})
             self.folder.mkdir(parents=True, exist_ok=True)
             write_whole(self.folder / name_of(progress.step, data), data)
         except Exception as error:
@@ -96,11 +96,11 @@ class Checkpoints:
         for file in self._files():
             try:
                 tensors = load(file.read())
-                said = json.loads(tensors.pop(PROGRESS).numpy().tobytes())
-                if said.pop("identity") != self.identity:
+                header = json.loads(tensors.pop(PROGRESS).numpy().tobytes())
+                if header.pop("identity") != self.identity:
                     raise ValueError("it is of other images or another run")
-                before = said.pop("environment")
-                progress = TrainingProgress(**said)
+                before = header.pop("environment")
+                progress = TrainingProgress(**header)
                 untouched = untouched or state.tensors()
                 state.load(tensors)
             except Exception as error:
@@ -227,8 +227,8 @@ def _set_generators(states: dict[str, Tensor]) -> None:
 
 
 def _reason(error: Exception) -> str:
-    said = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-    return (said.strip().splitlines() or [type(error).__name__])[0]
+    message = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    return (message.strip().splitlines() or [type(error).__name__])[0]
 
 
 def _bytes(data: bytes) -> Tensor:

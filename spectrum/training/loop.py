@@ -230,12 +230,12 @@ def _broadcast(ranks: Ranks, state: State, at: TrainingProgress) -> TrainingProg
     """What the first rank took from its checkpoint, on all ranks."""
     if ranks.count == 1:
         return at
-    said = json.loads(ranks.broadcast(json.dumps(asdict(at)).encode()))
-    if said["step"]:
+    fields = json.loads(ranks.broadcast(json.dumps(asdict(at)).encode()))
+    if fields["step"]:
         tensors = ranks.broadcast(save(state.tensors()) if ranks.rank == 0 else b"")
         if ranks.rank:
             state.load(load(tensors))
-    return TrainingProgress(**said)
+    return TrainingProgress(**fields)
 
 
 def _finite(value: float) -> float | None:

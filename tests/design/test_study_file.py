@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from spectrum import Point, Study, load_study
 from spectrum._records import SpecError
-from spectrum.design.point import NETWORK, choices, merged, named, network_said
+from spectrum.design.point import NETWORK, choices, merged, named, network_key
 from spectrum.design.recipes import RECIPES
 from spectrum.design.study_file import Contrast, Tune, as_study, parse_study
 
@@ -256,9 +256,9 @@ def test_a_schedule_and_proportions_take_the_place_of_a_number_of_segments():
 
 
 def test_every_field_of_the_network_is_said_in_hashes_and_new_ones_only_where_they_are_set():
-    assert network_said(Point()) == [getattr(Point(), name) for name in NETWORK[:12]]
+    assert network_key(Point()) == [getattr(Point(), name) for name in NETWORK[:12]]
     for field in NETWORK:
-        assert network_said(Point().model_copy(update={field: OTHER[field]})) != network_said(Point())
+        assert network_key(Point().model_copy(update={field: OTHER[field]})) != network_key(Point())
 
 
 def test_a_study_keeps_its_hash_when_only_words_change():

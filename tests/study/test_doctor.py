@@ -53,11 +53,11 @@ def append(folder: Path, *rows: dict[str, Any]) -> None:
 
 
 def faults(folder: Path) -> list[str]:
-    return [one.said for one in look_at(folder) if one.fault]
+    return [one.message for one in look_at(folder) if one.fault]
 
 
 def notes(folder: Path) -> list[str]:
-    return [one.said for one in look_at(folder) if not one.fault]
+    return [one.message for one in look_at(folder) if not one.fault]
 
 
 def test_a_sound_folder_has_nothing(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

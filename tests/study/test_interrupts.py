@@ -81,7 +81,7 @@ def test_a_stopped_driver_leaves_no_worker_and_its_study_goes_on_to_the_same_wei
     assert hashes_of(folder) == undisturbed
     assert len(load_history(folder)) == 4 * 6
     assert not (folder / "checkpoints").exists(), "nothing is kept of points that have ended"
-    assert [found.said for found in look_at(folder) if found.fault] == []
+    assert [found.message for found in look_at(folder) if found.fault] == []
 
 
 @pytest.mark.slow
@@ -121,7 +121,7 @@ def test_a_row_says_with_how_many_threads_it_began(study_folder, undisturbed):
     assert {row["provenance"]["threads"] for row in read_rows(folder)} == {
         Workers(Work(workers=1, device="cpu")).threads
     }
-    assert any("went on in another environment" in found.said for found in look_at(folder))
+    assert any("went on in another environment" in found.message for found in look_at(folder))
 
 
 DYING = """
@@ -179,7 +179,7 @@ def test_a_run_may_be_looked_at_from_another_shell(study_folder):
             assert told in said
         folder, looks = study_folder / "results" / "slow", 0
         while run.poll() is None:  # however often, and whatever comes and goes meanwhile
-            assert [found.said for found in look_at(folder) if found.fault] == []
+            assert [found.message for found in look_at(folder) if found.fault] == []
             looks += 1
         assert looks > 10
         assert run.returncode == 0, run.communicate()

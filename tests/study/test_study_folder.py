@@ -86,7 +86,7 @@ def test_a_full_file_system_ends_the_run_and_tears_no_row(study_folder, mount, p
     whole = read_rows(folder)
     summary = run_study(load_study(study_folder / "tiny.toml"), folder, workers=1, imports=IMPORTS)
     assert (summary.set_aside, summary.reused, summary.trained) == (0, len(whole), 4 - len(whole))
-    assert [found.said for found in look_at(folder) if found.fault] == []
+    assert [found.message for found in look_at(folder) if found.fault] == []
 
 
 @pytest.mark.slow
@@ -108,7 +108,7 @@ def test_a_row_torn_in_half_is_set_aside_and_trained_again(study_folder, capsys)
     assert "1 of 2 points had a result already and were reused" in shown.out
     assert len(read_rows(path.parent)) == 2
     assert hashes_of(path.parent) == whole
-    assert [found.said for found in look_at(path.parent) if found.fault] == []
+    assert [found.message for found in look_at(path.parent) if found.fault] == []
     assert (path.parent / "results.bad").read_bytes() == last[: len(last) // 2] + b"\n"
 
 
@@ -151,6 +151,6 @@ def test_a_point_that_ends_while_its_folder_is_looked_at_is_no_fault(tmp_path, m
     monkeypatch.setattr(doctor, "_state_of", end_the_second)
     with Store(tmp_path) as store:
         store.freeze(plan_of({"hash": "h", "points": [{"id": "a"}, {"id": "b"}]}))
-        assert [found.said for found in look_at(tmp_path) if found.fault] == []
+        assert [found.message for found in look_at(tmp_path) if found.fault] == []
     assert first.exists()
     assert second.parent.exists() != gone
