@@ -21,8 +21,9 @@ import pandas as pd
 from spectrum._records import SpecError
 from spectrum.bench.rounds import spread
 from spectrum.bench.train import DEFAULT, NATIVE, OURS, Workers
+from spectrum.design.hashes import digest
 from spectrum.design.plan import Plan, PlannedRun
-from spectrum.design.point import Point, digest
+from spectrum.design.point import Point
 from spectrum.models import stage_widths
 from spectrum.study.store import find_plan
 

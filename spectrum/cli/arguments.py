@@ -18,7 +18,8 @@ import tyro
 from pydantic import BaseModel
 
 from spectrum._records import SpecError
-from spectrum.design.point import NETWORK, Point
+from spectrum.design.keys import NETWORK
+from spectrum.design.point import Point
 from spectrum.engines.interface import EngineSettings
 from spectrum.models.families import OWN
 

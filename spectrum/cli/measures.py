@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 from spectrum._records import SpecError
 from spectrum.cli.arguments import Audit, Bench
 from spectrum.cli.printing import err, out, print_table
-from spectrum.design.point import Point, merged
+from spectrum.design.changes import merged
+from spectrum.design.point import Point
 from spectrum.study.store import WriteError
 
 if TYPE_CHECKING:

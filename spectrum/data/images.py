@@ -12,7 +12,8 @@ from spectrum.data.load import load_images
 from spectrum.data.pixels import DataError
 from spectrum.data.splits import About, Images, count_used, record
 from spectrum.data.teacher import gaussian_images, relabelled
-from spectrum.design.point import GAUSSIAN, IMAGES, Point, images_key
+from spectrum.design.keys import IMAGES, images_key
+from spectrum.design.point import GAUSSIAN, Point
 
 GAUSSIAN_SIDE = 16  # pixels, unless the point has an image_size
 GAUSSIAN_CHANNELS = 3

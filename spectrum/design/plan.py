@@ -15,7 +15,7 @@ from typing import Any, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from spectrum._records import explain
-from spectrum.design.point import all_fields
+from spectrum.design.changes import all_fields
 
 Grid = Mapping[str, tuple[float, ...]]  # option of a run → values that the sweep tries, rising
 

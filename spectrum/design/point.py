@@ -6,16 +6,12 @@ once.
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, Literal, Self, get_args
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     BeforeValidator,
     Field,
     ModelWrapValidatorHandler,
-    ValidationError,
     model_validator,
 )
 
@@ -26,11 +22,10 @@ from spectrum._records import (
     Rate,
     Record,
     Seed,
-    SpecError,
-    explain,
 )
 from spectrum.conv.arguments import Activation, Order
 from spectrum.conv.segments import PER_CHANNEL
+from spectrum.design.hashes import digest
 from spectrum.design.recipes import RECIPES
 from spectrum.models import NetworkOptions, check_model, own_values
 from spectrum.models.options import NetworkFields, segments_given
@@ -40,17 +35,6 @@ SCHEMA = 1  # of a Point; raise it only when an old row would mean something els
 MOST_TEACHER_SEGMENTS = 6  # the teacher has so many channels
 OWN_SEED = "seed"  # of a teacher: the seed of the run
 GAUSSIAN = "gaussian"  # images of noise, made on the spot for a teacher to label
-
-
-# Options that say which network a point trains, but for its widths. Hashes of frozen plans list the values of these,
-# in this order, and would change with it; each option that came later is in a hash only where it is set.
-_NETWORK_AT_FIRST = (
-    *("model", "depth", "segments", "segment_width", "order", "activation", "norm", "pointwise", "pointwise_segments"),
-    *("shuffle", "downsampling", "residual"),
-)
-_NOT_SAID = ("width", "widths", "dropout")  # budgets solve for the first two; dropout changes no count of a network
-_NETWORK_ADDED = tuple(name for name in NetworkFields.model_fields if name not in (*_NETWORK_AT_FIRST, *_NOT_SAID))
-NETWORK = (*_NETWORK_AT_FIRST, *_NETWORK_ADDED)
 
 
 def _teacher_seed(value: object) -> object:
@@ -215,77 +199,3 @@ def _with_defaults(values: dict[str, Any]) -> dict[str, Any]:
     if values.get("pointwise") is False:
         return values
     return {**own_values(str(values.get("model", "probe"))), **values}
-
-
-IMAGES = {  # fields that say which images a point has, and what rows from before they were there mean
-    name: Point.model_fields[name].default
-    for name in ("dataset", "image_size", "resize", "teacher_segments", "label_noise", "teacher_seed")
-}
-
-
-def images_key(fields: Mapping[str, Any]) -> tuple[Any, ...]:
-    """Which images a row, or a point's fields, say there are: alike for all runs that share them."""
-    values = {name: fields.get(name, default) for name, default in IMAGES.items()}
-    if values["teacher_seed"] == OWN_SEED:
-        values["teacher_seed"] = fields["seed"]
-    return tuple(values.values())
-
-
-def named(point: Point) -> dict[str, Any]:
-    """The fields of a point that were named, and their values; the others follow from these."""
-    return {name: getattr(point, name) for name in Point.model_fields if name in point.model_fields_set}
-
-
-def merged(base: Point, changes: Mapping[str, Any]) -> Point:
-    """A point with some of its fields changed. What the base names stays; what it leaves open is filled anew.
-
-    Raises SpecError, which says the changes, where there is no such point.
-    """
-    return from_named(named(base), changes)
-
-
-def from_named(fields: Mapping[str, Any], changes: Mapping[str, Any]) -> Point:
-    """A point of the fields that are named, and of changes to them. Raises SpecError as `merged` does."""
-    kept = dict(fields)
-    if changes.keys() & set(PLACES):  # the place on the spectrum is another one
-        gone: Sequence[str] = (*PLACES, "segment_shares")
-    else:
-        gone = PLACES if changes.get("segment_shares", "even") != "even" else ()
-    for name in gone:
-        kept.pop(name, None)
-    try:
-        return Point.model_validate(kept | dict(changes))
-    except ValidationError as error:
-        settings = ", ".join(f"{name} = {value!r}" for name, value in changes.items())
-        raise SpecError("\n".join(f"{line} (at {settings})" for line in explain(error, Point).splitlines())) from None
-
-
-def all_fields(stored: Mapping[str, Any]) -> dict[str, Any]:
-    """Every field of a point of which plan.json keeps those that differ from their defaults.
-
-    What is at its default is left out there, also where a family or a recipe has another value of its own.
-    """
-    fields = {name: field.default for name, field in Point.model_fields.items()} | dict(stored)
-    return fields | ({"segments": PER_CHANNEL} if all(fields[name] is None for name in PLACES) else {})
-
-
-def network_key(point: Point, *more: str) -> list[Any]:
-    """The fields that say which network a point trains, and `more` of them, for hashes.
-
-    Those that were added to a Point are there only where they are set, so that frozen hashes stay what they are.
-    """
-    values = [getattr(point, name) for name in (*_NETWORK_AT_FIRST, *more)]
-    added = {name: getattr(point, name) for name in _NETWORK_ADDED}
-    added = {name: value for name, value in added.items() if value != Point.model_fields[name].default}
-    return [*values, added] if added else values
-
-
-def digest(value: object) -> str:
-    canonical = json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
-    return hashlib.sha256(canonical.encode()).hexdigest()[:16]
-
-
-def choices(field: str) -> tuple[str, ...]:
-    """The values that a field of a Point with fixed choices can take."""
-    kinds = get_args(Point.model_fields[field].annotation)
-    return tuple(value for kind in kinds for value in get_args(kind) or (kind,) if isinstance(value, str))

@@ -31,16 +31,11 @@ from spectrum._records import (
     unknown_key,
 )
 from spectrum.design.budgets import Match as Match
+from spectrum.design.changes import from_named, merged, named
+from spectrum.design.hashes import digest
+from spectrum.design.keys import NETWORK, network_key
 from spectrum.design.own_modules import import_modules, is_module_name
-from spectrum.design.point import (
-    NETWORK,
-    Point,
-    digest,
-    from_named,
-    merged,
-    named,
-    network_key,
-)
+from spectrum.design.point import Point
 from spectrum.design.study_checks import as_values, axis_faults, case_faults, checked
 
 MOST_BYTES = 150  # of a study's name

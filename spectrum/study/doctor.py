@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from spectrum.design.point import images_key
+from spectrum.design.keys import images_key
 from spectrum.study.store import (
     BAD,
     FINISHED,

@@ -21,9 +21,10 @@ from spectrum._records import SpecError
 from spectrum.conv.backends.environment import VARIABLE
 from spectrum.design.budgets import timed
 from spectrum.design.effects import check_effects
+from spectrum.design.keys import images_key
 from spectrum.design.own_modules import Registered, check_workers_know, code_of, import_modules, modules_of, registered
 from spectrum.design.plan import Plan, PlannedBudget, PlannedTuning
-from spectrum.design.point import Point, images_key
+from spectrum.design.point import Point
 from spectrum.design.study_file import Study, Tune, as_study
 from spectrum.engines.interface import Engine, EngineSettings, Outcome, Work, engine_of, list_engines
 from spectrum.engines.saving import LOGS

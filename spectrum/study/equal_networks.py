@@ -17,8 +17,11 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_args, get_origin
 
 from spectrum._records import SpecError
 from spectrum.data.images import images_of
+from spectrum.design.changes import choices
+from spectrum.design.hashes import digest
+from spectrum.design.keys import IMAGES, NETWORK
 from spectrum.design.options import without_effect
-from spectrum.design.point import IMAGES, NETWORK, Point, choices, digest
+from spectrum.design.point import Point
 from spectrum.design.study_file import Study
 from spectrum.models import declares_uses, registered_in
 from spectrum.models.options import NetworkFields

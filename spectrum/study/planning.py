@@ -14,9 +14,11 @@ from typing import TYPE_CHECKING, Any
 from spectrum._records import SpecError
 from spectrum.design.budgets import BUDGETS
 from spectrum.design.effects import check_effects
+from spectrum.design.hashes import digest
+from spectrum.design.keys import network_key
 from spectrum.design.own_modules import import_modules, registered
 from spectrum.design.plan import Plan, PlannedRun
-from spectrum.design.point import Point, digest, network_key
+from spectrum.design.point import Point
 from spectrum.design.study_file import Match, Study, Wanted, as_study
 from spectrum.models import registered_in
 from spectrum.models.position import PLACES, Position

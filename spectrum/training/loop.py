@@ -24,7 +24,8 @@ from spectrum.conv.seen import backends_seen
 from spectrum.data.augment import batches
 from spectrum.data.pixels import Pixels
 from spectrum.data.splits import Images, split
-from spectrum.design.point import Point, digest
+from spectrum.design.hashes import digest
+from spectrum.design.point import Point
 from spectrum.models import build_model
 from spectrum.training.checkpoint import Checkpoints, State, TrainingProgress, seed_generators
 from spectrum.training.checkpoint_files import Interrupted

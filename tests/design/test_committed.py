@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from spectrum.design.point import Point, all_fields
+from spectrum.design.changes import all_fields
+from spectrum.design.point import Point
 
 RESULTS = Path(__file__).parents[2] / "results"
 STUDIES = sorted(str(path.parent.relative_to(RESULTS)) for path in RESULTS.rglob("plan.json"))

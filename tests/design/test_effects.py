@@ -11,9 +11,9 @@ from torch import nn
 from spectrum import Point, read_plan, register_model, run_study
 from spectrum._records import SpecError
 from spectrum.data.images import images_of
+from spectrum.design.changes import choices
 from spectrum.design.effects import check_effects
 from spectrum.design.options import without_effect
-from spectrum.design.point import choices
 from spectrum.design.study_file import parse_study
 from spectrum.models.blocks import segmented
 from spectrum.models.families import FAMILIES

@@ -11,8 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from spectrum import read_plan
+from spectrum.design.changes import all_fields
 from spectrum.design.plan import Plan, PlanError, PlannedChoice, PlannedContrast, PlannedRun, PlannedTuning
-from spectrum.design.point import Point, all_fields
+from spectrum.design.point import Point
 from spectrum.study.store import StoreError
 
 ROOT = Path(__file__).parents[2]

@@ -10,7 +10,7 @@ import torch
 from spectrum import Point
 from spectrum._records import SpecError
 from spectrum.data.load import load_images
-from spectrum.design.point import choices, merged
+from spectrum.design.changes import choices, merged
 from spectrum.design.recipes import RECIPES
 from spectrum.design.study_file import load_study, parse_study
 from spectrum.models import build_model

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from spectrum import Point, Study, load_study
 from spectrum._records import SpecError
-from spectrum.design.point import NETWORK, choices, merged, named, network_key
+from spectrum.design.changes import choices, merged, named
+from spectrum.design.keys import NETWORK, network_key
 from spectrum.design.recipes import RECIPES
 from spectrum.design.study_file import Contrast, Tune, as_study, parse_study
 

@@ -20,7 +20,8 @@ from spectrum.data.augment import batches
 from spectrum.data.images import images_of
 from spectrum.data.load import load_images
 from spectrum.data.splits import Images, carve, split
-from spectrum.design.point import Point, choices
+from spectrum.design.changes import choices
+from spectrum.design.point import Point
 from spectrum.models import NetworkOptions, build_model
 from spectrum.models.families import FAMILIES, Family
 from spectrum.training import loop as training

@@ -1,0 +1,57 @@
+"""Points from other points: what of one was named, and what follows where some of it is changed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, get_args
+
+from pydantic import ValidationError
+
+from spectrum._records import SpecError, explain
+from spectrum.conv.segments import PER_CHANNEL
+from spectrum.design.point import Point
+from spectrum.models.position import PLACES
+
+
+def named(point: Point) -> dict[str, Any]:
+    """The fields of a point that were named, and their values; the others follow from these."""
+    return {name: getattr(point, name) for name in Point.model_fields if name in point.model_fields_set}
+
+
+def merged(base: Point, changes: Mapping[str, Any]) -> Point:
+    """A point with some of its fields changed. What the base names stays; what it leaves open is filled anew.
+
+    Raises SpecError, which says the changes, where there is no such point.
+    """
+    return from_named(named(base), changes)
+
+
+def from_named(fields: Mapping[str, Any], changes: Mapping[str, Any]) -> Point:
+    """A point of the fields that are named, and of changes to them. Raises SpecError as `merged` does."""
+    kept = dict(fields)
+    if changes.keys() & set(PLACES):  # the place on the spectrum is another one
+        gone: Sequence[str] = (*PLACES, "segment_shares")
+    else:
+        gone = PLACES if changes.get("segment_shares", "even") != "even" else ()
+    for name in gone:
+        kept.pop(name, None)
+    try:
+        return Point.model_validate(kept | dict(changes))
+    except ValidationError as error:
+        settings = ", ".join(f"{name} = {value!r}" for name, value in changes.items())
+        raise SpecError("\n".join(f"{line} (at {settings})" for line in explain(error, Point).splitlines())) from None
+
+
+def all_fields(stored: Mapping[str, Any]) -> dict[str, Any]:
+    """Every field of a point of which plan.json keeps those that differ from their defaults.
+
+    What is at its default is left out there, also where a family or a recipe has another value of its own.
+    """
+    fields = {name: field.default for name, field in Point.model_fields.items()} | dict(stored)
+    return fields | ({"segments": PER_CHANNEL} if all(fields[name] is None for name in PLACES) else {})
+
+
+def choices(field: str) -> tuple[str, ...]:
+    """The values that a field of a Point with fixed choices can take."""
+    kinds = get_args(Point.model_fields[field].annotation)
+    return tuple(value for kind in kinds for value in get_args(kind) or (kind,) if isinstance(value, str))
