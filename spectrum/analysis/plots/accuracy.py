@@ -21,8 +21,8 @@ from spectrum.analysis.plots.drawing import (
     ShownFigure,
     add_legend,
     axes_or_new,
-    budget_said,
-    budgets_said,
+    budget_label,
+    budgets_label,
     drawable,
     error_bars,
     figure_of,
@@ -31,13 +31,13 @@ from spectrum.analysis.plots.drawing import (
     offset_of,
     places_axis,
     say,
-    seeds_said,
-    setting_said,
+    seeds_label,
+    setting_label,
     shades_of,
     share_legend,
     spectrum_axis,
     styled,
-    value_said,
+    value_label,
     whence,
     wrapped,
 )
@@ -81,7 +81,7 @@ def spectrum_curve(
     telling, along = _telling_apart(names, [values for values, _ in curves])
     for number, (values, part) in enumerate(curves):
         for bare, group in part.groupby(~part["pointwise"].astype(bool), sort=True):
-            label = setting_said(telling, [values[names.index(name)] for name in telling])
+            label = setting_label(telling, [values[names.index(name)] for name in telling])
             offset = offset_of(number, len(curves)) * (2**-0.2 if bare else 1)
             _curve(
                 ax, group, metric, bare=bool(bare), offset=offset, look=look_of(number), label=None if bare else label
@@ -89,11 +89,11 @@ def spectrum_curve(
     spectrum_axis(ax, table)
     ax.set_ylabel(METRIC_LABELS.get(metric, metric))
     add_legend(ax, bare=bool((~table["pointwise"].astype(bool)).any()))
-    say(ax, table, names, f"dots: runs · line and bars: mean and 95 % t-interval{_along_said(telling, along)}")
+    say(ax, table, names, f"dots: runs · line and bars: mean and 95 % t-interval{_along_label(telling, along)}")
     return figure_of(ax)
 
 
-def _along_said(telling: Sequence[str], along: Sequence[str]) -> str:
+def _along_label(telling: Sequence[str], along: Sequence[str]) -> str:
     words = ["budget" if name == "match" else name.replace("_", " ") for name in (*telling[:1], *along)]
     return f" · with {words[0]} change {', '.join(words[1:])}" if along else ""
 
@@ -124,22 +124,22 @@ def budget_panels(results: pd.DataFrame, *, metric: str = "test_accuracy") -> Fi
     for number, (match, ax) in enumerate(zip(matches, panels, strict=True)):
         part = table[table["match"] == match]
         spectrum_curve.__wrapped__(part, ax=ax, metric=metric)  # type: ignore[attr-defined]
-        said = f"{budget_said(part)}\n{seeds_said(part, varied_settings(part))} a point"
-        ax.set_title(said, color="0.25", fontsize=8)
+        title = f"{budget_label(part)}\n{seeds_label(part, varied_settings(part))} a point"
+        ax.set_title(title, color="0.25", fontsize=8)
         if number:
             ax.set_ylabel("")
     share_legend(panels)
     names = [name for name in varied_settings(table) if name != "match"]
     curves = table[names].drop_duplicates().itertuples(index=False, name=None) if names else []
-    along = _along_said(*_telling_apart(names, list(curves)))
+    along = _along_label(*_telling_apart(names, list(curves)))
     _say_of_all(figure, table, f"line and bars: mean and 95 % t-interval{along}")
     return figure
 
 
 def _say_of_all(figure: Figure, table: pd.DataFrame, what: str) -> None:
     """What stands above several panels; each says its own budget and seeds."""
-    said = " · ".join(filter(None, [", ".join(dict.fromkeys(table["dataset"])), what, whence(table)]))
-    figure.suptitle(wrapped(said, round(figure.get_figwidth() * CAPTION_CHARACTERS)), color="0.25", fontsize=8)
+    caption = " · ".join(filter(None, [", ".join(dict.fromkeys(table["dataset"])), what, whence(table)]))
+    figure.suptitle(wrapped(caption, round(figure.get_figwidth() * CAPTION_CHARACTERS)), color="0.25", fontsize=8)
 
 
 @styled
@@ -211,7 +211,7 @@ def tuning_map(tuning: pd.DataFrame, *, ax: Axes | None = None) -> Figure:
     for match, panel in zip(matches, panels, strict=True):
         part = table[table["match"] == match]
         image = _search(panel, part, table["val_accuracy"])
-        panel.set_title(f"{budget_said(part)} · {seeds_said(part, _grid_of(table))} a cell", color="0.25", fontsize=8)
+        panel.set_title(f"{budget_label(part)} · {seeds_label(part, _grid_of(table))} a cell", color="0.25", fontsize=8)
         if panel is not panels[-1]:
             panel.set_xlabel("")
     figure.colorbar(image, ax=list(panels), label=METRIC_LABELS["val_accuracy"], extend="min", aspect=40)
@@ -285,15 +285,15 @@ def learning_curves(
     if ax is not None or joined.groupby([*names, "label"], dropna=False, sort=False).ngroups <= MOST_LINES:
         ax = axes_or_new(ax)
         for number, (values, kind) in enumerate(kinds):
-            _lines(ax, kind, metric, shades, look=look_of(number), said=setting_said(names, values))
+            _lines(ax, kind, metric, shades, look=look_of(number), setting=setting_label(names, values))
         longest = max(len(str(line.get_label())) for line in ax.lines)
         if not legend_below(ax, ax.lines, "segments"):
             ax.legend(title="segments", ncols=2 if longest < 28 else 1, fontsize=7.5 if len(ax.lines) > 8 else None)
         say(ax, table, names, what)
         return figure_of(ax)
-    panels = [(setting_said(names, values), kind) for values, kind in kinds]
+    panels = [(setting_label(names, values), kind) for values, kind in kinds]
     figure = _learning_panels(panels, metric, shades)
-    _say_of_all(figure, table, f"{seeds_said(table, names)} a point · budget: {budgets_said(table)} · {what}")
+    _say_of_all(figure, table, f"{seeds_label(table, names)} a point · budget: {budgets_label(table)} · {what}")
     return figure
 
 
@@ -306,7 +306,7 @@ def _learning_panels(kinds: Sequence[tuple[str, pd.DataFrame]], metric: str, sha
     for panel in panels.flat[len(kinds) :]:
         panel.set_axis_off()
     for (title, kind), panel in zip(kinds, panels.flat, strict=False):
-        _lines(panel, kind, metric, shades, look=look_of(0), said="")
+        _lines(panel, kind, metric, shades, look=look_of(0), setting="")
         panel.set_title(wrapped(title, 30), color="0.25", fontsize=8)
     for panel in panels[:, 1:].flat:
         panel.set_ylabel("")
@@ -318,7 +318,7 @@ def _learning_panels(kinds: Sequence[tuple[str, pd.DataFrame]], metric: str, sha
 
 
 def _lines(
-    ax: Axes, kind: pd.DataFrame, metric: str, shades: Mapping[str, Any], *, look: Mapping[str, Any], said: str
+    ax: Axes, kind: pd.DataFrame, metric: str, shades: Mapping[str, Any], *, look: Mapping[str, Any], setting: str
 ) -> None:
     """A line a point of one combination of settings."""
     for label, group in kind.sort_values("position", kind="stable").groupby("label", sort=False):
@@ -329,7 +329,7 @@ def _lines(
             color=shades[str(label)],
             marker="" if len(mean) > 1 else look["marker"],
             ls=":" if str(label).endswith("no 1×1") else look["linestyle"],
-            label=", ".join(filter(None, [str(label), said])),
+            label=", ".join(filter(None, [str(label), setting])),
         )
     ax.set_xlabel("epoch")
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -380,7 +380,7 @@ def _side_by_side(
         ax.errorbar(
             [labels.index(label) + apart for label in point_labels(groups)], 100 * groups["mean"], error_bars(groups),
             **look_of(number) | {"linestyle": ""}, capsize=2.5, elinewidth=1, zorder=3,
-            label=setting_said(names, values),
+            label=setting_label(names, values),
         )  # fmt: skip
     places_axis(ax, labels)
     ax.set_ylabel(METRIC_LABELS.get(metric, metric))
@@ -389,7 +389,7 @@ def _side_by_side(
 
 
 def _column_label(row: pd.Series, others: Sequence[str]) -> str:
-    return "\n".join([point_label(row), *(value_said(name, row[name]) for name in others)])
+    return "\n".join([point_label(row), *(value_label(name, row[name]) for name in others)])
 
 
 def _mean_by_epoch(epochs: pd.DataFrame, metric: str) -> pd.Series:

@@ -22,7 +22,7 @@ from spectrum.analysis.plots.drawing import (
     figure_of,
     look_of,
     say,
-    setting_said,
+    setting_label,
     shades_of,
     styled,
     wrapped,
@@ -86,7 +86,7 @@ def accuracy_against(
         _marks(ax, part, look, shades)
         if names:
             look = look | {"color": "0.35"} if crowded else look
-            ax.plot([], [], ls="", marker=look["marker"], color=look["color"], label=setting_said(names, values))
+            ax.plot([], [], ls="", marker=look["marker"], color=look["color"], label=setting_label(names, values))
     _fronts(ax, points, tasks=[name for name in IMAGES if name in names])
     for label, shade in shades.items():
         ax.plot([], [], ls="", marker="s", color=shade, label=label)
@@ -150,7 +150,7 @@ def time_against_macs(results: pd.DataFrame, *, ax: Axes | None = None) -> Figur
     kinds = list(points.groupby(names, sort=False, dropna=False)) if names else [((), points)]
     for number, (values, part) in enumerate(kinds):
         look = look_of(number)
-        label = setting_said(names, values) or None
+        label = setting_label(names, values) or None
         ax.plot(part["macs"], part["ms"], ls="", marker=look["marker"], color=look["color"], label=label)
     if len(points) <= MOST_LABELS:
         _label(ax, points.assign(cost=points["macs"], top=points["ms"]))
@@ -208,9 +208,9 @@ def cost_by_layer(costs: Mapping[str, Cost], count: str = "macs", *, ax: Axes | 
     ax.xaxis.set_major_formatter(FuncFormatter(engineering))
     ax.set_xlabel(COUNTS[count])
     ax.legend(loc="center left", bbox_to_anchor=(1.01, 0.5))
-    said = "a bar a network · a block a layer, from input to output"
+    caption = "a bar a network · a block a layer, from input to output"
     missing = [f"{name}: {cost.caveat}" for name, cost in costs.items() if cost.caveat and count != "params"]
-    ax.set_title(captioned(ax, said, *missing) if missing else said, color="0.25", fontsize=7.5)
+    ax.set_title(captioned(ax, caption, *missing) if missing else caption, color="0.25", fontsize=7.5)
     return figure_of(ax)
 
 

@@ -21,7 +21,7 @@ from spectrum.analysis.plots.drawing import (
     look_of,
     offset_of,
     say,
-    setting_said,
+    setting_label,
     shortened,
     spectrum_axis,
     styled,
@@ -107,13 +107,13 @@ def difference_curve(
     if margin is not None:
         ax.axhspan(-100 * margin, 100 * margin, color="0.9", lw=0, zorder=0, label=f"margin, ±{100 * margin:g} points")
     ax.axhline(0, color="0.4", lw=0.8)
-    said = [[setting_said(list(side), list(side.values())) for side in pair] for pair in pairs]
-    for number, (differences, words) in enumerate(zip(found, said, strict=True)):
+    labels = [[setting_label(list(side), list(side.values())) for side in pair] for pair in pairs]
+    for number, (differences, words) in enumerate(zip(found, labels, strict=True)):
         label = words[0] if len(pairs) > 1 else None
         _draw(ax, {place * offset_of(number, len(pairs)): one for place, one in differences.items()}, number, label)
     sided = table[np.logical_or.reduce([has(table, side) for pair in pairs for side in pair])]
     spectrum_axis(ax, sided)
-    first, second = (" or ".join(dict.fromkeys(words)) for words in zip(*said, strict=True))
+    first, second = (" or ".join(dict.fromkeys(words)) for words in zip(*labels, strict=True))
     less = f"{first} − {second}" if len(pairs) == 1 else f"each − {second}"
     ax.set_ylabel(f"{less},\npoints of {METRIC_LABELS.get(metric, metric).removesuffix(', %')}")
     if margin is not None or len(pairs) > 1:

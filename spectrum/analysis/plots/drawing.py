@@ -85,9 +85,9 @@ def save_figure(figure: Figure, stem: str | Path) -> list[Path]:
     paths = [Path(f"{stem}.{kind}") for kind in ("svg", "png")]
     paths[0].parent.mkdir(parents=True, exist_ok=True)
     with style():
-        for path, unsaid in zip(paths, ("Date", "Software"), strict=True):
+        for path, omitted in zip(paths, ("Date", "Software"), strict=True):
             drawn = BytesIO()
-            figure.savefig(drawn, format=path.suffix[1:], metadata={unsaid: None})
+            figure.savefig(drawn, format=path.suffix[1:], metadata={omitted: None})
             write_whole(path, drawn.getvalue())
     return paths
 
@@ -103,17 +103,17 @@ def say(ax: Axes, table: pd.DataFrame, names: Sequence[str], *what: str) -> None
     Lines are broken where the axes end, so that what is drawn side by side keeps its own caption.
     """
     table = table[table["status"] != "failed"]
-    n = seeds_said(table, names)
+    n = seeds_label(table, names)
     data = ", ".join(dict.fromkeys(table["dataset"]))
     separator = "\n" if table["match"].nunique() > 1 else " · "
-    said = f"{data} · {n} a point{separator}budget: {budgets_said(table)}"
+    caption = f"{data} · {n} a point{separator}budget: {budgets_label(table)}"
     diverged = int(table["status"].eq("diverged").sum())
     lost = f"{diverged} {'run' if diverged == 1 else 'runs'} diverged, drawn at chance" if diverged else ""
     marks = " · ".join(filter(None, [*what, lost]))
-    ax.set_title(captioned(ax, said, marks, whence(table)), color="0.25", fontsize=7.5)
+    ax.set_title(captioned(ax, caption, marks, whence(table)), color="0.25", fontsize=7.5)
 
 
-def captioned(ax: Axes, *said: str) -> str:
+def captioned(ax: Axes, *parts: str) -> str:
     """Lines that are broken to the width of the axes: beside others, as they are; alone, what their labels leave."""
     figure = figure_of(ax)
     if len(figure.axes) > 1:
@@ -122,17 +122,17 @@ def captioned(ax: Axes, *said: str) -> str:
         labels = [line for tick in ax.get_yticklabels() for line in tick.get_text().splitlines()]
         inches = figure.get_figwidth() - 0.6 - 0.06 * max(map(len, labels), default=0)
     width = max(30, round(inches * CAPTION_CHARACTERS))
-    return "\n".join(line for part in said if part for line in wrapped(part, width).splitlines())
+    return "\n".join(line for part in parts if part for line in wrapped(part, width).splitlines())
 
 
-def seeds_said(table: pd.DataFrame, names: Sequence[str]) -> str:
+def seeds_label(table: pd.DataFrame, names: Sequence[str]) -> str:
     """How many seeds the points of a picture have; of rows without failed runs."""
     seeds = table.groupby([*SPLIT, *names], sort=False, dropna=False)["seed"].nunique()
     return f"n = {span(seeds.min(), seeds.max())} {'seed' if seeds.max() == 1 else 'seeds'}"
 
 
-def budgets_said(table: pd.DataFrame) -> str:
-    return ", ".join(budget_said(table[table["match"] == match]) for match in dict.fromkeys(table["match"]))
+def budgets_label(table: pd.DataFrame) -> str:
+    return ", ".join(budget_label(table[table["match"] == match]) for match in dict.fromkeys(table["match"]))
 
 
 def whence(table: pd.DataFrame) -> str:
@@ -145,7 +145,7 @@ def span(few: int, many: int) -> str:
     return f"{few}" if few == many else f"{few}–{many}"
 
 
-def budget_said(table: pd.DataFrame) -> str:
+def budget_label(table: pd.DataFrame) -> str:
     match = table["match"].iloc[0]
     if match == "none":
         return "unmatched"
@@ -153,14 +153,14 @@ def budget_said(table: pd.DataFrame) -> str:
     return f"{budget_name(match)} (within {worst:.2%})" if worst == worst else budget_name(match)
 
 
-def setting_said(names: Sequence[str], values: Sequence[Any]) -> str:
+def setting_label(names: Sequence[str], values: Sequence[Any]) -> str:
     """What a curve is called: the values of the settings that vary, if set; a budget in the words of the title."""
     pairs = list(zip(names, values, strict=True))
     have = [(name, value) for name, value in pairs if value is not None and value == value]
-    return ", ".join(value_said(name, value) for name, value in have or pairs)
+    return ", ".join(value_label(name, value) for name, value in have or pairs)
 
 
-def value_said(name: str, value: Any) -> str:
+def value_label(name: str, value: Any) -> str:
     """A setting and its value in words."""
     if name == "match":
         return budget_name(value)

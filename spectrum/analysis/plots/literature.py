@@ -13,7 +13,7 @@ from spectrum.analysis.plots.drawing import (
     drawable,
     figure_of,
     say,
-    setting_said,
+    setting_label,
     spectrum_axis,
     styled,
 )
@@ -72,10 +72,10 @@ def literature_curve(results: pd.DataFrame, *, ax: Axes | None = None, metric: s
         }
         by_place = {place: gains for place, gains in by_place.items() if len(gains)}
         if len(by_place) > 1:
-            draw_intervals(ax, by_place, drawn, setting_said(names, values) or "this study")
+            draw_intervals(ax, by_place, drawn, setting_label(names, values) or "this study")
             drawn += 1
         else:
-            missing.append(setting_said(names, values))
+            missing.append(setting_label(names, values))
     if not drawn:
         raise ValueError("literature_curve: no seed has 1 segment (with its 1×1) and another point to compare")
     for number, ((work, half), points) in enumerate(literature().groupby(["work", "half"], sort=False)):

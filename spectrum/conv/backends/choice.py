@@ -125,20 +125,20 @@ def choice_for(backend: str | None, *, prepare: bool) -> Choice:
     Raises ValueError for a name that does not exist, and for a backend that cannot be prepared.
     """
     if backend is not None:
-        said = f"backend={backend!r}"
-        choice = Choice(_checked(said, backend), binding=backend != AUTO)
+        source = f"backend={backend!r}"
+        choice = Choice(_checked(source, backend), binding=backend != AUTO)
     elif (preferred := _preferred.get()) is not None:
-        said, choice = f"prefer_backend({preferred!r})", Choice(preferred)
+        source, choice = f"prefer_backend({preferred!r})", Choice(preferred)
     elif (name := backend_of_environment()) is not None:
-        said = f"{VARIABLE}={shlex.quote(name)}"
-        choice = Choice(_checked(said, name))
+        source = f"{VARIABLE}={shlex.quote(name)}"
+        choice = Choice(_checked(source, name))
     else:
-        said, choice = AUTO, Choice(AUTO)
+        source, choice = AUTO, Choice(AUTO)
     if prepare:
         try:
             _prepare(choice.name)
         except ValueError as error:
-            raise ValueError(f"{said}: {error}") from None
+            raise ValueError(f"{source}: {error}") from None
     return choice
 
 
@@ -196,10 +196,10 @@ def worth_folding(name: str, x_nchw: Tensor, first: Tensor, second: Tensor) -> b
     return pixels * taps * out * inputs + taps * out * mid * inputs < pixels * (first.numel() + second.numel())
 
 
-def _checked(said: str, name: object) -> str:
-    """The name. Raises ValueError, which begins with what was said, where no backend has it."""
+def _checked(source: str, name: object) -> str:
+    """The name. Raises ValueError, which begins with the source, where no backend has it."""
     if not isinstance(name, str) or (name != AUTO and name not in BACKENDS):
         raise ValueError(
-            f"{said}: no such backend; {hint(name, [AUTO, *list_backends()])} (your own: register_backend)"
+            f"{source}: no such backend; {hint(name, [AUTO, *list_backends()])} (your own: register_backend)"
         )
     return name
