@@ -250,7 +250,7 @@ def _as_text(value: object) -> str:
 
 
 def _is_missing(value: object) -> bool:
-    return value is None or value is pd.NA or value is pd.NaT or (isinstance(value, float) and value != value)
+    return any(value is nothing for nothing in (None, pd.NA, pd.NaT)) or (isinstance(value, float) and value != value)
 
 
 def _plain(value: object) -> object:

@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
+from typing import TypeVar
 
 from torch import Tensor
 
@@ -33,22 +34,18 @@ from spectrum.data.kept import (
     with_shared_noted,
     write_cache,
 )
-from spectrum.data.layout import (
-    LayoutError,
-)
+from spectrum.data.layout import LayoutError
 from spectrum.data.pixels import (
     DataError,
     Decoder,
     Encoded,
-    Pixels,
     Resize,
     Stored,
     channels_of,
     decode_all,
 )
-from spectrum.data.sources import Source, find_source, own_folder
-from spectrum.data.splits import Images, carve, make_images
-from spectrum.data.tables import How
+from spectrum.data.sources import Parts, Source, find_source, own_folder
+from spectrum.data.splits import About, Images, carve, make_images
 from spectrum.design.own_data import loader_of
 
 COLOURED = "training images are grey, so coloured test images are read as grey"
@@ -112,47 +109,72 @@ load_images.cache_clear = _loaded.cache_clear  # type: ignore[attr-defined] # gi
 
 
 def _read(source: Source, decoder: Decoder, cache: Path) -> Images:
+    """From the files, decoded where all of them fit into memory; what is kept of them lies beside the cache."""
     parts = source.parts()
-    labels, part, about = parts.train.labels, parts.test, parts.about
-    names = about.classes
-    encoded = _stay_encoded(
-        parts.train.stored("first", cache), len(labels) + (len(part.labels) if part else 0), decoder
-    )
-    known = find_survey(cache.with_suffix(".json")) if encoded else None  # then nothing new is kept
-    how: How = "mapped" if encoded else "memory"
-    train = parts.train.stored(how, cache)
-    test = part.stored(how, cache) if part else None
-    train_x: Pixels
-    test_x: Pixels
-    if encoded:
-        found = known or survey([train, test] if test else [train], decoder, cache.with_suffix(".json"))
-        decoder = replace(decoder, channels=found.channels)
-        train_x = Encoded(train, decoder)
-    else:
-        train_x = _square(source, decode_all(train, decoder))
-        decoder = replace(decoder, channels=train_x.shape[1])
-    if part is None or test is None:
-        keep, carved = _sixth(source, labels, names)
-        train_x, labels, test_x, test_labels = train_x[keep], labels[keep], train_x[carved], labels[carved]
-    else:
-        test_labels = part.labels
-        test_x = Encoded(test, decoder) if encoded else decode_all(test, decoder)
-        if test_x.shape[1:] != train_x.shape[1:]:
-            raise DataError(f"dataset={source.name!r}: images of the test split have another size; set image_size")
+    count = len(parts.train.labels) + (len(parts.test.labels) if parts.test else 0)
+    if _stay_encoded(parts.train.stored("first", cache), count, decoder):
+        return _read_encoded(source, parts, decoder, cache)
+    return _read_decoded(source, parts, decoder, cache)
+
+
+def _read_decoded(source: Source, parts: Parts, decoder: Decoder, cache: Path) -> Images:
+    train = parts.train.stored("memory", cache)
+    test = parts.test.stored("memory", cache) if parts.test else None
+    train_x = _square(source, decode_all(train, decoder))
+    decoder = replace(decoder, channels=train_x.shape[1])
+    splits = _with_test(source, parts, train_x, decode_all(test, decoder) if test else None)
+    about = _noting_colours(parts.about, test, decoder)
+    _check_unchanged(source, cache)
+    images = make_images(*splits, about)
+    write_cache(cache, images)
+    return images
+
+
+def _read_encoded(source: Source, parts: Parts, decoder: Decoder, cache: Path) -> Images:
+    known = find_survey(cache.with_suffix(".json"))  # then nothing new is kept
+    train = parts.train.stored("mapped", cache)
+    test = parts.test.stored("mapped", cache) if parts.test else None
+    found = known or survey([train, test] if test else [train], decoder, cache.with_suffix(".json"))
+    decoder = replace(decoder, channels=found.channels)
+    splits = _with_test(source, parts, Encoded(train, decoder), Encoded(test, decoder) if test else None)
+    about = _noting_colours(parts.about, test, decoder)
+    if known is None:
+        _check_unchanged(source, cache)
+    labels, test_labels = splits[1], splits[3]
+    content = f"{found.fingerprint} {labels.tolist()} {test_labels.tolist()}"
+    fingerprint = hashlib.sha256(content.encode()).hexdigest()[:16]
+    return with_shared(Images(*splits, len(about.classes), fingerprint, about), found.shared)
+
+
+AnyPixels = TypeVar("AnyPixels", Tensor, Encoded)
+
+
+def _with_test(
+    source: Source, parts: Parts, train_x: AnyPixels, test_x: AnyPixels | None
+) -> tuple[AnyPixels, Tensor, AnyPixels, Tensor]:
+    """Images and labels to train on and to test on; a sixth is carved off where there is no test split."""
+    labels = parts.train.labels
+    if parts.test is None or test_x is None:
+        keep, carved = _sixth(source, labels, parts.about.classes)
+        return train_x[keep], labels[keep], train_x[carved], labels[carved]
+    if test_x.shape[1:] != train_x.shape[1:]:
+        raise DataError(f"dataset={source.name!r}: images of the test split have another size; set image_size")
+    return train_x, labels, test_x, parts.test.labels
+
+
+def _noting_colours(about: About, test: Stored | None, decoder: Decoder) -> About:
+    """With a note where training images are grey and test images are not."""
     if decoder.channels == 1 and test is not None and any(has > 1 for has in test.each(channels_of)):
-        about = replace(about, notes=(*about.notes, COLOURED))
-    if known is None and source.read_key() != source.key:
+        return replace(about, notes=(*about.notes, COLOURED))
+    return about
+
+
+def _check_unchanged(source: Source, cache: Path) -> None:
+    """Raise DataError, and keep nothing, where files changed while they were read."""
+    if source.read_key() != source.key:
         for kept in cache.parent.glob(f"{cache.stem}.*"):
             kept.unlink(missing_ok=True)
         raise DataError(f"dataset={source.name!r}: its files changed while they were read; try again")
-    if isinstance(train_x, Tensor) and isinstance(test_x, Tensor):
-        images = make_images(train_x, labels, test_x, test_labels, about)
-        write_cache(cache, images)
-        return images
-    content = f"{found.fingerprint} {labels.tolist()} {test_labels.tolist()}"
-    fingerprint = hashlib.sha256(content.encode()).hexdigest()[:16]
-    images = Images(train_x, labels, test_x, test_labels, len(names), fingerprint, about)
-    return with_shared(images, found.shared)
 
 
 def _stay_encoded(train: Stored, count: int, decoder: Decoder) -> bool:
