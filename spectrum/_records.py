@@ -6,10 +6,11 @@ A key that is not known is an error. Nothing here loads torch, so that a wrong f
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from difflib import get_close_matches
 from typing import Annotated, Any, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from spectrum._registry import nearest
 
 Positive = Annotated[int, Field(ge=1)]
 Fraction = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)]
@@ -90,8 +91,8 @@ def explain_one(
     if fault["type"] == "literal_error":
         known = fault["ctx"]["expected"]
         choices = [choice.strip(" '") for choice in known.replace(" or ", ",").split(",")]
-        near = get_close_matches(str(fault["input"]), choices, n=1)
-        return f"{fault['input']!r} is unknown; " + (f'did you mean "{near[0]}"?' if near else f"try {known}")
+        near = nearest(str(fault["input"]), choices)
+        return f"{fault['input']!r} is unknown; " + (f'did you mean "{near}"?' if near else f"try {known}")
     if fault["type"] == "value_error":
         return str(fault["ctx"]["error"])
     kinds = {"tuple_type": "a list, in brackets", "dict_type": "a table", "model_type": "a table"}
@@ -119,7 +120,7 @@ def _record_below(record: type[BaseModel], key: object) -> type[BaseModel] | Non
 
 
 def unknown_key(key: str, known: Sequence[str], of: str = "key") -> str:
-    near = get_close_matches(key, known, n=1)
+    near = nearest(key, known)
     if not near:
         return f"unknown {of}; known are {', '.join(known)}"
-    return f"unknown {of}; did you mean " + (f'"{near[0]}"?' if of == "key" else f"{near[0]!r}?")
+    return f"unknown {of}; did you mean " + (f'"{near}"?' if of == "key" else f"{near!r}?")

@@ -110,8 +110,13 @@ def hint(name: object, known: Iterable[str]) -> str:
     "did you mean 'red'?"
     """
     names = list(known)
-    near = get_close_matches(str(name), names, n=1)
-    return f"did you mean {near[0]!r}?" if near else f"try {', '.join(map(repr, names))}"
+    near = nearest(str(name), names)
+    return f"did you mean {near!r}?" if near else f"try {', '.join(map(repr, names))}"
+
+
+def nearest(name: str, known: Iterable[str]) -> str | None:
+    """The name that is most like this one; None where none is."""
+    return next(iter(get_close_matches(name, list(known), n=1)), None)
 
 
 def imported(thing: str | Callable[..., Any]) -> Callable[..., Any]:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from difflib import get_close_matches
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from spectrum._registry import nearest
 from spectrum.conv.segments import PER_CHANNEL as PER_CHANNEL
 from spectrum.design.budgets import budget_name as budget_name
 from spectrum.models.options import NetworkFields
@@ -41,8 +41,8 @@ def scored(results: pd.DataFrame, metric: str | None = None, needs: Iterable[str
     check(results, needs)
     metric = scored_metric(results) if metric is None else metric
     if metric not in results:
-        near = get_close_matches(metric, map(str, results), n=1)
-        raise ValueError(f"{metric}: no such column{f'; did you mean {near[0]}?' if near else ''}")
+        near = nearest(metric, map(str, results))
+        raise ValueError(f"{metric}: no such column{f'; did you mean {near}?' if near else ''}")
     table = results[results[metric].notna()]
     if table.empty:
         raise ValueError(f"no row has {metric}; every run failed, or this column is of another table")

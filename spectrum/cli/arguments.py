@@ -9,7 +9,6 @@ import contextlib
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, make_dataclass
-from difflib import get_close_matches
 from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
@@ -18,6 +17,7 @@ import tyro
 from pydantic import BaseModel
 
 from spectrum._records import SpecError
+from spectrum._registry import nearest
 from spectrum.design.keys import NETWORK
 from spectrum.design.point import Point
 from spectrum.engines.interface import EngineSettings
@@ -218,8 +218,8 @@ def parse(words: Sequence[str]) -> Any:
     if words[:1] == ["help"]:
         words = [*words[1:], "--help"]
     if words and not words[0].startswith("-") and words[0] not in _commands():
-        near = get_close_matches(words[0].lower(), _commands(), n=1)
-        meant = f"; did you mean {near[0]!r}?" if near else "."
+        near = nearest(words[0].lower(), _commands())
+        meant = f"; did you mean {near!r}?" if near else "."
         raise SpecError(f"{words[0]}: no such command{meant} Commands: {', '.join(_commands())} (spectrum --help)")
     _import_first(words)
     command = _read(words or ["--help"])

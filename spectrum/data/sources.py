@@ -11,7 +11,6 @@ import socket
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from difflib import get_close_matches
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
@@ -21,6 +20,7 @@ from urllib.request import getproxies
 import torch
 from torch import Tensor
 
+from spectrum._registry import nearest
 from spectrum.data.kept import keep
 from spectrum.data.labels import LabelColumn
 from spectrum.data.layout import (
@@ -291,8 +291,8 @@ def find_source(name: str) -> Source:
         return _folder(name, folder)
     if name not in HUB_IDS and "/" not in name:
         known = (*DATASETS, *list_datasets())
-        near = get_close_matches(name, known, n=1)
-        meant = f"did you mean {near[0]!r}? Else try" if near else "try"
+        near = nearest(name, known)
+        meant = f"did you mean {near!r}? Else try" if near else "try"
         raise DataError(
             f"dataset={name!r}: unknown; {meant} {', '.join(map(repr, known))}, 'gaussian' with teacher_segments, "
             f"a hub id (owner/name), a folder (./{name}), or put it at $SPECTRUM_DATA/{name}/ "

@@ -12,7 +12,6 @@ import re
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -30,6 +29,7 @@ from spectrum._records import (
     plain,
     unknown_key,
 )
+from spectrum._registry import nearest
 from spectrum.design.budgets import Match as Match
 from spectrum.design.changes import from_named, merged, named
 from spectrum.design.hashes import digest
@@ -285,8 +285,8 @@ def load_study(path: str | Path) -> Study:
     try:
         text = path.read_text(encoding="utf-8-sig")  # some editors begin a file with a byte order mark
     except FileNotFoundError:
-        near = get_close_matches(path.stem, [file.stem for file in path.parent.glob("*.toml")], n=1)
-        hint = f'; did you mean "{path.with_name(near[0] + ".toml")}"?' if near else ""
+        near = nearest(path.stem, [file.stem for file in path.parent.glob("*.toml")])
+        hint = f'; did you mean "{path.with_name(near + ".toml")}"?' if near else ""
         raise SpecError(f"{path}: no such file{hint}") from None
     except OSError as error:
         raise SpecError(f"{path}: cannot be read ({error.strerror})") from None
