@@ -80,6 +80,7 @@ readmes: .venv/for-development
 	$(BIN)/python results/readmes.py
 	$(BIN)/python results/rows.py
 	$(BIN)/python results/map.py
+	$(BIN)/python results/widths.py
 
 pages: .venv/for-use
 	for plan in results/*/plan.json; do \

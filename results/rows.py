@@ -13,12 +13,12 @@ from typing import Any
 
 import pandas as pd
 from pages.templates import environment
+from pages.width import channels_of_stages
 
 from spectrum import load_history, load_results, load_tuning
 from spectrum._files import write_whole
 from spectrum.analysis.export import write_parquet
 from spectrum.design.point import Point
-from spectrum.models import NetworkOptions, stage_widths
 from spectrum.study.store import ROWS, StoreError, find_plan
 
 RESULTS = Path(__file__).parent
@@ -109,7 +109,7 @@ def described() -> dict[str, str]:
 def _completed(table: pd.DataFrame) -> pd.DataFrame:
     """The table with widths in every row, segments as numbers, and how many rows each run has."""
     named = zip(table["model"], table["width"], table["widths"], strict=True)
-    widths = pd.Series([_widths(*one) for one in named], index=table.index, dtype=object)
+    widths = pd.Series([channels_of_stages(*one) for one in named], index=table.index, dtype=object)
     most = [realised[-1] if len(realised) else None for realised in table["realised_segments"]]
     shared = table.groupby(["study", "id"])["id"].transform("size")
     seconds = table["batch_size"] / table["images_per_second"]
@@ -120,12 +120,6 @@ def _completed(table: pd.DataFrame) -> pd.DataFrame:
         segments_number=pd.Series(most, index=table.index, dtype=object),
         train_step_seconds=seconds,
     )
-
-
-def _widths(model: str, width: float, widths: Any) -> tuple[int, ...]:
-    """Stage widths of the network that a run builds: its own where it has some, else the factor's."""
-    own = None if widths is None or widths is pd.NA or isinstance(widths, float) else tuple(widths)
-    return stage_widths(model, NetworkOptions(width=width) if own is None else NetworkOptions(widths=own))
 
 
 def _epochs(folder: Path) -> pd.DataFrame:

@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from scipy.stats import linregress
 
 from spectrum import build_model, load_results, measure_cost, read_plan
 from spectrum.analysis.contrasts import contrasts
@@ -167,6 +168,27 @@ def test_what_is_drawn_from_rows_is_kept_only_where_a_page_shows_it():
     }
     assert drawn
     assert drawn <= shown
+
+
+@pytest.mark.parametrize("name", ["curve", "curve_cifar10"])
+def test_what_width_explains_is_what_a_regression_on_the_table_of_rows_says(name):
+    found = script("pages.study").study_page(name).widths
+    table = pd.read_parquet(ROOT / "results/rows.parquet")
+    table = table[(table["study"] == name) & (table["kind"] == "scored")]
+    table["mean width"] = table["widths"].map(lambda widths: np.prod(widths.astype(float)) ** (1 / len(widths)))
+    by = ["segments", "pointwise", "params", "macs", "mean width"]  # a network has its own counts
+    means = table.groupby(by)[["test_accuracy", "train_loss", "segments_number"]].mean().reset_index()
+    curve, plain = means[means["pointwise"]], means[~means["pointwise"]]
+    assert len(curve) == len(found.with_1x1)
+    line = linregress(np.log2(curve["mean width"]), curve["test_accuracy"])
+    assert found.line == pytest.approx((line.slope, line.intercept), abs=1e-5)
+    assert found.explained("width") == pytest.approx(line.rvalue**2, abs=1e-4)
+    along = linregress(np.log2(curve["segments_number"].astype(float)), curve["test_accuracy"])
+    assert found.explained("segments") == pytest.approx(along.rvalue**2, abs=2e-3)  # a number of the widest layer
+    above = plain["test_accuracy"] - line.intercept - line.slope * np.log2(plain["mean width"])
+    assert sorted(found.above_line) == pytest.approx(sorted(above), abs=1e-5)
+    losses = linregress(curve["train_loss"], curve["test_accuracy"])
+    assert found.underfitting == pytest.approx(losses.rvalue, abs=1e-4)
 
 
 def test_a_claim_that_the_rows_do_not_bear_out_is_no_page(readmes):

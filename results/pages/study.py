@@ -12,6 +12,7 @@ from pages.comparisons import Comparisons
 from pages.costs import Costs
 from pages.method import Method
 from pages.repeats import Repeats
+from pages.width import Widths
 from spectrum import load_results, load_study, load_tuning
 from spectrum.analysis.table import has
 from spectrum.design.plan import Plan
@@ -31,6 +32,7 @@ class StudyPage:
         method: how its networks were trained and scored.
         compare: which of them is better, and by how much.
         costs: what they cost.
+        widths: what their width explains of their accuracy.
     """
 
     def __init__(self, name: str) -> None:
@@ -40,6 +42,7 @@ class StudyPage:
         self.method = Method(self.study, self.plan, self.results)
         self.compare = Comparisons(self.results, self.plan.contrasts)
         self.costs = Costs(self.results)
+        self.widths = Widths(self.results)
 
     @cached_property
     def plan(self) -> Plan:
