@@ -8,7 +8,7 @@ from typing import Any, Literal
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from pages.study import complete
+from pages.study import CURVES, complete
 
 from spectrum import load_results, plots
 from spectrum.analysis.plots.drawing import CAPTION_CHARACTERS, wrapped
@@ -36,7 +36,7 @@ NAMES = {"dataset fashion mnist": "Fashion-MNIST", "dataset cifar10": "CIFAR-10"
 
 def draw() -> Figure:
     """All studies of the map that have rows: curves above, what a change of one factor does along them below."""
-    curves = [name for name in ("curve", "curve_cifar10") if complete(name)]
+    curves = [name for name in CURVES if complete(name)]
     effects = [name for name in EFFECTS if complete(name)]
     with plots.style():
         figure = Figure(figsize=(3.4 * max(len(curves) + 1, len(effects)), 6.4 if effects else 3.4))

@@ -6,16 +6,17 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from map import TITLES
 from matplotlib.axes import Axes
 from matplotlib.collections import PathCollection
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
+from pages.study import CURVES, study_page
 from pages.width import Widths
 
-from spectrum import load_results, plots
+from spectrum import plots
 
 RESULTS = Path(__file__).parent
-CURVES = {"curve": "Fashion-MNIST", "curve_cifar10": "CIFAR-10, JPEG re-encodings"}
 SHADES = "viridis_r"
 
 
@@ -24,9 +25,9 @@ def draw() -> Figure:
     with plots.style():
         figure = Figure(figsize=(8.6, 3.9))
         panels = figure.subplots(1, len(CURVES))
-        for ax, (name, title) in zip(panels, CURVES.items(), strict=True):
-            rows = load_results(RESULTS / name)
-            marks = _panel(ax, Widths(rows), f"{title}, n = {rows['seed'].nunique()} seeds")
+        for ax, name in zip(panels, CURVES, strict=True):
+            page = study_page(name)
+            marks = _panel(ax, page.widths, f"{TITLES[name]}, n = {page.method.seeds} seeds")
         bar = figure.colorbar(marks, ax=panels, ticks=[1, 2, 4, 8, 16, 32, 64, 128], pad=0.02)
         bar.ax.set_yticklabels(["1", "2", "4", "8", "16", "32", "64", "128"])
         bar.ax.minorticks_off()

@@ -45,7 +45,7 @@ class Registry(Generic[Thing]):
         Args:
             name: a new one, or that of what is registered again.
             thing: what the name stands for.
-            maker: the function or class that the user gave, by which what is made anew is known again.
+            maker: the function or class that the user gave, by which the same definition, run again, is recognised.
             home: the module that registers it, as `calling_module` tells.
 
         Raises ValueError for a name that is none or is taken.
@@ -83,11 +83,11 @@ class Registry(Generic[Thing]):
         return name in self._entries
 
     def names(self) -> list[str]:
-        """All of them, in order."""
+        """All of them, alphabetically."""
         return sorted(self._entries)
 
     def own(self) -> list[str]:
-        """Those that users registered, in order."""
+        """Those that users registered, alphabetically."""
         return sorted(name for name, entry in self._entries.items() if entry.maker is not None)
 
     def maker(self, name: str) -> object:

@@ -44,6 +44,17 @@ def test_a_module_imports_only_from_rooms_above_it(path):
         assert theirs is None or ROOMS[theirs] not in FORBIDDEN.get(ROOMS[own], ()), f"{path} imports {imported}"
 
 
+def test_modules_beside_the_packages_serve_all_of_them_or_none():
+    """Those with an underscore import from no package; `results` is for the front door and the command."""
+    for path in FILES:
+        parts = path.relative_to(PACKAGE).parts
+        imported = list(imports_of_spectrum(path))
+        if len(parts) == 1 and path.name.startswith("_") and not path.name.startswith("__"):
+            assert not [one for one in imported if room(one) is not None], path
+        if len(parts) > 1 and parts[0] != "cli":
+            assert not [one for one in imported if one[:1] == ["results"]], path
+
+
 def test_only_the_command_prints():
     for path in FILES:
         if path.is_relative_to(PACKAGE / "cli"):
@@ -52,10 +63,10 @@ def test_only_the_command_prints():
         assert not [call for call in calls if isinstance(call, ast.Name) and call.id == "print"], path
 
 
-def test_torchs_word_for_segments_stays_in_the_lowering():
+def test_torchs_word_for_segments_stays_in_the_backends():
     for path in FILES:
-        if path.name in ("lowering.py", "plain_xception.py"):  # the second is what others would write
-            continue
+        if path.is_relative_to(PACKAGE / "conv/backends") or path.name == "plain_xception.py":
+            continue  # the second is what others would write
         words = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.keyword)]
         assert not [word for word in words if word.arg == "groups"], path
 

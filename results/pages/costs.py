@@ -45,5 +45,5 @@ class Costs:
         return float(self.results[self.results["match"].isin(matches)]["budget_mismatch"].abs().max())
 
     def realised(self, **side: Any) -> list[int]:
-        """Segments that each stage of a network really has."""
+        """The different numbers of segments that the layers of a network really have, from input to output."""
         return list(dict.fromkeys(self.results[has(self.results, side)]["realised_segments"].iloc[0]))

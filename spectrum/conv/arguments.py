@@ -5,7 +5,6 @@ numpy's integers and booleans count as Python's, and lists as tuples. True and F
 
 from __future__ import annotations
 
-import math
 import operator
 from collections.abc import Sequence
 from typing import Any, Literal, get_args
@@ -17,7 +16,7 @@ MOST_CHANNELS = 2**24  # of a layer; more would take gigabytes to describe
 
 Order = Literal["pointwise_first", "spatial_first"]
 Activation = Literal["none", "relu", "elu", "gelu", "silu"]  # those that have a name
-ORDERS, ACTIVATIONS = get_args(Order), get_args(Activation)
+ORDERS = get_args(Order)
 
 
 class InputError(RuntimeError, ValueError):
@@ -55,35 +54,6 @@ def pair(name: str, value: Any, least: int = 1, *, more: str = "") -> Pair:
         raise ValueError(f"{name}={value!r}: too large; expected at most {LARGEST}")
     vertical, horizontal = (int(one) for one in values)
     return vertical, horizontal
-
-
-def wholes(name: str, value: Any, *, empty: bool = False) -> tuple[int, ...]:
-    """Whole numbers of at least 1, at least one of them unless `empty`."""
-    listed = as_tuple(value)
-    numbers = [as_whole(one) for one in listed or ()]
-    plain = tuple(one for one in numbers if one is not None and one >= 1)
-    if listed is None or len(plain) != len(listed) or not (plain or empty):
-        raise ValueError(f"{name}={value!r}: expected whole numbers of at least 1, such as (32, 64)")
-    if max(plain, default=1) > MOST_CHANNELS:
-        raise ValueError(f"{name}={value!r}: too large; expected at most {MOST_CHANNELS} each")
-    return plain
-
-
-def number(name: str, value: Any, expected: str, least: float, most: float, *, open_at: Sequence[float] = ()) -> float:
-    """A finite number from `least` to `most`, and none of `open_at`; `expected` says so in words.
-
-    >>> number("width", 2, "a number above 0", 0, math.inf, open_at=[0])
-    2.0
-    """
-    wrong = isinstance(value, str | bytes | bool | complex) or _is_numpy_bool(value)
-    try:
-        plain = math.nan if wrong else float(value)
-    except (TypeError, ValueError):
-        plain = math.nan
-    if not (math.isfinite(plain) and least <= plain <= most) or plain in open_at:
-        hint = ", without quotes" if isinstance(value, str) and _is_number(value) else ""
-        raise ValueError(f"{name}={value!r}: expected {expected}{hint}")
-    return plain
 
 
 def flag(name: str, value: Any) -> bool:

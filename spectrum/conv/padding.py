@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 from torch.nn.functional import pad
 
-Pair = tuple[int, int]
+from spectrum.conv.arguments import Pair
 
 
 def same_padding(side: int, kernel_size: int, stride: int, dilation: int = 1) -> Pair:

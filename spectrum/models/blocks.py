@@ -55,17 +55,22 @@ def segmented(
         pointwise_segments=pointwise_segments,
         shuffle=arch.shuffle and pointwise_segments > 1,
     )
-    made.clamped_options = tuple(filter(None, (position.clamped_by(channels, stage), too_many)))
+    mark_clamped(made, position.clamped_by(channels, stage), too_many)
     for module in made.modules():
         if isinstance(module, BatchNormAct2d):
             _set_norm(arch, module)
     return made
 
 
+def mark_clamped(module: nn.Module, *options: str | None) -> None:
+    """Note which options ask a layer for more than its channels allow, for `clamped_layers`; None names none."""
+    module.clamped_options = tuple(filter(None, options))  # type: ignore[assignment]
+
+
 def clamped_layers(model: nn.Module) -> dict[str, int]:
     """How many layers of a network have less than each option asks for, since they have too few channels.
 
-    Counted where a network is made by `segmented`, or marks its modules as that does.
+    Counted where a network is made by `segmented`, or marks its modules by `mark_clamped`.
 
     >>> from spectrum import build_model
     >>> clamped_layers(build_model("probe", stage_segments=(64, 8, 64)))

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from spectrum.conv.segmented import SegmentedConv2d
 from spectrum.conv.segments import PER_CHANNEL, Segments, segment_sizes
-from spectrum.models.blocks import check_size, classifier, norm
+from spectrum.models.blocks import check_size, classifier, mark_clamped, norm
 from spectrum.models.options import NetworkOptions
 from spectrum.models.position import PLACES, Position
 
@@ -138,7 +138,7 @@ def _module(arch: NetworkOptions, channels: int, width: int, stage: int) -> nn.M
         raise ValueError(f"{options[0]}: form = {form!r} has its own; leave it out")
     position = Position.of(arch)
     made = InceptionModule(channels, width, form=form, segments=position.segments_of(width, stage))
-    made.clamped_options = tuple(filter(None, (position.clamped_by(width, stage),)))
+    mark_clamped(made, position.clamped_by(width, stage))
     return made
 
 

@@ -5,12 +5,13 @@
     compiled    kernels of this project (conv/kernels/): 3×3, stride 1, float32, CPU
 
 A layer's backend is, in this order: its argument `backend=`, `prefer_backend`, `$SPECTRUM_BACKEND`, "auto".
-"auto" goes by the table below. The argument is binding: what that backend cannot compute is refused. The other two
-say what a whole network or process would like, and torch's own convolution computes what the named backend cannot.
+"auto" goes by the table below. The argument is binding: what that backend cannot compute is refused. `prefer_backend`
+and `$SPECTRUM_BACKEND` are wishes for a whole network or process: torch's own convolution computes what the named
+backend cannot.
 
 While something looks on (a counter, an exporter, a function transform, any mode of dispatch) and for subclasses of
 Tensor, native is used whatever was asked for, so that the true convolutions are seen. `groups`, torch's word for
-equal segments, appears in this package only.
+equal segments, appears in this package alone, and in the bench that writes a network as others would.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ BACKENDS: Registry[Backend] = Registry("backend", _BACKENDS)
 
 # The table, measured by `spectrum bench op` on CPUs (results/bench/). On other devices all is native: nothing was
 # measured there, and asking whether a result is finite would make a GPU wait.
-WIDEST_COMPILED = 32  # channels a segment; from there on torch is as fast
+WIDEST_COMPILED = 32  # channels per segment; above it torch is as fast
 
 _preferred: ContextVar[str | None] = ContextVar("preferred backend", default=None)
 
@@ -171,7 +172,7 @@ def refusal(name: str, x_nchw: Tensor, geometry: Geometry) -> str | None:
 
 
 def _fastest_known(x_nchw: Tensor, geometry: Geometry) -> str:
-    """By type, layout and geometry, never by the batch, so that a layer runs the same way in every batch."""
+    """By type, layout and geometry, never by the batch, so that a layer has one backend in every batch."""
     last = is_channels_last(x_nchw)
     if takes_kernels(x_nchw) and BACKENDS["compiled"].refusal_of(geometry) is None:
         size = geometry.segment_channels

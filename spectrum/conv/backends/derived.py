@@ -3,10 +3,10 @@
     Blocks    narrow segments side by side in one wider group, with zeros between them
     Folded    a 1×1 and a spatial convolution, either of them first
 
-Zero times infinity is not a number, and infinities of two convolutions cancel otherwise than those of one. So a result
-that is not finite is computed again by its definition, and so are gradients. One pass over the output tells: whatever
-is not finite and reaches another segment's output reaches its own segment's, too. The gradient of the kernel, which is
-small, tells as much of the output's gradient.
+Zero times infinity is not a number, and infinities cancel differently in two successive convolutions than in the folded
+one. So a result that is not finite is computed again by its definition, and so are gradients. One pass over the output
+tells: whatever is not finite and reaches another segment's output reaches its own segment's, too. The gradient of the
+kernel, which is small, tells as much of the output's gradient.
 
 Shapes: x (N, C_in, H, W); result (N, C_out, H', W').
 """
@@ -24,6 +24,7 @@ from torch import Tensor
 
 from spectrum._torch import is_batched
 from spectrum.conv.arguments import Pair
+from spectrum.conv.backends.tracing import layout_of
 from spectrum.conv.segments import Run
 
 
@@ -45,7 +46,7 @@ class _Form(Protocol):
     @property
     def groups(self) -> int: ...
 
-    def gradients(self, weights: Sequence[Tensor], kernel: Tensor) -> tuple[Tensor, ...]: ...
+    def gradients(self, weights: Sequence[Tensor], gkernel: Tensor) -> tuple[Tensor, ...]: ...
 
     def by_definition(self, x_nchw: Tensor, weights: Sequence[Tensor]) -> Tensor: ...
 
@@ -74,10 +75,10 @@ class Blocks:
             self._diagonal(kernel).copy_(self._apart(weight))
         return kernel
 
-    def gradients(self, weights: Sequence[Tensor], kernel: Tensor) -> tuple[Tensor, ...]:
+    def gradients(self, weights: Sequence[Tensor], gkernel: Tensor) -> tuple[Tensor, ...]:
         """The blocks of the kernel's gradient; what lies between them is left out, finite or not."""
         gradient = torch.empty_like(weights[0])
-        self._apart(gradient).copy_(self._diagonal(kernel))
+        self._apart(gradient).copy_(self._diagonal(gkernel))
         return (gradient,)
 
     def by_definition(self, x_nchw: Tensor, weights: Sequence[Tensor]) -> Tensor:
@@ -110,13 +111,13 @@ class Folded:
     def groups(self) -> int:
         return 1
 
-    def gradients(self, weights: Sequence[Tensor], kernel: Tensor) -> tuple[Tensor, ...]:
+    def gradients(self, weights: Sequence[Tensor], gkernel: Tensor) -> tuple[Tensor, ...]:
         first, second = weights
         if _is_1x1(first):
-            one = torch.einsum("oihw,omhw->mi", kernel, second)[:, :, None, None]
-            return one, torch.einsum("oihw,mi->omhw", kernel, first[:, :, 0, 0])
-        one = torch.einsum("oihw,mihw->om", kernel, first)[:, :, None, None]
-        return torch.einsum("oihw,om->mihw", kernel, second[:, :, 0, 0]), one
+            one = torch.einsum("oihw,omhw->mi", gkernel, second)[:, :, None, None]
+            return one, torch.einsum("oihw,mi->omhw", gkernel, first[:, :, 0, 0])
+        one = torch.einsum("oihw,mihw->om", gkernel, first)[:, :, None, None]
+        return torch.einsum("oihw,om->mihw", gkernel, second[:, :, 0, 0]), one
 
     def by_definition(self, x_nchw: Tensor, weights: Sequence[Tensor]) -> Tensor:
         first, second = self._windows(weights)
@@ -173,9 +174,9 @@ class _Function(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, form: _Form, x: Tensor, kernel: Tensor, *weights: Tensor) -> Tensor:
         y = _by_kernel(form, x, kernel)
-        ctx.form, ctx.by_definition = form, not is_finite(y)
+        ctx.form, ctx.is_by_definition = form, not is_finite(y)
         ctx.save_for_backward(x, kernel, *weights)
-        return form.by_definition(x, weights) if ctx.by_definition else y
+        return form.by_definition(x, weights) if ctx.is_by_definition else y
 
     @staticmethod
     def backward(ctx: Any, gy: Tensor) -> Any:
@@ -183,7 +184,7 @@ class _Function(torch.autograd.Function):
         needs = [ctx.needs_input_grad[1], *ctx.needs_input_grad[3:]]
         if torch.is_grad_enabled():
             gx, *gweights = _followed_gradients(ctx.form, x, weights, gy, needs)
-        elif ctx.by_definition or _stands_for_several(gy):
+        elif ctx.is_by_definition or is_batched(gy):
             gx, *gweights = ctx.form.gradients_by_definition(x, weights, gy, needs)
         else:
             gx, *gweights = _gradients(ctx.form, x, kernel, weights, gy, needs)
@@ -215,11 +216,6 @@ def _followed_gradients(
     asked = [tensor for tensor, need in zip(tensors, needs, strict=True) if need]
     found = iter(torch.autograd.grad(form.by_definition(tensors[0], tensors[1:]), asked, gy, create_graph=True))
     return [next(found) if need else None for need in needs]
-
-
-def _stands_for_several(gy: Tensor) -> bool:
-    """Whether it is a batch of gradients, as with `is_grads_batched`, of which no single number can be asked."""
-    return is_batched(gy)
 
 
 # As an operation of torch's, which torch.compile takes as a whole: what is finite is not known while it compiles.
@@ -283,12 +279,11 @@ _operation.register_autograd(_backward, setup_context=_save)
 
 
 def _laid_like(x: Tensor, y: Tensor) -> Tensor:
-    last = x.is_contiguous(memory_format=torch.channels_last)
-    return y.contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)
+    return y.contiguous(memory_format=layout_of(x))
 
 
 def _like(given: Tensor, gradient: Tensor | None) -> Tensor:
-    """With the strides that are foretold; what is not wanted is there all the same, as zeros."""
+    """With the strides that `register_fake` promises; what is not wanted is there all the same, as zeros."""
     room = torch.empty_like(given)
     return room.zero_() if gradient is None else room.copy_(gradient)
 

@@ -31,5 +31,5 @@ def layout_of(x_nchw: Tensor) -> torch.memory_format:
 
 
 def is_channels_last(x_nchw: Tensor) -> bool:
-    """Whether its numbers lie channel by channel, as (N, H, W, C) in order would."""
+    """Whether all channels of one pixel lie together, as in (N, H, W, C)."""
     return x_nchw.is_contiguous(memory_format=torch.channels_last)
