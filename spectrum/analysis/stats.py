@@ -24,6 +24,7 @@ from spectrum.analysis.inference import (
     t_interval,
     upper_sd,
 )
+from spectrum.analysis.landscape import at_equal_cost, common_costs, split_slopes, width_slopes
 from spectrum.analysis.pairing import NoRunsError, differences_by_seed
 from spectrum.analysis.summary import summarise
 from spectrum.analysis.table import (
@@ -41,9 +42,10 @@ from spectrum.analysis.table import (
 )
 
 __all__ = [
-    "ALPHA", "PER_CHANNEL", "SETTINGS", "SPLIT", "Crossing", "Difference", "NoRunsError", "bootstrap_interval", "check",
-    "contrast", "contrasts", "crossing", "difference", "difference_power", "differences_by_seed", "equivalence_power",
-    "holm", "noise_floor", "optimum", "pareto_front", "pareto_table", "point_label", "scored", "scored_metric",
-    "seeds_for_difference", "seeds_for_equivalence", "segments_label", "spectrum_position", "summarise",
-    "t_interval", "trend", "upper_sd", "varied_settings", "worst_mismatch",
+    "ALPHA", "PER_CHANNEL", "SETTINGS", "SPLIT", "Crossing", "Difference", "NoRunsError", "at_equal_cost",
+    "bootstrap_interval", "check", "common_costs", "contrast", "contrasts", "crossing", "difference",
+    "difference_power", "differences_by_seed", "equivalence_power", "holm", "noise_floor", "optimum", "pareto_front",
+    "pareto_table", "point_label", "scored", "scored_metric", "seeds_for_difference", "seeds_for_equivalence",
+    "segments_label", "spectrum_position", "split_slopes", "summarise", "t_interval", "trend", "upper_sd",
+    "varied_settings", "width_slopes", "worst_mismatch",
 ]  # fmt: skip

@@ -9,6 +9,7 @@ from spectrum.analysis.plots.drawing import STYLE
 from spectrum.design.study_file import parse_study
 from spectrum.study.contrasts import examine
 from spectrum.study.planning import plan_study
+from tests.analysis.test_landscape import landscape_of
 from tests.analysis.test_plots import history, results
 
 looks_as_before = pytest.mark.mpl_image_compare(
@@ -81,6 +82,11 @@ def test_tuning_map():
 @looks_as_before
 def test_setting_map():
     return plots.setting_map(study(activation=["none", "relu", "elu"]), "activation")
+
+
+@looks_as_before
+def test_landscape():
+    return plots.landscape(landscape_of(lambda log_width, log_channels: 0.7 + 0.03 * log_width - 0.004 * log_channels))
 
 
 @looks_as_before

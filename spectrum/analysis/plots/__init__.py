@@ -14,6 +14,7 @@ from spectrum.analysis.plots.accuracy import (
 from spectrum.analysis.plots.costs import accuracy_against, cost_by_layer, roofline_curve, time_against_macs
 from spectrum.analysis.plots.differences import difference_curve, forest
 from spectrum.analysis.plots.drawing import save_figure, style
+from spectrum.analysis.plots.landscape import landscape
 from spectrum.analysis.plots.literature import literature, literature_curve
 
 __all__ = [
@@ -22,6 +23,7 @@ __all__ = [
     "cost_by_layer",
     "difference_curve",
     "forest",
+    "landscape",
     "learning_curves",
     "literature",
     "literature_curve",

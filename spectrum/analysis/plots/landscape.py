@@ -1,0 +1,146 @@
+"""The landscape: accuracy over the split of the convolutions and the width of the network."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import matplotlib as mpl
+import matplotlib.cm
+import matplotlib.colors
+import matplotlib.patches
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patheffects import withStroke
+
+from spectrum.analysis.landscape import cells_of
+from spectrum.analysis.plots.costs import engineering
+from spectrum.analysis.plots.drawing import (
+    METRIC_LABELS,
+    axes_or_new,
+    drawable,
+    figure_of,
+    say,
+    styled,
+)
+from spectrum.analysis.table import scored_metric
+from spectrum.models import NetworkOptions, stage_widths
+
+CONTOURS: dict[str, dict[str, Any]] = {  # how lines of a cost look, and where their label stands
+    "params": {"ls": "-", "above": 0, "unit": "parameters", "words": "full lines: equal parameters"},
+    "macs": {"ls": (0, (3, 2)), "above": -8, "unit": "MACs", "words": "dashed: equal MACs"},
+}
+
+
+@styled
+def landscape(
+    results: pd.DataFrame,
+    *,
+    ax: Axes | None = None,
+    metric: str | None = None,
+    contours: Sequence[str] = ("params", "macs"),
+    levels: int = 2,
+) -> Figure:
+    """Mean accuracy over split and log₂ width, with lines of equal cost drawn over it.
+
+    Args:
+        results: from `load_results`, of a study with an axis of widths and several splits.
+        ax: where to draw; by default a figure of its own.
+        metric: a column of accuracies from 0 to 1; by default the one that runs are scored on.
+        contours: costs to draw lines of, of "params" (full) and "macs" (dashed).
+        levels: how many lines of each.
+
+    A cell is a configuration, its mean over seeds in per cent. A line joins the widths at which the splits have one
+    cost, interpolated between their networks in the logarithm of the cost; walking along it is what a matched budget
+    does. Only costs are drawn at which every split has smaller and larger networks. Plain convolutions, without a 1×1,
+    are a column of their own, where a short line stands apart. Raises ValueError where something else varies, and for a
+    cost that is not known.
+    """
+    metric = scored_metric(results) if metric is None else metric
+    unknown = [cost for cost in contours if cost not in CONTOURS]
+    if unknown:
+        raise ValueError(f"contours={unknown[0]!r}: try {', '.join(map(repr, CONTOURS))}")
+    table = drawable(results, metric)
+    cells = cells_of(table, metric)
+    new = ax is None
+    ax = axes_or_new(ax)
+    means = 100 * cells.pivot_table(index="width", columns="label", values="accuracy", sort=False).sort_index()
+    columns = _columns(cells)
+    if new:
+        figure_of(ax).set_size_inches(2.2 + 0.75 * max(columns.values()), 1.6 + 0.42 * len(means))
+    norm = mpl.colors.Normalize(np.nanmin(means.to_numpy()), np.nanmax(means.to_numpy()))
+    _draw_cells(ax, means, columns, norm)
+    cells = cells.assign(row=cells["width"].map({width: row for row, width in enumerate(means.index)}))
+    for cost in contours:
+        _draw_contours(ax, cells, cost, columns, levels)
+    ax.set_xticks(list(columns.values()), list(columns))
+    ax.set_xlim(-0.5, max(columns.values()) + 1.5)  # room for what the lines stand for
+    ax.set_yticks(range(len(means)), _first_channels(table))
+    ax.set_ylim(-0.5, len(means) - 0.5)
+    ax.grid(False)
+    ax.set_xlabel("split of the spatial convolution")
+    ax.set_ylabel("width: channels of the first stage")
+    figure = figure_of(ax)
+    shown = mpl.cm.ScalarMappable(norm, "viridis")
+    figure.colorbar(shown, ax=ax, label=METRIC_LABELS.get(metric, metric))
+    say(ax, table, ["width"], "cells: mean over seeds", *(CONTOURS[cost]["words"] for cost in contours))
+    return figure
+
+
+def _columns(cells: pd.DataFrame) -> dict[str, float]:
+    """Where each split stands; plain convolutions apart from the others."""
+    labels = dict.fromkeys(cells["label"])
+    plain = set(cells.loc[~cells["pointwise"], "label"])
+    gap = 0.4 if plain and len(plain) < len(labels) else 0.0
+    return {label: place + (0.0 if label in plain else gap) for place, label in enumerate(labels)}
+
+
+def _draw_cells(ax: Axes, means: pd.DataFrame, columns: Mapping[str, float], norm: Any) -> None:
+    shades = mpl.colormaps["viridis"]
+    for label, place in columns.items():
+        for row, mean in enumerate(means[label]):
+            if mean != mean:  # no run there
+                continue
+            ax.add_patch(mpl.patches.Rectangle((place - 0.5, row - 0.5), 1, 1, color=shades(norm(mean)), lw=0))
+            ink = "white" if norm(mean) < 0.55 else "black"
+            text = ax.text(place - 0.45, row - 0.44, f"{mean:.1f}", va="bottom", fontsize=7.5, color=ink, zorder=6)
+            text.set_path_effects([withStroke(linewidth=2, foreground=shades(norm(mean)))])
+
+
+def _draw_contours(ax: Axes, cells: pd.DataFrame, cost: str, columns: Mapping[str, float], levels: int) -> None:
+    """Lines of equal cost: at each split, the place between the rows whose networks have it."""
+    look = CONTOURS[cost]
+    for level in _levels(cells[cells["pointwise"]], cost, levels):
+        heights = {str(label): _height(split, cost, level) for label, split in cells.groupby("label", sort=False)}
+        curve = dict.fromkeys(cells.loc[cells["pointwise"], "label"])
+        x, y = [columns[label] for label in curve], [heights[label] for label in curve]
+        for color, lw in (("white", 3.0), ("black", 1.2)):
+            ax.plot(x, y, color=color, ls="-" if color == "white" else look["ls"], lw=lw, marker="", zorder=4)
+            for label in heights.keys() - curve.keys():
+                ends = [columns[label] - 0.3, columns[label] + 0.3]
+                ax.plot(ends, 2 * [heights[label]], color=color, ls=look["ls"], lw=lw, marker="", zorder=4)
+        text = f"{engineering(float(f'{level:.2g}'))} {look['unit']}"
+        ax.annotate(text, (x[-1] + 0.55, y[-1]), xytext=(0, look["above"]), textcoords="offset points", fontsize=6.5)
+
+
+def _levels(cells: pd.DataFrame, cost: str, levels: int) -> Sequence[float]:
+    """Costs, evenly on a log scale, at which every split has smaller and larger networks; none where there are none."""
+    ranges = cells.groupby("label")[cost].agg(["min", "max"])
+    low, high = ranges["min"].max(), ranges["max"].min()
+    return list(np.geomspace(low, high, levels + 2)[1:-1]) if low < high else []
+
+
+def _height(split: pd.DataFrame, cost: str, level: float) -> float:
+    """The row, with parts, at which a split has this cost; NaN beyond its networks."""
+    costs = split.groupby("row")[cost].first().sort_index()
+    if not costs.iloc[0] <= level <= costs.iloc[-1]:
+        return float("nan")
+    return float(np.interp(np.log(level), np.log(costs.to_numpy(float)), costs.index.to_numpy(float)))
+
+
+def _first_channels(table: pd.DataFrame) -> list[str]:
+    """Channels of the first stage at each width, from narrow to wide."""
+    networks = table.sort_values("width").drop_duplicates("width")[["model", "width"]].itertuples(index=False)
+    return [str(stage_widths(model, NetworkOptions(width=width))[0]) for model, width in networks]
