@@ -11,7 +11,7 @@ from spectrum.conv.arguments import LARGEST, InputError, Pair
 from spectrum.conv.backends.choice import BACKENDS, Choice, choose, refusal
 from spectrum.conv.backends.derived import Folded, Window, convolve, fold
 from spectrum.conv.backends.interface import Geometry
-from spectrum.conv.backends.tracing import is_traced
+from spectrum.conv.backends.tracing import is_of_fx, is_plain, is_traced
 from spectrum.conv.segments import Run
 
 
@@ -36,7 +36,7 @@ class SegmentedHalf(nn.Module):
         why = BACKENDS[choice.name].refusal_of(self.geometry) if choice.binding else None
         if why is not None:
             raise ValueError(f"backend={choice.name!r}: {why}; this half is {self.extra_repr()}; leave backend out")
-        shapes = [(run.count * run.out_size, run.in_size, *kernel_size) for run in runs]
+        shapes = self.geometry.weight_shapes
         if any(math.prod(shape) > LARGEST for shape in shapes):  # torch may count further, but no machine would hold it
             raise ValueError(
                 f"in_channels, out_channels, kernel_size: a weight of shape {max(shapes, key=math.prod)} has more than "
@@ -56,12 +56,22 @@ class SegmentedHalf(nn.Module):
         return max(int(weight[0].numel()) for weight in self.weights)
 
     def forward(self, x_nchw: Tensor) -> Tensor:
-        """(N, C_in, H, W) to (N, C_out, H', W'). Raises InputError for what a binding backend cannot compute."""
-        return BACKENDS[self.backend_for(x_nchw)].convolve(x_nchw, list(self.weights), self.geometry)
+        """(N, C_in, H, W) to (N, C_out, H', W').
+
+        Raises InputError for what a binding backend cannot compute, and for weights of another shape than the layer's.
+        """
+        weights = list(self.weights)
+        if not is_of_fx(x_nchw):
+            for weight, shape in zip(weights, self.geometry.weight_shapes, strict=True):
+                if weight.shape != shape:  # kernels would read beyond its end
+                    raise InputError(f"a weight of shape {tuple(weight.shape)} stands where {shape} belongs")
+        return BACKENDS[self.backend_for(x_nchw)].convolve(x_nchw, weights, self.geometry)
 
     def backend_for(self, x_nchw: Tensor) -> str:
         """The name of the backend that computes this input. Raises InputError where a binding one cannot."""
         name, binding = self.choice
+        if not all(map(is_plain, self.weights)):
+            return "native"
         if not binding or is_traced(x_nchw) or x_nchw.is_meta:
             return choose(name, x_nchw, self.geometry)
         why = refusal(name, x_nchw, self.geometry)

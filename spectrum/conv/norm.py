@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from spectrum.conv.backends.choice import BACKENDS, choice_for
 from spectrum.conv.backends.interface import Backend
-from spectrum.conv.backends.tracing import is_of_fx, is_traced, layout_of
+from spectrum.conv.backends.tracing import is_channels_last, is_of_fx, is_plain, is_traced, layout_of
 
 
 class BatchNormAct2d(nn.BatchNorm2d):
@@ -31,7 +31,8 @@ class BatchNormAct2d(nn.BatchNorm2d):
 
     Normalisation is that of Ioffe & Szegedy 2015, arXiv:1502.03167. The same function, parameters, buffers and
     state_dict as `nn.BatchNorm2d` followed by `+` and `nn.ReLU`; on the CPU in channels_last it runs as one kernel, in
-    training and in evaluation without gradients.
+    training and in evaluation without gradients. `nn.SyncBatchNorm.convert_sync_batchnorm` puts a layer in its place
+    that neither adds nor has a ReLU; runs of several ranks share their statistics through `total` instead.
 
     >>> norm = BatchNormAct2d(16, relu=True)
     >>> x_nchw = torch.randn(8, 16, 4, 4)
@@ -94,7 +95,7 @@ class BatchNormAct2d(nn.BatchNorm2d):
         if not self._backend().can_normalise(x_nchw) or is_traced(x_nchw):
             return False
         in_this_mode = self._learns_alone() if self.training else self._only_evaluates()
-        return in_this_mode and self._fits(x_nchw) and self.weight.dtype == x_nchw.dtype
+        return in_this_mode and self._fits(x_nchw)
 
     def _backend(self) -> Backend:
         return BACKENDS["compiled" if self.backend == "auto" else self.backend]
@@ -102,11 +103,14 @@ class BatchNormAct2d(nn.BatchNorm2d):
     def _fits(self, x_nchw: Tensor) -> bool:
         least = self.num_features if self.training else 0  # torch refuses one value per channel, and says why
         of_channels = x_nchw.dim() == 4 and x_nchw.shape[1] == self.num_features
-        return of_channels and x_nchw.numel() > least and x_nchw.is_contiguous(memory_format=torch.channels_last)
+        if not of_channels or x_nchw.numel() <= least or not is_channels_last(x_nchw):
+            return False
+        own = (self.weight, self.bias, self.running_mean, self.running_var)
+        return all(one is not None and _is_per_channel(one, x_nchw) for one in own)
 
     def _learns_alone(self) -> bool:
-        """From this process's images, with an average that has a momentum."""
-        return self.total is None and self.momentum is not None
+        """From this process's images, with an average that is kept and has a momentum."""
+        return self.total is None and self.track_running_stats and self.momentum is not None
 
     def _only_evaluates(self) -> bool:
         """Gradients are torch's own; a compiler joins these by itself."""
@@ -130,25 +134,37 @@ class BatchNormAct2d(nn.BatchNorm2d):
 
     @torch.no_grad()
     def _follow(self, mean: Tensor, variance: Tensor) -> None:
-        """Move the running statistics towards a batch's, (C,) each; the variance unbiased."""
-        assert self.num_batches_tracked is not None
-        assert self.running_mean is not None
-        assert self.running_var is not None
-        assert self.momentum is not None
-        self.num_batches_tracked.add_(1)
+        """Move the running statistics, if any are kept, towards a batch's, (C,) each; the variance unbiased."""
+        if not self.track_running_stats or self.running_mean is None or self.running_var is None:
+            return
+        if self.num_batches_tracked is not None:
+            self.num_batches_tracked.add_(1)
+        momentum = self._momentum()
         plain = not torch.compiler.is_compiling() and mean.device.type == "cpu"
         plain = plain and _are_finite(self.running_mean, self.running_var)
-        plain = plain and (self.momentum < 0.5 or _are_finite(mean, variance))
+        plain = plain and (momentum < 0.5 or _are_finite(mean, variance))
         for running, new in ((self.running_mean, mean), (self.running_var, variance)):
             if plain:
-                running.lerp_(new, self.momentum)
+                running.lerp_(new, momentum)
             else:  # between infinities there is no way half-way, which torch's batch norm does not look for
-                by_parts = (1 - self.momentum) * running + self.momentum * new
+                by_parts = (1 - momentum) * running + momentum * new
                 finite = running.isfinite() & new.isfinite()
-                running.copy_(torch.where(finite, running.lerp(new, self.momentum), by_parts))
+                running.copy_(torch.where(finite, running.lerp(new, momentum), by_parts))
+
+    def _momentum(self) -> float:
+        """How far the statistics move; without a momentum they are the mean over all batches, as torch has it."""
+        if self.momentum is not None:
+            return self.momentum
+        return 0.0 if self.num_batches_tracked is None else 1 / float(self.num_batches_tracked)
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, relu={self.relu}"  # type: ignore[no-untyped-call]
+
+
+def _is_per_channel(tensor: Tensor, x_nchw: Tensor) -> bool:
+    """Whether it has a number for each channel, as a kernel reads it; else torch says what is wrong."""
+    fits = tensor.shape == x_nchw.shape[1:2] and tensor.dtype == x_nchw.dtype and tensor.device == x_nchw.device
+    return fits and is_plain(tensor)
 
 
 def _are_finite(first: Tensor, second: Tensor) -> bool:
@@ -166,4 +182,4 @@ def _in_order(x_nchw: Tensor) -> Tensor:
 
 
 def _alike(a: Tensor, b: Tensor) -> bool:
-    return a.shape == b.shape and a.dtype == b.dtype and a.device == b.device
+    return a.shape == b.shape and a.dtype == b.dtype and a.device == b.device and is_plain(a)

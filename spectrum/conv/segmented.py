@@ -228,12 +228,12 @@ class SegmentedConv2d(nn.Module):
             self.shuffle = self._permutation(self.spatial.weights[0].device)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "SegmentedConv2d":
-        """Of `.to()` and the like. Leaving `meta`, the permutation is computed, since no state_dict has it."""
+        """Of `.to()`, `to_empty` and the like. The permutation is written anew, since no state_dict has it."""
         self._compute_shuffle()
-        was_meta = self.shuffle is not None and self.shuffle.is_meta
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        if was_meta and self.shuffle is not None and not self.shuffle.is_meta:
-            self.shuffle = self._permutation(self.shuffle.device)
+        if self.shuffle is not None and not self.shuffle.is_meta:
+            with torch.no_grad():
+                self.shuffle.copy_(self._permutation(self.shuffle.device))
         return self
 
     def forward(self, x_nchw: Tensor) -> Tensor:

@@ -23,6 +23,7 @@ from contextvars import ContextVar
 from inspect import isabstract
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from spectrum._registry import Registry, calling_module, hint
@@ -32,7 +33,7 @@ from spectrum.conv.backends.environment import VARIABLE, backend_of_environment
 from spectrum.conv.backends.interface import Backend, Geometry
 from spectrum.conv.backends.native import Native
 from spectrum.conv.backends.own import Checked
-from spectrum.conv.backends.tracing import is_channels_last, is_traced
+from spectrum.conv.backends.tracing import is_channels_last, is_plain, is_traced
 from spectrum.conv.kernels.build import library
 
 AUTO = "auto"
@@ -187,9 +188,13 @@ def _fastest_known(x_nchw: Tensor, geometry: Geometry) -> str:
 def worth_folding(name: str, x_nchw: Tensor, first: Tensor, second: Tensor) -> bool:
     """Whether the folded convolution, with the folding and its gradient, takes fewer MACs than the two.
 
-    Assumes stride 1 and "same" padding, where every pixel costs alike. Only where the choice is "auto".
+    Assumes stride 1 and "same" padding, where every pixel costs alike. Only where the choice is "auto", and not in
+    float16, in which the product of two small weights is zero or has lost its digits.
     """
-    if name != AUTO or is_traced(x_nchw) or not can_derive(x_nchw):
+    if name != AUTO or is_traced(x_nchw) or not (can_derive(x_nchw) and is_plain(first) and is_plain(second)):
+        return False
+    computed_in = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x_nchw.dtype
+    if torch.float16 in (computed_in, first.dtype):
         return False
     pixels = x_nchw.shape[0] * x_nchw.shape[2] * x_nchw.shape[3]
     (out, mid), taps = second.shape[:2], (first[0, 0].numel() * second[0, 0].numel())

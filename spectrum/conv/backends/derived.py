@@ -214,7 +214,8 @@ def _followed_gradients(
     # Of aliases, so that hooks of the tensors themselves are not called for what is inside of this operation.
     tensors = [tensor.view_as(tensor) for tensor in (x, *weights)]
     asked = [tensor for tensor, need in zip(tensors, needs, strict=True) if need]
-    found = iter(torch.autograd.grad(form.by_definition(tensors[0], tensors[1:]), asked, gy, create_graph=True))
+    with torch.autocast("cpu", enabled=False):  # its types were those of the forward pass, and are the tensors' now
+        found = iter(torch.autograd.grad(form.by_definition(tensors[0], tensors[1:]), asked, gy, create_graph=True))
     return [next(found) if need else None for need in needs]
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from torch import Tensor
 
@@ -30,6 +31,11 @@ class Geometry:
     def segment_channels(self) -> int:
         """Channels of the widest segment, on either side."""
         return max(max(run.in_size, run.out_size) for run in self.runs)
+
+    @cached_property
+    def weight_shapes(self) -> tuple[tuple[int, ...], ...]:
+        """(count·out_size, in_size, kh, kw) of each run."""
+        return tuple((run.count * run.out_size, run.in_size, *self.kernel_size) for run in self.runs)
 
     def output_shape(self, shape: Sequence[int]) -> tuple[int, ...]:
         """(N, C_in, H, W) to (N, C_out, H', W'), or both without N."""

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.fx import Proxy
 
-from spectrum._torch import is_in_forward_mode, is_in_torch_dispatch_mode, is_in_transform
+from spectrum._torch import is_batched, is_in_forward_mode, is_in_torch_dispatch_mode, is_in_transform
 
 
 def is_traced(x_nchw: Tensor) -> bool:
@@ -16,8 +16,12 @@ def is_traced(x_nchw: Tensor) -> bool:
         is_exporting = bool(getattr(torch.compiler, "is_exporting", lambda: False)())
         return is_exporting or is_in_forward_mode() or is_in_transform()
     in_a_mode = is_in_torch_dispatch_mode() or is_in_forward_mode() or is_in_transform()
-    of_a_tracer = type(x_nchw) not in (Tensor, torch.nn.Parameter)
-    return in_a_mode or of_a_tracer or torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
+    return in_a_mode or not is_plain(x_nchw) or torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
+
+
+def is_plain(tensor: Tensor) -> bool:
+    """Whether it is torch's own kind of tensor, and of no subclass, which may have no memory of its own."""
+    return type(tensor) in (Tensor, torch.nn.Parameter)
 
 
 def is_of_fx(x_nchw: object) -> bool:
@@ -31,5 +35,7 @@ def layout_of(x_nchw: Tensor) -> torch.memory_format:
 
 
 def is_channels_last(x_nchw: Tensor) -> bool:
-    """Whether all channels of one pixel lie together, as in (N, H, W, C)."""
+    """Whether all channels of one pixel lie together, as in (N, H, W, C). Of what vmap batches it is not known."""
+    if is_in_transform() and (torch.compiler.is_compiling() or is_batched(x_nchw)):
+        return False
     return x_nchw.is_contiguous(memory_format=torch.channels_last)
