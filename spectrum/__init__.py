@@ -29,6 +29,9 @@ _HOME = {
     "register_model": "spectrum.models",
     "Arrays": "spectrum.design.own_data",
     "register_dataset": "spectrum.design.own_data",
+    "Engine": "spectrum.engines.interface",
+    "Outcome": "spectrum.engines.interface",
+    "register_engine": "spectrum.engines.interface",
     "measure_cost": "spectrum.cost.count",
     "Point": "spectrum.design.point",
     "Study": "spectrum.design.study_file",
@@ -45,6 +48,8 @@ _HOME = {
 __all__ = [
     "Arrays",
     "Backend",
+    "Engine",
+    "Outcome",
     "Point",
     "SegmentedConv2d",
     "Study",
@@ -65,6 +70,7 @@ __all__ = [
     "read_plan",
     "register_backend",
     "register_dataset",
+    "register_engine",
     "register_model",
     "run_study",
     "save_weights",
@@ -81,6 +87,7 @@ if TYPE_CHECKING:
     from spectrum.design.own_data import Arrays, register_dataset
     from spectrum.design.point import Point
     from spectrum.design.study_file import Study, load_study
+    from spectrum.engines.interface import Engine, Outcome, register_engine
     from spectrum.models import build_model, list_models, register_model
     from spectrum.models.weights import load_keras_weights, load_weights, save_weights
     from spectrum.results import load_history, load_results, load_tuning

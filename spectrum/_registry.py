@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
+import reprlib
 import sys
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from difflib import get_close_matches
 from importlib import import_module
 from pathlib import Path
@@ -18,6 +20,7 @@ class _Entry(Generic[Thing]):
     thing: Thing
     maker: object  # the user's own function or class
     home: str | None  # module that registered it; None for what the package brings
+    is_at_import: bool = field(default=True, compare=False)  # whether importing that module registers it
 
 
 class Registry(Generic[Thing]):
@@ -53,7 +56,7 @@ class Registry(Generic[Thing]):
         known = self.check(name, maker=maker, home=home)
         if known is not None and known.thing != thing and not _is_made_anew(known, maker, home):
             raise self._taken(name)
-        self._entries[name] = _Entry(thing, maker, home)
+        self._entries[name] = _Entry(thing, maker, home, _is_being_imported(home))
 
     def check(self, name: str, *, maker: Callable[..., Any], home: str | None = None) -> _Entry[Thing] | None:
         """What stands under this name already. Raises ValueError as `add` does, before the thing itself is made."""
@@ -98,6 +101,10 @@ class Registry(Generic[Thing]):
         """The module that registered a name; None for what the package brings, and for an unknown one."""
         return self._entries[name].home if name in self._entries else None
 
+    def is_at_import(self, name: str) -> bool:
+        """Whether importing its home registers this name, and not only a function there that somebody calls."""
+        return self._entries[name].is_at_import if name in self._entries else False
+
     def hint(self, name: str) -> str:
         """For a refusal: the known name that is most like this one, or all."""
         return hint(name, self.names())
@@ -117,6 +124,36 @@ def hint(name: object, known: Iterable[str]) -> str:
 def nearest(name: str, known: Iterable[str]) -> str | None:
     """The name that is most like this one; None where none is."""
     return next(iter(get_close_matches(name, list(known), n=1)), None)
+
+
+def check_maker(name: str, maker: object, gives: str, *, takes: tuple[str, ...] = ()) -> None:
+    """Raise ValueError for what cannot be called with these arguments, to give a thing; the thing is not made yet.
+
+    >>> check_maker("factory", min, "a colour")
+    >>> check_maker("loader", lambda path: path, "arrays")
+    Traceback (most recent call last):
+    ValueError: loader=<lambda>: expected what gives arrays when called without arguments; it is called as (path)
+    """
+    called = f"with {', '.join(takes)}" if takes else "without arguments"
+    expected = f"{name}={_name_of(maker)}: expected what gives {gives} when called {called}"
+    if not callable(maker):
+        raise ValueError(f"{expected}, such as a function or a class")
+    if inspect.isabstract(maker):
+        missing = ", ".join(sorted(getattr(maker, "__abstractmethods__", ())))
+        raise ValueError(f"{expected}; this class has no {missing}")
+    try:
+        signature = inspect.signature(maker)
+    except ValueError:  # of what is built in
+        return
+    try:
+        signature.bind(*takes)
+    except TypeError:
+        raise ValueError(f"{expected}; it is called as {signature}") from None
+
+
+def _name_of(thing: object) -> str:
+    """How a message calls it: short, whatever it holds."""
+    return getattr(thing, "__qualname__", None) or reprlib.repr(thing)
 
 
 def imported(thing: str | Callable[..., Any]) -> Callable[..., Any]:
@@ -149,6 +186,11 @@ def _is_made_anew(known: _Entry[Any], maker: object, home: str | None) -> bool:
     return known.maker is not maker and before == now and before is not None
 
 
+def _is_being_imported(home: str | None) -> bool:
+    spec = getattr(sys.modules.get(home or ""), "__spec__", None)
+    return bool(getattr(spec, "_initializing", False))
+
+
 def _place(maker: object) -> str | None:
     """Where a module defines a function or a class; None for what has no place of its own in it.
 
@@ -156,5 +198,7 @@ def _place(maker: object) -> str | None:
     """
     of = getattr(maker, "__self__", None)
     name = getattr(maker, "__qualname__", None)
+    if isinstance(of, type):  # a method of a class, which may have inherited it
+        name = f"{of.__qualname__}.{getattr(maker, '__name__', None)}"
     is_of_object = of is not None and not isinstance(of, type)
     return None if name is None or "<" in name or is_of_object else name

@@ -60,7 +60,7 @@ def test_what_is_shown_of_a_study_can_be_in_one(text, tmp_path, monkeypatch):
         (module,) = [text for text in shown if text.startswith(f"# {name}.py\n")]
         (tmp_path / f"{name}.py").write_text(module)
         restored(monkeypatch, FAMILIES)
-        restored(monkeypatch, own_data._DATASETS)
+        restored(monkeypatch, own_data.DATASETS)
         monkeypatch.setattr(sys, "path", [*sys.path])
     if "seed" in said:  # a line of [axes]
         said = {"axes": said}

@@ -5,13 +5,16 @@ import sys
 from contextlib import nullcontext
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+import spectrum
 from spectrum import _registry
-from spectrum._registry import Registry, hint
+from spectrum._registry import Registry, check_maker, hint
 from spectrum.conv.backends import choice
 from spectrum.design import own_data
 from spectrum.engines import interface
+from spectrum.engines.interface import Engine
 from spectrum.models.families import FAMILIES
 from tests.registries import restored
 
@@ -20,6 +23,9 @@ from spectrum import Backend, register_backend, register_dataset, register_model
 from spectrum.engines.interface import register_engine
 
 class Mine(Backend):
+    def __init__(self, arch=None):
+        pass
+
     def convolve(self, x_nchw, weights, geometry):
         return x_nchw
 
@@ -29,7 +35,7 @@ def register():
     register_engine("mine", Mine)
     register_model("mine", Mine)
 """
-REGISTRIES = [choice.BACKENDS, own_data._DATASETS, interface._ENGINES, FAMILIES]
+REGISTRIES = [choice.BACKENDS, own_data.DATASETS, interface._ENGINES, FAMILIES]
 
 
 @pytest.fixture(autouse=True)
@@ -114,3 +120,54 @@ def test_an_unknown_name_is_refused_with_the_nearest():
     assert hint("violet", ["red", "blue"]) == "try 'red', 'blue'"
     assert (colours.get("rde"), colours.get("red"), "red" in colours) == (None, 1, True)
     assert colours.own() == []
+
+
+@pytest.mark.parametrize(
+    ("maker", "takes", "says"),
+    [
+        (3, (), "maker=3: expected what gives a thing when called without arguments, such as a function or a class"),
+        (np.zeros((50, 50)), (), "^.{0,300}such as a function"),
+        (lambda path: path, (), r"when called without arguments; it is called as \(path\)"),
+        (lambda: 0, ("NetworkOptions",), r"when called with NetworkOptions; it is called as \(\)"),
+        (lambda arch, extra: 0, ("NetworkOptions",), r"it is called as \(arch, extra\)"),
+        (Engine, (), "this class has no run"),
+    ],
+)
+def test_what_cannot_be_called_as_it_will_be_is_refused_before_it_is_needed(maker, takes, says):
+    with pytest.raises(ValueError, match=says):
+        check_maker("maker", maker, "a thing", takes=takes)
+    check_maker("maker", lambda *more, also=1: 0, "a thing", takes=takes)
+    check_maker("maker", dict, "a thing")
+
+
+def test_every_register_function_asks_so():
+    registers = [
+        spectrum.register_backend,
+        spectrum.register_dataset,
+        spectrum.register_engine,
+        spectrum.register_model,
+    ]
+    for register in registers:
+        with pytest.raises(ValueError, match="expected what gives"):
+            register("mine", lambda one, two: 0)
+
+
+def test_it_is_known_whether_importing_a_module_registers(module, tmp_path):
+    module.register()
+    assert [registry.is_at_import("mine") for registry in REGISTRIES] == 4 * [False]
+    (tmp_path / "registers_at_once.py").write_text(MODULE.replace('"mine"', '"at once"') + "\nregister()\n")
+    importlib.import_module("registers_at_once")
+    assert [registry.is_at_import("at once") for registry in REGISTRIES] == 4 * [True]
+    del sys.modules["registers_at_once"]
+
+
+def test_a_method_that_classes_inherit_is_another_maker_in_each():
+    class One:
+        @classmethod
+        def make(cls):
+            return cls()
+
+    registry = Registry("colour", {})
+    registry.add("one", 1, maker=type("A", (One,), {}).make, home="here")
+    with pytest.raises(ValueError, match="registered already"):
+        registry.add("one", 1, maker=type("B", (One,), {}).make, home="here")

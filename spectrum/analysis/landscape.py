@@ -35,7 +35,12 @@ def width_slopes(results: pd.DataFrame, *, metric: str | None = None, confidence
 def split_slopes(results: pd.DataFrame, *, metric: str | None = None, confidence: float = 0.95) -> pd.DataFrame:
     """What twice as many segments give at each width: a row per width.
 
-    Args as of `width_slopes`. Where splits are given as channels per segment (`segment_width`), the line is over these
+    Args:
+        results: from `load_results`, of a study with an axis of widths.
+        metric: a column of accuracies from 0 to 1; by default the one that runs are scored on.
+        confidence: of the intervals.
+
+    Where splits are given as channels per segment (`segment_width`), the line is over these
     splits alone, and a doubling of the segments is a halving of those channels. Plain convolutions are left out.
     """
     cells = cells_of(results, metric)
@@ -51,9 +56,11 @@ def at_equal_cost(
     """Accuracy of each split at one cost: a row per split, with the width that has this cost there.
 
     Args:
-        results, metric, confidence: as of `width_slopes`.
+        results: from `load_results`, of a study with an axis of widths.
         cost: "params" or "macs".
         level: how much of it, within `common_costs`.
+        metric: a column of accuracies from 0 to 1; by default the one that runs are scored on.
+        confidence: of the intervals.
 
     Within each split and seed accuracy is interpolated between the two neighbouring widths, linearly in log₂ of the
     width, and the width itself in the logarithm of the cost. Raises ValueError for a level that some split does not
@@ -74,7 +81,13 @@ def at_equal_cost(
 
 
 def common_costs(results: pd.DataFrame, cost: str, *, metric: str | None = None) -> tuple[float, float]:
-    """The lowest and the highest cost between which every split has networks on both sides."""
+    """The lowest and the highest cost between which every split has networks on both sides.
+
+    Args:
+        results: from `load_results`, of a study with an axis of widths.
+        cost: "params" or "macs".
+        metric: a column of accuracies; runs without it do not count.
+    """
     if cost not in COSTS:
         raise ValueError(f"cost={cost!r}: try {' or '.join(map(repr, COSTS))}")
     ranges = cells_of(results, metric).groupby("label")[cost].agg(["min", "max"])

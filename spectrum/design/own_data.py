@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from spectrum._registry import Registry, calling_module
+from spectrum._registry import Registry, calling_module, check_maker
 from spectrum.design.point import GAUSSIAN
 
 HUB_IDS = {  # names for data sets of the hub, by which they are also found below $SPECTRUM_DATA
@@ -38,7 +38,7 @@ Loader = Callable[[], Arrays]
 
 
 # What the package brings is known by name elsewhere; here it only keeps others from taking these names.
-_DATASETS: Registry[Loader | None] = Registry("dataset", dict.fromkeys(BUILT_IN))
+DATASETS: Registry[Loader | None] = Registry("dataset", dict.fromkeys(BUILT_IN))
 
 
 def register_dataset(name: str, loader: Loader) -> None:
@@ -66,21 +66,15 @@ def register_dataset(name: str, loader: Loader) -> None:
     """
     if not isinstance(name, str) or not name.strip() or "/" in name or name.startswith((".", "~")):
         raise ValueError(f"name={name!r}: expected a name for the data set, such as 'mine', without a slash")
-    if not callable(loader):
-        raise ValueError(f"loader={loader!r}: expected a function that gives Arrays")
-    _DATASETS.add(name, loader, maker=loader, home=calling_module())
+    check_maker("loader", loader, "Arrays")
+    DATASETS.add(name, loader, maker=loader, home=calling_module())
 
 
 def list_datasets() -> list[str]:
     """Names of the data sets that were registered."""
-    return _DATASETS.own()
+    return DATASETS.own()
 
 
 def loader_of(name: str) -> Loader | None:
     """What gives a data set's arrays; None for one that was not registered."""
-    return _DATASETS.get(name)
-
-
-def dataset_registered_in(name: str) -> str | None:
-    """The module that registered a data set; None for one that was not registered."""
-    return _DATASETS.home(name)
+    return DATASETS.get(name)

@@ -9,13 +9,14 @@ import sys
 from collections.abc import Iterable, Sequence
 from importlib import import_module, invalidate_caches
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from spectrum._records import SpecError
-from spectrum._registry import has_script
+from spectrum._registry import Registry, has_script
 from spectrum.conv.backends.environment import backend_of_environment
-from spectrum.design.own_data import dataset_registered_in
+from spectrum.design.own_data import DATASETS
 from spectrum.models import registered_in
+from spectrum.models.families import FAMILIES
 
 MAIN = ("__main__", "__mp_main__")  # a script or a notebook, and a script in a worker
 
@@ -26,6 +27,7 @@ class Registered(NamedTuple):
     kind: str
     name: str
     home: str  # the module that registers it
+    is_at_import: bool = True  # by being imported
 
     @property
     def is_in_script(self) -> bool:
@@ -95,19 +97,23 @@ def registered(models: Iterable[str], datasets: Iterable[str] = ()) -> list[Regi
     named = [*(("model", one) for one in models), *(("dataset", one) for one in datasets)]
     if (backend := backend_of_environment()) is not None:
         named.append(("backend", backend))
-    homes = ((kind, name, _home(kind, name)) for kind, name in dict.fromkeys(named))
-    return [Registered(kind, name, home) for kind, name, home in homes if home is not None]
+    found = []
+    for kind, name in dict.fromkeys(named):
+        registry = _registry_of(kind)
+        home = registry.home(name)
+        if home is not None:
+            found.append(Registered(kind, name, home, registry.is_at_import(name)))
+    return found
 
 
-def _home(kind: str, name: str) -> str | None:
-    """The module that registered a name; None for what the package brings, and for what is not known."""
+def _registry_of(kind: str) -> Registry[Any]:
     if kind == "model":
-        return registered_in(name)
+        return FAMILIES
     if kind == "dataset":
-        return dataset_registered_in(name)
+        return DATASETS
     from spectrum.conv.backends.choice import BACKENDS  # torch, which is loaded for this alone
 
-    return BACKENDS.home(name)
+    return BACKENDS
 
 
 def modules_of(needed: Iterable[Registered], imports: Sequence[str]) -> tuple[str, ...]:
@@ -116,33 +122,37 @@ def modules_of(needed: Iterable[Registered], imports: Sequence[str]) -> tuple[st
 
 
 def check_workers_know(needed: Iterable[Registered], imports: Sequence[str], *, elsewhere: bool = False) -> None:
-    """Raise SpecError for what a notebook or a script registers where worker processes do not see it.
+    """Raise SpecError for what is registered where worker processes do not see it.
+
+    A script's are asked for in a process of its own, and so are those that a module registers by a function that
+    somebody has to call.
 
     Args:
         needed: by the runs.
         imports: modules that workers import first.
         elsewhere: workers are started on other machines, which never see the script.
     """
-    of_script = [one for one in needed if one.is_in_script]
-    if not of_script:
+    doubtful = [one for one in needed if one.is_in_script or not one.is_at_import]
+    if not doubtful:
         return
-    kind, name, _ = of_script[0]
+    kind, name, home, _ = doubtful[0]
     remedy = f'write its register_{kind} into a file, such as my_{kind}s.py, and give imports=["my_{kind}s"]'
-    if elsewhere or not has_script():
+    if doubtful[0].is_in_script and (elsewhere or not has_script()):
         where = "this script" if has_script() else "this session"
         raise SpecError(f"{kind} = {name!r}: worker processes cannot see what is registered in {where}; {remedy}")
-    asked = multiprocessing.get_context("spawn").Process(target=_know, args=(of_script, tuple(imports)))
+    asked = multiprocessing.get_context("spawn").Process(target=_know, args=(doubtful, tuple(imports)))
     asked.start()
     asked.join()
     if asked.exitcode != 0:
+        where = "this script" if doubtful[0].is_in_script else home
         raise SpecError(
-            f"{kind} = {name!r}: worker processes import this script and do not find it there; "
+            f"{kind} = {name!r}: worker processes import {where} and do not find it there; "
             f'call register_{kind} at its top level, and run_study below `if __name__ == "__main__":`'
         )
 
 
-def _know(of_script: Sequence[Registered], imports: Sequence[str]) -> None:
+def _know(doubtful: Sequence[Registered], imports: Sequence[str]) -> None:
     """In a worker: end with status 1 where something is not registered."""
     for module in imports:
         import_module(module)
-    sys.exit(0 if all(_home(one.kind, one.name) is not None for one in of_script) else 1)
+    sys.exit(0 if all(one.name in _registry_of(one.kind) for one in doubtful) else 1)

@@ -11,7 +11,7 @@ Nothing here loads torch, Ray or a pool of processes: engines are imported when 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Collection, Generator, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
@@ -19,7 +19,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import BeforeValidator, Field
 
 from spectrum._records import Record, SpecError, as_tuple
-from spectrum._registry import Registry, calling_module, imported
+from spectrum._registry import Registry, calling_module, check_maker, imported
 from spectrum.design.point import Point
 from spectrum.engines.saving import Saving
 
@@ -135,6 +135,41 @@ class Engine(ABC):
         """
 
 
+RESULT = ("status", "history", "provenance", "test_accuracy", "val_accuracy", "weights_sha256")  # of any result
+
+
+def outcomes_of(engine: Engine, points: Sequence[Point], work: Work) -> Generator[Outcome, None, None]:
+    """What an engine gives: one outcome for each run. Closing it ends what runs.
+
+    Raises EngineError for an engine that gives something else, an outcome twice, or none for some runs.
+    """
+    name, waiting = type(engine).__name__, {point.id for point in points}
+    given = engine.run(points, work)
+    if not isinstance(given, Iterable):
+        raise EngineError(f"engine {name}: its run gave {type(given).__name__}; yield an Outcome for each run")
+    try:
+        for outcome in given:
+            _check_outcome(name, outcome, waiting)
+            waiting.remove(outcome.point.id)
+            yield outcome
+    finally:
+        if isinstance(given, Generator):
+            given.close()
+    if waiting:
+        lost = f"{len(waiting)} of {len(points)} runs"
+        raise EngineError(f"engine {name}: gave no outcome for {lost}; yield one for each")
+
+
+def _check_outcome(name: str, outcome: object, waiting: Collection[str]) -> None:
+    if not isinstance(outcome, Outcome):
+        raise EngineError(f"engine {name}: yielded {type(outcome).__name__}; yield an Outcome for each run")
+    if outcome.point.id not in waiting:
+        raise EngineError(f"engine {name}: yielded run {outcome.point.id} twice, or was not asked for it")
+    missing = [] if outcome.result is None else [field for field in RESULT if field not in outcome.result]
+    if missing:
+        raise EngineError(f"engine {name}: its result has no {', '.join(missing)}; give what train_one returns")
+
+
 Factory = Callable[[], Engine]
 _ENGINES: Registry[str | Factory] = Registry(
     "engine",
@@ -155,13 +190,12 @@ def register_engine(name: str, factory: Factory) -> None:
     """Add an engine of your own under a name.
 
     Args:
-        name: a new one; the same factory may be registered again.
+        name: a new one; a module may register the same factory again, and its own anew when it is read again.
         factory: called without arguments, such as a subclass of `Engine`, when a study runs on it.
 
-    Raises ValueError for a name that is taken or is none, and for what cannot be called.
+    Raises ValueError for a name that is taken or is none, and for what cannot be called without arguments.
     """
-    if not callable(factory):
-        raise ValueError(f"factory={factory!r}: expected what gives an Engine when called, such as a class")
+    check_maker("factory", factory, "an Engine")
     _ENGINES.add(name, factory, maker=factory, home=calling_module())
 
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from spectrum._registry import Registry, calling_module, hint, imported
+from spectrum._registry import Registry, calling_module, check_maker, hint, imported
 from spectrum.models.options import NetworkOptions
 
 if TYPE_CHECKING:
@@ -131,10 +131,9 @@ def register_model(
     >>> build_model("tiny", segments=4)[0].segment_sizes
     (4, 4, 4, 4)
     """
-    if not callable(builder):
-        raise ValueError(f"builder={builder!r}: expected a function from NetworkOptions to a torch.nn.Module")
-    if widths is not None and not callable(widths):
-        raise ValueError(f"widths={widths!r}: expected a function from NetworkOptions to stage widths, or None")
+    check_maker("builder", builder, "a torch.nn.Module", takes=("NetworkOptions",))
+    if widths is not None:
+        check_maker("widths", widths, "stage widths", takes=("NetworkOptions",))
     family = Family(builder, widths, uses=_checked_uses(uses, widths))
     FAMILIES.add(name, family, maker=builder, home=calling_module())
 

@@ -26,7 +26,7 @@ from spectrum.design.own_modules import Registered, check_workers_know, code_of,
 from spectrum.design.plan import Plan, PlannedBudget, PlannedTuning
 from spectrum.design.point import Point
 from spectrum.design.study_file import Study, Tune, as_study
-from spectrum.engines.interface import Engine, EngineSettings, Outcome, Work, engine_of, list_engines
+from spectrum.engines.interface import Engine, EngineSettings, Outcome, Work, engine_of, list_engines, outcomes_of
 from spectrum.engines.saving import LOGS
 from spectrum.models import registered_in
 from spectrum.study.contrasts import examine
@@ -315,7 +315,7 @@ class _Run:
         if not left:
             return finished
         work = self.work.model_copy(update={"runs": len(by_id)})
-        with closing(self.engine.run(left, work)) as outcomes:
+        with closing(outcomes_of(self.engine, left, work)) as outcomes:
             for outcome in outcomes:
                 changed = self._images_changed(outcome)
                 if changed is not None:

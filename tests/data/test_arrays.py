@@ -53,11 +53,11 @@ seed = [0]
 
 @pytest.fixture
 def registry(monkeypatch):
-    restored(monkeypatch, own_data._DATASETS)
+    restored(monkeypatch, own_data.DATASETS)
 
 
 def given_by(**arrays):
-    own_data._DATASETS._entries.pop("made up", None)  # another loader of this name would be refused
+    own_data.DATASETS._entries.pop("made up", None)  # another loader of this name would be refused
     register_dataset("made up", lambda: Arrays(**{"train_x": PIXELS, "train_y": LABELS} | arrays))
     return load_images("made up")
 
@@ -160,7 +160,7 @@ def test_whatever_a_loader_gives_is_a_data_set_or_refused_as_data(registry, x, y
     is_images = is_images and x.shape[1] == x.shape[2]
     is_labels = y.dtype != np.float32 and y.ndim == 1 and len(y) > 0
     whole = is_labels and len(set(y.tolist())) == y.max() + 1 >= 2
-    own_data._DATASETS._entries.pop("any", None)
+    own_data.DATASETS._entries.pop("any", None)
     register_dataset("any", lambda: Arrays(x, y))
     if is_images and whole and len(x) == len(y):
         images = load_images("any")
@@ -193,7 +193,7 @@ def test_another_loader_of_the_same_name_is_refused_and_the_same_one_is_not(regi
     register_dataset("mine", mine)
     with pytest.raises(ValueError, match="'mine' is registered already"):
         register_dataset("mine", dict)
-    with pytest.raises(ValueError, match="expected a function"):
+    with pytest.raises(ValueError, match="expected what gives Arrays"):
         register_dataset("other", PIXELS)
 
 
@@ -226,7 +226,7 @@ def test_a_study_of_ones_own_arrays_runs_in_worker_processes_and_keeps_their_has
 
 
 def test_workers_that_cannot_see_a_data_set_are_told_of_before_they_start(registry):
-    own_data._DATASETS.add("of a cell", dict, maker=dict, home="__main__")
+    own_data.DATASETS.add("of a cell", dict, maker=dict, home="__main__")
     with pytest.raises(SpecError, match=r"dataset = 'of a cell': worker processes cannot see .*my_datasets"):
         check_workers_know(registered([], ["of a cell"]), [], elsewhere=True)
     register_dataset("of a file", dict)

@@ -174,3 +174,15 @@ def test_the_folder_of_a_module_is_looked_through_once(tmp_path, monkeypatch):
     for _ in range(3):
         import_modules(["json"], folder=tmp_path)
     assert sys.path.count(str(tmp_path)) == 1
+
+
+@pytest.mark.medium
+def test_what_a_module_registers_only_when_it_is_called_is_refused_before_anything_is_trained(tmp_path):
+    text = MODULE.format(name="plugged").replace("register_model(", "def install():\n    register_model(")
+    (tmp_path / "plugin.py").write_text(text)
+    lines = [line.replace("of_script", "plugged") for line in STUDY.splitlines()]
+    body = "\n".join(f"    {line}" for line in ["import plugin", "plugin.install()", *lines, RUN])
+    (tmp_path / "script.py").write_text(f'if __name__ == "__main__":\n{body}\n')
+    done = command(tmp_path, "script.py")
+    assert "model = 'plugged': worker processes import plugin and do not find it there" in done.stderr
+    assert not (tmp_path / "results").exists()

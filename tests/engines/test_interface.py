@@ -12,6 +12,7 @@ from spectrum._records import SpecError
 from spectrum.cli import main
 from spectrum.engines.interface import (
     Engine,
+    EngineError,
     EngineSettings,
     Outcome,
     Work,
@@ -184,3 +185,58 @@ def test_settings_that_an_engine_cannot_keep_are_refused_before_anything_is_writ
     with pytest.raises(SpecError, match=rf"{next(iter(settings))}: this engine \(Unlimited\) has no use for it"):
         run_study(tiny(), engine=Unlimited(), **settings)
     assert not list(study_folder.iterdir())
+
+
+class Gives(Engine):
+    """What it was made with, whatever that is."""
+
+    starts_processes = False
+
+    def __init__(self, what):
+        self.what = what
+
+    def run(self, points, work):
+        trained = [Outcome(point, train_one(point, work, threads=1), None, 1) for point in points]
+        return self.what(trained)
+
+
+@pytest.mark.parametrize(
+    ("what", "rows", "says"),
+    [
+        (lambda outcomes: None, 0, "its run gave NoneType; yield an Outcome for each run"),
+        (lambda outcomes: outcomes[:1], 1, "gave no outcome for 1 of 2 runs; yield one for each"),
+        (lambda outcomes: [outcomes[0], outcomes[0]], 1, "yielded run .* twice, or was not asked for it"),
+        (lambda outcomes: [vars(outcomes[0])], 0, "yielded dict; yield an Outcome for each run"),
+        (
+            lambda outcomes: [Outcome(outcomes[0].point, {"test_accuracy": 0.5}, None, 1)],
+            0,
+            "its result has no status, history, provenance, .*; give what train_one returns",
+        ),
+    ],
+)
+def test_an_engine_that_gives_something_else_is_an_error_and_what_it_gave_is_kept(what, rows, says, study_folder):
+    with pytest.raises(EngineError, match=f"engine Gives: {says}"):
+        run_study(tiny(), "out", engine=Gives(what), device="cpu")
+    path = study_folder / "out/results.jsonl"
+    assert len(path.read_text().splitlines() if path.exists() else []) == rows
+
+
+def test_an_engine_may_give_all_outcomes_at_once(study_folder):
+    assert run_study(tiny(), "out", engine=Gives(list), device="cpu").trained == 2
+
+
+class Closes(Gives):
+    closed = False
+
+    def run(self, points, work):
+        try:
+            yield from super().run(points, work)
+            yield "more"
+        finally:
+            Closes.closed = True
+
+
+def test_an_engine_is_closed_where_it_went_wrong(study_folder):
+    with pytest.raises(EngineError, match="yielded str"):
+        run_study(tiny(), "out", engine=Closes(list), device="cpu")
+    assert Closes.closed

@@ -20,13 +20,12 @@ import shlex
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from inspect import isabstract
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from spectrum._registry import Registry, calling_module, hint
+from spectrum._registry import Registry, calling_module, check_maker, hint
 from spectrum.conv.backends.coalesced import Coalesced, can_derive
 from spectrum.conv.backends.compiled import Compiled, takes_kernels
 from spectrum.conv.backends.environment import VARIABLE, backend_of_environment
@@ -77,17 +76,13 @@ def register_backend(name: str, factory: Callable[[], Backend]) -> None:
 
     Raises ValueError for a name that is taken or is none, and for what gives no Backend.
     """
-    if not callable(factory):
-        raise ValueError(f"factory={factory!r}: expected what gives a Backend when called, such as a class")
     if (meaning := TAKEN.get(str(name))) is not None:
         raise ValueError(f"name={name!r}: {meaning}; choose another name")
     home = calling_module()
     BACKENDS.check(name, maker=factory, home=home)
     if BACKENDS.maker(name) == factory:
         return
-    if isabstract(factory):
-        missing = ", ".join(sorted(getattr(factory, "__abstractmethods__", ())))
-        raise ValueError(f"factory={factory!r}: has no {missing}; write what a Backend must have")
+    check_maker("factory", factory, "a Backend")
     made = factory()
     if not isinstance(made, Backend):
         raise ValueError(f"factory: gave {type(made).__name__}; give a subclass of Backend")
@@ -141,6 +136,8 @@ def choice_for(backend: str | None, *, prepare: bool) -> Choice:
             _prepare(choice.name)
         except ValueError as error:
             raise ValueError(f"{source}: {error}") from None
+        except Exception as error:  # whatever a user's backend raises
+            raise ValueError(f"{source}: cannot be prepared: {type(error).__name__}: {error}") from error
     return choice
 
 
