@@ -38,6 +38,8 @@ __all__ = [
     "memory_changes",
     "next_sequence_number",
     "sequence_number",
+    "shares_memory",
+    "version",
     "without_libraries",
 ]
 
@@ -83,6 +85,18 @@ def backward_node() -> Any | None:
 def sequence_number(node: Any) -> int:
     """The number that a node got when it was recorded."""
     return int(node._sequence_nr())
+
+
+def version(tensor: Tensor) -> int:
+    """How often its numbers were written to in place; 0 where torch does not count, as in inference mode."""
+    return 0 if tensor.is_inference() else int(tensor._version)
+
+
+def shares_memory(first: Tensor, second: Tensor) -> bool:
+    """Whether they are views of one memory; of tensors without any it is not known."""
+    if first.is_meta or second.is_meta or not (first.numel() and second.numel()):
+        return False
+    return bool(torch._C._is_alias_of(first, second))  # type: ignore[attr-defined]
 
 
 def memory_changes(profiler: Any) -> list[int]:

@@ -23,6 +23,7 @@ SEEN_IN = {  # the version of torch with which each was last seen to pass the te
     "torch._C._functorch.peek_interpreter_stack": "2.13.0",
     "torch._C._get_cudnn_enabled": "2.13.0",
     "torch._C._get_mkldnn_enabled": "2.13.0",
+    "torch._C._is_alias_of": "2.13.0",
     "torch._C._set_cudnn_enabled": "2.13.0",
     "torch._C._set_mkldnn_enabled": "2.13.0",
     "torch._ops.OpOverload": "2.13.0",
@@ -77,6 +78,18 @@ def test_torch_still_has_it(name: str) -> None:
     for part in name.split(".")[1:]:
         assert hasattr(value, part), f"{name} was seen in torch {SEEN_IN[name]}; torch {torch.__version__} lacks {part}"
         value = getattr(value, part)
+
+
+def test_what_was_written_to_and_what_shares_memory_is_known() -> None:
+    x = torch.ones(3, 4)
+    before = _torch.version(x)
+    x.add_(1)
+    assert _torch.version(x) > before
+    assert _torch.shares_memory(x, x[1:])
+    assert not _torch.shares_memory(x, x.clone())
+    assert not _torch.shares_memory(x, x.to("meta"))
+    with torch.inference_mode():
+        assert _torch.version(torch.ones(3)) == 0
 
 
 def test_a_batch_of_gradients_is_told_from_one() -> None:

@@ -5,6 +5,8 @@ import os
 import pickle
 import subprocess
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -219,6 +221,72 @@ SPOILT = [
     (lambda y: y.to("meta"), "gave torch.float32 on meta; expected torch.float32 on cpu"),
     (lambda y: y.detach(), "gave a tensor without a gradient; expected one that autograd can follow"),
 ]
+
+
+class Careless(Backend):
+    """What it does to its inputs, and what it gives of them."""
+
+    does = None
+
+    def convolve(self, x_nchw, weights, geometry):
+        return Careless.does(x_nchw, *weights)
+
+    def can_normalise(self, x_nchw):
+        return True
+
+    def normalise(self, x_nchw, added_nchw, weight, bias, eps, relu):
+        return Careless.does(x_nchw, weight), weight.detach().clone(), weight.detach().clone()
+
+    def normalise_by(self, x_nchw, added_nchw, weight, bias, mean, variance, eps, relu):
+        return Careless.does(x_nchw, mean)
+
+
+@pytest.mark.parametrize("layer", ["convolve", "normalise", "normalise_by"])
+@pytest.mark.parametrize(
+    ("does", "says"),
+    [
+        (lambda x, weight: x, "gave memory of its input; expected a tensor of its own"),
+        (lambda x, weight: x.view_as(x), "gave memory of its input"),
+        (lambda x, weight: x.mul_(2).clone(), "changed an input in place; work on a copy"),
+        (lambda x, weight: (weight.data.mul_(2), weight.zero_(), x.clone())[2], "changed an input in place"),
+    ],
+    ids=["itself", "a view", "the input", "the weight"],
+)
+def test_a_backend_that_is_careless_with_its_inputs_is_refused(layer, does, says, monkeypatch):
+    register_backend("careless", Careless)
+    monkeypatch.setattr(Careless, "does", staticmethod(does))
+    if layer == "convolve":
+        module = SegmentedConv2d(8, 8, segments=4, pointwise=False, backend="careless")
+    else:
+        module = BatchNormAct2d(8, backend="careless").train(layer == "normalise")
+    with torch.no_grad(), pytest.raises(TypeError, match=f"backend 'careless': its {layer} {says}"):
+        module(images(2, 8, 4, 4))
+
+
+def test_threads_prepare_a_backend_once(monkeypatch, wrong):
+    done = []
+    wrong(lambda y: y)
+    monkeypatch.setattr(Wrong, "prepare", lambda self: (time.sleep(0.05), done.append("prepared")))
+    with ThreadPoolExecutor(4) as threads:
+        list(threads.map(lambda _: SegmentedConv2d(8, 8, backend="wrong"), range(8)))
+    assert done == ["prepared"]
+
+
+def test_a_backend_that_cannot_be_prepared_says_why(monkeypatch, wrong):
+    def fail(self):
+        raise RuntimeError("no library")
+
+    monkeypatch.setattr(Wrong, "prepare", fail)
+    with pytest.raises(ValueError, match="backend='wrong': cannot be prepared: RuntimeError: no library"):
+        SegmentedConv2d(8, 8, backend="wrong")
+
+
+def test_moments_under_autocast_have_the_type_of_the_statistics(wrong):
+    wrong(lambda given: (given[0], given[1].bfloat16(), given[2]))
+    norm = BatchNormAct2d(8, backend="wrong")
+    with torch.autocast("cpu", torch.bfloat16), pytest.raises(TypeError, match=r"gave torch\.bfloat16 on cpu"):
+        norm(images(2, 8, 4, 3))
+    assert norm.num_batches_tracked == 0
 
 
 @pytest.mark.parametrize(("spoil", "says"), SPOILT)

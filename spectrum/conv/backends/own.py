@@ -1,30 +1,36 @@
-"""A backend of one's own, whose answers are looked at before they are used: a wrong one is an error, never a result."""
+"""A backend of one's own: what can be seen to be wrong of its answers is an error. Its numbers nobody checks."""
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
+from spectrum._torch import shares_memory, version
 from spectrum.conv.backends.interface import Backend, Geometry
-from spectrum.conv.backends.tracing import layout_of
+from spectrum.conv.backends.tracing import is_traced, layout_of
 
 
 class Checked(Backend):
     """What a user's backend computes, in the input's memory layout. It is prepared once, before its first result.
 
-    Raises TypeError for an answer that cannot be right: another shape, type or device, or no gradient where one is due.
+    Raises TypeError for an answer that cannot be right (another shape, type or device, no gradient where one is due,
+    memory of an input) and for inputs that were changed.
     """
 
     def __init__(self, name: str, backend: Backend) -> None:
         self.name, self.backend = name, backend
-        self.is_prepared = False
+        self.is_prepared, self.preparing = False, threading.Lock()
 
     def prepare(self) -> None:
-        if not self.is_prepared:
-            self.backend.prepare()
-            self.is_prepared = True
+        if self.is_prepared:
+            return
+        with self.preparing:
+            if not self.is_prepared:
+                self.backend.prepare()
+                self.is_prepared = True
 
     def refusal_of(self, geometry: Geometry) -> str | None:
         return self._reason("refusal_of", self.backend.refusal_of(geometry))
@@ -34,25 +40,30 @@ class Checked(Backend):
 
     def convolve(self, x_nchw: Tensor, weights: Sequence[Tensor], geometry: Geometry) -> Tensor:
         self.prepare()
+        before = _versions(x_nchw, *weights)
         y_nchw = self.backend.convolve(x_nchw, weights, geometry)
+        self._check_unchanged("convolve", before, x_nchw, *weights)
         self._check("convolve", y_nchw, geometry.output_shape(x_nchw.shape), x_nchw, weights)
         return y_nchw.contiguous(memory_format=layout_of(x_nchw))
 
     def can_normalise(self, x_nchw: Tensor) -> bool:
-        return self.backend.can_normalise(x_nchw)
+        return not is_traced(x_nchw) and self.backend.can_normalise(x_nchw)
 
     def normalise(
         self, x_nchw: Tensor, added_nchw: Tensor | None, weight: Tensor, bias: Tensor, eps: float, relu: bool
     ) -> tuple[Tensor, Tensor, Tensor]:
         self.prepare()
+        sources = [weight, bias] if added_nchw is None else [weight, bias, added_nchw]
+        before = _versions(x_nchw, *sources)
         given = self.backend.normalise(x_nchw, added_nchw, weight, bias, eps, relu)
+        self._check_unchanged("normalise", before, x_nchw, *sources)
         if not isinstance(given, tuple) or len(given) != 3:
             raise self._wrong("normalise", f"{type(given).__name__}", "a tuple of y, mean and variance")
         y_nchw, mean, variance = given
-        sources = [weight, bias] if added_nchw is None else [weight, bias, added_nchw]
         self._check("normalise", y_nchw, tuple(x_nchw.shape), x_nchw, sources)
         for moment in (mean, variance):
-            self._check("normalise", moment, tuple(weight.shape), x_nchw)
+            with torch.autocast(x_nchw.device.type, enabled=False):  # they move running statistics, of this type
+                self._check("normalise", moment, tuple(weight.shape), x_nchw)
         return y_nchw.contiguous(memory_format=layout_of(x_nchw)), mean.detach(), variance.detach()
 
     def normalise_by(
@@ -67,7 +78,9 @@ class Checked(Backend):
         relu: bool,
     ) -> Tensor:
         self.prepare()
+        before = _versions(x_nchw, weight, bias, mean, variance)
         y_nchw = self.backend.normalise_by(x_nchw, added_nchw, weight, bias, mean, variance, eps, relu)
+        self._check_unchanged("normalise_by", before, x_nchw, weight, bias, mean, variance)
         self._check("normalise_by", y_nchw, tuple(x_nchw.shape), x_nchw)
         return y_nchw.contiguous(memory_format=layout_of(x_nchw))
 
@@ -89,9 +102,20 @@ class Checked(Backend):
         if y.dtype not in types or y.device != x_nchw.device:
             wanted = f"{' or '.join(sorted(map(str, types)))} on {x_nchw.device}"
             raise self._wrong(method, f"{y.dtype} on {y.device}", f"{wanted}, as the input")
+        if not torch.compiler.is_compiling() and shares_memory(y, x_nchw):
+            raise self._wrong(method, "memory of its input", "a tensor of its own")
         asked = torch.is_grad_enabled() and any(one.requires_grad for one in (x_nchw, *differentiable))
         if differentiable and asked and not y.requires_grad:
             raise self._wrong(method, "a tensor without a gradient", "one that autograd can follow to its inputs")
 
+    def _check_unchanged(self, method: str, before: list[int], *inputs: Tensor) -> None:
+        if _versions(*inputs) != before:
+            raise TypeError(f"backend {self.name!r}: its {method} changed an input in place; work on a copy")
+
     def _wrong(self, method: str, given: str, expected: str) -> TypeError:
         return TypeError(f"backend {self.name!r}: its {method} gave {given}; expected {expected}")
+
+
+def _versions(*inputs: Tensor) -> list[int]:
+    """How often each was written to; nothing under torch.compile, which does not know."""
+    return [] if torch.compiler.is_compiling() else list(map(version, inputs))
