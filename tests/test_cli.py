@@ -86,6 +86,16 @@ def test_the_whole_way_from_a_study_to_its_table(study, capsys):
 
 
 @pytest.mark.medium
+def test_status_says_how_to_go_on_in_the_folder_that_it_was_asked_of(study, capsys):
+    assert run("run", "tiny.toml", "--workers", "1", "--out", "else where/st") == 0
+    path = Path("else where/st/results.jsonl")
+    path.write_text("".join(path.read_text().splitlines(keepends=True)[:-1]))
+    capsys.readouterr()
+    assert run("status", "else where/st") == 0
+    assert capsys.readouterr().out.endswith("next    spectrum run tiny.toml --out 'else where/st'\n")
+
+
+@pytest.mark.medium
 def test_a_failed_point_makes_the_status_non_zero(study, capsys):
     assert run("run", "tiny.toml", "--workers", "1", "--import", "tests.faulty_models", "--model", "fails") == 1
     assert "6 points failed" in capsys.readouterr().err

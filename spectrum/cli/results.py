@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -62,7 +63,9 @@ def _print_what_next(folder: Path, plan: FrozenPlan, standing: Standing) -> None
     if standing == "finished" and not searched:
         print_next("report", str(folder))
     elif standing != "training" and not plan.lacks(PLANNED):
-        out.print(f"{'next':7} {run_command(plan)}{' --confirm' if searched else ''}")
+        elsewhere = folder.resolve() != (Path("results") / str(plan.study)).resolve()
+        more = [*(["--out", str(folder)] if elsewhere else []), *(["--confirm"] if searched else [])]
+        out.print(f"{'next':7} {run_command(plan)} {shlex.join(more)}".rstrip())
 
 
 def _print_standing(folder: Path, ids: Sequence[str]) -> Standing:

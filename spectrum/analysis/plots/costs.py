@@ -47,7 +47,7 @@ PARTS = {
     "spatial": "spatial half",
     "pointwise": "1×1 half",
     "Conv2d": "other convolutions",
-    "Linear": "logistic regression",
+    "Linear": "linear layers",
     "BatchNormAct2d": "batch normalisation",
     "BatchNorm2d": "batch normalisation",
 }
