@@ -72,7 +72,7 @@ def at_equal_cost(
         raise ValueError(f"level={level:g}: only from {low:g} to {high:g} {cost} do all splits have networks")
     rows = []
     for label, split in cells.groupby("label", sort=False):
-        log_width = _width_at(split, cost, level)
+        log_width = log_width_at(split, cost, level)
         curves = split.pivot(index="seed", columns="width", values="accuracy").dropna()
         found = [np.interp(log_width, np.log2(curves.columns.to_numpy(float)), curve) for curve in curves.to_numpy()]
         mean, lower, upper = t_interval(found, confidence)
@@ -90,8 +90,21 @@ def common_costs(results: pd.DataFrame, cost: str, *, metric: str | None = None)
     """
     if cost not in COSTS:
         raise ValueError(f"cost={cost!r}: try {' or '.join(map(repr, COSTS))}")
-    ranges = cells_of(results, metric).groupby("label")[cost].agg(["min", "max"])
+    return common_range(cells_of(results, metric), cost)
+
+
+def common_range(cells: pd.DataFrame, cost: str) -> tuple[float, float]:
+    """The same of cells; the first is above the second where the splits share no cost."""
+    ranges = cells.groupby("label")[cost].agg(["min", "max"])
     return float(ranges["min"].max()), float(ranges["max"].min())
+
+
+def log_width_at(split: pd.DataFrame, cost: str, level: float) -> float:
+    """log₂ of the width at which the cells of one split have this cost; NaN beyond its networks."""
+    costs = split.groupby("width")[cost].first().sort_index()
+    if not costs.iloc[0] <= level <= costs.iloc[-1]:
+        return float("nan")
+    return float(np.interp(np.log(level), np.log(costs.to_numpy(float)), np.log2(costs.index.to_numpy(float))))
 
 
 def cells_of(results: pd.DataFrame, metric: str | None = None) -> pd.DataFrame:
@@ -138,9 +151,3 @@ def _slopes(cells: pd.DataFrame, by: str, what: str, confidence: float) -> pd.Da
     if not rows:
         raise ValueError(f"a slope needs at least two {what}")
     return pd.DataFrame(rows)
-
-
-def _width_at(split: pd.DataFrame, cost: str, level: float) -> float:
-    """log₂ of the width at which a split has this cost."""
-    costs = split.groupby("width")[cost].first().sort_index()
-    return float(np.interp(np.log(level), np.log(costs.to_numpy(float)), np.log2(costs.index.to_numpy(float))))

@@ -15,7 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 
-from spectrum.analysis.landscape import cells_of
+from spectrum.analysis.landscape import cells_of, common_range, log_width_at
 from spectrum.analysis.plots.costs import engineering
 from spectrum.analysis.plots.drawing import (
     METRIC_LABELS,
@@ -72,7 +72,6 @@ def landscape(
         figure_of(ax).set_size_inches(2.2 + 0.75 * max(columns.values()), 1.6 + 0.42 * len(means))
     norm = mpl.colors.Normalize(np.nanmin(means.to_numpy()), np.nanmax(means.to_numpy()))
     _draw_cells(ax, means, columns, norm)
-    cells = cells.assign(row=cells["width"].map({width: row for row, width in enumerate(means.index)}))
     for cost in contours:
         _draw_contours(ax, cells, cost, columns, levels)
     ax.set_xticks(list(columns.values()), list(columns))
@@ -111,9 +110,11 @@ def _draw_cells(ax: Axes, means: pd.DataFrame, columns: Mapping[str, float], nor
 
 def _draw_contours(ax: Axes, cells: pd.DataFrame, cost: str, columns: Mapping[str, float], levels: int) -> None:
     """Lines of equal cost: at each split, the place between the rows whose networks have it."""
-    look = CONTOURS[cost]
+    look, widths_of_rows = CONTOURS[cost], np.sort(cells["width"].unique())
+    rows = np.log2(widths_of_rows), np.arange(len(widths_of_rows))
     for level in _levels(cells[cells["pointwise"]], cost, levels):
-        heights = {str(label): _height(split, cost, level) for label, split in cells.groupby("label", sort=False)}
+        widths = {str(label): log_width_at(split, cost, level) for label, split in cells.groupby("label", sort=False)}
+        heights = {label: float(np.interp(width, *rows)) for label, width in widths.items()}
         curve = dict.fromkeys(cells.loc[cells["pointwise"], "label"])
         x, y = [columns[label] for label in curve], [heights[label] for label in curve]
         for color, lw in (("white", 3.0), ("black", 1.2)):
@@ -127,17 +128,8 @@ def _draw_contours(ax: Axes, cells: pd.DataFrame, cost: str, columns: Mapping[st
 
 def _levels(cells: pd.DataFrame, cost: str, levels: int) -> Sequence[float]:
     """Costs, evenly on a log scale, at which every split has smaller and larger networks; none where there are none."""
-    ranges = cells.groupby("label")[cost].agg(["min", "max"])
-    low, high = ranges["min"].max(), ranges["max"].min()
+    low, high = common_range(cells, cost)
     return list(np.geomspace(low, high, levels + 2)[1:-1]) if low < high else []
-
-
-def _height(split: pd.DataFrame, cost: str, level: float) -> float:
-    """The row, with parts, at which a split has this cost; NaN beyond its networks."""
-    costs = split.groupby("row")[cost].first().sort_index()
-    if not costs.iloc[0] <= level <= costs.iloc[-1]:
-        return float("nan")
-    return float(np.interp(np.log(level), np.log(costs.to_numpy(float)), costs.index.to_numpy(float)))
 
 
 def _first_channels(table: pd.DataFrame) -> list[str]:
