@@ -61,16 +61,19 @@ class SegmentedHalf(nn.Module):
         Raises InputError for what a binding backend cannot compute, and for weights of another shape than the layer's.
         """
         weights = list(self.weights)
-        if not is_of_fx(x_nchw):
+        if not (is_of_fx(x_nchw) or torch.jit.is_tracing()):  # type: ignore[attr-defined, no-untyped-call]
             for weight, shape in zip(weights, self.geometry.weight_shapes, strict=True):
                 if weight.shape != shape:  # kernels would read beyond its end
                     raise InputError(f"a weight of shape {tuple(weight.shape)} stands where {shape} belongs")
-        return BACKENDS[self.backend_for(x_nchw)].convolve(x_nchw, weights, self.geometry)
+        return BACKENDS[self._chosen(x_nchw, weights)].convolve(x_nchw, weights, self.geometry)
 
     def backend_for(self, x_nchw: Tensor) -> str:
         """The name of the backend that computes this input. Raises InputError where a binding one cannot."""
+        return self._chosen(x_nchw, list(self.weights))
+
+    def _chosen(self, x_nchw: Tensor, weights: list[Tensor]) -> str:
         name, binding = self.choice
-        if not all(map(is_plain, self.weights)):
+        if not all(map(is_plain, weights)):
             return "native"
         if not binding or is_traced(x_nchw) or x_nchw.is_meta:
             return choose(name, x_nchw, self.geometry)

@@ -105,8 +105,12 @@ class BatchNormAct2d(nn.BatchNorm2d):
         of_channels = x_nchw.dim() == 4 and x_nchw.shape[1] == self.num_features
         if not of_channels or x_nchw.numel() <= least or not is_channels_last(x_nchw):
             return False
-        own = (self.weight, self.bias, self.running_mean, self.running_var)
-        return all(one is not None and _is_per_channel(one, x_nchw) for one in own)
+        shape, kind = x_nchw.shape[1:2], (x_nchw.dtype, x_nchw.device)
+        for one in (self.weight, self.bias, self.running_mean, self.running_var):
+            # A number for each channel, as a kernel reads them; else torch says what is wrong.
+            if one is None or one.shape != shape or (one.dtype, one.device) != kind or not is_plain(one):
+                return False
+        return True
 
     def _learns_alone(self) -> bool:
         """From this process's images, with an average that is kept and has a momentum."""
@@ -159,12 +163,6 @@ class BatchNormAct2d(nn.BatchNorm2d):
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, relu={self.relu}"  # type: ignore[no-untyped-call]
-
-
-def _is_per_channel(tensor: Tensor, x_nchw: Tensor) -> bool:
-    """Whether it has a number for each channel, as a kernel reads it; else torch says what is wrong."""
-    fits = tensor.shape == x_nchw.shape[1:2] and tensor.dtype == x_nchw.dtype and tensor.device == x_nchw.device
-    return fits and is_plain(tensor)
 
 
 def _are_finite(first: Tensor, second: Tensor) -> bool:
