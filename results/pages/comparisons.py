@@ -1,6 +1,6 @@
 """Which places on the spectrum are better than which, and by how much.
 
-A place is a number of segments, "per_channel", or "bare": the regular convolution without a 1×1.
+A place is a number of segments, "per_channel", or "plain": the regular convolution without a 1×1.
 """
 
 from __future__ import annotations
@@ -130,6 +130,6 @@ class Comparisons:
 
 def _side(place: Any, match: str) -> dict[str, Any]:
     """A place on the spectrum under a budget, as the values that its rows have."""
-    if place == "bare":
+    if place == "plain":
         return {"match": match, "pointwise": False}
     return {"match": match, "pointwise": True, "segments": place}

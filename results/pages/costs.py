@@ -7,6 +7,7 @@ from typing import Any
 
 import pandas as pd
 
+from spectrum import stats
 from spectrum.analysis.table import has
 
 ORDERS = ("pointwise_first", "spatial_first")
@@ -26,7 +27,7 @@ class Costs:
         """How many times the cost of the second network the first has."""
         return self.of(cost, **first) / self.of(cost, **second)
 
-    def bare_times(self, cost: str, match: str) -> float:
+    def plain_times(self, cost: str, match: str) -> float:
         """How many times the cost of one segment a channel the regular convolution without a 1×1 has."""
         return self.times(cost, {"pointwise": False, "match": match}, {"segments": "per_channel", "match": match})
 
@@ -42,7 +43,7 @@ class Costs:
 
     def worst_mismatch(self, *matches: str) -> float:
         """The largest distance of a point from its budget, as a part of it, under some budgets."""
-        return float(self.results[self.results["match"].isin(matches)]["budget_mismatch"].abs().max())
+        return stats.worst_mismatch(self.results[self.results["match"].isin(matches)])
 
     def realised(self, **side: Any) -> list[int]:
         """The different numbers of segments that the layers of a network really have, from input to output."""

@@ -67,7 +67,7 @@ def at_equal_cost(
     bracket.
     """
     cells = cells_of(results, metric)
-    low, high = common_costs(results, cost, metric=metric)
+    low, high = common_range(cells, cost)
     if not low <= level <= high:
         raise ValueError(f"level={level:g}: only from {low:g} to {high:g} {cost} do all splits have networks")
     rows = []
@@ -88,13 +88,13 @@ def common_costs(results: pd.DataFrame, cost: str, *, metric: str | None = None)
         cost: "params" or "macs".
         metric: a column of accuracies; runs without it do not count.
     """
-    if cost not in COSTS:
-        raise ValueError(f"cost={cost!r}: try {' or '.join(map(repr, COSTS))}")
     return common_range(cells_of(results, metric), cost)
 
 
 def common_range(cells: pd.DataFrame, cost: str) -> tuple[float, float]:
     """The same of cells; the first is above the second where the splits share no cost."""
+    if cost not in COSTS:
+        raise ValueError(f"cost={cost!r}: try {' or '.join(map(repr, COSTS))}")
     ranges = cells.groupby("label")[cost].agg(["min", "max"])
     return float(ranges["min"].max()), float(ranges["max"].min())
 
@@ -134,8 +134,7 @@ def cells_of(results: pd.DataFrame, metric: str | None = None) -> pd.DataFrame:
         }
     )
     cells = cells.sort_values(["pointwise", "order", "width"], kind="stable").drop(columns="order")
-    same = [name for name in cells if name not in ("accuracy",)]
-    return cells.groupby(same, sort=False, dropna=False)["accuracy"].mean().reset_index()
+    return cells.groupby([*cells.columns.drop("accuracy")], sort=False, dropna=False)["accuracy"].mean().reset_index()
 
 
 def _slopes(cells: pd.DataFrame, by: str, what: str, confidence: float) -> pd.DataFrame:

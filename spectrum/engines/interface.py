@@ -135,7 +135,19 @@ class Engine(ABC):
         """
 
 
-RESULT = ("status", "history", "provenance", "test_accuracy", "val_accuracy", "weights_sha256")  # of any result
+RESULT_COLUMNS = (  # of a row, from a run's result
+    "test_accuracy",
+    "test_loss",
+    "test_images",
+    "val_accuracy",
+    "val_loss",
+    "train_loss",
+    "train_seconds",
+    "images_per_second",
+    "peak_memory_mb",
+    "weights_sha256",
+)
+RESULT = ("status", "history", "provenance", *RESULT_COLUMNS)  # of any run that has one
 
 
 def outcomes_of(engine: Engine, points: Sequence[Point], work: Work) -> Generator[Outcome, None, None]:
@@ -165,7 +177,9 @@ def _check_outcome(name: str, outcome: object, waiting: Collection[str]) -> None
         raise EngineError(f"engine {name}: yielded {type(outcome).__name__}; yield an Outcome for each run")
     if outcome.point.id not in waiting:
         raise EngineError(f"engine {name}: yielded run {outcome.point.id} twice, or was not asked for it")
-    missing = [] if outcome.result is None else [field for field in RESULT if field not in outcome.result]
+    if outcome.result is None:
+        return
+    missing = [field for field in RESULT if field not in outcome.result]
     if missing:
         raise EngineError(f"engine {name}: its result has no {', '.join(missing)}; give what train_one returns")
 

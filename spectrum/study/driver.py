@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from spectrum._records import SpecError
-from spectrum.conv.backends.environment import VARIABLE
+from spectrum.conv.backends.environment import VARIABLE, backend_of_environment
 from spectrum.design.budgets import timed
 from spectrum.design.effects import check_effects
 from spectrum.design.keys import images_key
@@ -26,7 +26,16 @@ from spectrum.design.own_modules import Registered, check_workers_know, code_of,
 from spectrum.design.plan import Plan, PlannedBudget, PlannedTuning
 from spectrum.design.point import Point
 from spectrum.design.study_file import Study, Tune, as_study
-from spectrum.engines.interface import Engine, EngineSettings, Outcome, Work, engine_of, list_engines, outcomes_of
+from spectrum.engines.interface import (
+    RESULT_COLUMNS,
+    Engine,
+    EngineSettings,
+    Outcome,
+    Work,
+    engine_of,
+    list_engines,
+    outcomes_of,
+)
 from spectrum.engines.saving import LOGS
 from spectrum.models import registered_in
 from spectrum.study.contrasts import examine
@@ -35,19 +44,6 @@ from spectrum.study.planning import PlannedPoint, plan_study, planned_point
 from spectrum.study.store import FINISHED, Row, Store, StoreError, find_plan, latest_rows
 from spectrum.study.tuning import Choice, choose, confirmed, extended, search
 from spectrum.training.checkpoint_files import CHECKPOINTS
-
-RESULT_COLUMNS = (
-    "test_accuracy",
-    "test_loss",
-    "test_images",
-    "val_accuracy",
-    "val_loss",
-    "train_loss",
-    "train_seconds",
-    "images_per_second",
-    "peak_memory_mb",
-    "weights_sha256",
-)
 
 
 @dataclass(frozen=True)
@@ -175,6 +171,8 @@ def _check_backend(engine: Engine, device: str) -> None:
         raise SpecError(
             f"prefer_backend({name!r}): holds in this process, and runs are trained in others; set {VARIABLE}={name}"
         )
+    if name is None and backend_of_environment() is None:
+        return
     try:
         choice_for(None, prepare=device == "cpu" and not engine.elsewhere)
     except ValueError as error:

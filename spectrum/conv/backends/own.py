@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -39,10 +40,7 @@ class Checked(Backend):
         return self._reason("refusal", self.backend.refusal(x_nchw, geometry))
 
     def convolve(self, x_nchw: Tensor, weights: Sequence[Tensor], geometry: Geometry) -> Tensor:
-        self.prepare()
-        before = _versions(x_nchw, *weights)
-        y_nchw = self.backend.convolve(x_nchw, weights, geometry)
-        self._check_unchanged("convolve", before, x_nchw, *weights)
+        y_nchw: Tensor = self._given("convolve", (x_nchw, *weights), x_nchw, weights, geometry)
         self._check("convolve", y_nchw, geometry.output_shape(x_nchw.shape), x_nchw, weights)
         return y_nchw.contiguous(memory_format=layout_of(x_nchw))
 
@@ -52,11 +50,8 @@ class Checked(Backend):
     def normalise(
         self, x_nchw: Tensor, added_nchw: Tensor | None, weight: Tensor, bias: Tensor, eps: float, relu: bool
     ) -> tuple[Tensor, Tensor, Tensor]:
-        self.prepare()
         sources = [weight, bias] if added_nchw is None else [weight, bias, added_nchw]
-        before = _versions(x_nchw, *sources)
-        given = self.backend.normalise(x_nchw, added_nchw, weight, bias, eps, relu)
-        self._check_unchanged("normalise", before, x_nchw, *sources)
+        given = self._given("normalise", (x_nchw, *sources), x_nchw, added_nchw, weight, bias, eps, relu)
         if not isinstance(given, tuple) or len(given) != 3:
             raise self._wrong("normalise", f"{type(given).__name__}", "a tuple of y, mean and variance")
         y_nchw, mean, variance = given
@@ -77,10 +72,8 @@ class Checked(Backend):
         eps: float,
         relu: bool,
     ) -> Tensor:
-        self.prepare()
-        before = _versions(x_nchw, weight, bias, mean, variance)
-        y_nchw = self.backend.normalise_by(x_nchw, added_nchw, weight, bias, mean, variance, eps, relu)
-        self._check_unchanged("normalise_by", before, x_nchw, weight, bias, mean, variance)
+        inputs = (x_nchw, weight, bias, mean, variance)
+        y_nchw: Tensor = self._given("normalise_by", inputs, x_nchw, added_nchw, *inputs[1:], eps, relu)
         self._check("normalise_by", y_nchw, tuple(x_nchw.shape), x_nchw)
         return y_nchw.contiguous(memory_format=layout_of(x_nchw))
 
@@ -108,14 +101,19 @@ class Checked(Backend):
         if differentiable and asked and not y.requires_grad:
             raise self._wrong(method, "a tensor without a gradient", "one that autograd can follow to its inputs")
 
-    def _check_unchanged(self, method: str, before: list[int], *inputs: Tensor) -> None:
-        if _versions(*inputs) != before:
+    def _given(self, method: str, inputs: Sequence[Tensor], *arguments: Any) -> Any:
+        """What a method of a backend that is prepared gives, with inputs that are as they were."""
+        self.prepare()
+        before = _versions(inputs)
+        given = getattr(self.backend, method)(*arguments)
+        if _versions(inputs) != before:
             raise TypeError(f"backend {self.name!r}: its {method} changed an input in place; work on a copy")
+        return given
 
     def _wrong(self, method: str, given: str, expected: str) -> TypeError:
         return TypeError(f"backend {self.name!r}: its {method} gave {given}; expected {expected}")
 
 
-def _versions(*inputs: Tensor) -> list[int]:
+def _versions(inputs: Sequence[Tensor]) -> list[int]:
     """How often each was written to; nothing under torch.compile, which does not know."""
     return [] if torch.compiler.is_compiling() else list(map(version, inputs))
