@@ -188,8 +188,9 @@ def worth_folding(name: str, x_nchw: Tensor, first: Tensor, second: Tensor) -> b
     Assumes stride 1 and "same" padding, where every pixel costs alike. Only where the choice is "auto", and not in
     float16, in which the product of two small weights is zero or has lost its digits.
     """
-    derives = can_derive(x_nchw) and is_plain(first) and is_plain(second)
-    if name != AUTO or is_traced(x_nchw) or not derives:
+    if name != AUTO or is_traced(x_nchw) or not can_derive(x_nchw):  # in this order: of what is traced nothing is known
+        return False
+    if not (is_plain(first) and is_plain(second)):
         return False
     computed_in = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x_nchw.dtype
     if torch.float16 in (computed_in, first.dtype):
