@@ -67,6 +67,7 @@ class First:
 
     def __init__(self, ranks: Ranks, work: Work) -> None:
         self.ranks, self.work, self.saving = ranks, work, work.saving
+        self.mark = ""  # what the current attempt's file says
 
     def run(self, points: Iterable[Point]) -> Generator[Outcome, None, None]:
         current: list[Point] = []
@@ -91,6 +92,9 @@ class First:
                 except Interrupted:
                     self._unmark(point)
                     signals.stopped()
+                except _FailedAlone as failed:
+                    self._write_mark(point)  # torchrun stops this rank when another one ends, as if somebody had asked
+                    failed.end(self.ranks)
                 self._unmark(point)
                 yield Outcome(point, result, reason and with_log(reason, self.saving, point), attempt)
             signals.obey()
@@ -105,11 +109,16 @@ class First:
         step = latest_step(self.saving.checkpoints_of(point.id))
         attempt, before = self._marked(point)
         attempt = 1 if step > before else attempt + 1
-        with suppress(OSError):  # then this attempt is not counted
-            mark = self._mark(point, self.saving)
-            mark.parent.mkdir(parents=True, exist_ok=True)
-            write_whole(mark, f"{attempt} {step}" if step else f"{attempt}")
+        self.mark = f"{attempt} {step}" if step else f"{attempt}"
+        self._write_mark(point)
         return attempt
+
+    def _write_mark(self, point: Point) -> None:
+        if self.saving is not None:
+            with suppress(OSError):  # then this attempt is not counted
+                path = self._mark(point, self.saving)
+                path.parent.mkdir(parents=True, exist_ok=True)
+                write_whole(path, self.mark)
 
     def _marked(self, point: Point) -> tuple[int, int]:
         """How many attempts have ended without a row or a newer checkpoint, and after which step the latest was."""
@@ -198,10 +207,25 @@ def follow(ranks: Ranks, device: str, imports: Sequence[str] = ()) -> None:
                 _together(stoppable, Point.model_validate_json(point_json), work)
         except Interrupted:
             signals.stopped()
+        except _FailedAlone as failed:
+            failed.end(ranks)
+
+
+class _FailedAlone(Exception):
+    """This rank has failed, and not all of the others."""
+
+    def end(self, ranks: Ranks) -> NoReturn:
+        """End this process at once; torchrun then ends the others."""
+        sys.stderr.write(f"spectrum: rank {ranks.rank} failed alone, and ends: {self}\n")
+        sys.stderr.flush()
+        os._exit(1)
 
 
 def _together(ranks: Ranks, point: Point, work: Work) -> tuple[dict[str, Any] | None, str | None]:
-    """The result, or the reason of a failure that all ranks have in common."""
+    """The result, or the reason of a failure that all ranks have in common.
+
+    Raises _FailedAlone for a failure of this rank, or of another one that this rank waits for.
+    """
     threads = max(1, available_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
     try:
         return train_one(point, work, threads, ranks=ranks), None
@@ -211,6 +235,4 @@ def _together(ranks: Ranks, point: Point, work: Work) -> tuple[dict[str, Any] | 
         reason = f"{type(error).__name__}: {error}"
         if ranks.all_failed():
             return None, reason
-        sys.stderr.write(f"spectrum: rank {ranks.rank} failed alone, and ends: {reason}\n")
-        sys.stderr.flush()
-        os._exit(1)
+        raise _FailedAlone(reason) from error
