@@ -92,15 +92,15 @@ class Steps:
         more = [self.ms(way, place) / self.ms(way, 1) - 1 for way in WAYS]
         return 1 - more[1] / more[0], (more[1] - more[2]) / more[0]
 
-    def points(self, way: str) -> pd.DataFrame:
+    def runs(self, way: str) -> pd.DataFrame:
         """Every network once, by rising time: its cost is the step, and whether it is on the front of the means."""
-        points = stats.pareto_table(self.timed(way), "step_ms").sort_values("cost", kind="stable")
-        return points.drop_duplicates(["label", "cost"])
+        runs = stats.pareto_table(self.timed(way), "step_ms").sort_values("cost", kind="stable")
+        return runs.drop_duplicates(["label", "cost"])
 
     def front(self, way: str) -> list[str]:
         """Places on the front of accuracy against step time, by their means, from fast to slow."""
-        points = self.points(way)
-        return list(dict.fromkeys(points.loc[points["on_front"], "label"]))
+        runs = self.runs(way)
+        return list(dict.fromkeys(runs.loc[runs["on_front"], "label"]))
 
     def between(self, way: str) -> list[str]:
         """Those of them that are neither an end of the spectrum nor the bare convolution."""
@@ -126,16 +126,16 @@ def draw(steps: Steps) -> Figure:
         figure = Figure(figsize=(10.6, 4.2))
         panels = figure.subplots(1, len(WAYS), sharey=True, sharex=True)
         for ax, way in zip(panels, WAYS, strict=True):
-            points = steps.points(way)
-            for _, point in points.iterrows():
-                shade = shades[point["label"]]
-                half = 100 * (point["high"] - point["mean"])
-                face = "white" if point["beaten_by"] else shade
+            runs = steps.runs(way)
+            for _, run in runs.iterrows():
+                shade = shades[run["label"]]
+                half = 100 * (run["high"] - run["mean"])
+                face = "white" if run["beaten_by"] else shade
                 ax.errorbar(
-                    point["cost"], 100 * point["mean"], half,
-                    fmt=markers[point["match"]], color=shade, mfc=face, capsize=2, lw=1, ms=5, zorder=3,
+                    run["cost"], 100 * run["mean"], half,
+                    fmt=markers[run["match"]], color=shade, mfc=face, capsize=2, lw=1, ms=5, zorder=3,
                 )  # fmt: skip
-            front = points[points["on_front"]]
+            front = runs[runs["on_front"]]
             ax.step(front["cost"], 100 * front["mean"], where="post", ls="--", color="0.35", marker="", zorder=2)
             ax.set_xscale("log", base=2)
             ax.set_xticks([12, 16, 24, 32, 48], ["12", "16", "24", "32", "48"])

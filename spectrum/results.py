@@ -10,7 +10,7 @@ import pandas as pd
 
 from spectrum.analysis.summary import as_html
 from spectrum.design.plan import PlannedRun
-from spectrum.design.point import Point
+from spectrum.design.run import RunConfig
 from spectrum.study.store import (
     ROWS,
     Row,
@@ -43,14 +43,14 @@ class Results(pd.DataFrame):
 
 
 @without_collection()
-def load_results(folder: str | Path, *, all_points: bool = False) -> Results:
+def load_results(folder: str | Path, *, all_runs: bool = False) -> Results:
     """A study's rows as a table, one row a point.
 
     Args:
         folder: where `spectrum run` wrote, such as "results/quickstart".
         all_points: also those of its search, and points that an earlier version of the study had.
 
-    Columns: every field of `Point`, with its default in a row older than the field; `status` (done, diverged, failed),
+    Columns: every field of `RunConfig`, with its default in a row older than it; `status` (done, diverged, failed),
     `study_hash` (of its plan), `searched` (fields that a search chose, with spaces between), accuracies from 0 to 1,
     params, macs, seconds, provenance. A failed point has no accuracy; a diverged one is scored at chance. Raises
     StoreError where there is no such folder or no row.
@@ -66,8 +66,8 @@ def load_results(folder: str | Path, *, all_points: bool = False) -> Results:
     Name: test_accuracy, dtype: float64
     """
     folder = results_folder(folder)
-    if not isinstance(all_points, bool):
-        raise ValueError(f"all_points={all_points!r}: expected True or False")
+    if not isinstance(all_runs, bool):
+        raise ValueError(f"all_points={all_runs!r}: expected True or False")
     if not (folder / ROWS).exists():
         raise StoreError(f"{folder}: has no {ROWS}; run the study first: spectrum run FILE")
     by_id = latest_rows(folder)
@@ -77,7 +77,7 @@ def load_results(folder: str | Path, *, all_points: bool = False) -> Results:
     else:
         runs = [run for run in plan.runs if run.id in by_id]
         rows = [_planned(by_id[run.id], run, " ".join(plan.tuned)) for run in runs]
-        if all_points:
+        if all_runs:
             listed = {run.id for run in runs}
             rows += [row for id, row in by_id.items() if id not in listed]
     if not rows:
@@ -114,7 +114,7 @@ def load_tuning(folder: str | Path) -> Results:
 
 def _as_table(rows: Iterable[Row]) -> Results:
     """Column by column as rows come: from a list of records pandas takes three times as long."""
-    later = {name: field.default for name, field in Point.model_fields.items() if not field.is_required()}
+    later = {name: field.default for name, field in RunConfig.model_fields.items() if not field.is_required()}
     columns: dict[str, list[Any]] = {}
     count = 0
     for count, row in enumerate(rows, 1):

@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 import torch
 
-from spectrum import Point, load_results
+from spectrum import RunConfig, load_results
 from spectrum.cli import main
 
 STUDY = """
@@ -151,11 +151,11 @@ def test_one_way_to_say_the_split_replaces_the_other(study, capsys, flag):
     text = STUDY.replace('segments = [1, 3, "per_channel"]\n', "")
     (study / "one.toml").write_text(text)
     (study / "two.toml").write_text(text.replace("width = 0.25", "width = 0.25\nsegment_width = 2"))
-    points = []
+    runs = []
     for name in ("one.toml", "two.toml"):
         assert run("plan", name, *flag) == 0
-        points.append([line.rsplit(None, 1)[0] for line in capsys.readouterr().out.splitlines()[1:3]])
-    assert points[0] == points[1]
+        runs.append([line.rsplit(None, 1)[0] for line in capsys.readouterr().out.splitlines()[1:3]])
+    assert runs[0] == runs[1]
 
 
 def test_files_that_cannot_be_written_or_read_end_in_status_2(study, capsys):
@@ -319,10 +319,10 @@ def test_zsh_finds_the_script_in_a_folder_of_the_user(tmp_path, capsys):
 def written(folder, name, accuracies):
     """A folder of results with made-up rows: one a seed, at one segment."""
     folder.mkdir(parents=True)
-    point = Point(dataset="digits", segments=1).model_dump(mode="json")
+    run = RunConfig(dataset="digits", segments=1).model_dump(mode="json")
     measured = {"match": "none", "budget_mismatch": None, "params": 1000, "macs": 9000, "realised_segments": [1]}
     rows = [
-        {"id": f"{seed:016x}", "study": name, "status": "done", **point, "seed": seed, **measured}
+        {"id": f"{seed:016x}", "study": name, "status": "done", **run, "seed": seed, **measured}
         | {"test_accuracy": accuracy, "val_accuracy": accuracy, "train_seconds": 2.0}
         for seed, accuracy in enumerate(accuracies)
     ]
@@ -406,7 +406,7 @@ def test_a_plan_shows_widths_mismatch_and_what_contrasts_change(study, capsys):
     assert run("plan", "equal.toml", "--json") == 0
     plan = json.loads(capsys.readouterr().out)
     assert len(plan["points"]) == 2 * 3 * 2
-    solved = next(point for point in plan["points"] if point["match"] == "params")
+    solved = next(entry for entry in plan["points"] if entry["match"] == "params")
     assert solved["point"]["widths"] == [12, 23, 42]
     assert solved["params"] / solved["budget"] - 1 == solved["mismatch"]
     assert solved["seconds"] > 0

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from spectrum import Point
+from spectrum import RunConfig
 from spectrum.cli import COMMANDS, main
 from spectrum.cli.arguments import Run
 from spectrum.study.store import FULL, Store, StoreError, WriteError, _told
@@ -90,8 +90,8 @@ def test_misuse_ends_in_status_2_and_writes_nothing(study, capsys, monkeypatch, 
 def test_a_byte_order_mark_is_no_part_of_a_study(study, capsys, name):
     (study / "bom.toml").write_text(STUDY, encoding="utf-8-sig")
     assert run("plan", name, "--json") == 0
-    (point,) = json.loads(capsys.readouterr().out)["points"]
-    assert point["id"] == Point(dataset="digits", train_images=100, batch_size=50, epochs=1, width=0.25).id
+    (entry,) = json.loads(capsys.readouterr().out)["points"]
+    assert entry["id"] == RunConfig(dataset="digits", train_images=100, batch_size=50, epochs=1, width=0.25).id
 
 
 def limited(folder, *words, size=4096):

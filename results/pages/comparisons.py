@@ -13,7 +13,7 @@ from typing import Any
 import pandas as pd
 
 from spectrum import stats
-from spectrum.analysis.export import markdown_rows, points_table
+from spectrum.analysis.export import markdown_rows, runs_table
 from spectrum.analysis.inference import Difference
 from spectrum.analysis.sentences import sentence
 from spectrum.analysis.table import has
@@ -119,7 +119,7 @@ class Comparisons:
 
     def table(self, **side: Any) -> str:
         """The summary of the rows that have these values."""
-        return markdown_rows(points_table(self._rows(side)))
+        return markdown_rows(runs_table(self._rows(side)))
 
     def _rows(self, side: Mapping[str, Any]) -> pd.DataFrame:
         return self.results[has(self.results, side)]

@@ -63,7 +63,7 @@ class Table:
     label: str
 
 
-def points_table(results: pd.DataFrame) -> Table:
+def runs_table(results: pd.DataFrame) -> Table:
     """A study's table, a line a point: counts, and accuracy with its interval.
 
     Args:

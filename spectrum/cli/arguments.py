@@ -1,6 +1,6 @@
 """What the command can be told: one record a command, read from the words of the command line.
 
-A study's base point, or a network, is overridden by flags that are the fields of `Point`, with the same help.
+A study's base point, or a network, is overridden by flags that are the fields of `RunConfig`, with the same help.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pydantic import BaseModel
 from spectrum._records import SpecError
 from spectrum._registry import nearest
 from spectrum.design.keys import NETWORK
-from spectrum.design.point import Point
+from spectrum.design.run import RunConfig
 from spectrum.engines.interface import EngineSettings
 from spectrum.models.families import OWN
 
@@ -69,9 +69,11 @@ def _flags(record: type[BaseModel], fields: Sequence[str], hints: Mapping[str, s
     )
 
 
-PointFields = _flags(Point, list(Point.model_fields), dict.fromkeys(Point.model_fields, "(default: the file's)"))
+RunFields = _flags(
+    RunConfig, list(RunConfig.model_fields), dict.fromkeys(RunConfig.model_fields, "(default: the file's)")
+)
 NetworkFields = _flags(
-    Point,
+    RunConfig,
     [*(name for name in NETWORK if name != "model"), "width", "widths"],
     dict.fromkeys(OWN, "(default: the family's own)"),
 )
@@ -79,7 +81,7 @@ PlanFlags = _flags(EngineSettings, ["workers"])
 RunFlags = _flags(EngineSettings, [name for name in EngineSettings.model_fields if name != "imports"])  # has its own
 PlanSettings = Annotated[Any, tyro.conf.OmitArgPrefixes, tyro.conf.arg(constructor=PlanFlags)]
 RunSettings = Annotated[Any, tyro.conf.OmitArgPrefixes, tyro.conf.arg(constructor=RunFlags)]
-Overrides = Annotated[Any, tyro.conf.OmitArgPrefixes, tyro.conf.arg(constructor=PointFields)]
+Overrides = Annotated[Any, tyro.conf.OmitArgPrefixes, tyro.conf.arg(constructor=RunFields)]
 NetworkOverrides = Annotated[Any, tyro.conf.OmitArgPrefixes, tyro.conf.arg(constructor=NetworkFields)]
 
 
@@ -91,7 +93,7 @@ class OnStudy:
     """The study, a TOML file."""
     imports: Imports = ()
     """Import a module first, for models of your own."""
-    point: Overrides = field(default_factory=PointFields)
+    run: Overrides = field(default_factory=RunFields)
     """Override the study's base point."""
 
 
@@ -122,11 +124,11 @@ class Run(OnStudy):
     or one of your own, which a module of --import registers."""
     address: str | None = None
     """ray only: HOST:PORT of a cluster, auto for the one of this machine; by default one is started here."""
-    point_cpus: float = 1.0
+    run_cpus: float = 1.0
     """ray only: CPUs that each point takes."""
-    point_gpus: float = 0.0
+    run_gpus: float = 0.0
     """ray only: GPUs that each point takes, also a part of one."""
-    point_ranks: int = 1
+    run_ranks: int = 1
     """ray only: tasks that train each point together, each with its part of every batch and so many CPUs and GPUs."""
 
 
@@ -188,7 +190,7 @@ class Audit:
     """Also list every layer."""
     imports: Imports = ()
     """Import a module first, for models of your own."""
-    point: NetworkOverrides = field(default_factory=NetworkFields)
+    run: NetworkOverrides = field(default_factory=NetworkFields)
     """Fields of the network."""
 
 
@@ -224,7 +226,7 @@ def parse(words: Sequence[str]) -> Any:
     _import_first(words)
     command = _read(words or ["--help"])
     if isinstance(command, OnStudy | Audit):
-        command.point = _named_fields(command.point, words)
+        command.run = _named_fields(command.run, words)
     if isinstance(command, Plan | Run):
         EngineSettings(**vars(command.settings))  # which refuses what cannot be
     return command
@@ -271,11 +273,11 @@ def _read(words: Sequence[str]) -> Any:
     )
 
 
-def _named_fields(point: Any, words: Sequence[str]) -> dict[str, Any]:
+def _named_fields(run: Any, words: Sequence[str]) -> dict[str, Any]:
     """The fields that the words name, also where they say the default."""
     flags = {word.partition("=")[0].replace("_", "-") for word in words}
-    dashed = {name: name.replace("_", "-") for name in vars(point)}
-    return {name: getattr(point, name) for name, flag in dashed.items() if {f"--{flag}", f"--no-{flag}"} & flags}
+    dashed = {name: name.replace("_", "-") for name in vars(run)}
+    return {name: getattr(run, name) for name, flag in dashed.items() if {f"--{flag}", f"--no-{flag}"} & flags}
 
 
 def _import_first(words: Sequence[str]) -> None:

@@ -50,7 +50,7 @@ def status(command: Status) -> int:
         search = "a search, then " if study.tune is not None else ""
         out.print(f"{folder}: not run yet as the study is now; {search}up to {len(study.wanted())} points")
     else:
-        _print_standing(folder, [point.id for point in study.points()])
+        _print_standing(folder, [run.id for run in study.runs()])
     print_next("run", str(command.study), *(["--out", str(command.out)] if command.out is not None else []))
     return 0
 
@@ -134,7 +134,7 @@ def report(command: Report) -> int:
 
 def export(command: Export) -> int:
     """Write a file of rows, or of a table of the study, as its ending says."""
-    from spectrum.analysis.export import ROW_FORMATS, TABLE_FORMATS, contrasts_table, points_table
+    from spectrum.analysis.export import ROW_FORMATS, TABLE_FORMATS, contrasts_table, runs_table
     from spectrum.analysis.report import judge
     from spectrum.results import load_results
 
@@ -143,14 +143,14 @@ def export(command: Export) -> int:
     folder, loaded = _folder_to_read(command.study, command.out)
     if command.contrasts:
         _raise_without_contrasts(folder, loaded)
-    results = load_results(folder, all_points=kind in ROW_FORMATS and not command.contrasts)
+    results = load_results(folder, all_runs=kind in ROW_FORMATS and not command.contrasts)
     rows = judge(results, read_plan(folder)) if command.contrasts else results
     if command.contrasts and rows.empty:
         raise SpecError(f"{folder}: no run of the study's [[contrasts]] is there yet; run the study first")
     if kind in ROW_FORMATS:
         ROW_FORMATS[kind](rows, command.to)
     else:
-        table = contrasts_table(rows, results) if command.contrasts else points_table(results)
+        table = contrasts_table(rows, results) if command.contrasts else runs_table(results)
         write_whole(command.to, TABLE_FORMATS[kind](table))
     what = f"{len(rows)} {'contrasts' if command.contrasts else 'rows'}"
     if kind in TABLE_FORMATS:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from spectrum.design.point import OWN_SEED, Point
+from spectrum.design.run import OWN_SEED, RunConfig
 from spectrum.models.options import NetworkFields
 
 # Options that say which network a point trains, but for its widths. Hashes of frozen plans list the values of these,
@@ -19,7 +19,7 @@ _NETWORK_ADDED = tuple(name for name in NetworkFields.model_fields if name not i
 NETWORK = (*_NETWORK_AT_FIRST, *_NETWORK_ADDED)
 
 IMAGES = {  # fields that say which images a point has, and what rows from before they were there mean
-    name: Point.model_fields[name].default
+    name: RunConfig.model_fields[name].default
     for name in ("dataset", "image_size", "resize", "teacher_segments", "label_noise", "teacher_seed")
 }
 
@@ -32,12 +32,12 @@ def images_key(fields: Mapping[str, Any]) -> tuple[Any, ...]:
     return tuple(values.values())
 
 
-def network_key(point: Point, *more: str) -> list[Any]:
+def network_key(run: RunConfig, *more: str) -> list[Any]:
     """The fields that say which network a point trains, and `more` of them, for hashes.
 
-    Those that were added to a Point are there only where they are set, so that frozen hashes stay what they are.
+    Those that were added to a RunConfig are there only where they are set, so that frozen hashes stay what they are.
     """
-    values = [getattr(point, name) for name in (*_NETWORK_AT_FIRST, *more)]
-    added = {name: getattr(point, name) for name in _NETWORK_ADDED}
-    added = {name: value for name, value in added.items() if value != Point.model_fields[name].default}
+    values = [getattr(run, name) for name in (*_NETWORK_AT_FIRST, *more)]
+    added = {name: getattr(run, name) for name in _NETWORK_ADDED}
+    added = {name: value for name, value in added.items() if value != RunConfig.model_fields[name].default}
     return [*values, added] if added else values

@@ -1,4 +1,4 @@
-"""Training set-ups of the Xception paper, as values of a Point's fields.
+"""Training set-ups of the Xception paper, as values of a RunConfig's fields.
 
 From Chollet 2017 (arXiv:1610.02357), section 4.2. Two things are not in the paper: the decay of the average of the
 weights, which is that of TensorFlow's own training of Inception V3 (slim), and the batch size, which a point must say.

@@ -1,6 +1,6 @@
 """What a study says: a base point, the axes that vary, the budget that is held equal, what is tuned and compared.
 
-    experiments/x.toml  →  load_study  →  Study  →  points()  →  one Point a training run
+    experiments/x.toml  →  load_study  →  Study  →  points()  →  one RunConfig a training run
 
 As in point.py records are strict, and nothing here loads torch.
 """
@@ -35,7 +35,7 @@ from spectrum.design.changes import from_named, merged, named
 from spectrum.design.hashes import digest
 from spectrum.design.keys import NETWORK, network_key
 from spectrum.design.own_modules import import_modules, is_module_name
-from spectrum.design.point import Point
+from spectrum.design.run import RunConfig
 from spectrum.design.study_checks import as_values, axis_faults, case_faults, checked
 
 MOST_BYTES = 150  # of a study's name
@@ -64,12 +64,12 @@ class Budget(Record):
             )
         return self
 
-    def reference_of(self, base: Point, point: Point) -> Point:
+    def reference_of(self, base: RunConfig, run: RunConfig) -> RunConfig:
         """The point that sets a point's budget: the base's network with what `reference` changes, on the point's data.
 
         Width and training are the point's own, so that an axis of widths has a budget for each.
         """
-        own = {name: value for name, value in named(point).items() if name not in NETWORK}
+        own = {name: value for name, value in named(run).items() if name not in NETWORK}
         network = {name: value for name, value in named(base).items() if name in NETWORK}
         instead = {"width": 1.0} if "widths" in self.reference else {}
         return from_named(own | network, instead | self.reference)
@@ -138,7 +138,7 @@ class Tune(Record):
 class Wanted:
     """A point as the study asks for it, and the budget that its widths are to meet."""
 
-    point: Point
+    run: RunConfig
     match: Match
 
 
@@ -159,7 +159,7 @@ def _module_names(value: object) -> object:
 class Study(Record):
     """A question, and the points that answer it: the product of all axes, for each of the cases.
 
-    >>> base = Point(dataset="digits", epochs=2)
+    >>> base = RunConfig(dataset="digits", epochs=2)
     >>> study = Study(name="ends", base=base, axes={"segments": (1, "per_channel"), "seed": (0, 1)})
     >>> [(point.segments, point.seed) for point in study.points()]
     [(1, 0), ('per_channel', 0), (1, 1), ('per_channel', 1)]
@@ -171,7 +171,7 @@ class Study(Record):
     """What the study is to answer."""
     imports: Annotated[tuple[str, ...], BeforeValidator(_module_names)] = ()
     """Modules of models of one's own, which every process imports first: `import` in a file. Not part of the hash."""
-    base: Point = Point()
+    base: RunConfig = RunConfig()
     """What all points share."""
     overrides: dict[str, Any] = Field(default_factory=dict)
     """What the command line changed of the base point that the file gives."""
@@ -201,35 +201,35 @@ class Study(Record):
 
     __init__.__pydantic_base_init__ = True  # type: ignore[attr-defined]  # as in Record
 
-    def points(self) -> list[Point]:
+    def runs(self) -> list[RunConfig]:
         """All points as they are asked for, the seeds outermost, so that a study cut short has a whole curve."""
         axes = sorted(self.axes.items(), key=lambda axis: axis[0] != "seed")
-        points = []
+        runs = []
         for values in itertools.product(*(values for _, values in axes)):
             varied = dict(zip((name for name, _ in axes), values, strict=True))
-            points += [merged(self.base, case | varied) for case in self.cases or ({},)]
-        return points
+            runs += [merged(self.base, case | varied) for case in self.cases or ({},)]
+        return runs
 
     def wanted(self) -> list[Wanted]:
         """Every point under every budget; under one seed, one budget after the other."""
-        by_seed = itertools.groupby(self.points(), key=lambda point: point.seed)
+        by_seed = itertools.groupby(self.runs(), key=lambda run: run.seed)
         return [
-            Wanted(point, match)
-            for points in [list(points) for _, points in by_seed]
+            Wanted(run, match)
+            for runs in [list(runs) for _, runs in by_seed]
             for match in self.budget.match
-            for point in points
+            for run in runs
         ]
 
     @property
     def hash(self) -> str:
         """Of all points, the budget and the search; not of names, of the question or of what is compared."""
-        points = self.points()
-        hashed: dict[str, Any] = {"points": sorted({point.id for point in points})}
+        runs = self.runs()
+        hashed: dict[str, Any] = {"points": sorted({run.id for run in runs})}
         hashed["budget"] = {"match": "none"} if self.budget == Budget() else self.budget.model_dump(mode="json")
         if self.budget.match != ("none",):  # the reference takes from the base what axes replace in the points
-            by_width = {(point.width, point.widths): point for point in points}  # all that its network takes from them
-            references = (self.budget.reference_of(self.base, point) for point in by_width.values())
-            shapes = {digest(network_key(point, "width", "widths")) for point in references}
+            by_width = {(run.width, run.widths): run for run in runs}  # all that its network takes from them
+            references = (self.budget.reference_of(self.base, run) for run in by_width.values())
+            shapes = {digest(network_key(run, "width", "widths")) for run in references}
             hashed["references"] = sorted(shapes)
         if self.tune is not None:
             hashed["tune"] = self.tune.model_dump(mode="json")
@@ -351,7 +351,7 @@ def _prepared(given: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
     """What a study says with tuples in place of lists, and what is wrong with each of its axes and cases by itself."""
     fields: dict[str, Any] = plain(dict(given))
     for key, example in (("axes", 'segments = [1, "per_channel"]'), ("base", "epochs = 2")):
-        kinds = (dict, Point) if key == "base" else dict
+        kinds = (dict, RunConfig) if key == "base" else dict
         if not isinstance(fields.get(key, {}), kinds):
             raise SpecError(f"{key}: expected a table (got {fields[key]!r}); write [{key}], and below it {example}")
     axes = {axis: as_values(values) for axis, values in fields.get("axes", {}).items()}

@@ -15,7 +15,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from spectrum.design.point import Point
+from spectrum.design.run import RunConfig
 from spectrum.engines.interface import Work
 from spectrum.engines.saving import Saving
 from spectrum.training.checkpoint_files import Interrupted
@@ -44,7 +44,7 @@ def _prepare(threads: int, imports: tuple[str, ...]) -> None:
 
 
 def train_one(
-    point: Point,
+    run: RunConfig,
     work: Work,
     threads: int,
     *,
@@ -64,9 +64,9 @@ def train_one(
     """
     saving = work.saving
     try:
-        with _logged(None if saving is None else saving.log_of(point.id)):
+        with _logged(None if saving is None else saving.log_of(run.id)):
             _prepare(threads, work.imports)
-            return _trained(point, work.device, saving, stop, on_saved, ranks)
+            return _trained(run, work.device, saving, stop, on_saved, ranks)
     except Exception as error:
         one: BaseException | None = error
         while one is not None:  # or the process keeps the network of a failed point until the next one has ended
@@ -170,7 +170,7 @@ def _flush(*streams: Any) -> None:
 
 
 def _trained(
-    point: Point,
+    run: RunConfig,
     device: str,
     saving: Saving | None,
     stop: Callable[[], bool],
@@ -184,19 +184,17 @@ def _trained(
     from spectrum.training.provenance import provenance
     from spectrum.training.ranks import ALONE
 
-    images = _or_out_of_memory(lambda: images_of(point))
-    code = code_of(point.model)
+    images = _or_out_of_memory(lambda: images_of(run))
+    code = code_of(run.model)
     environment = provenance(images, device) | ({} if ranks is None else {"ranks": ranks.count})
     environment |= {} if code is None else {"model_code": code}
     checkpoints = None
     if saving is not None:
-        identity = {"point": point.id, "images": images.fingerprint} | ({} if code is None else {"model": code})
-        folder = saving.checkpoints_of(point.id)
+        identity = {"point": run.id, "images": images.fingerprint} | ({} if code is None else {"model": code})
+        folder = saving.checkpoints_of(run.id)
         checkpoints = Checkpoints(folder, identity, environment, minutes=saving.minutes, stop=stop, on_saved=on_saved)
     _reset_peak_memory()
-    result = _or_out_of_memory(
-        lambda: train(point, images, device=device, checkpoints=checkpoints, ranks=ranks or ALONE)
-    )
+    result = _or_out_of_memory(lambda: train(run, images, device=device, checkpoints=checkpoints, ranks=ranks or ALONE))
     seen = {"lowerings": result.lowerings, "resumed": result.resumed, "troubles": result.troubles}
     return {
         **asdict(result),

@@ -95,10 +95,10 @@ def _of_plan(folder: Path, rows: Sequence[Row]) -> Iterator[Finding]:
     planned = set(plan.ids)
     others = {row["id"] for row in rows} - planned
     if others:
-        yield Finding(f"{_points(others)} not in the plan: of an earlier version of the study", fault=False)
+        yield Finding(f"{_runs(others)} not in the plan: of an earlier version of the study", fault=False)
     failed = {row["id"] for row in rows if row["status"] == "failed"} - _finished(rows)
     if failed & planned:
-        yield Finding(f"{_points(failed & planned)} failed; the next run tries again", fault=True)
+        yield Finding(f"{_runs(failed & planned)} failed; the next run tries again", fault=True)
 
 
 def _of_lines(folder: Path) -> Iterator[Finding]:
@@ -117,7 +117,7 @@ def _of_ids(rows: Sequence[Row]) -> Iterator[Finding]:
     twice = {id for id, seen in hashes.items() if len(seen) > 1}
     unlike = {id for id in twice if len(set(hashes[id])) > 1}
     if twice:
-        message = f"{_points(twice)} finished more than once; the first row counts"
+        message = f"{_runs(twice)} finished more than once; the first row counts"
         yield Finding(message + (f", and {len(unlike)} of them had other weights then" if unlike else ""), fault=True)
 
 
@@ -131,7 +131,7 @@ def _of_weights(rows: Sequence[Row]) -> Iterator[Finding]:
     if alike:
         first, second = sorted(alike[0])[:2]
         yield Finding(
-            f"{_points(id for seen in alike for id in seen)} share their weights with another of the same seed, "
+            f"{_runs(id for seen in alike for id in seen)} share their weights with another of the same seed, "
             f"such as {first} with {second}; what their rows differ in had no effect",
             fault=False,
         )
@@ -143,7 +143,7 @@ def _of_history(folder: Path, rows: Sequence[Row]) -> Iterator[Finding]:
     done = {row["id"]: row for row in rows if row["status"] == "done"}
     short = {id for id, row in done.items() if counted[id] < row.get("epochs", 0)}
     if short:
-        yield Finding(f"{HISTORY} lacks epochs of {_points(short)}; their rows are whole", fault=True)
+        yield Finding(f"{HISTORY} lacks epochs of {_runs(short)}; their rows are whole", fault=True)
 
 
 def _of_images(rows: Sequence[Row]) -> Iterator[Finding]:
@@ -192,7 +192,7 @@ def _of_environments(rows: Sequence[Row]) -> Iterator[Finding]:
 def _of_troubles(rows: Sequence[Row]) -> Iterator[Finding]:
     resumed = [row["id"] for row in rows if any(one["before"] for one in _provenance(row).get("resumed", ()))]
     if resumed:
-        yield Finding(f"{_points(resumed)} went on in another environment than they began in", fault=False)
+        yield Finding(f"{_runs(resumed)} went on in another environment than they began in", fault=False)
     for row in rows:
         for trouble in _provenance(row).get("troubles", ()):
             yield Finding(f"{row['id']}: {trouble}", fault=False)
@@ -229,11 +229,11 @@ def _provenance(row: Row) -> dict[str, Any]:
     return provenance if isinstance(provenance, dict) else {}
 
 
-def _points(ids: Iterable[str]) -> str:
+def _runs(ids: Iterable[str]) -> str:
     """How many, and the first few by id."""
     ids = sorted(ids)
     more = ", …" if len(ids) > 3 else ""
-    return f"{_count(len(ids), 'point')} ({', '.join(ids[:3])}{more})"
+    return f"{_count(len(ids), 'run')} ({', '.join(ids[:3])}{more})"
 
 
 def _count(number: int, what: str) -> str:

@@ -88,8 +88,8 @@ def test_a_page_is_self_contained_and_says_what_a_reader_must_know(tmp_path, pla
 
 @pytest.mark.medium
 def test_the_design_says_what_varies_how_often_and_what_was_decided_before(tmp_path, plan):
-    points = [{"segments": s, "seed": seed} for s in (1, 2, 3, "per_channel") for seed in (0, 1)]
-    plan["points"] = [{"point": point} for point in points]
+    runs = [{"segments": s, "seed": seed} for s in (1, 2, 3, "per_channel") for seed in (0, 1)]
+    plan["points"] = [{"point": run} for run in runs]
     plan["contrasts"] = [
         {"name": "2 against 1", "between": [{"segments": 2}, {"segments": 1}], "margin": 0.005, "factors": [],
          "notes": [], "confounded": False}

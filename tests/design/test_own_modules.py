@@ -126,8 +126,8 @@ def test_rows_of_a_model_are_not_mixed_with_those_of_its_changed_code(tmp_path):
 
 
 STUDY = f"""
-from spectrum import Point, Study, run_study
-study = Study(name="own", base=Point(model="of_script", **{BASE}))
+from spectrum import RunConfig, Study, run_study
+study = Study(name="own", base=RunConfig(model="of_script", **{BASE}))
 """
 RUN = 'print(run_study(study, workers=1, device="cpu").trained)'
 

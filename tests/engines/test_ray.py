@@ -134,7 +134,7 @@ def test_what_fails_on_a_node_fails_with_the_reason_and_the_rest_is_trained(stud
 @pytest.mark.parametrize("model", ["stuck", "stuck_in_native_code"])
 def test_a_point_that_takes_too_long_is_ended(model, study_folder):
     study = tiny(base={"model": model}, axes={})
-    run_study(study, study_folder / "out", engine=RayEngine(Cluster()), imports=IMPORTS, point_minutes=0.05)
+    run_study(study, study_folder / "out", engine=RayEngine(Cluster()), imports=IMPORTS, run_minutes=0.05)
     (row,) = read_rows(study_folder / "out")
     assert row["reason"].startswith("took more than 0.05 minutes")
     assert row["attempts"] == 1

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 import pytest
 
 from spectrum import register_model
-from spectrum.design.point import Point
+from spectrum.design.run import RunConfig
 from spectrum.engines.interface import Work
 from spectrum.engines.saving import Saving
 from spectrum.engines.worker import train_one
@@ -34,7 +34,7 @@ def trained(name, during, saving=None, *, says=True):
 
     register_model(name, lambda arch: Linear(arch, act))
     where = {} if saving is None else {"folder": saving.folder, "checkpoint_minutes": saving.minutes}
-    return train_one(Point(**POINT, model=name), Work(device="cpu", **where), threads=1)
+    return train_one(RunConfig(**POINT, model=name), Work(device="cpu", **where), threads=1)
 
 
 def log_in(folder):

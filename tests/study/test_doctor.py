@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from spectrum.cli import main
-from spectrum.design.point import Point
+from spectrum.design.run import RunConfig
 from spectrum.study.doctor import look_at, repair
 from spectrum.study.store import Store, StoreError, bad_lines, read_rows, writer_of
 from spectrum.training.checkpoint_files import CHECKPOINTS, checkpoint_files, name_of
@@ -21,8 +21,8 @@ IDS = [f"{number:016x}" for number in range(4)]
 
 def row(id: str, **said: Any) -> dict[str, Any]:
     provenance = SEEN | {"revision": "a", "data_fingerprint": "f"} | said.pop("provenance", {})
-    point = Point().model_dump(mode="json") | {"epochs": 2}
-    return point | {"id": id, "status": "done", "weights_sha256": id, "provenance": provenance} | said
+    run = RunConfig().model_dump(mode="json") | {"epochs": 2}
+    return run | {"id": id, "status": "done", "weights_sha256": id, "provenance": provenance} | said
 
 
 @pytest.fixture

@@ -38,17 +38,16 @@ def write(path, segments="[1, 3]", seeds="[0]", epochs=1, more=""):
 def hold(folder, study, rows=True):
     """A folder as a run of the study leaves it, without the training."""
     with Store(folder) as store:
-        points = study.points()
+        runs = study.runs()
         entries = [
-            {"id": point.id, "asked": point.id, "point": point.model_dump(mode="json", exclude_defaults=True)}
-            for point in points
+            {"id": run.id, "asked": run.id, "point": run.model_dump(mode="json", exclude_defaults=True)} for run in runs
         ]
         base, varied = study.base.model_dump(mode="json"), study.varied()
         named = {"study": study.name, "hash": study.hash, "base": base, "varied": varied}
         store.freeze(plan_of(named | {"points": entries, "contrasts": []}))
-        for point in points if rows else ():
-            fields = point.model_dump(mode="json")
-            store.append({"id": point.id, "study": study.name, "status": "done", **fields, "test_accuracy": 0.5})
+        for run in runs if rows else ():
+            fields = run.model_dump(mode="json")
+            store.append({"id": run.id, "study": study.name, "status": "done", **fields, "test_accuracy": 0.5})
     (folder / "report.html").write_text("the page of the first study")
 
 

@@ -124,7 +124,7 @@ def test_a_row_that_calls_itself_by_a_path_removes_nothing(study_folder, id):
     for path in (victim / "below", folder / "checkpoints" / "part-way", study_folder / "results" / "other"):
         path.mkdir(parents=True)
         (path / "file").touch()
-    hostile, reused = ({"id": one, "status": "done"} for one in (id.format(victim=victim), study.points()[0].id))
+    hostile, reused = ({"id": one, "status": "done"} for one in (id.format(victim=victim), study.runs()[0].id))
     (folder / "results.jsonl").write_text(f"{json.dumps(hostile)}\n{json.dumps(reused)}\n")
     before = folders_below(study_folder)
     summary = run_study(study, imports=IMPORTS)
