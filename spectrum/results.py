@@ -25,7 +25,7 @@ from spectrum.study.store import (
 
 
 class Results(pd.DataFrame):
-    """Rows of runs: an ordinary DataFrame, which a notebook shows as its summary, one row a point.
+    """Rows of runs: an ordinary DataFrame, which a notebook shows as its summary, one row per run.
 
     What lacks the columns for it, such as two columns that were picked, is shown as pandas does.
     """
@@ -44,15 +44,15 @@ class Results(pd.DataFrame):
 
 @without_collection()
 def load_results(folder: str | Path, *, all_runs: bool = False) -> Results:
-    """A study's rows as a table, one row a point.
+    """A study's rows as a table, one row per run.
 
     Args:
         folder: where `spectrum run` wrote, such as "results/quickstart".
-        all_points: also those of its search, and points that an earlier version of the study had.
+        all_runs: also of its learning-rate sweep, and runs that an earlier version of the study had.
 
     Columns: every field of `RunConfig`, with its default in a row older than it; `status` (done, diverged, failed),
     `study_hash` (of its plan), `searched` (fields that a search chose, with spaces between), accuracies from 0 to 1,
-    params, macs, seconds, provenance. A failed point has no accuracy; a diverged one is scored at chance. Raises
+    params, macs, seconds, provenance. A failed run has no accuracy; a diverged one is scored at chance. Raises
     StoreError where there is no such folder or no row.
 
     >>> results = load_results("results/order")
@@ -92,7 +92,7 @@ def load_results(folder: str | Path, *, all_runs: bool = False) -> Results:
 
 @without_collection()
 def load_tuning(folder: str | Path) -> Results:
-    """The rows of a study's search, as `load_results` gives those of its points, and whether each was `chosen`.
+    """The rows of a study's search, as `load_results` gives those of its runs, and whether each was `chosen`.
 
     `val_accuracy` is what decides; the columns of the test set are empty. Raises StoreError where there is none.
 
@@ -146,7 +146,7 @@ def _planned(row: Row, run: PlannedRun, searched: str = "") -> Row:
 
 
 def load_history(folder: str | Path) -> pd.DataFrame:
-    """The epochs of all points: id, epoch, lr, train_loss (nats), val_loss, val_accuracy (0 to 1), train_seconds.
+    """The epochs of all runs: id, epoch, lr, train_loss (nats), val_loss, val_accuracy (0 to 1), train_seconds.
 
     An empty table where there are none yet. Raises StoreError for what is no results folder.
 

@@ -26,9 +26,9 @@ def shown(monkeypatch, **console):
     return err.file.getvalue()
 
 
-def test_off_a_terminal_every_point_is_a_plain_line(monkeypatch):
+def test_off_a_terminal_every_run_is_a_plain_line(monkeypatch):
     lines = shown(monkeypatch, force_terminal=False).splitlines()
-    assert lines[0] == "tiny: 2 of 2 points to train"
+    assert lines[0] == "tiny: 2 of 2 runs to train"
     assert lines[1].startswith("1/2 segments=1 seed=0 · test 0.5000 · 2 s · ")
     assert lines[2].startswith("2/2 segments=3 seed=0 failed: no <memory> · ")
 

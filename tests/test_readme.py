@@ -76,7 +76,7 @@ def test_nothing_is_left_to_be_filled_in():
     assert "TODO" not in README
 
 
-def test_files_that_the_readme_points_to_exist():
+def test_files_that_the_readme_runs_to_exist():
     for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", README):
         assert (ROOT / target).exists(), target
 

@@ -19,7 +19,7 @@ def row(id: str, status: str = "done", **more: Any) -> dict[str, Any]:
     return {"id": id, "status": status, **more}
 
 
-def test_results_are_the_points_of_the_plan_in_its_order(tmp_path: Path) -> None:
+def test_results_are_the_runs_of_the_plan_in_its_order(tmp_path: Path) -> None:
     with Store(tmp_path) as store:
         store.freeze(plan_of({"hash": "111", "points": [{"id": id} for id in ("c", "not yet run", "a")]}))
         for id in "abc":
@@ -30,7 +30,7 @@ def test_results_are_the_points_of_the_plan_in_its_order(tmp_path: Path) -> None
     assert list(load_results(str(tmp_path), all_runs=True)["id"]) == ["c", "a", "b"]
 
 
-def test_a_failed_point_has_a_row_without_accuracy(tmp_path: Path) -> None:
+def test_a_failed_run_has_a_row_without_accuracy(tmp_path: Path) -> None:
     with Store(tmp_path) as store:
         store.append(row("a", accuracy=0.5))
         store.append(row("b", "failed", reason="oom"))
@@ -39,7 +39,7 @@ def test_a_failed_point_has_a_row_without_accuracy(tmp_path: Path) -> None:
     assert results["accuracy"].isna().to_dict() == {"a": False, "b": True}
 
 
-def test_rows_older_than_a_field_of_a_point_have_its_default(tmp_path: Path) -> None:
+def test_rows_older_than_a_field_of_a_run_have_its_default(tmp_path: Path) -> None:
     run = RunConfig(segments=4, ema=0.99).model_dump(mode="json")
     older = {name: value for name, value in run.items() if name not in ("ema", "downsampling")}
     with Store(tmp_path) as store:
@@ -110,7 +110,7 @@ def cells(text: str) -> list[list[str]]:
     return [re.findall(r"<td>(.*?)</td>", line) for line in rows if "<td>" in line]
 
 
-def test_a_notebook_shows_one_row_a_point_with_interval_and_budget() -> None:
+def test_a_notebook_shows_one_row_a_run_with_interval_and_budget() -> None:
     results = load_results(STUDY)
     text = shown(results)
     assert [line[0] for line in cells(text)] == ["1", "4", "16", "32", "per channel"] * 2

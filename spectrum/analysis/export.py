@@ -309,7 +309,7 @@ def _label(name: str) -> str:
 
 
 def _caption(results: pd.DataFrame, table: pd.DataFrame) -> str:
-    """What a reader must know to judge the numbers: study, data set, runs a point, budget."""
+    """What a reader must know to judge the numbers: study, data set, runs per configuration, budget."""
     least, most = table["n"].min(), table["n"].max()
     runs = f"{least}" if least == most else f"{least} to {most}"
     data = ", ".join(dict.fromkeys(results["dataset"]))

@@ -1,6 +1,6 @@
 """What the command can be told: one record a command, read from the words of the command line.
 
-A study's base point, or a network, is overridden by flags that are the fields of `RunConfig`, with the same help.
+A study's base run, or a network, is overridden by flags that are the fields of `RunConfig`, with the same help.
 """
 
 from __future__ import annotations
@@ -94,12 +94,12 @@ class OnStudy:
     imports: Imports = ()
     """Import a module first, for models of your own."""
     run: Overrides = field(default_factory=RunFields)
-    """Override the study's base point."""
+    """Override the study's base run."""
 
 
 @dataclass
 class Plan(OnStudy):
-    """List a study's points, what each costs, how long they take, and what its contrasts change. Writes nothing."""
+    """List a study's runs, what each costs, how long they take, and what its contrasts change. Writes nothing."""
 
     out: Path | None = None
     """Folder of the results, whose plan is taken as it was frozen; by default results/NAME/."""
@@ -111,25 +111,25 @@ class Plan(OnStudy):
 
 @dataclass
 class Run(OnStudy):
-    """Train every point that has no result yet; ends with a table, figures and a page."""
+    """Train every run that has no result yet; ends with a table, figures and a page."""
 
     out: Path | None = None
     """Folder of the results; by default results/NAME/ below the current folder."""
     confirm: bool = False
-    """Of a study that tunes: after the search, train its points, with fresh seeds, at the chosen values."""
+    """Of a study that tunes: after the search, train its runs, with fresh seeds, at the chosen values."""
     settings: RunSettings = field(default_factory=RunFlags)
     """What every engine is told."""
     engine: str = "local"
-    """local: processes of this machine; ray: a Ray cluster; torchrun: each point by all ranks that torchrun started;
+    """local: processes of this machine; ray: a Ray cluster; torchrun: each run by all ranks that torchrun started;
     or one of your own, which a module of --import registers."""
     address: str | None = None
     """ray only: HOST:PORT of a cluster, auto for the one of this machine; by default one is started here."""
     run_cpus: float = 1.0
-    """ray only: CPUs that each point takes."""
+    """ray only: CPUs that each run takes."""
     run_gpus: float = 0.0
-    """ray only: GPUs that each point takes, also a part of one."""
+    """ray only: GPUs that each run takes, also a part of one."""
     run_ranks: int = 1
-    """ray only: tasks that train each point together, each with its part of every batch and so many CPUs and GPUs."""
+    """ray only: tasks that train each run together, each with its part of every batch and so many CPUs and GPUs."""
 
 
 @dataclass
@@ -146,7 +146,7 @@ class Results:
 
 @dataclass
 class Status(Results):
-    """How many points of a study are done, diverged, failed and left."""
+    """How many runs of a study are done, diverged, failed and left."""
 
 
 @dataclass
@@ -169,7 +169,7 @@ class Export(Results):
     to: Path = Path("results.csv")
     """File to write; its ending says what: rows as .csv, .parquet or .json (lines), the table as .tex or .md."""
     contrasts: bool = False
-    """Of what the study's contrasts show, instead of its points."""
+    """Of what the study's contrasts show, instead of its runs."""
 
 
 @dataclass
@@ -213,7 +213,7 @@ class Bench:
 
 
 def parse(words: Sequence[str]) -> Any:
-    """The command that was given; of plan, run and audit, `point` holds just the fields that the words name.
+    """The command that was given; of plan, run and audit, `run` holds just the fields that the words name.
 
     Raises SpecError for what no command can mean; wrong flags leave through SystemExit, with status 2.
     """

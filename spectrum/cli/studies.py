@@ -68,7 +68,7 @@ def _print_images(images: Sequence[dict[str, Any]], when: str = "") -> None:
 
 @dataclass(frozen=True)
 class _Forecast:
-    """What a study would train: its points, those of its search, and what its contrasts change."""
+    """What a study would train: its runs, those of its search, and what its contrasts change."""
 
     planned: Sequence[CostedRun]
     searched: Sequence[CostedRun]
@@ -122,7 +122,7 @@ def _show_forecast(study: Study, forecast: _Forecast) -> None:
     _print_runs(study, planned)
     more = f" and {len(searched)} of the search" if searched else ""
     took = f"about {duration(forecast.seconds)} of training steps on {forecast.workers} CPU cores"
-    out.print(f"\n{len(planned)} points{more} · {took}")
+    out.print(f"\n{len(planned)} runs{more} · {took}")
     out.print(_budget_line(study, planned))
     _print_images(forecast.images)
     for model, caveat in {one.run.model: one.caveat for one in planned if one.caveat}.items():
@@ -193,7 +193,7 @@ def _budget_line(study: Study, planned: Sequence[CostedRun]) -> str:
 
 
 def run(command: Run) -> int:
-    """Train what has no result yet, then show the results; status 1 where a point failed."""
+    """Train what has no result yet, then show the results; status 1 where a run failed."""
     from spectrum.engines.interface import EngineError
     from spectrum.study.driver import run_study
 
@@ -226,9 +226,9 @@ def run(command: Run) -> int:
     _print_images(frozen.images, " that the rows were trained on" if reused else "")
     show_report(summary.folder)
     if summary.diverged:
-        err.print(f"{summary.diverged} points diverged; they count, at chance")
+        err.print(f"{summary.diverged} runs diverged; they count, at chance")
     if summary.failed:
-        err.print(f"{summary.failed} points failed; run the same command again to try them again")
+        err.print(f"{summary.failed} runs failed; run the same command again to try them again")
         return 1
     return 0
 
@@ -299,9 +299,9 @@ def _print_counts(summary: Summary, seconds: float) -> None:
     if summary.set_aside:
         err.print(f"{summary.set_aside} torn or garbled lines were moved to {summary.folder / 'results.bad'}")
     if summary.reused:
-        out.print(f"{summary.reused} of {summary.total} points had a result already and were reused")
+        out.print(f"{summary.reused} of {summary.total} runs had a result already and were reused")
     if summary.reused < summary.total:
-        out.print(f"{summary.total - summary.reused} points took {duration(seconds)}")
+        out.print(f"{summary.total - summary.reused} runs took {duration(seconds)}")
 
 
 def _print_choices(summary: Summary, frozen: FrozenPlan) -> None:
@@ -316,4 +316,4 @@ def _print_choices(summary: Summary, frozen: FrozenPlan) -> None:
         for field, side in edges:
             err.print(f"  {field}={choice.values[field]:g} is the {side} of the grid; a better value may lie beyond")
     if not summary.confirmed and summary.choices:
-        out.print("the search is complete; run the same command with --confirm to train the points at these values")
+        out.print("the search is complete; run the same command with --confirm to train the runs at these values")

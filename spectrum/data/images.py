@@ -1,4 +1,4 @@
-"""The images of a point: loaded by name or made, their labels replaced where the point has a teacher."""
+"""The images of a run: loaded by name or made, their labels replaced where the run has a teacher."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from spectrum.data.teacher import gaussian_images, relabelled
 from spectrum.design.keys import IMAGES, images_key
 from spectrum.design.run import GAUSSIAN, RunConfig
 
-GAUSSIAN_SIDE = 16  # pixels, unless the point has an image_size
+GAUSSIAN_SIDE = 16  # pixels, unless the run has an image_size
 GAUSSIAN_CHANNELS = 3
 GAUSSIAN_TRAIN, GAUSSIAN_TEST = 20_000, 10_000
 LARGEST_SIDE = 64  # whose 30,000 images take a few hundred megabytes
@@ -24,7 +24,7 @@ RELABELLED = "labels are those of a teacher"
 
 
 def images_of(run: RunConfig) -> Images:
-    """What a point is trained and scored on, as the files are now. Raises DataError where it cannot be had."""
+    """What a run is trained and scored on, as the files are now. Raises DataError where it cannot be had."""
     if _held is None:
         return _images_of(run)
     key = images_key(dict(run))
@@ -46,7 +46,7 @@ def read_once() -> Iterator[None]:
 
 
 def described(runs: Iterable[RunConfig]) -> list[dict[str, Any]]:
-    """What is known of each data set that points have, with the fields that decide which it is."""
+    """What is known of each data set that runs have, with the fields that decide which it is."""
     runs = list(runs)
     by_fields = {images_key(dict(run)): run for run in runs}
     found = []
@@ -74,7 +74,7 @@ def _images_of(run: RunConfig) -> Images:
 
 @dataclass(frozen=True)
 class _Taught:
-    """What decides the labels that a teacher gives: fields of the point, and the images."""
+    """What decides the labels that a teacher gives: fields of the run, and the images."""
 
     key: tuple[Any, ...]
     fingerprint: str

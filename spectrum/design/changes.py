@@ -1,4 +1,4 @@
-"""Points from other points: what of one was named, and what follows where some of it is changed."""
+"""A run from another run: what of one was named, and what follows where some of it is changed."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from spectrum.models.position import PLACES
 
 
 def named(run: RunConfig) -> dict[str, Any]:
-    """The fields of a point that were named, and their values; the others follow from these."""
+    """The fields of a run that were named, and their values; the others follow from these."""
     return {name: getattr(run, name) for name in RunConfig.model_fields if name in run.model_fields_set}
 
 
 def merged(base: RunConfig, changes: Mapping[str, Any]) -> RunConfig:
-    """A point with some of its fields changed. What the base names stays; what it leaves open is filled anew.
+    """A run with some of its fields changed. What the base names stays; what it leaves open is filled anew.
 
-    Raises SpecError, which says the changes, where there is no such point.
+    Raises SpecError, which says the changes, where there is no such run.
     """
     return from_named(named(base), changes)
 
 
 def from_named(fields: Mapping[str, Any], changes: Mapping[str, Any]) -> RunConfig:
-    """A point of the fields that are named, and of changes to them. Raises SpecError as `merged` does."""
+    """A run of the fields that are named, and of changes to them. Raises SpecError as `merged` does."""
     kept = dict(fields)
     if changes.keys() & set(PLACES):  # the place on the spectrum is another one
         gone: Sequence[str] = (*PLACES, "segment_shares")
@@ -45,7 +45,7 @@ def from_named(fields: Mapping[str, Any], changes: Mapping[str, Any]) -> RunConf
 
 
 def all_fields(stored: Mapping[str, Any]) -> dict[str, Any]:
-    """Every field of a point of which plan.json keeps those that differ from their defaults.
+    """Every field of a run of which plan.json keeps those that differ from their defaults.
 
     What is at its default is left out there, also where a family or a recipe has another value of its own.
     """

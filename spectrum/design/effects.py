@@ -16,9 +16,9 @@ OFF = (None, 0, "none", "even")  # values that say that there is nothing, and so
 
 
 def check_effects(study: Study) -> None:
-    """Raise SpecError for what a study names though no point has a use for it: a line a fault.
+    """Raise SpecError for what a study names though no run has a use for it: a line a fault.
 
-    A field of the base has its use where one point that takes it from there has; a field of a case, where one point of
+    A field of the base has its use where one run that takes it from there has; a field of a case, where one run of
     that case has.
     """
     by_case = [_runs_of(study, number) for number in range(len(study.cases) or 1)]
@@ -44,13 +44,13 @@ def _faults_of(study: Study, field: str, by_case: list[list[RunConfig]]) -> Iter
 
 
 def _runs_of(study: Study, number: int) -> list[RunConfig]:
-    """The points of one case, under one seed."""
+    """The runs of one case, under one seed."""
     axes = {name: values[:1] if name == "seed" else values for name, values in study.axes.items()}
     return study.model_copy(update={"axes": axes, "cases": study.cases[number : number + 1]}).runs()
 
 
 def _fault(place: str, field: str, runs: Sequence[RunConfig]) -> Iterable[str]:
-    """One line, where there are points and none has a use for the field."""
+    """One line, where there are runs and none has a use for the field."""
     reasons = [without_effect(dict(run)).get(field) for run in runs]
     if reasons and all(reason is not None for reason in reasons):
         yield f"{place}: {reasons[0]}"

@@ -82,10 +82,10 @@ class _Images(Record):
 class RunConfig(NetworkFields, _Images):
     """One training run, fully described.
 
-    >>> point = RunConfig(dataset="digits", segments=8, seed=1)
-    >>> point.epochs, point.order
+    >>> run = RunConfig(dataset="digits", segments=8, seed=1)
+    >>> run.epochs, run.order
     (8, 'pointwise_first')
-    >>> point.id == RunConfig(segments=8, seed=1, epochs=8).id  # what is at its default is not in the id
+    >>> run.id == RunConfig(segments=8, seed=1, epochs=8).id  # what is at its default is not in the id
     True
     >>> RunConfig(segments=8, activation="rleu")
     Traceback (most recent call last):
@@ -176,7 +176,7 @@ class RunConfig(NetworkFields, _Images):
         return digest({"schema": SCHEMA, "point": fields})
 
     def network_options(self, in_channels: int, num_classes: int, image_size: int) -> NetworkOptions:
-        """The network of this point, for images of one shape.
+        """The network of this run, for images of one shape.
 
         Args:
             in_channels: of the images.
@@ -188,7 +188,7 @@ class RunConfig(NetworkFields, _Images):
 
 
 def _with_defaults(values: dict[str, Any]) -> dict[str, Any]:
-    """One segment per channel, a recipe, and what the family has between its halves, where a point leaves them open."""
+    """One segment per channel, a recipe, and what the family has between its halves, where a run leaves them open."""
     if all(values.get(name) is None for name in PLACES):
         shares = values.get("segment_shares")
         some = isinstance(shares, list | tuple) and len(shares) > 0

@@ -68,26 +68,26 @@ def case_faults(cases: Sequence[Mapping[str, Any]], axes: Mapping[str, object]) 
 
 
 def _base_faults(study: Study) -> list[str]:
-    """What the base says of the place on the spectrum, where an axis puts every point elsewhere: a line a fault."""
+    """What the base says of the place on the spectrum, where an axis puts every run elsewhere: a line a fault."""
     axes = [axis for axis in PLACES if axis in study.axes]
     if not axes or (study.budget.match != ("none",) and not set(PLACES) & study.budget.reference.keys()):
         return []  # or the budget's reference has it
     settings = {name: getattr(study.base, name) for name in ("segment_width", "stage_segments", "segment_shares")}
     return [
-        f"base.{name}: no point would have it, since axes.{axes[0]} puts each elsewhere; keep one of the two"
+        f"base.{name}: no run would have it, since axes.{axes[0]} puts each elsewhere; keep one of the two"
         for name, value in settings.items()
         if name not in study.axes and value not in (None, "even")
     ]
 
 
 def checked(study: Study) -> Study:
-    """The study, if every one of its points can be. Fields are checked one axis at a time, then all together."""
+    """The study, if every one of its runs can be. Fields are checked one axis at a time, then all together."""
     faults = [*axis_faults(study.axes), *case_faults(study.cases, study.axes), *_base_faults(study)]
     if faults:
         raise SpecError("\n".join(faults))
     runs = study.runs()
     if len({run.id for run in runs}) < len(runs):
-        raise SpecError("cases: two of them are the same point; remove one")
+        raise SpecError("cases: two of them are the same run; remove one")
     _check_teachers(runs)
     _check_budget(study, runs)
     _check_tuning(study, runs)
@@ -136,7 +136,7 @@ def _check_tuning(study: Study, runs: Sequence[RunConfig]) -> None:
             raise SpecError(f"tune.{name}: varies in this study; keep the axis or the search")
     shared = {run.seed for run in runs} & set(study.tune.seeds)
     if shared:
-        raise SpecError(f"tune.seeds: {min(shared)} trains scored points too; try {max(shared) + 1000}")
+        raise SpecError(f"tune.seeds: {min(shared)} trains scored runs too; try {max(shared) + 1000}")
 
 
 def _check_names(contrasts: Sequence[Contrast]) -> None:
@@ -164,7 +164,7 @@ def _check_not_twice(study: Study) -> None:
 
 
 def _compared(wanted: Sequence[Wanted], contrast: Contrast) -> object:
-    """The points of the sides, in either order; of an interaction, those that are added and those subtracted."""
+    """The runs of the sides, in either order; of an interaction, those that are added and those subtracted."""
 
     def places(side: Mapping[str, Any]) -> frozenset[tuple[str, Match]]:
         return frozenset((one.run.id, one.match) for one in select(wanted, side))
@@ -201,7 +201,7 @@ def _check_across(study: Study, runs: Sequence[RunConfig], contrast: Contrast, w
     for side in contrast.sides():
         if not select(study.wanted(), side):
             settings = ", ".join(f"{name} = {value!r}" for name, value in side.items())
-            raise SpecError(f"{where}.across: no point has all of {settings}")
+            raise SpecError(f"{where}.across: no run has all of {settings}")
 
 
 def _check_side(study: Study, runs: Sequence[RunConfig], side: Mapping[str, Any], where: str) -> None:
@@ -214,9 +214,9 @@ def _check_side(study: Study, runs: Sequence[RunConfig], side: Mapping[str, Any]
             raise SpecError(f"{place}: does not vary in this study; what varies is {', '.join(varied) or 'nothing'}")
         there = study.budget.match if name == "match" else dict.fromkeys(getattr(p, name) for p in runs)
         if not any(as_tuple(value) == known for known in there):
-            raise SpecError(f"{place}: no point has {value!r}; try {', '.join(map(repr, there))}")
+            raise SpecError(f"{place}: no run has {value!r}; try {', '.join(map(repr, there))}")
     if not select(study.wanted(), side):
-        raise SpecError(f"{where}: no point has all of these")
+        raise SpecError(f"{where}: no run has all of these")
 
 
 def select(wanted: Sequence[Wanted], side: Mapping[str, Any]) -> list[Wanted]:

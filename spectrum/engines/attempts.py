@@ -14,14 +14,17 @@ GRACE = 10.0  # seconds in which workers that are stopped may save where they st
 
 
 def died(attempts: int, how: str) -> str:
-    """Why a point has failed whose worker died again and again."""
+    """Why a run has failed whose worker died again and again."""
     in_vain = f", the last {ATTEMPTS} without a newer checkpoint" if attempts > ATTEMPTS else ""
     return f"the worker process died {attempts} times{in_vain}, last with {how}"
 
 
 @dataclass
 class Attempts:
-    """Those at one point in a run. One that leaves a newer checkpoint than all before is no sign of a faulty point."""
+    """Attempts at one run, within one call of `run_study`.
+
+    One that leaves a newer checkpoint than all before is no sign of a faulty run.
+    """
 
     begun: int = 1
     in_vain: int = 0  # those in a row that died and left no newer checkpoint
@@ -33,7 +36,7 @@ class Attempts:
         return cls(step=_step(run, saving))
 
     def again(self, run: RunConfig, saving: Saving | None) -> bool:
-        """Whether the point is to be tried again, now that its worker has died; that attempt is counted then."""
+        """Whether the run is to be tried again, now that its worker has died; that attempt is counted then."""
         step = _step(run, saving)
         self.in_vain = 0 if step > self.step else self.in_vain + 1
         self.step = max(self.step, step)
@@ -48,7 +51,7 @@ def _step(run: RunConfig, saving: Saving | None) -> int:
 
 
 def took_too_long(minutes: float | None, saving: Saving | None, run: RunConfig) -> str:
-    """Why a point has failed that took more than its time."""
+    """Why a run has failed that took more than its time."""
     reason = f"took more than {minutes:g} minutes"
     if saving is not None and latest_step(saving.checkpoints_of(run.id)):
         reason += "; the next run goes on from its checkpoint"

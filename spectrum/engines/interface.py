@@ -88,12 +88,12 @@ class Engine(ABC):
     >>> class OneByOne(Engine):
     ...     starts_processes = False
     ...
-    ...     def run(self, points, work):
-    ...         for point in points:
+    ...     def run(self, runs, work):
+    ...         for run in runs:
     ...             try:
-    ...                 yield Outcome(point, train_one(point, work, threads=1), None, attempts=1)
+    ...                 yield Outcome(run, train_one(run, work, threads=1), None, attempts=1)
     ...             except Exception as error:
-    ...                 yield Outcome(point, None, f"{type(error).__name__}: {error}", attempts=1)
+    ...                 yield Outcome(run, None, f"{type(error).__name__}: {error}", attempts=1)
     """
 
     starts_processes: ClassVar[bool] = True
@@ -128,7 +128,7 @@ class Engine(ABC):
         """One outcome per run, as they end. Closing it ends what runs, which saves where it stands.
 
         Args:
-            points: runs to train, each once.
+            runs: runs to train, each once.
             work: settings, with a device that is no longer "auto", and the study's folder.
 
         Raises EngineError where no workers can be had.

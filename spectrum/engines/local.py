@@ -1,7 +1,7 @@
 """The engine of this machine: worker processes that are kept busy.
 
-A worker that dies is replaced and its point tried again, from its latest checkpoint. It is given up once that has
-happened a few times without a newer checkpoint between. An exception in a point is that point's failure and no other's.
+A worker that dies is replaced and its run tried again, from its latest checkpoint. It is given up once that has
+happened a few times without a newer checkpoint between. An exception in a run is that run's failure and no other's.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ from spectrum.engines.cores import available_cores, take_slot, visible_gpus
 from spectrum.engines.interface import Engine, EngineError, Outcome, Work
 from spectrum.engines.worker import limit_memory, train_one
 
-LOOK = 0.5  # seconds between two looks at which points have had their time
+LOOK = 0.5  # seconds between two looks at which runs have had their time
 
 
 class _Clock:
-    """Which points have had their time. pebble's own limits go by the time of day, which may jump."""
+    """Which runs have had their time. pebble's own limits go by the time of day, which may jump."""
 
     def __init__(self, minutes: float | None) -> None:
         self.seconds = None if minutes is None else 60 * minutes
@@ -62,11 +62,11 @@ class LocalEngine(Engine):
     sees."""
 
     def run(self, runs: Iterable[RunConfig], work: Work) -> Generator[Outcome, None, None]:
-        """Train all points, as `Engine.run` says.
+        """Train all runs, as `Engine.run` says.
 
         Closing the iterator, or Ctrl-C, lets the workers save where they stand and ends them, after ten seconds at the
         latest; another Ctrl-C ends them at once. Raises EngineError when workers die again and again before they take
-        a point.
+        a run.
         """
         yield from Workers(work).run(runs)
 
@@ -83,14 +83,14 @@ class Workers:
 
     @property
     def threads(self) -> int:
-        """Of each worker, where there are as many points as workers."""
+        """Of each worker, where there are as many runs as workers."""
         return self._threads(self.work.runs or self.workers)
 
     def _threads(self, runs: int) -> int:
         return max(1, available_cores() // min(self.workers, runs))
 
     def run(self, runs: Iterable[RunConfig]) -> Generator[Outcome, None, None]:
-        """Train all points."""
+        """Train all runs."""
         with TemporaryDirectory(prefix="spectrum-gpus-") if self.work.device == "cuda" else nullcontext() as slots:
             yield from self._run(runs, slots)
 
@@ -120,7 +120,7 @@ class Workers:
                     broken += 1
                     if broken > ATTEMPTS:
                         raise EngineError(
-                            "worker processes die before they take a point. Is there memory for them? A script that "
+                            "worker processes die before they take a run. Is there memory for them? A script that "
                             'calls run_study must do so below `if __name__ == "__main__":`'
                         )
                     waiting.extendleft(running.values())

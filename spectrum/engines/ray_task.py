@@ -27,14 +27,14 @@ from spectrum.training.checkpoint_files import Interrupted, checkpoint_files
 if TYPE_CHECKING:
     from spectrum.training.ranks import Ranks
 
-FOLDER = "spectrum-point-"  # of a task, in its node's folder of temporary files
+FOLDER = "spectrum-run-"  # of a task, in its node's folder of temporary files
 ASK = 1.0  # seconds between two questions of a task whether it is to stop
-LOG_BYTES = 200_000  # of a point's log that are sent, the last ones
+LOG_BYTES = 200_000  # of a run's log that are sent, the last ones
 
 
 @dataclass(frozen=True)
 class Orders:
-    """What a task needs to know beside its point."""
+    """What a task needs to know beside its run."""
 
     work: Work
     threads: int
@@ -114,7 +114,7 @@ def _folder_of_its_own() -> Iterator[Path]:
 
 @contextmanager
 def _ranks(server: Any, orders: Orders, rank: int, meeting: str) -> Iterator[Ranks | None]:
-    """This task as one of its point's ranks; None where it is the only one.
+    """This task as one of its run's ranks; None where it is the only one.
 
     What fails on all of them alike is raised. A rank that fails alone ends its process, and with it the others'.
     """

@@ -1,7 +1,7 @@
-"""Points that each take several devices: all ranks that torchrun has started train one point after the other together.
+"""Runs that each take several devices: all ranks that torchrun has started train one run after the other together.
 
-The first rank is the driver: it has the study's folder, writes rows and checkpoints, and tells the others which point
-is next. A point that fails alike on every rank, as one does whose network cannot be built, has failed, and the next one
+The first rank is the driver: it has the study's folder, writes rows and checkpoints, and tells the others which run
+is next. A run that fails alike on every rank, as one does whose network cannot be built, has failed, and the next one
 follows. A rank that fails alone would leave the others waiting for it: it ends, torchrun ends the others, and the next
 run goes on from the last checkpoint. A signal to stop, at whichever rank it comes in, lets all of them end the same
 step; the first saves where they stand.
@@ -58,7 +58,7 @@ class RankEngine(Engine):
         return self.own_device
 
     def run(self, runs: Iterable[RunConfig], work: Work) -> Generator[Outcome, None, None]:
-        """Train all points, one after the other."""
+        """Train all runs, one after the other."""
         yield from First(self.ranks, work).run(runs)
 
 

@@ -1,4 +1,4 @@
-"""One point in a process that trains points, whoever started it: its logs, its memory, its checkpoints, its result."""
+"""One run in a process that trains runs, whoever started it: its logs, its memory, its checkpoints, its result."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from spectrum.training.checkpoint_files import Interrupted
 if TYPE_CHECKING:
     from spectrum.training.ranks import Ranks
 
-OUT_OF_MEMORY = "oom: not enough memory for this point"
+OUT_OF_MEMORY = "oom: not enough memory for this run"
 
 
 T = TypeVar("T")
@@ -31,14 +31,14 @@ T = TypeVar("T")
 
 @cache
 def _prepare(threads: int, imports: tuple[str, ...]) -> None:
-    """What a worker does before its first point; an error here is that point's."""
+    """What a worker does before its first run; an error here is that run's."""
     os.environ["OMP_NUM_THREADS"] = str(threads)
     import torch
 
     from spectrum.training.provenance import code_revision
 
     torch.set_num_threads(threads)
-    code_revision()  # of the code as it is now, not as it is when the first point ends
+    code_revision()  # of the code as it is now, not as it is when the first run ends
     for module in imports:
         import_module(module)
 
@@ -55,7 +55,7 @@ def train_one(
     """The fields of its `train.Result`, its peak memory and its provenance.
 
     Args:
-        point: to train.
+        run: to train.
         work: device, modules to import first, and where and how often it saves where it stands.
         threads: that torch may use.
         stop: asked after every step; true saves a checkpoint and raises Interrupted.
@@ -69,7 +69,7 @@ def train_one(
             return _trained(run, work.device, saving, stop, on_saved, ranks)
     except Exception as error:
         one: BaseException | None = error
-        while one is not None:  # or the process keeps the network of a failed point until the next one has ended
+        while one is not None:  # or the process keeps the network of a failed run until the next one has ended
             traceback.clear_frames(one.__traceback__)
             one = one.__cause__ or one.__context__
         raise
@@ -118,7 +118,7 @@ def _opened(path: Path) -> io.FileIO | None:
 def _redirected(log: io.FileIO) -> Iterator[None]:
     """Standard output and errors go to the log: those of Python, and those of C."""
     streams = sys.stdout, sys.stderr
-    _flush(*streams)  # what was printed before is not of this point
+    _flush(*streams)  # what was printed before is not of this run
     before = {number: kept for number in (1, 2) if (kept := _duplicate(number)) is not None}
     for number in before:
         os.dup2(log.fileno(), number)

@@ -2,7 +2,7 @@
 
 Factors are the fields in which the two sides differ, and what nobody wrote down: parameters and MACs where no budget
 holds them, 1×1 convolutions that run at other resolutions, norms and non-linearities that come or go, and sides whose
-points do not pair. What follows from a field is told with that field: BNs with `norm`, or with `depth`. An interaction
+runs do not pair. What follows from a field is told with that field: BNs with `norm`, or with `depth`. An interaction
 compares differences, and so has two sets of factors: of each difference, and across the settings it is compared at.
 """
 
@@ -113,7 +113,7 @@ def _examined(study: Study, contrast: Contrast, side: Callable[[Mapping[str, Any
 
 
 def _ends(planned: Side) -> list[list[CostedRun]]:
-    """The points with the fewest segments, and those with the most."""
+    """The runs with the fewest segments, and those with the most."""
     places = [max(one.realised_segments, default=0) for one in planned]
     asked = [_segments(one.asked) for one in planned]
     fewest, most = (asked[places.index(end)] for end in (min(places), max(places)))
@@ -169,7 +169,7 @@ def _factors(study: Study, first: Side, second: Side) -> tuple[list[Factor], lis
 
 
 def _pair(study: Study, found: dict[str, Factor], first: Side, second: Side) -> bool:
-    """Whether every point of one side has its counterpart on the other, alike in all that is no factor."""
+    """Whether every run of one side has its counterpart on the other, alike in all that is no factor."""
     rest = ["seed", *(name for name in study.varied() if name not in (*found, *PLACES, "match"))]
 
     def others(plan: CostedRun) -> tuple[Any, ...]:
@@ -179,7 +179,7 @@ def _pair(study: Study, found: dict[str, Factor], first: Side, second: Side) -> 
 
 
 def _trained(plan: CostedRun) -> tuple[Any, ...]:
-    """What tells networks apart, whatever the point calls it."""
+    """What tells networks apart, whatever the run calls it."""
     unnamed = {"seed": 0, "segments": 1, "segment_width": None, "stage_segments": None}
     return plan.run.model_copy(update=unnamed).id, plan.realised_segments
 

@@ -122,7 +122,7 @@ def _of_ids(rows: Sequence[Row]) -> Iterator[Finding]:
 
 
 def _of_weights(rows: Sequence[Row]) -> Iterator[Finding]:
-    """Points of one seed that were trained to the same weights under several ids. (Those that diverged are all NaN.)"""
+    """Runs of one seed that were trained to the same weights under several ids. (Those that diverged are all NaN.)"""
     ids = defaultdict(set)
     for row in rows:
         if row["status"] == "done" and row.get("weights_sha256") is not None:
@@ -162,11 +162,11 @@ def _of_checkpoints(folder: Path, rows: Sequence[Row]) -> Iterator[Finding]:
     for below in sorted(path for path in root.iterdir() if path.is_dir()) if root.is_dir() else ():
         named = f"{CHECKPOINTS}/{below.name}"
         if below.name in finished:
-            yield Finding(f"{named}: of a point that has its row", fault=False, remove=(below,))
+            yield Finding(f"{named}: of a run that has its row", fault=False, remove=(below,))
             continue
         states = {file: _state_of(file) for file in checkpoint_files(below)}
         if not states and writing is None and _is_empty(below):
-            yield Finding(f"{named}: empty; the point starts anew", fault=True, remove=(below,))
+            yield Finding(f"{named}: empty; the run starts anew", fault=True, remove=(below,))
         yield from _of_states(named, states)
         if halves := half_written(below):
             yield Finding(f"{named}: half a file", fault=False, remove=tuple(halves))
@@ -199,11 +199,11 @@ def _of_troubles(rows: Sequence[Row]) -> Iterator[Finding]:
 
 
 def _of_states(named: str, states: Mapping[CheckpointFile, str]) -> Iterator[Finding]:
-    """Of the checkpoints of one point, the newest first."""
+    """Of the checkpoints of one run, the newest first."""
     left = "whole" in states.values()
     for file in (file for file, state in states.items() if state == "damaged"):
         message = f"{named}: the one at step {file.step} is damaged"
-        yield Finding(message + ("" if left else "; the point starts anew"), fault=True, remove=(file.path,))
+        yield Finding(message + ("" if left else "; the run starts anew"), fault=True, remove=(file.path,))
     for file in (file for file, state in states.items() if state == "unreadable"):
         yield Finding(f"{named}: the one at step {file.step} cannot be read", fault=True)
 

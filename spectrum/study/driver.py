@@ -1,9 +1,9 @@
-"""From a study to its rows: the plan first, then training of the points that have no row yet.
+"""From a study to its rows: the plan first, then training of the runs that have no row yet.
 
-run_study    freezes the plan, trains what is left, appends a row a point
+run_study    freezes the plan, trains what is left, appends a row per run
 
 A study that tunes has two stages: the search, which sees validation images only, and the confirmation, which trains
-the study's own points, with seeds of their own, at the values that the search chose.
+the study's own runs, with seeds of their own, at the values that the search chose.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ class Progress:
 
 @dataclass(frozen=True)
 class Summary:
-    """How a run of a study ended. Counts are of points."""
+    """How a call of `run_study` ended. Counts are of training runs."""
 
     folder: Path
     total: int
@@ -87,22 +87,22 @@ def run_study(
     on_note: Callable[[str], None] = warnings.warn,
     **settings: Any,
 ) -> Summary:
-    """Train every point of a study that has no finished row yet, and append a row for each.
+    """Train every run of a study that has no finished row yet, and append a row for each.
 
     Args:
         study: from `load_study`, or the path of its file.
         out: folder of the results; by default results/<name of the study>/ below the current folder.
         engine: where to train: "local" for processes of this machine, "ray", a name of `register_engine`, or an
             `Engine` such as `RayEngine(Cluster("auto", gpus=1))`.
-        confirm: of a study that tunes, also train the points at the chosen values, once the search is complete; later
+        confirm: of a study that tunes, also train the runs at the chosen values, once the search is complete; later
             runs into the same folder do so too.
-        on_progress: called at the start of each stage and after every point.
+        on_progress: called at the start of each stage and after every run.
         on_note: called with a sentence for what a reader of the plan should know, before anything is trained; by
             default a warning.
         **settings: fields of `EngineSettings`: workers, device, imports, checkpoint_minutes, run_minutes, memory_gb.
 
-    A point that was cut short goes on from its latest checkpoint, below checkpoints/ in the folder, to the same weights
-    as without the cut. A point that fails gets a row with status "failed" and the reason; it is tried again by the next
+    A run that was cut short goes on from its latest checkpoint, below checkpoints/ in the folder, to the same weights
+    as without the cut. A run that fails gets a row with status "failed" and the reason; it is tried again by the next
     run. Raises SpecError, DataError, StoreError (also for a folder that holds another study) or EngineError (of a
     cluster) before anything is trained.
 
@@ -186,7 +186,7 @@ def _planned(
     known: Sequence[CostedRun] | None,
     on_note: Callable[[str], None],
 ) -> tuple[Sequence[CostedRun], list[dict[str, Any]]]:
-    """The study's points, planned anew where the frozen plan is of other images, and what is known of the images."""
+    """The study's runs, planned anew where the frozen plan is of other images, and what is known of the images."""
     from spectrum.data.images import described, read_once
     from spectrum.study.equal_networks import coincidences
 
@@ -205,13 +205,13 @@ def in_random_blocks(runs: Sequence[RunConfig]) -> list[RunConfig]:
     """The order of training: seed by seed, and within a seed by id, which is a hash and so random but repeatable.
 
     What drifts in a machine over hours then falls on no end of the spectrum, and a study that is cut short has whole
-    blocks of points with the same seeds.
+    blocks of runs with the same seeds.
     """
     return sorted(runs, key=lambda run: (run.seed, run.id))
 
 
 class _Run:
-    """One run of a study: trains points, writes rows, counts."""
+    """One call of `run_study`: trains runs, writes rows, counts."""
 
     def __init__(
         self,
@@ -228,7 +228,7 @@ class _Run:
         self.engine, self.work, self.on_progress = engine, work, on_progress
         self.base = study.base.model_dump(mode="json")
         self.counts: Counter[str] = Counter()
-        self.seen: set[str] = set()  # ids of the points that were asked for
+        self.seen: set[str] = set()  # ids of the runs that were asked for
         self.reused = 0
         self.fingerprints = {images_key(entry): entry["fingerprint"] for entry in images}  # as plan and rows have it
 
@@ -331,7 +331,7 @@ class _Run:
         return finished
 
     def _images_changed(self, outcome: Outcome) -> str | None:
-        """What to say where a point was trained on other images than the rows before it; None where it was not."""
+        """What to say where a run was trained on other images than the rows before it; None where it was not."""
         if outcome.result is None:
             return None
         run = outcome.run
@@ -341,7 +341,7 @@ class _Run:
             return None
         return (
             f"the images of {run.dataset!r} changed during the run: fingerprint {known} before, {found} now "
-            f"(point {run.id}); the rows before are kept, this result is not; put the earlier images back and run "
+            f"(run {run.id}); the rows before are kept, this result is not; put the earlier images back and run "
             "again, or give another --out"
         )
 
@@ -361,7 +361,7 @@ class _Run:
         return row
 
     def _remove_checkpoints(self, finished: Iterable[str]) -> None:
-        """Of points whose rows are on disk. Names come from the disk: what a row calls itself may be any path."""
+        """Of runs whose rows are on disk. Names come from the disk: what a row calls itself may be any path."""
         ids, root = set(finished), self.store.folder / CHECKPOINTS
         with suppress(OSError):  # what cannot be looked through or removed is left, and the doctor says so
             for below in list(root.iterdir()) if root.is_dir() else ():
@@ -406,7 +406,7 @@ def _row(study: Study, planned: CostedRun) -> Row:
 
 
 def _from_plan(study: Study, plan: Plan | None) -> list[CostedRun] | None:
-    """The study's points with the widths that its plan froze; None where it is of another study, or lacks some."""
+    """The study's runs with the widths that its plan froze; None where it is of another study, or lacks some."""
     if plan is None or not plan.is_of(study.hash):
         return None
     kept = {run.key: run for run in plan.asked if run.counted}

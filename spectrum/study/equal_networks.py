@@ -1,7 +1,7 @@
-"""Points that train the same network under two names, and options that an architecture of one's own ignores.
+"""Runs that train the same network under two names, and options that an architecture of one's own ignores.
 
 Networks are compared as they are built: the same initial weights, outputs, gradients and statistics from one seed are
-the same network, whatever the point calls it. Each is compared by ever dearer means, and only with those that are
+the same network, whatever the run calls it. Each is compared by ever dearer means, and only with those that are
 alike so far.
 """
 
@@ -60,7 +60,7 @@ T = TypeVar("T")
 
 
 def told_apart(study: Study, planned: Sequence[CostedRun]) -> list[CostedRun]:
-    """The points of a plan, those that train the same network as an earlier one marked as such (`same_as`).
+    """The runs of a plan, those that train the same network as an earlier one marked as such (`same_as`).
 
     Raises SpecError for an axis along which every network is the same, and for an option that an architecture of one's
     own ignores.

@@ -1,6 +1,6 @@
-"""What a study will train, known before anything is trained: the points with solved widths, and what each costs.
+"""What a study will train, known before anything is trained: the runs with solved widths, and what each costs.
 
-Points differ in seeds and learning rates far more often than in networks, so every network is built, counted, solved
+Runs differ in seeds and learning rates far more often than in networks, so every network is built, counted, solved
 for and timed once.
 """
 
@@ -35,7 +35,7 @@ THREADS = 1  # for what is timed
 
 @dataclass(frozen=True)
 class CostedRun:
-    """A point and what it costs."""
+    """A run and what it costs."""
 
     run: RunConfig  # as it is trained, with solved widths
     params: int
@@ -45,7 +45,7 @@ class CostedRun:
     asked: RunConfig  # as the study has it
     match: Match = "none"
     budget: float | None = None  # params, MACs or seconds a step that the reference has
-    mismatch: float | None = None  # of this point: cost / budget − 1
+    mismatch: float | None = None  # of this run: cost / budget − 1
     norms: int = 0  # batch normalisations of a forward pass
     nonlinearities: int = 0
     pointwise_pixels: tuple[int, ...] = ()  # at which each 1×1 of a segmented convolution runs
@@ -54,11 +54,11 @@ class CostedRun:
     seconds: float | None = None  # estimated training time on one worker
     caveat: str | None = None  # what ran in a network of one's own and is not in its MACs
     clamped: tuple[tuple[str, int], ...] | None = None  # option → layers; None: of a plan that does not tell
-    same_as: str | None = None  # id of the point that trains the same network, if an earlier one does
+    same_as: str | None = None  # id of the run that trains the same network, if an earlier one does
 
     @property
     def clamped_layers(self) -> int:
-        """How many layers have too few channels for what the point asks of its segments.
+        """How many layers have too few channels for what the run asks of its segments.
 
         A layer counts once for each option that it falls short of. A plan of an earlier version tells for `segments`
         alone, and for a number of them.
@@ -95,7 +95,7 @@ class CostedRun:
 
 
 def planned_run(run: PlannedRun, asked: RunConfig) -> CostedRun:
-    """The point that `CostedRun.record` kept."""
+    """The run that `CostedRun.record` kept."""
     costs = (run.params, run.macs, run.activations)
     assert None not in costs, "its costs were counted"
     params, macs, activations = (int(cost) for cost in costs if cost is not None)
@@ -126,7 +126,7 @@ def plan_study(
     time_steps: bool = False,
     frozen: Plan | None = None,
 ) -> list[CostedRun]:
-    """Solve the widths of every point and count its cost. Trains nothing and writes nothing.
+    """Solve the widths of every run and count its cost. Trains nothing and writes nothing.
 
     Args:
         study: from `load_study`, or the path of its file.
@@ -134,13 +134,13 @@ def plan_study(
         time_steps: also time some training steps of each network, which takes half a second or so each.
         frozen: an earlier plan; widths that were solved in it for the same budget are taken as they are.
 
-    Raises SpecError for a point whose network cannot be built or cannot meet its budget, for an option or an axis that
+    Raises SpecError for a run whose network cannot be built or cannot meet its budget, for an option or an axis that
     changes nothing (of a plan that is not frozen yet), and for a network of one's own that gives no scores; DataError
     for a missing data set.
 
     >>> from spectrum import load_study
     >>> planned = plan_study(load_study("experiments/quickstart.toml"))
-    >>> {one.point.segments: one.params for one in planned}
+    >>> {one.run.segments: one.params for one in planned}
     {1: 108986, 2: 60602, 3: 44510, 4: 36410, 8: 24314, 16: 18266, 'per_channel': 14234}
     """
     from spectrum.data.images import read_once
@@ -162,7 +162,7 @@ def plan_study(
 
 
 class _Planner:
-    """Plans one point after the other, each network once."""
+    """Plans one run after the other, each network once."""
 
     def __init__(self, study: Study, frozen: Plan | None) -> None:
         self.study = study
@@ -227,7 +227,7 @@ class _Planner:
             raise SpecError(
                 f"budget.match = {match!r}, {where}: {error}; try another reference or base.width"
             ) from None
-        # widths that the network has anyway name no other point, which would be trained a second time
+        # widths that the network has anyway name no other run, which would be trained a second time
         own = solution.widths == _stage_widths(run, images)
         solved = run if own else _with_widths(run, solution.widths)
         planned = replace(_counted(solved, images), asked=run, match=match, budget=budget, solved_for=solved_for)
@@ -304,12 +304,12 @@ class _Planner:
 
 
 def network_of(run: RunConfig) -> list[Any]:
-    """All fields that say which network a point trains."""
+    """All fields that say which network a run trains."""
     return network_key(run, "width", "widths", "dropout")
 
 
 def _count_of(match: Match, run: RunConfig, images: Images) -> Callable[[RunConfig, Any, bool], int]:
-    """How a budget's count is taken of a network like a point's in other widths: of its run, it on `meta`, and whether
+    """How a budget's count is taken of a network like a run's in other widths: of its run, it on `meta`, and whether
     MACs may be reckoned from its weights, which is faster and holds for nearly all networks."""
     from spectrum.cost.count import macs_of_weights, pixels_by_layer
 
@@ -337,7 +337,7 @@ def _solved_for(run: RunConfig, reference: RunConfig, match: Match, images: Imag
 
 
 def _as_wide_as(other: RunConfig, run: RunConfig) -> RunConfig:
-    """The point, in the widths of another."""
+    """The run, in the widths of another."""
     return run.model_copy(update={"width": other.width, "widths": other.widths})
 
 
@@ -356,7 +356,7 @@ def _stage_widths(run: RunConfig, images: Images) -> Widths:
 
 
 def build(run: RunConfig, images: Images) -> nn.Module:
-    """The network of a point. Raises SpecError where it cannot be built."""
+    """The network of a run. Raises SpecError where it cannot be built."""
     from spectrum.models import build_model
 
     channels, side, _ = images.shape

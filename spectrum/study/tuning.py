@@ -1,7 +1,7 @@
-"""The same search for learning rate and weight decay at every point, decided on validation images.
+"""The same search for learning rate and weight decay at every run, decided on validation images.
 
 Every network gets the whole grid with the same seeds, which train nothing else; the best mean validation accuracy
-chooses. Pure functions on planned points and rows.
+chooses. Pure functions on planned runs and rows.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from spectrum.study.planning import CostedRun
 class Choice:
     """What the search found for one network."""
 
-    id: str  # of the point with seed 0 and the study's own learning rate
-    run: RunConfig  # that point
+    id: str  # of the run with seed 0 and the study's own learning rate
+    run: RunConfig  # that run
     match: str  # its budget, the first if it serves several
     values: Mapping[str, float]  # chosen, by field
     val_accuracy: float  # mean over the search's seeds, from 0 to 1
     low_edges: tuple[str, ...]  # fields whose choice is the smallest value of the grid
     high_edges: tuple[str, ...]  # fields whose choice is the largest
-    searched: tuple[str, ...] = ()  # ids of the search's points at these values
+    searched: tuple[str, ...] = ()  # ids of the search's runs at these values
 
     def record(self) -> PlannedChoice:
         """What plan.json keeps of it."""
@@ -44,7 +44,7 @@ class Choice:
 
 
 def search(planned: Sequence[CostedRun], grid: Grid, seeds: Sequence[int]) -> list[CostedRun]:
-    """The points that the search trains; seeds outermost, so that a search cut short has seen the whole grid."""
+    """The runs that the search trains; seeds outermost, so that a search cut short has seen the whole grid."""
     networks: dict[str, CostedRun] = {}
     for one in planned:
         networks.setdefault(_unseeded(one).id, one)
@@ -98,7 +98,7 @@ def choose(planned: Sequence[CostedRun], grid: Grid, rows: Mapping[str, Mapping[
 
 
 def confirmed(planned: Sequence[CostedRun], choices: Sequence[Choice]) -> list[CostedRun]:
-    """The study's own points, each with the values that were chosen for its network."""
+    """The study's own runs, each with the values that were chosen for its network."""
     values = {choice.id: choice.values for choice in choices}
     return [
         replace(one, run=one.run.model_copy(update=dict(values[_unseeded(one).id])), same_as=None) for one in planned

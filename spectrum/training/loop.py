@@ -37,10 +37,10 @@ from spectrum.training.step import compiled, keep_freed_memory, training_step
 
 @dataclass(frozen=True)
 class Result:
-    """What one point gave. Accuracies from 0 to 1, losses in nats, times in seconds."""
+    """What one run gave. Accuracies from 0 to 1, losses in nats, times in seconds."""
 
     status: str  # "done" or "diverged"
-    test_accuracy: float | None  # None: the point is scored on validation images
+    test_accuracy: float | None  # None: the run is scored on validation images
     test_loss: float | None  # None: so, or diverged
     test_images: int | None  # None: so; what one image is worth in test_accuracy
     val_accuracy: float
@@ -64,7 +64,7 @@ def train(
     checkpoints: Checkpoints | None = None,
     ranks: Ranks = ALONE,
 ) -> Result:
-    """Train one point, from its latest checkpoint if it has one.
+    """Train one run, from its latest checkpoint if it has one.
 
     With several ranks each calls this with the same arguments, but for the checkpoints, which the first one alone has;
     all have the same result. Raises ValueError when the network cannot be built for these images, and Interrupted when

@@ -14,7 +14,7 @@ Tensors = tuple[Tensor, ...] | list[Tensor]
 
 
 def in_epochs(run: RunConfig, images_per_epoch: int) -> RunConfig:
-    """The point, its schedule in epochs where it has it in images."""
+    """The run, its schedule in epochs where it has it in images."""
     if run.decay_images is None:
         return run
     return run.model_copy(update={"decay_epochs": run.decay_images / images_per_epoch, "decay_images": None})
@@ -47,7 +47,7 @@ def _along_cosine(start: float, end: float, t: float) -> float:
 
 
 def make_optimizer(run: RunConfig, model: nn.Module) -> torch.optim.Optimizer:
-    """The optimiser of a point; weight decay goes to weights of two and more dimensions, not to BN or bias."""
+    """The optimiser of a run; weight decay goes to weights of two and more dimensions, not to BN or bias."""
     trained = [p for p in model.parameters() if p.requires_grad]
     groups = [
         {"params": [p for p in trained if p.ndim > 1], "weight_decay": run.weight_decay},

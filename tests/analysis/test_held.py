@@ -64,7 +64,7 @@ STUDY = {
 
 
 @pytest.mark.parametrize("name", STUDY)
-def test_held_equal_is_what_the_points_have_in_common(name):
+def test_held_equal_is_what_the_runs_have_in_common(name):
     page, runs = page_of_study(STUDY[name])
     held = terms(page, "What was held equal")
     common = {
@@ -87,7 +87,7 @@ def test_networks_with_relu_and_norm_are_called_so():
     assert "order: pointwise first, spatial first" in terms(page, "Design")["what differs with it"]
 
 
-def test_points_of_a_recipe_are_listed_with_its_optimiser():
+def test_runs_of_a_recipe_are_listed_with_its_optimiser():
     held = terms(page_of_study(STUDY["a recipe"])[0], "What was held equal")
     assert {name: held[name] for name in ("optimizer", "lr", "schedule", "decay", "ema")} == {
         "optimizer": "rmsprop", "lr": "0.001", "schedule": "exponential", "decay": "0.9", "ema": "0.9999",
@@ -95,11 +95,11 @@ def test_points_of_a_recipe_are_listed_with_its_optimiser():
     assert not {"nesterov", "decay_epochs"} & held.keys()
 
 
-def test_what_varies_is_told_from_the_points_where_the_base_has_another_value():
+def test_what_varies_is_told_from_the_runs_where_the_base_has_another_value():
     assert "activation: none, gelu" in page_of_study(STUDY["a base that no point has"])[0]
 
 
-def test_a_choice_is_called_by_what_its_point_has_and_not_by_the_base():
+def test_a_choice_is_called_by_what_its_run_has_and_not_by_the_base():
     run = RunConfig(segments=4, activation="none")
     entry = {"point": run.model_dump(mode="json", exclude_defaults=True), "match": "none"}
     plan = {"varied": ["segments", "activation"], "budget": {"match": ["none"]}, "base": {"activation": "relu"}}
@@ -125,7 +125,7 @@ def test_a_plan_that_leaves_defaults_out_makes_no_page_say_more_than_it_knows():
 
 
 @pytest.mark.parametrize("name", STUDIES)
-def test_the_points_of_a_committed_plan_are_completed_to_those_that_their_ids_name(name):
+def test_the_runs_of_a_committed_plan_are_completed_to_those_that_their_ids_name(name):
     for run in read_plan(RESULTS / name).runs:
         config = RunConfig(**run.options)
         assert config.id == run.id
@@ -133,7 +133,7 @@ def test_the_points_of_a_committed_plan_are_completed_to_those_that_their_ids_na
 
 
 @pytest.mark.parametrize("name", STUDIES)
-def test_the_page_of_a_study_calls_held_equal_what_its_points_have_in_common(name):
+def test_the_page_of_a_study_calls_held_equal_what_its_runs_have_in_common(name):
     empty, plan = pd.DataFrame(), read_plan(RESULTS / name)
     held = terms(page_of(load_results(RESULTS / name), plan, empty, {}, empty), "What was held equal")
     configs = [RunConfig(**run.options) for run in plan.runs]

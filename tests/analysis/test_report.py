@@ -55,7 +55,7 @@ def provenance(table):
     return table.assign(provenance=[{"torch": "2", "threads": 1}] * len(table), reason=None)
 
 
-def test_the_table_has_a_row_a_point_and_mean_and_interval():
+def test_the_table_has_a_row_a_run_and_mean_and_interval():
     table = summary_table(results())
     assert list(table["segments"]) == ["1", "2", "3", "per channel"]
     assert table["accuracy"][0] == "90.25 ± 3.18"  # t(0.975, 1 df) · 0.005/√2 / √2 = 12.706 · 0.0025
@@ -227,7 +227,7 @@ def test_a_printed_page_loses_nothing(tmp_path, plan):
     assert sum(len(sheet.images) for sheet in sheets) == 4
 
 
-def test_a_study_with_no_finished_point_still_has_a_page(tmp_path, plan):
+def test_a_study_with_no_finished_run_still_has_a_page(tmp_path, plan):
     table = provenance(results()).assign(status="failed", test_accuracy=None, val_accuracy=None, reason="no luck")
     report = write_report(tmp_path, table, history(table).iloc[:0], plan_of(plan))
     assert report.figures == []

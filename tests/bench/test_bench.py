@@ -197,7 +197,7 @@ def test_the_steps_of_a_studys_networks_are_measured_once_each(tmp_path, capsys)
 
 
 @pytest.mark.slow
-def test_a_study_and_a_script_train_the_same_points():
+def test_a_study_and_a_script_train_the_same_runs():
     curve = ({"segments": 1}, {"segment_width": 4})
     table = sweep.measure(curve, dataset="digits", train_images=300, epochs=1, seeds=1, cores=1)
     assert len(table) == 4

@@ -40,7 +40,7 @@ def test_the_fields_of_a_committed_row_give_its_id(study: str) -> None:
 
 
 @pytest.mark.parametrize("study", STUDIES)
-def test_the_points_of_a_committed_plan_give_their_ids(study: str) -> None:
+def test_the_runs_of_a_committed_plan_give_their_ids(study: str) -> None:
     plan = json.loads((RESULTS / study / "plan.json").read_text(encoding="utf-8"))
     found = entries(plan)
     assert found

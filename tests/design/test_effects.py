@@ -85,7 +85,7 @@ def test_an_override_without_a_use_is_refused_by_its_name():
         {"base": {"model": "vgg", "activation": "none", "image_size": 32}},
     ],
 )
-def test_an_option_that_one_point_uses_or_that_is_off_is_taken(said):
+def test_an_option_that_one_run_uses_or_that_is_off_is_taken(said):
     check_effects(study(**said))
 
 

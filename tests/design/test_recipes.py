@@ -32,12 +32,12 @@ PAPER: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
-def test_the_recipes_are_those_that_a_point_can_have() -> None:
+def test_the_recipes_are_those_that_a_run_can_have() -> None:
     assert set(PAPER) == set(RECIPES) == set(choices("recipe"))
 
 
 @pytest.mark.parametrize("recipe", PAPER)
-def test_a_recipe_fills_what_a_point_leaves_open(recipe: Any) -> None:
+def test_a_recipe_fills_what_a_run_leaves_open(recipe: Any) -> None:
     run = RunConfig(recipe=recipe)
     assert {name: getattr(run, name) for name in PAPER[recipe]} == PAPER[recipe]
     assert RunConfig(recipe=recipe, lr=0.2, ema=0.0).lr == 0.2
@@ -45,7 +45,7 @@ def test_a_recipe_fills_what_a_point_leaves_open(recipe: Any) -> None:
 
 
 @pytest.mark.parametrize("recipe", PAPER)
-def test_a_point_is_what_its_values_are_whatever_they_come_from(recipe: Any) -> None:
+def test_a_run_is_what_its_values_are_whatever_they_come_from(recipe: Any) -> None:
     assert RunConfig(recipe=recipe).id == RunConfig(**RECIPES[recipe]).id != RunConfig().id
     again = RunConfig(**json.loads(RunConfig(recipe=recipe).model_dump_json()))
     assert again == RunConfig(recipe=recipe)

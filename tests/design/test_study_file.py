@@ -84,11 +84,11 @@ def test_all_faults_of_a_file_are_told_at_once():
         ({"base": {"segments": 4, "segment_width": 2}}, "segments and segment_width: give one of the two"),
         (
             {"base": {"segment_width": 4}, "axes": {"segments": [1, 2]}},
-            "base.segment_width: no point would have it, since axes.segments puts each elsewhere",
+            "base.segment_width: no run would have it, since axes.segments puts each elsewhere",
         ),
         (
             {"base": {"segment_shares": [2, 1]}, "axes": {"segment_width": [1, 2]}},
-            "base.segment_shares: no point would have it, since axes.segment_width puts each elsewhere",
+            "base.segment_shares: no run would have it, since axes.segment_width puts each elsewhere",
         ),
         ({"base": {"shuffle": True}}, "shuffle: only relabels rows"),
         ({"base": {"pointwise": False, "norm": True}}, "norm: there is no second half"),
@@ -96,7 +96,7 @@ def test_all_faults_of_a_file_are_told_at_once():
         ({"budget": {"match": "weights"}}, "budget.match.0: 'weights' is unknown; try 'none'"),
         ({"budget": {"match": []}}, "budget.match"),
         ({"budget": {"match": ["params", "params"]}}, "match: lists a budget twice"),
-        ({"budget": {"match": "params"}}, "reference: say which point sets the budget, as in reference ="),
+        ({"budget": {"match": "params"}}, "reference: say which run sets the budget, as in reference ="),
         ({"budget": {"match": "macs", "reference": {"segmets": 1}}}, 'segmets: unknown key; did you mean "segments"?'),
         ({"budget": {"match": "macs", "reference": {"lr": 0.1}}}, "lr: unknown key"),
         ({"budget": {"match": "macs", "reference": {"segments": 0}}}, "budget.reference: segments: 0 is not a number"),
@@ -108,8 +108,8 @@ def test_all_faults_of_a_file_are_told_at_once():
             {"axes": {"width": [0.5, 1.0]}, "budget": {"match": "macs", "reference": {"segments": 1, "width": 1.0}}},
             "budget.reference: gives every width the same budget",
         ),
-        (contrast({"segments": {"a": 1}}), "between.0.segments: no point has {'a': 1}"),
-        (contrast({"segments": [[1]]}), "between.0.segments: no point has"),
+        (contrast({"segments": {"a": 1}}), "between.0.segments: no run has {'a': 1}"),
+        (contrast({"segments": [[1]]}), "between.0.segments: no run has"),
         ({"tune": {}}, "tune: give at least two values of lr or of weight_decay"),
         ({"tune": {"lr": []}}, "tune: give at least two values of lr"),
         ({"tune": {"lr": [0.1]}}, "tune: give at least two values of lr"),
@@ -117,10 +117,10 @@ def test_all_faults_of_a_file_are_told_at_once():
         ({"tune": {"lr": [0.0, 0.1]}}, "tune.lr.0: input should be greater than 0"),
         ({"tune": {"lr": [0.1, 0.2], "seeds": []}}, "tune.seeds"),
         ({"tune": {"weight_decay": [0.0, 1e-4], "extend": 1}}, "extend: has no next value beyond 0"),
-        ({"tune": {"lr": [0.1, 0.2], "seeds": [0]}}, "tune.seeds: 0 trains scored points too; try 1000"),
+        ({"tune": {"lr": [0.1, 0.2], "seeds": [0]}}, "tune.seeds: 0 trains scored runs too; try 1000"),
         ({"axes": {"lr": [0.1, 0.2]}, "tune": {"lr": [0.1, 0.2]}}, "tune.lr: varies in this study"),
         (contrast({"order": "spatial_first"}), "between.0.order: does not vary in this study; what varies is segments"),
-        (contrast({"segments": 5}), "between.0.segments: no point has 5; try 1, 2"),
+        (contrast({"segments": 5}), "between.0.segments: no run has 5; try 1, 2"),
         (contrast({"segmets": 1}), 'between.0.segmets: unknown key; did you mean "segments"?'),
         (contrast({"segments": 2}), "give two different sides"),
         (contrast({}), "give two different sides"),
@@ -128,7 +128,7 @@ def test_all_faults_of_a_file_are_told_at_once():
         ({"contrasts": [{"name": "x", "between": [{"segments": 1}]}]}, "contrasts.0.between"),
         (interaction([{"segments": 1}]), 'across: expected two settings or "segments", got 1'),
         (interaction("order"), "contrasts.0.across"),
-        (interaction([{"segments": 1}, {"segments": 5}]), "across.1.segments: no point has 5; try 1, 2"),
+        (interaction([{"segments": 1}, {"segments": 5}]), "across.1.segments: no run has 5; try 1, 2"),
         (interaction([{"segments": 1}, {"segments": 1}]), "across: give two different settings"),
         (interaction([{"segments": 1}, {"activation": "relu"}]), "across.1.activation: is what is compared"),
         (
@@ -143,7 +143,7 @@ def test_all_faults_of_a_file_are_told_at_once():
         ({"base": {"label_noise": 0.1}}, "label_noise: belongs to a teacher; set teacher_segments"),
         ({"base": {"dataset": "gaussian"}}, "has no labels of its own; set teacher_segments"),
         ({"base": {"teacher_segments": 1, "teacher_seed": "own"}}, "'own' is no seed; try 0, 1, 2 … or \"seed\""),
-        ({"cases": [{"segments": 1}, {"segments": 1}]}, "cases: two of them are the same point"),
+        ({"cases": [{"segments": 1}, {"segments": 1}]}, "cases: two of them are the same run"),
         ({"base": 3}, "base: expected a table"),
         ({"axes": {"activation": ["none", "relu"], "pointwise": [False]}}, "at activation = 'relu'"),
         ({"name": "y"}, "name: a study is called as its file is"),
@@ -323,7 +323,7 @@ def test_a_bad_file_is_refused_within_two_seconds_and_nothing_is_written(tmp_pat
     assert time.monotonic() - started < 10  # a bound for a busy machine; it takes half a second on an idle one
 
 
-def test_a_point_survives_json():
+def test_a_run_survives_json():
     run = RunConfig(segments=3, widths=(4, 8), lr=0.3)
     fields = json.loads(json.dumps(run.model_dump(mode="json")))
     assert RunConfig(**fields) == run
@@ -332,7 +332,7 @@ def test_a_point_survives_json():
 # What a family has of its own
 
 
-def test_a_point_has_its_familys_own_values_where_it_says_nothing():
+def test_a_run_has_its_familys_own_values_where_it_says_nothing():
     mobilenet = RunConfig(model="mobilenet_v1")
     assert (mobilenet.order, mobilenet.activation, mobilenet.norm) == ("spatial_first", "relu", True)
     assert RunConfig(model="mobilenet_v1", order="pointwise_first", activation="none", norm=False).norm is False

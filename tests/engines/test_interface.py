@@ -33,9 +33,9 @@ from spectrum.engines.worker import train_one
 class Alone(Engine):
     starts_processes = False
 
-    def run(self, points, work):
-        for point in points:
-            yield Outcome(point, train_one(point, work, threads=1), None, 1)
+    def run(self, runs, work):
+        for run in runs:
+            yield Outcome(run, train_one(run, work, threads=1), None, 1)
 
 
 register_engine("alone", Alone)

@@ -1,4 +1,4 @@
-"""Points that take too much time or memory, and the GPUs that workers share."""
+"""Runs that take too much time or memory, and the GPUs that workers share."""
 
 import os
 import subprocess
@@ -19,7 +19,7 @@ from tests.runs import IMPORTS, ROOT, TINY, tiny
 
 
 @pytest.mark.slow
-def test_a_point_that_takes_too_much_memory_or_time_has_failed_and_no_other(study_folder):
+def test_a_run_that_takes_too_much_memory_or_time_has_failed_and_no_other(study_folder):
     cases = [{"model": "greedy"}, {"model": "slow", "epochs": 400}, {"model": "linear"}]
     study = parse_study({"base": TINY, "cases": cases}, "limits")
     limits = {"run_minutes": 0.4, "memory_gb": 2.0}

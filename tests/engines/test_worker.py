@@ -1,4 +1,4 @@
-"""One point in a process: whatever happens to its log and its checkpoints meanwhile, what it trained is not lost."""
+"""One run in a process: whatever happens to its log and its checkpoints meanwhile, what it trained is not lost."""
 
 import os
 import shutil
@@ -20,7 +20,7 @@ POINT = {"dataset": "digits", "train_images": 100, "batch_size": 50, "epochs": 2
 
 
 def trained(name, during, saving=None, *, says=True):
-    """A point that does something once while it trains, with a word printed before and after."""
+    """A run that does something once while it trains, with a word printed before and after."""
     left = [during]
 
     def act():
@@ -167,7 +167,7 @@ Path(sys.argv[1], "done").write_text(result["weights_sha256"])
     assert (tmp_path / "done").exists()
 
 
-def test_how_a_point_fails_is_in_its_log(tmp_path):
+def test_how_a_run_fails_is_in_its_log(tmp_path):
     saving = Saving(tmp_path)
 
     def fail():

@@ -1,4 +1,4 @@
-"""A study from points to rows, with real worker processes."""
+"""A study from runs to rows, with real worker processes."""
 
 import importlib
 import json
@@ -71,7 +71,7 @@ def test_an_engine_shares_the_cores_between_its_workers():
     assert workers(workers=10_000).threads == 1
 
 
-def test_cores_that_a_small_study_has_no_points_for_go_to_its_points():
+def test_cores_that_a_small_study_has_no_runs_for_go_to_its_runs():
     cores = available_cores()
     assert workers(runs=1).threads == cores
     assert workers(workers=4, runs=2).threads == max(1, cores // 2)
@@ -143,7 +143,7 @@ def test_a_worker_that_dies_again_and_again_but_gets_on_is_not_given_up(study_fo
     assert row["reason"].startswith("the worker process died 3 times, last with")
 
 
-def test_points_are_trained_in_blocks_of_a_seed_in_random_order_that_can_be_repeated():
+def test_runs_are_trained_in_blocks_of_a_seed_in_random_order_that_can_be_repeated():
     study = tiny(axes={"segments": [1, 2, 3, 4, 5, 6, 7, 8], "seed": [2, 0, 1]})
     runs = [one.run for one in study.wanted()]
     ordered = in_random_blocks(runs)
@@ -193,7 +193,7 @@ def test_a_study_runs_once_and_is_reused_then(study_folder):
     assert len(load_results(folder, all_runs=True)) == 6
     assert len(list(folder.glob("plan*.json"))) == 2
 
-    # The same point gives the same weights, in whichever process and beside whatever else it is trained.
+    # The same run gives the same weights, in whichever process and beside whatever else it is trained.
     elsewhere = run_study(study, study_folder / "elsewhere", workers=2)
     assert elsewhere.trained == 4
     hashes = [{row["id"]: row["weights_sha256"] for row in read_rows(f)} for f in (folder, study_folder / "elsewhere")]
@@ -201,7 +201,7 @@ def test_a_study_runs_once_and_is_reused_then(study_folder):
 
 
 @pytest.mark.medium
-def test_one_bad_point_stops_no_other(study_folder):
+def test_one_bad_run_stops_no_other(study_folder):
     names = ("linear", "dies", "dies_once", "out_of_memory", "fails", "talks", "times_out")
     study = parse_study({"base": TINY, "cases": [{"model": name} for name in names]}, "faults")
     summary = run_study(study, workers=2, imports=IMPORTS)

@@ -108,7 +108,7 @@ def test_the_python_function_keeps_the_same_rule(two, study_folder):
 
 def test_the_folder_itself_is_read_whatever_files_there_are(two, capsys):
     assert run("status", "results/x") == 0
-    assert "2 points · 2 done" in capsys.readouterr().out
+    assert "2 runs · 2 done" in capsys.readouterr().out
     assert run("export", "results/x", "--to", "rows.csv") == 0
 
 
@@ -140,7 +140,7 @@ def test_a_refusal_names_the_options_that_changed_with_both_values(two, study_fo
     assert words in capsys.readouterr().err
 
 
-def test_the_same_points_are_the_same_study_whatever_it_is_called(two, study_folder):
+def test_the_same_runs_are_the_same_study_whatever_it_is_called(two, study_folder):
     renamed = load_study(write(study_folder / "renamed.toml"))
     assert held_by(study_folder / "results" / "x", renamed) == "same"
 

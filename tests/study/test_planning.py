@@ -38,7 +38,7 @@ def params_of(run):
 
 @pytest.mark.medium
 @pytest.mark.parametrize("match", ["params", "macs"])
-def test_every_point_meets_the_budget_of_the_reference(match):
+def test_every_run_meets_the_budget_of_the_reference(match):
     planned = plan_study(study(budget={"match": match, "reference": PER_CHANNEL}))
     reference = planned[-1]
     assert reference.run == reference.asked, "the reference is the network that it was"
@@ -127,7 +127,7 @@ def read_back(planned):
 
 
 @pytest.mark.medium
-def test_an_entry_of_a_plan_gives_the_point_back():
+def test_an_entry_of_a_plan_gives_the_run_back():
     for one in plan_study(study(budget={"match": "macs", "reference": PER_CHANNEL})):
         assert planned_run(read_back(one), one.asked) == one
 
@@ -255,7 +255,7 @@ def test_widths_too_narrow_for_the_1x1s_segments_are_passed_over():
     assert all(abs(one.mismatch) <= 0.01 for one in planned)
 
 
-def test_a_budget_that_cannot_be_met_names_the_point_and_the_nearest():
+def test_a_budget_that_cannot_be_met_names_the_run_and_the_nearest():
     tiny = {"segments": "per_channel", "widths": [1, 1, 2]}
     with pytest.raises(
         SpecError, match=r"match = 'params', segments = 1: .* cannot be met within 1%; the nearest that can is"
@@ -421,7 +421,7 @@ def test_what_follows_from_a_field_is_told_with_it(axis, consequences):
 
 
 @pytest.mark.medium
-def test_sides_whose_points_do_not_pair_are_flagged():
+def test_sides_whose_runs_do_not_pair_are_flagged():
     cases = [{"segments": 4, "seed": 0}, {"segments": 8, "seed": 1}]
     budget = {"match": "params", "reference": PER_CHANNEL}
     said = study(axes={}, cases=cases, budget=budget, **between({"segments": 4}, {"segments": 8}))

@@ -140,8 +140,8 @@ from spectrum.training.loop import train
 from tests.training.test_checkpoint import kept_in, told
 
 torch.set_num_threads(1)
-point = RunConfig.model_validate_json(sys.argv[2])
-result = train(point, load_images("digits"), checkpoints=kept_in(Path(sys.argv[1]), minutes=60))
+run = RunConfig.model_validate_json(sys.argv[2])
+result = train(run, load_images("digits"), checkpoints=kept_in(Path(sys.argv[1]), minutes=60))
 print(json.dumps([told(result), result.resumed]))
 """
 
@@ -324,7 +324,7 @@ def test_a_malicious_file_executes_nothing(tmp_path: Path) -> None:
     assert not canary.exists()
 
 
-def test_a_checkpoint_of_another_network_point_or_data_is_passed_over(tmp_path: Path) -> None:
+def test_a_checkpoint_of_another_network_run_or_data_is_passed_over(tmp_path: Path) -> None:
     saved_one(tmp_path)
     other = Checkpoints(tmp_path, {"point": "b"}, ENVIRONMENT)
     assert other.restore(small_state()) == TrainingProgress()

@@ -317,7 +317,7 @@ def outcome(result: Result) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("options", [{}, {"ema": 0.9, "dropout": 0.5, "flip": True, "shift": 1, "cutout": 2}], ids=str)
-def test_the_same_point_gives_the_same_result_and_another_seed_another(digits: Images, options: Any) -> None:
+def test_the_same_run_gives_the_same_result_and_another_seed_another(digits: Images, options: Any) -> None:
     first = train(RunConfig(**TINY | options), digits)
     torch.manual_seed(12345)
     torch.rand(7)
@@ -460,7 +460,7 @@ def test_digits_are_learned_in_three_epochs(digits: Images, segments: Any) -> No
 
 # Every knob does something
 
-# A field: the point beside which it acts, and values that must all give different weights.
+# A field: the run beside which it acts, and values that must all give different weights.
 KNOBS: dict[str, tuple[dict[str, Any], list[Any]]] = {
     "dataset": ({"train_images": 20, "batch_size": 10}, ["digits", "./letters"]),
     "image_size": ({}, [None, 16, 12]),
@@ -521,7 +521,7 @@ KNOBS: dict[str, tuple[dict[str, Any], list[Any]]] = {
 }
 
 
-def test_every_field_of_a_point_is_tried() -> None:
+def test_every_field_of_a_run_is_tried() -> None:
     assert set(KNOBS) | {"recipe"} == set(RunConfig.model_fields)  # a recipe is values of others, and has its own tests
     for field, (_, values) in KNOBS.items():
         if isinstance(RunConfig.model_fields[field].default, str) and choices(field):
@@ -561,7 +561,7 @@ def test_no_knob_does_nothing(field: str, request: pytest.FixtureRequest, monkey
     assert len(set(weights.values())) == len(values), weights
 
 
-def test_a_point_that_is_scored_on_validation_never_reads_the_test_set(digits: Images) -> None:
+def test_a_run_that_is_scored_on_validation_never_reads_the_test_set(digits: Images) -> None:
     unread = replace(digits, test_x=None, test_y=None)  # type: ignore[arg-type]
     result = train(RunConfig(**TINY, scored_on="validation"), unread)
     scored = train(RunConfig(**TINY), digits)

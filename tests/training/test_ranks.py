@@ -92,14 +92,14 @@ def test_a_batch_that_cannot_be_shared_is_refused(tmp_path):
     assert "batch_size: 25 images cannot be shared equally by 2 ranks" in done.stderr
 
 
-def test_a_study_is_run_by_torchrun_and_a_point_that_fails_on_all_ranks_holds_up_none(study_folder):
+def test_a_study_is_run_by_torchrun_and_a_run_that_fails_on_all_ranks_holds_up_none(study_folder):
     said = "[base]\n" + "".join(f"{name} = {value}\n" for name, value in TINY.items())
     (study_folder / "s.toml").write_text(
         f"{said}[axes]\nbatch_size = [40, 25]\nseed = [0, 1]\n".replace("batch_size = 40\n", "")
     )
     for tried in (1, 2):
         done = torchrun("spectrum", "run", "s.toml", "--engine", "torchrun", cwd=study_folder)
-        assert done.returncode != 0  # since points failed
+        assert done.returncode != 0  # since runs failed
         rows = read_rows(study_folder / "results/s")
         ended = Counter((row["batch_size"], row["seed"], row["status"]) for row in rows)
         assert ended == {(40, s, "done"): 1 for s in (0, 1)} | {(25, s, "failed"): tried for s in (0, 1)}
@@ -108,7 +108,7 @@ def test_a_study_is_run_by_torchrun_and_a_point_that_fails_on_all_ranks_holds_up
 
 
 @pytest.mark.cluster
-def test_a_rank_that_fails_alone_ends_all_and_its_point_is_given_up_at_last(study_folder):
+def test_a_rank_that_fails_alone_ends_all_and_its_run_is_given_up_at_last(study_folder):
     said = "[base]\n" + "".join(f"{name} = {value}\n" for name, value in TINY.items())
     (study_folder / "s.toml").write_text(
         f'{said}model = "fails_on_rank_1"\n[axes]\nseed = [0]\n'.replace("width = 0.25\n", "")
