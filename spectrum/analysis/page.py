@@ -219,11 +219,11 @@ def network_name(plan: Plan, run: PlannedRun) -> str:
     return _name(plan, run.asked_options, run.match)
 
 
-def _name(plan: Plan, run: Mapping[str, Any], match: str | None) -> str:
-    hidden = (*SPLIT, "match", *(["width"] if run.get("width") is None else []))
-    settings = [f"{name} {run.get(name)}" for name in plan.varied if name not in hidden]
+def _name(plan: Plan, options: Mapping[str, Any], match: str | None) -> str:
+    hidden = (*SPLIT, "match", *(["width"] if options.get("width") is None else []))
+    settings = [f"{name} {options.get(name)}" for name in plan.varied if name not in hidden]
     budget = [budget_name(match)] if len(plan.budgets) > 1 and match is not None else []
-    return ", ".join([split_label(run), *settings, *budget])
+    return ", ".join([split_label(options), *settings, *budget])
 
 
 def run_command(plan: Plan) -> str:
