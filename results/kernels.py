@@ -126,16 +126,16 @@ def draw(steps: Steps) -> Figure:
         figure = Figure(figsize=(10.6, 4.2))
         panels = figure.subplots(1, len(WAYS), sharey=True, sharex=True)
         for ax, way in zip(panels, WAYS, strict=True):
-            runs = steps.runs(way)
-            for _, run in runs.iterrows():
-                shade = shades[run["label"]]
-                half = 100 * (run["high"] - run["mean"])
-                face = "white" if run["beaten_by"] else shade
+            rows = steps.runs(way)
+            for _, row in rows.iterrows():
+                shade = shades[row["label"]]
+                half = 100 * (row["high"] - row["mean"])
+                face = "white" if row["beaten_by"] else shade
                 ax.errorbar(
-                    run["cost"], 100 * run["mean"], half,
-                    fmt=markers[run["match"]], color=shade, mfc=face, capsize=2, lw=1, ms=5, zorder=3,
+                    row["cost"], 100 * row["mean"], half,
+                    fmt=markers[row["match"]], color=shade, mfc=face, capsize=2, lw=1, ms=5, zorder=3,
                 )  # fmt: skip
-            front = runs[runs["on_front"]]
+            front = rows[rows["on_front"]]
             ax.step(front["cost"], 100 * front["mean"], where="post", ls="--", color="0.35", marker="", zorder=2)
             ax.set_xscale("log", base=2)
             ax.set_xticks([12, 16, 24, 32, 48], ["12", "16", "24", "32", "48"])

@@ -314,7 +314,8 @@ def _caption(results: pd.DataFrame, table: pd.DataFrame) -> str:
     runs = f"{least}" if least == most else f"{least} to {most}"
     data = ", ".join(dict.fromkeys(results["dataset"]))
     budgets = ", ".join(dict.fromkeys(map(budget_name, results["match"])))
-    return f"{studies_of(results)}: {data}, n = {runs} {'run' if most == 1 else 'runs'} per configuration, budget: {budgets}."
+    each = f"{runs} {'run' if most == 1 else 'runs'} per configuration"
+    return f"{studies_of(results)}: {data}, n = {each}, budget: {budgets}."
 
 
 def _fonts_needed(table: Table) -> list[str]:
