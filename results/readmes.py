@@ -17,7 +17,7 @@ from pages.templates import environment
 from pages.words import holds, interval, listed, places, published, signed, with_interval
 
 from spectrum._files import write_whole
-from spectrum.analysis.sentences import runs
+from spectrum.analysis.sentences import pp
 
 RESULTS = Path(__file__).parent
 DATASETS = dict.fromkeys(("curve_cifar10", "families", "larger"), "CIFAR-10")
@@ -38,7 +38,7 @@ def render(template: Path) -> str:
     """A page as its rows say it today."""
     pages_of = environment()
     pages_of.filters |= {
-        "points": runs,
+        "points": pp,
         "signed": signed,
         "with_interval": with_interval,
         "listed": listed,

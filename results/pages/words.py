@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from spectrum.analysis.plots import literature
-from spectrum.analysis.sentences import runs
+from spectrum.analysis.sentences import pp
 
 PLACES = {"1, no 1×1": "the bare convolution", "per channel": "one a channel"}
 
@@ -24,12 +24,12 @@ class HasInterval(Protocol):
 
 def signed(value: float) -> str:
     """A difference in points, with its sign."""
-    return runs(value, sign=True)
+    return pp(value, sign=True)
 
 
 def interval(low: float, high: float) -> str:
     """The ends of an interval in points."""
-    return f"{runs(low)} to {runs(high)}"
+    return f"{pp(low)} to {pp(high)}"
 
 
 def with_interval(found: HasInterval) -> str:

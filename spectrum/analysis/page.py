@@ -15,7 +15,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from spectrum.analysis.held import differing, held_equal
-from spectrum.analysis.sentences import runs as in_pp
+from spectrum.analysis.sentences import pp
 from spectrum.analysis.sentences import sentence
 from spectrum.analysis.summary import as_text
 from spectrum.analysis.table import (
@@ -119,7 +119,7 @@ def _design(plan: Plan) -> list[tuple[str, str]]:
         seeds = _each(str(run.options.get("seed", "")) for run in plan.swept)
         design.append(("search before", f"{grid}; seeds {seeds}; the same at every point, on validation images only"))
     design.append(("clamped layers", _clamped(plan)))
-    margins = [f"±{in_pp(one.margin)} ({one.name})" for one in plan.contrasts if one.margin]
+    margins = [f"±{pp(one.margin)} ({one.name})" for one in plan.contrasts if one.margin]
     if margins:
         design.append(("margins of equivalence, in points", "; ".join(margins)))
     return design
