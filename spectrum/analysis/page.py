@@ -15,8 +15,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from spectrum.analysis.held import differing, held_equal
-from spectrum.analysis.sentences import pp
-from spectrum.analysis.sentences import sentence
+from spectrum.analysis.sentences import pp, sentence
 from spectrum.analysis.summary import as_text
 from spectrum.analysis.table import (
     SPLIT,
