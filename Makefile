@@ -81,6 +81,7 @@ readmes: .venv/for-development
 	$(BIN)/python results/rows.py
 	$(BIN)/python results/map.py
 	$(BIN)/python results/widths.py
+	$(BIN)/python results/hero.py
 
 pages: .venv/for-use
 	for plan in results/*/plan.json; do \

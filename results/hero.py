@@ -1,0 +1,149 @@
+"""Draw what the dial does, results/hero_light.png and hero_dark.png: `make readmes`.
+
+Above: which input channels each output channel of the 3×3 sees. Below: accuracy on CIFAR-10 along the dial, once with
+equal parameters (a finer split pays for a wider network) and once with equal widths.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from pages.study import study_page
+
+from spectrum import plots, stats
+from spectrum._files import write_whole
+
+RESULTS = Path(__file__).parent
+STUDY = "curve_cifar10"
+CHANNELS = 32  # of the drawn layer
+KERNELS = {1: "regular\n(1 segment)", 4: "Inception-like\n(4 segments)", 16: "in between\n(16 segments)"}
+DEPTHWISE = "depthwise\n(one per channel)"
+PLAIN_AT = -0.75  # along the axis, left of 1 segment
+COLOURS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00")
+
+
+@dataclass(frozen=True)
+class Theme:
+    """Colours of ground, text, what is faint, and the two curves."""
+
+    ground: str
+    ink: str
+    faint: str
+    curve: str
+
+
+THEMES = {
+    "light": Theme("#ffffff", "#1f2328", "#6e7781", "#0072b2"),
+    "dark": Theme("#0d1117", "#e6edf3", "#8b949e", "#58a6ff"),
+}
+
+
+def draw(theme: Theme) -> Figure:
+    """The hero picture in one theme."""
+    with plots.style():
+        figure = Figure(figsize=(7.2, 5.0), facecolor=theme.ground)
+        figure.set_layout_engine("none")
+        curve = figure.add_axes((0.085, 0.12, 0.80, 0.48), facecolor=theme.ground)
+        end = _curve(curve, theme)
+        _kernels(figure, curve, end, theme)
+        figure.text(0.012, 0.955, "One dial, from a regular to a depthwise convolution", color=theme.ink, fontsize=13,
+                    fontweight="bold")  # fmt: skip
+    return figure
+
+
+def means() -> dict[str, pd.DataFrame]:
+    """By what is matched: mean and interval of each configuration, from the plain 3×3 to the per-channel end."""
+    table = stats.summarise(study_page(STUDY).results, ["match", "segments", "pointwise"])
+    table["plain"] = ~table["pointwise"].astype(bool)
+    last = 1 + pd.to_numeric(table["segments"], errors="coerce").max()
+    table["order"] = pd.to_numeric(table["segments"], errors="coerce").fillna(last) - table["plain"]
+    return {match: table[table["match"] == match].sort_values("order") for match in ("none", "params")}
+
+
+def _curve(ax: Axes, theme: Theme) -> int:
+    """Draw both curves. Returns where the per-channel end is along the axis."""
+    found = means()
+    split = found["params"][~found["params"]["plain"]]
+    places = {str(segments): number for number, segments in enumerate(split["segments"])}
+    for match, color, style, width in (("none", theme.faint, "--", 1.6), ("params", theme.curve, "-", 2.6)):
+        table = found[match][~found[match]["plain"]]
+        x = [places[str(segments)] for segments in table["segments"]]
+        ax.plot(x, 100 * table["mean"], color=color, ls=style, lw=width, marker="o", ms=4.5, zorder=3)
+        ax.fill_between(x, 100 * table["low"], 100 * table["high"], color=color, alpha=0.18, lw=0)
+        plain = found[match][found[match]["plain"]]
+        half = 100 * (plain["high"] - plain["mean"])
+        ax.errorbar([PLAIN_AT], 100 * plain["mean"], half, color=color, fmt="*", ms=9, capsize=2, zorder=3)
+    _words(ax, found, theme)
+    ax.set_xticks([PLAIN_AT, *places.values()], ["plain\n3×3", *list(places)[:-1], "one per\nchannel"])
+    ax.set_xlim(PLAIN_AT - 0.4, len(places) - 0.75)
+    ax.set_ylabel("CIFAR-10 test accuracy, %", color=theme.ink, fontsize=9)
+    ax.set_xlabel("segments of the 3×3 convolution (groups in PyTorch)", color=theme.ink, fontsize=9)
+    ax.tick_params(colors=theme.ink, labelsize=8.5)
+    ax.grid(visible=False)
+    ax.grid(axis="y", color=theme.faint, alpha=0.25, lw=0.6)
+    for side, spine in ax.spines.items():
+        spine.set_visible(side in ("left", "bottom"))
+        spine.set_color(theme.faint)
+    return len(places) - 1
+
+
+def _words(ax: Axes, found: dict[str, pd.DataFrame], theme: Theme) -> None:
+    """Name both curves, and say how far each rises from 1 segment to the per-channel end."""
+    split = {match: table[~table["plain"]] for match, table in found.items()}
+    gain = {match: 100 * (table["mean"].iloc[-1] - table["mean"].iloc[0]) for match, table in split.items()}
+    more = split["none"]["params"].iloc[0] / split["params"]["params"].iloc[0]
+    ax.text(
+        0, 100 * split["none"]["high"].max() + 0.1,
+        f"width-matched: {_signed(gain['none'])} pp (1 segment has {more:.1f}× the parameters)",
+        color=theme.faint, fontsize=8.5, va="bottom",
+    )  # fmt: skip
+    ax.text(
+        4.05, 100 * split["params"]["low"].iloc[4] - 0.4,
+        f"parameter-matched: {_signed(gain['params'])} pp\n(a finer split pays for a wider network)",
+        color=theme.curve, fontsize=9, fontweight="bold", va="top",
+    )  # fmt: skip
+    ax.set_ylim(None, 100 * split["none"]["high"].max() + 1.2)
+
+
+def _signed(pp: float) -> str:
+    return f"{pp:+.1f}".replace("-", "−")
+
+
+def _kernels(figure: Figure, ax: Axes, end: int, theme: Theme) -> None:
+    """Small matrices above the curve, each over its number of segments."""
+    at = {1: 0, 4: 3, 16: 5, CHANNELS: end}
+    for segments, place in at.items():
+        left, right = ax.get_xlim()
+        middle = 0.085 + 0.80 * (place - left) / (right - left)
+        panel = figure.add_axes((middle - 0.066, 0.66, 0.132, 0.19), facecolor=theme.ground)
+        side = 1 / segments
+        for number in range(segments):
+            colour = COLOURS[number % len(COLOURS)]
+            panel.add_patch(Rectangle((number * side, number * side), side, side, color=colour, lw=0))
+        panel.set(xlim=(0, 1), ylim=(1, 0), xticks=[], yticks=[])
+        panel.set_title(KERNELS.get(segments, DEPTHWISE), fontsize=8.5, color=theme.ink, pad=4, loc="center")
+        for spine in panel.spines.values():
+            spine.set_visible(True)
+            spine.set_color(theme.faint)
+        if segments == 1:
+            panel.set_xlabel("input channel", fontsize=7, color=theme.faint, labelpad=2)
+            panel.set_ylabel("output channel", fontsize=7, color=theme.faint, labelpad=2)
+
+
+def main() -> None:
+    """Write both pictures."""
+    for name, theme in THEMES.items():
+        with plots.style():
+            drawn = BytesIO()
+            draw(theme).savefig(drawn, format="png", dpi=200, facecolor=theme.ground, metadata={"Software": None})
+        write_whole(RESULTS / f"hero_{name}.png", drawn.getvalue())
+
+
+if __name__ == "__main__":
+    main()
