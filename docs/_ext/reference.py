@@ -1,6 +1,6 @@
 """The reference, written as Markdown from signatures, docstrings and the command's own flags.
 
-    python docs/_ext/reference.py      write docs/reference/*.md anew
+    python docs/_ext/reference.py      write docs/reference/*.md and docs/results.md anew
 
 The pages are committed, so that they also read on a code host. Prose is written by hand; what stands between a comment
 that names its source and `<!-- end -->` is generated:
@@ -10,6 +10,7 @@ that names its source and `<!-- end -->` is generated:
     <!-- fields: spectrum.Study -->       the table of a record's fields; `without NAME NAME` leaves some out
     <!-- commands -->                     a table of flags for each command
     <!-- costs -->                        what each network costs
+    <!-- studies: map -->                 a table of studies (docs/results.md): question, answer, picture
 
 As a Sphinx extension, this module lists the entries in the site's index of Python names.
 """
@@ -21,6 +22,7 @@ import inspect
 import json
 import re
 import textwrap
+import tomllib
 import types
 import warnings
 from collections import Counter
@@ -29,17 +31,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Union, get_args, get_origin
 
 from records import found, groups_of, is_record, rows_of
+from repository import ROOT, studies_of
 
 if TYPE_CHECKING:
     from sphinx.application import Sphinx
 
-ROOT = Path(__file__).parents[2]
-PAGES = ROOT / "docs/reference"
-BLOCK = re.compile(r"(<!-- (api|names|fields|commands|costs):?(.*?) -->\n).*?(<!-- end -->)", re.DOTALL)
+PAGES = [*sorted((ROOT / "docs/reference").glob("*.md")), ROOT / "docs/results.md"]
+BLOCK = re.compile(r"(<!-- (api|names|fields|commands|costs|studies):?(.*?) -->\n).*?(<!-- end -->)", re.DOTALL)
 PREFIX = re.compile(r"\b(?:pd|np|nn|pathlib|numpy|collections\.abc|typing|(?:torch|spectrum)(?:\.\w+)*)\.(?=[A-Z]\w)")
-PART = re.compile(r"^#+ (.+)$|^<!-- (api|names|fields|commands|costs):?(.*?) -->$", re.MULTILINE)
+PART = re.compile(r"^#+ (.+)$|^<!-- (api|names|fields|commands|costs|studies):?(.*?) -->$", re.MULTILINE)
 MARK = re.compile(r'<a id="(spectrum\.[\w.]+)"></a>')
 NAMED = re.compile(r"`~?([\w.]+)`")
+SHORT = 6  # words of an answer that need the sentence after them
 FEWEST = 3  # entries of a block that still need no table before them
 
 
@@ -47,7 +50,7 @@ class Entry(NamedTuple):
     """Something that has an entry in the reference."""
 
     path: str  # by which it is documented
-    page: str  # file in docs/reference
+    page: str  # name of its file in docs/reference
     anchor: str  # that GitHub and MyST give to its heading
 
     @property
@@ -90,7 +93,7 @@ def listed(argument: str) -> list[str]:
 def entries() -> dict[str, Entry]:
     """Every documented thing by its path, from the comments of all pages."""
     known = {}
-    for page in sorted(PAGES.glob("*.md")):
+    for page in PAGES:
         anchor = anchors()
         for heading, kind, argument in PART.findall(BLOCK.sub(r"\1\4", page.read_text(encoding="utf-8"))):
             if heading:
@@ -117,7 +120,7 @@ class Writer:
 
     def whole(self, text: str) -> str:
         """The page with its generated parts written anew."""
-        writers = {"api": self.api, "names": self.names, "fields": fields, "commands": commands, "costs": costs}
+        writers = {"api": self.api, "names": self.names, "fields": fields, "commands": commands, "costs": costs, "studies": studies}
 
         def anew(block: re.Match[str]) -> str:
             made = "\n".join(writers[block[2]](block[3].strip())).strip("\n")
@@ -446,10 +449,40 @@ def costs(argument: str) -> Iterator[str]:
     yield from table(("architecture", "segments", "parameters", "batch-norm statistics", "MACs"), rows)
 
 
+def studies(argument: str) -> Iterator[str]:
+    rows = []
+    for name in studies_of(argument):
+        folder = ROOT / "results" / name
+        page = (folder / "README.md").read_text(encoding="utf-8")
+        pictures = [*sorted(folder.glob("figures/*.png")), *sorted(folder.glob("*.png"))]
+        shown = f'<img src="../{pictures[0].relative_to(ROOT)}" width="200" alt="Figure of {name}">' if pictures else ""
+        rows.append((f"[{name}](../results/{name}/README.md)", question_of(name, page), answer_of(page), shown))
+    yield from table(("study", "question", "answer", "figure"), rows)
+
+
+def question_of(name: str, page: str) -> str:
+    """The question of a study's file, else of its page."""
+    file = ROOT / "experiments" / f"{name}.toml"
+    if file.exists():
+        return str(tomllib.loads(file.read_text(encoding="utf-8"))["question"])
+    said = re.search(r"^\*\*Question\.\*\* (.+)$", page, re.MULTILINE)
+    return said[1] if said else ""
+
+
+def answer_of(page: str) -> str:
+    """How the answer of a page begins: its first sentence, and the next where that is a word or two."""
+    said = re.search(r"^\*\*Answer\.\*\*\s+(.+?)(?=\n\n)", page, re.MULTILINE | re.DOTALL)
+    plain_words = [block for block in page.split("\n\n")[1:] if not re.match(r"\*\*Question|[#|!<>`-]", block)]
+    text = said[1] if said else next(iter(plain_words), "")
+    text = re.sub(r"\[([^\]]+)\]\([^)]+\)", r"\1", " ".join(text.split()))  # links are relative to that page
+    sentences = re.split(r"(?<=[.!?])\s+(?=[A-Z0-9])", text)
+    return " ".join(sentences[: 1 if len(sentences[0].split()) > SHORT else 2])
+
+
 def pages() -> Iterator[tuple[Path, str]]:
     """Every page of the reference as it should be."""
     known = entries()
-    for page in sorted(PAGES.glob("*.md")):
+    for page in PAGES:
         yield page, Writer(page.name, known).whole(page.read_text(encoding="utf-8"))
 
 
