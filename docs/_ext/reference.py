@@ -120,7 +120,14 @@ class Writer:
 
     def whole(self, text: str) -> str:
         """The page with its generated parts written anew."""
-        writers = {"api": self.api, "names": self.names, "fields": fields, "commands": commands, "costs": costs, "studies": studies}
+        writers = {
+            "api": self.api,
+            "names": self.names,
+            "fields": fields,
+            "commands": commands,
+            "costs": costs,
+            "studies": studies,
+        }
 
         def anew(block: re.Match[str]) -> str:
             made = "\n".join(writers[block[2]](block[3].strip())).strip("\n")
