@@ -24,8 +24,8 @@ nitpicky = False
 myst_enable_extensions = ["colon_fence", "deflist", "substitution", "html_image", "attrs_inline"]
 myst_heading_anchors = 4
 myst_html_meta = {
-    "description": "One PyTorch layer from a regular to a depthwise separable convolution, and studies of what each step "
-    "costs and gains."
+    "description": "One PyTorch layer from a regular to a depthwise separable convolution, "
+    "and the studies that show what each step costs and gains."
 }
 nb_execution_mode = "off"  # notebooks are committed with their outputs; `make notebooks` executes them
 nb_ipywidgets_js = {}

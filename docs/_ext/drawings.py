@@ -131,7 +131,7 @@ def _probe_cost(segments: Any) -> Any:
 
 
 def _difference(match: str, segments: int) -> str:
-    """Mean test accuracy of the per-channel end minus that of some segments, in percentage points, over paired seeds."""
+    """Mean test accuracy of per-channel minus that of some segments, in percentage points, over paired seeds."""
     whole = {"match": match, "pointwise": True}
     sides = [{"segments": "per_channel", **whole}, {"segments": segments, **whole}]
     found = stats.contrast(load_results(ROOT / "results/curve"), sides)
