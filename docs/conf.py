@@ -14,14 +14,14 @@ version = release = __version__
 extensions = [
     "myst_nb",
     "repository",  # what stands elsewhere in the repository as pages: results, notebooks
-    "drawings",  # figures and numbers that are made at build
+    "drawings",  # figures that are drawn at build
     "reference",  # Python names in the site's index
 ]
 exclude_patterns = ["_build", "_ext", "_figures"]
 nitpicky = False
 
 # Markdown and notebooks
-myst_enable_extensions = ["colon_fence", "deflist", "substitution", "html_image", "attrs_inline"]
+myst_enable_extensions = ["colon_fence", "html_image", "attrs_inline"]
 myst_heading_anchors = 4
 myst_html_meta = {
     "description": "One PyTorch layer from a regular to a depthwise separable convolution, "

@@ -1,13 +1,13 @@
-"""Figures and numbers of the pages, made at build: from the package itself, and from rows in results/.
+"""Figures of the pages, drawn at build, and numbers: from the package itself, and from rows in results/.
 
 Figures go to docs/_figures, each as NAME_light.svg and NAME_dark.svg; pages name the light one, and the site shows the
-one that fits. Numbers are substitutions that pages name in double braces.
+one that fits. Numbers are what `reference.py` writes into pages.
 """
 
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import matplotlib as mpl
@@ -112,18 +112,24 @@ def capacity_figure() -> Figure:
 FIGURES = {"segments": segments_figure, "kernels": kernels_figure, "capacity": capacity_figure}
 
 
-def numbers() -> dict[str, str]:
-    """What the pages say in numbers, by name."""
-    ends = [_probe_cost(segments) for segments in (1, "per_channel")]
-    return {
-        "params_fall": f"{ends[0].params / ends[1].params:.1f}",
-        "macs_fall": f"{ends[0].macs / ends[1].macs:.1f}",
-        "width_matched_4": _difference("none", 4),
-        "params_matched_4": _difference("params", 4),
-        "width_matched_1": _difference("none", 1),
-        "params_matched_1": _difference("params", 1),
-        "seeds": str(_seeds()),
-    }
+def capacity() -> Iterator[str]:
+    """What the fall in cost along the spectrum is, as a sentence."""
+    few, many = (_probe_cost(segments) for segments in (1, "per_channel"))
+    yield f"From one segment per channel to 1 segment, parameters grow {few.params / many.params:.1f}-fold and MACs"
+    yield f"{few.macs / many.macs:.1f}-fold."
+    yield "A curve of accuracy over this axis is a curve of capacity. The budget decides what it shows:"
+
+
+def matched() -> Iterator[str]:
+    """What per-channel gains over few segments under two budgets, as rows of a table."""
+    seeds = load_results(ROOT / "results/curve")["seed"].nunique()
+    yield "| Fashion-MNIST, per-channel minus … (pp) | width-matched | parameter-matched |"
+    yield "|---|---|---|"
+    for segments, name in ((1, "1 segment"), (4, "4 segments")):
+        yield f"| {name} | {_difference('none', segments)} | {_difference('params', segments)} |"
+    yield ""
+    yield f"*Differences of mean test accuracy in percentage points, with 95% CIs over {seeds} paired seeds;"
+    yield "positive where the per-channel network is better.*"
 
 
 def _probe_cost(segments: Any) -> Any:
@@ -139,11 +145,6 @@ def _difference(match: str, segments: int) -> str:
     return f"{_signed(mean)} [{_signed(low)}, {_signed(high)}]"
 
 
-def _seeds() -> int:
-    results = load_results(ROOT / "results/curve")
-    return int(results["seed"].nunique())
-
-
 def _signed(value: float) -> str:
     return f"{value:+.2f}".replace("-", "−")
 
@@ -157,7 +158,6 @@ def _bare(ax: Axes) -> None:
 
 
 def draw(app: Sphinx, config: Any) -> None:
-    config.myst_substitutions = {**config.myst_substitutions, **numbers()}
     fixed: dict[str, Sequence[str] | str] = {"svg.hashsalt": "spectrum", "svg.fonttype": "path"}
     for theme, colours in THEMES.items():
         with plots.style(), mpl.rc_context({**fixed, **colours}):

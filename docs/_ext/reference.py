@@ -1,6 +1,6 @@
 """The reference, written as Markdown from signatures, docstrings and the command's own flags.
 
-    python docs/_ext/reference.py      write docs/reference/*.md and docs/results.md anew
+    python docs/_ext/reference.py      write docs/reference/*.md and the other pages below anew
 
 The pages are committed, so that they also read on a code host. Prose is written by hand; what stands between a comment
 that names its source and `<!-- end -->` is generated:
@@ -11,8 +11,10 @@ that names its source and `<!-- end -->` is generated:
     <!-- commands -->                     a table of flags for each command
     <!-- costs -->                        what each network costs
     <!-- studies: map -->                 a table of studies (docs/results.md): question, answer, picture
+    <!-- numbers: matched -->             numbers of a page, from `drawings.py`
 
-As a Sphinx extension, this module lists the entries in the site's index of Python names.
+As a Sphinx extension, this module lists the entries in the site's index of Python names, and marks the tables whose
+rows become cards on a narrow screen.
 """
 
 from __future__ import annotations
@@ -36,12 +38,17 @@ from repository import ROOT, studies_of
 if TYPE_CHECKING:
     from sphinx.application import Sphinx
 
-PAGES = [*sorted((ROOT / "docs/reference").glob("*.md")), ROOT / "docs/results.md"]
-BLOCK = re.compile(r"(<!-- (api|names|fields|commands|costs|studies):?(.*?) -->\n).*?(<!-- end -->)", re.DOTALL)
+PAGES = [
+    *sorted((ROOT / "docs/reference").glob("*.md")),
+    *(ROOT / f"docs/{name}.md" for name in ("results", "explanation/spectrum")),
+]
+BLOCK = re.compile(r"(<!-- (api|names|fields|commands|costs|studies|numbers):?(.*?) -->\n).*?(<!-- end -->)", re.DOTALL)
 PREFIX = re.compile(r"\b(?:pd|np|nn|pathlib|numpy|collections\.abc|typing|(?:torch|spectrum)(?:\.\w+)*)\.(?=[A-Z]\w)")
-PART = re.compile(r"^#+ (.+)$|^<!-- (api|names|fields|commands|costs|studies):?(.*?) -->$", re.MULTILINE)
+PART = re.compile(r"^#+ (.+)$|^<!-- (api|names|fields|commands|costs|studies|numbers):?(.*?) -->$", re.MULTILINE)
 MARK = re.compile(r'<a id="(spectrum\.[\w.]+)"></a>')
 NAMED = re.compile(r"`~?([\w.]+)`")
+CARDS = ("parameter", "field", "flag", "study")  # how the head of such a table begins
+WORDS = ("empty", "its defaults", "not set", "required", "the architecture's own")  # defaults that are no value
 SHORT = 6  # words of an answer that need the sentence after them
 FEWEST = 3  # entries of a block that still need no table before them
 
@@ -127,6 +134,7 @@ class Writer:
             "commands": commands,
             "costs": costs,
             "studies": studies,
+            "numbers": numbers,
         }
 
         def anew(block: re.Match[str]) -> str:
@@ -359,8 +367,12 @@ def record(thing: type, meanings: Sequence[str] | None = None, without: Sequence
         if group and rows:
             yield from (f"**{group.capitalize()}**", "")
         if rows:
-            cells = [(f"`{r.name}`", f"`{r.kind}`", f"`{r.default}`" if r.default else "", said[r.name]) for r in rows]
+            cells = [(f"`{r.name}`", f"`{r.kind}`", default_cell(r.default), said[r.name]) for r in rows]
             yield from table(("field", "type", "default", "meaning"), cells)
+
+
+def default_cell(default: str) -> str:
+    return default if not default or default in WORDS else f"`{default}`"
 
 
 def fields(argument: str) -> Iterator[str]:
@@ -467,6 +479,12 @@ def studies(argument: str) -> Iterator[str]:
     yield from table(("study", "question", "answer", "figure"), rows)
 
 
+def numbers(argument: str) -> Iterator[str]:
+    import drawings
+
+    yield from getattr(drawings, argument)()
+
+
 def question_of(name: str, page: str) -> str:
     """The question of a study's file, else of its page."""
     file = ROOT / "experiments" / f"{name}.toml"
@@ -507,8 +525,18 @@ def note_names(app: Sphinx, doctree: Any) -> None:
             domain.note_object(path, kind, path, location=node)
 
 
+def mark_tables(app: Sphinx, doctree: Any) -> None:
+    """Give tables of parameters, fields, flags and studies a class of their own, for the style sheet."""
+    from docutils import nodes
+
+    for node in doctree.findall(nodes.table):
+        if next(node.findall(nodes.entry)).astext() in CARDS:
+            node["classes"].append("cards")
+
+
 def setup(app: Sphinx) -> dict[str, bool]:
     app.connect("doctree-read", note_names)
+    app.connect("doctree-read", mark_tables)
     return {"parallel_read_safe": True}
 
 
