@@ -115,6 +115,23 @@ def test_links_lead_to_pages_where_there_are_some(repository):
     assert shown("```\n[a](../../LICENSE)\n```") == "```\n[a](../../LICENSE)\n```"
 
 
+def test_a_light_picture_has_a_dark_twin(repository):
+    shown = "![a](x_light.svg){.only-light}![a](x_dark.svg){.only-dark}"
+    assert repository.with_dark_twins("![a](x_light.svg)") == shown
+    assert repository.with_dark_twins("![a](x.svg)") == "![a](x.svg)"
+    for light in DOCS.glob("_figures/*_light.svg"):
+        assert light.with_name(light.name.replace("_light", "_dark")).exists(), light.name
+
+
+def test_a_study_is_told_by_its_question_and_how_its_answer_begins(reference):
+    page = "# T\n\n**Question.** Why?\n\n**Answer.** Yes. It is [so](a.md),\nby 1.5 pp. More.\n"
+    assert reference.question_of("no such study", page) == "Why?"
+    assert reference.answer_of(page) == "Yes. It is so, by 1.5 pp."
+    assert reference.answer_of("# T\n\nThe finding stands first, in plain words. Then more.\n") == (
+        "The finding stands first, in plain words."
+    )
+
+
 def test_every_page_of_results_is_in_one_group_and_the_map_comes_in_its_order(repository):
     groups = [repository.studies_of(group) for group in ("map", "others", "speed")]
     listed = [name for names in groups for name in names]

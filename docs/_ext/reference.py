@@ -496,7 +496,7 @@ def question_of(name: str, page: str) -> str:
 
 def answer_of(page: str) -> str:
     """How the answer of a page begins: its first sentence, and the next where that is a word or two."""
-    said = re.search(r"^\*\*Answer\.\*\*\s+(.+?)(?=\n\n)", page, re.MULTILINE | re.DOTALL)
+    said = re.search(r"^\*\*Answer\.\*\*\s+(.+?)(?=\n\n|\Z)", page, re.MULTILINE | re.DOTALL)
     plain_words = [block for block in page.split("\n\n")[1:] if not re.match(r"\*\*Question|[#|!<>`-]", block)]
     text = said[1] if said else next(iter(plain_words), "")
     text = re.sub(r"\[([^\]]+)\]\([^)]+\)", r"\1", " ".join(text.split()))  # links are relative to that page
