@@ -76,6 +76,7 @@ golden: .venv/for-development
 	$(BIN)/python -m tests.models.golden
 
 readmes: .venv/for-development
+	$(BIN)/python docs/_ext/reference.py
 	$(BIN)/python results/kernels.py
 	$(BIN)/python results/readmes.py
 	$(BIN)/python results/rows.py

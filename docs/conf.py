@@ -13,54 +13,41 @@ version = release = __version__
 
 extensions = [
     "myst_nb",
-    "sphinx.ext.autodoc",
-    "sphinx.ext.autosummary",
-    "sphinx.ext.napoleon",
     "repository",  # what stands elsewhere in the repository as pages: results, notebooks
-    "drawings",  # figures and numbers that are made at build
-    "records",  # tables of a record's fields
-    "costs",  # what the networks cost
-    "commands",  # the command's own help
+    "drawings",  # figures that are drawn at build
+    "reference",  # Python names in the site's index
 ]
 exclude_patterns = ["_build", "_ext", "_figures"]
-default_role = "py:obj"  # `name` in docstrings: a link where the name is documented, else code
 nitpicky = False
 
 # Markdown and notebooks
-myst_enable_extensions = ["colon_fence", "deflist", "substitution"]
-myst_heading_anchors = 3
+myst_enable_extensions = ["colon_fence", "html_image", "attrs_inline"]
+myst_heading_anchors = 4
+myst_html_meta = {
+    "description": "One PyTorch layer from a regular to a depthwise separable convolution, "
+    "and the studies that show what each step costs and gains."
+}
 nb_execution_mode = "off"  # notebooks are committed with their outputs; `make notebooks` executes them
 nb_ipywidgets_js = {}
 suppress_warnings = ["myst.header"]  # a page may begin below the top level, as a changelog's headings do
-
-# Docstrings
-napoleon_numpy_docstring = False
-napoleon_use_ivar = True
-autodoc_member_order = "bysource"
-autodoc_typehints_format = "short"
-autodoc_preserve_defaults = True
-autodoc_inherit_docstrings = False
-python_maximum_signature_line_length = 88
-python_use_unqualified_type_names = True
-add_module_names = False
-toc_object_entries_show_parents = "hide"
 
 # Pages
 html_theme = "pydata_sphinx_theme"
 html_title = "spectrum"
 html_static_path = ["_static"]
+html_favicon = "_static/favicon.svg"
 html_css_files = ["site.css"]
-html_copy_source = False
-html_show_sourcelink = False
+html_show_sourcelink = True  # "Show Source" beside each page
+html_sourcelink_suffix = ""
 html_show_copyright = False
 html_sidebars = {page: [] for page in ("index", "tutorial", "changelog")}  # these have no pages below them
 html_theme_options = {
-    "logo": {"text": "spectrum"},
+    "logo": {"text": "spectrum", "image_light": "_static/favicon.svg", "image_dark": "_static/favicon.svg"},
     "navbar_align": "left",
     "header_links_before_dropdown": 7,
     "navigation_with_keys": False,
     "show_toc_level": 2,
-    "secondary_sidebar_items": ["page-toc"],
+    "secondary_sidebar_items": ["page-toc", "sourcelink"],
     "footer_start": [],
     "footer_end": [],
 }

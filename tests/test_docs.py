@@ -34,6 +34,14 @@ def repository(monkeypatch):
 
 
 @pytest.fixture
+def reference(monkeypatch):
+    monkeypatch.syspath_prepend(str(DOCS / "_ext"))
+    import reference
+
+    return reference
+
+
+@pytest.fixture
 def records(monkeypatch):
     monkeypatch.syspath_prepend(str(DOCS / "_ext"))
     import records
@@ -107,6 +115,23 @@ def test_links_lead_to_pages_where_there_are_some(repository):
     assert shown("```\n[a](../../LICENSE)\n```") == "```\n[a](../../LICENSE)\n```"
 
 
+def test_a_light_picture_has_a_dark_twin(repository):
+    shown = "![a](x_light.svg){.only-light}![a](x_dark.svg){.only-dark}"
+    assert repository.with_dark_twins("![a](x_light.svg)") == shown
+    assert repository.with_dark_twins("![a](x.svg)") == "![a](x.svg)"
+    for light in DOCS.glob("_figures/*_light.svg"):
+        assert light.with_name(light.name.replace("_light", "_dark")).exists(), light.name
+
+
+def test_a_study_is_told_by_its_question_and_how_its_answer_begins(reference):
+    page = "# T\n\n**Question.** Why?\n\n**Answer.** Yes. It is [so](a.md),\nby 1.5 pp. More.\n"
+    assert reference.question_of("no such study", page) == "Why?"
+    assert reference.answer_of(page) == "Yes. It is so, by 1.5 pp."
+    assert reference.answer_of("# T\n\nThe finding stands first, in plain words. Then more.\n") == (
+        "The finding stands first, in plain words."
+    )
+
+
 def test_every_page_of_results_is_in_one_group_and_the_map_comes_in_its_order(repository):
     groups = [repository.studies_of(group) for group in ("map", "others", "speed")]
     listed = [name for names in groups for name in names]
@@ -122,11 +147,57 @@ def test_tables_of_records_say_types_defaults_and_bounds(records):
     assert rows["segments"].kind == 'int or "per_channel"'
     assert rows["weight_decay"].default == "0.0005"
     assert rows["widths"].kind == "list of int ≥ 1, ≤ 16777216"
-    assert {name for name, row in rows.items() if row.default == "the family's own"} == {"order", "activation", "norm"}
+    assert {name for name, row in rows.items() if row.default == "the architecture's own"} == {
+        "order",
+        "activation",
+        "norm",
+    }
     assert [name for name, _ in records.groups_of(spectrum.RunConfig)] == ["data", "network", "training"]
     assert records.rows_of(Budget)[0].default == '["none"]'
     width = records.rows_of(models.NetworkOptions, ["width"])
     assert width == [("width", "float > 0, ≤ 64", "1", "Factor on the family's stage widths.")]
+
+
+def test_the_pages_of_the_reference_are_what_the_code_says(reference):
+    for page, text in reference.pages():
+        assert page.read_text() == text, f"{page.name} is stale; write it anew: python docs/_ext/reference.py"
+
+
+def test_every_public_name_has_an_entry_in_the_reference(reference):
+    public = [f"spectrum.{name}" for name in set(spectrum.__all__) - {"__version__", "plots", "stats"}]
+    public += [
+        f"spectrum.{module}.{name}" for module in ("plots", "stats") for name in getattr(spectrum, module).__all__
+    ]
+    assert set(public) <= set(reference.entries())
+
+
+def test_an_entry_has_a_signature_a_table_of_parameters_and_links(reference):
+    (page,) = [text for page, text in reference.pages() if page.name == "statistics.md"]
+    entry = page.split('<a id="spectrum.stats.contrasts"></a>')[1].split("<a id=")[0]
+    assert "stats.contrasts(results, asked, *, metric=None, alpha=0.05, power=0.8) -> DataFrame" in entry
+    assert "| `metric` | `str \\| None` | `None` |" in entry
+    assert "| `results` | `DataFrame` | required | From [`load_results`](results.md#load_results). |" in entry
+    known = reference.entries()
+    assert known["spectrum.stats.Difference"].anchor == "statsdifference"
+    assert known["spectrum.stats.difference"].anchor == "statsdifference-1", (
+        "as GitHub numbers what differs in case only"
+    )
+
+
+def test_a_docstring_falls_into_its_opening_its_arguments_and_the_rest(reference):
+    said = reference.sections("Do it\nnow.\n\nMore.\n\nArgs:\n    x: one\n        or two.\n    y: another.\n\nLast.")
+    assert said == ("Do it now.", [("x", "one or two."), ("y", "another.")], "More.\n\nLast.")
+
+
+def test_every_flag_of_a_command_is_in_its_table(reference):
+    page = (DOCS / "reference/commands.md").read_text()
+    for command in ("plan", "run", "status", "doctor", "report", "export", "audit", "bench"):
+        words = [sys.executable, "-m", "spectrum", command, "--help"]
+        said = subprocess.run(words, env={**os.environ, "NO_COLOR": "1"}, capture_output=True, text=True, check=True)
+        flags = set(re.findall(r"^│ .*?(--[a-z-]+)", said.stdout, re.MULTILINE)) - {"--help"}
+        section = page.split(f"## `spectrum {command}`\n")[1].split("\n## ")[0]
+        shared = page.split("## Flags of a configuration")[1] if command in ("plan", "run") else ""
+        assert not {flag for flag in flags if f"`{flag}`" not in section + shared}, command
 
 
 def build_site(folder):
@@ -147,7 +218,9 @@ def test_the_site_builds_strictly_names_every_command_and_fetches_nothing(tmp_pa
                            capture_output=True, text=True, check=True).stdout  # fmt: skip
     names = set(re.findall(r"^usage: spectrum.*\{(.*?)\}", known)[0].split(","))
     assert names >= {"plan", "run", "status", "report", "export", "audit", "bench"}
-    assert names == set(re.findall(r"usage: spectrum ([a-z]+)", commands))
+    assert names == set(
+        re.findall(r'<h2><code[^>]*><span class="pre">spectrum</span> <span class="pre">([a-z]+)', commands)
+    )
     assert "\x1b" not in commands
 
     documented = "".join(page.read_text() for page in built.glob("reference/*.html"))

@@ -6,7 +6,7 @@ stand in; here those that lead to a page of the site are turned to it, and the o
 the file's name.
 A link to what is not there is a warning, and so an error in a strict build.
 
-    ```{studies} map      links to the pages of results/ that belong to a group, those that are there
+    ```{studies} map      puts the pages of results/ that belong to a group into the navigation, those that are there
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from spectrum._files import write_whole
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
 INCLUDED = {"ARCHITECTURE.md": "explanation/architecture.md", "CHANGELOG.md": "changelog.md", "README.md": "index.md"}
+PAIR = re.compile(r"(!\[[^\]]*\])\((\S+)_light\.(svg|png)\)")
 LINK = re.compile(r"(!?)\[([^\]]+)\]\((?!https?:|mailto:|#)([^)\s]+)\)")
 GROUPS = {  # of the pages in results/, in this order; what is in none of them is among the others
     "map": (
@@ -120,7 +121,12 @@ def rewrite_page(app: Sphinx, docname: str, content: list[str]) -> None:
     """Links of the pages in docs/ to the rest of the repository."""
     page = Path(app.env.doc2path(docname)).relative_to(DOCS)
     if page.suffix == ".md" and page.parts[0] not in ("results", "notebooks"):
-        content[0] = with_site_links(content[0], f"docs/{page}", str(page))
+        content[0] = with_dark_twins(with_site_links(content[0], f"docs/{page}", str(page)))
+
+
+def with_dark_twins(text: str) -> str:
+    """Markdown in which a picture x_light.svg stands beside x_dark.svg; the theme shows the one that fits."""
+    return PAIR.sub(r"\1(\2_light.\3){.only-light}\1(\2_dark.\3){.only-dark}", text)
 
 
 def rewrite_included(app: Sphinx, path: Path, parent: str, content: list[str]) -> None:
@@ -139,7 +145,7 @@ def studies_of(group: str) -> list[str]:
 
 
 class Studies(SphinxDirective):
-    """A table of contents of one group."""
+    """A hidden table of contents of one group."""
 
     required_arguments = 1
 
@@ -149,7 +155,7 @@ class Studies(SphinxDirective):
         if not pages:
             return []
         node = nodes.Element()
-        lines = ["```{toctree}", ":maxdepth: 1", "", *pages, "```"]
+        lines = ["```{toctree}", ":maxdepth: 1", ":hidden:", "", *pages, "```"]
         self.state.nested_parse(StringList(lines, self.get_source_info()[0]), 0, node)
         return node.children
 
