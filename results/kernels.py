@@ -3,7 +3,7 @@
     results/curve_cifar10            accuracies of its networks, under all four budgets
     results/kernels/steps.csv        what a training step of each takes: `spectrum bench steps`
 
-The accuracies are the same under all kernels, since every way computes the same function; what moves is the time.
+Accuracies are the same with all kernels, since every implementation computes the same function; only the time moves.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from typing import Any
 import matplotlib as mpl
 import pandas as pd
 from matplotlib.figure import Figure
+from pages.words import BUDGETS, END, PLAIN, shown
 
 from spectrum import load_results, plots, stats
 from spectrum.analysis.plots.drawing import look_of, shades_of
-from spectrum.analysis.table import budget_name
 from spectrum.bench.steps import WAYS
 from spectrum.bench.train import DEFAULT, NATIVE, OURS
 
@@ -30,11 +30,10 @@ TITLES = {
     NATIVE: "torch's kernels, channels_last",
     OURS: "this package's kernels",
 }
-BARE, END = "1, no 1×1", "per channel"
 
 
 class Steps:
-    """Accuracies of the curve's networks beside what their steps take."""
+    """Accuracies and step times of the curve's networks."""
 
     @cached_property
     def times(self) -> pd.DataFrame:
@@ -62,7 +61,7 @@ class Steps:
         return self.results.assign(step_ms=ms.loc[list(places.itertuples(index=False, name=None))].to_numpy())
 
     def ms(self, way: str, segments: object, match: str = "macs") -> float:
-        """Of a step of one network with a 1×1."""
+        """Milliseconds of a step of one network with a 1×1."""
         there = self.times[
             (self.times["way"] == way)
             & (self.times["match"] == match)
@@ -82,46 +81,46 @@ class Steps:
         return list(dict.fromkeys(there["segments"]))
 
     def slowest(self, way: str, match: str = "macs") -> tuple[str, float]:
-        """The place whose step takes longest under a budget, and how many times as long as that of 1 segment."""
+        """Segments whose step takes longest under a budget, and how many times as long as that of 1 segment."""
         place = max(self.places(match), key=lambda segments: self.ms(way, segments, match))
         return place, self.ms(way, place, match) / self.ms(way, 1, match)
 
     def gone(self, place: object) -> tuple[float, float]:
-        """Of what a place takes more than 1 segment in the default loop, at equal MACs: the parts that go with layout
-        and loop, and with the kernels."""
+        """Extra MAC-matched step time over 1 segment in the default loop: shares of layout and loop, and of kernels."""
         more = [self.ms(way, place) / self.ms(way, 1) - 1 for way in WAYS]
         return 1 - more[1] / more[0], (more[1] - more[2]) / more[0]
 
     def points(self, way: str) -> pd.DataFrame:
-        """Every network once, by rising time: its cost is the step, and whether it is on the front of the means."""
+        """Every network once, by rising step time, and whether its mean is on the Pareto frontier."""
         points = stats.pareto_table(self.timed(way), "step_ms").sort_values("cost", kind="stable")
-        return points.drop_duplicates(["label", "cost"])
+        return points.drop_duplicates(["label", "cost"]).assign(label=points["label"].map(shown))
 
     def front(self, way: str) -> list[str]:
-        """Places on the front of accuracy against step time, by their means, from fast to slow."""
+        """Labels on the Pareto frontier of mean accuracy against step time, from fast to slow."""
         points = self.points(way)
         return list(dict.fromkeys(points.loc[points["on_front"], "label"]))
 
     def between(self, way: str) -> list[str]:
-        """Those of them that are neither an end of the spectrum nor the bare convolution."""
-        return [label for label in self.front(way) if label not in ("1", BARE, END)]
+        """Those on the frontier that are neither an end of the spectrum nor the plain 3×3."""
+        return [label for label in self.front(way) if label not in ("1", PLAIN, END)]
 
     @property
     def stale(self) -> float:
-        """By what part networks of equal step time are off it now, at most: they were solved with earlier kernels."""
+        """Largest relative mismatch of time-matched networks today: they were solved with earlier kernels."""
         end = self.ms(OURS, "per_channel", "step_time")
         return max(abs(self.ms(OURS, place, "step_time") / end - 1) for place in self.places("step_time"))
 
     def end_ms(self, way: str) -> float:
-        """Of a step of one segment a channel."""
+        """Milliseconds of a per-channel step."""
         return self.ms(way, "per_channel")
 
 
 def draw(steps: Steps) -> Figure:
-    """Accuracy against step time in three panels, one a way to compute, each with its front."""
+    """Accuracy against step time in three panels, one per implementation, each with its Pareto frontier."""
     matches = list(dict.fromkeys(steps.results["match"]))
     with plots.style():
-        shades = shades_of(steps.results[steps.results["pointwise"].astype(bool)]) | {BARE: "#cc79a7"}
+        curve = shades_of(steps.results[steps.results["pointwise"].astype(bool)])
+        shades = {shown(label): shade for label, shade in curve.items()} | {PLAIN: "#cc79a7"}
         markers = {match: look_of(number)["marker"] for number, match in enumerate(matches)}
         figure = Figure(figsize=(10.6, 4.2))
         panels = figure.subplots(1, len(WAYS), sharey=True, sharex=True)
@@ -145,11 +144,11 @@ def draw(steps: Steps) -> Figure:
         panels[0].set_ylabel("test accuracy, %")
         handles = [mpl.lines.Line2D([], [], color=shade, lw=5, label=label) for label, shade in shades.items()]
         handles += [
-            mpl.lines.Line2D([], [], color="0.35", marker=marker, ls="", label=budget_name(match))
+            mpl.lines.Line2D([], [], color="0.35", marker=marker, ls="", label=BUDGETS[match])
             for match, marker in markers.items()
         ]
         handles += [
-            mpl.lines.Line2D([], [], color="0.35", ls="--", label="front of the means"),
+            mpl.lines.Line2D([], [], color="0.35", ls="--", label="Pareto frontier of the means"),
             mpl.lines.Line2D([], [], color="0.35", marker="o", mfc="white", ls="", label="shown to be off it"),
         ]  # fmt: skip
         figure.legend(
