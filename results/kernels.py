@@ -26,8 +26,8 @@ from spectrum.bench.train import DEFAULT, NATIVE, OURS
 RESULTS = Path(__file__).parent
 STUDY = RESULTS / "curve_cifar10"
 TITLES = {
-    DEFAULT: "torch's kernels, default layout and loop",
-    NATIVE: "torch's kernels, channels_last",
+    DEFAULT: "torch's kernels,\ndefault layout and loop",
+    NATIVE: "torch's kernels,\nchannels_last",
     OURS: "this package's kernels",
 }
 
@@ -122,7 +122,7 @@ def draw(steps: Steps) -> Figure:
         curve = shades_of(steps.results[steps.results["pointwise"].astype(bool)])
         shades = {shown(label): shade for label, shade in curve.items()} | {PLAIN: "#cc79a7"}
         markers = {match: look_of(number)["marker"] for number, match in enumerate(matches)}
-        figure = Figure(figsize=(10.6, 4.2))
+        figure = Figure(figsize=(7.0, 4.6))
         panels = figure.subplots(1, len(WAYS), sharey=True, sharex=True)
         for ax, way in zip(panels, WAYS, strict=True):
             points = steps.points(way)
@@ -132,15 +132,15 @@ def draw(steps: Steps) -> Figure:
                 face = "white" if point["beaten_by"] else shade
                 ax.errorbar(
                     point["cost"], 100 * point["mean"], half,
-                    fmt=markers[point["match"]], color=shade, mfc=face, capsize=2, lw=1, ms=5, zorder=3,
+                    fmt=markers[point["match"]], color=shade, mfc=face, capsize=2, lw=1, ms=4.5, zorder=3,
                 )  # fmt: skip
             front = points[points["on_front"]]
             ax.step(front["cost"], 100 * front["mean"], where="post", ls="--", color="0.35", marker="", zorder=2)
             ax.set_xscale("log", base=2)
             ax.set_xticks([12, 16, 24, 32, 48], ["12", "16", "24", "32", "48"])
             ax.minorticks_off()
-            ax.set_title(TITLES[way], fontsize=9, loc="left")
-            ax.set_xlabel("a training step of 64 images, ms")
+            ax.set_title(TITLES[way], fontsize=8.5, loc="left")
+        panels[1].set_xlabel("training step of 64 images, ms")
         panels[0].set_ylabel("test accuracy, %")
         handles = [mpl.lines.Line2D([], [], color=shade, lw=5, label=label) for label, shade in shades.items()]
         handles += [
@@ -148,16 +148,15 @@ def draw(steps: Steps) -> Figure:
             for match, marker in markers.items()
         ]
         handles += [
-            mpl.lines.Line2D([], [], color="0.35", ls="--", label="Pareto frontier of the means"),
+            mpl.lines.Line2D([], [], color="0.35", ls="--", label="Pareto frontier of means"),
             mpl.lines.Line2D([], [], color="0.35", marker="o", mfc="white", ls="", label="shown to be off it"),
         ]  # fmt: skip
         figure.legend(
-            handles=handles, title="segments (colour), budget (mark)", loc="outside right center", fontsize=7.5
-        )
+            handles=handles, title="segments (colour), budget (marker)", loc="outside lower center", ncols=4,
+            fontsize=7.5, title_fontsize=8,
+        )  # fmt: skip
         seeds = steps.results["seed"].nunique()
-        figure.suptitle(
-            f"CIFAR-10, JPEG re-encodings · n = {seeds} seeds · bars: 95 % t-interval", fontsize=8, color="0.25"
-        )
+        figure.suptitle(f"CIFAR-10 (JPEG re-encodings) · n = {seeds} seeds · bars: 95% CIs", fontsize=8, color="0.25")
     return figure
 
 

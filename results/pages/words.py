@@ -52,6 +52,23 @@ WORDING = {  # what plans and the library's labels say, and what pages say, in t
     " less the ": " minus the ",
     "residual connections, ": "with vs without residual connections, ",
 }
+SETTINGS = {  # settings in the library's names of configurations, as patterns, and what pages say
+    r"^1\b": "1 segment",
+    r"^(\d+)\b": r"\1 segments",
+    r", depth None": "",
+    r"model (\w+)": r"`\1`",
+    r"activation none": "no activation",
+    r"activation relu": "ReLU",
+    r"activation gelu": "GELU",
+    r"activation silu": "SiLU",
+    r"residual True": "with residual connections",
+    r"residual False": "without residual connections",
+    r"teacher_segments (\d+)": r"teacher of \1 segments",
+    r"teacher_segments per_channel": "per-channel teacher",
+    r"width 2\.0": "twice the width",
+    r"segment_shares \[4, 2, 1\]": "4:2:1",
+    r", pointwise_segments 1, shuffle False": "",
+}
 VERDICTS = {"undecided": "inconclusive"}
 REVERSED = {"higher": "lower", "lower": "higher"}
 
@@ -114,6 +131,18 @@ def in_plain_words(text: str) -> str:
         return CONTRASTS[text]
     for said, plain in WORDING.items():
         text = text.replace(said, plain)
+    return text
+
+
+def configuration_in_words(name: str) -> str:
+    """The library's name of a configuration, settings included, as pages print it.
+
+    >>> configuration_in_words("4, model vgg, depth 1")
+    '4 segments, `vgg`, depth 1'
+    """
+    text = in_plain_words(name)
+    for pattern, plain in SETTINGS.items():
+        text = re.sub(pattern, plain, text)
     return text
 
 
