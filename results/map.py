@@ -10,6 +10,7 @@ import pandas as pd
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
+from matplotlib.legend import Legend
 from pages.study import CURVES, complete
 from pages.words import in_plain_words
 
@@ -75,7 +76,7 @@ def draw() -> Figure:
         if len(pairs) > 1:
             _legend(ax, "lower left", 0.6)
         else:
-            ax.get_legend().remove()  # the caption says what is grey
+            _legend_of(ax).remove()  # the caption says what is grey
     for ax in below[1 + len(effects) :]:
         ax.set_axis_off()
     studies = ", ".join(studies_of(table) for table in used)
@@ -95,12 +96,20 @@ def _in_plain_words(ax: Axes, title: str) -> None:
     ax.set_xticks(ax.get_xticks(), [WORDS.get(text, text) for text in ticks])
 
 
+def _legend_of(ax: Axes) -> Legend:
+    """The legend that the library drew."""
+    legend = ax.get_legend()
+    assert legend is not None
+    return legend
+
+
 def _named_handles(ax: Axes) -> tuple[list[Artist], list[str]]:
     """What the library's legend of a panel shows, in the words of pages."""
-    legend = ax.get_legend()
+    legend = _legend_of(ax)
     handles, labels = ax.get_legend_handles_labels()
     texts = [text.get_text() for text in legend.get_texts()]
-    drawn = dict(zip(texts, legend.legend_handles, strict=True)) | dict(zip(labels, handles, strict=True))
+    drawn: dict[str, Any] = dict(zip(texts, legend.legend_handles, strict=True))
+    drawn |= dict(zip(labels, handles, strict=True))
     return [drawn[text] for text in texts], [WORDS.get(text, in_plain_words(text)) for text in texts]
 
 
@@ -116,7 +125,7 @@ def _legend_above(row: SubFigure, panels: Sequence[Axes]) -> None:
     """One legend for all panels of a row, above them."""
     row.legend(*_named_handles(panels[0]), loc="outside upper center", ncols=5, fontsize=TYPE, columnspacing=1.2)
     for ax in panels:
-        ax.get_legend().remove()
+        _legend_of(ax).remove()
         ax.set_ylabel("test accuracy, %" if ax is panels[0] else "")
 
 

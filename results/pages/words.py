@@ -53,8 +53,8 @@ WORDING = {  # what plans and the library's labels say, and what pages say, in t
     "residual connections, ": "with vs without residual connections, ",
 }
 SETTINGS = {  # settings in the library's names of configurations, as patterns, and what pages say
-    r"^1\b": "1 segment",
-    r"^(\d+)\b": r"\1 segments",
+    r"^1(?=$|, (?!\d|per))": "1 segment",
+    r"^(\d+)(?=$|, (?!\d|per))": r"\1 segments",
     r", depth None": "",
     r"model (\w+)": r"`\1`",
     r"activation none": "no activation",
