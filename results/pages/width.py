@@ -30,7 +30,7 @@ class Widths:
 
     @cached_property
     def configurations(self) -> pd.DataFrame:
-        """One row per configuration: label, width, segments (of the widest layer, as a number), plain (without a 1×1), accuracy."""
+        """One row per configuration: label, width, segments (of the widest layer), plain (without a 1×1), accuracy."""
         rows = self.results
         networks = zip(rows["model"], rows["width"], rows["widths"], strict=True)
         channels = [np.array(channels_of_stages(*network), float) for network in networks]
@@ -61,7 +61,7 @@ class Widths:
 
     @property
     def line(self) -> tuple[float, float]:
-        """Least-squares line of configurations with a 1×1: accuracy per doubling of the width, and at a width of 1."""
+        """Least-squares line of configurations with a 1×1: accuracy per doubling of the width, and at width 1."""
         slope, start = np.polyfit(np.log2(self.with_1x1["width"]), self.with_1x1["accuracy"], 1)
         return float(slope), float(start)
 
@@ -80,7 +80,7 @@ class Widths:
 
     @property
     def underfitting(self) -> float:
-        """Pearson correlation of training loss and test accuracy, over the means of configurations with a 1×1."""
+        """Pearson correlation of training loss and test accuracy, over means of configurations with a 1×1."""
         rows = self.results[self.results["pointwise"].astype(bool)]
         means = rows.groupby(["params", "macs"])[["train_loss", "test_accuracy"]].mean()
         return self._correlation(means["train_loss"], means["test_accuracy"])
