@@ -90,15 +90,15 @@ class Steps:
         more = [self.ms(way, place) / self.ms(way, 1) - 1 for way in WAYS]
         return 1 - more[1] / more[0], (more[1] - more[2]) / more[0]
 
-    def points(self, way: str) -> pd.DataFrame:
+    def runs(self, way: str) -> pd.DataFrame:
         """Every network once, by rising step time, and whether its mean is on the Pareto frontier."""
-        points = stats.pareto_table(self.timed(way), "step_ms").sort_values("cost", kind="stable")
-        return points.drop_duplicates(["label", "cost"]).assign(label=points["label"].map(shown))
+        runs = stats.pareto_table(self.timed(way), "step_ms").sort_values("cost", kind="stable")
+        return runs.drop_duplicates(["label", "cost"]).assign(label=runs["label"].map(shown))
 
     def front(self, way: str) -> list[str]:
         """Labels on the Pareto frontier of mean accuracy against step time, from fast to slow."""
-        points = self.points(way)
-        return list(dict.fromkeys(points.loc[points["on_front"], "label"]))
+        runs = self.runs(way)
+        return list(dict.fromkeys(runs.loc[runs["on_front"], "label"]))
 
     def between(self, way: str) -> list[str]:
         """Those on the frontier that are neither an end of the spectrum nor the plain 3×3."""
@@ -125,16 +125,16 @@ def draw(steps: Steps) -> Figure:
         figure = Figure(figsize=(7.0, 4.6))
         panels = figure.subplots(1, len(WAYS), sharey=True, sharex=True)
         for ax, way in zip(panels, WAYS, strict=True):
-            points = steps.points(way)
-            for _, point in points.iterrows():
-                shade = shades[point["label"]]
-                half = 100 * (point["high"] - point["mean"])
-                face = "white" if point["beaten_by"] else shade
+            rows = steps.runs(way)
+            for _, row in rows.iterrows():
+                shade = shades[row["label"]]
+                half = 100 * (row["high"] - row["mean"])
+                face = "white" if row["beaten_by"] else shade
                 ax.errorbar(
-                    point["cost"], 100 * point["mean"], half,
-                    fmt=markers[point["match"]], color=shade, mfc=face, capsize=2, lw=1, ms=4.5, zorder=3,
+                    row["cost"], 100 * row["mean"], half,
+                    fmt=markers[row["match"]], color=shade, mfc=face, capsize=2, lw=1, ms=4.5, zorder=3,
                 )  # fmt: skip
-            front = points[points["on_front"]]
+            front = rows[rows["on_front"]]
             ax.step(front["cost"], 100 * front["mean"], where="post", ls="--", color="0.35", marker="", zorder=2)
             ax.set_xscale("log", base=2)
             ax.set_xticks([12, 16, 24, 32, 48], ["12", "16", "24", "32", "48"])

@@ -28,7 +28,7 @@ from pages.words import (
 )
 
 from spectrum._files import write_whole
-from spectrum.analysis.sentences import points
+from spectrum.analysis.sentences import pp
 
 RESULTS = Path(__file__).parent
 DATASETS = dict.fromkeys(("curve_cifar10", "families", "larger"), "CIFAR-10")
@@ -49,7 +49,7 @@ def render(template: Path) -> str:
     """A page, rendered from today's rows."""
     pages_of = environment()
     pages_of.filters |= {
-        "points": points,
+        "pp": pp,
         "signed": signed,
         "with_interval": with_interval,
         "ahead": ahead,

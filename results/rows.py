@@ -18,7 +18,7 @@ from pages.width import channels_of_stages
 from spectrum import load_history, load_results, load_tuning
 from spectrum._files import write_whole
 from spectrum.analysis.export import write_parquet
-from spectrum.design.point import Point
+from spectrum.design.run import RunConfig
 from spectrum.study.store import ROWS, StoreError, find_plan
 
 RESULTS = Path(__file__).parent
@@ -95,7 +95,7 @@ def collected() -> pd.DataFrame:
 def described() -> dict[str, str]:
     """Every column and its meaning."""
     first = ("kind", "chosen", "study", "match", "shared")
-    fields = {name: " ".join((field.description or "").split()) for name, field in Point.model_fields.items()}
+    fields = {name: " ".join((field.description or "").split()) for name, field in RunConfig.model_fields.items()}
     rest = {name: said for name, said in MEASURED.items() if name not in (*first, *fields)}
     own = {name: MEASURED[name] for name in fields if name in MEASURED}
     described = {name: MEASURED[name] for name in first}

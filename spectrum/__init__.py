@@ -33,7 +33,7 @@ _HOME = {
     "Outcome": "spectrum.engines.interface",
     "register_engine": "spectrum.engines.interface",
     "measure_cost": "spectrum.cost.count",
-    "Point": "spectrum.design.point",
+    "RunConfig": "spectrum.design.run",
     "Study": "spectrum.design.study_file",
     "load_study": "spectrum.design.study_file",
     "load_history": "spectrum.results",
@@ -50,7 +50,7 @@ __all__ = [
     "Backend",
     "Engine",
     "Outcome",
-    "Point",
+    "RunConfig",
     "SegmentedConv2d",
     "Study",
     "__version__",
@@ -85,7 +85,7 @@ if TYPE_CHECKING:
     from spectrum.conv.segmented import SegmentedConv2d
     from spectrum.cost.count import measure_cost
     from spectrum.design.own_data import Arrays, register_dataset
-    from spectrum.design.point import Point
+    from spectrum.design.run import RunConfig
     from spectrum.design.study_file import Study, load_study
     from spectrum.engines.interface import Engine, Outcome, register_engine
     from spectrum.models import build_model, list_models, register_model

@@ -10,7 +10,7 @@ import pandas as pd
 
 from spectrum.analysis.summary import as_html
 from spectrum.design.plan import PlannedRun
-from spectrum.design.point import Point
+from spectrum.design.run import RunConfig
 from spectrum.study.store import (
     ROWS,
     Row,
@@ -25,7 +25,7 @@ from spectrum.study.store import (
 
 
 class Results(pd.DataFrame):
-    """Rows of runs: an ordinary DataFrame, which a notebook shows as its summary, one row a point.
+    """Rows of runs: an ordinary DataFrame, which a notebook shows as its summary, one row per run.
 
     What lacks the columns for it, such as two columns that were picked, is shown as pandas does.
     """
@@ -43,16 +43,16 @@ class Results(pd.DataFrame):
 
 
 @without_collection()
-def load_results(folder: str | Path, *, all_points: bool = False) -> Results:
-    """A study's rows as a table, one row a point.
+def load_results(folder: str | Path, *, all_runs: bool = False) -> Results:
+    """A study's rows as a table, one row per run.
 
     Args:
         folder: where `spectrum run` wrote, such as "results/quickstart".
-        all_points: also those of its search, and points that an earlier version of the study had.
+        all_runs: also of its learning-rate sweep, and runs that an earlier version of the study had.
 
-    Columns: every field of `Point`, with its default in a row older than the field; `status` (done, diverged, failed),
+    Columns: every field of `RunConfig`, with its default in a row older than it; `status` (done, diverged, failed),
     `study_hash` (of its plan), `searched` (fields that a search chose, with spaces between), accuracies from 0 to 1,
-    params, macs, seconds, provenance. A failed point has no accuracy; a diverged one is scored at chance. Raises
+    params, macs, seconds, provenance. A failed run has no accuracy; a diverged one is scored at chance. Raises
     StoreError where there is no such folder or no row.
 
     >>> results = load_results("results/order")
@@ -66,8 +66,8 @@ def load_results(folder: str | Path, *, all_points: bool = False) -> Results:
     Name: test_accuracy, dtype: float64
     """
     folder = results_folder(folder)
-    if not isinstance(all_points, bool):
-        raise ValueError(f"all_points={all_points!r}: expected True or False")
+    if not isinstance(all_runs, bool):
+        raise ValueError(f"all_points={all_runs!r}: expected True or False")
     if not (folder / ROWS).exists():
         raise StoreError(f"{folder}: has no {ROWS}; run the study first: spectrum run FILE")
     by_id = latest_rows(folder)
@@ -77,7 +77,7 @@ def load_results(folder: str | Path, *, all_points: bool = False) -> Results:
     else:
         runs = [run for run in plan.runs if run.id in by_id]
         rows = [_planned(by_id[run.id], run, " ".join(plan.tuned)) for run in runs]
-        if all_points:
+        if all_runs:
             listed = {run.id for run in runs}
             rows += [row for id, row in by_id.items() if id not in listed]
     if not rows:
@@ -92,7 +92,7 @@ def load_results(folder: str | Path, *, all_points: bool = False) -> Results:
 
 @without_collection()
 def load_tuning(folder: str | Path) -> Results:
-    """The rows of a study's search, as `load_results` gives those of its points, and whether each was `chosen`.
+    """The rows of a study's search, as `load_results` gives those of its runs, and whether each was `chosen`.
 
     `val_accuracy` is what decides; the columns of the test set are empty. Raises StoreError where there is none.
 
@@ -114,7 +114,7 @@ def load_tuning(folder: str | Path) -> Results:
 
 def _as_table(rows: Iterable[Row]) -> Results:
     """Column by column as rows come: from a list of records pandas takes three times as long."""
-    later = {name: field.default for name, field in Point.model_fields.items() if not field.is_required()}
+    later = {name: field.default for name, field in RunConfig.model_fields.items() if not field.is_required()}
     columns: dict[str, list[Any]] = {}
     count = 0
     for count, row in enumerate(rows, 1):
@@ -146,7 +146,7 @@ def _planned(row: Row, run: PlannedRun, searched: str = "") -> Row:
 
 
 def load_history(folder: str | Path) -> pd.DataFrame:
-    """The epochs of all points: id, epoch, lr, train_loss (nats), val_loss, val_accuracy (0 to 1), train_seconds.
+    """The epochs of all runs: id, epoch, lr, train_loss (nats), val_loss, val_accuracy (0 to 1), train_seconds.
 
     An empty table where there are none yet. Raises StoreError for what is no results folder.
 

@@ -20,7 +20,7 @@ def tiny(name="tiny", **said):
 
 
 def slow_study(folder, model="slow", epochs=100):
-    """Writes slow.toml: four points, each a step of a twentieth of a second; its path."""
+    """Writes slow.toml: four runs, each a step of a twentieth of a second; its path."""
     path = folder / "slow.toml"
     path.write_text(f'[base]\nmodel = "{model}"\ndataset = "digits"\nepochs = {epochs}\n[axes]\nseed = [0, 1, 2, 3]\n')
     return path
@@ -34,7 +34,7 @@ def command(folder, *words):
 
 
 def start_slow_run(folder, *more, model="slow", epochs=100):
-    """A run of slow points in a process of its own, started; returns when both workers train."""
+    """A run of slow runs in a process of its own, started; returns when both workers train."""
     path = slow_study(folder, model, epochs)
     run = command(folder, "run", path.name, "--workers", 2, "--import", IMPORTS[0], *more)
     wait_until(lambda: run.poll() is not None or len(list(folder.glob("worker-*"))) == 2, seconds=120)

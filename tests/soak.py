@@ -1,6 +1,6 @@
-"""`make soak`: two hundred random kills over a study of sixty points. Takes a quarter of an hour.
+"""`make soak`: two hundred random kills over a study of sixty runs. Takes a quarter of an hour.
 
-Workers and drivers are killed at random moments; a killed driver is started again. At the end every point has one
+Workers and drivers are killed at random moments; a killed driver is started again. At the end every run has one
 finished row, with the weights of an undisturbed run, and nothing is left over.
 """
 
@@ -62,7 +62,7 @@ def test_kills_lose_nothing_and_repeat_nothing(study_folder: Path) -> None:
     kills: Counter[str] = Counter()
     run = start(study_folder)
     while run.poll() != 0:
-        if run.poll() is not None:  # points that were killed three times in one run have failed in it
+        if run.poll() is not None:  # runs that were killed three times in one run have failed in it
             run = start(study_folder)
         time.sleep(choose.uniform(0.1, 3.0))
         workers = workers_of(run.pid) if run.poll() is None else []
@@ -91,5 +91,5 @@ def test_kills_lose_nothing_and_repeat_nothing(study_folder: Path) -> None:
     assert not (folder / "checkpoints").exists()
     assert [one.message for one in look_at(folder) if one.fault] == []
     resumed = sum("resumed" in row["provenance"] for row in rows)
-    print(f"killed {dict(kills)}; {resumed} of 60 points went on from a checkpoint")  # noqa: T201
+    print(f"killed {dict(kills)}; {resumed} of 60 runs went on from a checkpoint")  # noqa: T201
     assert resumed > 0

@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 import torch
 
-from spectrum import Point, load_results
+from spectrum import RunConfig, load_results
 from spectrum.cli import main
 
 STUDY = """
@@ -58,11 +58,11 @@ def test_the_whole_way_from_a_study_to_its_table(study, capsys):
     assert "\x1b" not in first.err  # plain lines where there is no terminal
 
     assert run("run", "tiny.toml") == 0
-    assert "6 of 6 points had a result already and were reused" in capsys.readouterr().out
+    assert "6 of 6 runs had a result already and were reused" in capsys.readouterr().out
 
     assert run("status", "tiny.toml") == 0
     assert capsys.readouterr().out.splitlines() == [
-        "results/tiny: 6 points · 6 done · 0 diverged · 0 failed · 0 left",
+        "results/tiny: 6 runs · 6 done · 0 diverged · 0 failed · 0 left",
         "next    spectrum report results/tiny",
     ]
 
@@ -96,20 +96,20 @@ def test_status_says_how_to_go_on_in_the_folder_that_it_was_asked_of(study, caps
 
 
 @pytest.mark.medium
-def test_a_failed_point_makes_the_status_non_zero(study, capsys):
+def test_a_failed_run_makes_the_status_non_zero(study, capsys):
     assert run("run", "tiny.toml", "--workers", "1", "--import", "tests.faulty_models", "--model", "fails") == 1
-    assert "6 points failed" in capsys.readouterr().err
+    assert "6 runs failed" in capsys.readouterr().err
     assert run("status", "results/tiny--model-fails") == 0
     said = capsys.readouterr().out
     assert "this model never works" in said
     assert said.endswith("next    spectrum run tiny.toml --model fails --import tests.faulty_models\n")
 
 
-def test_a_plan_lists_points_and_writes_nothing(study, capsys):
+def test_a_plan_lists_runs_and_writes_nothing(study, capsys):
     assert run("plan", "tiny.toml") == 0
     said = capsys.readouterr().out
     assert "Does it run?" in said
-    assert "6 points" in said
+    assert "6 runs" in said
     assert "unmatched" in said
     assert "data: digits: 1,498 training and 299 test images · 10 classes, training/test: 0 148/30, " in said
     assert "8×8 pixels, 1 channel · test images: a fixed sixth of the images, carved off" in said
@@ -151,11 +151,11 @@ def test_one_way_to_say_the_split_replaces_the_other(study, capsys, flag):
     text = STUDY.replace('segments = [1, 3, "per_channel"]\n', "")
     (study / "one.toml").write_text(text)
     (study / "two.toml").write_text(text.replace("width = 0.25", "width = 0.25\nsegment_width = 2"))
-    points = []
+    runs = []
     for name in ("one.toml", "two.toml"):
         assert run("plan", name, *flag) == 0
-        points.append([line.rsplit(None, 1)[0] for line in capsys.readouterr().out.splitlines()[1:3]])
-    assert points[0] == points[1]
+        runs.append([line.rsplit(None, 1)[0] for line in capsys.readouterr().out.splitlines()[1:3]])
+    assert runs[0] == runs[1]
 
 
 def test_files_that_cannot_be_written_or_read_end_in_status_2(study, capsys):
@@ -227,9 +227,9 @@ def test_help_says_what_every_command_does(capsys, monkeypatch):
     assert run("--help") == 0
     listed = capsys.readouterr().out
     does = {
-        "plan": "List a study's points",
-        "run": "Train every point",
-        "status": "How many points",
+        "plan": "List a study's runs",
+        "run": "Train every run",
+        "status": "How many runs",
         "report": "Draw the figures",
         "export": "Write the rows",
         "audit": "Count a network's cost",
@@ -319,10 +319,10 @@ def test_zsh_finds_the_script_in_a_folder_of_the_user(tmp_path, capsys):
 def written(folder, name, accuracies):
     """A folder of results with made-up rows: one a seed, at one segment."""
     folder.mkdir(parents=True)
-    point = Point(dataset="digits", segments=1).model_dump(mode="json")
+    run = RunConfig(dataset="digits", segments=1).model_dump(mode="json")
     measured = {"match": "none", "budget_mismatch": None, "params": 1000, "macs": 9000, "realised_segments": [1]}
     rows = [
-        {"id": f"{seed:016x}", "study": name, "status": "done", **point, "seed": seed, **measured}
+        {"id": f"{seed:016x}", "study": name, "status": "done", **run, "seed": seed, **measured}
         | {"test_accuracy": accuracy, "val_accuracy": accuracy, "train_seconds": 2.0}
         for seed, accuracy in enumerate(accuracies)
     ]
@@ -339,9 +339,9 @@ def test_the_table_of_a_study_is_exported_for_papers_and_pages(study, capsys):
     written(study / "a_b%&", "a_b%&", [0.9, 0.92])
     assert run("export", "a_b%&", "--to", "table.tex") == 0
     assert run("export", "a_b%&", "--to", "table.md") == 0
-    assert "table of 2 rows, a line a point, written to table.md" in capsys.readouterr().out
+    assert "table of 2 rows, a line per run, written to table.md" in capsys.readouterr().out
     latex, markdown = ((study / name).read_text(encoding="utf-8") for name in ("table.tex", "table.md"))
-    assert r"\caption{a\_b\%\&: digits, n = 2 runs a point, budget: unmatched.}" in latex
+    assert r"\caption{a\_b\%\&: digits, n = 2 runs per configuration, budget: unmatched.}" in latex
     assert r"1 & 2 & 1,000 & 9,000 & 91.00 $\pm$ 12.71 & 2.0 \\" in latex
     assert markdown.splitlines()[2] == "| 1 | 2 | 1,000 | 9,000 | 91.00 ± 12.71 | 2.0 |"
 
@@ -406,7 +406,7 @@ def test_a_plan_shows_widths_mismatch_and_what_contrasts_change(study, capsys):
     assert run("plan", "equal.toml", "--json") == 0
     plan = json.loads(capsys.readouterr().out)
     assert len(plan["points"]) == 2 * 3 * 2
-    solved = next(point for point in plan["points"] if point["match"] == "params")
+    solved = next(entry for entry in plan["points"] if entry["match"] == "params")
     assert solved["point"]["widths"] == [12, 23, 42]
     assert solved["params"] / solved["budget"] - 1 == solved["mismatch"]
     assert solved["seconds"] > 0
@@ -431,9 +431,9 @@ def test_a_network_that_serves_two_budgets_is_trained_once_and_shown_twice(study
     assert "equal params" in page
     assert (study / "results" / "equal" / "figures" / "budgets.png").exists()
     assert run("run", "equal.toml") == 0
-    assert "10 of 10 points had a result already" in capsys.readouterr().out
+    assert "10 of 10 runs had a result already" in capsys.readouterr().out
     assert run("status", "equal.toml") == 0
-    assert "10 points · 10 done" in capsys.readouterr().out
+    assert "10 runs · 10 done" in capsys.readouterr().out
 
 
 TUNED = (
@@ -449,12 +449,12 @@ lr = [0.01, 0.1]
 def test_a_search_says_what_it_chose_and_what_to_do_next(study, capsys):
     (study / "tuned.toml").write_text(TUNED)
     assert run("plan", "tuned.toml") == 0
-    assert "6 points and 6 of the search" in capsys.readouterr().out
+    assert "6 runs and 6 of the search" in capsys.readouterr().out
     assert run("run", "tuned.toml", "--workers", "2") == 0
     said = capsys.readouterr()
     assert said.out.count("chosen for") == 3
     assert "of the grid; a better value may lie beyond" in said.err
-    assert "with --confirm to train the points at these values" in said.out
+    assert "with --confirm to train the runs at these values" in said.out
     assert "figures/tuning.png" in said.out
     assert run("status", "results/tuned") == 0
     assert capsys.readouterr().out.endswith("next    spectrum run tuned.toml --confirm\n")

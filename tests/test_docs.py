@@ -68,7 +68,7 @@ def test_what_is_shown_of_a_study_can_be_in_one(text, tmp_path, monkeypatch):
         sides = [side for one in said["contrasts"] for side in (*one["between"], *one.get("across", ()))]
         names = dict.fromkeys(option for side in sides for option in side)
         said["axes"] = {name: list(dict.fromkeys(side[name] for side in sides if name in side)) for name in names}
-    assert parse_study(said, "shown", folder=tmp_path).points()
+    assert parse_study(said, "shown", folder=tmp_path).runs()
     for name in modules:
         sys.modules.pop(name, None)
 
@@ -116,14 +116,14 @@ def test_every_page_of_results_is_in_one_group_and_the_map_comes_in_its_order(re
 
 
 def test_tables_of_records_say_types_defaults_and_bounds(records):
-    rows = {row.name: row for row in records.rows_of(spectrum.Point)}
-    assert list(rows) == list(spectrum.Point.model_fields)
+    rows = {row.name: row for row in records.rows_of(spectrum.RunConfig)}
+    assert list(rows) == list(spectrum.RunConfig.model_fields)
     assert rows["train_images"][1:3] == ("int ≥ 1", "not set")
     assert rows["segments"].kind == 'int or "per_channel"'
     assert rows["weight_decay"].default == "0.0005"
     assert rows["widths"].kind == "list of int ≥ 1, ≤ 16777216"
     assert {name for name, row in rows.items() if row.default == "the family's own"} == {"order", "activation", "norm"}
-    assert [name for name, _ in records.groups_of(spectrum.Point)] == ["data", "network", "training"]
+    assert [name for name, _ in records.groups_of(spectrum.RunConfig)] == ["data", "network", "training"]
     assert records.rows_of(Budget)[0].default == '["none"]'
     width = records.rows_of(models.NetworkOptions, ["width"])
     assert width == [("width", "float > 0, ≤ 64", "1", "Factor on the family's stage widths.")]

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import spectrum
-from spectrum import Point, plots, stats
+from spectrum import RunConfig, plots, stats
 from spectrum.design.study_file import Budget, Contrast, Study, Tune
 from spectrum.models.families import FAMILIES
 from tests.registries import restored
@@ -21,8 +21,8 @@ MODULES = [module.name for module in pkgutil.walk_packages(spectrum.__path__, "s
 FLAGS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
 PUBLIC = [name for name in spectrum.__all__ if name != "__version__"]
 SHOWN = (
-    "SegmentedConv2d Point Study build_model list_models load_history load_results load_study load_tuning measure_cost "
-    "register_model"
+    "SegmentedConv2d RunConfig Study build_model list_models load_history load_results load_study load_tuning "
+    "measure_cost register_model"
 )
 
 
@@ -33,7 +33,7 @@ def no_families_left(monkeypatch):
 
 
 def test_every_module_is_found():
-    assert {"spectrum.conv.segmented", "spectrum.design.point", "spectrum.cost.count"} <= set(MODULES)
+    assert {"spectrum.conv.segmented", "spectrum.design.run", "spectrum.cost.count"} <= set(MODULES)
 
 
 @pytest.mark.medium
@@ -100,6 +100,6 @@ def test_a_parameter_that_is_left_out_is_seen():
     assert undocumented(barely) == ["a", "b"]
 
 
-@pytest.mark.parametrize("record", [Point, Budget, Contrast, Tune, Study], ids=lambda record: record.__name__)
+@pytest.mark.parametrize("record", [RunConfig, Budget, Contrast, Tune, Study], ids=lambda record: record.__name__)
 def test_every_field_of_a_record_is_documented(record):
     assert [name for name, field in record.model_fields.items() if not field.description] == []

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from spectrum import Point
+from spectrum import RunConfig
 from spectrum.cli import COMMANDS, main
 from spectrum.cli.arguments import Run
 from spectrum.study.store import FULL, Store, StoreError, WriteError, _told
@@ -90,8 +90,8 @@ def test_misuse_ends_in_status_2_and_writes_nothing(study, capsys, monkeypatch, 
 def test_a_byte_order_mark_is_no_part_of_a_study(study, capsys, name):
     (study / "bom.toml").write_text(STUDY, encoding="utf-8-sig")
     assert run("plan", name, "--json") == 0
-    (point,) = json.loads(capsys.readouterr().out)["points"]
-    assert point["id"] == Point(dataset="digits", train_images=100, batch_size=50, epochs=1, width=0.25).id
+    (entry,) = json.loads(capsys.readouterr().out)["points"]
+    assert entry["id"] == RunConfig(dataset="digits", train_images=100, batch_size=50, epochs=1, width=0.25).id
 
 
 def limited(folder, *words, size=4096):
@@ -159,7 +159,7 @@ def test_what_is_said_after_ctrl_c_is_true_of_the_command(study, capsys, monkeyp
     kind = next(kind for kind in COMMANDS if kind.__name__.lower() == command)
     monkeypatch.setitem(COMMANDS, kind, stop)
     assert run(command, "tiny.toml") == 130
-    kept = "; finished points are kept, run the same command again to go on"
+    kept = "; finished runs are kept, run the same command again to go on"
     assert capsys.readouterr().err == f"stopped{kept if command == 'run' else ''}\n"
 
 
@@ -169,10 +169,10 @@ def test_a_run_that_is_terminated_says_what_is_kept(study, capsys, monkeypatch):
 
     monkeypatch.setitem(COMMANDS, Run, stop)
     assert run("run", "tiny.toml") == 143
-    assert capsys.readouterr().err == "stopped; finished points are kept, run the same command again to go on\n"
+    assert capsys.readouterr().err == "stopped; finished runs are kept, run the same command again to go on\n"
 
 
-def test_ctrl_c_in_a_plan_says_nothing_of_points(study):
+def test_ctrl_c_in_a_plan_says_nothing_of_runs(study):
     (study / "waits.py").write_text("import time\nprint('waiting', flush=True)\ntime.sleep(100)\n")
     words = [sys.executable, "-m", "spectrum", "plan", "tiny.toml", "--import", "waits"]
     plan = subprocess.Popen(
@@ -184,7 +184,7 @@ def test_ctrl_c_in_a_plan_says_nothing_of_points(study):
     assert (plan.communicate(timeout=60)[1], plan.returncode) == ("stopped\n", 130)
 
 
-def test_an_error_of_the_program_is_no_failed_point(study, capsys, monkeypatch):
+def test_an_error_of_the_program_is_no_failed_run(study, capsys, monkeypatch):
     def fail(command):
         raise RuntimeError("a bug")
 

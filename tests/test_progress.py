@@ -8,10 +8,10 @@ import pytest
 from nbclient import NotebookClient
 from rich.console import Console
 
-from spectrum import Point, Study, cli, progress
+from spectrum import RunConfig, Study, cli, progress
 from spectrum.study.driver import Progress
 
-STUDY = Study(name="tiny", base=Point(dataset="digits"), axes={"segments": (1, 3), "seed": (0,)})
+STUDY = Study(name="tiny", base=RunConfig(dataset="digits"), axes={"segments": (1, 3), "seed": (0,)})
 DONE = {"segments": 1, "segment_width": None, "seed": 0, "status": "done", "test_accuracy": 0.5, "train_seconds": 2.0}
 FAILED = {"segments": 3, "segment_width": None, "seed": 0, "status": "failed", "reason": "no <memory>"}
 STEPS = (Progress(2, 0), Progress(2, 0, done=1, row=DONE), Progress(2, 0, done=1, failed=1, row=FAILED))
@@ -26,9 +26,9 @@ def shown(monkeypatch, **console):
     return err.file.getvalue()
 
 
-def test_off_a_terminal_every_point_is_a_plain_line(monkeypatch):
+def test_off_a_terminal_every_run_is_a_plain_line(monkeypatch):
     lines = shown(monkeypatch, force_terminal=False).splitlines()
-    assert lines[0] == "tiny: 2 of 2 points to train"
+    assert lines[0] == "tiny: 2 of 2 runs to train"
     assert lines[1].startswith("1/2 segments=1 seed=0 · test 0.5000 · 2 s · ")
     assert lines[2].startswith("2/2 segments=3 seed=0 failed: no <memory> · ")
 
@@ -40,10 +40,10 @@ def test_on_a_terminal_a_bar_counts_and_failures_stay(monkeypatch):
 
 
 NOTEBOOK = """
-from spectrum import Point, Study, progress, run_study
+from spectrum import RunConfig, Study, progress, run_study
 from tests import faulty_models
 
-base = Point(dataset="digits", train_images=100, epochs=1, width=0.25, model="fails_at_three")
+base = RunConfig(dataset="digits", train_images=100, epochs=1, width=0.25, model="fails_at_three")
 study = Study(name="a <tiny> study", base=base, axes={"segments": (1, 3), "seed": (0,)})
 with progress(study) as on_progress:
     summary = run_study(

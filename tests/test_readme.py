@@ -58,7 +58,7 @@ def test_the_cost_that_is_quoted_is_the_cost():
 
 def test_the_study_is_a_study_with_as_many_runs_as_it_says():
     study = parse_study(tomllib.loads(block_with("toml", "my_study.toml")), "my_study")
-    assert f"asks for {len(study.points())} training runs" in README
+    assert f"asks for {len(study.runs())} training runs" in README
 
 
 def test_the_model_of_ones_own_is_built_and_trained():
@@ -76,7 +76,7 @@ def test_nothing_is_left_to_be_filled_in():
     assert "TODO" not in README
 
 
-def test_files_that_the_readme_points_to_exist():
+def test_files_that_the_readme_runs_to_exist():
     for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", README):
         assert (ROOT / target).exists(), target
 

@@ -7,7 +7,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from spectrum.design.point import Point
+from spectrum.design.run import RunConfig
 from spectrum.results import Results, load_history, load_results, load_tuning
 from spectrum.study.store import ROWS, Store, StoreError
 from tests.plans import plan_of
@@ -19,7 +19,7 @@ def row(id: str, status: str = "done", **more: Any) -> dict[str, Any]:
     return {"id": id, "status": status, **more}
 
 
-def test_results_are_the_points_of_the_plan_in_its_order(tmp_path: Path) -> None:
+def test_results_are_the_runs_of_the_plan_in_its_order(tmp_path: Path) -> None:
     with Store(tmp_path) as store:
         store.freeze(plan_of({"hash": "111", "points": [{"id": id} for id in ("c", "not yet run", "a")]}))
         for id in "abc":
@@ -27,10 +27,10 @@ def test_results_are_the_points_of_the_plan_in_its_order(tmp_path: Path) -> None
         store.append(row("a", "failed"))
     assert list(load_results(tmp_path)["id"]) == ["c", "a"]
     assert list(load_results(tmp_path)["status"]) == ["done", "done"]
-    assert list(load_results(str(tmp_path), all_points=True)["id"]) == ["c", "a", "b"]
+    assert list(load_results(str(tmp_path), all_runs=True)["id"]) == ["c", "a", "b"]
 
 
-def test_a_failed_point_has_a_row_without_accuracy(tmp_path: Path) -> None:
+def test_a_failed_run_has_a_row_without_accuracy(tmp_path: Path) -> None:
     with Store(tmp_path) as store:
         store.append(row("a", accuracy=0.5))
         store.append(row("b", "failed", reason="oom"))
@@ -39,15 +39,15 @@ def test_a_failed_point_has_a_row_without_accuracy(tmp_path: Path) -> None:
     assert results["accuracy"].isna().to_dict() == {"a": False, "b": True}
 
 
-def test_rows_older_than_a_field_of_a_point_have_its_default(tmp_path: Path) -> None:
-    point = Point(segments=4, ema=0.99).model_dump(mode="json")
-    older = {name: value for name, value in point.items() if name not in ("ema", "downsampling")}
+def test_rows_older_than_a_field_of_a_run_have_its_default(tmp_path: Path) -> None:
+    run = RunConfig(segments=4, ema=0.99).model_dump(mode="json")
+    older = {name: value for name, value in run.items() if name not in ("ema", "downsampling")}
     with Store(tmp_path) as store:
         store.append(row("a", **older))
-        store.append(row("b", **point))
+        store.append(row("b", **run))
     results = load_results(tmp_path).set_index("id")
-    assert results["ema"].to_dict() == {"a": Point().ema, "b": 0.99}
-    assert list(results["downsampling"]) == [Point().downsampling] * 2
+    assert results["ema"].to_dict() == {"a": RunConfig().ema, "b": 0.99}
+    assert list(results["downsampling"]) == [RunConfig().downsampling] * 2
 
 
 def test_a_folder_without_results_says_how_to_get_them(tmp_path: Path) -> None:
@@ -93,7 +93,7 @@ def test_what_is_no_results_folder_is_refused_by_every_reader(load: Any, folder:
 
 def test_a_truth_is_true_or_false() -> None:
     with pytest.raises(ValueError, match="all_points='no': expected True or False"):
-        load_results(STUDY, all_points="no")  # type: ignore[arg-type]
+        load_results(STUDY, all_runs="no")  # type: ignore[arg-type]
 
 
 # What a notebook shows
@@ -110,7 +110,7 @@ def cells(text: str) -> list[list[str]]:
     return [re.findall(r"<td>(.*?)</td>", line) for line in rows if "<td>" in line]
 
 
-def test_a_notebook_shows_one_row_a_point_with_interval_and_budget() -> None:
+def test_a_notebook_shows_one_row_a_run_with_interval_and_budget() -> None:
     results = load_results(STUDY)
     text = shown(results)
     assert [line[0] for line in cells(text)] == ["1", "4", "16", "32", "per channel"] * 2

@@ -1,4 +1,4 @@
-"""Dependencies point one way: a module imports only from rooms above its own."""
+"""Dependencies run one way: a module imports only from rooms above its own."""
 
 import ast
 import runpy

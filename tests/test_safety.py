@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from spectrum._records import SpecError
-from spectrum.design.point import Point
+from spectrum.design.run import RunConfig
 from spectrum.design.study_file import Study, parse_study
 from spectrum.engines.interface import Work
 from spectrum.engines.local import LocalEngine
@@ -134,8 +134,8 @@ from spectrum import load_results; load_results(f)
 from . import load_weights; load_weights(f)
 import pandas as pd; pd.read_csv(f)
 import torch, re; torch.compile(model); re.compile("x"); model.eval()
-class Point: compile: bool = False
-Point(compile=True)
+class RunConfig: compile: bool = False
+RunConfig(compile=True)
 module.load_state_dict(state); state.load(tensors); path.read_text()
 import subprocess; subprocess.run(["git", "status"], shell=False)
 from importlib import import_module; import_module(name)
@@ -261,10 +261,10 @@ def test_any_name_is_a_label_and_no_path(text: str) -> None:
 
 
 def check_names(text: str) -> None:
-    point = Point(dataset=text)
+    run = RunConfig(dataset=text)
     study = parse_study({"axes": {"seed": [0]}}, "tiny").with_base(dataset=text)
     saving = Saving(Path("results") / study.name)
-    for path in (saving.folder, saving.checkpoints_of(point.id), saving.log_of(point.id)):
+    for path in (saving.folder, saving.checkpoints_of(run.id), saving.log_of(run.id)):
         assert path.parts[:1] == ("results",)
         assert all(re.fullmatch(r"[A-Za-z0-9_.\-]{1,120}", part) and part not in (".", "..") for part in path.parts)
     with suppress(SpecError):

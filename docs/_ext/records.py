@@ -3,7 +3,7 @@
 Every dataclass and pydantic record that autodoc shows gets a table: name, type, default, meaning. Meanings are the
 attribute docstrings of a pydantic record and the comments behind the fields of a dataclass.
 
-    .. fields:: spectrum.design.point.Point     the table alone; in groups, where comments in the class make some
+    .. fields:: spectrum.design.run.RunConfig     the table alone; in groups, where comments in the class make some
     .. functions:: spectrum.stats              autodoc of what is in the module's __all__, else of what it defines
 """
 
@@ -25,7 +25,7 @@ from pydantic_core import PydanticUndefined
 from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
 
-from spectrum.design.point import Point
+from spectrum.design.run import RunConfig
 from spectrum.models.families import OWN
 
 OPEN = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<"}
@@ -85,7 +85,7 @@ def kind_of(annotation: Any, metadata: Sequence[Any] = ()) -> str:
 
 def left_open(record: type[BaseModel], name: str) -> str:
     """What holds where a file does not say a field: of a point's, in part, what its family has."""
-    return "the family's own" if record is Point and name in OWN else default_of(record.model_fields[name])
+    return "the family's own" if record is RunConfig and name in OWN else default_of(record.model_fields[name])
 
 
 def default_of(field: Any) -> str:

@@ -14,9 +14,9 @@ import pandas as pd
 
 from pages.words import in_plain_words, shown, table_in_plain_words, verdict_in_words
 from spectrum import stats
-from spectrum.analysis.export import markdown_rows, points_table
+from spectrum.analysis.export import markdown_rows, runs_table
 from spectrum.analysis.inference import Difference
-from spectrum.analysis.sentences import points
+from spectrum.analysis.sentences import pp
 from spectrum.analysis.table import has
 from spectrum.design.plan import PlannedContrast
 
@@ -140,7 +140,7 @@ class Comparisons:
 
     def table(self, **side: Any) -> str:
         """The summary of the rows that have these values."""
-        return table_in_plain_words(markdown_rows(points_table(self._rows(side))))
+        return table_in_plain_words(markdown_rows(runs_table(self._rows(side))))
 
     def _rows(self, side: Mapping[str, Any]) -> pd.DataFrame:
         return self.results[has(self.results, side)]
@@ -184,7 +184,7 @@ def _new_study(row: pd.Series) -> str:
     more = row["more_seeds_to_show" if is_beyond else "more_seeds"]
     if pd.isna(more):
         return "more than 10,000 seeds"
-    aim = f"show {points(abs(row['mean']))}" if is_beyond else f"tell 0 from ±{points(row['margin'])}"
+    aim = f"show {pp(abs(row['mean']))}" if is_beyond else f"tell 0 from ±{pp(row['margin'])}"
     if is_beyond and not pd.isna(row["margin"]):
         return f"{row['n'] + more:,} seeds to {aim}"
     most = row["more_seeds_at_most"]

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from spectrum.analysis.table import point_labels, spectrum_position
+from spectrum.analysis.table import spectrum_position, split_labels
 from spectrum.models import NetworkOptions, stage_widths
 
 
@@ -36,7 +36,7 @@ class Widths:
         channels = [np.array(channels_of_stages(*network), float) for network in networks]
         facts = pd.DataFrame(
             {
-                "label": point_labels(rows),
+                "label": split_labels(rows),
                 "width": [round(float(np.exp(np.log(each).mean())), 6) for each in channels],
                 "segments": spectrum_position(rows),
                 "plain": ~rows["pointwise"].astype(bool),

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from typing import Protocol
 
 from spectrum.analysis.plots import literature
-from spectrum.analysis.sentences import points
+from spectrum.analysis.sentences import pp
 from spectrum.analysis.table import segments_label
 
 PLAIN, END = "plain 3×3", "per-channel"
@@ -86,12 +86,12 @@ class HasInterval(Protocol):
 
 def signed(value: float) -> str:
     """A difference in percentage points, with its sign."""
-    return points(value, sign=True)
+    return pp(value, sign=True)
 
 
 def interval(found: HasInterval) -> str:
     """Ends of a 95% CI in percentage points, in brackets."""
-    return f"[{points(found.low)}, {points(found.high)}]"
+    return f"[{pp(found.low)}, {pp(found.high)}]"
 
 
 def with_interval(found: HasInterval) -> str:
@@ -103,7 +103,7 @@ def ahead(found: HasInterval) -> str:
     """By how much the winner is ahead, with the 95% CI. Raises ValueError where the first side has the lower mean."""
     if not found.mean > 0:
         raise ValueError(f"a difference of {with_interval(found)}: name the winner first")
-    return f"{points(found.mean)} {interval(found)}"
+    return f"{pp(found.mean)} {interval(found)}"
 
 
 def verdict_in_words(verdict: str) -> str:
@@ -182,4 +182,4 @@ def holds(condition: bool, text: str) -> str:
 def published(work: str, segments: int) -> str:
     """What a work reports that so many segments gain over its own 1 segment, in percentage points of top-1 error."""
     found = literature().set_index(["work", "segments"])["gain"]
-    return points(found[work, segments] / 100)
+    return pp(found[work, segments] / 100)

@@ -9,7 +9,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from spectrum.analysis.inference import check_parts, shown_better, t_interval
-from spectrum.analysis.table import SPLIT, keys, point_labels, scored, scored_metric, spectrum_position, varied_settings
+from spectrum.analysis.table import SPLIT, keys, scored, scored_metric, spectrum_position, split_labels, varied_settings
 
 
 def trend(results: pd.DataFrame, *, metric: str | None = None, confidence: float = 0.95) -> pd.DataFrame:
@@ -97,7 +97,7 @@ def _curves(
     With `bare` columns are labels, and bare convolutions are there too.
     """
     names = varied_settings(table)
-    table = table.assign(label=point_labels(table))
+    table = table.assign(label=split_labels(table))
     if not bare:
         table = table[table["pointwise"].astype(bool)]
     column = "label" if bare else "place"

@@ -63,7 +63,7 @@ class Table:
     label: str
 
 
-def points_table(results: pd.DataFrame) -> Table:
+def runs_table(results: pd.DataFrame) -> Table:
     """A study's table, a line a point: counts, and accuracy with its interval.
 
     Args:
@@ -309,12 +309,13 @@ def _label(name: str) -> str:
 
 
 def _caption(results: pd.DataFrame, table: pd.DataFrame) -> str:
-    """What a reader must know to judge the numbers: study, data set, runs a point, budget."""
+    """What a reader must know to judge the numbers: study, data set, runs per configuration, budget."""
     least, most = table["n"].min(), table["n"].max()
     runs = f"{least}" if least == most else f"{least} to {most}"
     data = ", ".join(dict.fromkeys(results["dataset"]))
     budgets = ", ".join(dict.fromkeys(map(budget_name, results["match"])))
-    return f"{studies_of(results)}: {data}, n = {runs} {'run' if most == 1 else 'runs'} a point, budget: {budgets}."
+    each = f"{runs} {'run' if most == 1 else 'runs'} per configuration"
+    return f"{studies_of(results)}: {data}, n = {each}, budget: {budgets}."
 
 
 def _fonts_needed(table: Table) -> list[str]:

@@ -10,12 +10,12 @@ from numpy.typing import ArrayLike
 
 from spectrum.analysis.inference import shown_better
 from spectrum.analysis.summary import summarise
-from spectrum.analysis.table import IMAGES, SPLIT, point_labels, scored, scored_metric, varied_settings
+from spectrum.analysis.table import IMAGES, SPLIT, scored, scored_metric, split_labels, varied_settings
 
 SAME_COST = 1.01  # costs within one per cent count as equal, as budgets hold them
 
 
-def points_against(table: pd.DataFrame, cost: str, metric: str, confidence: float = 0.95) -> pd.DataFrame:
+def runs_against(table: pd.DataFrame, cost: str, metric: str, confidence: float = 0.95) -> pd.DataFrame:
     """`summarise` of every point of a table, with the mean over seeds of its cost in the column `cost`."""
     by = [*SPLIT, *varied_settings(table)]
     costs = table.groupby(by, sort=False, dropna=False)[cost].mean().to_numpy()
@@ -49,10 +49,10 @@ def pareto_table(
     table = scored(results, metric, needs=[cost])
     if not pd.api.types.is_numeric_dtype(table[cost]):
         raise ValueError(f"{cost}: is no number; a cost is one of params, macs, train_seconds")
-    groups = points_against(table, cost, metric, confidence)
+    groups = runs_against(table, cost, metric, confidence)
     by = [*SPLIT, *varied_settings(table)]
     parts = [part.set_index("seed")[metric] for _, part in table.groupby(by, sort=False, dropna=False)]
-    groups["label"] = point_labels(groups)
+    groups["label"] = split_labels(groups)
     tasks = [name for name in IMAGES if name in by]
     for _, task in groups.groupby(tasks, dropna=False, sort=False) if tasks else [((), groups)]:
         for place in task.index:

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from spectrum.analysis.inference import t_interval
-from spectrum.analysis.table import SPLIT, keys, point_labels, scored, scored_metric, spectrum_position, varied_settings
+from spectrum.analysis.table import SPLIT, keys, scored, scored_metric, spectrum_position, split_labels, varied_settings
 
 COSTS = ("params", "macs")
 
@@ -122,7 +122,7 @@ def cells_of(results: pd.DataFrame, metric: str | None = None) -> pd.DataFrame:
     position = spectrum_position(table)
     cells = pd.DataFrame(
         {
-            "label": point_labels(table),
+            "label": split_labels(table),
             "width": table["width"].astype(float),
             "seed": table["seed"],
             "accuracy": table[metric],

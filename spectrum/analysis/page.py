@@ -15,14 +15,13 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from spectrum.analysis.held import differing, held_equal
-from spectrum.analysis.sentences import points as in_points
-from spectrum.analysis.sentences import sentence
+from spectrum.analysis.sentences import pp, sentence
 from spectrum.analysis.summary import as_text
 from spectrum.analysis.table import (
     SPLIT,
     budget_name,
-    point_label,
     scored_metric,
+    split_label,
     varied_settings,
     worst_mismatch,
 )
@@ -91,14 +90,14 @@ def page_of(
 
 def _design(plan: Plan) -> list[tuple[str, str]]:
     """What was compared with what, on which images, how often, and what was decided beforehand."""
-    points = [run.asked_options for run in plan.known]
+    asked = [run.asked_options for run in plan.known]
     varied = [
-        (name.replace("_", " "), _each(_value(name, point) for point in points))
+        (name.replace("_", " "), _each(_value(name, options) for options in asked))
         for name in plan.varied
         if name not in (*SPLIT, "match")
     ]
     if set(SPLIT) & set(plan.varied):
-        varied.insert(0, ("segments", _each(map(point_label, points))))
+        varied.insert(0, ("segments", _each(map(split_label, asked))))
     if len(plan.budgets) > 1:
         varied.append(("budget", ", ".join(map(budget_name, plan.budgets))))
     design = [("what varies", "; ".join(f"{name}: {values}" for name, values in varied) or "nothing but the seed")]
@@ -110,7 +109,7 @@ def _design(plan: Plan) -> list[tuple[str, str]]:
     if follows:
         design.append(("what differs with it", "; ".join(follows)))
     if plan.runs:
-        design.append(("seeds", _each(str(point.get("seed", "")) for point in points)))
+        design.append(("seeds", _each(str(options.get("seed", "")) for options in asked)))
     design.append(("runs", f"{len(plan.runs)}, each on the same images, batches and augmentation for one seed"))
     if plan.tuning is not None:
         grid = "; ".join(
@@ -119,7 +118,7 @@ def _design(plan: Plan) -> list[tuple[str, str]]:
         seeds = _each(str(run.options.get("seed", "")) for run in plan.swept)
         design.append(("search before", f"{grid}; seeds {seeds}; the same at every point, on validation images only"))
     design.append(("clamped layers", _clamped(plan)))
-    margins = [f"±{in_points(one.margin)} ({one.name})" for one in plan.contrasts if one.margin]
+    margins = [f"±{pp(one.margin)} ({one.name})" for one in plan.contrasts if one.margin]
     if margins:
         design.append(("margins of equivalence, in points", "; ".join(margins)))
     return design
@@ -130,11 +129,11 @@ def _clamped(plan: Plan) -> str:
     found: dict[str, None] = {}
     told = True
     for run in plan.known:
-        point, realised, counts = run.options, run.realised_segments, run.clamped_layers
+        options, realised, counts = run.options, run.realised_segments, run.clamped_layers
         if counts is None:  # a plan of an earlier version
-            count = Position.of(point).clamped_count(realised)
+            count = Position.of(options).clamped_count(realised)
             counts = {} if count is None else {"segments": count}
-            told &= count is not None and point.get("pointwise_segments", 1) == 1
+            told &= count is not None and options.get("pointwise_segments", 1) == 1
         for option, count in counts.items():
             if count:
                 where = "" if option in SPLIT else f" in {option}"
@@ -163,8 +162,8 @@ def _held(plan: Plan) -> dict[str, Any]:
     return {name: value for name, value in held_equal(_runs(plan)).items() if name not in open_still}
 
 
-def _value(name: str, point: Mapping[str, Any]) -> str:
-    return _words(point.get(name))
+def _value(name: str, run: Mapping[str, Any]) -> str:
+    return _words(run.get(name))
 
 
 def _words(value: Any) -> str:
@@ -219,11 +218,11 @@ def network_name(plan: Plan, run: PlannedRun) -> str:
     return _name(plan, run.asked_options, run.match)
 
 
-def _name(plan: Plan, point: Mapping[str, Any], match: str | None) -> str:
-    hidden = (*SPLIT, "match", *(["width"] if point.get("width") is None else []))
-    settings = [f"{name} {point.get(name)}" for name in plan.varied if name not in hidden]
+def _name(plan: Plan, options: Mapping[str, Any], match: str | None) -> str:
+    hidden = (*SPLIT, "match", *(["width"] if options.get("width") is None else []))
+    settings = [f"{name} {options.get(name)}" for name in plan.varied if name not in hidden]
     budget = [budget_name(match)] if len(plan.budgets) > 1 and match is not None else []
-    return ", ".join([point_label(point), *settings, *budget])
+    return ", ".join([split_label(options), *settings, *budget])
 
 
 def run_command(plan: Plan) -> str:
@@ -246,7 +245,7 @@ def _problems(results: pd.DataFrame) -> list[dict[str, str]]:
     names = varied_settings(results)
     return [
         {
-            "name": ", ".join([point_label(row), *(f"{name} {row[name]}" for name in names), f"seed {row['seed']}"]),
+            "name": ", ".join([split_label(row), *(f"{name} {row[name]}" for name in names), f"seed {row['seed']}"]),
             "status": row["status"],
             "reason": "a loss that is not finite; scored at chance" if row["status"] == "diverged" else row["reason"],
         }

@@ -23,10 +23,10 @@ def contrasts_as_text(judged: pd.DataFrame) -> tuple[list[str], list[list[str]]]
             [
                 row["name"] + (" (a doubling of the segments)" if row["kind"] == "slope" else ""),
                 str(row["n"]),
-                points(row["mean"], sign=True) if row["n"] else "",
-                f"{points(row['low'])} to {points(row['high'])}" if known else "",
+                pp(row["mean"], sign=True) if row["n"] else "",
+                f"{pp(row['low'])} to {pp(row['high'])}" if known else "",
                 "" if math.isnan(row["p"]) else _p(row["p"]).removeprefix("= "),
-                "" if math.isnan(row["margin"]) else f"±{points(row['margin'])}",
+                "" if math.isnan(row["margin"]) else f"±{pp(row['margin'])}",
                 "" if math.isnan(row["p_equivalent"]) else _p(row["p_equivalent"]).removeprefix("= "),
                 row["verdict"] + (", confounded" if row["confounded"] else ""),
             ]
@@ -39,8 +39,8 @@ def _difference(row: pd.Series) -> str:
         return ""
     unit = "points a doubling of the segments" if row["kind"] == "slope" else "points"
     seeds = f"n = {row['n']} paired seeds" if row["n"] > 1 else "one seed"
-    interval = "" if math.isnan(row["low"]) else f"95 % t-interval {points(row['low'])} to {points(row['high'])}, "
-    sentences = [f"{points(row['mean'], sign=True)} {unit} ({interval}{seeds})."]
+    interval = "" if math.isnan(row["low"]) else f"95 % t-interval {pp(row['low'])} to {pp(row['high'])}, "
+    sentences = [f"{pp(row['mean'], sign=True)} {unit} ({interval}{seeds})."]
     if row["left_out"]:
         seeds = ", ".join(map(str, row["left_out"]))
         sentences.append(f" {_plural(len(row['left_out']), 'Seed')} {seeds} left out, for want of a run.")
@@ -60,7 +60,7 @@ WORDS = {  # of a verdict, by what is compared
 
 
 def _verdict(row: pd.Series) -> str:
-    verdict, margin = row["verdict"], points(row["margin"])
+    verdict, margin = row["verdict"], pp(row["margin"])
     if verdict == "unknown":
         if not row["n"]:
             return f"{row['reason']}."
@@ -87,9 +87,9 @@ def _new_study(row: pd.Series) -> str:
     """
     beyond = math.isnan(row["margin"]) or abs(row["mean"]) > row["margin"]
     unit = "pp a doubling of the segments" if row["kind"] == "slope" else "pp"
-    what = f"show a difference of {points(abs(row['mean']))} {unit}"
+    what = f"show a difference of {pp(abs(row['mean']))} {unit}"
     if not beyond:
-        what = f"tell 0 from ±{points(row['margin'])} pp"
+        what = f"tell 0 from ±{pp(row['margin'])} pp"
     more = row["more_seeds_to_show" if beyond else "more_seeds"]
     if pd.isna(more):
         return f" To {what} with 80% power, a new study would need more than 10,000 seeds."
@@ -101,7 +101,7 @@ def _new_study(row: pd.Series) -> str:
     return f" To {what} with 80% power, run a new study with {row['n'] + more:,} seeds{safe}.{between}"
 
 
-def points(value: float, *, sign: bool = False) -> str:
+def pp(value: float, *, sign: bool = False) -> str:
     """An accuracy from 0 to 1, or a difference of two, in points of a hundred; what rounds to zero has no sign."""
     text = f"{100 * value:+.2f}" if sign else f"{100 * value:.2f}"
     return text.lstrip("+-") if float(text) == 0 else text.replace("-", "−")

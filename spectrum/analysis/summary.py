@@ -53,9 +53,9 @@ def summarise(
     check(results, [*names, metric])
     rows = []
     results = results.reset_index(drop=True)
-    points = keys(results, [*SPLIT, *varied_settings(results)])
+    configurations = keys(results, [*SPLIT, *varied_settings(results)])
     for key, group in results.groupby(names, sort=False, dropna=False):
-        runs = group.groupby(["seed", points[group.index]], sort=False)[metric].mean().unstack()
+        runs = group.groupby(["seed", configurations[group.index]], sort=False)[metric].mean().unstack()
         seeds, group = runs.dropna().mean(axis=1), group[group[metric].notna()]
         if group.empty:
             continue

@@ -171,14 +171,14 @@ def segments_label(
     return Position.of({**fields, "pointwise": pointwise}).label
 
 
-def point_label(row: Mapping[str, Any] | pd.Series) -> str:
+def split_label(row: Mapping[str, Any] | pd.Series) -> str:
     """What a row, or a run of a plan, is called: its segments, and whether the 1×1 is left out."""
     return Position.of(row).label
 
 
-def point_labels(results: pd.DataFrame) -> list[str]:
+def split_labels(results: pd.DataFrame) -> list[str]:
     """What every row is called, in their order."""
-    return [point_label(row) for _, row in results.iterrows()]
+    return [split_label(row) for _, row in results.iterrows()]
 
 
 def keys(rows: pd.DataFrame, names: Sequence[str]) -> pd.Series:

@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 from spectrum.conv.backends.choice import prefer_backend
 from spectrum.data.pixels import in_memory
 from spectrum.data.splits import Images, split
-from spectrum.design.point import Point
+from spectrum.design.run import RunConfig
 from spectrum.models import build_model
 from spectrum.training.optimisation import learning_rate
 
@@ -47,26 +47,26 @@ class FlipsAndCrops(Dataset[tuple[Tensor, int]]):
 class DefaultLoop:
     """A point trained in that loop, step by step or as a whole."""
 
-    def __init__(self, point: Point, images: Images) -> None:
-        torch.manual_seed(point.seed)
-        self.point, self.images = point, images
-        self.data = split(images, point.validation_fraction, point.train_images)
+    def __init__(self, run: RunConfig, images: Images) -> None:
+        torch.manual_seed(run.seed)
+        self.run, self.images = run, images
+        self.data = split(images, run.validation_fraction, run.train_images)
         channels, side, _ = images.shape
         with prefer_backend("native"):
-            self.model = build_model(point.model, point.network_options(channels, images.classes, side))
+            self.model = build_model(run.model, run.network_options(channels, images.classes, side))
         trained = list(self.model.parameters())
         groups = [
-            {"params": [p for p in trained if p.ndim > 1], "weight_decay": point.weight_decay},
+            {"params": [p for p in trained if p.ndim > 1], "weight_decay": run.weight_decay},
             {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
         ]
-        self.optimizer = torch.optim.SGD(groups, lr=point.lr, momentum=point.momentum, nesterov=True)
+        self.optimizer = torch.optim.SGD(groups, lr=run.lr, momentum=run.momentum, nesterov=True)
         dataset = FlipsAndCrops(
             in_memory(self.data.train_x),
             *(self.data.train_y, self.data.mean, self.data.std),
-            flip=point.flip,
-            shift=point.shift,
+            flip=run.flip,
+            shift=run.shift,
         )
-        self.loader = DataLoader(dataset, batch_size=point.batch_size, shuffle=True, drop_last=True)
+        self.loader = DataLoader(dataset, batch_size=run.batch_size, shuffle=True, drop_last=True)
 
     def step(self, x_nchw: Tensor, y_n: Tensor) -> None:
         loss = cross_entropy(self.model(x_nchw), y_n)
@@ -77,11 +77,11 @@ class DefaultLoop:
     def train(self) -> dict[str, Any]:
         """All epochs, a validation after each and a test at the end: seconds, and test accuracy from 0 to 1."""
         started, step = time.perf_counter(), 0
-        for _ in range(self.point.epochs):
+        for _ in range(self.run.epochs):
             self.model.train()
             for x_nchw, y_n in self.loader:
                 for group in self.optimizer.param_groups:
-                    group["lr"] = learning_rate(self.point, step / len(self.loader))
+                    group["lr"] = learning_rate(self.run, step / len(self.loader))
                 self.step(x_nchw, y_n)
                 step += 1
             self._accuracy(in_memory(self.data.validation_x), self.data.validation_y)

@@ -29,7 +29,7 @@ import numpy as np
 import pandas as pd
 
 from spectrum.bench.rounds import spread
-from spectrum.design.point import Point
+from spectrum.design.run import RunConfig
 from spectrum.design.study_file import Study
 from spectrum.engines.cores import available_cores
 from spectrum.engines.interface import Engine, Work
@@ -57,7 +57,7 @@ print(time.perf_counter() - started, resource.getrusage(resource.RUSAGE_SELF).ru
 def measure(
     *,
     rows: int = 100_000,
-    points: int = 40,
+    runs: int = 40,
     rounds: int = 5,
     simulated: tuple[int, int] = (64, 1000),
     on_row: Callable[[str], None] = lambda line: None,
@@ -72,7 +72,7 @@ def measure(
     """
     table = []
     with TemporaryDirectory() as root:
-        seconds = overheads(LocalEngine(), Work(workers=1, device="cpu", folder=Path(root, "trivial")), points)
+        seconds = overheads(LocalEngine(), Work(workers=1, device="cpu", folder=Path(root, "trivial")), runs)
         table.append({"what": "point", **spread(seconds), "memory_gb": None})
         on_row(f"point   {table[-1]['ms']:8.1f} ms")
         if find_spec("ray") is None:
@@ -81,7 +81,7 @@ def measure(
             from spectrum.engines.ray import Cluster, RayEngine
 
             whole = Cluster(cpus=available_cores())  # so that one point runs at a time
-            seconds = overheads(RayEngine(whole), Work(device="cpu", folder=Path(root, "ray")), points)
+            seconds = overheads(RayEngine(whole), Work(device="cpu", folder=Path(root, "ray")), runs)
             table.append({"what": "point on Ray", **spread(seconds), "memory_gb": None})
             on_row(f"on Ray  {table[-1]['ms']:8.1f} ms")
             table.append({"what": "busy", "percent": 100 * busy(*simulated)})
@@ -119,27 +119,27 @@ def as_markdown(table: pd.DataFrame) -> str:
     return "\n".join(lines)
 
 
-def overheads(engine: Engine, work: Work, points: int) -> list[float]:
+def overheads(engine: Engine, work: Work, runs: int) -> list[float]:
     """Seconds from the end of one trivial point to the end of the next, as the driver sees them."""
-    trivial = [Point(**TRIVIAL, seed=seed) for seed in range(WARM + points)]
+    trivial = [RunConfig(**TRIVIAL, seed=seed) for seed in range(WARM + runs)]
     ends = [time.perf_counter() for _ in engine.run(trivial, work)]
     return list(np.diff(ends[WARM - 1 :]))
 
 
-def busy(workers: int, points: int) -> float:
+def busy(workers: int, runs: int) -> float:
     """The part of the time from the first full house to the last that workers spend in points that end well."""
     from spectrum.engines.ray import Cluster, RayEngine
 
     engine = RayEngine(Cluster(cpus=available_cores() / workers))
     engine.task = pretend
-    outcomes = engine.run((Point(**TRIVIAL, seed=seed) for seed in range(points)), Work(device="cpu"))
+    outcomes = engine.run((RunConfig(**TRIVIAL, seed=seed) for seed in range(runs)), Work(device="cpu"))
     spans = [(end.result["started"], end.result["ended"]) for end in outcomes if end.result is not None]
     full, last = sorted(start for start, _ in spans)[workers - 1], max(start for start, _ in spans)
     spent = sum(max(0.0, min(end, last) - max(start, full)) for start, end in spans)
     return float(spent / (workers * (last - full)))
 
 
-def pretend(server: Any, orders: Any, point: Point, *, resumes: bool) -> dict[str, Any]:
+def pretend(server: Any, orders: Any, run: RunConfig, *, resumes: bool) -> dict[str, Any]:
     """In place of training: sleep, or die."""
     started, chance = time.time(), random.Random()
     time.sleep(chance.uniform(2, 6))
@@ -150,7 +150,7 @@ def pretend(server: Any, orders: Any, point: Point, *, resumes: bool) -> dict[st
 
 def write_many(folder: Path, count: int) -> None:
     """A folder of a study with so many finished rows, each as large as a real one."""
-    base = Point(**TRIVIAL)
+    base = RunConfig(**TRIVIAL)
     summary = run_study(Study(name="many", base=base, axes={"seed": (0,)}), folder, workers=1)
     plan, row = read_plan(summary.folder), json.loads((summary.folder / "results.jsonl").read_text())
     with (folder / "results.jsonl").open("w") as file:

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from spectrum.bench.plain_xception import PlainXception
 from spectrum.bench.rounds import alternate, spread
-from spectrum.design.point import Point
+from spectrum.design.run import RunConfig
 from spectrum.models import build_model
 from spectrum.training.optimisation import make_optimizer
 from spectrum.training.step import keep_freed_memory, training_step
@@ -111,12 +111,12 @@ def _calls(way: str, x_nchw: Tensor, y_n: Tensor) -> dict[str, Call]:
 
 def calls_of_torch(model: nn.Module, x_nchw: Tensor, y_n: Tensor) -> dict[str, Call]:
     """What is timed of a torch network, both as `spectrum run` does them."""
-    point = Point(model="xception", recipe="imagenet_xception", image_size=x_nchw.shape[2])
-    optimizer = make_optimizer(point, model)
+    run = RunConfig(model="xception", recipe="imagenet_xception", image_size=x_nchw.shape[2])
+    optimizer = make_optimizer(run, model)
 
     def step() -> float:
         model.train()
-        return training_step(point, model, optimizer, x_nchw, y_n).item()
+        return training_step(run, model, optimizer, x_nchw, y_n).item()
 
     @torch.inference_mode()
     def infer() -> Tensor:

@@ -23,7 +23,7 @@ from spectrum.bench.rounds import spread
 from spectrum.bench.train import DEFAULT, NATIVE, OURS, Workers
 from spectrum.design.hashes import digest
 from spectrum.design.plan import Plan, PlannedRun
-from spectrum.design.point import Point
+from spectrum.design.run import RunConfig
 from spectrum.models import stage_widths
 from spectrum.study.store import find_plan
 
@@ -61,20 +61,20 @@ def measure(
             "results/quickstart, and run the study first"
         )
     wanted = _networks(plan)
-    points, networks = {}, {}
+    runs, networks = {}, {}
     for settings, run in wanted.items():
-        point = Point(**run.options)
-        shape = images_of(point).shape
-        widths = stage_widths(point.model, point.network_options(shape[0], 10, shape[1]))
-        networks[settings] = digest({"widths": widths, "point": _rest(point), "segments": list(run.realised_segments)})
-        points[networks[settings]] = point.model_copy(update={"train_images": None}), shape
-    taken: dict[str, list[dict[str, list[float]]]] = {network: [] for network in points}
+        config = RunConfig(**run.options)
+        shape = images_of(config).shape
+        widths = stage_widths(config.model, config.network_options(shape[0], 10, shape[1]))
+        networks[settings] = digest({"widths": widths, "point": _rest(config), "segments": list(run.realised_segments)})
+        runs[networks[settings]] = config.model_copy(update={"train_images": None}), shape
+    taken: dict[str, list[dict[str, list[float]]]] = {network: [] for network in runs}
     for number in range(passes):
-        for network, (point, shape) in points.items():
-            times = _times(point, ways, threads, rounds, steps, shape)
+        for network, (config, shape) in runs.items():
+            times = _times(config, ways, threads, rounds, steps, shape)
             taken[network].append(times)
             took = " · ".join(f"{way} {1e3 * pd.Series(seconds).median():.1f}" for way, seconds in times.items())
-            on_row(f"{number + 1}/{passes} {point.segments} segments, widths {point.widths}: ms a step: {took}")
+            on_row(f"{number + 1}/{passes} {config.segments} segments, widths {config.widths}: ms a step: {took}")
     rows = []
     for settings, run in wanted.items():
         for way in ways:
@@ -108,8 +108,8 @@ def _networks(plan: Plan) -> dict[tuple[tuple[str, Any], ...], PlannedRun]:
     found: dict[tuple[tuple[str, Any], ...], PlannedRun] = {}
     names = [name for name in plan.varied if name != "match"]
     for run in plan.runs:
-        point = Point(**run.options)
-        settings = {"match": run.key[1], **{name: _plain(getattr(point, name)) for name in names}}
+        config = RunConfig(**run.options)
+        settings = {"match": run.key[1], **{name: _plain(getattr(config, name)) for name in names}}
         found.setdefault(tuple(settings.items()), run)
     return found
 
@@ -118,16 +118,16 @@ def _plain(value: Any) -> Any:
     return " ".join(map(str, value)) if isinstance(value, tuple) else value
 
 
-def _rest(point: Point) -> dict[str, Any]:
+def _rest(run: RunConfig) -> dict[str, Any]:
     """What else a step hangs on."""
     told = {"seed", "lr", "weight_decay", "segments", "segment_width", "width", "widths", "train_images"}
-    return point.model_dump(mode="json", exclude=told)
+    return run.model_dump(mode="json", exclude=told)
 
 
 def _times(
-    point: Point, ways: Sequence[str], threads: int, rounds: int, steps: int, shape: tuple[int, int, int]
+    run: RunConfig, ways: Sequence[str], threads: int, rounds: int, steps: int, shape: tuple[int, int, int]
 ) -> dict[str, list[float]]:
-    with Workers(point, ways, threads, shape) as workers:
+    with Workers(run, ways, threads, shape) as workers:
         taken: dict[str, list[float]] = {way: [] for way in ways}
         for _ in range(rounds):
             for way in ways:

@@ -21,7 +21,7 @@ import torch
 from spectrum.bench.default_loop import DefaultLoop
 from spectrum.bench.train import CURVE, along_the_curve
 from spectrum.data.load import load_images
-from spectrum.design.point import Point
+from spectrum.design.run import RunConfig
 from spectrum.design.study_file import Study
 from spectrum.study.driver import run_study
 from spectrum.study.store import latest_rows
@@ -44,9 +44,9 @@ def measure(
     For `spectrum run` a point's seconds are its own training seconds divided by the points that train side by side; the
     last column has the wall time of everything over the number of points.
     """
-    base = Point(dataset=dataset, train_images=train_images, epochs=epochs, flip=True, shift=4, lr=0.1)
+    base = RunConfig(dataset=dataset, train_images=train_images, epochs=epochs, flip=True, shift=4, lr=0.1)
     study = Study(name="bench", base=base, axes={"seed": tuple(range(seeds))}, cases=tuple(curve))
-    points = study.points()
+    runs = study.runs()
     load_images(dataset)  # decoded once, for both
     rows: list[dict[str, Any]] = []
 
@@ -55,17 +55,17 @@ def measure(
         run_study(study, Path(folder) / "bench", workers=cores, device="cpu")
         wall = time.perf_counter() - started
         trained = latest_rows(Path(folder) / "bench")
-        for row in (trained[point.id] for point in points):
+        for row in (trained[run.id] for run in runs):
             seconds, accuracy = row["train_seconds"] / cores, row["test_accuracy"]
-            rows.append(_row(row, OURS, seconds, accuracy, wall / len(points)))
-        on_row(f"{OURS}: {len(points)} points in {wall:.0f} s")
+            rows.append(_row(row, OURS, seconds, accuracy, wall / len(runs)))
+        on_row(f"{OURS}: {len(runs)} points in {wall:.0f} s")
 
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-        answers = pool.submit(_script, [point.model_dump() for point in points], dataset, cores).result()
+        answers = pool.submit(_script, [run.model_dump() for run in runs], dataset, cores).result()
     wall = sum(answer["seconds"] for answer in answers)
-    for point, answer in zip(points, answers, strict=True):
-        rows.append(_row(point.model_dump(), SCRIPT, answer["seconds"], answer["test_accuracy"], wall / len(points)))
-    on_row(f"{SCRIPT}: {len(points)} points in {wall:.0f} s")
+    for run, answer in zip(runs, answers, strict=True):
+        rows.append(_row(run.model_dump(), SCRIPT, answer["seconds"], answer["test_accuracy"], wall / len(runs)))
+    on_row(f"{SCRIPT}: {len(runs)} points in {wall:.0f} s")
     table = pd.DataFrame(rows)
     by = ["segments", "segment_width", "way", "wall_seconds_a_point"]
     return table.groupby(by, dropna=False, sort=False)[["seconds", "test_accuracy"]].mean().reset_index()
@@ -98,10 +98,10 @@ def as_markdown(table: pd.DataFrame) -> str:
     return "\n".join(lines)
 
 
-def _row(point: dict[str, Any], way: str, seconds: float, accuracy: float, wall: float) -> dict[str, Any]:
+def _row(run: dict[str, Any], way: str, seconds: float, accuracy: float, wall: float) -> dict[str, Any]:
     return {
-        "segments": point["segments"],
-        "segment_width": point["segment_width"],
+        "segments": run["segments"],
+        "segment_width": run["segment_width"],
         "way": way,
         "seconds": seconds,
         "test_accuracy": accuracy,
@@ -109,7 +109,7 @@ def _row(point: dict[str, Any], way: str, seconds: float, accuracy: float, wall:
     }
 
 
-def _script(points: list[dict[str, Any]], dataset: str, threads: int) -> list[dict[str, Any]]:
+def _script(runs: list[dict[str, Any]], dataset: str, threads: int) -> list[dict[str, Any]]:
     torch.set_num_threads(threads)
     images = load_images(dataset)
-    return [DefaultLoop(Point(**point), images).train() for point in points]
+    return [DefaultLoop(RunConfig(**run), images).train() for run in runs]

@@ -26,7 +26,7 @@ from spectrum.bench.rounds import spread
 from spectrum.conv.backends.choice import prefer_backend
 from spectrum.data.augment import batches
 from spectrum.data.splits import Images, split
-from spectrum.design.point import Point
+from spectrum.design.run import RunConfig
 from spectrum.models import build_model
 from spectrum.training.optimisation import make_optimizer
 from spectrum.training.step import keep_freed_memory, training_step
@@ -52,15 +52,15 @@ def measure(
     """One row a point of the curve and a way to train: milliseconds a step, and the share of them spent on data.
 
     Args:
-        curve: fields of a Point that say where on the spectrum it lies.
+        curve: fields of a RunConfig that say where on the spectrum it lies.
         ways: of WAYS.
         threads: that torch may use in each process; one process works at a time.
         rounds: in which each way takes `steps` steps.
     """
     rows = []
     for where in curve:
-        point = Point(**RECIPE, **where)
-        with Workers(point, ways, threads) as workers:
+        run = RunConfig(**RECIPE, **where)
+        with Workers(run, ways, threads) as workers:
             times: dict[str, list[tuple[float, float]]] = {way: [] for way in ways}
             for _ in range(rounds):
                 for way in ways:
@@ -68,11 +68,11 @@ def measure(
         for way in ways:
             whole = [seconds for seconds, _ in times[way]]
             row = {
-                "segments": point.segments,
-                "segment_width": point.segment_width,
+                "segments": run.segments,
+                "segment_width": run.segment_width,
                 "way": way,
                 **spread(whole),
-                "images_per_second": point.batch_size / pd.Series(whole).median(),
+                "images_per_second": run.batch_size / pd.Series(whole).median(),
                 "data_percent": 100 * pd.Series([data / seconds for seconds, data in times[way]]).median(),
             }
             rows.append(row)
@@ -122,14 +122,14 @@ class Workers:
     """A process a way, which trains only when asked, on random images of a shape: channels, height and width."""
 
     def __init__(
-        self, point: Point, ways: Sequence[str], threads: int, shape: tuple[int, int, int] = CIFAR_SHAPE
+        self, run: RunConfig, ways: Sequence[str], threads: int, shape: tuple[int, int, int] = CIFAR_SHAPE
     ) -> None:
         context = multiprocessing.get_context("spawn")
         self.pipes: dict[str, Connection] = {}
         self.processes = []
         for way in ways:
             here, there = context.Pipe()
-            process = context.Process(target=_serve, args=(there, way, point, threads, shape), daemon=True)
+            process = context.Process(target=_serve, args=(there, way, run, threads, shape), daemon=True)
             process.start()
             self.pipes[way] = here
             self.processes.append(process)
@@ -150,12 +150,12 @@ class Workers:
             process.join()
 
 
-def _serve(pipe: Connection, way: str, point: Point, threads: int, shape: tuple[int, int, int]) -> None:
+def _serve(pipe: Connection, way: str, run: RunConfig, threads: int, shape: tuple[int, int, int]) -> None:
     torch.set_num_threads(threads)
     torch.manual_seed(0)
     x, y = torch.randint(256, (6000, *shape), dtype=torch.uint8), torch.randint(10, (6000,))
     images = Images(x, y, x[:500], y[:500], classes=10, fingerprint="random")
-    steps = _default_steps(point, images) if way == "default loop" else _steps(point, images, way)
+    steps = _default_steps(run, images) if way == "default loop" else _steps(run, images, way)
     for _ in islice(steps, 4):  # warm up; compile
         pass
     pipe.send("ready")
@@ -165,8 +165,8 @@ def _serve(pipe: Connection, way: str, point: Point, threads: int, shape: tuple[
         pipe.send(((time.perf_counter() - started) / count, data / count))
 
 
-def _default_steps(point: Point, images: Images) -> Iterator[float]:
-    loop = DefaultLoop(point, images)
+def _default_steps(run: RunConfig, images: Images) -> Iterator[float]:
+    loop = DefaultLoop(run, images)
     while True:
         clock = _Clocked(loop.loader)
         for x_nchw, y_n in clock:
@@ -196,22 +196,20 @@ class _Clocked:
         return seconds
 
 
-def _steps(point: Point, images: Images, way: str) -> Iterator[float]:
+def _steps(run: RunConfig, images: Images, way: str) -> Iterator[float]:
     if way in (OURS, NATIVE):
         keep_freed_memory()
-    data = split(images, point.validation_fraction)
+    data = split(images, run.validation_fraction)
     with prefer_backend("auto" if way == OURS else "native"):
-        model = build_model(point.model, point.network_options(images.shape[0], images.classes, images.shape[1]))
+        model = build_model(run.model, run.network_options(images.shape[0], images.classes, images.shape[1]))
     model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    run = torch.compile(model) if way.endswith("compiled") else model
-    optimizer = make_optimizer(point, model)
+    called = torch.compile(model) if way.endswith("compiled") else model
+    optimizer = make_optimizer(run, model)
     model.train()
     epoch = 0
     while True:
-        clock = _Clocked(
-            batches(data, batch_size=point.batch_size, seed=0, epoch=epoch, flip=point.flip, shift=point.shift)
-        )
+        clock = _Clocked(batches(data, batch_size=run.batch_size, seed=0, epoch=epoch, flip=run.flip, shift=run.shift))
         for x_nchw, y_n in clock:
-            training_step(point, run, optimizer, x_nchw, y_n)
+            training_step(run, called, optimizer, x_nchw, y_n)
             yield clock.take()
         epoch += 1

@@ -3,7 +3,7 @@
 Exit status:
 
     0     all well
-    1     some points failed, the engine was lost, or `doctor` found faults
+    1     some runs failed, the engine was lost, or `doctor` found faults
     2     wrong input; nothing was done
     3     a file could not be written, as on a full disk; what was finished before is kept
     70    an error of this program, with its traceback
@@ -91,7 +91,7 @@ def _obey(words: Sequence[str]) -> int:
 
 
 def _say_stopped(words: Sequence[str]) -> None:
-    kept = "; finished points are kept, run the same command again to go on" if words[:1] == ["run"] else ""
+    kept = "; finished runs are kept, run the same command again to go on" if words[:1] == ["run"] else ""
     err.print(f"stopped{kept}")
 
 

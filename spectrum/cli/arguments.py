@@ -1,6 +1,6 @@
 """What the command can be told: one record a command, read from the words of the command line.
 
-A study's base point, or a network, is overridden by flags that are the fields of `Point`, with the same help.
+A study's base run, or a network, is overridden by flags that are the fields of `RunConfig`, with the same help.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pydantic import BaseModel
 from spectrum._records import SpecError
 from spectrum._registry import nearest
 from spectrum.design.keys import NETWORK
-from spectrum.design.point import Point
+from spectrum.design.run import RunConfig
 from spectrum.engines.interface import EngineSettings
 from spectrum.models.families import OWN
 
@@ -69,9 +69,11 @@ def _flags(record: type[BaseModel], fields: Sequence[str], hints: Mapping[str, s
     )
 
 
-PointFields = _flags(Point, list(Point.model_fields), dict.fromkeys(Point.model_fields, "(default: the file's)"))
+RunFields = _flags(
+    RunConfig, list(RunConfig.model_fields), dict.fromkeys(RunConfig.model_fields, "(default: the file's)")
+)
 NetworkFields = _flags(
-    Point,
+    RunConfig,
     [*(name for name in NETWORK if name != "model"), "width", "widths"],
     dict.fromkeys(OWN, "(default: the family's own)"),
 )
@@ -79,7 +81,7 @@ PlanFlags = _flags(EngineSettings, ["workers"])
 RunFlags = _flags(EngineSettings, [name for name in EngineSettings.model_fields if name != "imports"])  # has its own
 PlanSettings = Annotated[Any, tyro.conf.OmitArgPrefixes, tyro.conf.arg(constructor=PlanFlags)]
 RunSettings = Annotated[Any, tyro.conf.OmitArgPrefixes, tyro.conf.arg(constructor=RunFlags)]
-Overrides = Annotated[Any, tyro.conf.OmitArgPrefixes, tyro.conf.arg(constructor=PointFields)]
+Overrides = Annotated[Any, tyro.conf.OmitArgPrefixes, tyro.conf.arg(constructor=RunFields)]
 NetworkOverrides = Annotated[Any, tyro.conf.OmitArgPrefixes, tyro.conf.arg(constructor=NetworkFields)]
 
 
@@ -91,13 +93,13 @@ class OnStudy:
     """The study, a TOML file."""
     imports: Imports = ()
     """Import a module first, for models of your own."""
-    point: Overrides = field(default_factory=PointFields)
-    """Override the study's base point."""
+    run: Overrides = field(default_factory=RunFields)
+    """Override the study's base run."""
 
 
 @dataclass
 class Plan(OnStudy):
-    """List a study's points, what each costs, how long they take, and what its contrasts change. Writes nothing."""
+    """List a study's runs, what each costs, how long they take, and what its contrasts change. Writes nothing."""
 
     out: Path | None = None
     """Folder of the results, whose plan is taken as it was frozen; by default results/NAME/."""
@@ -109,25 +111,25 @@ class Plan(OnStudy):
 
 @dataclass
 class Run(OnStudy):
-    """Train every point that has no result yet; ends with a table, figures and a page."""
+    """Train every run that has no result yet; ends with a table, figures and a page."""
 
     out: Path | None = None
     """Folder of the results; by default results/NAME/ below the current folder."""
     confirm: bool = False
-    """Of a study that tunes: after the search, train its points, with fresh seeds, at the chosen values."""
+    """Of a study that tunes: after the search, train its runs, with fresh seeds, at the chosen values."""
     settings: RunSettings = field(default_factory=RunFlags)
     """What every engine is told."""
     engine: str = "local"
-    """local: processes of this machine; ray: a Ray cluster; torchrun: each point by all ranks that torchrun started;
+    """local: processes of this machine; ray: a Ray cluster; torchrun: each run by all ranks that torchrun started;
     or one of your own, which a module of --import registers."""
     address: str | None = None
     """ray only: HOST:PORT of a cluster, auto for the one of this machine; by default one is started here."""
-    point_cpus: float = 1.0
-    """ray only: CPUs that each point takes."""
-    point_gpus: float = 0.0
-    """ray only: GPUs that each point takes, also a part of one."""
-    point_ranks: int = 1
-    """ray only: tasks that train each point together, each with its part of every batch and so many CPUs and GPUs."""
+    run_cpus: float = 1.0
+    """ray only: CPUs that each run takes."""
+    run_gpus: float = 0.0
+    """ray only: GPUs that each run takes, also a part of one."""
+    run_ranks: int = 1
+    """ray only: tasks that train each run together, each with its part of every batch and so many CPUs and GPUs."""
 
 
 @dataclass
@@ -144,7 +146,7 @@ class Results:
 
 @dataclass
 class Status(Results):
-    """How many points of a study are done, diverged, failed and left."""
+    """How many runs of a study are done, diverged, failed and left."""
 
 
 @dataclass
@@ -167,7 +169,7 @@ class Export(Results):
     to: Path = Path("results.csv")
     """File to write; its ending says what: rows as .csv, .parquet or .json (lines), the table as .tex or .md."""
     contrasts: bool = False
-    """Of what the study's contrasts show, instead of its points."""
+    """Of what the study's contrasts show, instead of its runs."""
 
 
 @dataclass
@@ -188,7 +190,7 @@ class Audit:
     """Also list every layer."""
     imports: Imports = ()
     """Import a module first, for models of your own."""
-    point: NetworkOverrides = field(default_factory=NetworkFields)
+    run: NetworkOverrides = field(default_factory=NetworkFields)
     """Fields of the network."""
 
 
@@ -211,7 +213,7 @@ class Bench:
 
 
 def parse(words: Sequence[str]) -> Any:
-    """The command that was given; of plan, run and audit, `point` holds just the fields that the words name.
+    """The command that was given; of plan, run and audit, `run` holds just the fields that the words name.
 
     Raises SpecError for what no command can mean; wrong flags leave through SystemExit, with status 2.
     """
@@ -224,7 +226,7 @@ def parse(words: Sequence[str]) -> Any:
     _import_first(words)
     command = _read(words or ["--help"])
     if isinstance(command, OnStudy | Audit):
-        command.point = _named_fields(command.point, words)
+        command.run = _named_fields(command.run, words)
     if isinstance(command, Plan | Run):
         EngineSettings(**vars(command.settings))  # which refuses what cannot be
     return command
@@ -271,11 +273,11 @@ def _read(words: Sequence[str]) -> Any:
     )
 
 
-def _named_fields(point: Any, words: Sequence[str]) -> dict[str, Any]:
+def _named_fields(run: Any, words: Sequence[str]) -> dict[str, Any]:
     """The fields that the words name, also where they say the default."""
     flags = {word.partition("=")[0].replace("_", "-") for word in words}
-    dashed = {name: name.replace("_", "-") for name in vars(point)}
-    return {name: getattr(point, name) for name, flag in dashed.items() if {f"--{flag}", f"--no-{flag}"} & flags}
+    dashed = {name: name.replace("_", "-") for name in vars(run)}
+    return {name: getattr(run, name) for name, flag in dashed.items() if {f"--{flag}", f"--no-{flag}"} & flags}
 
 
 def _import_first(words: Sequence[str]) -> None:

@@ -10,7 +10,7 @@ from spectrum._records import SpecError
 from spectrum.cli.arguments import Audit, Bench
 from spectrum.cli.printing import err, out, print_table
 from spectrum.design.changes import merged
-from spectrum.design.point import Point
+from spectrum.design.run import RunConfig
 from spectrum.study.store import WriteError
 
 if TYPE_CHECKING:
@@ -88,8 +88,8 @@ def _architecture(command: Audit) -> NetworkOptions:
     for name in ("image_size", "channels", "classes"):
         if getattr(command, name) < 1:
             raise SpecError(f"--{name.replace('_', '-')} {getattr(command, name)}: expected at least 1")
-    point = merged(Point(), command.point | {"model": command.model})
-    return point.network_options(command.channels, command.classes, command.image_size)
+    run = merged(RunConfig(), command.run | {"model": command.model})
+    return run.network_options(command.channels, command.classes, command.image_size)
 
 
 def _print_layers(cost: Cost) -> None:

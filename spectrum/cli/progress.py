@@ -1,4 +1,4 @@
-"""Where a run stands, shown as fits the place: a bar on a terminal, one display in a notebook, else a line a point."""
+"""How far a study is, shown as fits the place: a bar on a terminal, one display in a notebook, else a line per run."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def progress(study: Study) -> contextlib.AbstractContextManager[OnProgress]:
             run_study(study, on_progress=on_progress)
 
     On a terminal a bar that goes when the run ends, in a Jupyter notebook one display that is rewritten and stays,
-    elsewhere a plain line a point; bar and lines go to standard error.
+    elsewhere a plain line per run; bar and lines go to standard error.
     """
     if err.is_jupyter:
         return _in_a_notebook(study)
@@ -41,7 +41,7 @@ def progress(study: Study) -> contextlib.AbstractContextManager[OnProgress]:
 def _apart() -> Iterator[Console]:
     """Standard error on a descriptor of its own.
 
-    Where this process trains too, as the first rank does, what it prints goes to a point's log meanwhile. A bar moves
+    Where this process trains too, as the first rank does, what it prints goes to a run's log meanwhile. A bar moves
     on by a thread, and would go there as well.
     """
     try:
@@ -64,7 +64,7 @@ def _in_lines(study: Study) -> Iterator[OnProgress]:
         def tell(progress: Progress) -> None:
             about = left.after(progress)
             if progress.row is None:
-                console.print(f"{study.name}: {progress.left} of {progress.total} points to train")
+                console.print(f"{study.name}: {progress.left} of {progress.total} runs to train")
             else:
                 console.print(f"{_ended(progress)}/{progress.total} {_row_name(progress.row, study)} · {about} left")
 
@@ -116,19 +116,19 @@ def _in_a_notebook(study: Study) -> Iterator[OnProgress]:
 
 
 class _TimeLeft:
-    """How long the points that are left will take, by the pace of those that have ended."""
+    """How long the runs that are left will take, by the pace of those that have ended."""
 
     def __init__(self) -> None:
-        self.marks = [(monotonic(), 0)]  # when, and how many points had ended
+        self.marks = [(monotonic(), 0)]  # when, and how many runs had ended
 
     def after(self, progress: Progress) -> str:
-        """In words; empty before the first point has ended."""
+        """In words; empty before the first run has ended."""
         ended = _ended(progress) - progress.reused
         if not ended:
             return ""
         if len(self.marks) == 1 and ended > 1:
             self.marks.append((monotonic(), ended))
-        # The first points pay for starting workers.
+        # The first runs pay for starting workers.
         start, before = self.marks[-1] if ended > self.marks[-1][1] else self.marks[0]
         return duration((monotonic() - start) / (ended - before) * progress.left)
 
@@ -138,7 +138,7 @@ def _ended(progress: Progress) -> int:
 
 
 def _counts(progress: Progress, about: str) -> str:
-    """Done counts diverged points, which have a result, and those of earlier runs."""
+    """Done counts diverged runs, which have a result, and those of earlier runs."""
     done = _ended(progress) - progress.failed
     counts = f"{done} done · {progress.failed} failed · {progress.left} left"
     return f"{counts} · about {about}" if about and progress.left else counts

@@ -37,7 +37,7 @@ PLANNED = {"study", "question", "file", "overrides", "imports", "hash", "budget"
 
 
 def status(command: Status) -> int:
-    """Print how many points are done, diverged, failed and left, and why those that failed did."""
+    """Print how many runs are done, diverged, failed and left, and why those that failed did."""
     folder, study = _folder(command.study, command.out)
     held = None if study is None else check_not_other(folder, study)
     if study is None or held == "same":
@@ -46,11 +46,11 @@ def status(command: Status) -> int:
         return 0
     if held == "version":
         out.print(f"{folder}: the study has changed since it ran here{changed_since(study, find_plan(folder))}")
-    if study.tune is not None or study.budget.match != ("none",):  # its points are known once it is planned
+    if study.tune is not None or study.budget.match != ("none",):  # its runs are known once it is planned
         search = "a search, then " if study.tune is not None else ""
-        out.print(f"{folder}: not run yet as the study is now; {search}up to {len(study.wanted())} points")
+        out.print(f"{folder}: not run yet as the study is now; {search}up to {len(study.wanted())} runs")
     else:
-        _print_standing(folder, [point.id for point in study.points()])
+        _print_standing(folder, [run.id for run in study.runs()])
     print_next("run", str(command.study), *(["--out", str(command.out)] if command.out is not None else []))
     return 0
 
@@ -69,11 +69,11 @@ def _print_what_next(folder: Path, plan: FrozenPlan, standing: Standing) -> None
 
 
 def _print_standing(folder: Path, ids: Sequence[str]) -> Standing:
-    """Print how many points have ended how; says what that means as a whole."""
+    """Print how many runs have ended how; says what that means as a whole."""
     rows = latest_rows(folder)
     statuses = [rows[id]["status"] if id in rows else "left" for id in ids]
     counts = " · ".join(f"{statuses.count(status)} {status}" for status in ("done", "diverged", "failed", "left"))
-    out.print(f"{folder}: {len(ids)} points · {counts}")
+    out.print(f"{folder}: {len(ids)} runs · {counts}")
     writer = writer_of(folder)
     if writer is not None:
         out.print(f"  a run is training: {writer}")
@@ -134,7 +134,7 @@ def report(command: Report) -> int:
 
 def export(command: Export) -> int:
     """Write a file of rows, or of a table of the study, as its ending says."""
-    from spectrum.analysis.export import ROW_FORMATS, TABLE_FORMATS, contrasts_table, points_table
+    from spectrum.analysis.export import ROW_FORMATS, TABLE_FORMATS, contrasts_table, runs_table
     from spectrum.analysis.report import judge
     from spectrum.results import load_results
 
@@ -143,18 +143,18 @@ def export(command: Export) -> int:
     folder, loaded = _folder_to_read(command.study, command.out)
     if command.contrasts:
         _raise_without_contrasts(folder, loaded)
-    results = load_results(folder, all_points=kind in ROW_FORMATS and not command.contrasts)
+    results = load_results(folder, all_runs=kind in ROW_FORMATS and not command.contrasts)
     rows = judge(results, read_plan(folder)) if command.contrasts else results
     if command.contrasts and rows.empty:
         raise SpecError(f"{folder}: no run of the study's [[contrasts]] is there yet; run the study first")
     if kind in ROW_FORMATS:
         ROW_FORMATS[kind](rows, command.to)
     else:
-        table = contrasts_table(rows, results) if command.contrasts else points_table(results)
+        table = contrasts_table(rows, results) if command.contrasts else runs_table(results)
         write_whole(command.to, TABLE_FORMATS[kind](table))
     what = f"{len(rows)} {'contrasts' if command.contrasts else 'rows'}"
     if kind in TABLE_FORMATS:
-        what = f"table of {what}" if command.contrasts else f"table of {what}, a line a point,"
+        what = f"table of {what}" if command.contrasts else f"table of {what}, a line per run,"
     out.print(f"{what} written to {command.to}")
     return 0
 

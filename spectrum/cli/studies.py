@@ -25,12 +25,12 @@ if TYPE_CHECKING:
     from spectrum.engines.ray import Cluster
     from spectrum.study.contrasts import Examined
     from spectrum.study.driver import Summary
-    from spectrum.study.planning import PlannedPoint
+    from spectrum.study.planning import CostedRun
 
 
 def _study(command: OnStudy) -> Study:
     study = load_study(command.file)
-    return study.with_base(**command.point) if command.point else study
+    return study.with_base(**command.run) if command.run else study
 
 
 def plan(command: Plan) -> int:
@@ -68,10 +68,10 @@ def _print_images(images: Sequence[dict[str, Any]], when: str = "") -> None:
 
 @dataclass(frozen=True)
 class _Forecast:
-    """What a study would train: its points, those of its search, and what its contrasts change."""
+    """What a study would train: its runs, those of its search, and what its contrasts change."""
 
-    planned: Sequence[PlannedPoint]
-    searched: Sequence[PlannedPoint]
+    planned: Sequence[CostedRun]
+    searched: Sequence[CostedRun]
     examined: Sequence[Examined]
     workers: int
     images: Sequence[dict[str, Any]]  # what is known of each data set
@@ -87,7 +87,7 @@ class _Forecast:
             "study": study.name,
             "hash": study.hash,
             "points": [
-                one.record().entry() | {"seed": one.point.seed, "seconds": one.seconds, "caveat": one.caveat}
+                one.record().entry() | {"seed": one.run.seed, "seconds": one.seconds, "caveat": one.caveat}
                 for one in self.planned
             ],
             "contrasts": [one.record().entry() for one in self.examined],
@@ -107,7 +107,7 @@ def _forecast(study: Study, command: Plan, frozen: FrozenPlan | None) -> _Foreca
 
     with read_once():
         planned = plan_study(study, imports=command.imports, time_steps=True, frozen=frozen)
-        images = described(one.point for one in planned)
+        images = described(one.run for one in planned)
     return _Forecast(
         planned=planned,
         searched=search(planned, study.tune.grid(), study.tune.seeds) if study.tune else [],
@@ -119,15 +119,15 @@ def _forecast(study: Study, command: Plan, frozen: FrozenPlan | None) -> _Foreca
 
 def _show_forecast(study: Study, forecast: _Forecast) -> None:
     planned, searched = forecast.planned, forecast.searched
-    _print_points(study, planned)
+    _print_runs(study, planned)
     more = f" and {len(searched)} of the search" if searched else ""
     took = f"about {duration(forecast.seconds)} of training steps on {forecast.workers} CPU cores"
-    out.print(f"\n{len(planned)} points{more} · {took}")
+    out.print(f"\n{len(planned)} runs{more} · {took}")
     out.print(_budget_line(study, planned))
     _print_images(forecast.images)
-    for model, caveat in {one.point.model: one.caveat for one in planned if one.caveat}.items():
+    for model, caveat in {one.run.model: one.caveat for one in planned if one.caveat}.items():
         out.print(f"model {model}: {caveat}")
-    for noise in sorted({one.point.label_noise for one in planned} - {0.0}):
+    for noise in sorted({one.run.label_noise for one in planned} - {0.0}):
         from spectrum.data.images import CLASSES
         from spectrum.data.teacher import noise_ceiling
 
@@ -135,12 +135,12 @@ def _show_forecast(study: Study, forecast: _Forecast) -> None:
         out.print(f"label_noise {noise:g}: the best accuracy that can be expected is {100 * best:.2f} %")
 
 
-def _print_points(study: Study, planned: Sequence[PlannedPoint]) -> None:
+def _print_runs(study: Study, planned: Sequence[CostedRun]) -> None:
     """A table with a row a network; its seeds are counted."""
     from spectrum.analysis.table import SPLIT
 
     others = [name for name in study.varied() if name not in (*SPLIT, "match")]
-    groups: dict[Any, list[PlannedPoint]] = {}
+    groups: dict[Any, list[CostedRun]] = {}
     for one in planned:
         groups.setdefault((one.match, one.asked.model_copy(update={"seed": 0}).id), []).append(one)
     matched = study.budget.match != ("none",)
@@ -149,10 +149,10 @@ def _print_points(study: Study, planned: Sequence[PlannedPoint]) -> None:
     print_table(titles, [[cell for _, cell in row] for row in rows], heading=study.question or study.name)
 
 
-def _cells(one: PlannedPoint, seeds: int, others: Sequence[str], *, matched: bool) -> list[tuple[str, str]]:
+def _cells(one: CostedRun, seeds: int, others: Sequence[str], *, matched: bool) -> list[tuple[str, str]]:
     """Titles and cells of one row; a title may come twice, where widths vary and are solved."""
     asked = one.asked
-    widths = " ".join(map(str, one.point.widths)) if one.point.widths else f"× {one.point.width:g}"
+    widths = " ".join(map(str, one.run.widths)) if one.run.widths else f"× {one.run.width:g}"
     mismatch = "" if one.mismatch is None else f"{one.mismatch:+.2%}"
     return [
         ("segments", Position.of(asked).label),
@@ -167,7 +167,7 @@ def _cells(one: PlannedPoint, seeds: int, others: Sequence[str], *, matched: boo
     ]
 
 
-def _realised(one: PlannedPoint) -> str:
+def _realised(one: CostedRun) -> str:
     """The segments that the layers really have, and how many layers are clamped."""
     least, most = min(one.realised_segments, default=0), max(one.realised_segments, default=0)
     realised = str(most) if least == most else f"{least} … {most}"
@@ -181,7 +181,7 @@ def _realised(one: PlannedPoint) -> str:
     return f"{realised} ({'; '.join(clamped)})" if clamped else realised
 
 
-def _budget_line(study: Study, planned: Sequence[PlannedPoint]) -> str:
+def _budget_line(study: Study, planned: Sequence[CostedRun]) -> str:
     budgets = []
     for match in study.budget.match:
         if match == "none":
@@ -193,7 +193,7 @@ def _budget_line(study: Study, planned: Sequence[PlannedPoint]) -> str:
 
 
 def run(command: Run) -> int:
-    """Train what has no result yet, then show the results; status 1 where a point failed."""
+    """Train what has no result yet, then show the results; status 1 where a run failed."""
     from spectrum.engines.interface import EngineError
     from spectrum.study.driver import run_study
 
@@ -226,9 +226,9 @@ def run(command: Run) -> int:
     _print_images(frozen.images, " that the rows were trained on" if reused else "")
     show_report(summary.folder)
     if summary.diverged:
-        err.print(f"{summary.diverged} points diverged; they count, at chance")
+        err.print(f"{summary.diverged} runs diverged; they count, at chance")
     if summary.failed:
-        err.print(f"{summary.failed} points failed; run the same command again to try them again")
+        err.print(f"{summary.failed} runs failed; run the same command again to try them again")
         return 1
     return 0
 
@@ -252,19 +252,19 @@ def _cluster(command: Run) -> Cluster:
     from spectrum._records import SpecError
     from spectrum.engines.ray import Cluster
 
-    cluster = Cluster(command.address, command.point_cpus, command.point_gpus, command.point_ranks)
+    cluster = Cluster(command.address, command.run_cpus, command.run_gpus, command.run_ranks)
     if command.engine != "ray":
         if cluster != Cluster():
-            raise SpecError("--address, --point-cpus, --point-gpus and --point-ranks are of --engine ray")
+            raise SpecError("--address, --run-cpus, --run-gpus and --run-ranks are of --engine ray")
         return cluster
     if find_spec("ray") is None:
         raise SpecError('--engine ray: Ray is not installed: pip install "convolution-spectrum[ray]"')
     if not cluster.cpus > 0:
-        raise SpecError(f"--point-cpus {cluster.cpus:g}: expected more than 0")
+        raise SpecError(f"--run-cpus {cluster.cpus:g}: expected more than 0")
     if cluster.ranks < 1:
-        raise SpecError(f"--point-ranks {cluster.ranks}: expected 1 or more")
+        raise SpecError(f"--run-ranks {cluster.ranks}: expected 1 or more")
     if not cluster.gpus >= 0:
-        raise SpecError(f"--point-gpus {cluster.gpus:g}: expected 0 or more")
+        raise SpecError(f"--run-gpus {cluster.gpus:g}: expected 0 or more")
     return cluster
 
 
@@ -299,9 +299,9 @@ def _print_counts(summary: Summary, seconds: float) -> None:
     if summary.set_aside:
         err.print(f"{summary.set_aside} torn or garbled lines were moved to {summary.folder / 'results.bad'}")
     if summary.reused:
-        out.print(f"{summary.reused} of {summary.total} points had a result already and were reused")
+        out.print(f"{summary.reused} of {summary.total} runs had a result already and were reused")
     if summary.reused < summary.total:
-        out.print(f"{summary.total - summary.reused} points took {duration(seconds)}")
+        out.print(f"{summary.total - summary.reused} runs took {duration(seconds)}")
 
 
 def _print_choices(summary: Summary, frozen: FrozenPlan) -> None:
@@ -316,4 +316,4 @@ def _print_choices(summary: Summary, frozen: FrozenPlan) -> None:
         for field, side in edges:
             err.print(f"  {field}={choice.values[field]:g} is the {side} of the grid; a better value may lie beyond")
     if not summary.confirmed and summary.choices:
-        out.print("the search is complete; run the same command with --confirm to train the points at these values")
+        out.print("the search is complete; run the same command with --confirm to train the runs at these values")

@@ -189,8 +189,8 @@ def _predicted(miss: float, slopes: Sequence[float], middle: Widths, widths: Wid
 
 def _zero(known: Sequence[tuple[float, float]]) -> float:
     """Where the line through two measurements around zero, or through the last two, crosses it; slope 1.5 for one."""
-    below = max((point for point in known if point[1] < 0), default=None)
-    above = min((point for point in known if point[1] >= 0), default=None)
+    below = max((run for run in known if run[1] < 0), default=None)
+    above = min((run for run in known if run[1] >= 0), default=None)
     if below is not None and above is not None and below[0] < above[0]:
         (x0, y0), (x1, y1) = below, above
     elif len(known) > 1 and (known[-1][1] - known[-2][1]) / (known[-1][0] - known[-2][0]) > 0.3:

@@ -1,4 +1,4 @@
-"""The images of a point: loaded by name or made, their labels replaced where the point has a teacher."""
+"""The images of a run: loaded by name or made, their labels replaced where the run has a teacher."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from spectrum.data.pixels import DataError
 from spectrum.data.splits import About, Images, count_used, record
 from spectrum.data.teacher import gaussian_images, relabelled
 from spectrum.design.keys import IMAGES, images_key
-from spectrum.design.point import GAUSSIAN, Point
+from spectrum.design.run import GAUSSIAN, RunConfig
 
-GAUSSIAN_SIDE = 16  # pixels, unless the point has an image_size
+GAUSSIAN_SIDE = 16  # pixels, unless the run has an image_size
 GAUSSIAN_CHANNELS = 3
 GAUSSIAN_TRAIN, GAUSSIAN_TEST = 20_000, 10_000
 LARGEST_SIDE = 64  # whose 30,000 images take a few hundred megabytes
@@ -23,13 +23,13 @@ CLASSES = 10  # of a teacher
 RELABELLED = "labels are those of a teacher"
 
 
-def images_of(point: Point) -> Images:
-    """What a point is trained and scored on, as the files are now. Raises DataError where it cannot be had."""
+def images_of(run: RunConfig) -> Images:
+    """What a run is trained and scored on, as the files are now. Raises DataError where it cannot be had."""
     if _held is None:
-        return _images_of(point)
-    key = images_key(dict(point))
+        return _images_of(run)
+    key = images_key(dict(run))
     if key not in _held:
-        _held[key] = _images_of(point)
+        _held[key] = _images_of(run)
     return _held[key]
 
 
@@ -45,14 +45,14 @@ def read_once() -> Iterator[None]:
         _held = before
 
 
-def described(points: Iterable[Point]) -> list[dict[str, Any]]:
-    """What is known of each data set that points have, with the fields that decide which it is."""
-    points = list(points)
-    by_fields = {images_key(dict(point)): point for point in points}
+def described(runs: Iterable[RunConfig]) -> list[dict[str, Any]]:
+    """What is known of each data set that runs have, with the fields that decide which it is."""
+    runs = list(runs)
+    by_fields = {images_key(dict(run)): run for run in runs}
     found = []
-    for key, point in by_fields.items():
-        images = images_of(point)
-        splits = {(one.validation_fraction, one.train_images) for one in points if images_key(dict(one)) == key}
+    for key, run in by_fields.items():
+        images = images_of(run)
+        splits = {(one.validation_fraction, one.train_images) for one in runs if images_key(dict(one)) == key}
         used = sorted({count_used(images, *split) for split in splits})
         found.append(dict(zip(IMAGES, key, strict=True)) | record(images) | {"used": [list(one) for one in used]})
     return found
@@ -61,20 +61,20 @@ def described(points: Iterable[Point]) -> list[dict[str, Any]]:
 _held: dict[tuple[Any, ...], Images] | None = None
 
 
-def _images_of(point: Point) -> Images:
-    if point.dataset == GAUSSIAN and point.teacher_segments is not None:
-        return _taught(_Taught(images_key(dict(point)), "", None))
-    images = load_images(point.dataset, point.image_size, point.resize)
-    if point.teacher_segments is None:
+def _images_of(run: RunConfig) -> Images:
+    if run.dataset == GAUSSIAN and run.teacher_segments is not None:
+        return _taught(_Taught(images_key(dict(run)), "", None))
+    images = load_images(run.dataset, run.image_size, run.resize)
+    if run.teacher_segments is None:
         return images
-    taught = _taught(_Taught(images_key(dict(point)), images.fingerprint, images))
+    taught = _taught(_Taught(images_key(dict(run)), images.fingerprint, images))
     about = replace(images.about, classes=(), notes=(*images.about.notes, RELABELLED))
     return replace(taught, about=about)
 
 
 @dataclass(frozen=True)
 class _Taught:
-    """What decides the labels that a teacher gives: fields of the point, and the images."""
+    """What decides the labels that a teacher gives: fields of the run, and the images."""
 
     key: tuple[Any, ...]
     fingerprint: str

@@ -43,7 +43,7 @@ from spectrum.conv.backends.native import native
 from spectrum.conv.segments import PER_CHANNEL, Run, segment_runs, segment_sizes
 from spectrum.data.pixels import in_memory
 from spectrum.data.splits import Images, make_images
-from spectrum.design.point import MOST_TEACHER_SEGMENTS
+from spectrum.design.run import MOST_TEACHER_SEGMENTS
 
 WIDTH = MOST_TEACHER_SEGMENTS  # channels
 SCALES = (1, 2, 4)  # side in pixels of the squares over which noise is averaged

@@ -1,4 +1,4 @@
-"""Points from other points: what of one was named, and what follows where some of it is changed."""
+"""A run from another run: what of one was named, and what follows where some of it is changed."""
 
 from __future__ import annotations
 
@@ -9,25 +9,25 @@ from pydantic import ValidationError
 
 from spectrum._records import SpecError, explain
 from spectrum.conv.segments import PER_CHANNEL
-from spectrum.design.point import Point
+from spectrum.design.run import RunConfig
 from spectrum.models.position import PLACES
 
 
-def named(point: Point) -> dict[str, Any]:
-    """The fields of a point that were named, and their values; the others follow from these."""
-    return {name: getattr(point, name) for name in Point.model_fields if name in point.model_fields_set}
+def named(run: RunConfig) -> dict[str, Any]:
+    """The fields of a run that were named, and their values; the others follow from these."""
+    return {name: getattr(run, name) for name in RunConfig.model_fields if name in run.model_fields_set}
 
 
-def merged(base: Point, changes: Mapping[str, Any]) -> Point:
-    """A point with some of its fields changed. What the base names stays; what it leaves open is filled anew.
+def merged(base: RunConfig, changes: Mapping[str, Any]) -> RunConfig:
+    """A run with some of its fields changed. What the base names stays; what it leaves open is filled anew.
 
-    Raises SpecError, which says the changes, where there is no such point.
+    Raises SpecError, which says the changes, where there is no such run.
     """
     return from_named(named(base), changes)
 
 
-def from_named(fields: Mapping[str, Any], changes: Mapping[str, Any]) -> Point:
-    """A point of the fields that are named, and of changes to them. Raises SpecError as `merged` does."""
+def from_named(fields: Mapping[str, Any], changes: Mapping[str, Any]) -> RunConfig:
+    """A run of the fields that are named, and of changes to them. Raises SpecError as `merged` does."""
     kept = dict(fields)
     if changes.keys() & set(PLACES):  # the place on the spectrum is another one
         gone: Sequence[str] = (*PLACES, "segment_shares")
@@ -36,22 +36,24 @@ def from_named(fields: Mapping[str, Any], changes: Mapping[str, Any]) -> Point:
     for name in gone:
         kept.pop(name, None)
     try:
-        return Point.model_validate(kept | dict(changes))
+        return RunConfig.model_validate(kept | dict(changes))
     except ValidationError as error:
         settings = ", ".join(f"{name} = {value!r}" for name, value in changes.items())
-        raise SpecError("\n".join(f"{line} (at {settings})" for line in explain(error, Point).splitlines())) from None
+        raise SpecError(
+            "\n".join(f"{line} (at {settings})" for line in explain(error, RunConfig).splitlines())
+        ) from None
 
 
 def all_fields(stored: Mapping[str, Any]) -> dict[str, Any]:
-    """Every field of a point of which plan.json keeps those that differ from their defaults.
+    """Every field of a run of which plan.json keeps those that differ from their defaults.
 
     What is at its default is left out there, also where a family or a recipe has another value of its own.
     """
-    fields = {name: field.default for name, field in Point.model_fields.items()} | dict(stored)
+    fields = {name: field.default for name, field in RunConfig.model_fields.items()} | dict(stored)
     return fields | ({"segments": PER_CHANNEL} if all(fields[name] is None for name in PLACES) else {})
 
 
 def choices(field: str) -> tuple[str, ...]:
-    """The values that a field of a Point with fixed choices can take."""
-    kinds = get_args(Point.model_fields[field].annotation)
+    """The values that a field of a RunConfig with fixed choices can take."""
+    kinds = get_args(RunConfig.model_fields[field].annotation)
     return tuple(value for kind in kinds for value in get_args(kind) or (kind,) if isinstance(value, str))

@@ -1,4 +1,4 @@
-"""A hash of plain values, by which points, plans and rows are told apart."""
+"""A hash of plain values, by which runs, plans and rows are told apart."""
 
 from __future__ import annotations
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from spectrum._registry import Registry, calling_module, check_maker
-from spectrum.design.point import GAUSSIAN
+from spectrum.design.run import GAUSSIAN
 
 HUB_IDS = {  # names for data sets of the hub, by which they are also found below $SPECTRUM_DATA
     "fashion_mnist": "zalando-datasets/fashion_mnist",

@@ -1,7 +1,7 @@
-"""Training set-ups of the Xception paper, as values of a Point's fields.
+"""Training set-ups of the Xception paper, as values of a RunConfig's fields.
 
 From Chollet 2017 (arXiv:1610.02357), section 4.2. Two things are not in the paper: the decay of the average of the
-weights, which is that of TensorFlow's own training of Inception V3 (slim), and the batch size, which a point must say.
+weights, which is that of TensorFlow's own training of Inception V3 (slim), and the batch size, which a run must say.
 The paper trains without the auxiliary tower, as this package always does, and with or without two fully connected
 layers of 4096 before the classifier on JFT: `hidden = [4096, 4096]`.
 """

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import ValidationError
 
 from spectrum._records import SpecError, as_tuple, explain_one, unknown_key
-from spectrum.design.point import GAUSSIAN, MOST_TEACHER_SEGMENTS, Point
+from spectrum.design.run import GAUSSIAN, MOST_TEACHER_SEGMENTS, RunConfig
 from spectrum.models.position import PLACES
 
 if TYPE_CHECKING:
@@ -30,8 +30,8 @@ def axis_faults(axes: Mapping[str, object]) -> list[str]:
 
 
 def _faults_of(axis: str, values: object) -> list[str]:
-    if axis not in Point.model_fields:
-        return [unknown_key(axis, list(Point.model_fields))]
+    if axis not in RunConfig.model_fields:
+        return [unknown_key(axis, list(RunConfig.model_fields))]
     if not isinstance(values, tuple):
         if isinstance(values, bool | int | float | str):
             return [f"expected a list of values, as in {axis} = [{json.dumps(values)}]"]
@@ -43,10 +43,10 @@ def _faults_of(axis: str, values: object) -> list[str]:
     faults: list[str] = []
     for value in values:
         try:
-            Point.__pydantic_validator__.validate_assignment(Point.model_construct(), axis, as_tuple(value))
+            RunConfig.__pydantic_validator__.validate_assignment(RunConfig.model_construct(), axis, as_tuple(value))
         except ValidationError as error:
             own = [fault for fault in error.errors() if fault["loc"][:1] == (axis,)]
-            faults += [explain_one(fault, Point) for fault in own[:1]]
+            faults += [explain_one(fault, RunConfig) for fault in own[:1]]
             if own:
                 continue  # True equals 1, and is none of the values
         if as_tuple(value) in known:
@@ -60,47 +60,47 @@ def case_faults(cases: Sequence[Mapping[str, Any]], axes: Mapping[str, object]) 
     faults = []
     for number, case in enumerate(cases):
         for key in case:
-            if key not in Point.model_fields:
-                faults.append(f"cases.{number}.{key}: {unknown_key(key, list(Point.model_fields))}")
+            if key not in RunConfig.model_fields:
+                faults.append(f"cases.{number}.{key}: {unknown_key(key, list(RunConfig.model_fields))}")
             elif key in axes:
                 faults.append(f"cases.{number}.{key}: is an axis too, which would override it; keep one of the two")
     return faults
 
 
 def _base_faults(study: Study) -> list[str]:
-    """What the base says of the place on the spectrum, where an axis puts every point elsewhere: a line a fault."""
+    """What the base says of the place on the spectrum, where an axis puts every run elsewhere: a line a fault."""
     axes = [axis for axis in PLACES if axis in study.axes]
     if not axes or (study.budget.match != ("none",) and not set(PLACES) & study.budget.reference.keys()):
         return []  # or the budget's reference has it
     settings = {name: getattr(study.base, name) for name in ("segment_width", "stage_segments", "segment_shares")}
     return [
-        f"base.{name}: no point would have it, since axes.{axes[0]} puts each elsewhere; keep one of the two"
+        f"base.{name}: no run would have it, since axes.{axes[0]} puts each elsewhere; keep one of the two"
         for name, value in settings.items()
         if name not in study.axes and value not in (None, "even")
     ]
 
 
 def checked(study: Study) -> Study:
-    """The study, if every one of its points can be. Fields are checked one axis at a time, then all together."""
+    """The study, if every one of its runs can be. Fields are checked one axis at a time, then all together."""
     faults = [*axis_faults(study.axes), *case_faults(study.cases, study.axes), *_base_faults(study)]
     if faults:
         raise SpecError("\n".join(faults))
-    points = study.points()
-    if len({point.id for point in points}) < len(points):
-        raise SpecError("cases: two of them are the same point; remove one")
-    _check_teachers(points)
-    _check_budget(study, points)
-    _check_tuning(study, points)
+    runs = study.runs()
+    if len({run.id for run in runs}) < len(runs):
+        raise SpecError("cases: two of them are the same run; remove one")
+    _check_teachers(runs)
+    _check_budget(study, runs)
+    _check_tuning(study, runs)
     _check_names(study.contrasts)
     for number, contrast in enumerate(study.contrasts):
-        _check_contrast(study, points, contrast, f"contrasts.{number}")
+        _check_contrast(study, runs, contrast, f"contrasts.{number}")
     _check_not_twice(study)
     return study
 
 
-def _check_teachers(points: Sequence[Point]) -> None:
-    for point in points:
-        asked = point.teacher_segments
+def _check_teachers(runs: Sequence[RunConfig]) -> None:
+    for run in runs:
+        asked = run.teacher_segments
         if isinstance(asked, int) and asked > MOST_TEACHER_SEGMENTS:
             most = MOST_TEACHER_SEGMENTS
             raise SpecError(
@@ -109,13 +109,13 @@ def _check_teachers(points: Sequence[Point]) -> None:
         if asked is not None:
             continue
         for field in ("label_noise", "teacher_seed"):
-            if getattr(point, field):
+            if getattr(run, field):
                 raise SpecError(f"{field}: belongs to a teacher; set teacher_segments")
-        if point.dataset == GAUSSIAN:
+        if run.dataset == GAUSSIAN:
             raise SpecError(f"dataset = {GAUSSIAN!r}: has no labels of its own; set teacher_segments")
 
 
-def _check_budget(study: Study, points: Sequence[Point]) -> None:
+def _check_budget(study: Study, runs: Sequence[RunConfig]) -> None:
     if study.budget.match == ("none",):
         return
     if "widths" in study.varied():
@@ -123,20 +123,20 @@ def _check_budget(study: Study, points: Sequence[Point]) -> None:
     if "width" in study.varied() and {"width", "widths"} & study.budget.reference.keys():
         raise SpecError("budget.reference: gives every width the same budget, and so the same network; leave width out")
     try:
-        study.budget.reference_of(study.base, points[0])
+        study.budget.reference_of(study.base, runs[0])
     except SpecError as error:
         raise SpecError("\n".join(f"budget.reference: {line}" for line in str(error).splitlines())) from None
 
 
-def _check_tuning(study: Study, points: Sequence[Point]) -> None:
+def _check_tuning(study: Study, runs: Sequence[RunConfig]) -> None:
     if study.tune is None:
         return
     for name in study.tune.grid():
         if name in study.varied():
             raise SpecError(f"tune.{name}: varies in this study; keep the axis or the search")
-    shared = {point.seed for point in points} & set(study.tune.seeds)
+    shared = {run.seed for run in runs} & set(study.tune.seeds)
     if shared:
-        raise SpecError(f"tune.seeds: {min(shared)} trains scored points too; try {max(shared) + 1000}")
+        raise SpecError(f"tune.seeds: {min(shared)} trains scored runs too; try {max(shared) + 1000}")
 
 
 def _check_names(contrasts: Sequence[Contrast]) -> None:
@@ -164,10 +164,10 @@ def _check_not_twice(study: Study) -> None:
 
 
 def _compared(wanted: Sequence[Wanted], contrast: Contrast) -> object:
-    """The points of the sides, in either order; of an interaction, those that are added and those subtracted."""
+    """The runs of the sides, in either order; of an interaction, those that are added and those subtracted."""
 
     def places(side: Mapping[str, Any]) -> frozenset[tuple[str, Match]]:
-        return frozenset((one.point.id, one.match) for one in select(wanted, side))
+        return frozenset((one.run.id, one.match) for one in select(wanted, side))
 
     sides = [places(side) for side in contrast.sides()]
     if not isinstance(contrast.across, tuple):
@@ -176,16 +176,16 @@ def _compared(wanted: Sequence[Wanted], contrast: Contrast) -> object:
     return frozenset((frozenset((first, fourth)), frozenset((second, third))))
 
 
-def _check_contrast(study: Study, points: Sequence[Point], contrast: Contrast, where: str) -> None:
+def _check_contrast(study: Study, runs: Sequence[RunConfig], contrast: Contrast, where: str) -> None:
     for number, side in enumerate(contrast.between):
-        _check_side(study, points, side, f"{where}.between.{number}")
+        _check_side(study, runs, side, f"{where}.between.{number}")
     first, second = contrast.between
     if first == second or not first or not second:
         raise SpecError(f"{where}.between: give two different sides")
-    _check_across(study, points, contrast, where)
+    _check_across(study, runs, contrast, where)
 
 
-def _check_across(study: Study, points: Sequence[Point], contrast: Contrast, where: str) -> None:
+def _check_across(study: Study, runs: Sequence[RunConfig], contrast: Contrast, where: str) -> None:
     """The settings that an interaction is compared across."""
     compared = {name for side in contrast.between for name in side}
     if contrast.across == "segments":
@@ -193,7 +193,7 @@ def _check_across(study: Study, points: Sequence[Point], contrast: Contrast, whe
             raise SpecError(f"{where}.across: segments must vary in the study, and not be what is compared")
         return
     for number, at in enumerate(contrast.across or ()):
-        _check_side(study, points, at, f"{where}.across.{number}")
+        _check_side(study, runs, at, f"{where}.across.{number}")
         if compared & at.keys():
             raise SpecError(f"{where}.across.{number}.{min(compared & at.keys())}: is what is compared; name another")
     if contrast.across is not None and (contrast.across[0] == contrast.across[1] or not all(contrast.across)):
@@ -201,22 +201,22 @@ def _check_across(study: Study, points: Sequence[Point], contrast: Contrast, whe
     for side in contrast.sides():
         if not select(study.wanted(), side):
             settings = ", ".join(f"{name} = {value!r}" for name, value in side.items())
-            raise SpecError(f"{where}.across: no point has all of {settings}")
+            raise SpecError(f"{where}.across: no run has all of {settings}")
 
 
-def _check_side(study: Study, points: Sequence[Point], side: Mapping[str, Any], where: str) -> None:
+def _check_side(study: Study, runs: Sequence[RunConfig], side: Mapping[str, Any], where: str) -> None:
     varied = study.varied()
     for name, value in side.items():
         place = f"{where}.{name}"
-        if name not in Point.model_fields and name != "match":
+        if name not in RunConfig.model_fields and name != "match":
             raise SpecError(f"{place}: {unknown_key(name, varied)}")
         if name not in varied:
             raise SpecError(f"{place}: does not vary in this study; what varies is {', '.join(varied) or 'nothing'}")
-        there = study.budget.match if name == "match" else dict.fromkeys(getattr(p, name) for p in points)
+        there = study.budget.match if name == "match" else dict.fromkeys(getattr(p, name) for p in runs)
         if not any(as_tuple(value) == known for known in there):
-            raise SpecError(f"{place}: no point has {value!r}; try {', '.join(map(repr, there))}")
+            raise SpecError(f"{place}: no run has {value!r}; try {', '.join(map(repr, there))}")
     if not select(study.wanted(), side):
-        raise SpecError(f"{where}: no point has all of these")
+        raise SpecError(f"{where}: no run has all of these")
 
 
 def select(wanted: Sequence[Wanted], side: Mapping[str, Any]) -> list[Wanted]:
@@ -225,7 +225,7 @@ def select(wanted: Sequence[Wanted], side: Mapping[str, Any]) -> list[Wanted]:
         one
         for one in wanted
         if all(
-            (one.match if name == "match" else getattr(one.point, name)) == as_tuple(value)
+            (one.match if name == "match" else getattr(one.run, name)) == as_tuple(value)
             for name, value in side.items()
         )
     ]

@@ -1,8 +1,8 @@
-"""What a study says: a base point, the axes that vary, the budget that is held equal, what is tuned and compared.
+"""What a study says: a base run, the axes that vary, the budget that is held equal, what is tuned and compared.
 
-    experiments/x.toml  →  load_study  →  Study  →  points()  →  one Point a training run
+    experiments/x.toml  →  load_study  →  Study  →  runs()  →  one RunConfig a training run
 
-As in point.py records are strict, and nothing here loads torch.
+As in run.py records are strict, and nothing here loads torch.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from spectrum.design.changes import from_named, merged, named
 from spectrum.design.hashes import digest
 from spectrum.design.keys import NETWORK, network_key
 from spectrum.design.own_modules import import_modules, is_module_name
-from spectrum.design.point import Point
+from spectrum.design.run import RunConfig
 from spectrum.design.study_checks import as_values, axis_faults, case_faults, checked
 
 MOST_BYTES = 150  # of a study's name
@@ -44,12 +44,12 @@ MOST_ADDED = 100  # to it by overrides
 
 
 class Budget(Record):
-    """What is held equal along the axes, by changing the stage widths of every point."""
+    """What is held equal along the axes, by changing the stage widths of every run."""
 
     match: Annotated[tuple[Match, ...], BeforeValidator(as_listed)] = Field(("none",), min_length=1)
     """One of "none", "params", "macs" (of a forward pass) and "step_time", or several: then the budget is an axis."""
     reference: dict[str, Any] = Field(default_factory=dict)
-    """The point whose params, MACs or step time are the budget: fields of its network, the others as in the base."""
+    """The run whose params, MACs or step time are the budget: fields of its network, the others as in the base."""
 
     @model_validator(mode="after")
     def _check(self) -> Budget:
@@ -59,17 +59,15 @@ class Budget(Record):
             if field not in (*NETWORK, "width", "widths"):
                 raise ValueError(f"reference.{field}: {unknown_key(field, [*NETWORK, 'width', 'widths'])}")
         if self.match != ("none",) and not self.reference:
-            raise ValueError(
-                'reference: say which point sets the budget, as in reference = { segments = "per_channel" }'
-            )
+            raise ValueError('reference: say which run sets the budget, as in reference = { segments = "per_channel" }')
         return self
 
-    def reference_of(self, base: Point, point: Point) -> Point:
-        """The point that sets a point's budget: the base's network with what `reference` changes, on the point's data.
+    def reference_of(self, base: RunConfig, run: RunConfig) -> RunConfig:
+        """The run that sets a run's budget: the base's network with what `reference` changes, on the run's data.
 
-        Width and training are the point's own, so that an axis of widths has a budget for each.
+        Width and training are the run's own, so that an axis of widths has a budget for each.
         """
-        own = {name: value for name, value in named(point).items() if name not in NETWORK}
+        own = {name: value for name, value in named(run).items() if name not in NETWORK}
         network = {name: value for name, value in named(base).items() if name in NETWORK}
         instead = {"width": 1.0} if "widths" in self.reference else {}
         return from_named(own | network, instead | self.reference)
@@ -81,7 +79,7 @@ class Contrast(Record):
     name: str = Field(min_length=1)
     """What is compared."""
     between: Annotated[tuple[dict[str, Any], ...], BeforeValidator(as_tuple)] = Field(min_length=2, max_length=2)
-    """The two sides: values of what varies in the study. All points that have them belong to the side."""
+    """The two sides: values of what varies in the study. All runs that have them belong to the side."""
     across: Annotated[tuple[dict[str, Any], ...] | Literal["segments"] | None, BeforeValidator(as_tuple)] = None
     """For an interaction: two settings, whose differences are compared; or "segments", along which they may grow."""
     margin: float | None = Field(None, gt=0, lt=1)
@@ -105,16 +103,16 @@ class Contrast(Record):
 
 
 class Tune(Record):
-    """The same search at every point: each value of the grid, with each seed, decided on validation images."""
+    """The same search at every run: each value of the grid, with each seed, decided on validation images."""
 
     lr: Annotated[tuple[Rate, ...], BeforeValidator(as_tuple)] = ()
     """Learning rates."""
     weight_decay: Annotated[tuple[NotNegative, ...], BeforeValidator(as_tuple)] = ()
     """Weight decays."""
     seeds: Annotated[tuple[Seed, ...], BeforeValidator(as_tuple)] = Field((1000,), min_length=1)
-    """Of the search alone; none of them trains a point that is scored."""
+    """Of the search alone; none of them trains a run that is scored."""
     extend: int = Field(0, ge=0, le=10)
-    """How many values may be added beyond each edge of the grid on which some point has its best; at every point."""
+    """How many values may be added beyond each edge of the grid on which some run has its best; at every run."""
 
     @model_validator(mode="after")
     def _check(self) -> Tune:
@@ -136,9 +134,9 @@ class Tune(Record):
 
 @dataclass(frozen=True)
 class Wanted:
-    """A point as the study asks for it, and the budget that its widths are to meet."""
+    """A run as the study asks for it, and the budget that its widths are to meet."""
 
-    point: Point
+    run: RunConfig
     match: Match
 
 
@@ -157,11 +155,11 @@ def _module_names(value: object) -> object:
 
 
 class Study(Record):
-    """A question, and the points that answer it: the product of all axes, for each of the cases.
+    """A question, and the runs that answer it: the product of all axes, for each of the cases.
 
-    >>> base = Point(dataset="digits", epochs=2)
+    >>> base = RunConfig(dataset="digits", epochs=2)
     >>> study = Study(name="ends", base=base, axes={"segments": (1, "per_channel"), "seed": (0, 1)})
-    >>> [(point.segments, point.seed) for point in study.points()]
+    >>> [(run.segments, run.seed) for run in study.runs()]
     [(1, 0), ('per_channel', 0), (1, 1), ('per_channel', 1)]
     """
 
@@ -171,18 +169,18 @@ class Study(Record):
     """What the study is to answer."""
     imports: Annotated[tuple[str, ...], BeforeValidator(_module_names)] = ()
     """Modules of models of one's own, which every process imports first: `import` in a file. Not part of the hash."""
-    base: Point = Point()
-    """What all points share."""
+    base: RunConfig = RunConfig()
+    """What all runs share."""
     overrides: dict[str, Any] = Field(default_factory=dict)
-    """What the command line changed of the base point that the file gives."""
+    """What the command line changed of the base run that the file gives."""
     axes: dict[str, tuple[Any, ...]] = Field(default_factory=dict)
-    """Fields of a point and the values that each takes; points are their product."""
+    """Fields of a run and the values that each takes; runs are their product."""
     cases: tuple[dict[str, Any], ...] = ()
     """What is no product: fields that take their values together, each case multiplied with the axes."""
     budget: Budget = Budget()
     """What is held equal."""
     tune: Tune | None = None
-    """The search that comes before the points are trained, if one does."""
+    """The search that comes before the runs are trained, if one does."""
     contrasts: Annotated[tuple[Contrast, ...], BeforeValidator(as_tuple)] = ()
     """What the study is to decide; judged together, as one family."""
 
@@ -201,35 +199,35 @@ class Study(Record):
 
     __init__.__pydantic_base_init__ = True  # type: ignore[attr-defined]  # as in Record
 
-    def points(self) -> list[Point]:
-        """All points as they are asked for, the seeds outermost, so that a study cut short has a whole curve."""
+    def runs(self) -> list[RunConfig]:
+        """All runs as they are asked for, the seeds outermost, so that a study cut short has a whole curve."""
         axes = sorted(self.axes.items(), key=lambda axis: axis[0] != "seed")
-        points = []
+        runs = []
         for values in itertools.product(*(values for _, values in axes)):
             varied = dict(zip((name for name, _ in axes), values, strict=True))
-            points += [merged(self.base, case | varied) for case in self.cases or ({},)]
-        return points
+            runs += [merged(self.base, case | varied) for case in self.cases or ({},)]
+        return runs
 
     def wanted(self) -> list[Wanted]:
-        """Every point under every budget; under one seed, one budget after the other."""
-        by_seed = itertools.groupby(self.points(), key=lambda point: point.seed)
+        """Every run under every budget; under one seed, one budget after the other."""
+        by_seed = itertools.groupby(self.runs(), key=lambda run: run.seed)
         return [
-            Wanted(point, match)
-            for points in [list(points) for _, points in by_seed]
+            Wanted(run, match)
+            for runs in [list(runs) for _, runs in by_seed]
             for match in self.budget.match
-            for point in points
+            for run in runs
         ]
 
     @property
     def hash(self) -> str:
-        """Of all points, the budget and the search; not of names, of the question or of what is compared."""
-        points = self.points()
-        hashed: dict[str, Any] = {"points": sorted({point.id for point in points})}
+        """Of all runs, the budget and the search; not of names, of the question or of what is compared."""
+        runs = self.runs()
+        hashed: dict[str, Any] = {"points": sorted({run.id for run in runs})}
         hashed["budget"] = {"match": "none"} if self.budget == Budget() else self.budget.model_dump(mode="json")
-        if self.budget.match != ("none",):  # the reference takes from the base what axes replace in the points
-            by_width = {(point.width, point.widths): point for point in points}  # all that its network takes from them
-            references = (self.budget.reference_of(self.base, point) for point in by_width.values())
-            shapes = {digest(network_key(point, "width", "widths")) for point in references}
+        if self.budget.match != ("none",):  # the reference takes from the base what axes replace in the runs
+            by_width = {(run.width, run.widths): run for run in runs}  # all that its network takes from them
+            references = (self.budget.reference_of(self.base, run) for run in by_width.values())
+            shapes = {digest(network_key(run, "width", "widths")) for run in references}
             hashed["references"] = sorted(shapes)
         if self.tune is not None:
             hashed["tune"] = self.tune.model_dump(mode="json")
@@ -247,7 +245,7 @@ class Study(Record):
         return [name for name in dict.fromkeys(names) if name != "seed"]
 
     def with_base(self, **changes: Any) -> Study:
-        """The study from a changed base point, under a name that says so, since its results are others.
+        """The study from a changed base run, under a name that says so, since its results are others.
 
         Raises SpecError for a field that an axis varies, and for a field or a value that cannot be.
         """
@@ -272,7 +270,7 @@ def load_study(path: str | Path) -> Study:
     Raises SpecError (a ValueError) with one line a fault: file, field, what came and what would work.
 
     >>> study = load_study("experiments/order.toml")
-    >>> study.name, study.budget.match, len(study.points())
+    >>> study.name, study.budget.match, len(study.runs())
     ('order', ('macs',), 140)
     """
     if not isinstance(path, str | Path):
@@ -351,7 +349,7 @@ def _prepared(given: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
     """What a study says with tuples in place of lists, and what is wrong with each of its axes and cases by itself."""
     fields: dict[str, Any] = plain(dict(given))
     for key, example in (("axes", 'segments = [1, "per_channel"]'), ("base", "epochs = 2")):
-        kinds = (dict, Point) if key == "base" else dict
+        kinds = (dict, RunConfig) if key == "base" else dict
         if not isinstance(fields.get(key, {}), kinds):
             raise SpecError(f"{key}: expected a table (got {fields[key]!r}); write [{key}], and below it {example}")
     axes = {axis: as_values(values) for axis, values in fields.get("axes", {}).items()}

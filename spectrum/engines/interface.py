@@ -20,7 +20,7 @@ from pydantic import BeforeValidator, Field
 
 from spectrum._records import Record, SpecError, as_tuple
 from spectrum._registry import Registry, calling_module, check_maker, imported
-from spectrum.design.point import Point
+from spectrum.design.run import RunConfig
 from spectrum.engines.saving import Saving
 
 Minutes = Annotated[float, Field(gt=0)]
@@ -33,7 +33,7 @@ class EngineError(RuntimeError):
 class EngineSettings(Record):
     """What every engine is told, however it trains. Frozen; raises SpecError for a value that cannot be.
 
-    >>> EngineSettings(workers=2, device="cpu").point_minutes is None
+    >>> EngineSettings(workers=2, device="cpu").run_minutes is None
     True
     """
 
@@ -45,7 +45,7 @@ class EngineSettings(Record):
     """Modules to import in every worker first, for models and data sets of your own."""
     checkpoint_minutes: Annotated[float, Field(ge=0)] = 1.0
     """Between two checkpoints of a run, at least, from which a run that was cut short goes on; 0: every step."""
-    point_minutes: Minutes | None = None
+    run_minutes: Minutes | None = None
     """The longest that one run may take, from its start or its latest checkpoint on; beyond it has failed."""
     memory_gb: Annotated[float, Field(gt=0)] | None = None
     """The most private memory that one worker may take, in GB, images included; a run that needs more has failed."""
@@ -65,7 +65,7 @@ class Work(EngineSettings):
         """Where and how often runs save where they stand; a run of limited time at least four times."""
         if self.folder is None:
             return None
-        most = self.checkpoint_minutes if self.point_minutes is None else self.point_minutes / 4
+        most = self.checkpoint_minutes if self.run_minutes is None else self.run_minutes / 4
         return Saving(self.folder, min(self.checkpoint_minutes, most))
 
 
@@ -73,7 +73,7 @@ class Work(EngineSettings):
 class Outcome:
     """How one run ended: with a result and its provenance, or with the reason why there is none."""
 
-    point: Point
+    run: RunConfig
     result: dict[str, Any] | None  # fields of training.loop.Result, and "provenance"
     reason: str | None
     attempts: int
@@ -88,12 +88,12 @@ class Engine(ABC):
     >>> class OneByOne(Engine):
     ...     starts_processes = False
     ...
-    ...     def run(self, points, work):
-    ...         for point in points:
+    ...     def run(self, runs, work):
+    ...         for run in runs:
     ...             try:
-    ...                 yield Outcome(point, train_one(point, work, threads=1), None, attempts=1)
+    ...                 yield Outcome(run, train_one(run, work, threads=1), None, attempts=1)
     ...             except Exception as error:
-    ...                 yield Outcome(point, None, f"{type(error).__name__}: {error}", attempts=1)
+    ...                 yield Outcome(run, None, f"{type(error).__name__}: {error}", attempts=1)
     """
 
     starts_processes: ClassVar[bool] = True
@@ -124,11 +124,11 @@ class Engine(ABC):
         return check_device(asked)
 
     @abstractmethod
-    def run(self, points: Iterable[Point], work: Work) -> Generator[Outcome, None, None]:
+    def run(self, runs: Iterable[RunConfig], work: Work) -> Generator[Outcome, None, None]:
         """One outcome per run, as they end. Closing it ends what runs, which saves where it stands.
 
         Args:
-            points: runs to train, each once.
+            runs: runs to train, each once.
             work: settings, with a device that is no longer "auto", and the study's folder.
 
         Raises EngineError where no workers can be had.
@@ -150,33 +150,33 @@ RESULT_COLUMNS = (  # of a row, from a run's result
 RESULT = ("status", "history", "provenance", *RESULT_COLUMNS)  # of any run that has one
 
 
-def outcomes_of(engine: Engine, points: Sequence[Point], work: Work) -> Generator[Outcome, None, None]:
+def outcomes_of(engine: Engine, runs: Sequence[RunConfig], work: Work) -> Generator[Outcome, None, None]:
     """What an engine gives: one outcome for each run. Closing it ends what runs.
 
     Raises EngineError for an engine that gives something else, an outcome twice, or none for some runs.
     """
-    name, waiting = type(engine).__name__, {point.id for point in points}
-    given = engine.run(points, work)
+    name, waiting = type(engine).__name__, {run.id for run in runs}
+    given = engine.run(runs, work)
     if not isinstance(given, Iterable):
         raise EngineError(f"engine {name}: its run gave {type(given).__name__}; yield an Outcome for each run")
     try:
         for outcome in given:
             _check_outcome(name, outcome, waiting)
-            waiting.remove(outcome.point.id)
+            waiting.remove(outcome.run.id)
             yield outcome
     finally:
         if isinstance(given, Generator):
             given.close()
     if waiting:
-        lost = f"{len(waiting)} of {len(points)} runs"
+        lost = f"{len(waiting)} of {len(runs)} runs"
         raise EngineError(f"engine {name}: gave no outcome for {lost}; yield one for each")
 
 
 def _check_outcome(name: str, outcome: object, waiting: Collection[str]) -> None:
     if not isinstance(outcome, Outcome):
         raise EngineError(f"engine {name}: yielded {type(outcome).__name__}; yield an Outcome for each run")
-    if outcome.point.id not in waiting:
-        raise EngineError(f"engine {name}: yielded run {outcome.point.id} twice, or was not asked for it")
+    if outcome.run.id not in waiting:
+        raise EngineError(f"engine {name}: yielded run {outcome.run.id} twice, or was not asked for it")
     if outcome.result is None:
         return
     missing = [field for field in RESULT if field not in outcome.result]

@@ -1,7 +1,7 @@
 """The engine of this machine: worker processes that are kept busy.
 
-A worker that dies is replaced and its point tried again, from its latest checkpoint. It is given up once that has
-happened a few times without a newer checkpoint between. An exception in a point is that point's failure and no other's.
+A worker that dies is replaced and its run tried again, from its latest checkpoint. It is given up once that has
+happened a few times without a newer checkpoint between. An exception in a run is that run's failure and no other's.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ from typing import Any
 
 from pebble import ProcessExpired, ProcessPool
 
-from spectrum.design.point import Point
+from spectrum.design.run import RunConfig
 from spectrum.engines.attempts import ATTEMPTS, GRACE, Attempts, died, took_too_long, with_log
 from spectrum.engines.cores import available_cores, take_slot, visible_gpus
 from spectrum.engines.interface import Engine, EngineError, Outcome, Work
 from spectrum.engines.worker import limit_memory, train_one
 
-LOOK = 0.5  # seconds between two looks at which points have had their time
+LOOK = 0.5  # seconds between two looks at which runs have had their time
 
 
 class _Clock:
-    """Which points have had their time. pebble's own limits go by the time of day, which may jump."""
+    """Which runs have had their time. pebble's own limits go by the time of day, which may jump."""
 
     def __init__(self, minutes: float | None) -> None:
         self.seconds = None if minutes is None else 60 * minutes
@@ -61,14 +61,14 @@ class LocalEngine(Engine):
     """Worker processes on this machine, each with an equal share of the cores: one a core, or one a GPU that it alone
     sees."""
 
-    def run(self, points: Iterable[Point], work: Work) -> Generator[Outcome, None, None]:
-        """Train all points, as `Engine.run` says.
+    def run(self, runs: Iterable[RunConfig], work: Work) -> Generator[Outcome, None, None]:
+        """Train all runs, as `Engine.run` says.
 
         Closing the iterator, or Ctrl-C, lets the workers save where they stand and ends them, after ten seconds at the
         latest; another Ctrl-C ends them at once. Raises EngineError when workers die again and again before they take
-        a point.
+        a run.
         """
-        yield from Workers(work).run(points)
+        yield from Workers(work).run(runs)
 
 
 class Workers:
@@ -83,25 +83,25 @@ class Workers:
 
     @property
     def threads(self) -> int:
-        """Of each worker, where there are as many points as workers."""
+        """Of each worker, where there are as many runs as workers."""
         return self._threads(self.work.runs or self.workers)
 
-    def _threads(self, points: int) -> int:
-        return max(1, available_cores() // min(self.workers, points))
+    def _threads(self, runs: int) -> int:
+        return max(1, available_cores() // min(self.workers, runs))
 
-    def run(self, points: Iterable[Point]) -> Generator[Outcome, None, None]:
-        """Train all points."""
+    def run(self, runs: Iterable[RunConfig]) -> Generator[Outcome, None, None]:
+        """Train all runs."""
         with TemporaryDirectory(prefix="spectrum-gpus-") if self.work.device == "cuda" else nullcontext() as slots:
-            yield from self._run(points, slots)
+            yield from self._run(runs, slots)
 
-    def _run(self, points: Iterable[Point], slots: str | None) -> Generator[Outcome, None, None]:
+    def _run(self, runs: Iterable[RunConfig], slots: str | None) -> Generator[Outcome, None, None]:
         # long: one loop whose steps all change what waits, what runs and the pool, and whose end must stop that pool
-        waiting = deque((point, Attempts.at(point, self.saving)) for point in points)
+        waiting = deque((run, Attempts.at(run, self.saving)) for run in runs)
         workers = min(self.workers, len(waiting)) or 1
         threads = self._threads(max(self.work.runs or 0, len(waiting), 1))
-        running: dict[Future[Any], tuple[Point, Attempts]] = {}
+        running: dict[Future[Any], tuple[RunConfig, Attempts]] = {}
         broken = 0  # times in a row
-        clock = _Clock(self.work.point_minutes)
+        clock = _Clock(self.work.run_minutes)
         if self.work.device == "cpu":
             _build_kernels()
         stop = self.context.RawValue("b", 0)  # no lock, which a worker that is killed might take along
@@ -110,8 +110,8 @@ class Workers:
             while waiting or running:
                 with _interrupts_blocked():  # what the pool starts inherits it: Ctrl-C is for the driver to handle
                     while waiting and len(running) < workers:
-                        point, attempts = waiting.popleft()
-                        running[self._schedule(pool, point, threads)] = (point, attempts)
+                        run, attempts = waiting.popleft()
+                        running[self._schedule(pool, run, threads)] = (run, attempts)
                 ended = wait(running, timeout=clock.look, return_when=FIRST_COMPLETED).done
                 for late in clock.late(running.keys() - ended):
                     late.cancel()  # which ends the process
@@ -120,7 +120,7 @@ class Workers:
                     broken += 1
                     if broken > ATTEMPTS:
                         raise EngineError(
-                            "worker processes die before they take a point. Is there memory for them? A script that "
+                            "worker processes die before they take a run. Is there memory for them? A script that "
                             'calls run_study must do so below `if __name__ == "__main__":`'
                         )
                     waiting.extendleft(running.values())
@@ -131,12 +131,12 @@ class Workers:
                     continue
                 broken = 0 if ended else broken
                 for future in ended:
-                    point, attempts = running.pop(future)
+                    run, attempts = running.pop(future)
                     error = TimeoutError() if future.cancelled() else future.exception()
-                    if isinstance(error, ProcessExpired) and attempts.again(point, self.saving):
-                        waiting.append((point, attempts))
+                    if isinstance(error, ProcessExpired) and attempts.again(run, self.saving):
+                        waiting.append((run, attempts))
                     else:
-                        yield self._outcome(point, attempts.begun, future, error)
+                        yield self._outcome(run, attempts.begun, future, error)
             pool.close()
         except (KeyboardInterrupt, SystemExit, GeneratorExit):
             stop.value = 1
@@ -146,19 +146,19 @@ class Workers:
             pool.stop()
             pool.join()
 
-    def _schedule(self, pool: ProcessPool, point: Point, threads: int) -> Future[Any]:
-        return pool.schedule(_train_in_pool, args=[point, self.work, threads])
+    def _schedule(self, pool: ProcessPool, run: RunConfig, threads: int) -> Future[Any]:
+        return pool.schedule(_train_in_pool, args=[run, self.work, threads])
 
-    def _outcome(self, point: Point, attempt: int, future: Future[Any], error: BaseException | None) -> Outcome:
+    def _outcome(self, run: RunConfig, attempt: int, future: Future[Any], error: BaseException | None) -> Outcome:
         if error is None:
-            return Outcome(point, future.result(), None, attempt)
+            return Outcome(run, future.result(), None, attempt)
         if isinstance(error, ProcessExpired):
             reason = died(attempt, f"exit code {error.exitcode}")
         elif isinstance(error, TimeoutError):
-            reason = took_too_long(self.work.point_minutes, self.saving, point)
+            reason = took_too_long(self.work.run_minutes, self.saving, run)
         else:
             reason = f"{type(error).__name__}: {error}"
-        return Outcome(point, None, with_log(reason, self.saving, point), attempt)
+        return Outcome(run, None, with_log(reason, self.saving, run), attempt)
 
     def _pool(self, workers: int, slots: str | None, stop: Any) -> ProcessPool:
         with _interrupts_blocked():
@@ -211,8 +211,8 @@ def _end_with_driver() -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def _train_in_pool(point: Point, work: Work, threads: int) -> dict[str, Any]:
+def _train_in_pool(run: RunConfig, work: Work, threads: int) -> dict[str, Any]:
     try:
-        return train_one(point, work, threads, stop=lambda: _stop is not None and bool(_stop.value))
+        return train_one(run, work, threads, stop=lambda: _stop is not None and bool(_stop.value))
     except TimeoutError as error:  # which is the pool's own word for the limit
         raise RuntimeError(f"TimeoutError: {error}") from None

@@ -1,13 +1,13 @@
-"""Points trained on a Ray cluster, one task a point: on this machine, or on as many as the cluster has.
+"""Runs trained on a Ray cluster, one task a run: on this machine, or on as many as the cluster has.
 
-    driver   this process. It hands out points, counts attempts and, as ever, is the only one that writes rows.
-    task     one point on some node, in a temporary folder there; gives back its result, or the reason, and its log.
+    driver   this process. It hands out runs, counts attempts and, as ever, is the only one that writes rows.
+    task     one run on some node, in a temporary folder there; gives back its result, or the reason, and its log.
     CheckpointServer
              an actor on the driver's node, which has the study's checkpoints: tasks fetch theirs and send new ones, so
-             that nodes share no disk, and a point goes on where it stood on a node that was lost.
+             that nodes share no disk, and a run goes on where it stood on a node that was lost.
 
 Ray's own retries are off: whoever counts attempts must be one alone. No more tasks are handed out than the cluster runs
-in a while, so that a hundred thousand points need no more memory than a hundred.
+in a while, so that a hundred thousand runs need no more memory than a hundred.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from spectrum.design.point import Point
+from spectrum.design.run import RunConfig
 from spectrum.engines.attempts import GRACE, Attempts, died, took_too_long, with_log
 from spectrum.engines.interface import Engine, EngineError, Outcome, Work
 from spectrum.engines.ray_server import CheckpointServer
@@ -37,27 +37,27 @@ if TYPE_CHECKING:
 
 AHEAD = 2  # tasks handed out for each that can run, so that a node need not wait for the driver
 LOOK = 10.0  # seconds, after which it is asked anew how much the cluster can run
-PATIENCE = 600.0  # seconds for a cluster to get a node that can run a point at all
+PATIENCE = 600.0  # seconds for a cluster to get a node that can run a run at all
 PASSED_ON = ("SPECTRUM_DATA", "SPECTRUM_IMAGES_GB", "SPECTRUM_BACKEND")  # environment that nodes take from the driver
 
 
 @dataclass(frozen=True)
 class Cluster:
-    """A Ray cluster, and what of it each point takes."""
+    """A Ray cluster, and what of it each run takes."""
 
     address: str | None = (
         None  # HOST:PORT, or "auto" for the one that this machine is part of; None: one is started here
     )
     cpus: float = 1.0
     gpus: float = 0.0
-    ranks: int = 1  # that train a point together, each with so much
+    ranks: int = 1  # that train a run together, each with so much
 
 
 class RayEngine(Engine):
     """Workers of a Ray cluster: every node must have the modules that are imported.
 
     Args:
-        cluster: which one, and what of it a point takes.
+        cluster: which one, and what of it a run takes.
 
     Raises EngineError where Ray is not installed or the cluster cannot be reached.
     """
@@ -70,18 +70,18 @@ class RayEngine(Engine):
         self.task: Callable[..., dict[str, Any]] = train_on_node
 
     def device(self, asked: str) -> str:
-        """That of a cluster's nodes, which cannot be looked for here; by default the GPU that each point takes."""
+        """That of a cluster's nodes, which cannot be looked for here; by default the GPU that each run takes."""
         if asked == "auto":
             return "cuda" if self.cluster.gpus else "cpu"
         return asked
 
-    def run(self, points: Iterable[Point], work: Work) -> Generator[Outcome, None, None]:
-        """Train all points; `workers` may be handed out at once, by default twice what the cluster can run.
+    def run(self, runs: Iterable[RunConfig], work: Work) -> Generator[Outcome, None, None]:
+        """Train all runs; `workers` may be handed out at once, by default twice what the cluster can run.
 
         Closing the iterator, or Ctrl-C, lets the tasks save where they stand and ends them, after ten seconds at the
-        latest; another Ctrl-C ends them at once. Raises EngineError where no node can run a point.
+        latest; another Ctrl-C ends them at once. Raises EngineError where no node can run a run.
         """
-        yield from self.driver(work).run(points)
+        yield from self.driver(work).run(runs)
 
     def driver(self, work: Work) -> _Driver:
         """This process at work on one study."""
@@ -89,7 +89,7 @@ class RayEngine(Engine):
 
 
 class _Driver:
-    """This process, which hands out the points of one study."""
+    """This process, which hands out the runs of one study."""
 
     def __init__(self, cluster: Cluster, ray: Any, task: Callable[..., dict[str, Any]], work: Work) -> None:
         self.cluster, self.ray, self.task = cluster, ray, task
@@ -102,25 +102,25 @@ class _Driver:
             ranks=cluster.ranks,
         )
 
-    def run(self, points: Iterable[Point]) -> Generator[Outcome, None, None]:
+    def run(self, runs: Iterable[RunConfig]) -> Generator[Outcome, None, None]:
         with self._connected():
-            yield from self._run(iter(points))
+            yield from self._run(iter(runs))
 
-    def _run(self, points: Iterator[Point]) -> Generator[Outcome, None, None]:
+    def _run(self, runs: Iterator[RunConfig]) -> Generator[Outcome, None, None]:
         # long: one loop that hands out, waits and takes back; its parts share all that it knows
         ray = self.ray
         server = self._checkpoint_server()
-        again: deque[tuple[Point, Attempts]] = deque()
-        running: dict[Any, tuple[Point, Attempts]] = {}
+        again: deque[tuple[RunConfig, Attempts]] = deque()
+        running: dict[Any, tuple[RunConfig, Attempts]] = {}
         groups: dict[Any, _Together] = {}  # of those in `running` that several ranks train
         places = _Places(ray, self.cluster)
         try:
             while True:
                 places_now = places.count()
                 most = self.work.workers or max(1, AHEAD * places_now)  # without a place one, to ask for a node
-                while len(running) < most and (one := self._next(points, again)) is not None:
-                    point, attempts = one
-                    first, together = self._hand_out(server, point, attempts.begun)
+                while len(running) < most and (one := self._next(runs, again)) is not None:
+                    run, attempts = one
+                    first, together = self._hand_out(server, run, attempts.begun)
                     running[first] = one
                     if together is not None:
                         groups[first] = together
@@ -129,12 +129,12 @@ class _Driver:
                 with _terminable():
                     ready = ray.wait(list(running), timeout=LOOK)[0]
                 for ended in ready:
-                    point, attempts = running.pop(ended)
-                    outcome = self._outcome(server, point, attempts, ended)
+                    run, attempts = running.pop(ended)
+                    outcome = self._outcome(server, run, attempts, ended)
                     if ended in groups:
                         groups.pop(ended).end()
                     if outcome is None:
-                        again.append((point, attempts))
+                        again.append((run, attempts))
                     else:
                         yield outcome
         except (KeyboardInterrupt, SystemExit, GeneratorExit):
@@ -149,67 +149,69 @@ class _Driver:
                 together.end()
             ray.kill(server)
 
-    def _next(self, points: Iterator[Point], again: deque[tuple[Point, Attempts]]) -> tuple[Point, Attempts] | None:
-        """A point whose worker died, else a new one; None where there is neither."""
+    def _next(
+        self, runs: Iterator[RunConfig], again: deque[tuple[RunConfig, Attempts]]
+    ) -> tuple[RunConfig, Attempts] | None:
+        """A run whose worker died, else a new one; None where there is neither."""
         if again:
             return again.popleft()
-        new = next(points, None)
+        new = next(runs, None)
         return None if new is None else (new, Attempts.at(new, self.saving))
 
-    def _hand_out(self, server: Any, point: Point, attempt: int) -> tuple[Any, _Together | None]:
-        """A point's task; with several ranks the first one's, and all of them."""
+    def _hand_out(self, server: Any, run: RunConfig, attempt: int) -> tuple[Any, _Together | None]:
+        """A run's task; with several ranks the first one's, and all of them."""
         options: dict[str, Any] = {"num_cpus": self.cluster.cpus, "num_gpus": self.cluster.gpus, "max_retries": 0}
         if self.cluster.ranks == 1:
-            task = self.ray.remote(self.task).options(**options, name="point")
-            return task.remote(server, self.orders, point, resumes=self._has_checkpoints(point)), None
+            task = self.ray.remote(self.task).options(**options, name="run")
+            return task.remote(server, self.orders, run, resumes=self._has_checkpoints(run)), None
         from ray.util.placement_group import placement_group
         from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
         each = {"CPU": self.cluster.cpus} | ({"GPU": self.cluster.gpus} if self.cluster.gpus else {})
         room = placement_group([each] * self.cluster.ranks)  # all of it or nothing, on one node if that can be
         tasks = []
-        meeting, resumes = f"{point.id} {attempt}", self._has_checkpoints(point)
+        meeting, resumes = f"{run.id} {attempt}", self._has_checkpoints(run)
         for rank in range(self.cluster.ranks):
             place = PlacementGroupSchedulingStrategy(room, placement_group_bundle_index=rank)
-            task = self.ray.remote(self.task).options(**options, name="point", scheduling_strategy=place)
-            tasks.append(task.remote(server, self.orders, point, rank, meeting, resumes=resumes))
+            task = self.ray.remote(self.task).options(**options, name="run", scheduling_strategy=place)
+            tasks.append(task.remote(server, self.orders, run, rank, meeting, resumes=resumes))
         return tasks[0], _Together(self.ray, tasks, room)
 
-    def _has_checkpoints(self, point: Point) -> bool:
-        return self.saving is not None and latest_step(self.saving.checkpoints_of(point.id)) > 0
+    def _has_checkpoints(self, run: RunConfig) -> bool:
+        return self.saving is not None and latest_step(self.saving.checkpoints_of(run.id)) > 0
 
-    def _outcome(self, server: Any, point: Point, attempts: Attempts, ended: Any) -> Outcome | None:
-        """How a point ended; None where its worker died, and it is to be tried again."""
+    def _outcome(self, server: Any, run: RunConfig, attempts: Attempts, ended: Any) -> Outcome | None:
+        """How a run ended; None where its worker died, and it is to be tried again."""
         from ray import exceptions
 
         attempt = attempts.begun
         try:
             answer = self.ray.get(ended)
-        except exceptions.RayError as error:  # of the worker, of its node, or before the point was begun
-            if self._hung(server, point):
-                return Outcome(point, None, took_too_long(self.work.point_minutes, self.saving, point), attempt)
-            if attempts.again(point, self.saving):
+        except exceptions.RayError as error:  # of the worker, of its node, or before the run was begun
+            if self._hung(server, run):
+                return Outcome(run, None, took_too_long(self.work.run_minutes, self.saving, run), attempt)
+            if attempts.again(run, self.saving):
                 return None
             if isinstance(error, exceptions.OutOfMemoryError):
-                return Outcome(point, None, f"MemoryError: {OUT_OF_MEMORY}", attempt)
+                return Outcome(run, None, f"MemoryError: {OUT_OF_MEMORY}", attempt)
             cause = getattr(error, "cause", None)
             how = type(error).__name__ if cause is None else f"{type(cause).__name__}: {cause}"
-            return Outcome(point, None, died(attempt, how.splitlines()[0]), attempt)
+            return Outcome(run, None, died(attempt, how.splitlines()[0]), attempt)
         if answer["log"] and self.saving is not None:
-            _append(self.saving.log_of(point.id), answer["log"])
+            _append(self.saving.log_of(run.id), answer["log"])
         if answer["result"] is not None:
-            return Outcome(point, answer["result"], None, attempt)
+            return Outcome(run, answer["result"], None, attempt)
         reason = answer["reason"]
         if reason is None:
-            reason = took_too_long(self.work.point_minutes, self.saving, point)
-        return Outcome(point, None, with_log(reason, self.saving, point), attempt)
+            reason = took_too_long(self.work.run_minutes, self.saving, run)
+        return Outcome(run, None, with_log(reason, self.saving, run), attempt)
 
-    def _hung(self, server: Any, point: Point) -> bool:
+    def _hung(self, server: Any, run: RunConfig) -> bool:
         """Whether a task that died had had all of its time: its process was ended, as it did not end its work."""
-        if self.work.point_minutes is None:
+        if self.work.run_minutes is None:
             return False
-        age: float | None = self.ray.get(server.age.remote(point.id))
-        return age is not None and age >= 60 * self.work.point_minutes
+        age: float | None = self.ray.get(server.age.remote(run.id))
+        return age is not None and age >= 60 * self.work.run_minutes
 
     def _checkpoint_server(self) -> Any:
         """The checkpoint server, on this node and on no other."""
@@ -244,7 +246,7 @@ class _Driver:
 
 @dataclass(frozen=True)
 class _Together:
-    """The tasks of one point's ranks, and the room that was kept for them."""
+    """The tasks of one run's ranks, and the room that was kept for them."""
 
     ray: Any
     tasks: list[Any]
@@ -260,7 +262,7 @@ class _Together:
 
 
 class _Places:
-    """How many points the cluster can run at once."""
+    """How many runs the cluster can run at once."""
 
     def __init__(self, ray: Any, cluster: Cluster) -> None:
         self.ray, self.cluster = ray, cluster
@@ -275,7 +277,7 @@ class _Places:
             self.since = now
         elif self.cluster.address is None or now - self.since > PATIENCE:
             raise EngineError(
-                f"no node of the cluster has {self.cluster.cpus:g} CPUs and {self.cluster.gpus:g} GPUs for a point; "
+                f"no node of the cluster has {self.cluster.cpus:g} CPUs and {self.cluster.gpus:g} GPUs for a run; "
                 "give fewer, or start a node that has them"
             )
         return self.known

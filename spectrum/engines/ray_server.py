@@ -22,7 +22,7 @@ class CheckpointServer:
         self.began: dict[str, float] = {}
 
     def begin(self, id: str) -> None:
-        """A task begins this point."""
+        """Note that a task begins this run."""
         self.began[id] = time.monotonic()
 
     def age(self, id: str) -> float | None:
@@ -30,7 +30,7 @@ class CheckpointServer:
         return time.monotonic() - self.began[id] if id in self.began else None
 
     def meet(self, at: str, place: tuple[str, int]) -> None:
-        """Where the ranks of one attempt at a point meet, from the first of them."""
+        """Where the ranks of one attempt at a run meet, from the first of them."""
         self.meetings[at] = place
 
     def meeting(self, at: str) -> tuple[str, int] | None:
@@ -38,7 +38,7 @@ class CheckpointServer:
         return self.meetings.get(at)
 
     def fetch(self, id: str) -> dict[str, bytes]:
-        """A point's checkpoints, by file name. Whether they are whole, the task finds out."""
+        """A run's checkpoints, by file name. Whether they are whole, the task finds out."""
         if self.saving is None or not id.isalnum():
             return {}
         found = {}
@@ -49,7 +49,7 @@ class CheckpointServer:
         return found
 
     def keep(self, id: str, name: str, data: bytes, kept: Sequence[str]) -> None:
-        """Write one, and remove those of this point that are not among `kept`. Raises OSError and ValueError."""
+        """Write one, and remove those of this run that are not among `kept`. Raises OSError and ValueError."""
         if self.saving is None:
             return
         if not (id.isalnum() and NAME.fullmatch(name)):

@@ -17,7 +17,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory, gettempdir
 from typing import TYPE_CHECKING, Any
 
-from spectrum.design.point import Point
+from spectrum.design.run import RunConfig
 from spectrum.engines.attempts import GRACE
 from spectrum.engines.interface import Work
 from spectrum.engines.saving import Saving
@@ -27,14 +27,14 @@ from spectrum.training.checkpoint_files import Interrupted, checkpoint_files
 if TYPE_CHECKING:
     from spectrum.training.ranks import Ranks
 
-FOLDER = "spectrum-point-"  # of a task, in its node's folder of temporary files
+FOLDER = "spectrum-run-"  # of a task, in its node's folder of temporary files
 ASK = 1.0  # seconds between two questions of a task whether it is to stop
-LOG_BYTES = 200_000  # of a point's log that are sent, the last ones
+LOG_BYTES = 200_000  # of a run's log that are sent, the last ones
 
 
 @dataclass(frozen=True)
 class Orders:
-    """What a task needs to know beside its point."""
+    """What a task needs to know beside its run."""
 
     work: Work
     threads: int
@@ -48,7 +48,7 @@ class TookTooLong(BaseException):
 
 
 def train_on_node(
-    server: Any, orders: Orders, point: Point, rank: int = 0, meeting: str = "", *, resumes: bool
+    server: Any, orders: Orders, run: RunConfig, rank: int = 0, meeting: str = "", *, resumes: bool
 ) -> dict[str, Any]:
     """In a worker: `result`, or `reason` (None where it took too long); and `log`."""
     sys.path.extend(place for place in orders.paths if place not in sys.path)
@@ -60,17 +60,17 @@ def train_on_node(
         saves = orders.work.folder is not None and rank == 0
         here = Saving(root)
         if saves and resumes:
-            _fetch(server, point.id, here.checkpoints_of(point.id))
+            _fetch(server, run.id, here.checkpoints_of(run.id))
         try:
-            if work.point_minutes is not None and rank == 0:
-                server.begin.remote(point.id)
-            with _time_limit(work.point_minutes), _ranks(server, orders, rank, meeting) as ranks:
+            if work.run_minutes is not None and rank == 0:
+                server.begin.remote(run.id)
+            with _time_limit(work.run_minutes), _ranks(server, orders, rank, meeting) as ranks:
                 result = train_one(
-                    point,
+                    run,
                     work if saves else work.model_copy(update={"folder": None}),
                     orders.threads,
                     stop=_Stop(server),
-                    on_saved=partial(_send, server, point.id),
+                    on_saved=partial(_send, server, run.id),
                     ranks=ranks,
                 )
         except TookTooLong:
@@ -79,7 +79,7 @@ def train_on_node(
             reason = "stopped"
         except Exception as error:
             reason = f"{type(error).__name__}: {error}"
-        return {"result": result, "reason": reason, "log": _end_of(here.log_of(point.id))}
+        return {"result": result, "reason": reason, "log": _end_of(here.log_of(run.id))}
 
 
 def _end_of(log: Path) -> bytes:
@@ -114,7 +114,7 @@ def _folder_of_its_own() -> Iterator[Path]:
 
 @contextmanager
 def _ranks(server: Any, orders: Orders, rank: int, meeting: str) -> Iterator[Ranks | None]:
-    """This task as one of its point's ranks; None where it is the only one.
+    """This task as one of its run's ranks; None where it is the only one.
 
     What fails on all of them alike is raised. A rank that fails alone ends its process, and with it the others'.
     """

@@ -1,7 +1,7 @@
-"""Points that each take several devices: all ranks that torchrun has started train one point after the other together.
+"""Runs that each take several devices: all ranks that torchrun has started train one run after the other together.
 
-The first rank is the driver: it has the study's folder, writes rows and checkpoints, and tells the others which point
-is next. A point that fails alike on every rank, as one does whose network cannot be built, has failed, and the next one
+The first rank is the driver: it has the study's folder, writes rows and checkpoints, and tells the others which run
+is next. A run that fails alike on every rank, as one does whose network cannot be built, has failed, and the next one
 follows. A rank that fails alone would leave the others waiting for it: it ends, torchrun ends the others, and the next
 run goes on from the last checkpoint. A signal to stop, at whichever rank it comes in, lets all of them end the same
 step; the first saves where they stand.
@@ -22,7 +22,7 @@ from typing import Any, NoReturn, Self
 
 from spectrum._files import write_whole
 from spectrum._records import SpecError
-from spectrum.design.point import Point
+from spectrum.design.run import RunConfig
 from spectrum.engines.attempts import ATTEMPTS, died, with_log
 from spectrum.engines.cores import available_cores
 from spectrum.engines.interface import Engine, EngineError, Outcome, Work
@@ -43,7 +43,7 @@ class RankEngine(Engine):
     """
 
     starts_processes = False
-    unused = ("point_minutes", "memory_gb", "workers")
+    unused = ("run_minutes", "memory_gb", "workers")
 
     def __init__(self, ranks: Ranks | None = None, device: str = "cpu") -> None:
         if ranks is None:
@@ -57,9 +57,9 @@ class RankEngine(Engine):
         """That of this rank, whatever is asked."""
         return self.own_device
 
-    def run(self, points: Iterable[Point], work: Work) -> Generator[Outcome, None, None]:
-        """Train all points, one after the other."""
-        yield from First(self.ranks, work).run(points)
+    def run(self, runs: Iterable[RunConfig], work: Work) -> Generator[Outcome, None, None]:
+        """Train all runs, one after the other."""
+        yield from First(self.ranks, work).run(runs)
 
 
 class First:
@@ -69,8 +69,8 @@ class First:
         self.ranks, self.work, self.saving = ranks, work, work.saving
         self.mark = ""  # what the current attempt's file says
 
-    def run(self, points: Iterable[Point]) -> Generator[Outcome, None, None]:
-        current: list[Point] = []
+    def run(self, runs: Iterable[RunConfig]) -> Generator[Outcome, None, None]:
+        current: list[RunConfig] = []
 
         def not_counted() -> None:
             for one in current:
@@ -78,64 +78,64 @@ class First:
 
         with _Signals(not_counted) as signals:
             ranks = replace(self.ranks, told_to_stop=lambda: signals.told is not None)
-            for point in points:
+            for run in runs:
                 signals.obey()
-                attempt = self._attempt(point)
+                attempt = self._attempt(run)
                 if attempt > ATTEMPTS:
-                    self._unmark(point)
-                    yield Outcome(point, None, died(ATTEMPTS, "all ranks, of which one had failed alone"), ATTEMPTS)
+                    self._unmark(run)
+                    yield Outcome(run, None, died(ATTEMPTS, "all ranks, of which one had failed alone"), ATTEMPTS)
                     continue
-                current[:] = [point]
-                self.ranks.broadcast(point.model_dump_json().encode())
+                current[:] = [run]
+                self.ranks.broadcast(run.model_dump_json().encode())
                 try:
-                    result, reason = _together(ranks, point, self.work)
+                    result, reason = _together(ranks, run, self.work)
                 except Interrupted:
-                    self._unmark(point)
+                    self._unmark(run)
                     signals.stopped()
                 except _FailedAlone as failed:
-                    self._write_mark(point)  # torchrun stops this rank when another one ends, as if somebody had asked
+                    self._write_mark(run)  # torchrun stops this rank when another one ends, as if somebody had asked
                     failed.end(self.ranks)
-                self._unmark(point)
-                yield Outcome(point, result, reason and with_log(reason, self.saving, point), attempt)
+                self._unmark(run)
+                yield Outcome(run, result, reason and with_log(reason, self.saving, run), attempt)
             signals.obey()
 
-    def _attempt(self, point: Point) -> int:
+    def _attempt(self, run: RunConfig) -> int:
         """Which one this is, counted over runs, since a rank that fails alone ends all of them without a row.
 
         Only those count that left no newer checkpoint, and none that was asked to stop.
         """
         if self.saving is None:
             return 1
-        step = latest_step(self.saving.checkpoints_of(point.id))
-        attempt, before = self._marked(point)
+        step = latest_step(self.saving.checkpoints_of(run.id))
+        attempt, before = self._marked(run)
         attempt = 1 if step > before else attempt + 1
         self.mark = f"{attempt} {step}" if step else f"{attempt}"
-        self._write_mark(point)
+        self._write_mark(run)
         return attempt
 
-    def _write_mark(self, point: Point) -> None:
+    def _write_mark(self, run: RunConfig) -> None:
         if self.saving is not None:
             with suppress(OSError):  # then this attempt is not counted
-                path = self._mark(point, self.saving)
+                path = self._mark(run, self.saving)
                 path.parent.mkdir(parents=True, exist_ok=True)
                 write_whole(path, self.mark)
 
-    def _marked(self, point: Point) -> tuple[int, int]:
+    def _marked(self, run: RunConfig) -> tuple[int, int]:
         """How many attempts have ended without a row or a newer checkpoint, and after which step the latest was."""
         assert self.saving is not None
         try:
-            attempt, *step = map(int, self._mark(point, self.saving).read_text().split())
+            attempt, *step = map(int, self._mark(run, self.saving).read_text().split())
         except (OSError, ValueError):
             return 0, 0
         return attempt, step[0] if step else 0
 
-    def _unmark(self, point: Point) -> None:
+    def _unmark(self, run: RunConfig) -> None:
         if self.saving is not None:
             with suppress(OSError):
-                self._mark(point, self.saving).unlink()
+                self._mark(run, self.saving).unlink()
 
-    def _mark(self, point: Point, saving: Saving) -> Path:
-        return saving.checkpoints_of(point.id) / "attempt"
+    def _mark(self, run: RunConfig, saving: Saving) -> Path:
+        return saving.checkpoints_of(run.id) / "attempt"
 
 
 class _Signals:
@@ -203,8 +203,8 @@ def follow(ranks: Ranks, device: str, imports: Sequence[str] = ()) -> None:
         stoppable = replace(ranks, told_to_stop=lambda: signals.told is not None)
         try:
             work = Work(device=device, imports=tuple(imports))  # type: ignore[arg-type]
-            while point_json := ranks.broadcast(b""):
-                _together(stoppable, Point.model_validate_json(point_json), work)
+            while run_json := ranks.broadcast(b""):
+                _together(stoppable, RunConfig.model_validate_json(run_json), work)
         except Interrupted:
             signals.stopped()
         except _FailedAlone as failed:
@@ -221,14 +221,14 @@ class _FailedAlone(Exception):
         os._exit(1)
 
 
-def _together(ranks: Ranks, point: Point, work: Work) -> tuple[dict[str, Any] | None, str | None]:
+def _together(ranks: Ranks, run: RunConfig, work: Work) -> tuple[dict[str, Any] | None, str | None]:
     """The result, or the reason of a failure that all ranks have in common.
 
     Raises _FailedAlone for a failure of this rank, or of another one that this rank waits for.
     """
     threads = max(1, available_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
     try:
-        return train_one(point, work, threads, ranks=ranks), None
+        return train_one(run, work, threads, ranks=ranks), None
     except Interrupted:
         raise
     except Exception as error:

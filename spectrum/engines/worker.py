@@ -1,4 +1,4 @@
-"""One point in a process that trains points, whoever started it: its logs, its memory, its checkpoints, its result."""
+"""One run in a process that trains runs, whoever started it: its logs, its memory, its checkpoints, its result."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from spectrum.design.point import Point
+from spectrum.design.run import RunConfig
 from spectrum.engines.interface import Work
 from spectrum.engines.saving import Saving
 from spectrum.training.checkpoint_files import Interrupted
@@ -23,7 +23,7 @@ from spectrum.training.checkpoint_files import Interrupted
 if TYPE_CHECKING:
     from spectrum.training.ranks import Ranks
 
-OUT_OF_MEMORY = "oom: not enough memory for this point"
+OUT_OF_MEMORY = "oom: not enough memory for this run"
 
 
 T = TypeVar("T")
@@ -31,20 +31,20 @@ T = TypeVar("T")
 
 @cache
 def _prepare(threads: int, imports: tuple[str, ...]) -> None:
-    """What a worker does before its first point; an error here is that point's."""
+    """What a worker does before its first run; an error here is that run's."""
     os.environ["OMP_NUM_THREADS"] = str(threads)
     import torch
 
     from spectrum.training.provenance import code_revision
 
     torch.set_num_threads(threads)
-    code_revision()  # of the code as it is now, not as it is when the first point ends
+    code_revision()  # of the code as it is now, not as it is when the first run ends
     for module in imports:
         import_module(module)
 
 
 def train_one(
-    point: Point,
+    run: RunConfig,
     work: Work,
     threads: int,
     *,
@@ -55,7 +55,7 @@ def train_one(
     """The fields of its `train.Result`, its peak memory and its provenance.
 
     Args:
-        point: to train.
+        run: to train.
         work: device, modules to import first, and where and how often it saves where it stands.
         threads: that torch may use.
         stop: asked after every step; true saves a checkpoint and raises Interrupted.
@@ -64,12 +64,12 @@ def train_one(
     """
     saving = work.saving
     try:
-        with _logged(None if saving is None else saving.log_of(point.id)):
+        with _logged(None if saving is None else saving.log_of(run.id)):
             _prepare(threads, work.imports)
-            return _trained(point, work.device, saving, stop, on_saved, ranks)
+            return _trained(run, work.device, saving, stop, on_saved, ranks)
     except Exception as error:
         one: BaseException | None = error
-        while one is not None:  # or the process keeps the network of a failed point until the next one has ended
+        while one is not None:  # or the process keeps the network of a failed run until the next one has ended
             traceback.clear_frames(one.__traceback__)
             one = one.__cause__ or one.__context__
         raise
@@ -118,7 +118,7 @@ def _opened(path: Path) -> io.FileIO | None:
 def _redirected(log: io.FileIO) -> Iterator[None]:
     """Standard output and errors go to the log: those of Python, and those of C."""
     streams = sys.stdout, sys.stderr
-    _flush(*streams)  # what was printed before is not of this point
+    _flush(*streams)  # what was printed before is not of this run
     before = {number: kept for number in (1, 2) if (kept := _duplicate(number)) is not None}
     for number in before:
         os.dup2(log.fileno(), number)
@@ -170,7 +170,7 @@ def _flush(*streams: Any) -> None:
 
 
 def _trained(
-    point: Point,
+    run: RunConfig,
     device: str,
     saving: Saving | None,
     stop: Callable[[], bool],
@@ -184,19 +184,17 @@ def _trained(
     from spectrum.training.provenance import provenance
     from spectrum.training.ranks import ALONE
 
-    images = _or_out_of_memory(lambda: images_of(point))
-    code = code_of(point.model)
+    images = _or_out_of_memory(lambda: images_of(run))
+    code = code_of(run.model)
     environment = provenance(images, device) | ({} if ranks is None else {"ranks": ranks.count})
     environment |= {} if code is None else {"model_code": code}
     checkpoints = None
     if saving is not None:
-        identity = {"point": point.id, "images": images.fingerprint} | ({} if code is None else {"model": code})
-        folder = saving.checkpoints_of(point.id)
+        identity = {"point": run.id, "images": images.fingerprint} | ({} if code is None else {"model": code})
+        folder = saving.checkpoints_of(run.id)
         checkpoints = Checkpoints(folder, identity, environment, minutes=saving.minutes, stop=stop, on_saved=on_saved)
     _reset_peak_memory()
-    result = _or_out_of_memory(
-        lambda: train(point, images, device=device, checkpoints=checkpoints, ranks=ranks or ALONE)
-    )
+    result = _or_out_of_memory(lambda: train(run, images, device=device, checkpoints=checkpoints, ranks=ranks or ALONE))
     seen = {"lowerings": result.lowerings, "resumed": result.resumed, "troubles": result.troubles}
     return {
         **asdict(result),

@@ -1,6 +1,6 @@
 """The options of a network, each declared once: name, type, check, default, and what it does.
 
-A run (design/point.py) has those of `NetworkFields`, and so have the axes of a study, flags of the command and columns
+A run (design/run.py) has those of `NetworkFields`, and so have the axes of a study, flags of the command and columns
 of tables. To add an option, declare it here with the default None or off, name it under `uses` of the architectures
 that look at it (models/families.py), and look at it there.
 """

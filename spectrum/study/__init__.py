@@ -1,1 +1,1 @@
-"""A study: points along the spectrum, trained alike."""
+"""A study: runs along the spectrum, trained alike."""

@@ -2,7 +2,7 @@
 
 Factors are the fields in which the two sides differ, and what nobody wrote down: parameters and MACs where no budget
 holds them, 1×1 convolutions that run at other resolutions, norms and non-linearities that come or go, and sides whose
-points do not pair. What follows from a field is told with that field: BNs with `norm`, or with `depth`. An interaction
+runs do not pair. What follows from a field is told with that field: BNs with `norm`, or with `depth`. An interaction
 compares differences, and so has two sets of factors: of each difference, and across the settings it is compared at.
 """
 
@@ -13,11 +13,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from spectrum.design.plan import PlannedContrast
-from spectrum.design.point import Point
+from spectrum.design.run import RunConfig
 from spectrum.design.study_checks import select
 from spectrum.design.study_file import Contrast, Study
 from spectrum.models.position import PLACES, Position
-from spectrum.study.planning import PlannedPoint
+from spectrum.study.planning import CostedRun
 
 EQUAL = 0.01  # counts that differ by no more are held equal
 WORDS = {"params": "parameters", "macs": "MACs"}
@@ -71,10 +71,10 @@ class Examined:
         )
 
 
-Side = Sequence[PlannedPoint]
+Side = Sequence[CostedRun]
 
 
-def examine(study: Study, planned: Sequence[PlannedPoint]) -> list[Examined]:
+def examine(study: Study, planned: Sequence[CostedRun]) -> list[Examined]:
     """Every contrast of a study with its factors, in the order of the file.
 
     Args:
@@ -85,7 +85,7 @@ def examine(study: Study, planned: Sequence[PlannedPoint]) -> list[Examined]:
     wanted = study.wanted()
 
     def side(values: Mapping[str, Any]) -> Side:
-        return [by_wanted[one.point.id, one.match] for one in select(wanted, values)]
+        return [by_wanted[one.run.id, one.match] for one in select(wanted, values)]
 
     return [_examined(study, contrast, side) for contrast in study.contrasts]
 
@@ -104,7 +104,7 @@ def _examined(study: Study, contrast: Contrast, side: Callable[[Mapping[str, Any
     all_notes: list[str] = []
     for end in ends:
         ids = {(one.asked.id, one.match) for one in end}
-        parts = [[one for one in points if (one.asked.id, one.match) in ids] for points in sides]
+        parts = [[one for one in runs if (one.asked.id, one.match) in ids] for runs in sides]
         factors, more = _factors(study, *parts)
         found |= {factor.name: factor for factor in factors}
         all_notes += more
@@ -112,8 +112,8 @@ def _examined(study: Study, contrast: Contrast, side: Callable[[Mapping[str, Any
     return Examined(contrast, tuple(found.values()), tuple(across), tuple(dict.fromkeys(all_notes)))
 
 
-def _ends(planned: Side) -> list[list[PlannedPoint]]:
-    """The points with the fewest segments, and those with the most."""
+def _ends(planned: Side) -> list[list[CostedRun]]:
+    """The runs with the fewest segments, and those with the most."""
     places = [max(one.realised_segments, default=0) for one in planned]
     asked = [_segments(one.asked) for one in planned]
     fewest, most = (asked[places.index(end)] for end in (min(places), max(places)))
@@ -131,14 +131,14 @@ def _unheld_counts(first: Side, second: Side) -> Iterator[tuple[str, Factor]]:
 
 
 def _factors(study: Study, first: Side, second: Side) -> tuple[list[Factor], list[str]]:
-    def compared(name: str, say: Callable[[PlannedPoint], str]) -> None:
+    def compared(name: str, say: Callable[[CostedRun], str]) -> None:
         one, other = (sorted({say(plan) for plan in side}) for side in (first, second))
         if one != other:
             found[name] = Factor(name, ", ".join(one), ", ".join(other))
 
     found: dict[str, Factor] = {}
     compared("segments", lambda plan: _segments(plan.asked))
-    for field in Point.model_fields:
+    for field in RunConfig.model_fields:
         if field not in ("seed", *PLACES):
             compared(field, lambda plan, field=field: _as_words(getattr(plan.asked, field)))  # type: ignore[misc]
     compared("budget", lambda plan: plan.match)
@@ -148,7 +148,7 @@ def _factors(study: Study, first: Side, second: Side) -> tuple[list[Factor], lis
             found[factor.name] = factor
         else:
             notes.append(str(factor))
-    derived: dict[str, Callable[[PlannedPoint], str]] = {
+    derived: dict[str, Callable[[CostedRun], str]] = {
         "batch normalisations": lambda plan: str(plan.norms),
         "non-linearities": lambda plan: str(plan.nonlinearities),
     }
@@ -169,19 +169,19 @@ def _factors(study: Study, first: Side, second: Side) -> tuple[list[Factor], lis
 
 
 def _pair(study: Study, found: dict[str, Factor], first: Side, second: Side) -> bool:
-    """Whether every point of one side has its counterpart on the other, alike in all that is no factor."""
+    """Whether every run of one side has its counterpart on the other, alike in all that is no factor."""
     rest = ["seed", *(name for name in study.varied() if name not in (*found, *PLACES, "match"))]
 
-    def others(plan: PlannedPoint) -> tuple[Any, ...]:
+    def others(plan: CostedRun) -> tuple[Any, ...]:
         return (None if "budget" in found else plan.match, *(getattr(plan.asked, name) for name in rest))
 
     return {others(plan) for plan in first} == {others(plan) for plan in second}
 
 
-def _trained(plan: PlannedPoint) -> tuple[Any, ...]:
-    """What tells networks apart, whatever the point calls it."""
+def _trained(plan: CostedRun) -> tuple[Any, ...]:
+    """What tells networks apart, whatever the run calls it."""
     unnamed = {"seed": 0, "segments": 1, "segment_width": None, "stage_segments": None}
-    return plan.point.model_copy(update=unnamed).id, plan.realised_segments
+    return plan.run.model_copy(update=unnamed).id, plan.realised_segments
 
 
 def _equal(first: Sequence[int], second: Sequence[int]) -> bool:
@@ -189,9 +189,9 @@ def _equal(first: Sequence[int], second: Sequence[int]) -> bool:
     return len(one) == len(other) and all(abs(b / a - 1) <= EQUAL for a, b in zip(one, other, strict=True))
 
 
-def _segments(point: Point) -> str:
-    label = Position.of(point).split
-    return label if point.stage_segments is None else f"{label.replace(', ', ' ')} by stage"
+def _segments(run: RunConfig) -> str:
+    label = Position.of(run).split
+    return label if run.stage_segments is None else f"{label.replace(', ', ' ')} by stage"
 
 
 def _as_words(value: object) -> str:

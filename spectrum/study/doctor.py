@@ -95,10 +95,10 @@ def _of_plan(folder: Path, rows: Sequence[Row]) -> Iterator[Finding]:
     planned = set(plan.ids)
     others = {row["id"] for row in rows} - planned
     if others:
-        yield Finding(f"{_points(others)} not in the plan: of an earlier version of the study", fault=False)
+        yield Finding(f"{_runs(others)} not in the plan: of an earlier version of the study", fault=False)
     failed = {row["id"] for row in rows if row["status"] == "failed"} - _finished(rows)
     if failed & planned:
-        yield Finding(f"{_points(failed & planned)} failed; the next run tries again", fault=True)
+        yield Finding(f"{_runs(failed & planned)} failed; the next run tries again", fault=True)
 
 
 def _of_lines(folder: Path) -> Iterator[Finding]:
@@ -117,12 +117,12 @@ def _of_ids(rows: Sequence[Row]) -> Iterator[Finding]:
     twice = {id for id, seen in hashes.items() if len(seen) > 1}
     unlike = {id for id in twice if len(set(hashes[id])) > 1}
     if twice:
-        message = f"{_points(twice)} finished more than once; the first row counts"
+        message = f"{_runs(twice)} finished more than once; the first row counts"
         yield Finding(message + (f", and {len(unlike)} of them had other weights then" if unlike else ""), fault=True)
 
 
 def _of_weights(rows: Sequence[Row]) -> Iterator[Finding]:
-    """Points of one seed that were trained to the same weights under several ids. (Those that diverged are all NaN.)"""
+    """Runs of one seed that were trained to the same weights under several ids. (Those that diverged are all NaN.)"""
     ids = defaultdict(set)
     for row in rows:
         if row["status"] == "done" and row.get("weights_sha256") is not None:
@@ -131,7 +131,7 @@ def _of_weights(rows: Sequence[Row]) -> Iterator[Finding]:
     if alike:
         first, second = sorted(alike[0])[:2]
         yield Finding(
-            f"{_points(id for seen in alike for id in seen)} share their weights with another of the same seed, "
+            f"{_runs(id for seen in alike for id in seen)} share their weights with another of the same seed, "
             f"such as {first} with {second}; what their rows differ in had no effect",
             fault=False,
         )
@@ -143,7 +143,7 @@ def _of_history(folder: Path, rows: Sequence[Row]) -> Iterator[Finding]:
     done = {row["id"]: row for row in rows if row["status"] == "done"}
     short = {id for id, row in done.items() if counted[id] < row.get("epochs", 0)}
     if short:
-        yield Finding(f"{HISTORY} lacks epochs of {_points(short)}; their rows are whole", fault=True)
+        yield Finding(f"{HISTORY} lacks epochs of {_runs(short)}; their rows are whole", fault=True)
 
 
 def _of_images(rows: Sequence[Row]) -> Iterator[Finding]:
@@ -162,11 +162,11 @@ def _of_checkpoints(folder: Path, rows: Sequence[Row]) -> Iterator[Finding]:
     for below in sorted(path for path in root.iterdir() if path.is_dir()) if root.is_dir() else ():
         named = f"{CHECKPOINTS}/{below.name}"
         if below.name in finished:
-            yield Finding(f"{named}: of a point that has its row", fault=False, remove=(below,))
+            yield Finding(f"{named}: of a run that has its row", fault=False, remove=(below,))
             continue
         states = {file: _state_of(file) for file in checkpoint_files(below)}
         if not states and writing is None and _is_empty(below):
-            yield Finding(f"{named}: empty; the point starts anew", fault=True, remove=(below,))
+            yield Finding(f"{named}: empty; the run starts anew", fault=True, remove=(below,))
         yield from _of_states(named, states)
         if halves := half_written(below):
             yield Finding(f"{named}: half a file", fault=False, remove=tuple(halves))
@@ -192,18 +192,18 @@ def _of_environments(rows: Sequence[Row]) -> Iterator[Finding]:
 def _of_troubles(rows: Sequence[Row]) -> Iterator[Finding]:
     resumed = [row["id"] for row in rows if any(one["before"] for one in _provenance(row).get("resumed", ()))]
     if resumed:
-        yield Finding(f"{_points(resumed)} went on in another environment than they began in", fault=False)
+        yield Finding(f"{_runs(resumed)} went on in another environment than they began in", fault=False)
     for row in rows:
         for trouble in _provenance(row).get("troubles", ()):
             yield Finding(f"{row['id']}: {trouble}", fault=False)
 
 
 def _of_states(named: str, states: Mapping[CheckpointFile, str]) -> Iterator[Finding]:
-    """Of the checkpoints of one point, the newest first."""
+    """Of the checkpoints of one run, the newest first."""
     left = "whole" in states.values()
     for file in (file for file, state in states.items() if state == "damaged"):
         message = f"{named}: the one at step {file.step} is damaged"
-        yield Finding(message + ("" if left else "; the point starts anew"), fault=True, remove=(file.path,))
+        yield Finding(message + ("" if left else "; the run starts anew"), fault=True, remove=(file.path,))
     for file in (file for file, state in states.items() if state == "unreadable"):
         yield Finding(f"{named}: the one at step {file.step} cannot be read", fault=True)
 
@@ -229,11 +229,11 @@ def _provenance(row: Row) -> dict[str, Any]:
     return provenance if isinstance(provenance, dict) else {}
 
 
-def _points(ids: Iterable[str]) -> str:
+def _runs(ids: Iterable[str]) -> str:
     """How many, and the first few by id."""
     ids = sorted(ids)
     more = ", …" if len(ids) > 3 else ""
-    return f"{_count(len(ids), 'point')} ({', '.join(ids[:3])}{more})"
+    return f"{_count(len(ids), 'run')} ({', '.join(ids[:3])}{more})"
 
 
 def _count(number: int, what: str) -> str:

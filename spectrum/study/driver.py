@@ -1,9 +1,9 @@
-"""From a study to its rows: the plan first, then training of the points that have no row yet.
+"""From a study to its rows: the plan first, then training of the runs that have no row yet.
 
-run_study    freezes the plan, trains what is left, appends a row a point
+run_study    freezes the plan, trains what is left, appends a row per run
 
 A study that tunes has two stages: the search, which sees validation images only, and the confirmation, which trains
-the study's own points, with seeds of their own, at the values that the search chose.
+the study's own runs, with seeds of their own, at the values that the search chose.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from spectrum.design.effects import check_effects
 from spectrum.design.keys import images_key
 from spectrum.design.own_modules import Registered, check_workers_know, code_of, import_modules, modules_of, registered
 from spectrum.design.plan import Plan, PlannedBudget, PlannedTuning
-from spectrum.design.point import Point
+from spectrum.design.run import RunConfig
 from spectrum.design.study_file import Study, Tune, as_study
 from spectrum.engines.interface import (
     RESULT_COLUMNS,
@@ -40,7 +40,7 @@ from spectrum.engines.saving import LOGS
 from spectrum.models import registered_in
 from spectrum.study.contrasts import examine
 from spectrum.study.identity import check_not_other, folder_of
-from spectrum.study.planning import PlannedPoint, plan_study, planned_point
+from spectrum.study.planning import CostedRun, plan_study, planned_run
 from spectrum.study.store import FINISHED, Row, Store, StoreError, find_plan, latest_rows
 from spectrum.study.tuning import Choice, choose, confirmed, extended, search
 from spectrum.training.checkpoint_files import CHECKPOINTS
@@ -64,7 +64,7 @@ class Progress:
 
 @dataclass(frozen=True)
 class Summary:
-    """How a run of a study ended. Counts are of points."""
+    """How a call of `run_study` ended. Counts are of training runs."""
 
     folder: Path
     total: int
@@ -87,22 +87,22 @@ def run_study(
     on_note: Callable[[str], None] = warnings.warn,
     **settings: Any,
 ) -> Summary:
-    """Train every point of a study that has no finished row yet, and append a row for each.
+    """Train every run of a study that has no finished row yet, and append a row for each.
 
     Args:
         study: from `load_study`, or the path of its file.
         out: folder of the results; by default results/<name of the study>/ below the current folder.
         engine: where to train: "local" for processes of this machine, "ray", a name of `register_engine`, or an
             `Engine` such as `RayEngine(Cluster("auto", gpus=1))`.
-        confirm: of a study that tunes, also train the points at the chosen values, once the search is complete; later
+        confirm: of a study that tunes, also train the runs at the chosen values, once the search is complete; later
             runs into the same folder do so too.
-        on_progress: called at the start of each stage and after every point.
+        on_progress: called at the start of each stage and after every run.
         on_note: called with a sentence for what a reader of the plan should know, before anything is trained; by
             default a warning.
-        **settings: fields of `EngineSettings`: workers, device, imports, checkpoint_minutes, point_minutes, memory_gb.
+        **settings: fields of `EngineSettings`: workers, device, imports, checkpoint_minutes, run_minutes, memory_gb.
 
-    A point that was cut short goes on from its latest checkpoint, below checkpoints/ in the folder, to the same weights
-    as without the cut. A point that fails gets a row with status "failed" and the reason; it is tried again by the next
+    A run that was cut short goes on from its latest checkpoint, below checkpoints/ in the folder, to the same weights
+    as without the cut. A run that fails gets a row with status "failed" and the reason; it is tried again by the next
     run. Raises SpecError, DataError, StoreError (also for a folder that holds another study) or EngineError (of a
     cluster) before anything is trained.
 
@@ -118,8 +118,8 @@ def run_study(
         raise SpecError("confirm: this study has no [tune], so there is no search to confirm; leave it out")
     folder = folder_of(study, out)
     check_not_other(folder, study)
-    points = study.points()
-    models, datasets = (sorted({getattr(point, of) for point in points}) for of in ("model", "dataset"))
+    runs = study.runs()
+    models, datasets = (sorted({getattr(run, of) for run in runs}) for of in ("model", "dataset"))
     needed = registered(models, datasets)
     asked = asked.model_copy(update={"imports": modules_of(needed, [*study.imports, *asked.imports])})
     if isinstance(engine, str) and engine not in list_engines():
@@ -127,7 +127,7 @@ def run_study(
     trainer = engine_of(engine)
     trainer.check(asked)
     frozen = find_plan(folder)
-    planned: Sequence[PlannedPoint] | None = _from_plan(study, frozen)
+    planned: Sequence[CostedRun] | None = _from_plan(study, frozen)
     images = list(frozen.images) if frozen is not None and planned is not None else []
     if planned is None or not _all_finished(folder, frozen, study, confirm):
         asked = _prepared(study, frozen, trainer, asked, needed)
@@ -183,10 +183,10 @@ def _planned(
     study: Study,
     folder: Path,
     frozen: Plan | None,
-    known: Sequence[PlannedPoint] | None,
+    known: Sequence[CostedRun] | None,
     on_note: Callable[[str], None],
-) -> tuple[Sequence[PlannedPoint], list[dict[str, Any]]]:
-    """The study's points, planned anew where the frozen plan is of other images, and what is known of the images."""
+) -> tuple[Sequence[CostedRun], list[dict[str, Any]]]:
+    """The study's runs, planned anew where the frozen plan is of other images, and what is known of the images."""
     from spectrum.data.images import described, read_once
     from spectrum.study.equal_networks import coincidences
 
@@ -195,29 +195,29 @@ def _planned(
             known = None
         planned = known or plan_study(study, frozen=frozen)
         _check_same_images(folder, planned)
-        images = described(one.point for one in planned)
+        images = described(one.run for one in planned)
     for note in coincidences(study, planned):
         on_note(note)
     return planned, images
 
 
-def in_random_blocks(points: Sequence[Point]) -> list[Point]:
+def in_random_blocks(runs: Sequence[RunConfig]) -> list[RunConfig]:
     """The order of training: seed by seed, and within a seed by id, which is a hash and so random but repeatable.
 
     What drifts in a machine over hours then falls on no end of the spectrum, and a study that is cut short has whole
-    blocks of points with the same seeds.
+    blocks of runs with the same seeds.
     """
-    return sorted(points, key=lambda point: (point.seed, point.id))
+    return sorted(runs, key=lambda run: (run.seed, run.id))
 
 
 class _Run:
-    """One run of a study: trains points, writes rows, counts."""
+    """One call of `run_study`: trains runs, writes rows, counts."""
 
     def __init__(
         self,
         store: Store,
         study: Study,
-        planned: Sequence[PlannedPoint],
+        planned: Sequence[CostedRun],
         images: list[dict[str, Any]],
         engine: Engine,
         work: Work,
@@ -228,7 +228,7 @@ class _Run:
         self.engine, self.work, self.on_progress = engine, work, on_progress
         self.base = study.base.model_dump(mode="json")
         self.counts: Counter[str] = Counter()
-        self.seen: set[str] = set()  # ids of the points that were asked for
+        self.seen: set[str] = set()  # ids of the runs that were asked for
         self.reused = 0
         self.fingerprints = {images_key(entry): entry["fingerprint"] for entry in images}  # as plan and rows have it
 
@@ -250,7 +250,7 @@ class _Run:
         """The search, wider where its edges are best, and the confirmation if asked for."""
         while True:
             searched = search(self.planned, grid, settings.seeds)
-            if {one.point.id for one in searched} - _finished(self.store.folder).keys():
+            if {one.run.id for one in searched} - _finished(self.store.folder).keys():
                 self.freeze([], searched, grid)
             rows = self.train(searched)
             if self.counts["failed"]:
@@ -260,16 +260,16 @@ class _Run:
             if wider == grid:
                 break
             grid = wider
-        points = confirmed(self.planned, choices)
-        self.freeze(points if confirm else [], searched, grid, choices)
+        runs = confirmed(self.planned, choices)
+        self.freeze(runs if confirm else [], searched, grid, choices)
         if confirm:
-            self.train(points)
+            self.train(runs)
         return self.summary(choices, is_confirmed=confirm)
 
     def freeze(
         self,
-        points: Sequence[PlannedPoint],
-        searched: Sequence[PlannedPoint] = (),
+        runs: Sequence[CostedRun],
+        searched: Sequence[CostedRun] = (),
         grid: dict[str, tuple[float, ...]] | None = None,
         choices: Sequence[Choice] = (),
     ) -> None:
@@ -294,18 +294,18 @@ class _Run:
             base=self.base,
             varied=tuple(study.varied()),
             contrasts=tuple(one.record() for one in examine(study, self.planned)),
-            runs=tuple(one.record() for one in points),
+            runs=tuple(one.record() for one in runs),
             **known,
         )
         self.store.freeze(plan)
 
-    def train(self, planned: Sequence[PlannedPoint]) -> dict[str, Row]:
+    def train(self, planned: Sequence[CostedRun]) -> dict[str, Row]:
         """Train those that have no finished row; all finished rows by id."""
         finished = _finished(self.store.folder)
-        by_id: dict[str, PlannedPoint] = {}
+        by_id: dict[str, CostedRun] = {}
         for one in planned:
-            by_id.setdefault(one.point.id, one)  # one network may serve several budgets
-        left = in_random_blocks([one.point for id, one in by_id.items() if id not in finished])
+            by_id.setdefault(one.run.id, one)  # one network may serve several budgets
+        left = in_random_blocks([one.run for id, one in by_id.items() if id not in finished])
         self.reused += len(by_id.keys() & finished.keys() - self.seen)
         self.seen |= by_id.keys()
         self._tell(None)
@@ -317,8 +317,8 @@ class _Run:
             for outcome in outcomes:
                 changed = self._images_changed(outcome)
                 if changed is not None:
-                    outcome = Outcome(outcome.point, None, changed, outcome.attempts)
-                row = self._write(outcome, by_id[outcome.point.id])
+                    outcome = Outcome(outcome.run, None, changed, outcome.attempts)
+                row = self._write(outcome, by_id[outcome.run.id])
                 if row["status"] in FINISHED:
                     finished[row["id"]] = row
                     self._remove_checkpoints([row["id"]])
@@ -331,21 +331,21 @@ class _Run:
         return finished
 
     def _images_changed(self, outcome: Outcome) -> str | None:
-        """What to say where a point was trained on other images than the rows before it; None where it was not."""
+        """What to say where a run was trained on other images than the rows before it; None where it was not."""
         if outcome.result is None:
             return None
-        point = outcome.point
+        run = outcome.run
         found = outcome.result["provenance"]["data_fingerprint"]
-        known = self.fingerprints.setdefault(images_key(dict(point)), found)
+        known = self.fingerprints.setdefault(images_key(dict(run)), found)
         if found == known:
             return None
         return (
-            f"the images of {point.dataset!r} changed during the run: fingerprint {known} before, {found} now "
-            f"(point {point.id}); the rows before are kept, this result is not; put the earlier images back and run "
+            f"the images of {run.dataset!r} changed during the run: fingerprint {known} before, {found} now "
+            f"(run {run.id}); the rows before are kept, this result is not; put the earlier images back and run "
             "again, or give another --out"
         )
 
-    def _write(self, outcome: Outcome, planned: PlannedPoint) -> Row:
+    def _write(self, outcome: Outcome, planned: CostedRun) -> Row:
         row = _row(self.study, planned)
         history: list[Row] = []
         if outcome.result is None:
@@ -361,7 +361,7 @@ class _Run:
         return row
 
     def _remove_checkpoints(self, finished: Iterable[str]) -> None:
-        """Of points whose rows are on disk. Names come from the disk: what a row calls itself may be any path."""
+        """Of runs whose rows are on disk. Names come from the disk: what a row calls itself may be any path."""
         ids, root = set(finished), self.store.folder / CHECKPOINTS
         with suppress(OSError):  # what cannot be looked through or removed is left, and the doctor says so
             for below in list(root.iterdir()) if root.is_dir() else ():
@@ -388,12 +388,12 @@ class _Run:
             self.on_progress(Progress(len(self.seen), self.reused, done, diverged, failed, row))
 
 
-def _row(study: Study, planned: PlannedPoint) -> Row:
+def _row(study: Study, planned: CostedRun) -> Row:
     return {
-        "id": planned.point.id,
+        "id": planned.run.id,
         "study": study.name,
         "status": "failed",
-        **planned.point.model_dump(mode="json"),
+        **planned.run.model_dump(mode="json"),
         "match": planned.match,
         "budget_mismatch": planned.mismatch,
         "params": planned.params,
@@ -405,15 +405,15 @@ def _row(study: Study, planned: PlannedPoint) -> Row:
     }
 
 
-def _from_plan(study: Study, plan: Plan | None) -> list[PlannedPoint] | None:
-    """The study's points with the widths that its plan froze; None where it is of another study, or lacks some."""
+def _from_plan(study: Study, plan: Plan | None) -> list[CostedRun] | None:
+    """The study's runs with the widths that its plan froze; None where it is of another study, or lacks some."""
     if plan is None or not plan.is_of(study.hash):
         return None
     kept = {run.key: run for run in plan.asked if run.counted}
     wanted = study.wanted()
-    if any((one.point.id, one.match) not in kept for one in wanted):
+    if any((one.run.id, one.match) not in kept for one in wanted):
         return None
-    return [planned_point(kept[one.point.id, one.match], one.point) for one in wanted]
+    return [planned_run(kept[one.run.id, one.match], one.run) for one in wanted]
 
 
 def _all_finished(folder: Path, plan: Plan | None, study: Study, confirm: bool) -> bool:
@@ -431,14 +431,14 @@ def _finished(folder: Path) -> dict[str, Row]:
     return {id: row for id, row in latest_rows(folder).items() if row["status"] in FINISHED}
 
 
-def _is_of_other_images(folder: Path, plan: Plan, planned: Sequence[PlannedPoint]) -> bool:
+def _is_of_other_images(folder: Path, plan: Plan, planned: Sequence[CostedRun]) -> bool:
     """Whether a plan was made for other images than there are now; without a record of them, whether no row tells."""
     from spectrum.data.images import images_of
 
     recorded = {images_key(entry): entry["fingerprint"] for entry in plan.images}
     rows = _fingerprints(folder)
-    for key, point in {images_key(dict(one.point)): one.point for one in planned}.items():
-        if (key in recorded or key not in rows) and recorded.get(key) != images_of(point).fingerprint:
+    for key, run in {images_key(dict(one.run)): one.run for one in planned}.items():
+        if (key in recorded or key not in rows) and recorded.get(key) != images_of(run).fingerprint:
             return True
     return False
 
@@ -467,14 +467,14 @@ def _check_same_models(folder: Path, models: Sequence[str]) -> None:
             )
 
 
-def _check_same_images(folder: Path, planned: Sequence[PlannedPoint]) -> None:
+def _check_same_images(folder: Path, planned: Sequence[CostedRun]) -> None:
     from spectrum.data.images import images_of
 
     known = _fingerprints(folder)
     for one in planned:
-        seen = known.get(images_key(dict(one.point)), set())
-        if seen - {images_of(one.point).fingerprint}:
+        seen = known.get(images_key(dict(one.run)), set())
+        if seen - {images_of(one.run).fingerprint}:
             raise StoreError(
-                f"{folder}: its rows were trained on other images of {one.point.dataset!r} than those found now; "
+                f"{folder}: its rows were trained on other images of {one.run.dataset!r} than those found now; "
                 "give another --out, or the earlier images (or the earlier $SPECTRUM_IMAGES_GB, if it was changed)"
             )

@@ -1,7 +1,7 @@
-"""Points that train the same network under two names, and options that an architecture of one's own ignores.
+"""Runs that train the same network under two names, and options that an architecture of one's own ignores.
 
 Networks are compared as they are built: the same initial weights, outputs, gradients and statistics from one seed are
-the same network, whatever the point calls it. Each is compared by ever dearer means, and only with those that are
+the same network, whatever the run calls it. Each is compared by ever dearer means, and only with those that are
 alike so far.
 """
 
@@ -21,12 +21,12 @@ from spectrum.design.changes import choices
 from spectrum.design.hashes import digest
 from spectrum.design.keys import IMAGES, NETWORK
 from spectrum.design.options import without_effect
-from spectrum.design.point import Point
+from spectrum.design.run import RunConfig
 from spectrum.design.study_file import Study
 from spectrum.models import declares_uses, registered_in
 from spectrum.models.options import NetworkFields
 from spectrum.models.position import PLACES
-from spectrum.study.planning import PlannedPoint, build, network_of
+from spectrum.study.planning import CostedRun, build, network_of
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -37,7 +37,7 @@ IMAGES_SEEN = 2  # by each network that is compared
 
 def _plain_values(option: str) -> tuple[Any, ...]:
     """Values of an option that is yes or no, one of a few words, or a whole number; empty for others."""
-    kind = Point.model_fields[option].annotation
+    kind = RunConfig.model_fields[option].annotation
     kinds = [get_args(one)[0] if get_origin(one) is Annotated else one for one in (kind, *get_args(kind))]
     words = choices(option)
     if bool in kinds:
@@ -59,8 +59,8 @@ OTHER_VALUES: Mapping[str, tuple[Any, ...]] = {  # of a field, of which any two 
 T = TypeVar("T")
 
 
-def told_apart(study: Study, planned: Sequence[PlannedPoint]) -> list[PlannedPoint]:
-    """The points of a plan, those that train the same network as an earlier one marked as such (`same_as`).
+def told_apart(study: Study, planned: Sequence[CostedRun]) -> list[CostedRun]:
+    """The runs of a plan, those that train the same network as an earlier one marked as such (`same_as`).
 
     Raises SpecError for an axis along which every network is the same, and for an option that an architecture of one's
     own ignores.
@@ -69,37 +69,37 @@ def told_apart(study: Study, planned: Sequence[PlannedPoint]) -> list[PlannedPoi
         return list(planned)
     cells = _cells(study, planned)
     groups = _groups([one for _, one in cells])
-    first_of = {one.point.id: group[0].point.id for group in groups for one in group}
+    first_of = {one.run.id: group[0].run.id for group in groups for one in group}
     _check_axes(study, cells, first_of)
     _check_options(study, [one for _, one in cells])
     if not groups:
         return list(planned)
-    same = {_unseeded(one): first for one in (one for _, one in cells) if (first := first_of.get(one.point.id))}
-    by_seed = {(one.point.seed, _unseeded(one)): one.point.id for one in planned}
-    unseeded = {one.point.id: _unseeded(one) for _, one in cells}
+    same = {_unseeded(one): first for one in (one for _, one in cells) if (first := first_of.get(one.run.id))}
+    by_seed = {(one.run.seed, _unseeded(one)): one.run.id for one in planned}
+    unseeded = {one.run.id: _unseeded(one) for _, one in cells}
     marked = []
     for one in planned:
         first = same.get(_unseeded(one))
-        other = None if first is None else by_seed[one.point.seed, unseeded[first]]
-        marked.append(one if other in (None, one.point.id) else replace(one, same_as=other))
+        other = None if first is None else by_seed[one.run.seed, unseeded[first]]
+        marked.append(one if other in (None, one.run.id) else replace(one, same_as=other))
     return marked
 
 
-def coincidences(study: Study, planned: Sequence[PlannedPoint]) -> list[str]:
+def coincidences(study: Study, planned: Sequence[CostedRun]) -> list[str]:
     """A sentence for each two configurations of a plan that train the same network."""
-    by_id = {one.point.id: one for one in planned}
-    pairs: dict[tuple[str, str], tuple[PlannedPoint, PlannedPoint]] = {}
+    by_id = {one.run.id: one for one in planned}
+    pairs: dict[tuple[str, str], tuple[CostedRun, CostedRun]] = {}
     for one in planned:
         if one.same_as in by_id:
             pairs.setdefault(_unseeded(one), (by_id[one.same_as], one))
     return [_sentence(study, *pair) for pair in pairs.values()]
 
 
-def _sentence(study: Study, first: PlannedPoint, second: PlannedPoint) -> str:
+def _sentence(study: Study, first: CostedRun, second: CostedRun) -> str:
     """What tells the two apart in the study, and where, as far as it varies."""
     fields = ["budget", *(name for name in study.varied() if name not in ("match", *PLACES)), *PLACES]
 
-    def settings_of(one: PlannedPoint) -> dict[str, str]:
+    def settings_of(one: CostedRun) -> dict[str, str]:
         values = {"budget": one.match} | {name: getattr(one.asked, name) for name in fields[1:]}
         shown = {name: value for name, value in values.items() if value is not None or name not in PLACES}
         return {name: f"{name} {'not set' if value is None else f'= {value}'}" for name, value in shown.items()}
@@ -113,10 +113,10 @@ def _sentence(study: Study, first: PlannedPoint, second: PlannedPoint) -> str:
     return f"{' and '.join(sides)} train the same network{where}; one of the two is enough"
 
 
-Cell = tuple[dict[str, Any], PlannedPoint]  # which value of each axis, which case and which budget it has
+Cell = tuple[dict[str, Any], CostedRun]  # which value of each axis, which case and which budget it has
 
 
-def _cells(study: Study, planned: Sequence[PlannedPoint]) -> list[Cell]:
+def _cells(study: Study, planned: Sequence[CostedRun]) -> list[Cell]:
     """Those under the first seed."""
     axes = {name: range(len(values)) for name, values in study.axes.items() if name != "seed"}
     axes |= {"case": range(len(study.cases) or 1)}
@@ -131,16 +131,16 @@ def _check_axes(study: Study, cells: Sequence[Cell], first_of: Mapping[str, str]
         if len(values) < 2 or axis not in OTHER_VALUES.keys() | {"widths", "stage_segments"}:
             continue
         rows: dict[str, set[str]] = {}
-        networks: dict[str, Point] = {}
+        networks: dict[str, RunConfig] = {}
         for at, one in cells:
             others = digest({name: place for name, place in at.items() if name != axis})
-            rows.setdefault(others, set()).add(first_of.get(one.point.id, one.point.id))
+            rows.setdefault(others, set()).add(first_of.get(one.run.id, one.run.id))
             networks.setdefault(digest(network_of(one.asked)), one.asked)
         if any(len(trained) > 1 for trained in rows.values()):
             continue
-        if any(_heeds(point, axis) for point in networks.values()):
+        if any(_heeds(run, axis) for run in networks.values()):
             continue
-        models = sorted({point.model for point in networks.values() if registered_in(point.model)})
+        models = sorted({run.model for run in networks.values() if registered_in(run.model)})
         use = f", or let the builder of {models[0]!r} use arch.{axis}" if models else ""
         two_values = " and ".join(map(repr, values[:2]))
         raise SpecError(f"axes.{axis}: has no effect: {two_values} train the same network; leave the axis out{use}")
@@ -153,20 +153,20 @@ def _place_of(study: Study, field: str, alone: Sequence[str]) -> str:
     return field if field in study.overrides else f"base.{field}"
 
 
-def _check_options(study: Study, cells: Sequence[PlannedPoint]) -> None:
+def _check_options(study: Study, cells: Sequence[CostedRun]) -> None:
     """Fields that the base names, or an axis of one value, and networks of one's own that are the same without."""
     alone = [axis for axis, values in study.axes.items() if len(values) == 1]
     for field in OF_NETWORK:
         if field == "model" or field not in study.base.model_fields_set | set(alone):
             continue
-        having: dict[str, Point] = {}
+        having: dict[str, RunConfig] = {}
         for one in cells:
             if field in one.asked.model_fields_set:
                 having.setdefault(digest(network_of(one.asked)), one.asked)
-        own = {point.model for point in having.values() if registered_in(point.model)}
-        if not having or len(own) < len({point.model for point in having.values()}) or any(map(declares_uses, own)):
+        own = {run.model for run in having.values() if registered_in(run.model)}
+        if not having or len(own) < len({run.model for run in having.values()}) or any(map(declares_uses, own)):
             continue  # an architecture that says what it uses is taken at its word
-        if not any(_heeds(point, field) for point in having.values()):
+        if not any(_heeds(run, field) for run in having.values()):
             place, name = _place_of(study, field, alone), min(own)
             raise SpecError(
                 f"{place}: has no effect on {name!r}: its network is the same at other values; leave it out, "
@@ -174,23 +174,23 @@ def _check_options(study: Study, cells: Sequence[PlannedPoint]) -> None:
             )
 
 
-def _heeds(point: Point, field: str) -> bool:
+def _heeds(run: RunConfig, field: str) -> bool:
     """Whether another value of a field would make another network, or none."""
-    for value in _other_values(point, field):
+    for value in _other_values(run, field):
         places = dict.fromkeys(PLACES) | {"segment_shares": "even"} if field in (*PLACES, "segment_shares") else {}
         shares = {"segments": len(value)} if field == "segment_shares" else {}
-        other = point.model_copy(update={**places, **shares, field: value})
+        other = run.model_copy(update={**places, **shares, field: value})
         try:
-            alike = _alike([point, other])
+            alike = _alike([run, other])
         except SpecError:
             return True  # that is an effect as well
         if not alike:
             return True
-    return not _other_values(point, field)
+    return not _other_values(run, field)
 
 
-def _other_values(point: Point, field: str) -> list[Any]:
-    own = getattr(point, field)
+def _other_values(run: RunConfig, field: str) -> list[Any]:
+    own = getattr(run, field)
     if field == "widths" and own is not None:
         return [tuple(2 * width for width in own)]
     if field == "stage_segments" and own is not None:
@@ -198,35 +198,35 @@ def _other_values(point: Point, field: str) -> list[Any]:
     return [value for value in OTHER_VALUES.get(field, ()) if value != own]
 
 
-def _alike(points: Sequence[Point]) -> bool:
-    return all(len({key(point) for point in points}) == 1 for key in (_started, _scored, _stepped))
+def _alike(runs: Sequence[RunConfig]) -> bool:
+    return all(len({key(run) for run in runs}) == 1 for key in (_started, _scored, _stepped))
 
 
-def _groups(planned: Sequence[PlannedPoint]) -> list[list[PlannedPoint]]:
+def _groups(planned: Sequence[CostedRun]) -> list[list[CostedRun]]:
     """Those that are trained alike under different ids, in groups of two and more."""
-    by_id = {one.point.id: one for one in planned}
+    by_id = {one.run.id: one for one in planned}
     groups = [list(by_id.values())]
-    keys: tuple[Callable[[PlannedPoint], str], ...] = (
+    keys: tuple[Callable[[CostedRun], str], ...] = (
         # Two models of one's own may differ in training alone, in what nobody has written down.
-        lambda one: digest([one.point.model if registered_in(one.point.model) else ""]),
+        lambda one: digest([one.run.model if registered_in(one.run.model) else ""]),
         lambda one: digest([one.params, one.macs, one.activations, one.norms, one.nonlinearities]),
-        lambda one: _trained(one.point),
-        _once(lambda one: _started(one.point)),
-        _once(lambda one: _scored(one.point)),
-        _once(lambda one: _stepped(one.point)),
+        lambda one: _trained(one.run),
+        _once(lambda one: _started(one.run)),
+        _once(lambda one: _scored(one.run)),
+        _once(lambda one: _stepped(one.run)),
     )
     for key in keys:
         groups = [part for group in groups for part in _parts(group, key) if len(part) > 1]
     return groups
 
 
-def _once(key: Callable[[PlannedPoint], str]) -> Callable[[PlannedPoint], str]:
+def _once(key: Callable[[CostedRun], str]) -> Callable[[CostedRun], str]:
     """The same, asked once for each network on images of one shape."""
     known: dict[str, str] = {}
 
-    def found(one: PlannedPoint) -> str:
-        images = images_of(one.point)
-        network = digest([network_of(one.point), images.shape, images.classes])
+    def found(one: CostedRun) -> str:
+        images = images_of(one.run)
+        network = digest([network_of(one.run), images.shape, images.classes])
         if network not in known:
             known[network] = key(one)
         return known[network]
@@ -241,56 +241,56 @@ def _parts(items: Sequence[T], key: Callable[[T], str]) -> list[list[T]]:
     return list(parts.values())
 
 
-def _unseeded(one: PlannedPoint) -> tuple[str, str]:
+def _unseeded(one: CostedRun) -> tuple[str, str]:
     return one.asked.model_copy(update={"seed": 0}).id, one.match
 
 
-def _trained(point: Point) -> str:
+def _trained(run: RunConfig) -> str:
     """All that a run is told but for its network: images, and the fields of its training that have a use."""
-    images = images_of(point)
-    apart = {*OF_NETWORK, *IMAGES, *without_effect(dict(point)), "recipe", "seed"}
-    return digest([point.model_dump(mode="json", exclude=apart), images.fingerprint, images.shape])
+    images = images_of(run)
+    apart = {*OF_NETWORK, *IMAGES, *without_effect(dict(run)), "recipe", "seed"}
+    return digest([run.model_dump(mode="json", exclude=apart), images.fingerprint, images.shape])
 
 
-def _started(point: Point) -> str:
+def _started(run: RunConfig) -> str:
     """A hash of the network as a seed makes it."""
     from spectrum.training.evaluation import hash_weights
 
     with _seeded():
-        model = build(point, images_of(point))
+        model = build(run, images_of(run))
         return digest([hash_weights(model), [p.requires_grad for p in model.parameters()]])
 
 
-def _scored(point: Point) -> str:
+def _scored(run: RunConfig) -> str:
     """A hash of what the network gives for random images, in evaluation mode."""
     import torch
 
     with _seeded(), torch.no_grad():
-        return _hash(build(point, images_of(point)).eval()(_random(point)[0]))
+        return _hash(build(run, images_of(run)).eval()(_random(run)[0]))
 
 
-def _stepped(point: Point) -> str:
+def _stepped(run: RunConfig) -> str:
     """A hash of all that one training step on random images would change: gradients and statistics."""
     from torch.nn.functional import cross_entropy
 
     from spectrum.training.evaluation import hash_weights
 
     with _seeded():
-        model = build(point, images_of(point))
-        x_nchw, y_n = _random(point)
+        model = build(run, images_of(run))
+        x_nchw, y_n = _random(run)
         try:
             loss = cross_entropy(model.train()(x_nchw), y_n)
             loss.backward()
         except Exception:  # of a model of one's own, in training: the run will say it
-            return point.id
+            return run.id
         return digest([_hash(loss), *map(_gradient, model.parameters()), hash_weights(model)])
 
 
-def _random(point: Point) -> tuple[Tensor, Tensor]:
+def _random(run: RunConfig) -> tuple[Tensor, Tensor]:
     """Images (N, C, H, W) of noise, and labels (N,)."""
     import torch
 
-    images = images_of(point)
+    images = images_of(run)
     x_nchw = torch.randn(IMAGES_SEEN, *images.shape).contiguous(memory_format=torch.channels_last)
     return x_nchw, torch.randint(images.classes, (IMAGES_SEEN,))
 

@@ -13,7 +13,7 @@ from typing import Any, Literal
 from spectrum._records import SpecError
 from spectrum.design.options import distinct
 from spectrum.design.plan import Plan
-from spectrum.design.point import Point
+from spectrum.design.run import RunConfig
 from spectrum.design.study_file import Study
 from spectrum.study.store import FINISHED, StoreError, find_plan, latest_rows
 
@@ -43,7 +43,7 @@ def held_by(folder: Path, study: Study) -> Held:
     rows = latest_rows(folder)
     if plan is None:
         names = {row["study"] for row in rows.values() if isinstance(row.get("study"), str)}
-        known = not names or study.name in names or any(point.id in rows for point in study.points())
+        known = not names or study.name in names or any(run.id in rows for run in study.runs())
         return ("version" if known else "other") if rows else "nothing"
     if not _has_its_name(folder, plan, study):
         return "other"
@@ -54,7 +54,7 @@ def held_by(folder: Path, study: Study) -> Held:
 def shared_runs(study: Study, plan: Plan) -> int:
     """How many of a study's runs a plan has too, before widths are solved and learning rates chosen."""
     asked = {run.key[0] for run in plan.asked}
-    return sum(point.id in asked for point in study.points())
+    return sum(run.id in asked for run in study.runs())
 
 
 def check_not_other(folder: Path, study: Study) -> Held:
@@ -80,7 +80,7 @@ def check_same(folder: Path, study: Study) -> None:
     if plan is not None:
         raise StoreError(
             f"{folder}: {study.name} has changed since it ran here{changed_since(study, plan)}: "
-            f"{shared_runs(study, plan)} of its {len(study.points())} runs are in the plan {_called(folder)}. "
+            f"{shared_runs(study, plan)} of its {len(study.runs())} runs are in the plan {_called(folder)}. "
             "Run it again: spectrum run FILE. "
             f"To read what is there: spectrum report {folder}"
         )
@@ -94,12 +94,12 @@ def changes(study: Study, plan: Plan) -> list[str]:
     """
     was, is_now = dict(plan.base), study.base.model_dump(mode="json")
     frozen = [run.asked_options for run in plan.asked]
-    points = [point.model_dump(mode="json") for point in study.points()]
+    now = [one.model_dump(mode="json") for one in study.runs()]
     for name in {"seed", *plan.varied, *study.varied()} - {"match"}:
-        was[name], is_now[name] = (distinct(run.get(name) for run in runs) for runs in (frozen, points))
+        was[name], is_now[name] = (distinct(run.get(name) for run in runs) for runs in (frozen, now))
     if plan.budget is not None:
         was["budget"], is_now["budget"] = plan.budget.entry(), study.budget.model_dump(mode="json")
-    names = [name for name in (*Point.model_fields, "budget") if name in was and was[name] != is_now[name]]
+    names = [name for name in (*RunConfig.model_fields, "budget") if name in was and was[name] != is_now[name]]
     return [f"{name} was {_value(was[name])} and is {_value(is_now[name])}" for name in names if name != "widths"]
 
 

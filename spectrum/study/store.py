@@ -1,9 +1,9 @@
 """A study's folder: rows that are only ever appended, by one writer.
 
-    results.jsonl   one row a finished or failed point, written and synced at once
+    results.jsonl   one row a finished or failed run, written and synced at once
     history.jsonl   one row an epoch
     results.bad     rows that were torn or garbled, moved there by the next run
-    plan.json       the points of the study as they were frozen
+    plan.json       the runs of the study as they were frozen
 
 The writer holds a kernel lock on `.writer`, which says who it is. A killed writer frees the lock; that the file is
 there means nothing, so nothing goes stale.
@@ -132,7 +132,7 @@ class Store:
         self._append(ROWS, [row])
 
     def append_history(self, rows: Iterable[Row]) -> None:
-        """Write the epochs of one point."""
+        """Write the epochs of one run."""
         self._append(HISTORY, rows)
 
     def freeze(self, plan: Plan) -> None:
@@ -302,7 +302,7 @@ def read_rows(folder: Path) -> list[Row]:
 
 @without_collection()
 def latest_rows(folder: Path) -> dict[str, Row]:
-    """One row a point, by id: its finished one, else its last."""
+    """One row per run, by id: its finished one, else its last."""
     latest: dict[str, Row] = {}
     for row in read_rows(folder):
         earlier = latest.get(row["id"])
@@ -363,7 +363,7 @@ def results_folder(folder: object) -> Path:
 
 
 def read_history(folder: Path) -> list[Row]:
-    """The epochs of all points, in the order in which they were written."""
+    """The epochs of all runs, in the order in which they were written."""
     return [epoch for epoch in map(_epoch, _lines(folder / HISTORY)) if epoch is not None]
 
 

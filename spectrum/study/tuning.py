@@ -1,7 +1,7 @@
-"""The same search for learning rate and weight decay at every point, decided on validation images.
+"""The same search for learning rate and weight decay at every run, decided on validation images.
 
 Every network gets the whole grid with the same seeds, which train nothing else; the best mean validation accuracy
-chooses. Pure functions on planned points and rows.
+chooses. Pure functions on planned runs and rows.
 """
 
 from __future__ import annotations
@@ -13,28 +13,28 @@ from statistics import fmean
 from typing import Any
 
 from spectrum.design.plan import Grid, PlannedChoice
-from spectrum.design.point import Point
-from spectrum.study.planning import PlannedPoint
+from spectrum.design.run import RunConfig
+from spectrum.study.planning import CostedRun
 
 
 @dataclass(frozen=True)
 class Choice:
     """What the search found for one network."""
 
-    id: str  # of the point with seed 0 and the study's own learning rate
-    point: Point  # that point
+    id: str  # of the run with seed 0 and the study's own learning rate
+    run: RunConfig  # that run
     match: str  # its budget, the first if it serves several
     values: Mapping[str, float]  # chosen, by field
     val_accuracy: float  # mean over the search's seeds, from 0 to 1
     low_edges: tuple[str, ...]  # fields whose choice is the smallest value of the grid
     high_edges: tuple[str, ...]  # fields whose choice is the largest
-    searched: tuple[str, ...] = ()  # ids of the search's points at these values
+    searched: tuple[str, ...] = ()  # ids of the search's runs at these values
 
     def record(self) -> PlannedChoice:
         """What plan.json keeps of it."""
         return PlannedChoice(
             id=self.id,
-            stored=self.point.model_dump(mode="json", exclude_defaults=True),
+            stored=self.run.model_dump(mode="json", exclude_defaults=True),
             match=self.match,
             values=dict(self.values),
             val_accuracy=self.val_accuracy,
@@ -43,15 +43,15 @@ class Choice:
         )
 
 
-def search(planned: Sequence[PlannedPoint], grid: Grid, seeds: Sequence[int]) -> list[PlannedPoint]:
-    """The points that the search trains; seeds outermost, so that a search cut short has seen the whole grid."""
-    networks: dict[str, PlannedPoint] = {}
+def search(planned: Sequence[CostedRun], grid: Grid, seeds: Sequence[int]) -> list[CostedRun]:
+    """The runs that the search trains; seeds outermost, so that a search cut short has seen the whole grid."""
+    networks: dict[str, CostedRun] = {}
     for one in planned:
         networks.setdefault(_unseeded(one).id, one)
     return [
         replace(
             one,
-            point=_unseeded(one).model_copy(update={**values, "seed": seed, "scored_on": "validation"}),
+            run=_unseeded(one).model_copy(update={**values, "seed": seed, "scored_on": "validation"}),
             same_as=None,
         )
         for seed in seeds
@@ -60,7 +60,7 @@ def search(planned: Sequence[PlannedPoint], grid: Grid, seeds: Sequence[int]) ->
     ]
 
 
-def choose(planned: Sequence[PlannedPoint], grid: Grid, rows: Mapping[str, Mapping[str, Any]]) -> list[Choice]:
+def choose(planned: Sequence[CostedRun], grid: Grid, rows: Mapping[str, Mapping[str, Any]]) -> list[Choice]:
     """The best values of every network; of equal ones the smaller.
 
     Args:
@@ -68,43 +68,40 @@ def choose(planned: Sequence[PlannedPoint], grid: Grid, rows: Mapping[str, Mappi
         grid: its values.
         rows: finished rows by id, of all of `planned`. A diverged run counts, at chance.
     """
-    found: dict[str, dict[tuple[float, ...], list[PlannedPoint]]] = {}
-    networks: dict[str, Point] = {}
+    found: dict[str, dict[tuple[float, ...], list[CostedRun]]] = {}
+    networks: dict[str, RunConfig] = {}
     for one in planned:
         own: dict[str, Any] = {name: getattr(one.asked, name) for name in (*grid, "scored_on")}
-        network = one.point.model_copy(update={**own, "seed": 0})
+        network = one.run.model_copy(update={**own, "seed": 0})
         networks[network.id] = network
-        values = tuple(getattr(one.point, name) for name in grid)
+        values = tuple(getattr(one.run, name) for name in grid)
         found.setdefault(network.id, {}).setdefault(values, []).append(one)
     choices = []
     for id, by_values in found.items():
-        scores = {
-            values: fmean(rows[one.point.id]["val_accuracy"] for one in points) for values, points in by_values.items()
-        }
+        scores = {values: fmean(rows[one.run.id]["val_accuracy"] for one in runs) for values, runs in by_values.items()}
         best = min(scores, key=lambda values: (-scores[values], values))
         chosen = dict(zip(grid, best, strict=True))
         searched = {name: values for name, values in grid.items() if len(values) > 1}
         choices.append(
             Choice(
                 id=id,
-                point=networks[id],
+                run=networks[id],
                 match=by_values[best][0].match,
                 values=chosen,
                 val_accuracy=scores[best],
                 low_edges=tuple(name for name, values in searched.items() if chosen[name] == values[0]),
                 high_edges=tuple(name for name, values in searched.items() if chosen[name] == values[-1]),
-                searched=tuple(one.point.id for one in by_values[best]),
+                searched=tuple(one.run.id for one in by_values[best]),
             )
         )
     return choices
 
 
-def confirmed(planned: Sequence[PlannedPoint], choices: Sequence[Choice]) -> list[PlannedPoint]:
-    """The study's own points, each with the values that were chosen for its network."""
+def confirmed(planned: Sequence[CostedRun], choices: Sequence[Choice]) -> list[CostedRun]:
+    """The study's own runs, each with the values that were chosen for its network."""
     values = {choice.id: choice.values for choice in choices}
     return [
-        replace(one, point=one.point.model_copy(update=dict(values[_unseeded(one).id])), same_as=None)
-        for one in planned
+        replace(one, run=one.run.model_copy(update=dict(values[_unseeded(one).id])), same_as=None) for one in planned
     ]
 
 
@@ -130,8 +127,8 @@ def extended(grid: Grid, choices: Sequence[Choice], original: Grid, most: int) -
     return wider
 
 
-def _unseeded(planned: PlannedPoint) -> Point:
-    return planned.point.model_copy(update={"seed": 0})
+def _unseeded(planned: CostedRun) -> RunConfig:
+    return planned.run.model_copy(update={"seed": 0})
 
 
 def _values(grid: Grid) -> list[dict[str, float]]:

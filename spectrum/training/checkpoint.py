@@ -2,7 +2,7 @@
 
 The two latest are kept. A file has the tensors of network, average, optimiser and generators, and as JSON where the run
 stands. Nothing in it is executed when it is read: no pickle. A file whose bytes have another hash than its name says is
-passed over for the one before it, and so is one of another point or of other images.
+passed over for the one before it, and so is one of another run or of other images.
 """
 
 from __future__ import annotations

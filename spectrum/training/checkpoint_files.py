@@ -1,6 +1,6 @@
 """Names of checkpoint files, and whether a file is what its name says. Without torch, for what only looks at a folder.
 
-checkpoints/<id of the point>/<step>-<SHA-256 of the bytes>.safetensors     below a study's folder
+checkpoints/<id of the run>/<step>-<SHA-256 of the bytes>.safetensors     below a study's folder
 """
 
 from __future__ import annotations
@@ -41,14 +41,14 @@ def name_of(step: int, data: bytes) -> str:
 
 
 def checkpoint_files(folder: Path) -> Iterator[CheckpointFile]:
-    """Those of one point, the latest first."""
+    """Those of one run, the latest first."""
     for path in sorted(folder.iterdir(), reverse=True) if folder.is_dir() else ():
         if match := NAME.fullmatch(path.name):
             yield CheckpointFile(path, int(match[1]), match[2])
 
 
 def latest_step(folder: Path) -> int:
-    """After how many steps the latest checkpoint of a point was written; 0 where there is none to be found."""
+    """After how many steps the latest checkpoint of a run was written; 0 where there is none to be found."""
     try:
         return next((file.step for file in checkpoint_files(folder)), 0)
     except OSError:

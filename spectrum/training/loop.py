@@ -1,4 +1,4 @@
-"""One training run: a Point and its images in, a Result out.
+"""One training run: a RunConfig and its images in, a Result out.
 
 The weights that are scored are the last ones, or with `ema` their exponential average. The average takes in BN's
 running statistics as it does the weights, so that the scored statistics belong to the scored weights. Validation
@@ -25,7 +25,7 @@ from spectrum.data.augment import batches
 from spectrum.data.pixels import Pixels
 from spectrum.data.splits import Images, split
 from spectrum.design.hashes import digest
-from spectrum.design.point import Point
+from spectrum.design.run import RunConfig
 from spectrum.models import build_model
 from spectrum.training.checkpoint import Checkpoints, State, TrainingProgress, seed_generators
 from spectrum.training.checkpoint_files import Interrupted
@@ -37,10 +37,10 @@ from spectrum.training.step import compiled, keep_freed_memory, training_step
 
 @dataclass(frozen=True)
 class Result:
-    """What one point gave. Accuracies from 0 to 1, losses in nats, times in seconds."""
+    """What one run gave. Accuracies from 0 to 1, losses in nats, times in seconds."""
 
     status: str  # "done" or "diverged"
-    test_accuracy: float | None  # None: the point is scored on validation images
+    test_accuracy: float | None  # None: the run is scored on validation images
     test_loss: float | None  # None: so, or diverged
     test_images: int | None  # None: so; what one image is worth in test_accuracy
     val_accuracy: float
@@ -56,7 +56,7 @@ class Result:
 
 
 def train(
-    point: Point,
+    run: RunConfig,
     images: Images,
     *,
     device: torch.device | str = "cpu",
@@ -64,50 +64,48 @@ def train(
     checkpoints: Checkpoints | None = None,
     ranks: Ranks = ALONE,
 ) -> Result:
-    """Train one point, from its latest checkpoint if it has one.
+    """Train one run, from its latest checkpoint if it has one.
 
     With several ranks each calls this with the same arguments, but for the checkpoints, which the first one alone has;
     all have the same result. Raises ValueError when the network cannot be built for these images, and Interrupted when
     the checkpoints are asked to stop.
     """
-    run = _Run(point, images, torch.device(device), checkpoints, ranks)
-    for epoch in range(run.at.epoch, point.epochs):
-        entry = run.epoch(epoch)
+    training = _Training(run, images, torch.device(device), checkpoints, ranks)
+    for epoch in range(training.at.epoch, run.epochs):
+        entry = training.epoch(epoch)
         if on_epoch is not None:
             on_epoch(entry)
-        if run.diverged:
+        if training.diverged:
             break
-    return run.result()
+    return training.result()
 
 
-class _Run:
+class _Training:
     """One run: its network, its data, and where it stands."""
 
     def __init__(
-        self, point: Point, images: Images, device: torch.device, checkpoints: Checkpoints | None, ranks: Ranks
+        self, run: RunConfig, images: Images, device: torch.device, checkpoints: Checkpoints | None, ranks: Ranks
     ) -> None:
-        self.point, self.images, self.device = point, images, device
+        self.run, self.images, self.device = run, images, device
         self.checkpoints, self.ranks = checkpoints, ranks
         keep_freed_memory()
-        seed_generators(point.seed)
-        self.data = split(images, point.validation_fraction, point.train_images, point.normalisation)
+        seed_generators(run.seed)
+        self.data = split(images, run.validation_fraction, run.train_images, run.normalisation)
         channels, side, _ = images.shape
-        model = build_model(point.model, point.network_options(channels, images.classes, side))
+        model = build_model(run.model, run.network_options(channels, images.classes, side))
         self.model = model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.average = (
-            AveragedModel(self.model, multi_avg_fn=exponential_average(point.ema), use_buffers=True)
-            if point.ema
-            else None
+            AveragedModel(self.model, multi_avg_fn=exponential_average(run.ema), use_buffers=True) if run.ema else None
         )
         self.scored: nn.Module = self.model if self.average is None else self.average.module
         joined = ranks.joined(self.model)
-        self.run = compiled(joined) if point.compile else joined
-        self.optimizer = make_optimizer(point, self.model)
-        self.batch = min(point.batch_size, len(self.data.train_y))
+        self.called = compiled(joined) if run.compile else joined
+        self.optimizer = make_optimizer(run, self.model)
+        self.batch = min(run.batch_size, len(self.data.train_y))
         if self.batch % ranks.count:
             raise ValueError(f"batch_size: {self.batch} images cannot be shared equally by {ranks.count} ranks")
         self.steps_per_epoch = len(self.data.train_y) // self.batch
-        self.scheduled = in_epochs(point, self.batch * self.steps_per_epoch)
+        self.scheduled = in_epochs(run, self.batch * self.steps_per_epoch)
         self.state = State(self.model, self.average, self.optimizer)
         at = TrainingProgress() if checkpoints is None else checkpoints.restore(self.state)
         self.at = _broadcast(ranks, self.state, at)
@@ -138,22 +136,22 @@ class _Run:
 
     def _steps(self, epoch: int, started: float) -> tuple[Tensor, float]:
         """The steps of an epoch: the sum of their losses, and since when the clock runs."""
-        point, at, ranks, optimizer = self.point, self.at, self.ranks, self.optimizer
+        run, at, ranks, optimizer = self.run, self.at, self.ranks, self.optimizer
         epoch_loss = torch.tensor(at.epoch_loss, device=self.device)
         for x_nchw, y_n in batches(
             self.data,
-            batch_size=point.batch_size,
-            seed=point.seed,
+            batch_size=run.batch_size,
+            seed=run.seed,
             epoch=epoch,
             first=at.step_in_epoch,
-            flip=point.flip,
-            shift=point.shift,
-            cutout=point.cutout,
+            flip=run.flip,
+            shift=run.shift,
+            cutout=run.cutout,
             device=self.device,
             part=ranks.part,
         ):
             if ranks.count > 1:  # each draws its own, also after a resume
-                seed_generators(int(digest([point.seed, at.step, ranks.rank])[:8], 16))
+                seed_generators(int(digest([run.seed, at.step, ranks.rank])[:8], 16))
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(self.scheduled, at.step / self.steps_per_epoch)
             epoch_loss += self._step(x_nchw, y_n)
@@ -170,11 +168,11 @@ class _Run:
 
     def _step(self, x_nchw: Tensor, y_n: Tensor) -> Tensor:
         """One step; the first that this process takes tells by which backend each convolution is computed."""
-        if self.seen or self.point.compile:
-            return training_step(self.point, self.run, self.optimizer, x_nchw, y_n)
+        if self.seen or self.run.compile:
+            return training_step(self.run, self.called, self.optimizer, x_nchw, y_n)
         self.seen = True
         with backends_seen(self.model) as seen:
-            loss = training_step(self.point, self.run, self.optimizer, x_nchw, y_n)
+            loss = training_step(self.run, self.called, self.optimizer, x_nchw, y_n)
         self.at.lowerings |= seen
         return loss
 
@@ -199,7 +197,7 @@ class _Run:
 
     def result(self) -> Result:
         """What the run gave, once its last epoch is over; the test set is read here, if at all."""
-        at, images, on_test = self.at, self.images, self.point.scored_on == "test"
+        at, images, on_test = self.at, self.images, self.run.scored_on == "test"
         chance = 1 / images.classes
         test_loss, test_accuracy = math.nan, chance
         if not self.diverged and on_test:

@@ -8,19 +8,19 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from spectrum.design.point import Point
+from spectrum.design.run import RunConfig
 
 Tensors = tuple[Tensor, ...] | list[Tensor]
 
 
-def in_epochs(point: Point, images_per_epoch: int) -> Point:
-    """The point, its schedule in epochs where it has it in images."""
-    if point.decay_images is None:
-        return point
-    return point.model_copy(update={"decay_epochs": point.decay_images / images_per_epoch, "decay_images": None})
+def in_epochs(run: RunConfig, images_per_epoch: int) -> RunConfig:
+    """The run, its schedule in epochs where it has it in images."""
+    if run.decay_images is None:
+        return run
+    return run.model_copy(update={"decay_epochs": run.decay_images / images_per_epoch, "decay_images": None})
 
 
-def learning_rate(point: Point, epoch: float) -> float:
+def learning_rate(run: RunConfig, epoch: float) -> float:
     """The learning rate at a moment, in epochs from the start.
 
     Linear warm-up from 0 over `warmup_epochs`; then, with t from 0 to 1 over the rest,
@@ -28,38 +28,38 @@ def learning_rate(point: Point, epoch: float) -> float:
     (Chollet 2017: 0.94 every 2 epochs); one_cycle: up from lr/25 to lr in the first 30 %, then down to lr/10⁴, both
     along cosines (Smith & Topin 2018).
     """
-    if epoch < point.warmup_epochs:
-        return point.lr * epoch / point.warmup_epochs
-    since = epoch - point.warmup_epochs
-    t = since / (point.epochs - point.warmup_epochs)
-    if point.schedule == "exponential":
-        return point.lr * point.decay ** math.floor(since / point.decay_epochs + 1e-9)  # 0.3 / 0.1 is less than 3
-    if point.schedule == "cosine":
-        return _along_cosine(point.lr, 0.0, t)
+    if epoch < run.warmup_epochs:
+        return run.lr * epoch / run.warmup_epochs
+    since = epoch - run.warmup_epochs
+    t = since / (run.epochs - run.warmup_epochs)
+    if run.schedule == "exponential":
+        return run.lr * run.decay ** math.floor(since / run.decay_epochs + 1e-9)  # 0.3 / 0.1 is less than 3
+    if run.schedule == "cosine":
+        return _along_cosine(run.lr, 0.0, t)
     peak = 0.3
     if t < peak:
-        return _along_cosine(point.lr / 25, point.lr, t / peak)
-    return _along_cosine(point.lr, point.lr / 1e4, (t - peak) / (1 - peak))
+        return _along_cosine(run.lr / 25, run.lr, t / peak)
+    return _along_cosine(run.lr, run.lr / 1e4, (t - peak) / (1 - peak))
 
 
 def _along_cosine(start: float, end: float, t: float) -> float:
     return end + (start - end) * (1 + math.cos(math.pi * t)) / 2
 
 
-def make_optimizer(point: Point, model: nn.Module) -> torch.optim.Optimizer:
-    """The optimiser of a point; weight decay goes to weights of two and more dimensions, not to BN or bias."""
+def make_optimizer(run: RunConfig, model: nn.Module) -> torch.optim.Optimizer:
+    """The optimiser of a run; weight decay goes to weights of two and more dimensions, not to BN or bias."""
     trained = [p for p in model.parameters() if p.requires_grad]
     groups = [
-        {"params": [p for p in trained if p.ndim > 1], "weight_decay": point.weight_decay},
+        {"params": [p for p in trained if p.ndim > 1], "weight_decay": run.weight_decay},
         {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
     ]
-    if point.optimizer == "sgd":
+    if run.optimizer == "sgd":
         return torch.optim.SGD(
-            groups, lr=point.lr, momentum=point.momentum, nesterov=point.nesterov and point.momentum > 0, fused=True
+            groups, lr=run.lr, momentum=run.momentum, nesterov=run.nesterov and run.momentum > 0, fused=True
         )
-    if point.optimizer == "adamw":
-        return torch.optim.AdamW(groups, lr=point.lr, betas=(point.momentum, 0.999), fused=True)
-    return torch.optim.RMSprop(groups, lr=point.lr, alpha=0.9, eps=1e-3, momentum=point.momentum)
+    if run.optimizer == "adamw":
+        return torch.optim.AdamW(groups, lr=run.lr, betas=(run.momentum, 0.999), fused=True)
+    return torch.optim.RMSprop(groups, lr=run.lr, alpha=0.9, eps=1e-3, momentum=run.momentum)
 
 
 def exponential_average(decay: float) -> Callable[[Tensors, Tensors, Tensor | int], None]:

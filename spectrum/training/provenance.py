@@ -1,4 +1,4 @@
-"""What a result depends on beside its point: versions, threads, device, layout, backend, code, images.
+"""What a result depends on beside its run: versions, threads, device, layout, backend, code, images.
 
 Weights are identical from run to run within one such environment on CPUs, and only there; on CUDA some sums have no
 fixed order.

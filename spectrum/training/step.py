@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from spectrum.design.point import Point
+from spectrum.design.run import RunConfig
 
 
 def compiled(model: nn.Module) -> Callable[[Tensor], Tensor]:
@@ -25,11 +25,11 @@ def compiled(model: nn.Module) -> Callable[[Tensor], Tensor]:
 
 
 def training_step(
-    point: Point, model: Callable[[Tensor], Tensor], optimizer: torch.optim.Optimizer, x_nchw: Tensor, y_n: Tensor
+    run: RunConfig, model: Callable[[Tensor], Tensor], optimizer: torch.optim.Optimizer, x_nchw: Tensor, y_n: Tensor
 ) -> Tensor:
     """Forward pass, backward pass, update. Returns the loss, in nats, as a tensor without a gradient."""
-    with torch.autocast(x_nchw.device.type, torch.bfloat16, enabled=point.autocast):
-        loss = cross_entropy(model(x_nchw), y_n, label_smoothing=point.label_smoothing)
+    with torch.autocast(x_nchw.device.type, torch.bfloat16, enabled=run.autocast):
+        loss = cross_entropy(model(x_nchw), y_n, label_smoothing=run.label_smoothing)
     optimizer.zero_grad(set_to_none=True)
     loss.backward()
     optimizer.step()

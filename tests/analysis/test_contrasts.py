@@ -230,7 +230,7 @@ def test_studies_that_are_joined_may_have_one_index_twice():
     assert stats.crossing(both, asked).n == 5
 
 
-def test_the_summary_says_of_each_point_what_is_its_own():
+def test_the_summary_says_of_each_run_what_is_its_own():
     """One failed and one diverged, and mismatches of their own: none slips to another point."""
     table = made_up(noisy, activation=["none"])
     table["budget_mismatch"] = [{1: 0.001, 2: 0.002, 8: 0.003, "per_channel": 0.0}[s] for s in table["segments"]]
@@ -261,7 +261,7 @@ def test_figures_leave_a_gap_where_a_contrast_has_none():
     assert x[1] == pytest.approx(2, rel=0.1)
 
 
-def test_a_mean_over_several_points_is_over_the_same_points_in_every_seed():
+def test_a_mean_over_several_runs_is_over_the_same_runs_in_every_seed():
     table = made_up(lambda s, a, seed: 0.8 + 0.02 * math.log2(s))
     part = failed(table, table["seed"].eq(2) & table["segments"].isin([8, "per_channel"]))
     found = stats.summarise(part, "activation")
@@ -388,7 +388,7 @@ def test_one_seed_leaves_everything_in_the_set():
     assert stats.optimum(made_up(noisy, seeds=1))["in_set"].all()
 
 
-def test_a_point_is_off_the_front_only_if_one_that_costs_no_more_is_shown_better():
+def test_a_run_is_off_the_front_only_if_one_that_costs_no_more_is_shown_better():
     below = (0.003, -0.001, 0.002, -0.001, 0.002)  # lower on the average, and no more than that
     at = {1: [0.90] * 5, 2: [0.80, 0.81] * 3, 8: [0.90 - d for d in below], 16: [0.95, 0.94, 0.96] * 2}
     table = made_up(lambda s, a, seed: at[s][seed], activation=["none"])
@@ -529,7 +529,7 @@ def two_orders(**columns):
     return both.assign(**columns)
 
 
-def test_a_point_that_is_missing_at_every_seed_makes_a_contrast_incomplete_not_biased():
+def test_a_run_that_is_missing_at_every_seed_makes_a_contrast_incomplete_not_biased():
     table = two_orders()
     assert stats.contrast(table, ORDERS).mean == pytest.approx(-0.01)
     short = table[~((table["order"] == "spatial_first") & (table["segments"] == 1))]

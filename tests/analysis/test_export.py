@@ -28,7 +28,7 @@ from spectrum.analysis.export import (
     contrasts_table,
     inert,
     markdown_rows,
-    points_table,
+    runs_table,
     write_csv,
     write_parquet,
 )
@@ -48,11 +48,11 @@ SPECIAL = re.compile(r"(?<!\\)(?:\\\\)*[%&#_^~<>|]")  # what LaTeX would obey, o
 
 
 def latex(table):
-    return as_latex(points_table(table))
+    return as_latex(runs_table(table))
 
 
 def markdown(table):
-    return markdown_rows(points_table(table))
+    return markdown_rows(runs_table(table))
 
 
 def judged(table, name="ReLU against none"):
@@ -108,7 +108,7 @@ def test_latex_has_every_cell_and_nothing_that_breaks_it(table):
 
 def test_latex_says_what_a_reader_must_know():
     text = latex(results().assign(match="params", budget_mismatch=-0.0012))
-    assert r"\caption{made-up: digits, n = 2 runs a point, budget: equal parameters.}" in text
+    assert r"\caption{made-up: digits, n = 2 runs per configuration, budget: equal parameters.}" in text
     assert r"\label{tab:made-up}" in text
     assert r"1 & 2 & 1,000 & 100,000 & $-$0.12 \% & 90.25 $\pm$ 3.18 & 2.0 \\" in text
     assert r"accuracy, \% $\pm$ 95 \% t" in text
@@ -136,8 +136,8 @@ def test_markdown_leaves_plain_values_alone():
 
 
 def test_markdown_has_its_caption_below():
-    text = as_markdown(points_table(results().assign(study_hash="0123456789abcdef")))
-    assert text.splitlines()[-1] == "made-up 01234567: digits, n = 2 runs a point, budget: unmatched."
+    text = as_markdown(runs_table(results().assign(study_hash="0123456789abcdef")))
+    assert text.splitlines()[-1] == "made-up 01234567: digits, n = 2 runs per configuration, budget: unmatched."
     assert text.splitlines()[-2] == ""
 
 
@@ -176,7 +176,7 @@ def test_a_cell_is_one_line():
 @pytest.mark.parametrize("export", TABLE_FORMATS.values(), ids=TABLE_FORMATS)
 def test_a_study_without_an_accuracy_has_no_table(export):
     with pytest.raises(ValueError, match="made-up: no point has an accuracy yet"):
-        export(points_table(results().assign(status="failed", test_accuracy=None, val_accuracy=None)))
+        export(runs_table(results().assign(status="failed", test_accuracy=None, val_accuracy=None)))
 
 
 FORMULAS = ["=1+1", "+1", "-1+1", "@SUM(A1)", "\t=1", "\r=1", '=HYPERLINK("http://x","y")', "=1\n,=2"]

@@ -9,12 +9,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from spectrum import Point, load_results
+from spectrum import RunConfig, load_results
 from spectrum.analysis.held import differing, held_equal
 from spectrum.analysis.page import choice_name, page_of
 from spectrum.design.options import without_effect
 from spectrum.design.study_file import parse_study
-from spectrum.study.planning import PlannedPoint
+from spectrum.study.planning import CostedRun
 from spectrum.study.store import read_plan
 from tests.plans import plan_of
 
@@ -37,15 +37,15 @@ def said(value):
 def page_of_study(file):
     """The page of a study that was planned and not run, and its points."""
     study = parse_study(file, "made up")
-    points = study.points()
-    entries = [PlannedPoint(point, 1, 1, 1, (), point).record().entry() for point in points]
+    runs = study.runs()
+    entries = [CostedRun(run, 1, 1, 1, (), run).record().entry() for run in runs]
     plan = {
         "study": study.name, "file": "made up.toml", "overrides": {}, "imports": [], "question": "", "hash": study.hash,
         "budget": study.budget.model_dump(mode="json"), "base": study.base.model_dump(mode="json"),
         "varied": study.varied(), "contrasts": [], "points": entries,
     }  # fmt: skip
     empty = pd.DataFrame()
-    return page_of(empty, plan_of(plan), empty, {}, empty), points
+    return page_of(empty, plan_of(plan), empty, {}, empty), runs
 
 
 STUDY = {
@@ -64,17 +64,17 @@ STUDY = {
 
 
 @pytest.mark.parametrize("name", STUDY)
-def test_held_equal_is_what_the_points_have_in_common(name):
-    page, points = page_of_study(STUDY[name])
+def test_held_equal_is_what_the_runs_have_in_common(name):
+    page, runs = page_of_study(STUDY[name])
     held = terms(page, "What was held equal")
     common = {
-        field: getattr(points[0], field)
-        for field in Point.model_fields
-        if len({repr(getattr(point, field)) for point in points}) == 1
+        field: getattr(runs[0], field)
+        for field in RunConfig.model_fields
+        if len({repr(getattr(run, field)) for run in runs}) == 1
     }
     assert held.keys() <= common.keys(), "what differs is not listed"
     assert held == {field: said(common[field]) for field in held}
-    idle = set.intersection(*(set(without_effect(dict(point))) for point in points))
+    idle = set.intersection(*(set(without_effect(dict(run))) for run in runs))
     assert common.keys() - held.keys() <= idle | {"seed"}, "all else is"
     assert not held.keys() & idle
 
@@ -87,7 +87,7 @@ def test_networks_with_relu_and_norm_are_called_so():
     assert "order: pointwise first, spatial first" in terms(page, "Design")["what differs with it"]
 
 
-def test_points_of_a_recipe_are_listed_with_its_optimiser():
+def test_runs_of_a_recipe_are_listed_with_its_optimiser():
     held = terms(page_of_study(STUDY["a recipe"])[0], "What was held equal")
     assert {name: held[name] for name in ("optimizer", "lr", "schedule", "decay", "ema")} == {
         "optimizer": "rmsprop", "lr": "0.001", "schedule": "exponential", "decay": "0.9", "ema": "0.9999",
@@ -95,13 +95,13 @@ def test_points_of_a_recipe_are_listed_with_its_optimiser():
     assert not {"nesterov", "decay_epochs"} & held.keys()
 
 
-def test_what_varies_is_told_from_the_points_where_the_base_has_another_value():
+def test_what_varies_is_told_from_the_runs_where_the_base_has_another_value():
     assert "activation: none, gelu" in page_of_study(STUDY["a base that no point has"])[0]
 
 
-def test_a_choice_is_called_by_what_its_point_has_and_not_by_the_base():
-    point = Point(segments=4, activation="none")
-    entry = {"point": point.model_dump(mode="json", exclude_defaults=True), "match": "none"}
+def test_a_choice_is_called_by_what_its_run_has_and_not_by_the_base():
+    run = RunConfig(segments=4, activation="none")
+    entry = {"point": run.model_dump(mode="json", exclude_defaults=True), "match": "none"}
     plan = {"varied": ["segments", "activation"], "budget": {"match": ["none"]}, "base": {"activation": "relu"}}
     whole = plan_of(plan | {"tuning": {"choices": [entry]}})
     assert choice_name(whole, whole.tuning.choices[0]) == "4, activation none"
@@ -125,23 +125,23 @@ def test_a_plan_that_leaves_defaults_out_makes_no_page_say_more_than_it_knows():
 
 
 @pytest.mark.parametrize("name", STUDIES)
-def test_the_points_of_a_committed_plan_are_completed_to_those_that_their_ids_name(name):
+def test_the_runs_of_a_committed_plan_are_completed_to_those_that_their_ids_name(name):
     for run in read_plan(RESULTS / name).runs:
-        point = Point(**run.options)
-        assert point.id == run.id
-        assert point.model_dump() == Point.model_validate(run.options).model_dump()
+        config = RunConfig(**run.options)
+        assert config.id == run.id
+        assert config.model_dump() == RunConfig.model_validate(run.options).model_dump()
 
 
 @pytest.mark.parametrize("name", STUDIES)
-def test_the_page_of_a_study_calls_held_equal_what_its_points_have_in_common(name):
+def test_the_page_of_a_study_calls_held_equal_what_its_runs_have_in_common(name):
     empty, plan = pd.DataFrame(), read_plan(RESULTS / name)
     held = terms(page_of(load_results(RESULTS / name), plan, empty, {}, empty), "What was held equal")
-    points = [Point(**run.options) for run in plan.runs]
-    for field in Point.model_fields:
-        values = {getattr(point, field) for point in points}
+    configs = [RunConfig(**run.options) for run in plan.runs]
+    for field in RunConfig.model_fields:
+        values = {getattr(config, field) for config in configs}
         if field in held:
             assert len(values) == 1, field
             assert held[field] in map(said, values), field
         else:
-            idle = set.intersection(*(set(without_effect(dict(point))) for point in points)) | {"seed", "width"}
+            idle = set.intersection(*(set(without_effect(dict(config))) for config in configs)) | {"seed", "width"}
             assert len(values) > 1 or field in idle, field

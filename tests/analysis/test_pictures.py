@@ -43,7 +43,7 @@ def test_accuracy_against():
 
 
 @looks_as_before
-def test_accuracy_against_with_many_points():
+def test_accuracy_against_with_many_runs():
     return plots.accuracy_against(study(activation=["none", "relu", "elu", "gelu"]), "params")
 
 

@@ -67,13 +67,13 @@ def test_the_curve_shows_every_run_and_the_means_on_a_log_axis():
     assert "unmatched" in title
 
 
-def test_points_that_realise_the_same_segments_stay_apart():
+def test_runs_that_realise_the_same_segments_stay_apart():
     table = results(segments=[1, 16, "per_channel"])
     ax = plots.spectrum_curve(table).axes[0]
     assert list(ax.lines[1].get_xdata()) == [1, 16, 16]
 
 
-def test_schedules_by_stage_stand_side_by_side_after_the_even_points():
+def test_schedules_by_stage_stand_side_by_side_after_the_even_runs():
     plain = results(segments=["per_channel", 2])
     staged = results(segments=[1]).assign(segments=None, test_accuracy=0.5)
     table = pd.concat([staged.assign(stage_segments=[(1, 8, "per_channel")] * len(staged)), plain])
@@ -126,13 +126,13 @@ def test_a_bare_convolution_stands_beside_the_curve():
 
 
 @pytest.mark.parametrize("cost", ["params", "macs", "train_seconds"])
-def test_accuracy_against_a_cost_labels_every_point(cost):
+def test_accuracy_against_a_cost_labels_every_run(cost):
     ax = plots.accuracy_against(results(), cost).axes[0]
     assert {text.get_text() for text in ax.texts} == {"1", "2", "3", "per channel"}
     assert ax.get_xscale() == "log"
 
 
-def test_the_front_joins_the_points_that_no_other_beats():
+def test_the_front_joins_the_runs_that_no_other_beats():
     table = results()
     table.loc[table["segments"] == 2, "test_accuracy"] = 0.5
     ax = plots.accuracy_against(table, "params").axes[0]
@@ -225,7 +225,7 @@ def test_a_search_is_a_map_with_the_choices_framed():
     assert [patch.get_xy() for patch in axes.patches] == [(across - 0.5, 1.5) for across in range(4)]
 
 
-def test_a_point_that_a_cheaper_one_beats_is_open():
+def test_a_run_that_a_cheaper_one_beats_is_open():
     table = results(seed=[0, 1, 2, 3, 4])
     table.loc[table["segments"] == 1, "test_accuracy"] = 0.7 + 0.001 * table["seed"]  # costs most, and is worst
     ax = plots.accuracy_against(table, "params").axes[0]
@@ -235,7 +235,7 @@ def test_a_point_that_a_cheaper_one_beats_is_open():
     assert "shown to be off the front" in [text.get_text() for text in ax.get_legend().get_texts()]
 
 
-def test_many_points_are_told_apart_by_shades_and_named_in_the_legend():
+def test_many_runs_are_told_apart_by_shades_and_named_in_the_legend():
     ax = plots.accuracy_against(results(activation=["none", "relu", "elu"])).axes[0]
     assert not ax.texts
     named = [text.get_text() for text in ax.get_legend().get_texts()]

@@ -55,7 +55,7 @@ def provenance(table):
     return table.assign(provenance=[{"torch": "2", "threads": 1}] * len(table), reason=None)
 
 
-def test_the_table_has_a_row_a_point_and_mean_and_interval():
+def test_the_table_has_a_row_a_run_and_mean_and_interval():
     table = summary_table(results())
     assert list(table["segments"]) == ["1", "2", "3", "per channel"]
     assert table["accuracy"][0] == "90.25 ± 3.18"  # t(0.975, 1 df) · 0.005/√2 / √2 = 12.706 · 0.0025
@@ -88,8 +88,8 @@ def test_a_page_is_self_contained_and_says_what_a_reader_must_know(tmp_path, pla
 
 @pytest.mark.medium
 def test_the_design_says_what_varies_how_often_and_what_was_decided_before(tmp_path, plan):
-    points = [{"segments": s, "seed": seed} for s in (1, 2, 3, "per_channel") for seed in (0, 1)]
-    plan["points"] = [{"point": point} for point in points]
+    runs = [{"segments": s, "seed": seed} for s in (1, 2, 3, "per_channel") for seed in (0, 1)]
+    plan["points"] = [{"point": run} for run in runs]
     plan["contrasts"] = [
         {"name": "2 against 1", "between": [{"segments": 2}, {"segments": 1}], "margin": 0.005, "factors": [],
          "notes": [], "confounded": False}
@@ -227,7 +227,7 @@ def test_a_printed_page_loses_nothing(tmp_path, plan):
     assert sum(len(sheet.images) for sheet in sheets) == 4
 
 
-def test_a_study_with_no_finished_point_still_has_a_page(tmp_path, plan):
+def test_a_study_with_no_finished_run_still_has_a_page(tmp_path, plan):
     table = provenance(results()).assign(status="failed", test_accuracy=None, val_accuracy=None, reason="no luck")
     report = write_report(tmp_path, table, history(table).iloc[:0], plan_of(plan))
     assert report.figures == []

@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from spectrum import Point
+from spectrum import RunConfig
 from spectrum.analysis.stats import (
     SETTINGS,
     SPLIT,
@@ -16,12 +16,12 @@ from spectrum.analysis.stats import (
 
 
 @given(st.lists(st.tuples(st.integers(0, 20), st.integers(0, 20)), min_size=1, max_size=30))
-def test_the_front_is_what_no_other_point_beats(points):
-    cost, value = zip(*points, strict=True)
+def test_the_front_is_what_no_other_run_beats(runs):
+    cost, value = zip(*runs, strict=True)
     front = pareto_front(cost, value)
-    kept = {points[i] for i in front}
-    for c, v in points:
-        beaten = any((c2 <= c and v2 > v) or (c2 < c and v2 >= v) for c2, v2 in points)
+    kept = {runs[i] for i in front}
+    for c, v in runs:
+        beaten = any((c2 <= c and v2 > v) or (c2 < c and v2 >= v) for c2, v2 in runs)
         assert ((c, v) in kept) == (not beaten)
     assert [cost[i] for i in front] == sorted({c for c, _ in kept})
 
@@ -44,7 +44,7 @@ def table(**columns):
     return pd.DataFrame(rows | columns)
 
 
-def test_a_summary_has_a_row_a_point():
+def test_a_summary_has_a_row_a_run():
     summary = summarise(table(), ["segments"])
     assert list(summary["segments"]) == [1, "per_channel"]
     assert list(summary["n"]) == [2, 2]
@@ -66,8 +66,8 @@ def test_the_interval_of_an_accuracy_stays_between_0_and_1():
     assert summary["mean"][0] + summary["half"][0] > 1  # what is printed after ± is not cut
 
 
-def test_every_field_of_a_point_is_a_setting_or_tells_the_split_or_the_seed():
-    assert {*SETTINGS, *SPLIT, "seed", "recipe"} == {*Point.model_fields, "match"}  # a recipe is values of others
+def test_every_field_of_a_run_is_a_setting_or_tells_the_split_or_the_seed():
+    assert {*SETTINGS, *SPLIT, "seed", "recipe"} == {*RunConfig.model_fields, "match"}  # a recipe is values of others
 
 
 def test_settings_that_vary_are_found_and_other_columns_are_no_settings():
@@ -75,7 +75,7 @@ def test_settings_that_vary_are_found_and_other_columns_are_no_settings():
     assert varied_settings(table(activation=["none", "relu"] * 2, lr=0.1)) == ["activation"]
 
 
-def test_a_point_lies_where_its_widest_layer_is():
+def test_a_run_lies_where_its_widest_layer_is():
     assert list(spectrum_position(table())) == [1, 1, 16, 16]
 
 
@@ -90,5 +90,5 @@ def test_a_point_lies_where_its_widest_layer_is():
         ((None, None, False, (2, 4)), "2, 4, no 1×1"),
     ],
 )
-def test_points_are_called_by_their_segments(key, label):
+def test_runs_are_called_by_their_segments(key, label):
     assert segments_label(*key) == label

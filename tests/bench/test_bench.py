@@ -118,7 +118,7 @@ def test_a_network_is_measured_beside_its_peers(keras):
 def test_the_engine_and_a_folder_of_rows_are_measured(monkeypatch):
     monkeypatch.setattr(engine, "find_spec", lambda name: None)
     said = []
-    table = engine.measure(rows=200, points=3, rounds=2, on_row=said.append)
+    table = engine.measure(rows=200, runs=3, rounds=2, on_row=said.append)
     assert "Ray is not installed, and left out" in said.pop(1)
     assert list(table.what) == ["point", "status", "load", "resume"]
     assert (table.ms > 0).all()
@@ -134,7 +134,7 @@ def test_the_engine_and_a_folder_of_rows_are_measured(monkeypatch):
 @pytest.mark.slow
 def test_ray_is_measured_where_it_is_installed():
     pytest.importorskip("ray")
-    table = engine.measure(rows=200, points=3, rounds=2, simulated=(4, 24)).set_index("what")
+    table = engine.measure(rows=200, runs=3, rounds=2, simulated=(4, 24)).set_index("what")
     assert list(table.index) == ["point", "point on Ray", "busy", "status", "load", "resume"]
     assert table.ms["point on Ray"] > 0
     assert 30 < table.percent["busy"] <= 100
@@ -197,7 +197,7 @@ def test_the_steps_of_a_studys_networks_are_measured_once_each(tmp_path, capsys)
 
 
 @pytest.mark.slow
-def test_a_study_and_a_script_train_the_same_points():
+def test_a_study_and_a_script_train_the_same_runs():
     curve = ({"segments": 1}, {"segment_width": 4})
     table = sweep.measure(curve, dataset="digits", train_images=300, epochs=1, seeds=1, cores=1)
     assert len(table) == 4

@@ -63,15 +63,15 @@ def test_a_plan_names_what_it_does_not_count(study_folder, capsys):
     said = capsys.readouterr().out
     assert said.count("model odd_scores: Not counted, since what it multiplies is unknown: aten._fft_c2c") == 1
     assert main(["plan", "odd.toml", "--json", *IMPORT]) == 0
-    points = json.loads(capsys.readouterr().out)["points"]
-    assert all("aten._fft_c2c" in point["caveat"] for point in points)
+    runs = json.loads(capsys.readouterr().out)["points"]
+    assert all("aten._fft_c2c" in run["caveat"] for run in runs)
 
 
 def test_a_budget_of_macs_holds_where_macs_only_look_like_a_multiple_of_the_weights(study_folder):
     budget = '[budget]\nmatch = "macs"\nreference = { model = "probe", segments = "per_channel" }\n'
     (study_folder / "odd.toml").write_text(STUDY.format(model="odd_attention") + budget)
     (one, _) = plan_study(load_study("odd.toml"))
-    model = build_model("odd_attention", in_channels=1, image_size=8, widths=one.point.widths)
+    model = build_model("odd_attention", in_channels=1, image_size=8, widths=one.run.widths)
     macs = measure_cost(model, (1, 8, 8)).macs
     assert one.macs == macs
     assert one.mismatch == macs / one.budget - 1

@@ -12,7 +12,7 @@ from spectrum import cli
 from spectrum.data.images import images_of
 from spectrum.data.load import load_images
 from spectrum.data.pixels import Encoded
-from spectrum.design.point import Point
+from spectrum.design.run import RunConfig
 from spectrum.engines.cores import available_cores
 from spectrum.training.loop import train
 
@@ -47,17 +47,17 @@ def test_the_papers_set_up_runs_from_a_folder_to_rows(data_root: Path, monkeypat
     assert all(abs(cost / macs["per_channel"] - 1) < 0.1 for cost in macs.values())
 
     (asked,) = [row for row in rows if row["segments"] == "per_channel" and row["seed"] == 1]
-    point = Point(**{name: asked[name] for name in Point.model_fields if name in asked})
-    assert (point.optimizer, point.lr, point.decay, point.dropout, point.ema) == ("sgd", 0.045, 0.94, 0.5, 0.9999)
-    images = images_of(point)
+    run = RunConfig(**{name: asked[name] for name in RunConfig.model_fields if name in asked})
+    assert (run.optimizer, run.lr, run.decay, run.dropout, run.ema) == ("sgd", 0.045, 0.94, 0.5, 0.9999)
+    images = images_of(run)
     assert isinstance(images.train_x, Encoded)
     monkeypatch.setenv("SPECTRUM_IMAGES_GB", "4")
     load_images.cache_clear()
-    in_memory = images_of(point)
+    in_memory = images_of(run)
     assert isinstance(in_memory.train_x, torch.Tensor)
     threads = torch.get_num_threads()
     torch.set_num_threads(max(1, available_cores() // 2))  # as each of the two workers had
     try:
-        assert train(point, in_memory).weights_sha256 == asked["weights_sha256"]
+        assert train(run, in_memory).weights_sha256 == asked["weights_sha256"]
     finally:
         torch.set_num_threads(threads)

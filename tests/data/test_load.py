@@ -30,7 +30,7 @@ from spectrum.data.images import described
 from spectrum.data.load import load_images
 from spectrum.data.pixels import DataError
 from spectrum.data.splits import Images, describe, make_images, record
-from spectrum.design.point import Point
+from spectrum.design.run import RunConfig
 from tests.data.stored import Pixels, as_nchw, encoded, random_pixels, write_folder, write_parquet
 
 # The embedded data set
@@ -806,7 +806,7 @@ def test_where_data_is_looked_for_is_said(data_root, monkeypatch):
 
 @pytest.mark.parametrize(("train_images", "used"), [(None, [1349, 149]), (200, [200, 149])])
 def test_how_many_images_a_run_trains_and_validates_on_is_said(train_images, used):
-    (known,) = described([Point(train_images=train_images, seed=seed) for seed in (0, 1)])
+    (known,) = described([RunConfig(train_images=train_images, seed=seed) for seed in (0, 1)])
     assert known["used"] == [used]
     assert f"a run trains on {used[0]:,} and validates on {used[1]} of them" in describe("digits", known)
 

@@ -26,7 +26,7 @@ from spectrum.data.load import load_images
 from spectrum.data.pixels import DataError, Decoder, Encoded, Stored, channels_of, decode_all, in_turn
 from spectrum.data.splits import Images, balanced, carve, split
 from spectrum.data.teacher import relabelled
-from spectrum.design.point import Point
+from spectrum.design.run import RunConfig
 from spectrum.training.evaluation import evaluate
 from spectrum.training.loop import train
 from tests.data.stored import Pixels, as_nchw, encoded, random_pixels, write_folder, write_parquet
@@ -327,9 +327,9 @@ def test_a_file_that_breaks_later_is_named(data_root: Path) -> None:
     as_asked = kept_encoded("flowers", 5)
     victim = sorted((data_root / "flowers" / "a").iterdir())[3]
     victim.write_bytes(victim.read_bytes()[:60])
-    point = Point(dataset="flowers", image_size=5, batch_size=4, epochs=1, width=0.25)
+    run = RunConfig(dataset="flowers", image_size=5, batch_size=4, epochs=1, width=0.25)
     with pytest.raises(DataError, match=rf"image 3 of the train split \({victim}\) cannot be decoded"):
-        train(point, as_asked)
+        train(run, as_asked)
 
 
 def test_a_file_that_changes_later_is_refused_by_name(data_root: Path) -> None:
@@ -417,8 +417,8 @@ def test_without_a_test_split_both_have_the_same_sixth(data_root: Path) -> None:
 @pytest.mark.usefixtures("flowers")
 def test_training_gives_the_same_weights_and_scores(normalisation: Any) -> None:
     said = {"dataset": "flowers", "image_size": 16, "train_images": 40, "normalisation": normalisation}
-    point = Point(**said, epochs=2, batch_size=8, width=0.25, flip=True, shift=1, cutout=3, ema=0.9)
-    one, other = train(point, load_images("flowers", 16)), train(point, kept_encoded("flowers", 16))
+    run = RunConfig(**said, epochs=2, batch_size=8, width=0.25, flip=True, shift=1, cutout=3, ema=0.9)
+    one, other = train(run, load_images("flowers", 16)), train(run, kept_encoded("flowers", 16))
     assert one.weights_sha256 == other.weights_sha256
     scores = ("test_accuracy", "test_loss", "val_accuracy", "val_loss", "train_loss", "test_images")
     assert [getattr(one, name) for name in scores] == [getattr(other, name) for name in scores]

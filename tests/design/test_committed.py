@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from spectrum.design.changes import all_fields
-from spectrum.design.point import Point
+from spectrum.design.run import RunConfig
 
 RESULTS = Path(__file__).parents[2] / "results"
 STUDIES = sorted(str(path.parent.relative_to(RESULTS)) for path in RESULTS.rglob("plan.json"))
@@ -16,9 +16,9 @@ def lines(path: Path) -> list[dict]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
-def point_of(fields: dict) -> Point:
+def run_of(fields: dict) -> RunConfig:
     """The run of a row: a row names every field of its time, and those since have their defaults."""
-    return Point(**all_fields({name: value for name, value in fields.items() if name in Point.model_fields}))
+    return RunConfig(**all_fields({name: value for name, value in fields.items() if name in RunConfig.model_fields}))
 
 
 def entries(plan: dict) -> list[dict]:
@@ -36,13 +36,13 @@ def test_the_fields_of_a_committed_row_give_its_id(study: str) -> None:
     rows = lines(RESULTS / study / "results.jsonl")
     assert rows
     for row in rows:
-        assert point_of(row).id == row["id"]
+        assert run_of(row).id == row["id"]
 
 
 @pytest.mark.parametrize("study", STUDIES)
-def test_the_points_of_a_committed_plan_give_their_ids(study: str) -> None:
+def test_the_runs_of_a_committed_plan_give_their_ids(study: str) -> None:
     plan = json.loads((RESULTS / study / "plan.json").read_text(encoding="utf-8"))
     found = entries(plan)
     assert found
     for entry in found:
-        assert point_of(entry["point"]).id == entry["id"]
+        assert run_of(entry["point"]).id == entry["id"]

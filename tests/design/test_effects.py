@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from spectrum import Point, read_plan, register_model, run_study
+from spectrum import RunConfig, read_plan, register_model, run_study
 from spectrum._records import SpecError
 from spectrum.data.images import images_of
 from spectrum.design.changes import choices
@@ -85,7 +85,7 @@ def test_an_override_without_a_use_is_refused_by_its_name():
         {"base": {"model": "vgg", "activation": "none", "image_size": 32}},
     ],
 )
-def test_an_option_that_one_point_uses_or_that_is_off_is_taken(said):
+def test_an_option_that_one_run_uses_or_that_is_off_is_taken(said):
     check_effects(study(**said))
 
 
@@ -111,18 +111,18 @@ def test_a_field_is_called_unused_just_where_it_changes_no_weight(schedule, opti
             ]
         )
     )
-    points = [Point(**TINY | rest | said | {field: value}) for value in values]
-    hashes = {train(point, images_of(point)).weights_sha256 for point in points}
-    assert (field in without_effect(dict(points[0]))) == (len(hashes) == 1)
+    runs = [RunConfig(**TINY | rest | said | {field: value}) for value in values]
+    hashes = {train(run, images_of(run)).weights_sha256 for run in runs}
+    assert (field in without_effect(dict(runs[0]))) == (len(hashes) == 1)
 
 
 def test_a_plan_that_is_frozen_is_read_as_it_is():
     said = study({"decay": 0.5})
-    point = said.points()[0]
+    run = said.runs()[0]
     kept = plan_study(study({"schedule": "exponential", "decay": 0.5}))[0].record().entry()
-    entry = kept | {"id": point.id, "asked": point.id, "point": point.model_dump(mode="json", exclude_defaults=True)}
+    entry = kept | {"id": run.id, "asked": run.id, "point": run.model_dump(mode="json", exclude_defaults=True)}
     (planned,) = plan_study(said, frozen=plan_of({"hash": said.hash, "points": [entry]}))
-    assert planned.point == point
+    assert planned.run == run
 
 
 # What only the networks tell

@@ -116,7 +116,7 @@ def test_rows_of_a_model_are_not_mixed_with_those_of_its_changed_code(tmp_path):
     rows = (tmp_path / "results/own/results.jsonl").read_bytes()
     module = tmp_path / "changing.py"
     module.write_text(module.read_text().replace("def ", "# a comment\n\ndef "))
-    assert "2 of 2 points had a result already" in command(tmp_path, "-m", "spectrum", "run", "own.toml").stdout
+    assert "2 of 2 runs had a result already" in command(tmp_path, "-m", "spectrum", "run", "own.toml").stdout
     module.write_text(module.read_text().replace("nn.Flatten(),", "nn.Flatten(), nn.Identity(),"))
     done = command(tmp_path, "-m", "spectrum", "run", "own.toml")
     assert done.returncode == 2
@@ -126,8 +126,8 @@ def test_rows_of_a_model_are_not_mixed_with_those_of_its_changed_code(tmp_path):
 
 
 STUDY = f"""
-from spectrum import Point, Study, run_study
-study = Study(name="own", base=Point(model="of_script", **{BASE}))
+from spectrum import RunConfig, Study, run_study
+study = Study(name="own", base=RunConfig(model="of_script", **{BASE}))
 """
 RUN = 'print(run_study(study, workers=1, device="cpu").trained)'
 

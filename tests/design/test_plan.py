@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from spectrum import read_plan
 from spectrum.design.changes import all_fields
 from spectrum.design.plan import Plan, PlanError, PlannedChoice, PlannedContrast, PlannedRun, PlannedTuning
-from spectrum.design.point import Point
+from spectrum.design.run import RunConfig
 from spectrum.study.store import StoreError
 
 ROOT = Path(__file__).parents[2]
@@ -87,7 +87,7 @@ def test_what_is_derived_of_a_plan_is_what_its_text_says(path):
     assert plan.tuned == tuple(tuning.get("grid", ()))
     assert [run.id for run in plan.asked] == [entry["id"] for entry in tuning.get("networks", stored["points"])]
     assert [run.options for run in plan.runs] == [all_fields(entry["point"]) for entry in stored["points"]]
-    assert all(Point(**run.options).id == run.id for run in plan.known)
+    assert all(RunConfig(**run.options).id == run.id for run in plan.known)
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from spectrum import Point
+from spectrum import RunConfig
 from spectrum._records import SpecError
 from spectrum.data.load import load_images
 from spectrum.design.changes import choices, merged
@@ -32,63 +32,63 @@ PAPER: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
-def test_the_recipes_are_those_that_a_point_can_have() -> None:
+def test_the_recipes_are_those_that_a_run_can_have() -> None:
     assert set(PAPER) == set(RECIPES) == set(choices("recipe"))
 
 
 @pytest.mark.parametrize("recipe", PAPER)
-def test_a_recipe_fills_what_a_point_leaves_open(recipe: Any) -> None:
-    point = Point(recipe=recipe)
-    assert {name: getattr(point, name) for name in PAPER[recipe]} == PAPER[recipe]
-    assert Point(recipe=recipe, lr=0.2, ema=0.0).lr == 0.2
-    assert Point(recipe=recipe, lr=0.2, ema=0.0).ema == 0.0
+def test_a_recipe_fills_what_a_run_leaves_open(recipe: Any) -> None:
+    run = RunConfig(recipe=recipe)
+    assert {name: getattr(run, name) for name in PAPER[recipe]} == PAPER[recipe]
+    assert RunConfig(recipe=recipe, lr=0.2, ema=0.0).lr == 0.2
+    assert RunConfig(recipe=recipe, lr=0.2, ema=0.0).ema == 0.0
 
 
 @pytest.mark.parametrize("recipe", PAPER)
-def test_a_point_is_what_its_values_are_whatever_they_come_from(recipe: Any) -> None:
-    assert Point(recipe=recipe).id == Point(**RECIPES[recipe]).id != Point().id
-    again = Point(**json.loads(Point(recipe=recipe).model_dump_json()))
-    assert again == Point(recipe=recipe)
+def test_a_run_is_what_its_values_are_whatever_they_come_from(recipe: Any) -> None:
+    assert RunConfig(recipe=recipe).id == RunConfig(**RECIPES[recipe]).id != RunConfig().id
+    again = RunConfig(**json.loads(RunConfig(recipe=recipe).model_dump_json()))
+    assert again == RunConfig(recipe=recipe)
 
 
 def test_recipes_can_be_an_axis_and_what_a_study_says_beside_them_holds() -> None:
     study = parse_study({"base": {"ema": 0.5}, "axes": {"recipe": ["imagenet_xception", "jft"]}}, "recipes")
-    first, second = study.points()
+    first, second = study.runs()
     assert (first.lr, first.optimizer, first.ema) == (0.045, "sgd", 0.5)
     assert (second.lr, second.optimizer, second.decay_images, second.ema) == (0.001, "rmsprop", 3_000_000, 0.5)
 
 
 def test_another_recipe_takes_the_place_of_the_base_one() -> None:
-    base = Point(recipe="imagenet_xception", epochs=4)
+    base = RunConfig(recipe="imagenet_xception", epochs=4)
     changed = merged(base, {"recipe": "jft"})
-    assert changed == Point(recipe="jft", epochs=4)
+    assert changed == RunConfig(recipe="jft", epochs=4)
     assert merged(base, {"recipe": "jft", "lr": 0.5}).lr == 0.5
     with pytest.raises(SpecError, match="did you mean"):
         merged(base, {"recipe": "imagenet_xceptoin"})
 
 
 def test_the_learning_rate_falls_by_six_per_cent_every_second_epoch() -> None:
-    point = Point(recipe="imagenet_xception", epochs=8)
-    rates = [learning_rate(point, epoch) for epoch in (0, 1.99, 2, 3.99, 4, 6)]
+    run = RunConfig(recipe="imagenet_xception", epochs=8)
+    rates = [learning_rate(run, epoch) for epoch in (0, 1.99, 2, 3.99, 4, 6)]
     assert rates == pytest.approx([0.045, 0.045, 0.0423, 0.0423, 0.045 * 0.94**2, 0.045 * 0.94**3])
 
 
 def test_momentum_is_not_nesterovs_and_decay_is_of_weights_alone() -> None:
     model = build_model("probe", in_channels=1, image_size=8)
-    optimizer = make_optimizer(Point(recipe="imagenet_inception"), model)
+    optimizer = make_optimizer(RunConfig(recipe="imagenet_inception"), model)
     assert isinstance(optimizer, torch.optim.SGD)
     assert [group["nesterov"] for group in optimizer.param_groups] == [False, False]
     assert [group["weight_decay"] for group in optimizer.param_groups] == [4e-5, 0.0]
     assert [group["momentum"] for group in optimizer.param_groups] == [0.9, 0.9]
-    assert isinstance(make_optimizer(Point(recipe="jft"), model), torch.optim.RMSprop)
+    assert isinstance(make_optimizer(RunConfig(recipe="jft"), model), torch.optim.RMSprop)
 
 
 def test_a_schedule_in_images_steps_after_so_many_images() -> None:
-    point = Point(
+    run = RunConfig(
         dataset="digits", train_images=200, width=0.25, batch_size=50, epochs=3,
         lr=0.1, schedule="exponential", decay=0.5, decay_images=300,
     )  # fmt: skip
-    history = train(point, load_images("digits")).history
+    history = train(run, load_images("digits")).history
     # of the last batches of each epoch, which begin after 150, 350 and 550 images
     assert [entry["lr"] for entry in history] == pytest.approx([0.1, 0.05, 0.05])
 

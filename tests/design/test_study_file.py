@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from spectrum import Point, Study, load_study
+from spectrum import RunConfig, Study, load_study
 from spectrum._records import SpecError
 from spectrum.design.changes import choices, merged, named
 from spectrum.design.keys import NETWORK, network_key
@@ -84,11 +84,11 @@ def test_all_faults_of_a_file_are_told_at_once():
         ({"base": {"segments": 4, "segment_width": 2}}, "segments and segment_width: give one of the two"),
         (
             {"base": {"segment_width": 4}, "axes": {"segments": [1, 2]}},
-            "base.segment_width: no point would have it, since axes.segments puts each elsewhere",
+            "base.segment_width: no run would have it, since axes.segments puts each elsewhere",
         ),
         (
             {"base": {"segment_shares": [2, 1]}, "axes": {"segment_width": [1, 2]}},
-            "base.segment_shares: no point would have it, since axes.segment_width puts each elsewhere",
+            "base.segment_shares: no run would have it, since axes.segment_width puts each elsewhere",
         ),
         ({"base": {"shuffle": True}}, "shuffle: only relabels rows"),
         ({"base": {"pointwise": False, "norm": True}}, "norm: there is no second half"),
@@ -96,7 +96,7 @@ def test_all_faults_of_a_file_are_told_at_once():
         ({"budget": {"match": "weights"}}, "budget.match.0: 'weights' is unknown; try 'none'"),
         ({"budget": {"match": []}}, "budget.match"),
         ({"budget": {"match": ["params", "params"]}}, "match: lists a budget twice"),
-        ({"budget": {"match": "params"}}, "reference: say which point sets the budget, as in reference ="),
+        ({"budget": {"match": "params"}}, "reference: say which run sets the budget, as in reference ="),
         ({"budget": {"match": "macs", "reference": {"segmets": 1}}}, 'segmets: unknown key; did you mean "segments"?'),
         ({"budget": {"match": "macs", "reference": {"lr": 0.1}}}, "lr: unknown key"),
         ({"budget": {"match": "macs", "reference": {"segments": 0}}}, "budget.reference: segments: 0 is not a number"),
@@ -108,8 +108,8 @@ def test_all_faults_of_a_file_are_told_at_once():
             {"axes": {"width": [0.5, 1.0]}, "budget": {"match": "macs", "reference": {"segments": 1, "width": 1.0}}},
             "budget.reference: gives every width the same budget",
         ),
-        (contrast({"segments": {"a": 1}}), "between.0.segments: no point has {'a': 1}"),
-        (contrast({"segments": [[1]]}), "between.0.segments: no point has"),
+        (contrast({"segments": {"a": 1}}), "between.0.segments: no run has {'a': 1}"),
+        (contrast({"segments": [[1]]}), "between.0.segments: no run has"),
         ({"tune": {}}, "tune: give at least two values of lr or of weight_decay"),
         ({"tune": {"lr": []}}, "tune: give at least two values of lr"),
         ({"tune": {"lr": [0.1]}}, "tune: give at least two values of lr"),
@@ -117,10 +117,10 @@ def test_all_faults_of_a_file_are_told_at_once():
         ({"tune": {"lr": [0.0, 0.1]}}, "tune.lr.0: input should be greater than 0"),
         ({"tune": {"lr": [0.1, 0.2], "seeds": []}}, "tune.seeds"),
         ({"tune": {"weight_decay": [0.0, 1e-4], "extend": 1}}, "extend: has no next value beyond 0"),
-        ({"tune": {"lr": [0.1, 0.2], "seeds": [0]}}, "tune.seeds: 0 trains scored points too; try 1000"),
+        ({"tune": {"lr": [0.1, 0.2], "seeds": [0]}}, "tune.seeds: 0 trains scored runs too; try 1000"),
         ({"axes": {"lr": [0.1, 0.2]}, "tune": {"lr": [0.1, 0.2]}}, "tune.lr: varies in this study"),
         (contrast({"order": "spatial_first"}), "between.0.order: does not vary in this study; what varies is segments"),
-        (contrast({"segments": 5}), "between.0.segments: no point has 5; try 1, 2"),
+        (contrast({"segments": 5}), "between.0.segments: no run has 5; try 1, 2"),
         (contrast({"segmets": 1}), 'between.0.segmets: unknown key; did you mean "segments"?'),
         (contrast({"segments": 2}), "give two different sides"),
         (contrast({}), "give two different sides"),
@@ -128,7 +128,7 @@ def test_all_faults_of_a_file_are_told_at_once():
         ({"contrasts": [{"name": "x", "between": [{"segments": 1}]}]}, "contrasts.0.between"),
         (interaction([{"segments": 1}]), 'across: expected two settings or "segments", got 1'),
         (interaction("order"), "contrasts.0.across"),
-        (interaction([{"segments": 1}, {"segments": 5}]), "across.1.segments: no point has 5; try 1, 2"),
+        (interaction([{"segments": 1}, {"segments": 5}]), "across.1.segments: no run has 5; try 1, 2"),
         (interaction([{"segments": 1}, {"segments": 1}]), "across: give two different settings"),
         (interaction([{"segments": 1}, {"activation": "relu"}]), "across.1.activation: is what is compared"),
         (
@@ -143,7 +143,7 @@ def test_all_faults_of_a_file_are_told_at_once():
         ({"base": {"label_noise": 0.1}}, "label_noise: belongs to a teacher; set teacher_segments"),
         ({"base": {"dataset": "gaussian"}}, "has no labels of its own; set teacher_segments"),
         ({"base": {"teacher_segments": 1, "teacher_seed": "own"}}, "'own' is no seed; try 0, 1, 2 … or \"seed\""),
-        ({"cases": [{"segments": 1}, {"segments": 1}]}, "cases: two of them are the same point"),
+        ({"cases": [{"segments": 1}, {"segments": 1}]}, "cases: two of them are the same run"),
         ({"base": 3}, "base: expected a table"),
         ({"axes": {"activation": ["none", "relu"], "pointwise": [False]}}, "at activation = 'relu'"),
         ({"name": "y"}, "name: a study is called as its file is"),
@@ -164,9 +164,9 @@ values = st.recursive(
     max_leaves=6,
 )
 keys = st.sampled_from(
-    ["question", "base", "axes", "cases", "budget", "tune", "contrasts", *list(Point.model_fields)[:8], "junk"]
+    ["question", "base", "axes", "cases", "budget", "tune", "contrasts", *list(RunConfig.model_fields)[:8], "junk"]
 )
-fields = st.dictionaries(st.sampled_from([*Point.model_fields, "junk"]), values, max_size=4)
+fields = st.dictionaries(st.sampled_from([*RunConfig.model_fields, "junk"]), values, max_size=4)
 
 
 @pytest.mark.medium
@@ -174,7 +174,7 @@ fields = st.dictionaries(st.sampled_from([*Point.model_fields, "junk"]), values,
 @given(st.dictionaries(keys, values | fields, max_size=4))
 def test_whatever_a_file_says_is_a_study_or_refused(said):
     try:
-        assert parse_study(said, "x").points()
+        assert parse_study(said, "x").runs()
     except SpecError as error:
         message = str(error).strip()
         assert message
@@ -182,7 +182,7 @@ def test_whatever_a_file_says_is_a_study_or_refused(said):
 
 def test_axes_multiply_and_seeds_are_outermost():
     study = parse_study({"axes": {"segments": [1, "per_channel"], "seed": [0, 1]}}, "x")
-    assert [(p.segments, p.seed) for p in study.points()] == [
+    assert [(p.segments, p.seed) for p in study.runs()] == [
         (1, 0),
         ("per_channel", 0),
         (1, 1),
@@ -192,22 +192,22 @@ def test_axes_multiply_and_seeds_are_outermost():
 
 def test_cases_are_listed_one_by_one_and_multiply_with_axes():
     said = {"cases": [{"segments": 1, "pointwise": False}, {"segment_width": 4}], "axes": {"seed": [0, 1]}}
-    points = parse_study(said, "x").points()
-    assert [(p.segments, p.segment_width, p.pointwise) for p in points[:2]] == [(1, None, False), (None, 4, True)]
-    assert len(points) == 4
+    runs = parse_study(said, "x").runs()
+    assert [(p.segments, p.segment_width, p.pointwise) for p in runs[:2]] == [(1, None, False), (None, 4, True)]
+    assert len(runs) == 4
 
 
 def test_segments_and_segment_width_exclude_each_other_along_an_axis():
     study = parse_study({"base": {"segments": 4}, "axes": {"segment_width": [1, 2]}}, "x")
-    assert [(p.segments, p.segment_width) for p in study.points()] == [(None, 1), (None, 2)]
+    assert [(p.segments, p.segment_width) for p in study.runs()] == [(None, 1), (None, 2)]
 
 
 def test_an_id_depends_on_what_differs_from_the_defaults_only():
-    assert Point().id == Point(segments="per_channel", epochs=8, lr=0.1).id
-    assert Point(lr=1).id == Point(lr=1.0).id
+    assert RunConfig().id == RunConfig(segments="per_channel", epochs=8, lr=0.1).id
+    assert RunConfig(lr=1).id == RunConfig(lr=1.0).id
     # As it was in the first version: rows that were written then must keep their meaning.
-    assert Point().id == "de94776cc8fb4454"
-    assert Point(dataset="cifar10", segments=3, seed=7, widths=(8, 16)).id == "a2a8d420f2c89c32"
+    assert RunConfig().id == "de94776cc8fb4454"
+    assert RunConfig(dataset="cifar10", segments=3, seed=7, widths=(8, 16)).id == "a2a8d420f2c89c32"
 
 
 OTHER = {
@@ -225,16 +225,18 @@ OTHER = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("field", [name for name in Point.model_fields if name != "recipe"])  # whose values are
+@pytest.mark.parametrize("field", [name for name in RunConfig.model_fields if name != "recipe"])  # whose values are
 def test_every_field_is_part_of_the_id(field):
-    changed = Point().model_copy(update={field: OTHER[field]})  # unchecked: some fields need another one beside them
-    assert changed.id != Point().id
+    changed = RunConfig().model_copy(
+        update={field: OTHER[field]}
+    )  # unchecked: some fields need another one beside them
+    assert changed.id != RunConfig().id
 
 
 def test_a_schedule_and_proportions_take_the_place_of_a_number_of_segments():
     said = {"cases": [{"segments": 2}, {"stage_segments": [1, 4, "per_channel"]}, {"segment_shares": [3, 2, 1]}]}
-    points = parse_study(said, "x").points()
-    assert [(p.segments, p.stage_segments, p.segment_shares) for p in points] == [
+    runs = parse_study(said, "x").runs()
+    assert [(p.segments, p.stage_segments, p.segment_shares) for p in runs] == [
         (2, None, "even"),
         (None, (1, 4, "per_channel"), "even"),
         (3, None, (3, 2, 1)),
@@ -257,9 +259,9 @@ def test_a_schedule_and_proportions_take_the_place_of_a_number_of_segments():
 
 
 def test_every_field_of_the_network_is_said_in_hashes_and_new_ones_only_where_they_are_set():
-    assert network_key(Point()) == [getattr(Point(), name) for name in NETWORK[:12]]
+    assert network_key(RunConfig()) == [getattr(RunConfig(), name) for name in NETWORK[:12]]
     for field in NETWORK:
-        assert network_key(Point().model_copy(update={field: OTHER[field]})) != network_key(Point())
+        assert network_key(RunConfig().model_copy(update={field: OTHER[field]})) != network_key(RunConfig())
 
 
 def test_a_study_keeps_its_hash_when_only_words_change():
@@ -270,7 +272,7 @@ def test_a_study_keeps_its_hash_when_only_words_change():
 
 def test_the_base_can_be_overridden_but_not_an_axis():
     study = parse_study({"axes": {"segments": [1, 2]}}, "x")
-    assert {p.epochs for p in study.with_base(epochs=2).points()} == {2}
+    assert {p.epochs for p in study.with_base(epochs=2).runs()} == {2}
     with pytest.raises(SpecError, match="segments: varies in this study"):
         study.with_base(segments=4)
     tuned = parse_study({"tune": {"lr": [0.1, 0.2]}}, "x")
@@ -282,7 +284,7 @@ def test_the_base_can_be_overridden_but_not_an_axis():
 def test_the_experiments_can_be_read_in_a_minute(path):
     study = load_study(path)
     assert study.question.endswith("?")
-    assert len(study.points()) >= (2 if path.stem.startswith("pilot") else 6)
+    assert len(study.runs()) >= (2 if path.stem.startswith("pilot") else 6)
     before_the_contrasts = path.read_text().partition("[[contrasts]]")[0]
     assert len(before_the_contrasts.splitlines()) <= 45
     assert tomllib.loads(path.read_text())["axes"]["seed"]
@@ -321,28 +323,28 @@ def test_a_bad_file_is_refused_within_two_seconds_and_nothing_is_written(tmp_pat
     assert time.monotonic() - started < 10  # a bound for a busy machine; it takes half a second on an idle one
 
 
-def test_a_point_survives_json():
-    point = Point(segments=3, widths=(4, 8), lr=0.3)
-    fields = json.loads(json.dumps(point.model_dump(mode="json")))
-    assert Point(**fields) == point
+def test_a_run_survives_json():
+    run = RunConfig(segments=3, widths=(4, 8), lr=0.3)
+    fields = json.loads(json.dumps(run.model_dump(mode="json")))
+    assert RunConfig(**fields) == run
 
 
 # What a family has of its own
 
 
-def test_a_point_has_its_familys_own_values_where_it_says_nothing():
-    mobilenet = Point(model="mobilenet_v1")
+def test_a_run_has_its_familys_own_values_where_it_says_nothing():
+    mobilenet = RunConfig(model="mobilenet_v1")
     assert (mobilenet.order, mobilenet.activation, mobilenet.norm) == ("spatial_first", "relu", True)
-    assert Point(model="mobilenet_v1", order="pointwise_first", activation="none", norm=False).norm is False
-    assert Point(model="mobilenet_v1", pointwise=False, segments=1).activation == "none"
-    assert Point().id == Point(order="pointwise_first", activation="none", norm=False).id
+    assert RunConfig(model="mobilenet_v1", order="pointwise_first", activation="none", norm=False).norm is False
+    assert RunConfig(model="mobilenet_v1", pointwise=False, segments=1).activation == "none"
+    assert RunConfig().id == RunConfig(order="pointwise_first", activation="none", norm=False).id
 
 
 def test_a_study_that_changes_the_family_changes_what_comes_with_it():
     study = parse_study({"base": {"segments": 4}, "axes": {"seed": [0, 1], "model": ["probe", "xception"]}}, "x")
-    assert [point.order for point in study.points()] == ["pointwise_first", "spatial_first"] * 2
+    assert [run.order for run in study.runs()] == ["pointwise_first", "spatial_first"] * 2
     said = parse_study({"base": {"order": "spatial_first"}, "axes": {"model": ["probe", "resnext"]}}, "x")
-    assert [point.order for point in said.points()] == ["spatial_first"] * 2
+    assert [run.order for run in said.runs()] == ["spatial_first"] * 2
 
 
 # What is named stays, whatever its value
@@ -360,47 +362,47 @@ def test_what_the_base_names_holds_for_every_model(first, data):
     for study in (
         parse_study(said, "x"),
         parse_study({**said, "base": {"model": first}}, "x").with_base(**{field: value}),
-        Study(name="x", base=Point(model=first, **{field: value}), axes={"model": FAMILIES}),
+        Study(name="x", base=RunConfig(model=first, **{field: value}), axes={"model": FAMILIES}),
     ):
-        assert [getattr(point, field) for point in study.points()] == [value] * len(FAMILIES)
+        assert [getattr(run, field) for run in study.runs()] == [value] * len(FAMILIES)
     others = [name for name in OPEN if name != field]
-    assert [[getattr(point, name) for name in others] for point in study.points()] == [
-        [getattr(Point(model=model), name) for name in others] for model in FAMILIES
+    assert [[getattr(run, name) for name in others] for run in study.runs()] == [
+        [getattr(RunConfig(model=model), name) for name in others] for model in FAMILIES
     ]
 
 
 @given(st.sampled_from(list(RECIPES)), st.sampled_from(list(RECIPES)), st.data())
 def test_what_the_base_names_holds_for_every_recipe(first, second, data):
     field = data.draw(st.sampled_from(sorted(RECIPES[second])))
-    values = [Point.model_fields[field].default, RECIPES[first].get(field)]
+    values = [RunConfig.model_fields[field].default, RECIPES[first].get(field)]
     value = data.draw(st.sampled_from([value for value in values if value is not None] or [7]))
-    base = Point(recipe=first, **{field: value})
+    base = RunConfig(recipe=first, **{field: value})
     assert getattr(merged(base, {"recipe": second}), field) == value
     study = parse_study({"base": named(base), "axes": {"recipe": [second]}}, "x")
-    assert [getattr(point, field) for point in study.points()] == [value]
-    assert merged(Point(recipe=first), {"recipe": second}) == Point(recipe=second)
+    assert [getattr(run, field) for run in study.runs()] == [value]
+    assert merged(RunConfig(recipe=first), {"recipe": second}) == RunConfig(recipe=second)
 
 
 def test_the_command_line_names_a_default_too():
     from spectrum.cli.arguments import parse
 
     command = parse(["plan", "x.toml", "--activation", "none", "--no-norm"])
-    study = Study(name="x", axes={"model": ["probe", "mobilenet_v1"]}).with_base(**command.point)
-    assert [(point.activation, point.norm) for point in study.points()] == [("none", False)] * 2
+    study = Study(name="x", axes={"model": ["probe", "mobilenet_v1"]}).with_base(**command.run)
+    assert [(run.activation, run.norm) for run in study.runs()] == [("none", False)] * 2
 
 
 def test_what_was_named_is_known_and_survives_a_copy_and_a_file():
-    point = Point(model="mobilenet_v1", recipe="jft", epochs=8)
-    assert named(point) == {"model": "mobilenet_v1", "recipe": "jft", "epochs": 8}
-    assert named(merged(point, {"segments": 4})) == named(point) | {"segments": 4}
-    assert named(merged(merged(point, {"segments": 4}), {"segment_width": 2})) == named(point) | {"segment_width": 2}
-    again = Point(**json.loads(point.model_dump_json()))
-    assert (again, again.id) == (point, point.id)
+    run = RunConfig(model="mobilenet_v1", recipe="jft", epochs=8)
+    assert named(run) == {"model": "mobilenet_v1", "recipe": "jft", "epochs": 8}
+    assert named(merged(run, {"segments": 4})) == named(run) | {"segments": 4}
+    assert named(merged(merged(run, {"segments": 4}), {"segment_width": 2})) == named(run) | {"segment_width": 2}
+    again = RunConfig(**json.loads(run.model_dump_json()))
+    assert (again, again.id) == (run, run.id)
 
 
 def test_the_regular_convolution_alone_takes_nothing_of_the_family_that_was_left_open():
     study = parse_study({"base": {"model": "mobilenet_v1"}, "cases": [{"pointwise": False}, {"segments": 2}]}, "x")
-    assert [(point.activation, point.norm) for point in study.points()] == [("none", False), ("relu", True)]
+    assert [(run.activation, run.norm) for run in study.runs()] == [("none", False), ("relu", True)]
 
 
 # In Python
@@ -409,13 +411,13 @@ def test_the_regular_convolution_alone_takes_nothing_of_the_family_that_was_left
 @pytest.mark.parametrize(
     ("make", "says"),
     [
-        (lambda: Point(datset="x"), "datset: unknown field; did you mean 'dataset'?"),
-        (lambda: Point(segments=0), "segments: 0 is not a number of segments"),
+        (lambda: RunConfig(datset="x"), "datset: unknown field; did you mean 'dataset'?"),
+        (lambda: RunConfig(segments=0), "segments: 0 is not a number of segments"),
         (
-            lambda: Point(lr="x", epochs=0),
+            lambda: RunConfig(lr="x", epochs=0),
             "epochs: input should be greater than or equal to 1 (got 0)\nlr: input should",
         ),
-        (lambda: Point(model="prob"), "model='prob': unknown; did you mean 'probe'?"),
+        (lambda: RunConfig(model="prob"), "model='prob': unknown; did you mean 'probe'?"),
         (lambda: Study(axes={"segments": [1]}), "name: is missing"),
         (lambda: Study(name="x", axs={}), "axs: unknown field; did you mean 'axes'?"),
         (lambda: Study(name="x", base={"epoch": 2}), "base.epoch: unknown field; did you mean 'epochs'?"),
@@ -452,8 +454,8 @@ def test_lists_and_numbers_of_numpy_are_taken_as_pythons_own():
     axes = {"segments": np.array([1, 2]), "widths": [[4, 8], np.array([8, 8])], "seed": range(2)}
     assert Study(name="x", axes=axes) == wanted
     assert parse_study({"axes": {name: [*map(list, v)] if name == "widths" else [*v] for name, v in axes.items()}}, "x")
-    assert [point.id for point in Study(name="x", axes=axes).points()] == [point.id for point in wanted.points()]
-    assert Point(seed=np.int64(3), lr=np.float32(0.5)).id == Point(seed=3, lr=0.5).id
+    assert [run.id for run in Study(name="x", axes=axes).runs()] == [run.id for run in wanted.runs()]
+    assert RunConfig(seed=np.int64(3), lr=np.float32(0.5)).id == RunConfig(seed=3, lr=0.5).id
     assert wanted.with_base(epochs=np.int64(2)) == wanted.with_base(epochs=2)
 
 

@@ -33,9 +33,9 @@ from spectrum.engines.worker import train_one
 class Alone(Engine):
     starts_processes = False
 
-    def run(self, points, work):
-        for point in points:
-            yield Outcome(point, train_one(point, work, threads=1), None, 1)
+    def run(self, runs, work):
+        for run in runs:
+            yield Outcome(run, train_one(run, work, threads=1), None, 1)
 
 
 register_engine("alone", Alone)
@@ -50,20 +50,20 @@ class Mine(Engine):
     def __init__(self):
         self.told: list[Work] = []
 
-    def run(self, points, work):
+    def run(self, runs, work):
         self.told.append(work)
-        for point in points:
+        for run in runs:
             try:
-                yield Outcome(point, train_one(point, work, threads=1), None, 1)
+                yield Outcome(run, train_one(run, work, threads=1), None, 1)
             except Exception as error:
-                yield Outcome(point, None, f"{type(error).__name__}: {error}", 1)
+                yield Outcome(run, None, f"{type(error).__name__}: {error}", 1)
 
 
 @pytest.mark.medium
 def test_an_engine_of_ones_own_gives_the_rows_of_the_local_one(study_folder):
     study, mine = tiny(axes={"segments": [1, 3], "seed": [0, 1]}), Mine()
     run_study(study, study_folder / "local", workers=4)  # one thread each
-    run_study(study, study_folder / "mine", engine=mine, device="cpu", checkpoint_minutes=0.5, point_minutes=1)
+    run_study(study, study_folder / "mine", engine=mine, device="cpu", checkpoint_minutes=0.5, run_minutes=1)
     local, own = (
         load_results(study_folder / name).sort_values("id").reset_index(drop=True) for name in ("local", "mine")
     )
@@ -147,7 +147,7 @@ def test_settings_that_cannot_be_are_refused_by_name(study_folder, settings, why
     assert not list(study_folder.iterdir())
 
 
-@given(st.sampled_from(["workers", "checkpoint_minutes", "point_minutes", "memory_gb"]), st.floats() | st.integers())
+@given(st.sampled_from(["workers", "checkpoint_minutes", "run_minutes", "memory_gb"]), st.floats() | st.integers())
 @example("checkpoint_minutes", 2**53 + 1)
 def test_a_number_is_taken_where_it_can_be_and_refused_where_not(name, value):
     """Against the rule in words: workers are whole from 1 up; limits are above 0; checkpoints come after 0 or more."""
@@ -177,10 +177,10 @@ def test_choosing_an_engine_loads_no_torch_and_no_ray():
 
 
 class Unlimited(LocalEngine):
-    unused = ("point_minutes", "memory_gb")
+    unused = ("run_minutes", "memory_gb")
 
 
-@pytest.mark.parametrize("settings", [{"point_minutes": 3}, {"memory_gb": 4.0}])
+@pytest.mark.parametrize("settings", [{"run_minutes": 3}, {"memory_gb": 4.0}])
 def test_settings_that_an_engine_cannot_keep_are_refused_before_anything_is_written(study_folder, settings):
     with pytest.raises(SpecError, match=rf"{next(iter(settings))}: this engine \(Unlimited\) has no use for it"):
         run_study(tiny(), engine=Unlimited(), **settings)
@@ -195,8 +195,8 @@ class Gives(Engine):
     def __init__(self, what):
         self.what = what
 
-    def run(self, points, work):
-        trained = [Outcome(point, train_one(point, work, threads=1), None, 1) for point in points]
+    def run(self, runs, work):
+        trained = [Outcome(run, train_one(run, work, threads=1), None, 1) for run in runs]
         return self.what(trained)
 
 
@@ -208,7 +208,7 @@ class Gives(Engine):
         (lambda outcomes: [outcomes[0], outcomes[0]], 1, "yielded run .* twice, or was not asked for it"),
         (lambda outcomes: [vars(outcomes[0])], 0, "yielded dict; yield an Outcome for each run"),
         (
-            lambda outcomes: [Outcome(outcomes[0].point, {"test_accuracy": 0.5}, None, 1)],
+            lambda outcomes: [Outcome(outcomes[0].run, {"test_accuracy": 0.5}, None, 1)],
             0,
             "its result has no status, history, provenance, .*; give what train_one returns",
         ),
@@ -228,9 +228,9 @@ def test_an_engine_may_give_all_outcomes_at_once(study_folder):
 class Closes(Gives):
     closed = False
 
-    def run(self, points, work):
+    def run(self, runs, work):
         try:
-            yield from super().run(points, work)
+            yield from super().run(runs, work)
             yield "more"
         finally:
             Closes.closed = True

@@ -1,4 +1,4 @@
-"""Points that take too much time or memory, and the GPUs that workers share."""
+"""Runs that take too much time or memory, and the GPUs that workers share."""
 
 import os
 import subprocess
@@ -19,10 +19,10 @@ from tests.runs import IMPORTS, ROOT, TINY, tiny
 
 
 @pytest.mark.slow
-def test_a_point_that_takes_too_much_memory_or_time_has_failed_and_no_other(study_folder):
+def test_a_run_that_takes_too_much_memory_or_time_has_failed_and_no_other(study_folder):
     cases = [{"model": "greedy"}, {"model": "slow", "epochs": 400}, {"model": "linear"}]
     study = parse_study({"base": TINY, "cases": cases}, "limits")
-    limits = {"point_minutes": 0.4, "memory_gb": 2.0}
+    limits = {"run_minutes": 0.4, "memory_gb": 2.0}
     summary = run_study(study, workers=2, imports=IMPORTS, checkpoint_minutes=0.01, **limits)
     rows = {row["model"]: row for row in read_rows(summary.folder)}
     assert {name: row["status"] for name, row in rows.items()} == {
@@ -57,7 +57,7 @@ def test_a_limit_goes_by_a_clock_that_does_not_jump(study_folder, monkeypatch, s
     jumper.start()
     try:
         study = parse_study({"base": TINY | {"model": "slow", "epochs": epochs}}, "clock")
-        summary = run_study(study, workers=1, imports=IMPORTS, point_minutes=minutes)
+        summary = run_study(study, workers=1, imports=IMPORTS, run_minutes=minutes)
     finally:
         ended.set()
         jumper.join()
@@ -67,9 +67,9 @@ def test_a_limit_goes_by_a_clock_that_does_not_jump(study_folder, monkeypatch, s
     assert status == "done" or row["reason"].startswith("took more than 0.25 minutes")
 
 
-@pytest.mark.parametrize("limits", [{"point_minutes": 0}, {"memory_gb": -1}, {"point_minutes": float("nan")}])
+@pytest.mark.parametrize("limits", [{"run_minutes": 0}, {"memory_gb": -1}, {"run_minutes": float("nan")}])
 def test_limits_that_cannot_be_are_refused(study_folder, limits):
-    with pytest.raises(SpecError, match=r"(point_minutes|memory_gb): input should be greater than 0"):
+    with pytest.raises(SpecError, match=r"(run_minutes|memory_gb): input should be greater than 0"):
         run_study(tiny(), **limits)
 
 

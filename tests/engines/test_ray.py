@@ -66,7 +66,7 @@ def test_both_engines_give_the_same_rows(study_folder):
 
 
 @pytest.mark.cluster
-def test_a_node_that_is_lost_costs_no_point(study_folder, three_nodes):
+def test_a_node_that_is_lost_costs_no_run(study_folder, three_nodes):
     nodes, others = three_nodes
     study = tiny(base={"model": "slow", "epochs": 120}, axes={"seed": list(range(6))})
     out = study_folder / "lost"
@@ -94,7 +94,7 @@ def test_a_node_that_is_lost_costs_no_point(study_folder, three_nodes):
     }
 
 
-def test_several_tasks_train_a_point_together_as_torchrun_has_it(study_folder):
+def test_several_tasks_train_a_run_together_as_torchrun_has_it(study_folder):
     study = tiny(base={"shift": 1}, axes={"segments": [1, "per_channel"], "batch_size": [50, 25]})
     summary = run_study(study, study_folder / "out", engine=RayEngine(Cluster(ranks=2)))
     assert (summary.trained, summary.failed) == (2, 2)
@@ -110,7 +110,7 @@ def test_several_tasks_train_a_point_together_as_torchrun_has_it(study_folder):
 
 
 @pytest.mark.cluster
-def test_a_rank_that_dies_takes_the_others_along_and_the_point_goes_on(study_folder):
+def test_a_rank_that_dies_takes_the_others_along_and_the_run_goes_on(study_folder):
     study = tiny(base={"model": "dies_once"}, axes={"segments": [1]})
     summary = run_study(study, study_folder / "out", engine=RayEngine(Cluster(ranks=2)), imports=IMPORTS)
     (row,) = read_rows(study_folder / "out")
@@ -132,9 +132,9 @@ def test_what_fails_on_a_node_fails_with_the_reason_and_the_rest_is_trained(stud
 
 @pytest.mark.cluster
 @pytest.mark.parametrize("model", ["stuck", "stuck_in_native_code"])
-def test_a_point_that_takes_too_long_is_ended(model, study_folder):
+def test_a_run_that_takes_too_long_is_ended(model, study_folder):
     study = tiny(base={"model": model}, axes={})
-    run_study(study, study_folder / "out", engine=RayEngine(Cluster()), imports=IMPORTS, point_minutes=0.05)
+    run_study(study, study_folder / "out", engine=RayEngine(Cluster()), imports=IMPORTS, run_minutes=0.05)
     (row,) = read_rows(study_folder / "out")
     assert row["reason"].startswith("took more than 0.05 minutes")
     assert row["attempts"] == 1
@@ -142,13 +142,13 @@ def test_a_point_that_takes_too_long_is_ended(model, study_folder):
 
 @pytest.mark.cluster
 @pytest.mark.parametrize("workers", [None, 2])
-def test_a_cluster_without_what_a_point_takes_is_refused(workers, study_folder):
+def test_a_cluster_without_what_a_run_takes_is_refused(workers, study_folder):
     with pytest.raises(EngineError, match="no node of the cluster has 1 CPUs and 1 GPUs"):
         run_study(tiny(), study_folder / "out", workers=workers, engine=RayEngine(Cluster(gpus=1)), device="cpu")
 
 
 @pytest.mark.cluster
-def test_a_checkpoint_server_that_dies_costs_no_point(study_folder):
+def test_a_checkpoint_server_that_dies_costs_no_run(study_folder):
     def kill_it():
         deadline = time.monotonic() + 60
         while time.monotonic() < deadline and not list((study_folder / "out").glob("checkpoints/*/*.safetensors")):
@@ -176,7 +176,7 @@ def test_what_killed_tasks_leave_is_removed_and_what_living_ones_have_is_not(tmp
     code = "import sys, os, tempfile; tempfile.tempdir = sys.argv[1]; from spectrum.engines import ray_task as r\n"
     code += "with r._folder_of_its_own() as root: (root / 'x').touch(); os._exit(1)"
     subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=False)
-    assert len(list(tmp_path.glob("spectrum-point-*/x"))) == 1
+    assert len(list(tmp_path.glob("spectrum-run-*/x"))) == 1
     ray_engine._sweep.cache_clear()
     with ray_engine._folder_of_its_own() as living:
         assert list(tmp_path.iterdir()) == [living]
@@ -216,7 +216,7 @@ def test_a_driver_that_ends_takes_all_along_and_a_rerun_finishes(how, study_fold
 
 
 def is_task(pid):
-    return is_named(pid, b"ray::point")
+    return is_named(pid, b"ray::run")
 
 
 def is_named(pid, name):

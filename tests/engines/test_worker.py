@@ -1,4 +1,4 @@
-"""One point in a process: whatever happens to its log and its checkpoints meanwhile, what it trained is not lost."""
+"""One run in a process: whatever happens to its log and its checkpoints meanwhile, what it trained is not lost."""
 
 import os
 import shutil
@@ -9,7 +9,7 @@ from contextlib import contextmanager
 import pytest
 
 from spectrum import register_model
-from spectrum.design.point import Point
+from spectrum.design.run import RunConfig
 from spectrum.engines.interface import Work
 from spectrum.engines.saving import Saving
 from spectrum.engines.worker import train_one
@@ -20,7 +20,7 @@ POINT = {"dataset": "digits", "train_images": 100, "batch_size": 50, "epochs": 2
 
 
 def trained(name, during, saving=None, *, says=True):
-    """A point that does something once while it trains, with a word printed before and after."""
+    """A run that does something once while it trains, with a word printed before and after."""
     left = [during]
 
     def act():
@@ -34,7 +34,7 @@ def trained(name, during, saving=None, *, says=True):
 
     register_model(name, lambda arch: Linear(arch, act))
     where = {} if saving is None else {"folder": saving.folder, "checkpoint_minutes": saving.minutes}
-    return train_one(Point(**POINT, model=name), Work(device="cpu", **where), threads=1)
+    return train_one(RunConfig(**POINT, model=name), Work(device="cpu", **where), threads=1)
 
 
 def log_in(folder):
@@ -167,7 +167,7 @@ Path(sys.argv[1], "done").write_text(result["weights_sha256"])
     assert (tmp_path / "done").exists()
 
 
-def test_how_a_point_fails_is_in_its_log(tmp_path):
+def test_how_a_run_fails_is_in_its_log(tmp_path):
     saving = Saving(tmp_path)
 
     def fail():

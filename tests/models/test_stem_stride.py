@@ -7,7 +7,7 @@ import torch
 
 from spectrum import build_model, measure_cost
 from spectrum.design.effects import check_effects
-from spectrum.design.point import Point
+from spectrum.design.run import RunConfig
 from spectrum.design.study_file import parse_study
 from spectrum.models import unused_by
 
@@ -73,7 +73,11 @@ def test_left_open_it_is_the_architectures_own(family):
         outputs.append(model(torch.randn(2, 3, 80, 80, generator=torch.Generator().manual_seed(0))))
     assert torch.equal(outputs[0], outputs[1])
     assert torch.equal(outputs[0], outputs[2])
-    assert Point(model=family).id == Point(model=family, stem_stride=None).id != Point(model=family, stem_stride=2).id
+    assert (
+        RunConfig(model=family).id
+        == RunConfig(model=family, stem_stride=None).id
+        != RunConfig(model=family, stem_stride=2).id
+    )
 
 
 @pytest.mark.parametrize(("family", "least"), LEAST.items())

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from spectrum.cli import main
-from spectrum.design.point import Point
+from spectrum.design.run import RunConfig
 from spectrum.study.doctor import look_at, repair
 from spectrum.study.store import Store, StoreError, bad_lines, read_rows, writer_of
 from spectrum.training.checkpoint_files import CHECKPOINTS, checkpoint_files, name_of
@@ -21,13 +21,13 @@ IDS = [f"{number:016x}" for number in range(4)]
 
 def row(id: str, **said: Any) -> dict[str, Any]:
     provenance = SEEN | {"revision": "a", "data_fingerprint": "f"} | said.pop("provenance", {})
-    point = Point().model_dump(mode="json") | {"epochs": 2}
-    return point | {"id": id, "status": "done", "weights_sha256": id, "provenance": provenance} | said
+    run = RunConfig().model_dump(mode="json") | {"epochs": 2}
+    return run | {"id": id, "status": "done", "weights_sha256": id, "provenance": provenance} | said
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Four points: two have their rows, one is part-way, one is left."""
+    """Four runs: two have their rows, one is part-way, one is left."""
     with Store(tmp_path) as store:
         store.freeze(plan_of({"hash": "h", "points": [{"id": id} for id in IDS]}))
         for id in IDS[:2]:
@@ -87,27 +87,27 @@ def test_torn_lines_are_counted_and_moved_away(folder: Path, capsys: pytest.Capt
     assert {one["id"] for one in read_rows(folder)} == set(IDS[:2])
 
 
-def test_a_point_that_finished_twice_is_named(folder: Path) -> None:
+def test_a_run_that_finished_twice_is_named(folder: Path) -> None:
     append(folder, row(IDS[0]))
-    assert faults(folder) == [f"1 point ({IDS[0]}) finished more than once; the first row counts"]
+    assert faults(folder) == [f"1 run ({IDS[0]}) finished more than once; the first row counts"]
     append(folder, row(IDS[1], weights_sha256="other"))
     assert faults(folder)[0].endswith("and 1 of them had other weights then")
 
 
-def test_a_failed_point_is_a_fault_until_it_is_done(folder: Path) -> None:
+def test_a_failed_run_is_a_fault_until_it_is_done(folder: Path) -> None:
     append(folder, row(IDS[3], status="failed", reason="oom"))
-    assert faults(folder) == [f"1 point ({IDS[3]}) failed; the next run tries again"]
+    assert faults(folder) == [f"1 run ({IDS[3]}) failed; the next run tries again"]
     with Store(folder) as store:
         store.append_history({"id": IDS[3], "epoch": epoch} for epoch in (1, 2))
     append(folder, row(IDS[3]))
     assert faults(folder) == []
 
 
-def test_a_history_that_lacks_epochs_is_named_but_not_that_of_a_diverged_point(folder: Path) -> None:
+def test_a_history_that_lacks_epochs_is_named_but_not_that_of_a_diverged_run(folder: Path) -> None:
     append(folder, row(IDS[2], status="diverged"))
     assert faults(folder) == []
     append(folder, row(IDS[3]))
-    assert faults(folder) == [f"history.jsonl lacks epochs of 1 point ({IDS[3]}); their rows are whole"]
+    assert faults(folder) == [f"history.jsonl lacks epochs of 1 run ({IDS[3]}); their rows are whole"]
 
 
 def test_rows_of_two_versions_of_one_data_set_are_a_fault(folder: Path) -> None:
@@ -131,14 +131,14 @@ def test_what_befell_a_row_is_a_note(folder: Path) -> None:
     append(folder, row(IDS[2], status="diverged", provenance=troubled))
     shutil.rmtree(folder / CHECKPOINTS)
     assert notes(folder) == [
-        f"1 point ({IDS[2]}) went on in another environment than they began in",
+        f"1 run ({IDS[2]}) went on in another environment than they began in",
         f"{IDS[2]}: no checkpoint at step 5: no room",
     ]
 
 
 def test_rows_of_an_earlier_version_of_the_study_are_a_note(folder: Path) -> None:
     append(folder, row("f" * 16, status="diverged"))
-    assert notes(folder) == [f"1 point ({'f' * 16}) not in the plan: of an earlier version of the study"]
+    assert notes(folder) == [f"1 run ({'f' * 16}) not in the plan: of an earlier version of the study"]
 
 
 def test_damaged_checkpoints_go_and_whole_ones_stay(folder: Path) -> None:
@@ -154,16 +154,16 @@ def test_damaged_checkpoints_go_and_whole_ones_stay(folder: Path) -> None:
     assert not half.exists()
 
 
-def test_where_none_is_whole_the_point_starts_anew(folder: Path) -> None:
+def test_where_none_is_whole_the_run_starts_anew(folder: Path) -> None:
     for file in checkpoint_files(folder / CHECKPOINTS / IDS[2]):
         file.path.write_bytes(b"")
-    assert all(said.endswith("is damaged; the point starts anew") for said in faults(folder))
+    assert all(said.endswith("is damaged; the run starts anew") for said in faults(folder))
     assert len(faults(folder)) == 2
 
 
-def test_checkpoints_of_a_point_that_has_its_row_go(folder: Path) -> None:
+def test_checkpoints_of_a_run_that_has_its_row_go(folder: Path) -> None:
     checkpoint(folder, IDS[0], 3)
-    assert notes(folder) == [f"checkpoints/{IDS[0]}: of a point that has its row"]
+    assert notes(folder) == [f"checkpoints/{IDS[0]}: of a run that has its row"]
     repair(folder, look_at(folder))
     assert not (folder / CHECKPOINTS / IDS[0]).exists()
     assert (folder / CHECKPOINTS / IDS[2]).exists()
@@ -210,14 +210,14 @@ def test_the_store_still_refuses_a_second_writer(folder: Path) -> None:
         pass
 
 
-def test_points_of_one_seed_with_the_same_weights_are_named(folder: Path) -> None:
+def test_runs_of_one_seed_with_the_same_weights_are_named(folder: Path) -> None:
     append(folder, row(IDS[2], weights_sha256=IDS[0], order="spatial_first"), row(IDS[3], weights_sha256="f", seed=1))
     append(folder, row("f" * 16, weights_sha256="f", seed=2))  # of another seed
     for id in ("d" * 16, "e" * 16):
         append(folder, row(id, status="diverged", weights_sha256="nan"))  # weights that are all NaN are alike
     (said,) = [one for one in notes(folder) if "share their weights" in one]
     assert said == (
-        f"2 points ({IDS[0]}, {IDS[2]}) share their weights with another of the same seed, such as "
+        f"2 runs ({IDS[0]}, {IDS[2]}) share their weights with another of the same seed, such as "
         f"{IDS[0]} with {IDS[2]}; what their rows differ in had no effect"
     )
 

@@ -1,4 +1,4 @@
-"""A study from points to rows, with real worker processes."""
+"""A study from runs to rows, with real worker processes."""
 
 import importlib
 import json
@@ -13,7 +13,7 @@ import pytest
 from spectrum import load_results, run_study
 from spectrum._records import SpecError
 from spectrum.data.pixels import DataError
-from spectrum.design.point import Point
+from spectrum.design.run import RunConfig
 from spectrum.design.study_file import parse_study
 from spectrum.engines.attempts import Attempts, died
 from spectrum.engines.cores import available_cores
@@ -71,7 +71,7 @@ def test_an_engine_shares_the_cores_between_its_workers():
     assert workers(workers=10_000).threads == 1
 
 
-def test_cores_that_a_small_study_has_no_points_for_go_to_its_points():
+def test_cores_that_a_small_study_has_no_runs_for_go_to_its_runs():
     cores = available_cores()
     assert workers(runs=1).threads == cores
     assert workers(workers=4, runs=2).threads == max(1, cores // 2)
@@ -97,7 +97,7 @@ def test_the_number_of_threads_goes_by_the_study_and_not_by_what_is_left_of_it(s
 @pytest.mark.medium
 def test_an_engine_can_be_used_again_after_a_stop(tmp_path, study_folder):
     engine, work = LocalEngine(), Work(workers=1, device="cpu", imports=IMPORTS, folder=tmp_path)
-    slow, quick = (Point(**TINY | {"model": name, "width": 1.0, "epochs": 100}) for name in ("slow", "linear"))
+    slow, quick = (RunConfig(**TINY | {"model": name, "width": 1.0, "epochs": 100}) for name in ("slow", "linear"))
     stopped = engine.run([quick, slow], work)
     assert next(stopped).result is not None
     stopped.close()
@@ -107,29 +107,29 @@ def test_an_engine_can_be_used_again_after_a_stop(tmp_path, study_folder):
 
 
 def test_attempts_count_as_long_as_they_leave_no_newer_checkpoint(tmp_path):
-    saving, point = Saving(tmp_path), Point(**TINY)
-    folder = saving.checkpoints_of(point.id)
+    saving, run = Saving(tmp_path), RunConfig(**TINY)
+    folder = saving.checkpoints_of(run.id)
     folder.mkdir(parents=True)
 
     def reach(step):
         (folder / name_of(step, b"")).touch()
 
     reach(5)
-    attempts = Attempts.at(point, saving)
-    assert [attempts.again(point, saving) for _ in range(3)] == [True, True, False], "an old checkpoint is no progress"
-    attempts = Attempts.at(point, saving)
+    attempts = Attempts.at(run, saving)
+    assert [attempts.again(run, saving) for _ in range(3)] == [True, True, False], "an old checkpoint is no progress"
+    attempts = Attempts.at(run, saving)
     for step in (6, 9, 12, 13):
-        assert attempts.again(point, saving)
-        assert attempts.again(point, saving)
+        assert attempts.again(run, saving)
+        assert attempts.again(run, saving)
         reach(step)
-        assert attempts.again(point, saving)
+        assert attempts.again(run, saving)
     assert attempts.begun == 13
-    assert [attempts.again(point, saving) for _ in range(3)] == [True, True, False]
+    assert [attempts.again(run, saving) for _ in range(3)] == [True, True, False]
     assert died(attempts.begun, "a signal") == (
         "the worker process died 15 times, the last 3 without a newer checkpoint, last with a signal"
     )
     shutil.rmtree(folder)
-    assert not attempts.again(point, saving), "what is gone is no progress"
+    assert not attempts.again(run, saving), "what is gone is no progress"
 
 
 @pytest.mark.medium
@@ -143,15 +143,15 @@ def test_a_worker_that_dies_again_and_again_but_gets_on_is_not_given_up(study_fo
     assert row["reason"].startswith("the worker process died 3 times, last with")
 
 
-def test_points_are_trained_in_blocks_of_a_seed_in_random_order_that_can_be_repeated():
+def test_runs_are_trained_in_blocks_of_a_seed_in_random_order_that_can_be_repeated():
     study = tiny(axes={"segments": [1, 2, 3, 4, 5, 6, 7, 8], "seed": [2, 0, 1]})
-    points = [one.point for one in study.wanted()]
-    ordered = in_random_blocks(points)
-    blocks = [[point.segments for point in ordered[start : start + 8]] for start in (0, 8, 16)]
-    assert [point.seed for point in ordered] == sorted(point.seed for point in points)
+    runs = [one.run for one in study.wanted()]
+    ordered = in_random_blocks(runs)
+    blocks = [[run.segments for run in ordered[start : start + 8]] for start in (0, 8, 16)]
+    assert [run.seed for run in ordered] == sorted(run.seed for run in runs)
     assert all(sorted(block) == list(range(1, 9)) and block != sorted(block) for block in blocks)
     assert len(set(map(tuple, blocks))) == 3
-    assert in_random_blocks(points[::-1]) == ordered
+    assert in_random_blocks(runs[::-1]) == ordered
 
 
 @pytest.mark.medium
@@ -165,7 +165,7 @@ def test_a_study_runs_once_and_is_reused_then(study_folder):
     folder = study_folder / "results" / "tiny"
     assert {path.name for path in folder.iterdir()} == {"plan.json", "results.jsonl", "history.jsonl", ".writer"}
     rows = read_rows(folder)
-    assert {row["id"] for row in rows} == {point.id for point in study.points()}
+    assert {row["id"] for row in rows} == {run.id for run in study.runs()}
     needed = (
         "id study status dataset model width segments segment_width pointwise order activation norm residual lr seed "
         "match params macs budget_mismatch train_seconds val_accuracy test_accuracy weights_sha256"
@@ -190,10 +190,10 @@ def test_a_study_runs_once_and_is_reused_then(study_folder):
     assert (changed.total, changed.reused, changed.trained) == (4, 2, 2)
     assert (folder / "results.jsonl").read_bytes().startswith(before)
     assert len(load_results(folder)) == 4
-    assert len(load_results(folder, all_points=True)) == 6
+    assert len(load_results(folder, all_runs=True)) == 6
     assert len(list(folder.glob("plan*.json"))) == 2
 
-    # The same point gives the same weights, in whichever process and beside whatever else it is trained.
+    # The same run gives the same weights, in whichever process and beside whatever else it is trained.
     elsewhere = run_study(study, study_folder / "elsewhere", workers=2)
     assert elsewhere.trained == 4
     hashes = [{row["id"]: row["weights_sha256"] for row in read_rows(f)} for f in (folder, study_folder / "elsewhere")]
@@ -201,7 +201,7 @@ def test_a_study_runs_once_and_is_reused_then(study_folder):
 
 
 @pytest.mark.medium
-def test_one_bad_point_stops_no_other(study_folder):
+def test_one_bad_run_stops_no_other(study_folder):
     names = ("linear", "dies", "dies_once", "out_of_memory", "fails", "talks", "times_out")
     study = parse_study({"base": TINY, "cases": [{"model": name} for name in names]}, "faults")
     summary = run_study(study, workers=2, imports=IMPORTS)
@@ -261,7 +261,8 @@ def test_workers_that_die_while_they_start_are_given_up_with_the_reason(study_fo
 @pytest.mark.medium
 def test_a_script_without_a_guard_is_told_so(study_folder):
     (study_folder / "script.py").write_text(
-        f"from spectrum import Point, Study, run_study\nrun_study(Study(name='x', base=Point(**{TINY!r})), workers=1)\n"
+        "from spectrum import RunConfig, Study, run_study\n"
+        f"run_study(Study(name='x', base=RunConfig(**{TINY!r})), workers=1)\n"
     )
     done = subprocess.run([sys.executable, "script.py"], capture_output=True, text=True, timeout=250)
     assert done.returncode != 0

@@ -38,17 +38,16 @@ def write(path, segments="[1, 3]", seeds="[0]", epochs=1, more=""):
 def hold(folder, study, rows=True):
     """A folder as a run of the study leaves it, without the training."""
     with Store(folder) as store:
-        points = study.points()
+        runs = study.runs()
         entries = [
-            {"id": point.id, "asked": point.id, "point": point.model_dump(mode="json", exclude_defaults=True)}
-            for point in points
+            {"id": run.id, "asked": run.id, "point": run.model_dump(mode="json", exclude_defaults=True)} for run in runs
         ]
         base, varied = study.base.model_dump(mode="json"), study.varied()
         named = {"study": study.name, "hash": study.hash, "base": base, "varied": varied}
         store.freeze(plan_of(named | {"points": entries, "contrasts": []}))
-        for point in points if rows else ():
-            fields = point.model_dump(mode="json")
-            store.append({"id": point.id, "study": study.name, "status": "done", **fields, "test_accuracy": 0.5})
+        for run in runs if rows else ():
+            fields = run.model_dump(mode="json")
+            store.append({"id": run.id, "study": study.name, "status": "done", **fields, "test_accuracy": 0.5})
     (folder / "report.html").write_text("the page of the first study")
 
 
@@ -109,7 +108,7 @@ def test_the_python_function_keeps_the_same_rule(two, study_folder):
 
 def test_the_folder_itself_is_read_whatever_files_there_are(two, capsys):
     assert run("status", "results/x") == 0
-    assert "2 points · 2 done" in capsys.readouterr().out
+    assert "2 runs · 2 done" in capsys.readouterr().out
     assert run("export", "results/x", "--to", "rows.csv") == 0
 
 
@@ -141,7 +140,7 @@ def test_a_refusal_names_the_options_that_changed_with_both_values(two, study_fo
     assert words in capsys.readouterr().err
 
 
-def test_the_same_points_are_the_same_study_whatever_it_is_called(two, study_folder):
+def test_the_same_runs_are_the_same_study_whatever_it_is_called(two, study_folder):
     renamed = load_study(write(study_folder / "renamed.toml"))
     assert held_by(study_folder / "results" / "x", renamed) == "same"
 

@@ -31,7 +31,7 @@ from tests.runs import (
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory):
-    """The hashes that the points of slow_study(epochs=6) end with; a quick model with the same weights."""
+    """The hashes that the runs of slow_study(epochs=6) end with; a quick model with the same weights."""
     base, axes = {"dataset": "digits", "epochs": 6, "model": "linear"}, {"seed": [0, 1, 2, 3]}
     study = parse_study({"base": base, "axes": axes}, "undisturbed")
     return hashes_of(run_study(study, tmp_path_factory.mktemp("undisturbed"), workers=2, imports=IMPORTS).folder)
@@ -80,7 +80,7 @@ def test_a_stopped_driver_leaves_no_worker_and_its_study_goes_on_to_the_same_wei
     assert len(resumed) == 2 or len(signals) == 2, "a second Ctrl-C waits for nobody"
     assert hashes_of(folder) == undisturbed
     assert len(load_history(folder)) == 4 * 6
-    assert not (folder / "checkpoints").exists(), "nothing is kept of points that have ended"
+    assert not (folder / "checkpoints").exists(), "nothing is kept of runs that have ended"
     assert [found.message for found in look_at(folder) if found.fault] == []
 
 

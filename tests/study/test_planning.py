@@ -13,13 +13,13 @@ from spectrum.cost import speed
 from spectrum.cost.budget import keeps_ratios
 from spectrum.data.images import images_of
 from spectrum.design.plan import PlannedTuning
-from spectrum.design.point import Point
+from spectrum.design.run import RunConfig
 from spectrum.design.study_file import parse_study
 from spectrum.models.families import FAMILIES
 from spectrum.models.probe import WIDTHS
 from spectrum.study import planning
 from spectrum.study.contrasts import examine
-from spectrum.study.planning import build, plan_study, planned_point
+from spectrum.study.planning import build, plan_study, planned_run
 from tests.plans import plan_of
 
 TINY = {"dataset": "digits", "train_images": 100, "batch_size": 50, "epochs": 2}
@@ -31,25 +31,25 @@ def study(**said):
     return parse_study({"base": base, "axes": {"segments": [1, 3, 16, "per_channel"]}} | said, "tiny")
 
 
-def params_of(point):
-    model = build(point, images_of(point))
+def params_of(run):
+    model = build(run, images_of(run))
     return sum(p.numel() for p in model.parameters())
 
 
 @pytest.mark.medium
 @pytest.mark.parametrize("match", ["params", "macs"])
-def test_every_point_meets_the_budget_of_the_reference(match):
+def test_every_run_meets_the_budget_of_the_reference(match):
     planned = plan_study(study(budget={"match": match, "reference": PER_CHANNEL}))
     reference = planned[-1]
-    assert reference.point == reference.asked, "the reference is the network that it was"
+    assert reference.run == reference.asked, "the reference is the network that it was"
     assert reference.mismatch == 0
     for one in planned:
-        model = build(one.point, images_of(one.point))
+        model = build(one.run, images_of(one.run))
         cost = measure_cost(model, (1, 8, 8))
         assert (cost.params, cost.macs) == (one.params, one.macs)
         assert one.mismatch == getattr(cost, match) / getattr(reference, match) - 1
         assert abs(one.mismatch) <= 0.005
-        assert keeps_ratios(WIDTHS, one.point.widths or WIDTHS)
+        assert keeps_ratios(WIDTHS, one.run.widths or WIDTHS)
         assert one.budget == getattr(reference, match)
 
 
@@ -62,9 +62,9 @@ def test_every_field_of_the_network_may_vary_under_a_budget():
     planned = plan_study(study(axes={}, cases=cases, budget={"match": "params", "reference": PER_CHANNEL}))
     assert [one.realised_segments for one in planned[:3]] == [(4,) * 6, (4,) * 6, tuple(planned[2].realised_segments)]
     assert planned[2].realised_segments[:4] == (1, 1, 4, 4)
-    assert planned[2].realised_segments[4] == planned[2].point.widths[2]
+    assert planned[2].realised_segments[4] == planned[2].run.widths[2]
     assert all(abs(one.mismatch) <= 0.005 for one in planned)
-    assert len({one.point.id for one in planned}) == 5
+    assert len({one.run.id for one in planned}) == 5
 
 
 @pytest.mark.medium
@@ -72,8 +72,8 @@ def test_several_budgets_are_an_axis_and_share_what_is_the_same_network():
     planned = plan_study(study(budget={"match": ["none", "params"], "reference": PER_CHANNEL}))
     assert [one.match for one in planned] == ["none"] * 4 + ["params"] * 4
     assert [one.asked for one in planned[:4]] == [one.asked for one in planned[4:]]
-    assert planned[3].point.id == planned[7].point.id
-    assert len({one.point.id for one in planned}) == 7
+    assert planned[3].run.id == planned[7].run.id
+    assert len({one.run.id for one in planned}) == 7
     assert [one.mismatch for one in planned[:4]] == [None] * 4
 
 
@@ -81,30 +81,30 @@ def test_a_plan_is_the_same_each_time_and_whatever_else_is_in_the_study():
     budget = {"match": "params", "reference": PER_CHANNEL}
     first = plan_study(study(budget=budget))
     again = plan_study(study(budget=budget, axes={"segments": [3], "seed": [0, 7]}))
-    assert [one.point.widths for one in again] == [first[1].point.widths] * 2
-    assert [one.point.seed for one in again] == [0, 7]
+    assert [one.run.widths for one in again] == [first[1].run.widths] * 2
+    assert [one.run.seed for one in again] == [0, 7]
 
 
 def test_an_axis_of_widths_has_a_budget_for_each():
     axes = {"segments": [1, "per_channel"], "width": [0.5, 1.0]}
     planned = plan_study(study(axes=axes, budget={"match": "params", "reference": PER_CHANNEL}))
     by_width = {one.asked.width: one.budget for one in planned}
-    assert by_width == {width: params_of(Point(**TINY, width=width)) for width in (0.5, 1.0)}
+    assert by_width == {width: params_of(RunConfig(**TINY, width=width)) for width in (0.5, 1.0)}
 
 
 @pytest.mark.medium
 def test_widths_of_the_base_give_the_ratios():
     budget = {"match": "params", "reference": PER_CHANNEL}
     planned = plan_study(study(base={"widths": [40, 40]}, budget=budget))
-    assert [len(one.point.widths) for one in planned] == [2] * 4
-    assert all(keeps_ratios((40, 40), one.point.widths) for one in planned)
-    assert planned[-1].point == planned[-1].asked
+    assert [len(one.run.widths) for one in planned] == [2] * 4
+    assert all(keeps_ratios((40, 40), one.run.widths) for one in planned)
+    assert planned[-1].run == planned[-1].asked
 
 
 def test_a_reference_may_be_a_network_that_is_not_in_the_study():
     budget = {"match": "params", "reference": {"segments": 8, "width": 0.5, "depth": 2}}
     planned = plan_study(study(budget=budget))
-    assert {one.budget for one in planned} == {params_of(Point(**TINY, segments=8, width=0.5, depth=2))}
+    assert {one.budget for one in planned} == {params_of(RunConfig(**TINY, segments=8, width=0.5, depth=2))}
 
 
 @pytest.mark.medium
@@ -115,8 +115,8 @@ def test_what_a_plan_froze_is_taken_as_it_is(monkeypatch):
     entries[0]["point"]["widths"], entries[0]["mismatch"] = [8, 16, 32], 0.25
     frozen = plan_of({"points": entries})
     again = plan_study(said, frozen=frozen)
-    assert (again[0].point.widths, again[0].mismatch) == ((8, 16, 32), 0.25)
-    assert again[0].params == params_of(again[0].point), "counted anew"
+    assert (again[0].run.widths, again[0].mismatch) == ((8, 16, 32), 0.25)
+    assert again[0].params == params_of(again[0].run), "counted anew"
     assert again[1:] == planned[1:]
     assert plan_study(study(budget={"match": "macs", "reference": PER_CHANNEL}), frozen=frozen)[0].mismatch < 0.01
 
@@ -127,9 +127,9 @@ def read_back(planned):
 
 
 @pytest.mark.medium
-def test_an_entry_of_a_plan_gives_the_point_back():
+def test_an_entry_of_a_plan_gives_the_run_back():
     for one in plan_study(study(budget={"match": "macs", "reference": PER_CHANNEL})):
-        assert planned_point(read_back(one), one.asked) == one
+        assert planned_run(read_back(one), one.asked) == one
 
 
 @pytest.mark.parametrize(
@@ -142,11 +142,11 @@ def test_an_entry_of_a_plan_gives_the_point_back():
     ids=lambda said: next(iter(said.values())),
 )
 def test_an_entry_keeps_a_default_where_a_family_or_a_recipe_has_another_value(said):
-    point = Point(**TINY, segments=2, **said)
-    planned = planning.PlannedPoint(point, 1, 1, 1, (2,), point)
-    again = planned_point(read_back(planned), point)
-    assert again.point == point
-    assert again.point.id == point.id != Point(**point.model_dump(exclude_defaults=True)).id
+    run = RunConfig(**TINY, segments=2, **said)
+    planned = planning.CostedRun(run, 1, 1, 1, (2,), run)
+    again = planned_run(read_back(planned), run)
+    assert again.run == run
+    assert again.run.id == run.id != RunConfig(**run.model_dump(exclude_defaults=True)).id
 
 
 CLAMPED = {
@@ -166,9 +166,9 @@ def test_layers_are_counted_that_fall_short_of_any_option_and_kept_in_the_plan(o
     assert planned.clamped == ((option, layers),)
     run = read_back(planned)
     assert run.clamped_layers == {option: layers}
-    assert planned_point(run, planned.asked) == planned
+    assert planned_run(run, planned.asked) == planned
     untold = {name: value for name, value in run.entry().items() if name != "clamped_layers"}
-    earlier = planned_point(plan_of({"points": [untold]}).runs[0], planned.asked)
+    earlier = planned_run(plan_of({"points": [untold]}).runs[0], planned.asked)
     assert "clamped_layers" not in earlier.record().entry(), "a plan that does not tell is written as it was"
     assert earlier.clamped_layers == (layers if option == "segments" else 0)
 
@@ -189,17 +189,15 @@ def told_times(monkeypatch):
     noise = itertools.cycle([1.0, 1.01, 0.99])
     calls = []
 
-    def stepper(self, point, images):
-        return measure_cost(build(point, images), images.shape).macs
+    def stepper(self, run, images):
+        return measure_cost(build(run, images), images.shape).macs
 
     def ratio(step, standard, threads):
         calls.append(threads)
         return speed.Ratio(step / standard * next(noise), 1e-9 * standard)
 
     monkeypatch.setattr(planning._Planner, "_stepper", stepper)
-    monkeypatch.setattr(
-        planning._Planner, "_time_step", lambda self, point, images: 1e-9 * stepper(self, point, images)
-    )
+    monkeypatch.setattr(planning._Planner, "_time_step", lambda self, run, images: 1e-9 * stepper(self, run, images))
     monkeypatch.setattr(speed, "step_time_ratio", ratio)
     return calls
 
@@ -213,7 +211,7 @@ def test_step_times_are_matched_and_kept_whatever_else_changes(told_times):
     for one in planned:
         assert abs(one.macs / planned[-1].macs - 1) <= 0.05
         assert abs(one.mismatch) <= 0.03
-        assert keeps_ratios(WIDTHS, one.point.widths or WIDTHS)
+        assert keeps_ratios(WIDTHS, one.run.widths or WIDTHS)
         assert one.step_seconds == pytest.approx(one.budget * (1 + one.mismatch))
     assert set(told_times) == {1}
     frozen = plan_of({"points": [one.record().entry() for one in planned]})
@@ -227,14 +225,14 @@ def test_step_times_are_matched_and_kept_whatever_else_changes(told_times):
         again = {(one.asked.segments, one.match): one for one in plan_study(changed, frozen=frozen)}
         for one in planned:
             kept = again[one.asked.segments, "step_time"]
-            assert (kept.point.widths, kept.mismatch, kept.step_seconds) == (
-                one.point.widths,
+            assert (kept.run.widths, kept.mismatch, kept.step_seconds) == (
+                one.run.widths,
                 one.mismatch,
                 one.step_seconds,
             )
     assert not told_times
     searched = frozen.model_copy(update={"runs": (), "tuning": PlannedTuning(networks=frozen.runs)})
-    assert plan_study(said, frozen=searched)[0].point == planned[0].point
+    assert plan_study(said, frozen=searched)[0].run == planned[0].run
     assert not told_times
     plan_study(study(axes=axes, budget=budget, base={"batch_size": 25}), frozen=frozen)
     assert told_times, "another batch, another time"
@@ -245,7 +243,7 @@ def test_macs_are_those_of_the_network_that_is_trained_also_where_widths_add_a_s
     """At equal widths a block's skip is the identity; a solved stage that is wider than the one before adds a 1×1."""
     planned = plan_study(study(base={"widths": [64, 64, 64]}, budget={"match": "macs", "reference": PER_CHANNEL}))
     for one in planned:
-        macs = measure_cost(build(one.point, images_of(one.point)), (1, 8, 8)).macs
+        macs = measure_cost(build(one.run, images_of(one.run)), (1, 8, 8)).macs
         assert one.macs == macs
         assert one.mismatch == macs / planned[-1].macs - 1
         assert abs(one.mismatch) <= 0.01
@@ -257,7 +255,7 @@ def test_widths_too_narrow_for_the_1x1s_segments_are_passed_over():
     assert all(abs(one.mismatch) <= 0.01 for one in planned)
 
 
-def test_a_budget_that_cannot_be_met_names_the_point_and_the_nearest():
+def test_a_budget_that_cannot_be_met_names_the_run_and_the_nearest():
     tiny = {"segments": "per_channel", "widths": [1, 1, 2]}
     with pytest.raises(
         SpecError, match=r"match = 'params', segments = 1: .* cannot be met within 1%; the nearest that can is"
@@ -423,7 +421,7 @@ def test_what_follows_from_a_field_is_told_with_it(axis, consequences):
 
 
 @pytest.mark.medium
-def test_sides_whose_points_do_not_pair_are_flagged():
+def test_sides_whose_runs_do_not_pair_are_flagged():
     cases = [{"segments": 4, "seed": 0}, {"segments": 8, "seed": 1}]
     budget = {"match": "params", "reference": PER_CHANNEL}
     said = study(axes={}, cases=cases, budget=budget, **between({"segments": 4}, {"segments": 8}))

@@ -134,7 +134,7 @@ def test_what_is_not_strict_json_raises_and_leaves_no_trace(tmp_path: Path, valu
         (["failed", "failed", "done", "failed"], 2),
     ],
 )
-def test_a_points_latest_row_is_its_finished_one_else_its_last(
+def test_a_runs_latest_row_is_its_finished_one_else_its_last(
     tmp_path: Path, statuses: list[str], expected: int
 ) -> None:
     rows = [row("a", status, number=number) for number, status in enumerate(statuses)]

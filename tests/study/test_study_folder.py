@@ -105,7 +105,7 @@ def test_a_row_torn_in_half_is_set_aside_and_trained_again(study_folder, capsys)
     assert main(words) == 0
     shown = capsys.readouterr()
     assert "1 torn or garbled lines were moved to results/tiny/results.bad" in shown.err
-    assert "1 of 2 points had a result already and were reused" in shown.out
+    assert "1 of 2 runs had a result already and were reused" in shown.out
     assert len(read_rows(path.parent)) == 2
     assert hashes_of(path.parent) == whole
     assert [found.message for found in look_at(path.parent) if found.fault] == []
@@ -124,7 +124,7 @@ def test_a_row_that_calls_itself_by_a_path_removes_nothing(study_folder, id):
     for path in (victim / "below", folder / "checkpoints" / "part-way", study_folder / "results" / "other"):
         path.mkdir(parents=True)
         (path / "file").touch()
-    hostile, reused = ({"id": one, "status": "done"} for one in (id.format(victim=victim), study.points()[0].id))
+    hostile, reused = ({"id": one, "status": "done"} for one in (id.format(victim=victim), study.runs()[0].id))
     (folder / "results.jsonl").write_text(f"{json.dumps(hostile)}\n{json.dumps(reused)}\n")
     before = folders_below(study_folder)
     summary = run_study(study, imports=IMPORTS)
@@ -135,7 +135,7 @@ def test_a_row_that_calls_itself_by_a_path_removes_nothing(study_folder, id):
 
 
 @pytest.mark.parametrize("gone", [True, False], ids=["gone", "being removed"])
-def test_a_point_that_ends_while_its_folder_is_looked_at_is_no_fault(tmp_path, monkeypatch, gone):
+def test_a_run_that_ends_while_its_folder_is_looked_at_is_no_fault(tmp_path, monkeypatch, gone):
     first, second = (tmp_path / "checkpoints" / id / name_of(1, b"state") for id in "ab")
     for path in (first, second):
         path.parent.mkdir(parents=True)

@@ -5,9 +5,9 @@ import json
 import pytest
 
 from spectrum import load_results, load_tuning, plots, run_study
-from spectrum.design.point import Point
+from spectrum.design.run import RunConfig
 from spectrum.design.study_file import parse_study
-from spectrum.study.planning import PlannedPoint
+from spectrum.study.planning import CostedRun
 from spectrum.study.store import StoreError, read_plan, read_rows
 from spectrum.study.tuning import choose, confirmed, extended, search
 
@@ -16,33 +16,31 @@ GRID = {"lr": (0.05, 0.1, 0.2), "weight_decay": (0.0, 0.001)}
 
 
 def planned(*segments, seeds=(0,)):
-    points = [Point(**TINY, segments=count, seed=seed) for seed in seeds for count in segments]
-    return [PlannedPoint(point, 1, 1, 1, (1,), point) for point in points]
+    runs = [RunConfig(**TINY, segments=count, seed=seed) for seed in seeds for count in segments]
+    return [CostedRun(run, 1, 1, 1, (1,), run) for run in runs]
 
 
 def rows_of(searched, accuracy):
-    return {one.point.id: {"val_accuracy": accuracy(one.point)} for one in searched}
+    return {one.run.id: {"val_accuracy": accuracy(one.run)} for one in searched}
 
 
 def test_every_network_gets_the_whole_grid_with_the_same_seeds_and_no_test_images():
     searched = search(planned(1, 4, seeds=(0, 1)), GRID, seeds=(10, 11))
-    assert len(searched) == len({one.point.id for one in searched}) == 2 * 6 * 2
+    assert len(searched) == len({one.run.id for one in searched}) == 2 * 6 * 2
     for count in (1, 4):
-        own = {
-            (one.point.lr, one.point.weight_decay, one.point.seed) for one in searched if one.point.segments == count
-        }
+        own = {(one.run.lr, one.run.weight_decay, one.run.seed) for one in searched if one.run.segments == count}
         assert own == {(lr, decay, seed) for lr in GRID["lr"] for decay in GRID["weight_decay"] for seed in (10, 11)}
-    assert {one.point.scored_on for one in searched} == {"validation"}
+    assert {one.run.scored_on for one in searched} == {"validation"}
 
 
 def test_the_best_mean_over_seeds_is_chosen_and_of_equal_ones_the_smaller():
-    points = planned(1, 4)
-    searched = search(points, GRID, seeds=(10, 11))
+    runs = planned(1, 4)
+    searched = search(runs, GRID, seeds=(10, 11))
     best = {1: 0.2, 4: 0.1}
 
-    def accuracy(point):  # one lucky seed at another rate does not decide
-        lucky = 0.06 if point.lr == 0.05 and point.seed == 10 else 0.0
-        return 0.5 + lucky - abs(point.lr - best[point.segments])
+    def accuracy(run):  # one lucky seed at another rate does not decide
+        lucky = 0.06 if run.lr == 0.05 and run.seed == 10 else 0.0
+        return 0.5 + lucky - abs(run.lr - best[run.segments])
 
     choices = choose(searched, GRID, rows_of(searched, accuracy))
     assert [choice.values for choice in choices] == [
@@ -54,18 +52,18 @@ def test_the_best_mean_over_seeds_is_chosen_and_of_equal_ones_the_smaller():
         (("weight_decay",), ()),
     ]
     final = confirmed(planned(1, 4, seeds=(0, 1)), choices)
-    assert [(one.point.segments, one.point.lr, one.point.seed) for one in final] == [
+    assert [(one.run.segments, one.run.lr, one.run.seed) for one in final] == [
         (1, 0.2, 0),
         (4, 0.1, 0),
         (1, 0.2, 1),
         (4, 0.1, 1),
     ]
-    assert {one.point.scored_on for one in final} == {"test"}
+    assert {one.run.scored_on for one in final} == {"test"}
 
 
 def test_a_grid_grows_beyond_the_edges_that_are_best_anywhere():
-    points, grid = planned(1, 4), {"lr": (0.05, 0.1, 0.2)}
-    searched = search(points, grid, seeds=(10,))
+    runs, grid = planned(1, 4), {"lr": (0.05, 0.1, 0.2)}
+    searched = search(runs, grid, seeds=(10,))
     best = {1: 0.2, 4: 0.05}
     choices = choose(searched, grid, rows_of(searched, lambda p: -abs(p.lr - best[p.segments])))
     wider = extended(grid, choices, grid, most=1)

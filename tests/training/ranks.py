@@ -12,7 +12,7 @@ from torch.testing import assert_close
 
 from spectrum import build_model
 from spectrum.data.images import images_of
-from spectrum.design.point import Point
+from spectrum.design.run import RunConfig
 from spectrum.training.checkpoint import Checkpoints
 from spectrum.training.loop import train
 from spectrum.training.ranks import ended, started
@@ -42,12 +42,12 @@ def gradients(out: str) -> None:
 def run(out: str, said: str, folder: str = "", stop_at: str = "0") -> None:
     torch.set_num_threads(1)
     ranks, device = started("cpu")
-    point = Point.model_validate_json(said)
+    run = RunConfig.model_validate_json(said)
     checkpoints = None
     if folder and ranks.rank == 0:
         steps = iter(range(1, 10**9))
         checkpoints = Checkpoints(Path(folder), {}, {}, minutes=1e9, stop=lambda: next(steps) == int(stop_at))
-    result = train(point, images_of(point), device=device, checkpoints=checkpoints, ranks=ranks)
+    result = train(run, images_of(run), device=device, checkpoints=checkpoints, ranks=ranks)
     Path(f"{out}.{ranks.rank}.json").write_text(json.dumps(asdict(result)))
     ended()
 

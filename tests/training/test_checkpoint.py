@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from spectrum.data.load import load_images
 from spectrum.data.splits import Images
-from spectrum.design.point import Point
+from spectrum.design.run import RunConfig
 from spectrum.models import NetworkOptions
 from spectrum.models.families import FAMILIES, Family
 from spectrum.training import checkpoint
@@ -49,13 +49,13 @@ def after(steps: int) -> Callable[[], bool]:
     return lambda: next(left) >= steps
 
 
-def cut_at(point: Point, images: Images, folder: Path, *cuts: int) -> Result:
+def cut_at(run: RunConfig, images: Images, folder: Path, *cuts: int) -> Result:
     """Trained in pieces, each by a network of its own, and saved only where it is cut."""
     for steps in cuts:
         random.seed(), np.random.seed(), torch.manual_seed(random.randrange(2**31))
         with pytest.raises(Interrupted):
-            train(point, images, checkpoints=kept_in(folder, minutes=60, stop=after(steps)))
-    return train(point, images, checkpoints=kept_in(folder, minutes=60))
+            train(run, images, checkpoints=kept_in(folder, minutes=60, stop=after(steps)))
+    return train(run, images, checkpoints=kept_in(folder, minutes=60))
 
 
 def told(result: Result) -> dict[str, Any]:
@@ -72,8 +72,8 @@ def told(result: Result) -> dict[str, Any]:
 @pytest.mark.medium
 @pytest.mark.parametrize("cuts", [(1,), (2,), (3,), (4,), (8,), (9,), (1, 1, 1), (3, 3), (4, 4, 1)])
 def test_a_run_in_pieces_is_a_run_in_one(digits: Images, tmp_path: Path, cuts: tuple[int, ...]) -> None:
-    point = Point(**TINY, flip=True, shift=1, dropout=0.3, ema=0.9, warmup_epochs=0.5)
-    whole, pieces = train(point, digits), cut_at(point, digits, tmp_path, *cuts)
+    run = RunConfig(**TINY, flip=True, shift=1, dropout=0.3, ema=0.9, warmup_epochs=0.5)
+    whole, pieces = train(run, digits), cut_at(run, digits, tmp_path, *cuts)
     assert told(pieces) == told(whole)
     assert [one["step"] for one in pieces.resumed] == list(np.cumsum(cuts))
     assert not pieces.troubles
@@ -107,8 +107,8 @@ AUGMENTED: dict[str, Any] = {"flip": True, "shift": 2, "cutout": 3}
 def test_a_run_at_each_split_goes_on_bit_for_bit(
     digits: Images, tmp_path: Path, split: dict[str, Any], more: dict[str, Any]
 ) -> None:
-    point = Point(**TINY | split | more)
-    assert told(cut_at(point, digits, tmp_path, 5)) == told(train(point, digits))
+    run = RunConfig(**TINY | split | more)
+    assert told(cut_at(run, digits, tmp_path, 5)) == told(train(run, digits))
 
 
 OPTIONS: dict[str, dict[str, Any]] = {
@@ -126,8 +126,8 @@ OPTIONS: dict[str, dict[str, Any]] = {
 @pytest.mark.medium
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS.keys())
 def test_whatever_is_trained_goes_on_bit_for_bit(digits: Images, tmp_path: Path, options: dict[str, Any]) -> None:
-    point = Point(**TINY | options)
-    assert told(cut_at(point, digits, tmp_path, 5)) == told(train(point, digits))
+    run = RunConfig(**TINY | options)
+    assert told(cut_at(run, digits, tmp_path, 5)) == told(train(run, digits))
 
 
 GOES_ON = """
@@ -135,13 +135,13 @@ import json, sys
 from pathlib import Path
 import torch
 from spectrum.data.load import load_images
-from spectrum.design.point import Point
+from spectrum.design.run import RunConfig
 from spectrum.training.loop import train
 from tests.training.test_checkpoint import kept_in, told
 
 torch.set_num_threads(1)
-point = Point.model_validate_json(sys.argv[2])
-result = train(point, load_images("digits"), checkpoints=kept_in(Path(sys.argv[1]), minutes=60))
+run = RunConfig.model_validate_json(sys.argv[2])
+result = train(run, load_images("digits"), checkpoints=kept_in(Path(sys.argv[1]), minutes=60))
 print(json.dumps([told(result), result.resumed]))
 """
 
@@ -151,15 +151,15 @@ print(json.dumps([told(result), result.resumed]))
 def test_a_compiled_network_goes_on_in_another_process_bit_for_bit(
     digits: Images, tmp_path: Path, split: dict[str, Any]
 ) -> None:
-    point = Point(**TINY | split, compile=True, dropout=0.2, ema=0.9, shift=1)
+    run = RunConfig(**TINY | split, compile=True, dropout=0.2, ema=0.9, shift=1)
     with pytest.raises(Interrupted):
-        train(point, digits, checkpoints=kept_in(tmp_path, minutes=60, stop=after(5)))
-    words = [sys.executable, "-c", GOES_ON, str(tmp_path), point.model_dump_json()]
+        train(run, digits, checkpoints=kept_in(tmp_path, minutes=60, stop=after(5)))
+    words = [sys.executable, "-c", GOES_ON, str(tmp_path), run.model_dump_json()]
     other = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=250)
     assert other.returncode == 0, other.stderr
     said, resumed = json.loads(other.stdout)
     assert resumed == [{"step": 5, "before": {}}]
-    assert said == json.loads(json.dumps(told(train(point, digits))))
+    assert said == json.loads(json.dumps(told(train(run, digits))))
 
 
 class Drawing(nn.Module):
@@ -178,13 +178,13 @@ class Drawing(nn.Module):
 def test_every_generator_goes_on(digits: Images, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     restored(monkeypatch, FAMILIES)
     FAMILIES.add("drawing", Family(Drawing, None), maker=Drawing)
-    point = Point(**TINY | {"model": "drawing", "width": 1.0})
-    assert told(cut_at(point, digits, tmp_path, 5)) == told(train(point, digits))
+    run = RunConfig(**TINY | {"model": "drawing", "width": 1.0})
+    assert told(cut_at(run, digits, tmp_path, 5)) == told(train(run, digits))
 
 
 def test_a_diverged_run_goes_on_to_diverge(digits: Images, tmp_path: Path) -> None:
-    point = Point(**TINY, lr=1e30)
-    assert told(cut_at(point, digits, tmp_path, 2)) == told(train(point, digits))
+    run = RunConfig(**TINY, lr=1e30)
+    assert told(cut_at(run, digits, tmp_path, 2)) == told(train(run, digits))
 
 
 # When, how many
@@ -195,7 +195,7 @@ def steps_of(folder: Path) -> list[int]:
 
 
 def test_two_are_kept(digits: Images, tmp_path: Path) -> None:
-    train(Point(**TINY), digits, checkpoints=kept_in(tmp_path))
+    train(RunConfig(**TINY), digits, checkpoints=kept_in(tmp_path))
     assert steps_of(tmp_path) == [8, 9]
     assert all(path.suffix == ".safetensors" for path in tmp_path.iterdir())
 
@@ -209,7 +209,7 @@ def test_time_decides_whatever_the_clock_on_the_wall_does(
     saved: list[int] = []
     real = Checkpoints.save
     monkeypatch.setattr(Checkpoints, "save", lambda self, state, at: (saved.append(at.step), real(self, state, at)))
-    result = train(Point(**TINY), digits, checkpoints=kept_in(tmp_path, minutes=1))
+    result = train(RunConfig(**TINY), digits, checkpoints=kept_in(tmp_path, minutes=1))
     assert saved == [3, 6, 9]
     assert result.train_seconds > 0
 
@@ -220,7 +220,7 @@ def test_time_decides_whatever_the_clock_on_the_wall_does(
 def small_state(seed: int = 0) -> State:
     torch.manual_seed(seed)
     model = nn.Sequential(nn.Conv2d(2, 3, 3), nn.BatchNorm2d(3)).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    optimizer = make_optimizer(Point(), model)
+    optimizer = make_optimizer(RunConfig(), model)
     model(torch.randn(2, 2, 5, 5)).sum().backward()
     optimizer.step()
     return State(model, None, optimizer)
@@ -273,13 +273,13 @@ def test_no_cut_and_no_flip_is_restored(tmp_path: Path) -> None:
 
 
 def test_where_all_are_damaged_the_run_starts_anew_and_says_so(digits: Images, tmp_path: Path) -> None:
-    point = Point(**TINY)
+    run = RunConfig(**TINY)
     with pytest.raises(Interrupted):
-        train(point, digits, checkpoints=kept_in(tmp_path, stop=after(4)))
+        train(run, digits, checkpoints=kept_in(tmp_path, stop=after(4)))
     for path in tmp_path.iterdir():
         path.write_bytes(path.read_bytes()[:-1])
-    result = train(point, digits, checkpoints=kept_in(tmp_path, minutes=60))
-    assert told(result) == told(train(point, digits))
+    result = train(run, digits, checkpoints=kept_in(tmp_path, minutes=60))
+    assert told(result) == told(train(run, digits))
     assert len(result.troubles) == 2
     assert not result.resumed
 
@@ -324,13 +324,13 @@ def test_a_malicious_file_executes_nothing(tmp_path: Path) -> None:
     assert not canary.exists()
 
 
-def test_a_checkpoint_of_another_network_point_or_data_is_passed_over(tmp_path: Path) -> None:
+def test_a_checkpoint_of_another_network_run_or_data_is_passed_over(tmp_path: Path) -> None:
     saved_one(tmp_path)
     other = Checkpoints(tmp_path, {"point": "b"}, ENVIRONMENT)
     assert other.restore(small_state()) == TrainingProgress()
     assert other.troubles == ["the checkpoint at step 1 was passed over: it is of other images or another run"]
     wider = nn.Sequential(nn.Conv2d(2, 4, 3), nn.BatchNorm2d(4))
-    state = State(wider, None, make_optimizer(Point(), wider))
+    state = State(wider, None, make_optimizer(RunConfig(), wider))
     before, again = state.tensors(), kept_in(tmp_path)
     assert again.restore(state) == TrainingProgress()
     assert "size mismatch" in again.troubles[0] or "Error(s) in loading" in again.troubles[0]
@@ -361,11 +361,11 @@ def test_a_tensor_that_no_file_can_hold_costs_the_checkpoint_and_not_the_run(tmp
 
 
 def test_another_environment_is_allowed_and_recorded(digits: Images, tmp_path: Path) -> None:
-    point = Point(**TINY)
+    run = RunConfig(**TINY)
     with pytest.raises(Interrupted):
-        train(point, digits, checkpoints=kept_in(tmp_path, stop=after(4)))
+        train(run, digits, checkpoints=kept_in(tmp_path, stop=after(4)))
     elsewhere = Checkpoints(tmp_path, IDENTITY, {"threads": 1}, minutes=60)
-    assert train(point, digits, checkpoints=elsewhere).resumed == [{"step": 4, "before": {"threads": 2}}]
+    assert train(run, digits, checkpoints=elsewhere).resumed == [{"step": 4, "before": {"threads": 2}}]
 
 
 @pytest.mark.parametrize(
@@ -421,18 +421,18 @@ def test_killed_while_writing_there_is_the_old_one_or_the_new(
 
 def test_a_full_disk_costs_the_new_checkpoint_and_not_the_old_one_nor_the_run(digits: Images, tmp_path: Path) -> None:
     resource = pytest.importorskip("resource")
-    point = Point(**TINY)
+    run = RunConfig(**TINY)
     with pytest.raises(Interrupted):
-        train(point, digits, checkpoints=kept_in(tmp_path, stop=after(4)))
+        train(run, digits, checkpoints=kept_in(tmp_path, stop=after(4)))
     before = sorted(tmp_path.iterdir())
     hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
     ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1_000, hard))
     try:
-        result = train(point, digits, checkpoints=kept_in(tmp_path))
+        result = train(run, digits, checkpoints=kept_in(tmp_path))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
         signal.signal(signal.SIGXFSZ, ignored)
     assert sorted(tmp_path.iterdir()) == before, "no part of a file is left"
-    assert told(result) == told(train(point, digits))
+    assert told(result) == told(train(run, digits))
     assert result.troubles[0] == "no checkpoint at step 5: File too large"

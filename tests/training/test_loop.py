@@ -1,4 +1,4 @@
-"""One training run: its parts against references, its promises end to end, and no knob of a Point that does nothing."""
+"""One training run: its parts against references, its promises end to end, and no option that does nothing."""
 
 import json
 import math
@@ -21,7 +21,7 @@ from spectrum.data.images import images_of
 from spectrum.data.load import load_images
 from spectrum.data.splits import Images, carve, split
 from spectrum.design.changes import choices
-from spectrum.design.point import Point
+from spectrum.design.run import RunConfig
 from spectrum.models import NetworkOptions, build_model
 from spectrum.models.families import FAMILIES, Family
 from spectrum.training import loop as training
@@ -66,8 +66,8 @@ def after_steps(monkeypatch: pytest.MonkeyPatch) -> list[tuple[float, dict[str, 
     seen: list[tuple[float, dict[str, Tensor]]] = []
     real = training.make_optimizer
 
-    def recorded(point: Point, model: nn.Module) -> torch.optim.Optimizer:
-        optimizer = real(point, model)
+    def recorded(run: RunConfig, model: nn.Module) -> torch.optim.Optimizer:
+        optimizer = real(run, model)
         optimizer.register_step_post_hook(
             lambda *_: seen.append(
                 (
@@ -101,16 +101,16 @@ def schedule_of_torch(make: Callable[[torch.optim.Optimizer], Any], lr: float, s
 @pytest.mark.parametrize("epochs", [1, 8, 30])
 def test_cosine_is_that_of_torch(lr: float, epochs: int) -> None:
     steps = 5 * epochs
-    point = Point(lr=lr, epochs=epochs)
+    run = RunConfig(lr=lr, epochs=epochs)
     expected = schedule_of_torch(lambda o: lr_scheduler.CosineAnnealingLR(o, T_max=steps), lr, steps)
-    np.testing.assert_allclose([learning_rate(point, n / 5) for n in range(steps + 1)], expected, atol=1e-9 * lr)
+    np.testing.assert_allclose([learning_rate(run, n / 5) for n in range(steps + 1)], expected, atol=1e-9 * lr)
 
 
 @pytest.mark.parametrize("lr", [0.1, 3.0])
 @pytest.mark.parametrize("epochs", [2, 8, 30])
 def test_one_cycle_is_that_of_torch(lr: float, epochs: int) -> None:
     steps = 5 * epochs
-    point = Point(lr=lr, epochs=epochs, schedule="one_cycle")
+    run = RunConfig(lr=lr, epochs=epochs, schedule="one_cycle")
 
     def make(optimizer: torch.optim.Optimizer) -> Any:
         # torch counts steps from 0, which puts its peak at step pct_start · total_steps − 1
@@ -126,29 +126,29 @@ def test_one_cycle_is_that_of_torch(lr: float, epochs: int) -> None:
         )
 
     expected = schedule_of_torch(make, lr, steps)
-    np.testing.assert_allclose([learning_rate(point, n / 5) for n in range(steps + 1)], expected, rtol=1e-9)
+    np.testing.assert_allclose([learning_rate(run, n / 5) for n in range(steps + 1)], expected, rtol=1e-9)
 
 
 @pytest.mark.parametrize(("decay_epochs", "steps_per_epoch"), [(2.0, 5), (0.5, 4), (1.0, 3), (2.5, 6), (0.1, 10)])
 @pytest.mark.parametrize("decay", [0.94, 0.5, 1.0])
 def test_exponential_is_that_of_torch(decay_epochs: float, steps_per_epoch: int, decay: float) -> None:
     steps = 8 * steps_per_epoch
-    point = Point(lr=0.3, epochs=8, schedule="exponential", decay=decay, decay_epochs=decay_epochs)
+    run = RunConfig(lr=0.3, epochs=8, schedule="exponential", decay=decay, decay_epochs=decay_epochs)
     every = round(decay_epochs * steps_per_epoch)
     expected = schedule_of_torch(lambda o: lr_scheduler.StepLR(o, every, decay), 0.3, steps)
-    rates = [learning_rate(point, n / steps_per_epoch) for n in range(steps + 1)]
+    rates = [learning_rate(run, n / steps_per_epoch) for n in range(steps + 1)]
     np.testing.assert_allclose(rates, expected, rtol=1e-9)
 
 
 @pytest.mark.parametrize("schedule", choices("schedule"))
 @pytest.mark.parametrize("warmup_epochs", [0.5, 1.0, 2.5])
 def test_warm_up_is_linear_and_the_schedule_starts_after_it(schedule: Any, warmup_epochs: float) -> None:
-    warm = Point(lr=0.2, epochs=8, schedule=schedule, warmup_epochs=warmup_epochs, decay_epochs=1.0)
+    warm = RunConfig(lr=0.2, epochs=8, schedule=schedule, warmup_epochs=warmup_epochs, decay_epochs=1.0)
     moments = np.linspace(0, warmup_epochs, 20, endpoint=False)
     expected = np.interp(moments, [0, warmup_epochs], [0, 0.2])
     np.testing.assert_allclose([learning_rate(warm, moment) for moment in moments], expected, atol=1e-12)
 
-    cold = Point(lr=0.2, epochs=8, schedule=schedule, decay_epochs=1.0)
+    cold = RunConfig(lr=0.2, epochs=8, schedule=schedule, decay_epochs=1.0)
     for t in np.linspace(0, 0.999, 30):
         since = t * (8 - warmup_epochs)
         same_moment = since if schedule == "exponential" else t * 8
@@ -156,10 +156,10 @@ def test_warm_up_is_linear_and_the_schedule_starts_after_it(schedule: Any, warmu
 
 
 def test_training_takes_the_learning_rate_of_each_step(digits: Images, after_steps: list[Any]) -> None:
-    point = Point(**TINY | {"epochs": 2, "warmup_epochs": 0.5})
-    result = train(point, digits)
+    run = RunConfig(**TINY | {"epochs": 2, "warmup_epochs": 0.5})
+    result = train(run, digits)
     rates = [rate for rate, _ in after_steps]
-    assert rates == [learning_rate(point, step / 4) for step in range(8)]
+    assert rates == [learning_rate(run, step / 4) for step in range(8)]
     assert [entry["lr"] for entry in result.history] == [rates[3], rates[7]]
 
 
@@ -167,7 +167,7 @@ def test_training_takes_the_learning_rate_of_each_step(digits: Images, after_ste
 
 
 def test_weight_decay_is_on_weights_of_more_than_one_dimension_only() -> None:
-    point = Point(weight_decay=0.01)
+    run = RunConfig(weight_decay=0.01)
     model = build_model("probe", segments=3, norm=True, image_size=8)
     kinds = {
         id(parameter): isinstance(module, nn.BatchNorm2d) or name == "bias"
@@ -175,7 +175,7 @@ def test_weight_decay_is_on_weights_of_more_than_one_dimension_only() -> None:
         for name, parameter in module.named_parameters(recurse=False)
     }
     for optimizer in choices("optimizer"):
-        groups = make_optimizer(point.model_copy(update={"optimizer": optimizer}), model).param_groups
+        groups = make_optimizer(run.model_copy(update={"optimizer": optimizer}), model).param_groups
         decay = {id(parameter): group["weight_decay"] for group in groups for parameter in group["params"]}
         assert decay == {key: 0.0 if free else 0.01 for key, free in kinds.items()}
 
@@ -183,51 +183,51 @@ def test_weight_decay_is_on_weights_of_more_than_one_dimension_only() -> None:
 def test_what_needs_no_gradient_is_not_trained() -> None:
     model = nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 2))
     model[0].requires_grad_(False)
-    groups = make_optimizer(Point(), model).param_groups
+    groups = make_optimizer(RunConfig(), model).param_groups
     assert [id(p) for group in groups for p in group["params"]] == [id(model[1].weight), id(model[1].bias)]
 
 
 class ByHand:
     """One parameter's updates, as the papers and torch's documentation write them, in float64."""
 
-    def __init__(self, point: Point, value: np.ndarray[Any, Any]) -> None:
-        self.point, self.value, self.step = point, value.copy(), 0
-        self.decay = point.weight_decay if value.ndim > 1 else 0.0
+    def __init__(self, run: RunConfig, value: np.ndarray[Any, Any]) -> None:
+        self.run, self.value, self.step = run, value.copy(), 0
+        self.decay = run.weight_decay if value.ndim > 1 else 0.0
         self.first, self.second = np.zeros_like(value), np.zeros_like(value)
 
     def update(self, gradient: np.ndarray[Any, Any]) -> None:
         self.step += 1
-        getattr(self, self.point.optimizer)(gradient)
+        getattr(self, self.run.optimizer)(gradient)
 
     def sgd(self, gradient: np.ndarray[Any, Any]) -> None:
-        momentum = self.point.momentum
+        momentum = self.run.momentum
         gradient = gradient + self.decay * self.value
         self.first = momentum * self.first + gradient
-        self.value = self.value - self.point.lr * (gradient + momentum * self.first)  # Nesterov
+        self.value = self.value - self.run.lr * (gradient + momentum * self.first)  # Nesterov
 
     def adamw(self, gradient: np.ndarray[Any, Any]) -> None:
-        beta1, beta2 = self.point.momentum, 0.999
-        self.value = self.value * (1 - self.point.lr * self.decay)
+        beta1, beta2 = self.run.momentum, 0.999
+        self.value = self.value * (1 - self.run.lr * self.decay)
         self.first = beta1 * self.first + (1 - beta1) * gradient
         self.second = beta2 * self.second + (1 - beta2) * gradient**2
         mean, square = self.first / (1 - beta1**self.step), self.second / (1 - beta2**self.step)
-        self.value = self.value - self.point.lr * mean / (np.sqrt(square) + 1e-8)
+        self.value = self.value - self.run.lr * mean / (np.sqrt(square) + 1e-8)
 
     def rmsprop(self, gradient: np.ndarray[Any, Any]) -> None:
         gradient = gradient + self.decay * self.value
         self.second = 0.9 * self.second + 0.1 * gradient**2
-        self.first = self.point.momentum * self.first + gradient / (np.sqrt(self.second) + 1e-3)
-        self.value = self.value - self.point.lr * self.first
+        self.first = self.run.momentum * self.first + gradient / (np.sqrt(self.second) + 1e-3)
+        self.value = self.value - self.run.lr * self.first
 
 
 @pytest.mark.parametrize("optimizer", choices("optimizer"))
 @pytest.mark.parametrize("momentum", [0.0, 0.6, 0.9])
 def test_steps_are_those_computed_by_hand(optimizer: Any, momentum: float) -> None:
-    point = Point(optimizer=optimizer, momentum=momentum, weight_decay=0.1, lr=0.03)
+    run = RunConfig(optimizer=optimizer, momentum=momentum, weight_decay=0.1, lr=0.03)
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(2, 3, 3), nn.BatchNorm2d(3), nn.Flatten(), nn.Linear(3, 2)).double()
-    real = make_optimizer(point, model)
-    by_hand = [ByHand(point, parameter.detach().numpy()) for parameter in model.parameters()]
+    real = make_optimizer(run, model)
+    by_hand = [ByHand(run, parameter.detach().numpy()) for parameter in model.parameters()]
     for _ in range(3):
         for parameter, reference in zip(model.parameters(), by_hand, strict=True):
             parameter.grad = torch.randn_like(parameter)
@@ -242,8 +242,8 @@ def test_steps_are_those_computed_by_hand(optimizer: Any, momentum: float) -> No
 
 def test_training_is_a_plain_loop(digits: Images, reads: list[Read]) -> None:
     options = {"flip": True, "shift": 1, "label_smoothing": 0.1, "weight_decay": 0.01}
-    point = Point(**TINY | options | {"epochs": 2, "seed": 3})
-    result = train(point, digits)
+    run = RunConfig(**TINY | options | {"epochs": 2, "seed": 3})
+    result = train(run, digits)
 
     torch.manual_seed(3)
     model = build_model("probe", in_channels=1, num_classes=10, image_size=8, width=0.25, segments="per_channel")
@@ -281,7 +281,7 @@ def test_training_is_a_plain_loop(digits: Images, reads: list[Read]) -> None:
 def test_what_is_scored_is_the_average_of_the_weights_and_buffers(
     ema: float, digits: Images, reads: list[Read], after_steps: list[Any]
 ) -> None:
-    result = train(Point(**TINY | {"epochs": 2, "ema": ema}), digits)
+    result = train(RunConfig(**TINY | {"epochs": 2, "ema": ema}), digits)
     states = [state for _, state in after_steps]
     assert len(states) == 8
     expected = {name: tensor.double() for name, tensor in states[0].items()}
@@ -301,7 +301,7 @@ def test_what_is_scored_is_the_average_of_the_weights_and_buffers(
 
 
 def test_the_average_changes_what_is_scored_and_not_the_training(digits: Images) -> None:
-    plain, averaged = (train(Point(**TINY | {"epochs": 2, "ema": ema}), digits) for ema in (0.0, 0.9))
+    plain, averaged = (train(RunConfig(**TINY | {"epochs": 2, "ema": ema}), digits) for ema in (0.0, 0.9))
     assert [e["train_loss"] for e in plain.history] == [e["train_loss"] for e in averaged.history]
     assert plain.weights_sha256 != averaged.weights_sha256
 
@@ -317,16 +317,16 @@ def outcome(result: Result) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("options", [{}, {"ema": 0.9, "dropout": 0.5, "flip": True, "shift": 1, "cutout": 2}], ids=str)
-def test_the_same_point_gives_the_same_result_and_another_seed_another(digits: Images, options: Any) -> None:
-    first = train(Point(**TINY | options), digits)
+def test_the_same_run_gives_the_same_result_and_another_seed_another(digits: Images, options: Any) -> None:
+    first = train(RunConfig(**TINY | options), digits)
     torch.manual_seed(12345)
     torch.rand(7)
-    assert outcome(train(Point(**TINY | options), digits)) == outcome(first)
-    assert train(Point(**TINY | options, seed=1), digits).weights_sha256 != first.weights_sha256
+    assert outcome(train(RunConfig(**TINY | options), digits)) == outcome(first)
+    assert train(RunConfig(**TINY | options, seed=1), digits).weights_sha256 != first.weights_sha256
 
 
 def test_the_test_set_is_read_once_and_the_validation_split_once_an_epoch(digits: Images, reads: list[Read]) -> None:
-    train(Point(**TINY | {"epochs": 3}), digits)
+    train(RunConfig(**TINY | {"epochs": 3}), digits)
     data = split(digits, 0.1)
     assert [len(y_n) for _, _, y_n in reads] == [149] * 3 + [299]
     assert all(torch.equal(x_nchw, data.validation_x) for _, x_nchw, _ in reads[:3])
@@ -334,9 +334,9 @@ def test_the_test_set_is_read_once_and_the_validation_split_once_an_epoch(digits
 
 
 def test_nothing_but_the_test_scores_depends_on_the_test_set(digits: Images) -> None:
-    point = Point(**TINY | {"epochs": 2})
+    run = RunConfig(**TINY | {"epochs": 2})
     other = replace(digits, test_x=digits.test_x.flip(2), test_y=digits.test_y.flip(0))
-    results = [outcome(train(point, images)) for images in (digits, other)]
+    results = [outcome(train(run, images)) for images in (digits, other)]
     scores = [{name: result.pop(name) for name in ("test_accuracy", "test_loss")} for result in results]
     assert results[0] == results[1]
     assert scores[0] != scores[1]
@@ -346,15 +346,15 @@ def test_the_weights_do_not_depend_on_the_validation_images(digits: Images) -> N
     _, validation = carve(digits.train_y, 0.1)
     x_nchw = digits.train_x.clone()
     x_nchw[validation] = 255 - x_nchw[validation]
-    point = Point(**TINY)
-    first, second = train(point, digits), train(point, replace(digits, train_x=x_nchw))
+    run = RunConfig(**TINY)
+    first, second = train(run, digits), train(run, replace(digits, train_x=x_nchw))
     assert first.weights_sha256 == second.weights_sha256
     assert first.val_loss != second.val_loss
 
 
 def test_history_has_one_entry_an_epoch_and_is_told_as_it_goes(digits: Images) -> None:
     told: list[dict[str, Any]] = []
-    result = train(Point(**TINY | {"epochs": 3}), digits, on_epoch=told.append)
+    result = train(RunConfig(**TINY | {"epochs": 3}), digits, on_epoch=told.append)
     assert result.history == told
     assert [entry["epoch"] for entry in told] == [1, 2, 3]
     assert (told[-1]["val_accuracy"], told[-1]["val_loss"]) == (result.val_accuracy, result.val_loss)
@@ -365,9 +365,9 @@ def test_history_has_one_entry_an_epoch_and_is_told_as_it_goes(digits: Images) -
 
 
 def test_a_partial_batch_is_left_out_unless_there_is_no_other(digits: Images, after_steps: list[Any]) -> None:
-    train(Point(**TINY | {"batch_size": 60}), digits)
+    train(RunConfig(**TINY | {"batch_size": 60}), digits)
     assert len(after_steps) == 3
-    result = train(Point(**TINY | {"batch_size": 1000, "epochs": 2}), digits)
+    result = train(RunConfig(**TINY | {"batch_size": 1000, "epochs": 2}), digits)
     assert len(after_steps) == 3 + 2
     assert result.images_per_second == pytest.approx(400 / result.train_seconds)
 
@@ -379,7 +379,7 @@ def test_a_partial_batch_is_left_out_unless_there_is_no_other(digits: Images, af
 def test_a_run_that_diverges_is_a_result_at_chance(
     digits: Images, reads: list[Read], optimizer: Any, lr: float, ema: float
 ) -> None:
-    result = train(Point(**TINY | {"epochs": 3, "optimizer": optimizer, "lr": lr, "ema": ema}), digits)
+    result = train(RunConfig(**TINY | {"epochs": 3, "optimizer": optimizer, "lr": lr, "ema": ema}), digits)
     assert result.status == "diverged"
     assert result.test_accuracy == result.val_accuracy == 0.1
     assert (result.test_loss, result.val_loss) == (None, None)
@@ -392,15 +392,15 @@ def test_a_run_that_diverges_is_a_result_at_chance(
 def test_a_last_step_that_only_validation_sees_diverge_counts(digits: Images, monkeypatch: pytest.MonkeyPatch) -> None:
     restored(monkeypatch, FAMILIES)
     FAMILIES.add("flat", Family(flat, None), maker=flat)
-    point = Point(**TINY | {"model": "flat", "batch_size": 200}).model_copy(update={"lr": 1e37})
-    result = train(point, digits)
+    run = RunConfig(**TINY | {"model": "flat", "batch_size": 200}).model_copy(update={"lr": 1e37})
+    result = train(run, digits)
     assert result.train_loss == pytest.approx(math.log(10), rel=0.3), "before the only step"
     assert (result.status, result.val_loss, result.val_accuracy, result.test_accuracy) == ("diverged", None, 0.1, 0.1)
 
 
 def test_a_network_that_cannot_be_built_is_a_value_error(digits: Images) -> None:
     with pytest.raises(ValueError, match="too small for 5 stages"):
-        train(Point(widths=(8, 8, 8, 8, 8)), digits)
+        train(RunConfig(widths=(8, 8, 8, 8, 8)), digits)
 
 
 # Evaluation
@@ -451,7 +451,7 @@ def test_the_hash_sees_names_shapes_types_and_every_byte() -> None:
 @pytest.mark.medium
 @pytest.mark.parametrize("segments", [1, 3, "per_channel"])
 def test_digits_are_learned_in_three_epochs(digits: Images, segments: Any) -> None:
-    result = train(Point(segments=segments, epochs=3, width=0.25, batch_size=25, train_images=600), digits)
+    result = train(RunConfig(segments=segments, epochs=3, width=0.25, batch_size=25, train_images=600), digits)
     assert result.status == "done"
     assert result.val_accuracy > 0.6
     assert result.test_accuracy > 0.6
@@ -460,7 +460,7 @@ def test_digits_are_learned_in_three_epochs(digits: Images, segments: Any) -> No
 
 # Every knob does something
 
-# A field: the point beside which it acts, and values that must all give different weights.
+# A field: the run beside which it acts, and values that must all give different weights.
 KNOBS: dict[str, tuple[dict[str, Any], list[Any]]] = {
     "dataset": ({"train_images": 20, "batch_size": 10}, ["digits", "./letters"]),
     "image_size": ({}, [None, 16, 12]),
@@ -521,16 +521,16 @@ KNOBS: dict[str, tuple[dict[str, Any], list[Any]]] = {
 }
 
 
-def test_every_field_of_a_point_is_tried() -> None:
-    assert set(KNOBS) | {"recipe"} == set(Point.model_fields)  # a recipe is values of others, and has its own tests
+def test_every_field_of_a_run_is_tried() -> None:
+    assert set(KNOBS) | {"recipe"} == set(RunConfig.model_fields)  # a recipe is values of others, and has its own tests
     for field, (_, values) in KNOBS.items():
-        if isinstance(Point.model_fields[field].default, str) and choices(field):
+        if isinstance(RunConfig.model_fields[field].default, str) and choices(field):
             assert {value for value in values if isinstance(value, str)} == set(choices(field))
 
 
 @cache
-def weights_of(point: Point) -> str:
-    return train(point, images_of(point)).weights_sha256
+def weights_of(run: RunConfig) -> str:
+    return train(run, images_of(run)).weights_sha256
 
 
 def write_letters(folder: Path) -> None:
@@ -553,18 +553,18 @@ def test_no_knob_does_nothing(field: str, request: pytest.FixtureRequest, monkey
         restored(monkeypatch, FAMILIES)
         FAMILIES.add("flat", Family(flat, None), maker=flat)
     beside, values = KNOBS[field]
-    points = [Point(**TINY | beside | {field: value}) for value in values]
-    for point in points[1:]:
-        changed = {name for name in Point.model_fields if getattr(point, name) != getattr(points[0], name)}
+    runs = [RunConfig(**TINY | beside | {field: value}) for value in values]
+    for run in runs[1:]:
+        changed = {name for name in RunConfig.model_fields if getattr(run, name) != getattr(runs[0], name)}
         assert changed == {field}
-    weights = {value: weights_of(point) for value, point in zip(values, points, strict=True)}
+    weights = {value: weights_of(run) for value, run in zip(values, runs, strict=True)}
     assert len(set(weights.values())) == len(values), weights
 
 
-def test_a_point_that_is_scored_on_validation_never_reads_the_test_set(digits: Images) -> None:
+def test_a_run_that_is_scored_on_validation_never_reads_the_test_set(digits: Images) -> None:
     unread = replace(digits, test_x=None, test_y=None)  # type: ignore[arg-type]
-    result = train(Point(**TINY, scored_on="validation"), unread)
-    scored = train(Point(**TINY), digits)
+    result = train(RunConfig(**TINY, scored_on="validation"), unread)
+    scored = train(RunConfig(**TINY), digits)
     assert (result.test_accuracy, result.test_loss, result.test_images) == (None, None, None)
     assert (result.val_accuracy, result.weights_sha256) == (scored.val_accuracy, scored.weights_sha256)
     assert scored.test_accuracy is not None
@@ -581,9 +581,9 @@ def test_compile_trains_what_torch_compiles(digits: Images, monkeypatch: pytest.
         return run
 
     monkeypatch.setattr(torch, "compile", compiled)
-    plain = train(Point(**TINY), digits)
+    plain = train(RunConfig(**TINY), digits)
     assert batch_sizes == []
-    assert train(Point(**TINY, compile=True), digits).weights_sha256 != plain.weights_sha256
+    assert train(RunConfig(**TINY, compile=True), digits).weights_sha256 != plain.weights_sha256
     assert batch_sizes == [50] * 4, "of one size, or it would be compiled anew"
 
 
@@ -601,5 +601,5 @@ def test_every_network_is_compiled_however_many_a_process_has_trained(
 
     monkeypatch.setattr(torch, "compile", counting)
     for number in range(10):
-        train(Point(**TINY | {"width": 0.125 * (2 + number)}, compile=True), digits)
+        train(RunConfig(**TINY | {"width": 0.125 * (2 + number)}, compile=True), digits)
     assert [counter.frame_count for counter in counters] == [1] * 10

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from spectrum.data.images import images_of
-from spectrum.design.point import Point
+from spectrum.design.run import RunConfig
 from spectrum.engines.attempts import ATTEMPTS
 from spectrum.engines.interface import Work
 from spectrum.engines.torchrun import First
@@ -34,8 +34,8 @@ def torchrun(*said: str, ranks: int = 2, cwd: Path | None = None) -> subprocess.
     return subprocess.run(words, cwd=cwd, env=os.environ | more, capture_output=True, text=True, check=False)
 
 
-def trained(folder: Path, point: Point, *more: str, ranks: int = 2) -> list[dict]:
-    done = torchrun("tests.training.ranks", "train", str(folder / "out"), point.model_dump_json(), *more, ranks=ranks)
+def trained(folder: Path, run: RunConfig, *more: str, ranks: int = 2) -> list[dict]:
+    done = torchrun("tests.training.ranks", "train", str(folder / "out"), run.model_dump_json(), *more, ranks=ranks)
     assert done.returncode == 0, done.stderr[-3000:]
     return [json.loads((folder / f"out.{rank}.json").read_text()) for rank in range(ranks)]
 
@@ -55,10 +55,10 @@ def test_gradients_and_moments_of_two_ranks_are_those_of_the_whole_batch(tmp_pat
     ],
 )
 def test_several_ranks_train_as_one_does_but_for_rounding(more, ranks, tmp_path):
-    point = Point(**TINY, **more)
-    everyones = trained(tmp_path, point, ranks=ranks)
+    run = RunConfig(**TINY, **more)
+    everyones = trained(tmp_path, run, ranks=ranks)
     assert len({each["weights_sha256"] for each in everyones}) == 1
-    alone = train(point, images_of(point))
+    alone = train(run, images_of(run))
     for ours, theirs in zip(everyones[0]["history"], alone.history, strict=True):
         assert ours["train_loss"] == pytest.approx(theirs["train_loss"], rel=2e-3)
         assert ours["val_loss"] == pytest.approx(theirs["val_loss"], rel=2e-2)
@@ -68,38 +68,38 @@ def test_several_ranks_train_as_one_does_but_for_rounding(more, ranks, tmp_path)
 
 @pytest.mark.parametrize("ranks", [2, pytest.param(4, marks=pytest.mark.cluster)])
 def test_a_run_goes_on_from_its_checkpoint_to_the_same_weights(ranks, tmp_path):
-    point = Point(**TINY, dropout=0.2, ema=0.9, seed=2**31 - 1)
-    whole = trained(tmp_path, point, ranks=ranks)[0]
+    run = RunConfig(**TINY, dropout=0.2, ema=0.9, seed=2**31 - 1)
+    whole = trained(tmp_path, run, ranks=ranks)[0]
     done = torchrun(
         "tests.training.ranks",
         "train",
         str(tmp_path / "cut"),
-        point.model_dump_json(),
+        run.model_dump_json(),
         str(tmp_path / "c"),
         "3",
         ranks=ranks,
     )
     assert "Interrupted" in done.stderr
     assert len(list((tmp_path / "c").iterdir())) == 1
-    resumed = trained(tmp_path, point, str(tmp_path / "c"), ranks=ranks)
+    resumed = trained(tmp_path, run, str(tmp_path / "c"), ranks=ranks)
     assert {each["weights_sha256"] for each in resumed} == {whole["weights_sha256"]}
     assert resumed[0]["resumed"][0]["step"] == 3
 
 
 def test_a_batch_that_cannot_be_shared_is_refused(tmp_path):
-    said = Point(**TINY | {"batch_size": 25}).model_dump_json()
+    said = RunConfig(**TINY | {"batch_size": 25}).model_dump_json()
     done = torchrun("tests.training.ranks", "train", str(tmp_path / "out"), said)
     assert "batch_size: 25 images cannot be shared equally by 2 ranks" in done.stderr
 
 
-def test_a_study_is_run_by_torchrun_and_a_point_that_fails_on_all_ranks_holds_up_none(study_folder):
+def test_a_study_is_run_by_torchrun_and_a_run_that_fails_on_all_ranks_holds_up_none(study_folder):
     said = "[base]\n" + "".join(f"{name} = {value}\n" for name, value in TINY.items())
     (study_folder / "s.toml").write_text(
         f"{said}[axes]\nbatch_size = [40, 25]\nseed = [0, 1]\n".replace("batch_size = 40\n", "")
     )
     for tried in (1, 2):
         done = torchrun("spectrum", "run", "s.toml", "--engine", "torchrun", cwd=study_folder)
-        assert done.returncode != 0  # since points failed
+        assert done.returncode != 0  # since runs failed
         rows = read_rows(study_folder / "results/s")
         ended = Counter((row["batch_size"], row["seed"], row["status"]) for row in rows)
         assert ended == {(40, s, "done"): 1 for s in (0, 1)} | {(25, s, "failed"): tried for s in (0, 1)}
@@ -108,7 +108,7 @@ def test_a_study_is_run_by_torchrun_and_a_point_that_fails_on_all_ranks_holds_up
 
 
 @pytest.mark.cluster
-def test_a_rank_that_fails_alone_ends_all_and_its_point_is_given_up_at_last(study_folder):
+def test_a_rank_that_fails_alone_ends_all_and_its_run_is_given_up_at_last(study_folder):
     said = "[base]\n" + "".join(f"{name} = {value}\n" for name, value in TINY.items())
     (study_folder / "s.toml").write_text(
         f'{said}model = "fails_on_rank_1"\n[axes]\nseed = [0]\n'.replace("width = 0.25\n", "")
@@ -171,9 +171,9 @@ def test_ranks_that_are_preempted_again_and_again_save_each_time_and_finish(stud
             assert run.poll() is None, run.communicate()
             run.send_signal(signal.SIGTERM)
             run.communicate(timeout=100)
-        (point,) = (folder / "checkpoints").iterdir()
-        steps.append(latest_step(point))
-        assert not (point / "attempt").exists(), "it was asked to stop, and did not fail"
+        (checkpoints,) = (folder / "checkpoints").iterdir()
+        steps.append(latest_step(checkpoints))
+        assert not (checkpoints / "attempt").exists(), "it was asked to stop, and did not fail"
     assert steps == sorted(set(steps)), "each got on"
     done = torchrun(*words[7:], cwd=study_folder)
     assert done.returncode == 0, done.stderr[-3000:]
@@ -183,11 +183,11 @@ def test_ranks_that_are_preempted_again_and_again_save_each_time_and_finish(stud
 
 
 def test_attempts_of_ranks_count_only_without_a_newer_checkpoint(tmp_path):
-    point, work = Point(**TINY), Work(device="cpu", folder=tmp_path)
-    folder = work.saving.checkpoints_of(point.id)
+    run, work = RunConfig(**TINY), Work(device="cpu", folder=tmp_path)
+    folder = work.saving.checkpoints_of(run.id)
 
     def attempts(count):
-        return [First(ALONE, work)._attempt(point) for _ in range(count)]
+        return [First(ALONE, work)._attempt(run) for _ in range(count)]
 
     assert attempts(2) == [1, 2]
     (folder / name_of(10, b"")).touch()

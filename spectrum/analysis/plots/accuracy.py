@@ -42,7 +42,7 @@ from spectrum.analysis.plots.drawing import (
     wrapped,
 )
 from spectrum.analysis.summary import summarise
-from spectrum.analysis.table import SPLIT, point_label, point_labels, spectrum_position, varied_settings
+from spectrum.analysis.table import SPLIT, spectrum_position, split_label, split_labels, varied_settings
 
 MOST_LINES = 12  # of learning curves in one picture
 SEARCHED_LABELS = {"lr": "peak learning rate", "weight_decay": "weight decay"}
@@ -162,11 +162,11 @@ def setting_map(
         raise ValueError(f"{', '.join(others)} varies too; choose one value first, as in results[results[…] == …]")
     ax = axes_or_new(ax)
     table = table.assign(position=spectrum_position(table)).sort_values("position", kind="stable")
-    columns = list(dict.fromkeys(point_labels(table)))
+    columns = list(dict.fromkeys(split_labels(table)))
     rows = list(dict.fromkeys(results[setting]))
     means, halves = np.full((2, len(rows), len(columns)), np.nan)
     for _, cell in summarise(table, [setting, *SPLIT], metric).iterrows():
-        place = rows.index(cell[setting]), columns.index(point_label(cell))
+        place = rows.index(cell[setting]), columns.index(split_label(cell))
         means[place], halves[place] = 100 * cell["mean"], 100 * cell["half"]
     image = ax.imshow(means, aspect="auto", cmap="viridis")
     middle = (np.nanmin(means) + np.nanmax(means)) / 2
@@ -275,7 +275,7 @@ def learning_curves(
     if metric not in history:
         raise ValueError(f"learning_curves: the history has no column {metric}; expected a table from load_history")
     names = varied_settings(table)
-    known = table.assign(position=spectrum_position(table), label=point_labels(table))
+    known = table.assign(position=spectrum_position(table), label=split_labels(table))
     joined = history[["id", "epoch", metric]].merge(known[["id", "status", "position", "label", *names]], on="id")
     if joined.empty:
         raise ValueError("learning_curves: no epoch of these results is in the history")
@@ -366,7 +366,7 @@ def _side_by_side(
 ) -> None:
     """Points that have no place on one axis: those of one segment number first, then schedules as they come."""
     order = table.assign(
-        label=point_labels(table), place=spectrum_position(table), staged=table["stage_segments"].notna()
+        label=split_labels(table), place=spectrum_position(table), staged=table["stage_segments"].notna()
     )
     order.loc[order["staged"], "place"] = 0.0
     labels = list(dict.fromkeys(order.sort_values(["staged", "place"], kind="stable")["label"]))
@@ -374,11 +374,11 @@ def _side_by_side(
         groups, part = summarise(part, SPLIT, metric), part[part[metric].notna()]
         apart = 0.16 * (number - (len(curves) - 1) / 2)
         ax.plot(
-            [labels.index(label) + apart - 0.05 for label in point_labels(part)], 100 * part[metric],
+            [labels.index(label) + apart - 0.05 for label in split_labels(part)], 100 * part[metric],
             ls="", marker=".", ms=3.5, color=look_of(number)["color"], alpha=0.45, zorder=2,
         )  # fmt: skip
         ax.errorbar(
-            [labels.index(label) + apart for label in point_labels(groups)], 100 * groups["mean"], error_bars(groups),
+            [labels.index(label) + apart for label in split_labels(groups)], 100 * groups["mean"], error_bars(groups),
             **look_of(number) | {"linestyle": ""}, capsize=2.5, elinewidth=1, zorder=3,
             label=setting_label(names, values),
         )  # fmt: skip
@@ -389,7 +389,7 @@ def _side_by_side(
 
 
 def _column_label(row: pd.Series, others: Sequence[str]) -> str:
-    return "\n".join([point_label(row), *(value_label(name, row[name]) for name in others)])
+    return "\n".join([split_label(row), *(value_label(name, row[name]) for name in others)])
 
 
 def _mean_by_epoch(epochs: pd.DataFrame, metric: str) -> pd.Series:

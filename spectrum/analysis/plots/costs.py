@@ -27,7 +27,7 @@ from spectrum.analysis.plots.drawing import (
     styled,
     wrapped,
 )
-from spectrum.analysis.table import IMAGES, SPLIT, point_labels, varied_settings
+from spectrum.analysis.table import IMAGES, SPLIT, split_labels, varied_settings
 
 if TYPE_CHECKING:  # it needs torch, which reading and drawing a table do not
     from spectrum.cost.count import Cost, LayerCost
@@ -75,9 +75,9 @@ def accuracy_against(
     new = ax is None
     ax = axes_or_new(ax)
     names = varied_settings(table)
-    points = pareto_table(table, cost, metric=metric)
-    kinds = list(points.groupby(names, sort=False, dropna=False)) if names else [((), points)]
-    crowded = len(points) > (MOST_LABELS if len(kinds) == 1 else MOST_LABELS // 2)
+    runs = pareto_table(table, cost, metric=metric)
+    kinds = list(runs.groupby(names, sort=False, dropna=False)) if names else [((), runs)]
+    crowded = len(runs) > (MOST_LABELS if len(kinds) == 1 else MOST_LABELS // 2)
     if crowded and new:
         figure_of(ax).set_size_inches(7.6, 3.6)  # room for the legend of the shades
     shades = shades_of(table) if crowded else {}
@@ -87,13 +87,13 @@ def accuracy_against(
         if names:
             look = look | {"color": "0.35"} if crowded else look
             ax.plot([], [], ls="", marker=look["marker"], color=look["color"], label=setting_label(names, values))
-    _fronts(ax, points, tasks=[name for name in IMAGES if name in names])
+    _fronts(ax, runs, tasks=[name for name in IMAGES if name in names])
     for label, shade in shades.items():
         ax.plot([], [], ls="", marker="s", color=shade, label=label)
     if crowded:
         ax.legend(loc="center left", bbox_to_anchor=(1.01, 0.5))
     else:
-        _label(ax, points)
+        _label(ax, runs)
         ax.legend()
     ax.set_xscale("log")
     ax.margins(x=0.1, y=0.1)
@@ -104,24 +104,24 @@ def accuracy_against(
     return figure_of(ax)
 
 
-def _marks(ax: Axes, points: pd.DataFrame, look: Mapping[str, Any], shades: Mapping[str, Any]) -> None:
+def _marks(ax: Axes, runs: pd.DataFrame, look: Mapping[str, Any], shades: Mapping[str, Any]) -> None:
     """Means with their intervals, open where they are shown to be off the front."""
-    for _, point in points.iterrows():
-        color = shades.get(point["label"], look["color"])
-        face = "white" if point["beaten_by"] else color
-        bar = error_bars(point.to_frame().T)
-        at = point["cost"], 100 * point["mean"]
+    for _, run in runs.iterrows():
+        color = shades.get(run["label"], look["color"])
+        face = "white" if run["beaten_by"] else color
+        bar = error_bars(run.to_frame().T)
+        at = run["cost"], 100 * run["mean"]
         ax.errorbar(*at, bar, fmt=look["marker"], color=color, mfc=face, capsize=2, lw=1, zorder=3)
 
 
-def _fronts(ax: Axes, points: pd.DataFrame, tasks: list[str]) -> None:
+def _fronts(ax: Axes, runs: pd.DataFrame, tasks: list[str]) -> None:
     """The Pareto front of the means; one for each task."""
-    fronts = [part for _, part in points.groupby(tasks, dropna=False, sort=False)] if tasks else [points]
+    fronts = [part for _, part in runs.groupby(tasks, dropna=False, sort=False)] if tasks else [runs]
     for part in fronts:
         front = part[part["on_front"]].sort_values("cost")
         label = "Pareto front of the means" if part is fronts[0] else None
         ax.plot(front["cost"], 100 * front["mean"], ls="--", color="0.35", marker="", label=label)
-    if (points["beaten_by"] != "").any():
+    if (runs["beaten_by"] != "").any():
         ax.plot([], [], ls="", marker="o", color="0.35", mfc="white", label="shown to be off the front")
 
 
@@ -142,18 +142,18 @@ def time_against_macs(results: pd.DataFrame, *, ax: Axes | None = None) -> Figur
     names = varied_settings(table)
     table = table.assign(ms=1000 / table["images_per_second"])
     by = [*SPLIT, *names]
-    points = table.groupby(by, sort=False, dropna=False)[["macs", "ms"]].median().reset_index()
-    points["label"] = point_labels(points)
-    fastest = points["ms"].div(points["macs"]).min()
-    ends = np.array([points["macs"].min(), points["macs"].max()])
+    runs = table.groupby(by, sort=False, dropna=False)[["macs", "ms"]].median().reset_index()
+    runs["label"] = split_labels(runs)
+    fastest = runs["ms"].div(runs["macs"]).min()
+    ends = np.array([runs["macs"].min(), runs["macs"].max()])
     ax.plot(ends, fastest * ends, ls="--", color="0.35", marker="", label="in proportion to the MACs")
-    kinds = list(points.groupby(names, sort=False, dropna=False)) if names else [((), points)]
+    kinds = list(runs.groupby(names, sort=False, dropna=False)) if names else [((), runs)]
     for number, (values, part) in enumerate(kinds):
         look = look_of(number)
         label = setting_label(names, values) or None
         ax.plot(part["macs"], part["ms"], ls="", marker=look["marker"], color=look["color"], label=label)
-    if len(points) <= MOST_LABELS:
-        _label(ax, points.assign(cost=points["macs"], top=points["ms"]))
+    if len(runs) <= MOST_LABELS:
+        _label(ax, runs.assign(cost=runs["macs"], top=runs["ms"]))
     ax.set_xscale("log")
     ax.set_yscale("log")
     ax.margins(x=0.1, y=0.12)
@@ -164,7 +164,7 @@ def time_against_macs(results: pd.DataFrame, *, ax: Axes | None = None) -> Figur
     ax.set_xlabel(COST_LABELS["macs"])
     ax.set_ylabel("training time of an image, ms")
     ax.legend()
-    say(ax, table, names, "marks: medians over seeds", "labels: segments" if len(points) <= MOST_LABELS else "")
+    say(ax, table, names, "marks: medians over seeds", "labels: segments" if len(runs) <= MOST_LABELS else "")
     return figure_of(ax)
 
 
@@ -238,18 +238,18 @@ def _part(layer: LayerCost) -> str:
     return PARTS.get(layer.kind, layer.kind)
 
 
-def _label(ax: Axes, points: pd.DataFrame) -> None:
+def _label(ax: Axes, runs: pd.DataFrame) -> None:
     """What each point is called, above its bar, or above its mark where there is no bar."""
-    for _, point in points.iterrows():
-        if "top" in point:
-            top, offset = point["top"], 5
-        elif point["high"] == point["high"] and point["high"] > point["mean"]:
-            top, offset = 100 * point["high"], 2
+    for _, run in runs.iterrows():
+        if "top" in run:
+            top, offset = run["top"], 5
+        elif run["high"] == run["high"] and run["high"] > run["mean"]:
+            top, offset = 100 * run["high"], 2
         else:
-            top, offset = 100 * point["mean"], 5
+            top, offset = 100 * run["mean"], 5
         text = ax.annotate(
-            point["label"],
-            (point["cost"], top),
+            run["label"],
+            (run["cost"], top),
             xytext=(0, offset),
             textcoords="offset points",
             ha="center",

@@ -24,10 +24,10 @@ from spectrum.analysis.inference import t_interval
 from spectrum.analysis.table import (
     SPLIT,
     budget_name,
-    point_labels,
     scored,
     segments_label,
     spectrum_position,
+    split_labels,
     studies_of,
     worst_mismatch,
 )
@@ -187,7 +187,7 @@ def look_of(number: int) -> dict[str, Any]:
 
 def shades_of(table: pd.DataFrame) -> dict[str, Any]:
     """A shade a point, light to dark along the spectrum, by label."""
-    places = table.assign(place=spectrum_position(table), label=point_labels(table)).groupby("label")["place"].mean()
+    places = table.assign(place=spectrum_position(table), label=split_labels(table)).groupby("label")["place"].mean()
     labels = list(places.sort_values(kind="stable").index)
     shades = np.linspace(0.1, 1, len(labels)) if len(labels) > 1 else [0.7]
     return dict(zip(labels, mpl.colormaps["viridis_r"](shades), strict=True))

@@ -67,8 +67,8 @@ def literature_curve(results: pd.DataFrame, *, ax: Axes | None = None, metric: s
     for values, curve in table.groupby(names, sort=False, dropna=False) if names else [((), table)]:
         first = curve[curve["segments"].eq(1)].set_index("seed")[metric]
         by_place = {
-            point["position"].iloc[0]: 100 * point.set_index("seed")[metric].sub(first).dropna()
-            for _, point in curve.groupby([*SPLIT], sort=False, dropna=False)
+            run["position"].iloc[0]: 100 * run.set_index("seed")[metric].sub(first).dropna()
+            for _, run in curve.groupby([*SPLIT], sort=False, dropna=False)
         }
         by_place = {place: gains for place, gains in by_place.items() if len(gains)}
         if len(by_place) > 1:
@@ -78,10 +78,10 @@ def literature_curve(results: pd.DataFrame, *, ax: Axes | None = None, metric: s
             missing.append(setting_label(names, values))
     if not drawn:
         raise ValueError("literature_curve: no seed has 1 segment (with its 1×1) and another point to compare")
-    for number, ((work, half), points) in enumerate(literature().groupby(["work", "half"], sort=False)):
+    for number, ((work, half), published) in enumerate(literature().groupby(["work", "half"], sort=False)):
         grey, line = f"{0.3 + 0.2 * number}", "-" if half == "spatial" else ":"
         marker = "Dv<"[number]
-        ax.plot(points["segments"], points["gain"], color=grey, ls=line, lw=1, ms=4, marker=marker, label=work)
+        ax.plot(published["segments"], published["gain"], color=grey, ls=line, lw=1, ms=4, marker=marker, label=work)
     ax.axhline(0, color="0.4", lw=0.8)
     spectrum_axis(ax, table)
     ax.set_xlim(right=max(ax.get_xlim()[1], 1.2 * literature()["segments"].max()))

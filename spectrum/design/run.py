@@ -1,4 +1,4 @@
-"""A Point: one training run, fully described by a flat frozen record.
+"""A RunConfig: one training run, fully described by a flat frozen record.
 
 Records are strict; a key that is not known is an error. Nothing here loads torch, so that a wrong file is refused at
 once.
@@ -31,7 +31,7 @@ from spectrum.models import NetworkOptions, check_model, own_values
 from spectrum.models.options import NetworkFields, segments_given
 from spectrum.models.position import PLACES
 
-SCHEMA = 1  # of a Point; raise it only when an old row would mean something else
+SCHEMA = 1  # of a RunConfig; raise it only when an old row would mean something else
 MOST_TEACHER_SEGMENTS = 6  # the teacher has so many channels
 OWN_SEED = "seed"  # of a teacher: the seed of the run
 GAUSSIAN = "gaussian"  # images of noise, made on the spot for a teacher to label
@@ -79,15 +79,15 @@ class _Images(Record):
     """A family: see list_models()."""
 
 
-class Point(NetworkFields, _Images):
+class RunConfig(NetworkFields, _Images):
     """One training run, fully described.
 
-    >>> point = Point(dataset="digits", segments=8, seed=1)
-    >>> point.epochs, point.order
+    >>> run = RunConfig(dataset="digits", segments=8, seed=1)
+    >>> run.epochs, run.order
     (8, 'pointwise_first')
-    >>> point.id == Point(segments=8, seed=1, epochs=8).id  # what is at its default is not in the id
+    >>> run.id == RunConfig(segments=8, seed=1, epochs=8).id  # what is at its default is not in the id
     True
-    >>> Point(segments=8, activation="rleu")
+    >>> RunConfig(segments=8, activation="rleu")
     Traceback (most recent call last):
     spectrum._records.SpecError: activation: 'rleu' is unknown; did you mean "relu"?
 
@@ -150,19 +150,19 @@ class Point(NetworkFields, _Images):
         """Fill what is left open; what counts as set is what was named."""
         if not isinstance(values, dict):
             return handler(values)
-        point = handler(_with_defaults(values))
-        object.__setattr__(point, "__pydantic_fields_set__", values.keys() & cls.model_fields.keys())
-        return point
+        run = handler(_with_defaults(values))
+        object.__setattr__(run, "__pydantic_fields_set__", values.keys() & cls.model_fields.keys())
+        return run
 
     @model_validator(mode="after")
-    def _check(self) -> Point:
+    def _check(self) -> RunConfig:
         if self.segment_shares != "even" and not self.pointwise:
             raise ValueError("segment_shares: need the 1×1; leave out pointwise = false")
         if self.resize != "stretch" and self.image_size is None:
             raise ValueError(f"resize: {self.resize!r} needs an image_size")
         if not self.pointwise:
             for field in ("activation", "norm", "pointwise_segments", "order"):
-                if getattr(self, field) != Point.model_fields[field].default:
+                if getattr(self, field) != RunConfig.model_fields[field].default:
                     raise ValueError(f"{field}: there is no second half with pointwise = false; leave it out")
         if self.warmup_epochs >= self.epochs:
             raise ValueError(f"warmup_epochs: {self.warmup_epochs} leaves nothing of {self.epochs} epochs")
@@ -176,7 +176,7 @@ class Point(NetworkFields, _Images):
         return digest({"schema": SCHEMA, "point": fields})
 
     def network_options(self, in_channels: int, num_classes: int, image_size: int) -> NetworkOptions:
-        """The network of this point, for images of one shape.
+        """The network of this run, for images of one shape.
 
         Args:
             in_channels: of the images.
@@ -188,7 +188,7 @@ class Point(NetworkFields, _Images):
 
 
 def _with_defaults(values: dict[str, Any]) -> dict[str, Any]:
-    """One segment per channel, a recipe, and what the family has between its halves, where a point leaves them open."""
+    """One segment per channel, a recipe, and what the family has between its halves, where a run leaves them open."""
     if all(values.get(name) is None for name in PLACES):
         shares = values.get("segment_shares")
         some = isinstance(shares, list | tuple) and len(shares) > 0
