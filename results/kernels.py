@@ -3,7 +3,7 @@
     results/curve_cifar10            accuracies of its networks, under all four budgets
     results/kernels/steps.csv        what a training step of each takes: `spectrum bench steps`
 
-The accuracies are the same under all kernels, since every way computes the same function; what moves is the time.
+Accuracies are the same with all kernels, since every implementation computes the same function; only the time moves.
 """
 
 from __future__ import annotations
@@ -16,25 +16,24 @@ from typing import Any
 import matplotlib as mpl
 import pandas as pd
 from matplotlib.figure import Figure
+from pages.words import BUDGETS, END, PLAIN, shown
 
 from spectrum import load_results, plots, stats
 from spectrum.analysis.plots.drawing import look_of, shades_of
-from spectrum.analysis.table import budget_name
 from spectrum.bench.steps import WAYS
 from spectrum.bench.train import DEFAULT, NATIVE, OURS
 
 RESULTS = Path(__file__).parent
 STUDY = RESULTS / "curve_cifar10"
 TITLES = {
-    DEFAULT: "torch's kernels, default layout and loop",
-    NATIVE: "torch's kernels, channels_last",
+    DEFAULT: "torch's kernels,\ndefault layout and loop",
+    NATIVE: "torch's kernels,\nchannels_last",
     OURS: "this package's kernels",
 }
-BARE, END = "1, no 1×1", "per channel"
 
 
 class Steps:
-    """Accuracies of the curve's networks beside what their steps take."""
+    """Accuracies and step times of the curve's networks."""
 
     @cached_property
     def times(self) -> pd.DataFrame:
@@ -62,7 +61,7 @@ class Steps:
         return self.results.assign(step_ms=ms.loc[list(places.itertuples(index=False, name=None))].to_numpy())
 
     def ms(self, way: str, segments: object, match: str = "macs") -> float:
-        """Of a step of one network with a 1×1."""
+        """Milliseconds of a step of one network with a 1×1."""
         there = self.times[
             (self.times["way"] == way)
             & (self.times["match"] == match)
@@ -82,48 +81,48 @@ class Steps:
         return list(dict.fromkeys(there["segments"]))
 
     def slowest(self, way: str, match: str = "macs") -> tuple[str, float]:
-        """The place whose step takes longest under a budget, and how many times as long as that of 1 segment."""
+        """Segments whose step takes longest under a budget, and how many times as long as that of 1 segment."""
         place = max(self.places(match), key=lambda segments: self.ms(way, segments, match))
         return place, self.ms(way, place, match) / self.ms(way, 1, match)
 
     def gone(self, place: object) -> tuple[float, float]:
-        """Of what a place takes more than 1 segment in the default loop, at equal MACs: the parts that go with layout
-        and loop, and with the kernels."""
+        """Extra MAC-matched step time over 1 segment in the default loop: shares of layout and loop, and of kernels."""
         more = [self.ms(way, place) / self.ms(way, 1) - 1 for way in WAYS]
         return 1 - more[1] / more[0], (more[1] - more[2]) / more[0]
 
     def runs(self, way: str) -> pd.DataFrame:
-        """Every network once, by rising time: its cost is the step, and whether it is on the front of the means."""
+        """Every network once, by rising step time, and whether its mean is on the Pareto frontier."""
         runs = stats.pareto_table(self.timed(way), "step_ms").sort_values("cost", kind="stable")
-        return runs.drop_duplicates(["label", "cost"])
+        return runs.drop_duplicates(["label", "cost"]).assign(label=runs["label"].map(shown))
 
     def front(self, way: str) -> list[str]:
-        """Places on the front of accuracy against step time, by their means, from fast to slow."""
+        """Labels on the Pareto frontier of mean accuracy against step time, from fast to slow."""
         runs = self.runs(way)
         return list(dict.fromkeys(runs.loc[runs["on_front"], "label"]))
 
     def between(self, way: str) -> list[str]:
-        """Those of them that are neither an end of the spectrum nor the bare convolution."""
-        return [label for label in self.front(way) if label not in ("1", BARE, END)]
+        """Those on the frontier that are neither an end of the spectrum nor the plain 3×3."""
+        return [label for label in self.front(way) if label not in ("1", PLAIN, END)]
 
     @property
     def stale(self) -> float:
-        """By what part networks of equal step time are off it now, at most: they were solved with earlier kernels."""
+        """Largest relative mismatch of time-matched networks today: they were solved with earlier kernels."""
         end = self.ms(OURS, "per_channel", "step_time")
         return max(abs(self.ms(OURS, place, "step_time") / end - 1) for place in self.places("step_time"))
 
     def end_ms(self, way: str) -> float:
-        """Of a step of one segment a channel."""
+        """Milliseconds of a per-channel step."""
         return self.ms(way, "per_channel")
 
 
 def draw(steps: Steps) -> Figure:
-    """Accuracy against step time in three panels, one a way to compute, each with its front."""
+    """Accuracy against step time in three panels, one per implementation, each with its Pareto frontier."""
     matches = list(dict.fromkeys(steps.results["match"]))
     with plots.style():
-        shades = shades_of(steps.results[steps.results["pointwise"].astype(bool)]) | {BARE: "#cc79a7"}
+        curve = shades_of(steps.results[steps.results["pointwise"].astype(bool)])
+        shades = {shown(label): shade for label, shade in curve.items()} | {PLAIN: "#cc79a7"}
         markers = {match: look_of(number)["marker"] for number, match in enumerate(matches)}
-        figure = Figure(figsize=(10.6, 4.2))
+        figure = Figure(figsize=(7.0, 4.6))
         panels = figure.subplots(1, len(WAYS), sharey=True, sharex=True)
         for ax, way in zip(panels, WAYS, strict=True):
             rows = steps.runs(way)
@@ -133,32 +132,31 @@ def draw(steps: Steps) -> Figure:
                 face = "white" if row["beaten_by"] else shade
                 ax.errorbar(
                     row["cost"], 100 * row["mean"], half,
-                    fmt=markers[row["match"]], color=shade, mfc=face, capsize=2, lw=1, ms=5, zorder=3,
+                    fmt=markers[row["match"]], color=shade, mfc=face, capsize=2, lw=1, ms=4.5, zorder=3,
                 )  # fmt: skip
             front = rows[rows["on_front"]]
             ax.step(front["cost"], 100 * front["mean"], where="post", ls="--", color="0.35", marker="", zorder=2)
             ax.set_xscale("log", base=2)
             ax.set_xticks([12, 16, 24, 32, 48], ["12", "16", "24", "32", "48"])
             ax.minorticks_off()
-            ax.set_title(TITLES[way], fontsize=9, loc="left")
-            ax.set_xlabel("a training step of 64 images, ms")
+            ax.set_title(TITLES[way], fontsize=8.5, loc="left")
+        panels[1].set_xlabel("training step of 64 images, ms")
         panels[0].set_ylabel("test accuracy, %")
         handles = [mpl.lines.Line2D([], [], color=shade, lw=5, label=label) for label, shade in shades.items()]
         handles += [
-            mpl.lines.Line2D([], [], color="0.35", marker=marker, ls="", label=budget_name(match))
+            mpl.lines.Line2D([], [], color="0.35", marker=marker, ls="", label=BUDGETS[match])
             for match, marker in markers.items()
         ]
         handles += [
-            mpl.lines.Line2D([], [], color="0.35", ls="--", label="front of the means"),
+            mpl.lines.Line2D([], [], color="0.35", ls="--", label="Pareto frontier of means"),
             mpl.lines.Line2D([], [], color="0.35", marker="o", mfc="white", ls="", label="shown to be off it"),
         ]  # fmt: skip
         figure.legend(
-            handles=handles, title="segments (colour), budget (mark)", loc="outside right center", fontsize=7.5
-        )
+            handles=handles, title="segments (colour), budget (marker)", loc="outside lower center", ncols=4,
+            fontsize=7.5, title_fontsize=8,
+        )  # fmt: skip
         seeds = steps.results["seed"].nunique()
-        figure.suptitle(
-            f"CIFAR-10, JPEG re-encodings · n = {seeds} seeds · bars: 95 % t-interval", fontsize=8, color="0.25"
-        )
+        figure.suptitle(f"CIFAR-10 (JPEG re-encodings) · n = {seeds} seeds · bars: 95% CIs", fontsize=8, color="0.25")
     return figure
 
 

@@ -2,90 +2,131 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import pandas as pd
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+from matplotlib.figure import Figure, SubFigure
+from matplotlib.legend import Legend
 from pages.study import CURVES, complete
+from pages.words import in_plain_words
 
 from spectrum import load_results, plots
 from spectrum.analysis.plots.drawing import CAPTION_CHARACTERS, wrapped
 from spectrum.analysis.table import studies_of
 
 RESULTS = Path(__file__).parent
+TYPE = 7.5  # points, of legends and captions
 EFFECTS: dict[
     str, tuple[list[tuple[dict[str, Any], dict[str, Any]]], float]
-] = {  # a study, what it compares with what, and its margin
+] = {  # pairs that a study compares, and its margin
     "activation": ([({"activation": a}, {"activation": "none"}) for a in ("relu", "elu", "gelu", "silu")], 0.005),
     "order": ([({"order": "pointwise_first"}, {"order": "spatial_first"})], 0.005),
     "residual": ([({"residual": True}, {"residual": False})], 0.005),
 }
 TITLES = {
     "curve": "Fashion-MNIST",
-    "curve_cifar10": "CIFAR-10, JPEG re-encodings",
-    "activation": "a non-linearity between the halves\nless none, equal parameters",
-    "order": "1×1 first less spatial first,\nat equal MACs",
-    "residual": "residual connections less none,\nequal parameters",
+    "curve_cifar10": "CIFAR-10 (JPEG re-encodings)",
+    "gain": "Gain over 1 segment, MAC-matched;\ngrey: published, on ImageNet",
+    "activation": "Activation between 1×1 and 3×3 minus none,\nparameter-matched",
+    "order": "Pointwise-first minus spatial-first,\nMAC-matched",
+    "residual": "With minus without residual connections,\nparameter-matched",
 }
+WORDS = {  # what the library's figures say, and what this one says
+    "dataset fashion mnist": "Fashion-MNIST",
+    "dataset cifar10": "CIFAR-10",
+    "ShuffleNet, of its 1×1": "ShuffleNet (of the 1×1)",
+    "no 1×1 (bare)": "plain 3×3",
+    "margin, ±0.5 points": "±0.5 pp",
+    "activation relu": "ReLU",
+    "activation elu": "ELU",
+    "activation gelu": "GELU",
+    "activation silu": "SiLU",
+    "per\nchannel": "per-\nchannel",
+}
+WIDTH, HEIGHT = 7.0, 2.4  # inches, of the figure and of a row: type keeps its size in a column of text
 
 
-NAMES = {"dataset fashion mnist": "Fashion-MNIST", "dataset cifar10": "CIFAR-10"}  # in the legend of gains
-
-
+@plots.style()
 def draw() -> Figure:
-    """All studies of the map that have rows: curves above, what a change of one factor does along them below."""
+    """All studies of the map that have rows: the curves, gains beside published ones, and what one change adds."""
     curves = [name for name in CURVES if complete(name)]
     effects = [name for name in EFFECTS if complete(name)]
-    with plots.style():
-        figure = Figure(figsize=(3.4 * max(len(curves) + 1, len(effects)), 6.4 if effects else 3.4))
-        rows = figure.subfigures(2 if effects else 1, 1, squeeze=False)[:, 0]
-        above = rows[0].subplots(1, len(curves) + 1, squeeze=False)[0]
-        below = rows[-1].subplots(1, len(effects), squeeze=False)[0] if effects else []
-    used = []
-    for name, ax in zip(curves, above, strict=False):
-        table = load_results(RESULTS / name)
-        used.append(table)
+    more = (2 + len(effects)) // 2  # rows below the curves: gains, then a panel for each effect
+    figure = Figure(figsize=(WIDTH, HEIGHT * (1 + more) + 0.7))
+    rows = figure.subfigures(1 + more, 1, squeeze=False, height_ratios=[1.15] + [1] * more)[:, 0]
+    above = rows[0].subplots(1, len(curves), squeeze=False)[0]
+    below = [ax for row in rows[1:] for ax in row.subplots(1, 2)]
+    used = [load_results(RESULTS / name) for name in (*curves, *effects)]
+    for name, table, ax in zip(curves, used, above, strict=False):
         plots.spectrum_curve(table, ax=ax)
-        ax.set_title(_titled(name, table), fontsize=9, loc="left")
-        _make_room_for_legend(ax, 0.35, "lower right")
-    matched = pd.concat([table[table["match"] == "macs"] for table in used])
-    plots.literature_curve(matched, ax=above[-1])
-    above[-1].set_title(
-        "gain over 1 segment, at equal MACs; grey:\npublished, ImageNet, each budget its own", fontsize=9, loc="left"
-    )
-    above[-1].set_xlabel("segments (ShuffleNet: of the 1×1)")
-    for label in above[-1].get_legend().get_texts():
-        label.set_text(NAMES.get(label.get_text(), label.get_text()))
-    low, high = above[-1].get_ylim()
-    above[-1].set_ylim(low, high + 0.55 * (high - low))
-    for name, ax in zip(effects, below, strict=True):
-        table = load_results(RESULTS / name)
-        used.append(table)
+        _in_plain_words(ax, f"{TITLES[name]}, n = {table['seed'].nunique()}")
+    _legend_above(rows[0], above)
+    plots.literature_curve(pd.concat([table[table["match"] == "macs"] for table in used[: len(curves)]]), ax=below[0])
+    _in_plain_words(below[0], TITLES["gain"])
+    _legend(below[0], "upper left", 1.1)
+    below[0].set_yticks([0, 5, 10])
+    for name, table, ax in zip(effects, used[len(curves) :], below[1:], strict=False):
         pairs, margin = EFFECTS[name]
         plots.difference_curve(table, pairs, margin=margin, ax=ax)
-        ax.set_title(_titled(name, table), fontsize=9, loc="left")
+        _in_plain_words(ax, f"{TITLES[name]}, n = {table['seed'].nunique()}")
         if len(pairs) > 1:
-            _make_room_for_legend(ax, 0.6, "lower left")
+            _legend(ax, "lower left", 0.6)
         else:
-            ax.get_legend().remove()  # what is grey stands above
+            _legend_of(ax).remove()  # the caption says what is grey
+    for ax in below[1 + len(effects) :]:
+        ax.set_axis_off()
     studies = ", ".join(studies_of(table) for table in used)
-    grey = "grey band: ±0.5 points, the margin of equivalence at a place"
-    said = f"bars: 95 % t-intervals over seeds, of differences paired by seed · {grey} · studies {studies}"
-    figure.suptitle(wrapped(said, round(figure.get_figwidth() * CAPTION_CHARACTERS)), color="0.25", fontsize=7.5)
+    said = "pp: percentage points of test accuracy · bars: 95% CIs; differences paired by seed"
+    band = "grey band: margin of ±0.5 pp"
+    caption = wrapped(f"{said} · {band} · studies {studies}", round(WIDTH * CAPTION_CHARACTERS))
+    figure.suptitle(caption, color="0.25", fontsize=TYPE)
     return figure
 
 
-def _titled(name: str, table: pd.DataFrame) -> str:
-    return f"{TITLES[name]}, n = {table['seed'].nunique()}"
+def _in_plain_words(ax: Axes, title: str) -> None:
+    """The title, the axes and the ticks of a panel, as pages call them."""
+    ax.set_title(title, fontsize=8.5, loc="left")
+    ax.set_xlabel("segments of the 3×3")
+    ax.set_ylabel("pp")
+    ticks = [label.get_text() for label in ax.get_xticklabels()]
+    ax.set_xticks(ax.get_xticks(), [WORDS.get(text, text) for text in ticks])
 
 
-def _make_room_for_legend(ax: Axes, share: float, place: Literal["lower left", "lower right"]) -> None:
+def _legend_of(ax: Axes) -> Legend:
+    """The legend that the library drew."""
+    legend = ax.get_legend()
+    assert legend is not None
+    return legend
+
+
+def _named_handles(ax: Axes) -> tuple[list[Artist], list[str]]:
+    """What the library's legend of a panel shows, in the words of pages."""
+    legend = _legend_of(ax)
+    handles, labels = ax.get_legend_handles_labels()
+    texts = [text.get_text() for text in legend.get_texts()]
+    drawn: dict[str, Any] = dict(zip(texts, legend.legend_handles, strict=True))
+    drawn |= dict(zip(labels, handles, strict=True))
+    return [drawn[text] for text in texts], [WORDS.get(text, in_plain_words(text)) for text in texts]
+
+
+def _legend(ax: Axes, where: Literal["upper left", "lower left"], share: float) -> None:
+    """A legend in room of its own, a share of the range of the data."""
     low, high = ax.get_ylim()
-    ax.set_ylim(low - share * (high - low), high)
-    if (legend := ax.get_legend()) is not None:
-        legend.set_loc(place)
+    room = share * (high - low)
+    ax.set_ylim(low - room * where.startswith("lower"), high + room * where.startswith("upper"))
+    ax.legend(*_named_handles(ax), loc=where, ncols=2 if where.startswith("lower") else 1, fontsize=TYPE)
+
+
+def _legend_above(row: SubFigure, panels: Sequence[Axes]) -> None:
+    """One legend for all panels of a row, above them."""
+    row.legend(*_named_handles(panels[0]), loc="outside upper center", ncols=5, fontsize=TYPE, columnspacing=1.2)
+    for ax in panels:
+        _legend_of(ax).remove()
+        ax.set_ylabel("test accuracy, %" if ax is panels[0] else "")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""Write the pages of the studies of the map from their templates: `make readmes`.
+"""Write the pages of the studies and of the map from their templates: `make readmes`.
 
-Each results/STUDY/README.md.jinja is prose; every figure in it is computed here from the rows, so that none is typed by
-hand and a page cannot say what its rows do not. The tests render the pages again and compare.
+Each results/STUDY/README.md.jinja is prose with expressions. Every measured number is computed here from the rows.
+A claim that the rows do not bear out is an error. The tests render the pages again and compare.
 """
 
 from __future__ import annotations
@@ -14,7 +14,18 @@ from statistics import median
 from kernels import Steps
 from pages.study import complete, has_rows, study_page
 from pages.templates import environment
-from pages.words import holds, interval, listed, places, published, signed, with_interval
+from pages.words import (
+    ahead,
+    as_set,
+    holds,
+    in_plain_words,
+    listed,
+    p_value,
+    published,
+    reversed_verdict,
+    signed,
+    with_interval,
+)
 
 from spectrum._files import write_whole
 from spectrum.analysis.sentences import pp
@@ -24,25 +35,29 @@ DATASETS = dict.fromkeys(("curve_cifar10", "families", "larger"), "CIFAR-10")
 
 
 def has_steps(folder: Path) -> bool:
-    """Whether a study's networks were timed there."""
+    """Whether a folder has step times of a study's networks."""
     return (folder / "steps.csv").exists()
 
 
 def templates() -> list[Path]:
-    """Templates of all pages whose studies have rows, or times."""
+    """Templates of all pages whose studies have rows or step times."""
     found = sorted(RESULTS.rglob("README.md.jinja"))
     return [path for path in found if path.parent == RESULTS or has_rows(path.parent) or has_steps(path.parent)]
 
 
 def render(template: Path) -> str:
-    """A page as its rows say it today."""
+    """A page, rendered from today's rows."""
     pages_of = environment()
     pages_of.filters |= {
-        "points": pp,
+        "pp": pp,
         "signed": signed,
         "with_interval": with_interval,
+        "ahead": ahead,
+        "plain": in_plain_words,
+        "as_set": as_set,
         "listed": listed,
-        "places": places,
+        "p_value": p_value,
+        "reversed_verdict": reversed_verdict,
         "median": lambda values: float(median(list(values))),
         "width_of": lambda channels, segments: f"{channels / segments:g}",
         "best_of": lambda model, study: study.compare.best(model=model).label,
@@ -50,6 +65,7 @@ def render(template: Path) -> str:
         "largest": lambda values: max(values, default=0.0),
         "fewest_params": lambda rows: rows["params"].min(),
         "most_params": lambda rows: rows["params"].max(),
+        "contrast_of": lambda end, start, study: study.compare.contrast(start + end),
         "verdict_of": lambda name, study: study.compare.contrast(name).verdict,
     }
     own, whole = template.parent.name, template.parent != RESULTS and has_rows(template.parent)
@@ -61,7 +77,6 @@ def render(template: Path) -> str:
         holds=holds,
         published=published,
         steps=Steps(),
-        interval=interval,
     )
 
 
@@ -72,14 +87,14 @@ FRONT_PAGES = (RESULTS.parent / "README.md", RESULTS.parent / "docs/index.md")  
 
 
 def with_caption(page: Path) -> str:
-    """A front page with the caption of the map as the rows say it today."""
+    """A front page with the caption of the map, rendered from today's rows."""
     up = "../" * len(page.relative_to(RESULTS.parent).parents[1:])
     caption = render(RESULTS / "caption.md.jinja").replace("(results/", f"({up}results/")
     return CAPTION.sub(lambda found: found[1] + caption + found[2], page.read_text(encoding="utf-8"))
 
 
 def pages() -> Iterator[tuple[Path, str]]:
-    """Every page and its text."""
+    """Every page with its text."""
     for template in templates():
         yield template.with_suffix(""), render(template)
     for page in FRONT_PAGES:

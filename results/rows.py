@@ -1,9 +1,9 @@
-"""Write the rows of all studies of the map as one table, and the card that says what is in it: `make readmes`.
+"""Write the rows of all studies of the map as one table, and the card that describes it: `make readmes`.
 
     results/*/results.jsonl  →  rows.parquet, rows.md
 
-The table is what `load_results` and `load_tuning` give, study after study, with the provenance in columns of its own.
-The card's figures are counted, and the tests hold both against the rows.
+The table joins what `load_results` and `load_tuning` return for each study, with the provenance in separate columns.
+The card's numbers are counted; tests compare both with the rows.
 """
 
 from __future__ import annotations
@@ -23,68 +23,67 @@ from spectrum.study.store import ROWS, StoreError, find_plan
 
 RESULTS = Path(__file__).parent
 TABLE, CARD = RESULTS / "rows.parquet", RESULTS / "rows.md"
-PROVENANCE = {  # what of it has a column, and its unit or meaning
+PROVENANCE = {  # fields that have a column, and their meaning
     "spectrum": "version of this package",
     "revision": "its commit",
     "torch": "version",
     "python": "version",
     "processor": "instruction set that torch uses",
-    "threads": "a training process had",
-    "lowering": "how spatial convolutions were chosen: auto, or native for torch's own",
-    "data_fingerprint": "hash of all images and labels; rows that compare share it",
+    "threads": "threads of a training process",
+    "lowering": "implementation of spatial convolutions: auto, or native for torch's own",
+    "data_fingerprint": "hash of all images and labels; rows that can be compared share it",
 }
 MEASURED = {
-    "kind": "scored, or search: a row of the search for learning rates, which never saw the test images",
-    "chosen": "of a search's row: whether its learning rate was taken; empty in scored rows",
+    "kind": "scored: a final run; search: a run of the learning-rate sweep, which never saw the test images",
+    "chosen": "for rows of a sweep: whether its learning rate was chosen; empty in final runs",
     "study": "folder in results/",
-    "id": "hash of the point; the same in all studies",
+    "id": "hash of the run's options; the same in all studies",
     "study_hash": "hash of the study's plan",
     "status": "done; diverged (scored at chance); failed (no accuracy)",
-    "match": "budget that the widths were solved for: none, params, macs (forward), step_time",
-    "budget_mismatch": "distance from the budget, as a part of it; empty where none was held",
-    "shared": "how many rows of the study this one training serves, one for each budget that it meets; most often 1",
-    "segments": "of every spatial convolution, as text: a number or per_channel; empty where stages have their own",
+    "match": "budget that the widths match: none, params, macs (forward), step_time",
+    "budget_mismatch": "relative distance from the budget; empty where none is matched",
+    "shared": "rows of the study that this training run serves, one per budget that it meets; usually 1",
+    "segments": "segments of every spatial convolution, as text: a number or per_channel; empty where stages differ",
     "segments_number": "to sort by: segments of the network's last spatial convolution, as a number; for per_channel, "
     "its channels",
-    "stage_segments": "of each stage, with spaces between, as in 1 8 per_channel; empty where all have the same",
-    "segment_shares": "even, or proportions with spaces between, as in 4 2 1",
-    "widths": "channels of each stage of the network that was trained, whether a budget solved them or not",
-    "widths_said": "which of them the point names: widths that a budget solved or the study gave; empty: the family's "
-    "own times width. id hashes these",
-    "order": "which half of the operation ran first: pointwise_first or spatial_first",
-    "model": "family of the network",
-    "train_images": "size of the fixed, balanced part of the training split; empty: all of it (20,000 for gaussian)",
-    "params": "trainable numbers of the network",
-    "macs": "multiply-adds of one image forward; convolutions and products only",
+    "stage_segments": "segments of each stage, separated by spaces, as in 1 8 per_channel; empty where all are equal",
+    "segment_shares": "even, or proportions separated by spaces, as in 4 2 1",
+    "widths": "channels of each stage of the trained network, whether a budget solved them or not",
+    "widths_said": "widths that a budget solved or the study gave; empty: those of the architecture times width. id "
+    "hashes these",
+    "order": "pointwise_first (1×1, then spatial) or spatial_first",
+    "model": "architecture of the network",
+    "train_images": "size of the fixed, balanced subset of the training split; empty: all of it (20,000 for gaussian)",
+    "params": "trainable parameters of the network",
+    "macs": "multiply-adds per image, forward; convolutions and products only",
     "flops": "2 × macs",
-    "activations": "numbers that convolutions and products give for one image",
+    "activations": "outputs of convolutions and products per image",
     "realised_segments": "segments of each spatial convolution, in order",
-    "step_seconds": "of one training step, median, as measured when the study was planned with a budget of step time; "
-    "empty without one",
-    "train_step_seconds": "of one training step, mean over the run, on a machine that may have had other work; ranks "
+    "step_seconds": "median time of one training step, measured when a time-matched study was planned; empty otherwise",
+    "train_step_seconds": "mean time of one training step over the run, on a machine that may have been busy; ranks "
     "nothing",
-    "epochs_trained": "epochs that were begun; fewer than epochs where training diverged; empty where it failed",
-    "best_val_accuracy": "highest of any epoch, 0 to 1; test accuracy is of the last epoch whatever this says",
-    "best_epoch": "which epoch had it, from 1",
-    "test_accuracy": "0 to 1, on the data set's test images after the last epoch; empty in rows of a search",
+    "epochs_trained": "epochs that began; fewer than epochs where training diverged; empty where it failed",
+    "best_val_accuracy": "highest validation accuracy of any epoch, 0 to 1; test accuracy is of the last epoch",
+    "best_epoch": "epoch of the highest validation accuracy, from 1",
+    "test_accuracy": "0 to 1, on the data set's test images after the last epoch; empty in rows of a sweep",
     "test_loss": "cross entropy, nats",
-    "test_images": "how many",
-    "val_accuracy": "0 to 1, on images carved off the training set",
+    "test_images": "number of test images",
+    "val_accuracy": "0 to 1, on images held out of the training set",
     "val_loss": "cross entropy, nats",
     "train_loss": "mean of the last epoch, nats",
-    "train_seconds": "of training alone, on a machine that may have had other work; ranks nothing",
-    "images_per_second": "trained, likewise",
-    "peak_memory_mb": "of the process, 10⁶ bytes",
-    "weights_sha256": "of the trained weights; equal runs in one environment have equal ones",
-    "attempts": "how often the point was begun",
-    "searched": "fields that a search had found before, such as lr; empty in rows of the search itself",
+    "train_seconds": "time of training alone, on a machine that may have been busy; ranks nothing",
+    "images_per_second": "training images per second; ranks nothing",
+    "peak_memory_mb": "peak memory of the process, 10⁶ bytes",
+    "weights_sha256": "hash of the trained weights; equal runs in one environment have equal hashes",
+    "attempts": "how often the run was started",
+    "searched": "fields that a sweep tuned, such as lr; empty in rows of the sweep itself",
 }
 
 BESIDE = {"segments": ("segments_number",), "widths": ("widths_said",)}  # columns that stand after another
 
 
 def collected() -> pd.DataFrame:
-    """All rows of all studies that have a page: those that count, then those of the search."""
+    """All rows of all studies that have a page: final runs, then those of the sweep."""
     folders = sorted(file.parent for file in RESULTS.glob(f"*/{ROWS}") if (file.parent / "README.md").exists())
     parts = [part for folder in folders for part in _of_study(folder)]
     table = pd.concat(parts, ignore_index=True)
@@ -94,7 +93,7 @@ def collected() -> pd.DataFrame:
 
 
 def described() -> dict[str, str]:
-    """Every column and what it is."""
+    """Every column and its meaning."""
     first = ("kind", "chosen", "study", "match", "shared")
     fields = {name: " ".join((field.description or "").split()) for name, field in RunConfig.model_fields.items()}
     rest = {name: said for name, said in MEASURED.items() if name not in (*first, *fields)}
@@ -107,7 +106,7 @@ def described() -> dict[str, str]:
 
 
 def _completed(table: pd.DataFrame) -> pd.DataFrame:
-    """The table with widths in every row, segments as numbers, and how many rows each run has."""
+    """Fill in widths, segments as numbers, and the number of rows of each run."""
     named = zip(table["model"], table["width"], table["widths"], strict=True)
     widths = pd.Series([channels_of_stages(*one) for one in named], index=table.index, dtype=object)
     most = [realised[-1] if len(realised) else None for realised in table["realised_segments"]]
@@ -123,7 +122,7 @@ def _completed(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def _epochs(folder: Path) -> pd.DataFrame:
-    """What a study's epochs show of each run, by id."""
+    """Epochs trained and the best of them, by the id of a run."""
     history = load_history(folder)
     best = history.loc[history.groupby("id")["val_accuracy"].idxmax()].set_index("id")
     columns = {"best_val_accuracy": best["val_accuracy"], "best_epoch": best["epoch"]}
@@ -131,9 +130,9 @@ def _epochs(folder: Path) -> pd.DataFrame:
 
 
 def _step_seconds(folder: Path) -> dict[tuple[str, str], float]:
-    """Measured times of a step, by the id and the budget of a point, from the study's plan.
+    """Measured step times from the study's plan, by the id and the budget of a run.
 
-    The time is the network's, so that points which differ in seed and learning rate alone have the same.
+    Runs that differ only in seed and learning rate share a network, and so its time.
     """
     plan = find_plan(folder)
     runs = () if plan is None else (*plan.runs, *plan.swept)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from map import TITLES
+from map import TITLES, TYPE
 from matplotlib.axes import Axes
 from matplotlib.collections import PathCollection
 from matplotlib.colors import LogNorm
@@ -23,16 +23,18 @@ SHADES = "viridis_r"
 def draw() -> Figure:
     """A panel for each curve: every configuration under every budget, with the line of those that have a 1×1."""
     with plots.style():
-        figure = Figure(figsize=(8.6, 3.9))
+        figure = Figure(figsize=(7.0, 3.6))
         panels = figure.subplots(1, len(CURVES))
         for ax, name in zip(panels, CURVES, strict=True):
             page = study_page(name)
-            marks = _panel(ax, page.widths, f"{TITLES[name]}, n = {page.method.seeds} seeds")
+            explained = f"R² of the line: {page.widths.explained('width'):.2f}"
+            marks = _panel(ax, page.widths, f"{TITLES[name]}, n = {page.method.seeds}\n{explained}")
         bar = figure.colorbar(marks, ax=panels, ticks=[1, 2, 4, 8, 16, 32, 64, 128], pad=0.02)
         bar.ax.set_yticklabels(["1", "2", "4", "8", "16", "32", "64", "128"])
         bar.ax.minorticks_off()
         bar.set_label("segments of the widest layer")
         panels[0].set_ylabel("mean test accuracy, %")
+        figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=3, fontsize=TYPE)
     return figure
 
 
@@ -42,16 +44,15 @@ def _panel(ax: Axes, found: Widths, title: str) -> PathCollection:
     curve, plain = table[~table["plain"]], table[table["plain"]]
     slope, start = found.line
     ends = np.array([table["width"].min(), table["width"].max()])
-    label = f"line of the circles: R² = {found.explained('width'):.2f}"
-    ax.plot(ends, 100 * (start + slope * np.log2(ends)), color="0.55", ls="--", lw=1, marker="", label=label, zorder=1)
-    marks = _scatter(ax, curve, norm, "o", 34, "with a 1×1, all budgets")
-    _scatter(ax, plain, norm, "*", 120, "plain 3×3")
+    accuracy = 100 * (start + slope * np.log2(ends))
+    ax.plot(ends, accuracy, color="0.55", ls="--", lw=1, marker="", label="line through the circles", zorder=1)
+    marks = _scatter(ax, curve, norm, "o", 30, "with a 1×1, all four budgets")
+    _scatter(ax, plain, norm, "*", 110, "plain 3×3, all four budgets")
     ax.set_xscale("log", base=2)
     ax.set_xticks([24, 32, 48, 64], ["24", "32", "48", "64"])
     ax.minorticks_off()
-    ax.set_xlabel("width: mean channels of a stage (geometric)")
-    ax.set_title(title, fontsize=9, loc="left")
-    ax.legend(loc="lower right", fontsize=7.5)
+    ax.set_xlabel("width: geometric mean of\nthe channels of all stages")
+    ax.set_title(title, fontsize=8.5, loc="left")
     return marks
 
 

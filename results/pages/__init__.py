@@ -1,1 +1,1 @@
-"""What the pages of this folder may say of its studies."""
+"""Numbers and claims for the pages in this folder, computed from the rows of the studies."""

@@ -1,6 +1,6 @@
-"""Which places on the spectrum are better than which, and by how much.
+"""Which configurations are better than which, and by how much.
 
-A place is a number of segments, "per_channel", or "plain": the regular convolution without a 1×1.
+A configuration is given by its number of segments, "per_channel", or "plain": the plain 3×3, without a 1×1.
 """
 
 from __future__ import annotations
@@ -12,26 +12,22 @@ from typing import Any
 
 import pandas as pd
 
+from pages.words import in_plain_words, shown, table_in_plain_words, verdict_in_words
 from spectrum import stats
 from spectrum.analysis.export import markdown_rows, runs_table
 from spectrum.analysis.inference import Difference
-from spectrum.analysis.sentences import sentence
+from spectrum.analysis.sentences import pp
 from spectrum.analysis.table import has
 from spectrum.design.plan import PlannedContrast
 
 
 @dataclass(frozen=True)
-class Judged:
-    """What a contrast that was written down beforehand shows."""
+class Interval:
+    """A mean and the ends of its 95% CI."""
 
-    name: str
     mean: float
     low: float
     high: float
-    n: int
-    margin: float | None
-    verdict: str
-    sentence: str
 
     @property
     def reversed(self) -> Interval:
@@ -40,17 +36,23 @@ class Judged:
 
 
 @dataclass(frozen=True)
-class Interval:
-    """A mean and the ends of its 95 % interval."""
+class Judged(Interval):
+    """What a prespecified comparison shows. Its name is in plain words; `kind` is difference, slope or interaction."""
 
-    mean: float
-    low: float
-    high: float
+    name: str
+    kind: str
+    n: int
+    margin: float | None
+    p: float
+    p_equivalent: float
+    verdict: str
+    is_confounded: bool
+    new_study: str
 
 
 @dataclass(frozen=True)
 class Best:
-    """Of one curve: the place with the highest mean, and all that may be the best."""
+    """Of one curve: the label with the highest mean, and the 95% set of possible optima."""
 
     label: str
     mean: float
@@ -58,44 +60,61 @@ class Best:
 
 
 class Comparisons:
-    """Of one study's rows. All but `contrast` are exploratory: the study did not ask for them beforehand."""
+    """Of one study's rows. All but `contrast` are exploratory: they were not prespecified."""
 
     def __init__(self, results: pd.DataFrame, contrasts: Sequence[PlannedContrast]) -> None:
         self.results, self.planned = results, contrasts
 
     @cached_property
-    def judged(self) -> pd.DataFrame:
-        """All contrasts, a row each."""
-        return stats.contrasts(self.results, self.planned).set_index("name", drop=False)
+    def judged(self) -> dict[str, Judged]:
+        """All prespecified comparisons, by their names in the plan."""
+        table = stats.contrasts(self.results, self.planned)
+        return {row["name"]: _judged(row) for _, row in table.iterrows()}
 
     def contrast(self, name: str) -> Judged:
-        """A contrast by its name."""
-        row = self.judged[self.judged["name"] == name].iloc[0]
-        return Judged(
-            name, row["mean"], row["low"], row["high"], row["n"], row["margin"], row["verdict"], sentence(row)
-        )
+        """A prespecified comparison by its name in the plan."""
+        return self.judged[name]
+
+    def verdicts(self, within: str) -> list[str]:
+        """Verdicts of all comparisons whose names in the plan contain some words."""
+        return [found.verdict for name, found in self.judged.items() if within in name]
+
+    @property
+    def margins(self) -> list[float]:
+        """Margins of equivalence that the prespecified comparisons have."""
+        return sorted({found.margin for found in self.judged.values() if found.margin and found.margin > 0})
+
+    @property
+    def is_inconclusive(self) -> bool:
+        """Whether any prespecified comparison is inconclusive."""
+        return any(found.verdict == "inconclusive" for found in self.judged.values())
+
+    @property
+    def largest(self) -> float:
+        """The largest mean difference of all prespecified comparisons, without its sign."""
+        return max(abs(found.mean) for found in self.judged.values() if found.kind == "difference")
 
     def difference(
         self, first: Mapping[str, Any], second: Mapping[str, Any], among: Sequence[Any] | None = None
     ) -> Difference:
-        """One side less another; among some segments alone."""
+        """One side minus another; among some segments alone."""
         return stats.contrast(self._among(among), [first, second])
 
     def at(self, match: str, first: Any, second: Any) -> Difference:
-        """One place less another under a budget."""
+        """One configuration minus another under a budget."""
         return self.difference(_side(first, match), _side(second, match))
 
     def ends(self, match: str) -> Difference:
-        """1 segment less one a channel, both with their 1×1, under one budget."""
-        return self.at(match, 1, "per_channel")
+        """Per-channel minus 1 segment, both with their 1×1, under one budget."""
+        return self.at(match, "per_channel", 1)
 
-    def highest(self, first: Any, second: Any, matches: Sequence[str]) -> float:
-        """The highest end of the intervals of a difference under several budgets."""
-        return max(self.at(match, first, second).high for match in matches)
+    def is_ahead(self, first: Any, others: Sequence[Any], matches: Sequence[str]) -> bool:
+        """Whether one configuration is better than all others under all budgets: every interval is above zero."""
+        return all(self.at(match, first, other).low > 0 for match in matches for other in others)
 
-    def lowest(self, first: Any, others: Sequence[Any], match: str) -> float:
-        """The lowest end of the intervals of the differences from several places."""
-        return min(self.at(match, first, other).low for other in others)
+    def highest_means(self, matches: Sequence[str]) -> list[str]:
+        """Labels that have the highest mean under some budgets."""
+        return list(dict.fromkeys(self.best(match=match).label for match in matches))
 
     def interaction(self, between: Sequence[Any], across: Any, among: Sequence[Any] | None = None) -> Interval:
         """By how much a difference changes across two settings or, across "segments", a doubling of them."""
@@ -108,18 +127,20 @@ class Comparisons:
         return stats.crossing(self.results, between)
 
     def slope(self, **side: Any) -> pd.Series:
-        """Of one curve: points a doubling of the segments."""
+        """Of one curve: accuracy per doubling of the segments."""
         return stats.trend(self._rows(side)).iloc[0]
 
     def best(self, **side: Any) -> Best:
         """Of one curve."""
         found = stats.optimum(self._rows(side))
         first = found[found["best"]].iloc[0]
-        return Best(first["label"], first["mean"], list(found.loc[found["in_set"], "label"]))
+        return Best(
+            shown(first["label"]), first["mean"], [shown(label) for label in found.loc[found["in_set"], "label"]]
+        )
 
     def table(self, **side: Any) -> str:
         """The summary of the rows that have these values."""
-        return markdown_rows(runs_table(self._rows(side)))
+        return table_in_plain_words(markdown_rows(runs_table(self._rows(side))))
 
     def _rows(self, side: Mapping[str, Any]) -> pd.DataFrame:
         return self.results[has(self.results, side)]
@@ -128,8 +149,44 @@ class Comparisons:
         return self.results if segments is None else self.results[self.results["segments"].isin(segments)]
 
 
-def _side(place: Any, match: str) -> dict[str, Any]:
-    """A place on the spectrum under a budget, as the values that its rows have."""
-    if place == "plain":
+def _side(which: Any, match: str) -> dict[str, Any]:
+    """A configuration under a budget, as the values that its rows have."""
+    if which == "plain":
         return {"match": match, "pointwise": False}
-    return {"match": match, "pointwise": True, "segments": place}
+    return {"match": match, "pointwise": True, "segments": which}
+
+
+def _judged(row: pd.Series) -> Judged:
+    return Judged(
+        mean=row["mean"],
+        low=row["low"],
+        high=row["high"],
+        name=in_plain_words(row["name"]),
+        kind=row["kind"],
+        n=row["n"],
+        margin=row["margin"],
+        p=row["p"],
+        p_equivalent=row["p_equivalent"],
+        verdict=verdict_in_words(row["verdict"]),
+        is_confounded=row["confounded"],
+        new_study=_new_study(row),
+    )
+
+
+def _new_study(row: pd.Series) -> str:
+    """Seeds of a new study that would settle an inconclusive comparison with 80% power, and what it would show.
+
+    In brackets: seeds where the spread is at its 80% upper limit.
+    """
+    if verdict_in_words(row["verdict"]) != "inconclusive":
+        return ""
+    is_beyond = pd.isna(row["margin"]) or abs(row["mean"]) > row["margin"]
+    more = row["more_seeds_to_show" if is_beyond else "more_seeds"]
+    if pd.isna(more):
+        return "more than 10,000 seeds"
+    aim = f"show {pp(abs(row['mean']))}" if is_beyond else f"tell 0 from ±{pp(row['margin'])}"
+    if is_beyond and not pd.isna(row["margin"]):
+        return f"{row['n'] + more:,} seeds to {aim}"
+    most = row["more_seeds_at_most"]
+    safe = "more than 10,000" if pd.isna(most) else f"{row['n'] + most:,}"
+    return f"{row['n'] + more:,} ({safe}) seeds to {aim}"

@@ -1,4 +1,4 @@
-"""What a study's networks cost, and how near they are to their budgets."""
+"""What a study's networks cost, and how close they come to their budgets."""
 
 from __future__ import annotations
 
@@ -24,25 +24,25 @@ class Costs:
         return float(self.results[has(self.results, side)][cost].iloc[0])
 
     def times(self, cost: str, first: Mapping[str, Any], second: Mapping[str, Any]) -> float:
-        """How many times the cost of the second network the first has."""
+        """Cost of the first network divided by the cost of the second."""
         return self.of(cost, **first) / self.of(cost, **second)
 
     def plain_times(self, cost: str, match: str) -> float:
-        """How many times the cost of one segment a channel the regular convolution without a 1×1 has."""
+        """Cost of the plain 3×3 divided by the cost of per-channel."""
         return self.times(cost, {"pointwise": False, "match": match}, {"segments": "per_channel", "match": match})
 
     def ratio(self, cost: str, **side: Any) -> float:
-        """How many times the cost of the cheapest point the dearest has."""
+        """Highest cost divided by the lowest."""
         costs = self.results[has(self.results, side)][cost]
         return float(costs.max() / costs.min())
 
     def more_params(self, segments: Any) -> float:
-        """By how many per cent the network with the 1×1 first has more parameters."""
+        """By how many per cent pointwise-first has more parameters than spatial-first."""
         first, second = ({"segments": segments, "order": order} for order in ORDERS)
         return 100 * (self.times("params", first, second) - 1)
 
     def worst_mismatch(self, *matches: str) -> float:
-        """The largest distance of a point from its budget, as a part of it, under some budgets."""
+        """Largest relative distance of a network from its target, under some budgets."""
         return stats.worst_mismatch(self.results[self.results["match"].isin(matches)])
 
     def realised(self, **side: Any) -> list[int]:

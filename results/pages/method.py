@@ -6,9 +6,9 @@ from typing import Any
 
 import pandas as pd
 
+from pages.words import BUDGETS, configuration_in_words
 from spectrum import stats
 from spectrum.analysis.page import choice_name
-from spectrum.analysis.table import budget_name
 from spectrum.design.plan import Plan
 from spectrum.design.study_file import Study
 
@@ -16,7 +16,7 @@ OPTIMISERS = {"sgd": "SGD", "adamw": "AdamW", "rmsprop": "RMSprop"}
 
 
 class Method:
-    """Of one study: its budgets, images, training, seeds and search."""
+    """Of one study: its budgets, images, training, seeds and learning-rate sweep."""
 
     def __init__(self, study: Study, plan: Plan, results: pd.DataFrame) -> None:
         self.study, self.plan, self.results = study, plan, results
@@ -24,7 +24,7 @@ class Method:
     @property
     def budgets(self) -> dict[str, str]:
         """The study's budgets, and what they are called."""
-        return {match: budget_name(match) for match in self.study.budget.match}
+        return {match: BUDGETS[match] for match in self.study.budget.match}
 
     @property
     def images(self) -> str:
@@ -43,7 +43,7 @@ class Method:
 
     @property
     def floor(self) -> float:
-        """Half width of the binomial interval of a single accuracy."""
+        """Half width of the binomial 95% CI of a single accuracy."""
         return stats.noise_floor(self.results["test_accuracy"].mean(), int(self.results["test_images"].iloc[0]))
 
     @property
@@ -53,12 +53,12 @@ class Method:
 
     @property
     def seeds(self) -> int:
-        """How many each point has."""
+        """How many seeds the study has."""
         return int(self.results["seed"].nunique())
 
     @property
     def paired_seeds(self) -> str:
-        """The same in words, where some points have fewer."""
+        """Seeds of each configuration in words, where some have fewer."""
         names = [*stats.SPLIT, *stats.varied_settings(self.results)]
         sizes = self.results.groupby(names, dropna=False, sort=False).size()
         few, many = sizes.min(), sizes.max()
@@ -66,9 +66,9 @@ class Method:
 
     @property
     def edges(self) -> list[str]:
-        """Networks for which the search chose a value on the edge of its grid."""
+        """Configurations whose chosen learning rate lies on the edge of the sweep's grid."""
         choices = self.plan.tuning.choices if self.plan.tuning is not None else ()
-        return [f"{choice_name(self.plan, one)} ({', '.join(one.edges)})" for one in choices if one.edges]
+        return [configuration_in_words(choice_name(self.plan, one)) for one in choices if one.edges]
 
     def only(self, name: str) -> Any:
         """The one value that a field has in all rows. Raises ValueError where it has several."""

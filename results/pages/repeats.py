@@ -1,4 +1,4 @@
-"""The same networks trained otherwise: at other learning rates, and by another study."""
+"""The same networks trained again: at other learning rates, and in another study."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ if TYPE_CHECKING:
 
 
 class Repeats:
-    """Of one study's networks, beside those of the curves."""
+    """Compares one study's networks with the same networks in the curves."""
 
     def __init__(self, page: StudyPage, curves: Sequence[StudyPage]) -> None:
         self.page, self.curves = page, curves
 
     @property
     def rates(self) -> list[str]:
-        """Learning rates of the search."""
+        """Learning rates that the sweep tried."""
         return [f"{rate:g}" for rate in sorted(set(self.page.search["lr"]))]
 
     @cached_property
     def runner_up(self) -> list[float]:
-        """By how much each network's second-best value of the search is behind its best, in validation accuracy."""
+        """How far each network's second-best learning rate is behind its best, in validation accuracy of the sweep."""
         grid, search = list(self._tuned), self.page.search
         names = [*stats.SPLIT, *(name for name in stats.varied_settings(search) if name not in grid)]
         means = search.groupby([*names, *grid], sort=False, dropna=False)["val_accuracy"].mean()
@@ -36,7 +36,7 @@ class Repeats:
         return behind
 
     def at_rates(self, segments: Any) -> tuple[float, float, float]:
-        """Validation accuracy in the search: with residuals, without at the same rate, without at the best one."""
+        """Validation accuracy in the sweep: with residuals, without at the same rate, without at its own best rate."""
         found = self.page.search[self.page.search["segments"].eq(segments)]
         means = found.groupby(["residual", "lr"])["val_accuracy"].mean()
         rate = means[True].idxmax()
@@ -44,17 +44,17 @@ class Repeats:
 
     @property
     def at_another_rate(self) -> list[float]:
-        """How far means are apart of networks that a curve has too, under another rate, over the seeds of both."""
+        """Distances of means of networks that a curve also trained, at another learning rate, over shared seeds."""
         return [apart for apart, same in self._again if not same]
 
     @property
     def at_the_same_rate(self) -> list[float]:
-        """The same of networks that a curve has under the same rate, trained by another version of the code."""
+        """Such distances at the same learning rate, trained by another version of the code."""
         return [apart for apart, same in self._again if same]
 
     @cached_property
     def _again(self) -> list[tuple[float, bool]]:
-        """Of networks that a curve has too: how far means of the shared seeds are apart, and whether rates agree."""
+        """Of networks that a curve also trained: distance of the means over shared seeds, and whether rates agree."""
         found = []
         own = self.page.results.assign(network=self.page.results["id"].map(self.networks))
         for curve in self.curves:
@@ -68,7 +68,7 @@ class Repeats:
 
     @cached_property
     def networks(self) -> dict[str, str]:
-        """What each point trains and on what, but for its seed and what the search chose."""
+        """Options of each run as text, without its seed and what the sweep chose."""
         return {
             run.id: str(sorted((k, str(v)) for k, v in run.options.items() if k not in {"seed", *self._tuned}))
             for run in self.page.plan.runs

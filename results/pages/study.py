@@ -1,4 +1,4 @@
-"""A study as its pages see it: what was planned, what was found, and what may be said of both."""
+"""A study as its page sees it: plan, rows and statistics."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ class StudyPage:
     """One study, for the templates of its pages.
 
     Attributes:
-        name: of its folder.
-        study: what its file says.
+        name: name of its folder.
+        study: the study file.
         results: its rows.
-        method: how its networks were trained and scored.
-        compare: which of them is better, and by how much.
-        costs: what they cost.
-        widths: what their width explains of their accuracy.
+        method: how networks were trained and scored.
+        compare: which configurations are better, and by how much.
+        costs: what networks cost.
+        widths: how much of accuracy the width explains.
     """
 
     def __init__(self, name: str) -> None:
@@ -50,17 +50,17 @@ class StudyPage:
 
     @cached_property
     def search(self) -> pd.DataFrame:
-        """Rows of the search for what each network trains best with."""
+        """Rows of the learning-rate sweep."""
         return load_tuning(RESULTS / self.name)
 
     @cached_property
     def repeats(self) -> Repeats:
-        """What the same networks, trained otherwise, tell of its accuracies."""
+        """The same networks trained again, here and in the curves."""
         return Repeats(self, [study_page(name) for name in CURVES if name != self.name])
 
     @property
     def missing(self) -> int:
-        """Runs that the plan has and the rows have not, or not with an accuracy."""
+        """How many planned runs have no accuracy yet."""
         return len(self.plan.runs) - int(self.results["test_accuracy"].notna().sum())
 
     def rows(self, **side: Any) -> pd.DataFrame:
@@ -68,7 +68,7 @@ class StudyPage:
         return self.results[has(self.results, side)]
 
 
-CURVES = ("curve", "curve_cifar10")  # which the other studies have networks of
+CURVES = ("curve", "curve_cifar10")  # other studies train some of their networks again
 
 
 @cache
@@ -78,12 +78,12 @@ def study_page(name: str) -> StudyPage:
 
 
 def complete(name: str) -> bool:
-    """Whether a study has all its rows, each with an accuracy."""
+    """Whether all runs of a study have an accuracy."""
     return has_rows(RESULTS / name) and not study_page(name).missing
 
 
 def has_rows(folder: Path) -> bool:
-    """Whether any point was trained, beyond the search."""
+    """Whether any final run was trained."""
     try:
         return len(load_results(folder)) > 0
     except StoreError:

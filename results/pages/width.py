@@ -1,4 +1,4 @@
-"""What the width of a network explains of its accuracy, and what is left for the segments."""
+"""How much of accuracy the width of a network explains, and how much is left for the segments."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def channels_of_stages(model: str, width: float, widths: Any) -> tuple[int, ...]
 
 
 class Widths:
-    """Of one study's rows: each configuration's mean accuracy beside its width. All of it is exploratory.
+    """Compares each configuration's mean accuracy with its width, in one study. All of it is exploratory.
 
     The width of a network is the geometric mean of the channels of its stages. A configuration that several budgets
     share counts once.
@@ -30,7 +30,7 @@ class Widths:
 
     @cached_property
     def configurations(self) -> pd.DataFrame:
-        """A row each: label, width, segments (of the widest layer, as a number), plain (without a 1×1), accuracy."""
+        """One row per configuration: label, width, segments (of the widest layer), plain (without a 1×1), accuracy."""
         rows = self.results
         networks = zip(rows["model"], rows["width"], rows["widths"], strict=True)
         channels = [np.array(channels_of_stages(*network), float) for network in networks]
@@ -47,7 +47,7 @@ class Widths:
 
     @property
     def with_1x1(self) -> pd.DataFrame:
-        """Those on the curve; the plain 3×3 stands beside it."""
+        """Configurations on the curve; the plain 3×3 stands beside it."""
         return self.configurations[~self.configurations["plain"]]
 
     def explained(self, by: str) -> float:
@@ -55,13 +55,13 @@ class Widths:
         return self._correlation(np.log(self.with_1x1[by]), self.with_1x1["accuracy"]) ** 2
 
     def correlation(self, match: str) -> float:
-        """Pearson's, of the logarithms of width and segments among configurations with a 1×1 under one budget."""
+        """Pearson correlation of log width and log segments, over configurations with a 1×1 under one budget."""
         matched = Widths(self.results[self.results["match"] == match]).with_1x1
         return self._correlation(np.log(matched["width"]), np.log(matched["segments"]))
 
     @property
     def line(self) -> tuple[float, float]:
-        """Least squares over configurations with a 1×1: accuracy per doubling of the width, and at a width of 1."""
+        """Least-squares line of configurations with a 1×1: accuracy per doubling of the width, and at width 1."""
         slope, start = np.polyfit(np.log2(self.with_1x1["width"]), self.with_1x1["accuracy"], 1)
         return float(slope), float(start)
 
@@ -74,13 +74,13 @@ class Widths:
 
     @property
     def at_one_width(self) -> tuple[float, float]:
-        """Lowest and highest mean where all configurations with a 1×1 have one width and nothing else is matched."""
+        """Lowest and highest width-matched mean of configurations with a 1×1."""
         means = Widths(self.results[self.results["match"] == "none"]).with_1x1["accuracy"]
         return float(means.min()), float(means.max())
 
     @property
     def underfitting(self) -> float:
-        """Pearson's correlation of training loss and test accuracy, over the means of configurations with a 1×1."""
+        """Pearson correlation of training loss and test accuracy, over means of configurations with a 1×1."""
         rows = self.results[self.results["pointwise"].astype(bool)]
         means = rows.groupby(["params", "macs"])[["train_loss", "test_accuracy"]].mean()
         return self._correlation(means["train_loss"], means["test_accuracy"])

@@ -1,14 +1,76 @@
-"""Numbers and places in words, and claims that the rows must bear out."""
+"""Numbers and configurations in words, and claims that the rows must bear out."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+import re
+from collections.abc import Iterable, Sequence
 from typing import Protocol
 
 from spectrum.analysis.plots import literature
 from spectrum.analysis.sentences import pp
+from spectrum.analysis.table import segments_label
 
-PLACES = {"1, no 1×1": "the bare convolution", "per channel": "one a channel"}
+PLAIN, END = "plain 3×3", "per-channel"
+BUDGETS = {
+    "none": "width-matched",
+    "params": "parameter-matched",
+    "macs": "MAC-matched",
+    "step_time": "time-matched",
+}
+LABELS = {segments_label(1, None, False): PLAIN, segments_label("per_channel"): END}
+CONTRASTS = {  # names in plans that do not say what is compared
+    "BSConv's swap, as published": "MobileNet's block vs BSConv's, as published",
+    "BSConv's swap, at equal MACs": "MobileNet's block vs BSConv's, MAC-matched",
+    "without the ReLU between the halves": "with vs without the ReLU between the 3×3 and the 1×1",
+    "without the BN between the halves": "with vs without the batch norm between the 3×3 and the 1×1",
+    "the order, and the 1×1 before the stride, at equal MACs": "spatial-first vs pointwise-first, which also moves the "
+    "1×1 before the stride, MAC-matched",
+    "the order alone, at equal MACs": "spatial-first vs pointwise-first, order alone, MAC-matched",
+    "the MACs that BSConv's swap adds": "BSConv's block, MAC-matched vs as published",
+    "ReLU's effect along the spectrum": "ReLU vs none, per doubling of the segments",
+    "the order's effect along the spectrum": "pointwise-first vs spatial-first, per doubling of the segments",
+    "what residual connections give, along the spectrum": "with vs without residual connections, per doubling of the "
+    "segments",
+}
+WORDING = {  # what plans and the library's labels say, and what pages say, in this order
+    **LABELS,
+    "one segment a channel": END,
+    "one a channel": END,
+    "at equal parameters": BUDGETS["params"],
+    "at equal MACs": BUDGETS["macs"],
+    "at equal step time": BUDGETS["step_time"],
+    "equal parameters": BUDGETS["params"],
+    "equal MACs": BUDGETS["macs"],
+    "equal step time": BUDGETS["step_time"],
+    "unmatched": BUDGETS["none"],
+    "1×1 first": "pointwise-first",
+    "spatial first": "spatial-first",
+    "against whole": "vs a whole 1×1",
+    " against ": " vs ",
+    " less under ": " minus under ",
+    " less the ": " minus the ",
+    "residual connections, ": "with vs without residual connections, ",
+}
+SETTINGS = {  # settings in the library's names of configurations, as patterns, and what pages say
+    r"^1(?=$|, (?!\d|per))": "1 segment",
+    r"^(\d+)(?=$|, (?!\d|per))": r"\1 segments",
+    r", depth None": "",
+    r"model (\w+)": r"`\1`",
+    r"activation none": "no activation",
+    r"activation relu": "ReLU",
+    r"activation gelu": "GELU",
+    r"activation silu": "SiLU",
+    r"residual True": "with residual connections",
+    r"residual False": "without residual connections",
+    r"teacher_segments (\d+)": r"teacher of \1 segments",
+    r"teacher_segments per_channel": "per-channel teacher",
+    r"width 2\.0": "twice the width",
+    r"segment_shares \[4, 2, 1\]": "4:2:1",
+    r", pointwise_segments 1, shuffle False": "",
+}
+VERDICTS = {"undecided": "inconclusive"}
+REVERSED = {"higher": "lower", "lower": "higher"}
 
 
 class HasInterval(Protocol):
@@ -23,23 +85,85 @@ class HasInterval(Protocol):
 
 
 def signed(value: float) -> str:
-    """A difference in points, with its sign."""
+    """A difference in percentage points, with its sign."""
     return pp(value, sign=True)
 
 
-def interval(low: float, high: float) -> str:
-    """The ends of an interval in points."""
-    return f"{pp(low)} to {pp(high)}"
+def interval(found: HasInterval) -> str:
+    """Ends of a 95% CI in percentage points, in brackets."""
+    return f"[{pp(found.low)}, {pp(found.high)}]"
 
 
 def with_interval(found: HasInterval) -> str:
-    """A difference in points with its interval."""
-    return f"{signed(found.mean)} ({interval(found.low, found.high)})"
+    """A difference in percentage points, with its sign and its 95% CI."""
+    return f"{signed(found.mean)} {interval(found)}"
 
 
-def places(labels: Sequence[str]) -> str:
-    """Places on the spectrum in words, listed."""
-    return listed([PLACES.get(label, label) for label in labels])
+def ahead(found: HasInterval) -> str:
+    """By how much the winner is ahead, with the 95% CI. Raises ValueError where the first side has the lower mean."""
+    if not found.mean > 0:
+        raise ValueError(f"a difference of {with_interval(found)}: name the winner first")
+    return f"{pp(found.mean)} {interval(found)}"
+
+
+def verdict_in_words(verdict: str) -> str:
+    """A verdict of `stats.contrasts` as pages print it."""
+    return VERDICTS.get(verdict, verdict)
+
+
+def reversed_verdict(verdict: str) -> str:
+    """A verdict in words where the sides are exchanged.
+
+    >>> reversed_verdict("negligibly lower"), reversed_verdict("equivalent")
+    ('negligibly higher', 'equivalent')
+    """
+    return " ".join(REVERSED.get(word, word) for word in verdict.split())
+
+
+def p_value(p: float) -> str:
+    """A p-value in a table; empty where a comparison has none."""
+    return "" if math.isnan(p) else "< 0.001" if p < 0.001 else f"{p:.3f}"
+
+
+def in_plain_words(text: str) -> str:
+    """A name in a plan, a label or a table of the library, as pages print it."""
+    if text in CONTRASTS:
+        return CONTRASTS[text]
+    for said, plain in WORDING.items():
+        text = text.replace(said, plain)
+    return text
+
+
+def configuration_in_words(name: str) -> str:
+    """The library's name of a configuration, settings included, as pages print it.
+
+    >>> configuration_in_words("4, model vgg, depth 1")
+    '4 segments, `vgg`, depth 1'
+    """
+    text = in_plain_words(name)
+    for pattern, plain in SETTINGS.items():
+        text = re.sub(pattern, plain, text)
+    return text
+
+
+def table_in_plain_words(text: str) -> str:
+    """A Markdown table of the library as pages print it: plain labels, minus signs, no space before %."""
+    text = in_plain_words(text).replace("accuracy, % ± 95 % t", "accuracy, % ± 95% CI")
+    return re.sub(r"(?<=\d) %", "%", re.sub(r"(?<=\| )-(?=\d)", "−", text))
+
+
+def shown(label: str) -> str:
+    """A configuration's label as pages print it.
+
+    >>> shown("16")
+    '16'
+    """
+    return LABELS.get(label, label)
+
+
+def as_set(labels: Iterable[str]) -> str:
+    """Labels of configurations in braces."""
+    return f"{{{', '.join(labels)}}}"
 
 
 def listed(words: Sequence[object]) -> str:
@@ -56,6 +180,6 @@ def holds(condition: bool, text: str) -> str:
 
 
 def published(work: str, segments: int) -> str:
-    """What a work reports that so many segments give over its own 1 segment, in points of top-1 error."""
+    """What a work reports that so many segments gain over its own 1 segment, in percentage points of top-1 error."""
     found = literature().set_index(["work", "segments"])["gain"]
-    return signed(found[work, segments] / 100)
+    return pp(found[work, segments] / 100)
