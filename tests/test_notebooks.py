@@ -14,7 +14,7 @@ NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
 TRAINING = [path for path in NOTEBOOKS if path.stem != "05_modules"]
 INSTALL = """try:
     import spectrum  # noqa: F401
-except ModuleNotFoundError:  # on a hosted notebook; from a checkout it is: %pip install ..
+except ModuleNotFoundError:  # on a hosted service; from a checkout: %pip install ..
     %pip install --quiet convolution-spectrum"""
 SWITCH = re.compile(r"^RETRAIN = \w+", re.MULTILINE)
 ROUNDING = re.compile(r"\b\d\.\de(?:-(?:1\d|2\d)|\+00)\b")  # of equalities, as in 3.6e-14: others elsewhere, or 0.0e+00
