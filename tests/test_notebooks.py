@@ -79,6 +79,15 @@ def test_installs_itself_and_has_one_switch_if_it_trains(path: Path) -> None:
     assert switches == (["RETRAIN = False"] if path in TRAINING else [])
 
 
+@every_notebook
+def test_imports_public_names_only_and_folds_what_the_site_hides(path: Path) -> None:
+    cells = code_cells(nbformat.read(path, as_version=4))
+    assert not [cell.id for cell in cells if re.search(r"(from|import) spectrum\.", cell.source)]
+    for cell in cells:
+        hidden = bool({"hide-input", "remove-cell"} & set(cell.metadata.get("tags", [])))
+        assert cell.metadata.get("jupyter", {}).get("source_hidden", False) == hidden, cell.id
+
+
 @pytest.mark.slow
 @every_notebook
 def test_outputs_are_those_of_the_committed_results(path: Path) -> None:
