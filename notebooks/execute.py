@@ -1,4 +1,4 @@
-"""Execute the notebooks of this folder in place, on the results that they name: `make notebooks`.
+"""Execute the notebooks of this folder in place: `make notebooks`.
 
 Give names, such as `python notebooks/execute.py 05_modules`, to execute these alone.
 """
@@ -16,14 +16,22 @@ from spectrum._files import write_whole
 
 FOLDER = Path(__file__).parent
 SOME_COLUMNS = re.compile(r"\[\d+ rows x \d+ columns\]\s*$")
-ENCRYPTED = Config(KernelManager={"transport_encryption": "auto"})  # else newer kernels warn
+# Newer kernels warn without it.
+ENCRYPTED = Config(KernelManager={"transport_encryption": "auto"})
 
 
 def execute(notebook: Any, folder: Path = FOLDER) -> None:
-    """Run all cells from a folder and keep what they show. Raises CellExecutionError where one fails."""
+    """Run all cells from a folder and keep what they show.
+
+    Raises CellExecutionError where a cell fails.
+    """
     # Times of execution are not recorded, so that the same results give the same file.
     client = NotebookClient(
-        notebook, timeout=600, record_timing=False, resources={"metadata": {"path": folder}}, config=ENCRYPTED
+        notebook,
+        timeout=600,
+        record_timing=False,
+        resources={"metadata": {"path": folder}},
+        config=ENCRYPTED,
     )
     client.execute()
     for cell in notebook.cells:
@@ -31,7 +39,8 @@ def execute(notebook: Any, folder: Path = FOLDER) -> None:
             data = output.get("data", {})
             plain, whole = data.get("text/plain", ""), data.get("text/html", "")
             if whole and (len(plain) > len(whole) or SOME_COLUMNS.search(plain)):
-                del data["text/plain"]  # longer than the table in HTML, or cut short where that is whole
+                # It is longer than the table in HTML, or cut short where that is whole.
+                del data["text/plain"]
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
 TRAINING = [path for path in NOTEBOOKS if path.stem != "05_modules"]
 INSTALL = """try:
     import spectrum  # noqa: F401
-except ModuleNotFoundError:  # on a hosted notebook; from a checkout it is: %pip install ..
+except ModuleNotFoundError:  # on a hosted service; from a checkout: %pip install ..
     %pip install --quiet convolution-spectrum"""
 SWITCH = re.compile(r"^RETRAIN = \w+", re.MULTILINE)
 ROUNDING = re.compile(r"\b\d\.\de(?:-(?:1\d|2\d)|\+00)\b")  # of equalities, as in 3.6e-14: others elsewhere, or 0.0e+00
@@ -77,6 +77,15 @@ def test_installs_itself_and_has_one_switch_if_it_trains(path: Path) -> None:
     assert sources[0] == INSTALL
     switches = [switch for source in sources for switch in SWITCH.findall(source)]
     assert switches == (["RETRAIN = False"] if path in TRAINING else [])
+
+
+@every_notebook
+def test_imports_public_names_only_and_folds_what_the_site_hides(path: Path) -> None:
+    cells = code_cells(nbformat.read(path, as_version=4))
+    assert not [cell.id for cell in cells if re.search(r"(from|import) spectrum\.", cell.source)]
+    for cell in cells:
+        hidden = bool({"hide-input", "remove-cell"} & set(cell.metadata.get("tags", [])))
+        assert cell.metadata.get("jupyter", {}).get("source_hidden", False) == hidden, cell.id
 
 
 @pytest.mark.slow
