@@ -80,17 +80,17 @@ def render(template: Path) -> str:
     )
 
 
-CAPTION = re.compile(r"(<!-- caption: make readmes -->\n).*?(<!-- end -->)", re.DOTALL)
+FINDINGS = re.compile(r"(<!-- findings: make readmes -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
-FRONT_PAGES = (RESULTS.parent / "README.md", RESULTS.parent / "docs/index.md")  # which show the map
+FRONT_PAGES = (RESULTS.parent / "README.md", RESULTS.parent / "docs/index.md")  # which list the findings
 
 
-def with_caption(page: Path) -> str:
-    """A front page with the caption of the map, rendered from today's rows."""
+def with_findings(page: Path) -> str:
+    """A front page with the findings as the rows say them today."""
     up = "../" * len(page.relative_to(RESULTS.parent).parents[1:])
-    caption = render(RESULTS / "caption.md.jinja").replace("(results/", f"({up}results/")
-    return CAPTION.sub(lambda found: found[1] + caption + found[2], page.read_text(encoding="utf-8"))
+    findings = render(RESULTS / "findings.md.jinja").replace("(results/", f"({up}results/")
+    return FINDINGS.sub(lambda found: found[1] + findings + found[2], page.read_text(encoding="utf-8"))
 
 
 def pages() -> Iterator[tuple[Path, str]]:
@@ -98,7 +98,7 @@ def pages() -> Iterator[tuple[Path, str]]:
     for template in templates():
         yield template.with_suffix(""), render(template)
     for page in FRONT_PAGES:
-        yield page, with_caption(page)
+        yield page, with_findings(page)
 
 
 if __name__ == "__main__":
