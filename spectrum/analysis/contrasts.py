@@ -29,6 +29,7 @@ from spectrum.analysis.pairing import (
     paired_differences,
     rows_of_side,
 )
+from spectrum.analysis.sides import SIDE_COLUMNS, name_sides
 from spectrum.analysis.table import scored, scored_metric
 from spectrum.design.plan import PlannedContrast
 
@@ -159,7 +160,7 @@ def contrasts(
         row |= _seeds_to_decide(row, power, alpha / len(rows))
         judged.append(row)
     columns = f"""name n left_out diverged mean sd low high kind confounded margin p p_equivalent verdict
-    {" ".join(MORE_SEEDS)} reason""".split()
+    {" ".join((*MORE_SEEDS, *SIDE_COLUMNS))} reason""".split()
     return pd.DataFrame(judged, columns=columns).astype(dict.fromkeys(MORE_SEEDS, "Int64"))
 
 
@@ -168,6 +169,7 @@ def _asked(table: pd.DataFrame, asked: Mapping[str, Any], metric: str) -> dict[s
     row: dict[str, Any] = {"name": asked["name"], "margin": margin if margin is not None else float("nan")}
     kind = "difference" if across is None else "slope" if across == "segments" else "interaction"
     row |= {"kind": kind, "confounded": bool(asked.get("confounded", False))}
+    row |= name_sides(table, between, across, _changed(asked) or ())
     try:
         sides = _rows_of(table, between, across)
     except NoRunsError:

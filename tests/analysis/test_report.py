@@ -3,6 +3,7 @@ import hashlib
 import re
 import shutil
 import subprocess
+from html import unescape
 from html.parser import HTMLParser
 from xml.etree import ElementTree
 
@@ -77,12 +78,19 @@ def test_a_page_is_self_contained_and_says_what_a_reader_must_know(tmp_path, pla
     tags = Tags(page).found
     assert not [tag for tag, _ in tags if tag in ("link", "iframe", "object")]
     assert [attrs for tag, attrs in tags if tag == "script"] == [{}]  # the one that sorts
-    assert all(attrs["src"].startswith("data:image/png;base64,") for tag, attrs in tags if tag == "img")
+    assert all(attrs["src"].startswith("data:image/svg+xml;base64,") for tag, attrs in tags if tag == "img")
     assert len([tag for tag, _ in tags if tag == "img"]) == 4
     assert not re.findall(r"https?://", page)
     assert "spectrum run &#39;made up.toml&#39; --epochs 3 --no-flip --import my_models" in page
     assert "<dt>segments</dt>" not in page
-    for said in ("What lies between?", "unmatched", "2 seeds a point are few", "90.25 ± 3.18", "epochs", "threads"):
+    for said in (
+        "What lies between?",
+        "unmatched",
+        "2 seeds per configuration are few",
+        "90.25 ± 3.18",
+        "epochs",
+        "threads",
+    ):
         assert said in page
 
 
@@ -100,12 +108,12 @@ def test_the_design_says_what_varies_how_often_and_what_was_decided_before(tmp_p
     table = provenance(results())
     page = write_report(tmp_path, table, history(table), plan_of(plan)).page.read_text()
     for said in (
-        "segments: 1, 2, 3, per channel",
+        "segments: 1 segment, 2 segments, 3 segments, per-channel",
         "<dt>seeds</dt><dd>0, 1</dd>",
         "8, each on the same images, batches and augmentation for one seed",
-        "learning rates 0.1, 0.2; seeds 1000; the same at every point, on validation images only",
+        "learning rates 0.1, 0.2; seeds 1000; the same for every configuration, on validation images only",
         "±0.50 (2 against 1)",
-        "all 8 runs ended, and all count",
+        "All 8 runs ended, and all count",
     ):
         assert said in page
 
@@ -117,7 +125,7 @@ def test_seeds_that_a_contrast_leaves_out_are_named(tmp_path, plan):
     table = provenance(results(seed=[0, 1, 2]))
     table.loc[(table["segments"] == 2) & (table["seed"] == 1), ["status", "test_accuracy"]] = ["failed", None]
     page = write_report(tmp_path, table, history(table), plan_of(plan)).page.read_text()
-    assert "Left out of “2 against 1”, for want of a run on some side: seed 1." in page
+    assert "Left out of “2 against 1”, for lack of a run on some side: seed 1." in page
 
 
 @pytest.mark.medium
@@ -127,7 +135,7 @@ def test_what_has_not_run_yet_is_not_called_left_out(tmp_path, plan):
     table = provenance(results(seed=[0, 1, 2])).drop(index=[4])
     page = write_report(tmp_path, table, history(table), plan_of(plan)).page.read_text()
     assert "Left out of" not in page
-    assert "of 12 planned runs 11 are there" in page
+    assert "11 of 12 runs have finished; the numbers may still change." in page
 
 
 @pytest.mark.medium
@@ -136,7 +144,7 @@ def test_a_study_whose_contrasts_have_no_run_yet_has_a_page_without_a_forest(tmp
     plan["contrasts"] = [contrast | {"confounded": False}]
     table = provenance(results())
     report = write_report(tmp_path, table, history(table), plan_of(plan))
-    assert report.sentences == ["8 against 1: no seed has a run on every side."]
+    assert report.sentences == ["8 segments vs 1 segment: no seed has a run on every side."]
     assert not (tmp_path / "figures/contrasts.svg").exists()
 
 
@@ -147,7 +155,7 @@ def test_failures_and_divergences_are_listed(tmp_path, plan):
     table.loc[1, ["status", "test_accuracy"]] = ["diverged", 0.1]
     page = write_report(tmp_path, table, history(table), plan_of(plan)).page.read_text()
     assert "the worker process died 3 times" in page
-    assert "1, seed 0" in page
+    assert "1 segment, seed 0" in page
     assert "scored at chance" in page
     assert "nan" not in re.sub(r'src="data:[^"]*"', "", page)
     assert summary_table(table)["diverged"].tolist() == [1, 0, 0, 0]
@@ -167,10 +175,15 @@ def test_contrasts_are_said_drawn_and_warned_of(tmp_path, plan):
     table["test_accuracy"] += [0.001 * (7 * number % 5) for number in range(len(table))]
     report = write_report(tmp_path, table, history(table), plan_of(plan))
     page = report.page.read_text()
-    assert ["Confounded: it changes several factors at once." in said for said in report.sentences] == [False, True]
-    assert report.sentences[0].replace("&", "&amp;").replace("'", "&#39;") in page
+    assert ["Confounded: the sides differ in several factors at once." in said for said in report.sentences] == [
+        False,
+        True,
+    ]
+    words = unescape(re.sub(r"</?strong>", "", page))
+    assert all(said.partition(" To ")[0] in words for said in report.sentences)
+    assert "<strong>1 segment is better by " in page
     assert "It changes segments: 2 → 1." in page
-    assert "A difference cannot be laid to any one of its 2 factors" in page
+    assert "A difference cannot be attributed to any one of its 2 factors" in page
     assert "<li>one: a → b</li>" in page
     assert (tmp_path / "figures/contrasts.svg").exists()
 
@@ -186,7 +199,11 @@ def test_the_policy_comes_before_the_one_script_and_has_its_hash(tmp_path, plan)
     assert [attrs for _, attrs in page.found if "http-equiv" in attrs] == [said]
     assert page.found.index(("meta", said)) < min(tags.index(tag) for tag in ("script", "style", "img", "body"))
     assert tags.count("script") == 1
-    assert not any(name.startswith("on") or name == "href" for _, attrs in page.found for name in attrs)
+    assert not any(name.startswith("on") for _, attrs in page.found for name in attrs)
+    ids = {attrs["id"] for _, attrs in page.found if "id" in attrs}
+    links = [attrs["href"] for _, attrs in page.found if "href" in attrs]
+    assert len(links) > 5
+    assert all(link[0] == "#" and link[1:] in ids for link in links), "a link leads to a section of the page alone"
 
 
 @pytest.mark.skipif(shutil.which("chromium") is None, reason="needs chromium")
@@ -216,15 +233,27 @@ def test_a_printed_page_loses_nothing(tmp_path, plan):
     table = provenance(results(activation=["none", "relu"], lr=[0.1, 0.2]))
     page = write_report(tmp_path, table, history(table), plan_of(plan)).page
     browser = ["chromium", "--headless", "--no-sandbox", "--disable-gpu", "--no-pdf-header-footer"]
-    pdf = tmp_path / "page.pdf"
-    subprocess.run([*browser, f"--print-to-pdf={pdf}", page.as_uri()], capture_output=True, timeout=120, check=True)
-    sheets = pypdf.PdfReader(pdf).pages
+    bare = tmp_path / "bare.html"
+    bare.write_text(re.sub(r"<img[^>]*>", "", page.read_text()))
+
+    def printed(path):
+        pdf = path.with_suffix(".pdf")
+        subprocess.run([*browser, f"--print-to-pdf={pdf}", path.as_uri()], capture_output=True, timeout=120, check=True)
+        return pypdf.PdfReader(pdf).pages
+
+    sheets = printed(page)
     text = re.sub(r"\s+", " ", " ".join(sheet.extract_text() for sheet in sheets))
     columns, rows = as_text(summary_table(table))
     assert all(cell in text for line in (columns, *rows) for cell in line)
-    assert all(heading in text for heading in ("Design", "Results", "What was held equal", "How to reproduce"))
+    assert all(
+        heading in text
+        for heading in ("Answer", "Caveats", "Design", "Results", "Settings that all runs share", "How to reproduce")
+    )
     assert "Click a title" not in text
-    assert sum(len(sheet.images) for sheet in sheets) == 4
+    lines = [
+        sum(sheet.get_contents().get_data().count(b" l\n") for sheet in sheets) for sheets in (sheets, printed(bare))
+    ]
+    assert lines[0] > lines[1] + 400, "the figures, which are drawings, are printed, folded or not"
 
 
 def test_a_study_with_no_finished_run_still_has_a_page(tmp_path, plan):
