@@ -8,8 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from spectrum.analysis.table import SPLIT, budget_name, has, keys, varied_settings
-from spectrum.conv.segments import PER_CHANNEL
+from spectrum.analysis.table import PER_CHANNEL, SPLIT, budget_name, has, keys, varied_settings
 from spectrum.models.position import Position
 
 LONGEST = 60  # characters of a side's name; a longer one is explained once and then called A or B
@@ -44,39 +43,42 @@ def name_sides(
     """
     rows = [results[_has(results, side)] for side in between]
     named = {name for side in between for name in side}
-    varied = [name for name in varied_settings(results) if name not in ("match", *SPLIT)] if len(results) else []
-    rest = [name for name in dict.fromkeys([*varied, *named]) if name in named or name in changed]
-    rest = [name for name in rest if name not in (*SPLIT, "match")]
-    apart: list[list[str]] = [[], []]
-    shared: list[str] = []
-
-    def tell(words: Sequence[str | None]) -> None:
-        if words[0] is None or words[1] is None:
-            return
-        if words[0] != words[1]:
-            for side, word in zip(apart, words, strict=True):
-                side.append(str(word))
-        else:
-            shared.append(str(words[0]))
-
-    splits: list[str | None] = [None, None]
-    if named & set(SPLIT) or "segments" in changed:
-        splits = [_split(side, part) for side, part in zip(between, rows, strict=True)]
-        tell(splits)
-    for name in rest:
-        values = [_value(name, side, part) for side, part in zip(between, rows, strict=True)]
-        tell([None if value is UNKNOWN else setting_words(name, value) for value in values])
-    budgets = [_value("match", side, results if part.empty else part) for side, part in zip(between, rows, strict=True)]
-    first_rows = rows[0] if across is None or isinstance(across, str) else rows[0][_has(rows[0], across[0])]
-    split_known = across == "segments" or None not in splits or bool(set(_names_of(across)) & set(SPLIT))
-    shared += _averages(first_rows, [*rest, *_names_of(across)], split_known)
-    if budgets[0] == budgets[1] == "none":
-        shared += ["width-matched"] if splits[0] != splits[1] and _same_widths(rows) else []
-    else:
-        tell([None if value is UNKNOWN else setting_words("match", value) for value in budgets])
-    first, second = (", ".join(side) for side in apart)
+    names = _settings_named(results, named, changed)
+    split = _both_splits(between, rows)
+    split_known = (bool(named & set(SPLIT)) or "segments" in changed) and None not in split
+    pairs = [split] * split_known + [_both(name, between, rows) for name in names]
+    pairs.append((several := _averages(rows, across, names, split_known), several))
+    budget = _both("match", between, [results if part.empty else part for part in rows])
+    if budget == (MATCHED["none"],) * 2:
+        budget = ("width-matched",) * 2 if split[0] != split[1] and _same_widths(rows) else (None, None)
+    pairs = [pair for pair in (*pairs, budget) if None not in pair and pair != ("", "")]
+    first, second = (", ".join(str(pair[side]) for pair in pairs if pair[0] != pair[1]) for side in (0, 1))
+    shared = ", ".join(str(one) for one, other in pairs if one == other)
     settings = ["", ""] if across is None or isinstance(across, str) else [_setting(at) for at in across]
-    return dict(zip(SIDE_COLUMNS, [first, second, ", ".join(shared), *settings], strict=True))
+    return dict(zip(SIDE_COLUMNS, [first, second, shared, *settings], strict=True))
+
+
+Pair = tuple[str | None, str | None]  # what each side is called in one respect; None where it is not one thing
+
+
+def _both(name: str, between: Sequence[Mapping[str, Any]], rows: Sequence[pd.DataFrame]) -> Pair:
+    first, second = (_value(name, side, part) for side, part in zip(between, rows, strict=True))
+    return (
+        None if first is UNKNOWN else setting_words(name, first),
+        None if second is UNKNOWN else setting_words(name, second),
+    )
+
+
+def _both_splits(between: Sequence[Mapping[str, Any]], rows: Sequence[pd.DataFrame]) -> Pair:
+    first, second = (_split(side, part) for side, part in zip(between, rows, strict=True))
+    return first, second
+
+
+def _settings_named(results: pd.DataFrame, named: Collection[str], changed: Collection[str]) -> list[str]:
+    """The settings beside split and budget that the sides name or that a plan says they change."""
+    varied = varied_settings(results) if len(results) else []
+    names = [name for name in dict.fromkeys([*varied, *sorted(named)]) if name in named or name in changed]
+    return [name for name in names if name not in (*SPLIT, "match")]
 
 
 def setting_words(name: str, value: Any) -> str:
@@ -84,27 +86,32 @@ def setting_words(name: str, value: Any) -> str:
     if isinstance(value, bool | np.bool_):
         switch = SWITCHES.get(name, name.replace("_", " "))
         return switch if value else f"no {switch}"
+    if isinstance(value, tuple | list):
+        sizes = ":".join(map(str, value))
+        return f"segments sized {sizes}" if name == "segment_shares" else f"{name.replace('_', ' ')} {sizes}"
+    known = {"match": MATCHED, "activation": ACTIVATIONS}.get(name, {}).get(value) if isinstance(value, str) else None
+    return known or _plain_words(name, value)
+
+
+def _plain_words(name: str, value: Any) -> str:
+    """The same of a text, a number or nothing."""
     if isinstance(value, float) and value.is_integer():
         value = int(value)
-    listed = ":".join(map(str, value)) if isinstance(value, tuple | list) else ""
     text = "not set" if value is None or value != value else str(value).replace("_", " ")
-    if name == "segment_shares":
-        return f"segments sized {listed}" if listed else f"{text} segments"
-    if name == "teacher_segments":
-        return "per-channel teachers" if value == PER_CHANNEL else f"{text}-segment teachers"
-    if name == "pointwise_segments":
-        return "whole 1×1" if value == 1 else f"1×1 in {text} segments"
     words = {
-        "match": MATCHED.get(text.replace(" ", "_"), budget_name(text)),
-        "activation": ACTIVATIONS.get(text, text),
+        "match": budget_name(text),
+        "activation": text,
         "order": text.replace(" ", "-"),
         "model": str(value),
         "dataset": str(value),
         "epochs": f"{text} epochs",
         "lr": f"learning rate {text}",
         "width": f"width ×{text}",
+        "segment_shares": f"{text} segments",
+        "teacher_segments": "per-channel teachers" if value == PER_CHANNEL else f"{text}-segment teachers",
+        "pointwise_segments": "whole 1×1" if value == 1 else f"1×1 in {text} segments",
     }
-    return words.get(name, f"{name.replace('_', ' ')} {listed or text}")
+    return words.get(name, f"{name.replace('_', ' ')} {text}")
 
 
 def split_words(row: Mapping[str, Any] | pd.Series) -> str:
@@ -155,15 +162,25 @@ def _names_of(across: Sequence[Mapping[str, Any]] | str | None) -> list[str]:
     return [] if across is None or isinstance(across, str) else [name for at in across for name in at]
 
 
-def _averages(rows: pd.DataFrame, known: Sequence[str], split_known: bool) -> list[str]:
-    """Over what a difference is a mean: what has several values on a side."""
+def _averages(
+    sides: Sequence[pd.DataFrame],
+    across: Sequence[Mapping[str, Any]] | str | None,
+    names: Sequence[str],
+    split_known: bool,
+) -> str:
+    """Over what a difference is a mean: what has several values on its first side."""
+    rows = sides[0] if across is None or isinstance(across, str) else sides[0][_has(sides[0], across[0])]
     if rows.empty:
-        return []
+        return ""
+    settings = _names_of(across)
+    split_known |= across == "segments" or bool(set(settings) & set(SPLIT))
     counts = {} if split_known else {"numbers of segments": keys(rows, SPLIT).nunique()}
-    others = {name: rows[name].map(repr).nunique() for name in varied_settings(rows) if name not in known}
-    counts |= {"budgets" if name == "match" else f"values of {name.replace('_', ' ')}": n for name, n in others.items()}
+    for name in varied_settings(rows):
+        if name not in (*names, *settings):
+            what = "budgets" if name == "match" else f"values of {name.replace('_', ' ')}"
+            counts[what] = rows[name].map(repr).nunique()
     means = [f"{count} {what}" for what, count in counts.items() if count > 1]
-    return [f"averaged over {' and '.join(means)}"] if means else []
+    return f"averaged over {' and '.join(means)}" if means else ""
 
 
 def _same_widths(rows: Sequence[pd.DataFrame]) -> bool:
