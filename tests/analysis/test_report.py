@@ -7,14 +7,18 @@ from html import unescape
 from html.parser import HTMLParser
 from xml.etree import ElementTree
 
+import numpy as np
+import pandas as pd
 import pypdf
 import pytest
 from markupsafe import escape
 
-from spectrum import plots
+from spectrum import plots, stats
+from spectrum.analysis.answer import answer, caveats
 from spectrum.analysis.page import page_of
 from spectrum.analysis.report import judge, write_report
-from spectrum.analysis.summary import as_text, summary_table
+from spectrum.analysis.sentences import finding
+from spectrum.analysis.summary import as_text, matrix, summary_table
 from tests.analysis.test_plots import history, results
 from tests.plans import plan_of
 
@@ -317,3 +321,70 @@ def test_a_dollar_in_a_name_is_no_mathematics(word, tmp_path):
     table = results(activation=["none", word]).assign(dataset=word)
     path, _ = plots.save_figure(plots.spectrum_curve(table), tmp_path / "curve")
     assert "Oblique" not in path.read_text()  # the letters of a formula
+
+
+def budgets(**more):
+    """A study of two budgets, three seeds."""
+    table = provenance(results(match=["none", "params"], seed=[0, 1, 2]))
+    table["test_accuracy"] += np.random.default_rng(0).normal(0, 0.001, len(table))
+    widths = [
+        (8 if match == "none" else 8 + params // 100,)
+        for match, params in zip(table["match"], table["macs"], strict=True)
+    ]
+    return table.assign(widths=widths, **more)
+
+
+def test_a_study_of_segments_and_one_setting_has_a_matrix():
+    found = matrix(budgets())
+    assert found.setting == "match"
+    assert found.titles == ["unmatched", "parameter-matched"]
+    assert [split for split, _ in found.rows] == ["1 segment", "2 segments", "3 segments", "per-channel"]
+    table = budgets()
+    one = table[(table["segments"] == 2) & (table["match"] == "params")]["test_accuracy"]
+    mean, _, high = stats.t_interval(one)
+    cell = found.rows[1][1][1]
+    assert (cell.mean, cell.half) == (f"{100 * mean:.2f}", f"± {100 * (high - mean):.2f}")
+    for column in range(2):
+        means = [float(cells[column].mean) for _, cells in found.rows]
+        assert [cells[column].highest for _, cells in found.rows] == [one == max(means) for one in means]
+
+
+@pytest.mark.parametrize("more", [{}, {"activation": ["none", "relu"], "match": ["none", "params"]}])
+def test_a_study_of_another_shape_has_no_matrix(more):
+    assert matrix(provenance(results(**more))) is None
+
+
+def test_an_answer_without_comparisons_is_the_highest_mean_and_the_possible_optima():
+    table = provenance(results(seed=[0, 1, 2]))
+    noise = np.random.default_rng(0).normal(0, 0.001, len(table))
+    table["test_accuracy"] = 0.5 + 0.1 * (table["segments"] == 2) + noise
+    highest, optima = answer(table, pd.DataFrame())
+    assert re.fullmatch(r"Highest mean accuracy: 2 segments, 60\.\d\d% \(95% CI .* to .*; 3 seeds\)\.", highest)
+    assert optima == "Possible optima (95% set of segments): 2."
+    assert answer(table[table["seed"] == 0], pd.DataFrame())[1] == (
+        "One seed per configuration: no difference can be told from chance."
+    )
+    assert answer(pd.DataFrame(), pd.DataFrame()) == ["Not answered yet: no final run has finished."]
+
+
+def test_an_answer_is_the_first_comparison_and_how_many_show_what():
+    sides = [{"segments": 2, "match": "params"}, {"segments": 1, "match": "params"}]
+    asked = [{"name": name, "between": sides, "margin": 0.2} for name in ("first", "second")]
+    judged = stats.contrasts(budgets(), asked)
+    first, counts = answer(budgets(), judged)
+    assert first == finding(judged.iloc[0])
+    assert counts == "That is the first of 2 comparisons, of which 2 show a difference."
+    one, alone = answer(budgets(), judged.iloc[:1])
+    assert one == first
+    assert alone.startswith("Highest mean accuracy: ")
+
+
+def test_caveats_say_what_the_budgets_leave_free_and_what_is_missing(plan):
+    said = caveats(budgets(), plan_of(plan | {"points": [{}] * 30}), pd.DataFrame())
+    assert said == [
+        "24 of 30 runs have finished; the numbers may still change.",
+        "3 seeds per configuration are few: intervals are wide and say little about small differences.",
+        "For the unmatched budget, parameters and MACs vary between configurations. "
+        "A difference in accuracy may be one of capacity.",
+        "A budget is matched by changing the stage widths. A difference may therefore come from the width as well.",
+    ]
