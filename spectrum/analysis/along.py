@@ -13,18 +13,18 @@ from spectrum.analysis.table import SPLIT, keys, scored, scored_metric, spectrum
 
 
 def trend(results: pd.DataFrame, *, metric: str | None = None, confidence: float = 0.95) -> pd.DataFrame:
-    """How accuracy changes when the segments double: a row a curve, its settings first.
+    """How accuracy changes per doubling of the segments: a row per curve, its settings first.
 
     Args:
         results: from `load_results`.
-        metric: a column of accuracies from 0 to 1; by default the one that the points are scored on.
+        metric: a column of accuracies from 0 to 1; by default the one that runs are scored on.
         confidence: of the intervals.
 
-    Each seed has its own straight line over log₂ of the segments, and what is averaged is its slope; `curvature` is
-    likewise the coefficient of the square in a parabola, below zero where the middle lies above the ends. Both are in
-    accuracy, from 0 to 1, and have t-intervals over seeds (`low`, `high`, `curvature_low`, `curvature_high`). Bare
-    convolutions, without a 1×1, are left out, and so are places where every run has failed. With two places there is no
-    curvature, NaN. Raises ValueError below two places, and for a table that would mislead.
+    A straight line over log₂ of the segments is fitted to each seed, and the slopes are averaged. `curvature` is
+    likewise the quadratic coefficient of a parabola, below zero where the middle lies above the ends. Both are in
+    accuracy, from 0 to 1, and have t-intervals over seeds (`low`, `high`, `curvature_low`, `curvature_high`). Plain
+    convolutions, without a 1×1, are left out, and so are numbers of segments at which every run has failed. With two
+    numbers of segments the curvature is NaN. Raises ValueError below two, and for a table that would mislead.
 
     >>> from spectrum import load_results
     >>> trend(load_results("results/order"))[["order", "n", "slope", "low", "high"]].round(4)
@@ -45,24 +45,24 @@ def trend(results: pd.DataFrame, *, metric: str | None = None, confidence: float
             row |= dict(zip(("curvature", "curvature_low", "curvature_high"), bent, strict=True))
         rows.append(row)
     if not rows:
-        raise ValueError("trend: needs at least two numbers of segments")
+        raise ValueError("trend: a slope needs at least two numbers of segments")
     return pd.DataFrame(rows)
 
 
 def optimum(results: pd.DataFrame, *, metric: str | None = None, confidence: float = 0.95) -> pd.DataFrame:
-    """Which numbers of segments may be the best: a row a point, with its settings and label.
+    """Possible optima: which numbers of segments may be the best, a row per configuration with its settings and label.
 
     Args:
         results: from `load_results`.
-        metric: a column of accuracies from 0 to 1; by default the one that the points are scored on.
+        metric: a column of accuracies from 0 to 1; by default the one that runs are scored on.
         confidence: of the set.
 
-    Columns: n, mean, `best` (the highest mean of its curve) and `in_set`. Of each curve the points with `in_set` are a
-    confidence set: the truly best one is among them with this confidence. A point is out only if some other is shown to
-    be better, by one-sided t-tests of differences paired by seed, at a level divided by the number of rivals. With few
-    seeds the set is large, and that is the answer; with one it is everything. A point whose runs have all failed has
-    n = 0, no mean, and is in the set, since nothing puts it out. The idea is that of comparisons with the best (Hsu
-    1981), here with every pair's own spread. Raises ValueError for a table that would mislead.
+    Columns: n, mean, `best` (the highest mean of its curve) and `in_set`. The configurations of a curve with `in_set`
+    are a confidence set: the true optimum is among them with this confidence. A configuration is excluded only if
+    another is shown to be better, by one-sided t-tests of differences paired by seed, at a level divided by the number
+    of rivals. With few seeds the set is large; with one seed it is everything. A configuration whose runs have all
+    failed has n = 0, no mean, and is in the set, since nothing excludes it. The idea is that of comparisons with the
+    best (Hsu 1981), here with the spread of each pair. Raises ValueError for a table that would mislead.
 
     >>> from spectrum import load_results
     >>> found = optimum(load_results("results/order"))
@@ -91,10 +91,10 @@ def optimum(results: pd.DataFrame, *, metric: str | None = None, confidence: flo
 def _curves(
     table: pd.DataFrame, metric: str, *, bare: bool = False
 ) -> list[tuple[dict[str, Any], pd.DataFrame, list[Any]]]:
-    """Of every combination of settings: accuracies, a row a complete seed, a column a place on the log₂ axis; and the
-    places that have none, since every run there has failed.
+    """Of every combination of settings: accuracies, a row per complete seed, a column per position on the log₂ axis.
 
-    With `bare` columns are labels, and bare convolutions are there too.
+    Last come the positions without accuracies, since every run there has failed. With `bare` columns are labels, and
+    plain convolutions are there too.
     """
     names = varied_settings(table)
     table = table.assign(label=split_labels(table))
@@ -115,14 +115,14 @@ def _curves(
 
 
 def places(table: pd.DataFrame) -> pd.Series:
-    """Where on the log₂ axis a row stands: one place for all rows that ask for the same, whatever a budget makes of it.
+    """Position of each row on the log₂ axis: one for all rows that ask for the same split, whatever their width.
 
-    One segment a channel is another number of segments in a network of another width; the mean of the logarithms then.
+    Per-channel is another number of segments in a network of another width; the mean of the logarithms then.
     """
     logs = np.log2(spectrum_position(table))
     return table.assign(log=logs, key=keys(table, SPLIT)).groupby("key")["log"].transform("mean")
 
 
 def leading(curves: pd.DataFrame, degree: int) -> NDArray[np.float64]:
-    """The first coefficient of each row's polynomial over the columns' places."""
+    """Leading coefficient of a polynomial over the columns' positions, for each row."""
     return np.asarray(np.polyfit(curves.columns.to_numpy(dtype=float), curves.to_numpy(dtype=float).T, degree)[0])

@@ -29,6 +29,7 @@ from spectrum.analysis.pairing import (
     paired_differences,
     rows_of_side,
 )
+from spectrum.analysis.sides import SIDE_COLUMNS, name_sides
 from spectrum.analysis.table import scored, scored_metric
 from spectrum.design.plan import PlannedContrast
 
@@ -50,14 +51,13 @@ def crossing(
     Args:
         results: from `load_results`.
         between: two sides, such as [{"activation": "relu"}, {"activation": "none"}].
-        metric: a column of accuracies from 0 to 1; by default the one that the points are scored on.
+        metric: a column of accuracies from 0 to 1; by default the one that runs are scored on.
         confidence: of the set.
 
-    Each seed has its own straight line of the difference over log₂ of the segments. A place is possible if the
-    t-interval of these lines' heights there holds zero (Fieller 1954), and `possible` are the stretches of the studied
-    spectrum where it does: one stretch, two with a gap, all of it where no slope is shown, or none where one side is
-    better throughout. Bare convolutions are left out. Raises ValueError as
-    `differences_by_seed` does, and below two seeds.
+    A straight line of the difference over log₂ of the segments is fitted to each seed. A crossing is possible where the
+    t-interval of the lines' heights contains zero (Fieller 1954), and `possible` lists these stretches of the studied
+    spectrum: one stretch, two with a gap, all of it where no slope is shown, or none where one side is better
+    throughout. Plain convolutions are left out. Raises ValueError as `differences_by_seed` does, and below two seeds.
     """
     metric = scored_metric(results) if metric is None else metric
     scored(results, metric, needs=["realised_segments"])
@@ -78,17 +78,17 @@ def contrast(
     metric: str | None = None,
     confidence: float = 0.95,
 ) -> Difference:
-    """The difference of two sides of a study, paired by seed, with interval and tests.
+    """The difference A − B of two sides of a study, paired by seed, with its interval and tests.
 
     Args:
         results: from `load_results`.
         between: two sides, as for `differences_by_seed`.
         across: of an interaction, as there.
         margin: a difference below which the sides count as equivalent, set before the runs.
-        metric: a column of accuracies from 0 to 1; by default the one that the points are scored on.
+        metric: a column of accuracies from 0 to 1; by default the one that runs are scored on.
         confidence: of the interval.
 
-    For several contrasts of one study take `contrasts`, which corrects for their number. Raises ValueError as
+    For several comparisons of one study take `contrasts`, which corrects for their number. Raises ValueError as
     `differences_by_seed` does.
 
     >>> from spectrum import load_results
@@ -108,30 +108,32 @@ def contrasts(
     alpha: float = ALPHA,
     power: float = 0.8,
 ) -> pd.DataFrame:
-    """All contrasts of a study as one family: a row each, in their order.
+    """All comparisons of a study as one family: a row each, in their order.
 
     Args:
         results: from `load_results`.
         asked: name, between, and if wanted across and margin, as a study's file has them; or
             `read_plan(folder).contrasts`.
-        metric: a column of accuracies from 0 to 1; by default the one that the points are scored on.
+        metric: a column of accuracies from 0 to 1; by default the one that runs are scored on.
         alpha: the rate of any false claim in the whole family.
-        power: for which `more_seeds` is reckoned.
+        power: that `more_seeds` is computed for.
 
-    Columns: name, n, `left_out` (seeds that lack a run), `diverged` (runs that count), mean, sd, low, high (95 %
-    t-interval of this contrast by itself), `kind` ("difference", "interaction", or "slope", which is of a doubling of
-    the segments), `confounded` (as the plan says), margin, p and
-    p_equivalent, both adjusted by Holm's method, verdict, and `more_seeds` that it would take to decide an undecided
-    one: enough to show a difference of the margin's size if there is one, and equivalence if there is none; without a
-    margin, a difference as large as the one observed. `more_seeds_at_most` is the same if the spread is as large as its
-    80 % upper limit, and `more_seeds_to_show` is for a difference as large as the one observed. Each is 0 where
-    as many seeds as there are have that power. They plan a new study, of n and so many more: added to these, they would
-    be a second look. A contrast whose sides have no rows yet, or do not pair, has n = 0 and a
-    `reason`.
+    Columns: name, n, `left_out` (seeds that lack a run), `diverged` (runs that count), mean, sd, low, high (95%
+    t-interval of this comparison by itself), `kind` ("difference", "interaction", or "slope", which is per doubling of
+    the segments), `confounded` (as the plan says), margin, p and p_equivalent, both adjusted by Holm's method, verdict,
+    `more_seeds`, and the sides in words: `side_a`, `side_b`, `where` (what they share), `setting_1` and `setting_2`
+    (between which an interaction compares).
+
+    `more_seeds` would decide an undecided comparison: enough to show a difference of the margin's size if there is one,
+    and equivalence if there is none; without a margin, a difference as large as the one observed. `more_seeds_at_most`
+    is the same if the spread is as large as its 80% upper limit, and `more_seeds_to_show` is for a difference as large
+    as the one observed. Each is 0 where n seeds have that power. They plan a new study of n and so many more seeds:
+    added to the present ones, they would be a second look. A comparison whose sides have no rows yet, or do not pair,
+    has n = 0 and a `reason`.
 
     Verdicts: "higher", "lower" (the first side), "equivalent", "undecided"; "negligibly higher" and "negligibly lower"
     for a difference that is shown, and shown to be less than the margin; "unknown" below two seeds or where all
-    differences are equal. Raises ValueError for a table that would mislead, and for what is no contrast.
+    differences are equal. Raises ValueError for a table that would mislead, and for a comparison without name or sides.
 
     >>> from spectrum import load_results
     >>> sides = [{"order": "pointwise_first"}, {"order": "spatial_first"}]
@@ -159,7 +161,7 @@ def contrasts(
         row |= _seeds_to_decide(row, power, alpha / len(rows))
         judged.append(row)
     columns = f"""name n left_out diverged mean sd low high kind confounded margin p p_equivalent verdict
-    {" ".join(MORE_SEEDS)} reason""".split()
+    {" ".join((*MORE_SEEDS, *SIDE_COLUMNS))} reason""".split()
     return pd.DataFrame(judged, columns=columns).astype(dict.fromkeys(MORE_SEEDS, "Int64"))
 
 
@@ -168,6 +170,7 @@ def _asked(table: pd.DataFrame, asked: Mapping[str, Any], metric: str) -> dict[s
     row: dict[str, Any] = {"name": asked["name"], "margin": margin if margin is not None else float("nan")}
     kind = "difference" if across is None else "slope" if across == "segments" else "interaction"
     row |= {"kind": kind, "confounded": bool(asked.get("confounded", False))}
+    row |= name_sides(table, between, across, _changed(asked) or ())
     try:
         sides = _rows_of(table, between, across)
     except NoRunsError:
@@ -182,7 +185,7 @@ def _asked(table: pd.DataFrame, asked: Mapping[str, Any], metric: str) -> dict[s
 
 
 def _nothing(table: pd.DataFrame, reason: str) -> dict[str, Any]:
-    """What is known of a contrast without a seed."""
+    """The row of a comparison without a seed."""
     unknown = dict.fromkeys(("mean", "sd", "low", "high", "p", "p_equivalent"), float("nan"))
     return unknown | {"n": 0, "left_out": tuple(sorted(set(table["seed"]))), "diverged": 0, "reason": reason}
 
@@ -195,7 +198,7 @@ def _rows_of(table: pd.DataFrame, between: Sequence[Side], across: Across) -> pd
 
 
 def _changed(asked: Mapping[str, Any]) -> set[str] | None:
-    """The fields that a plan says a contrast changes; None where no plan says it."""
+    """The options that a plan says a comparison changes; None where no plan says it."""
     if "factors" not in asked:
         return None
     changed = {str(factor).partition(":")[0] for factor in asked["factors"]}
@@ -219,7 +222,7 @@ MORE_SEEDS = ("more_seeds", "more_seeds_at_most", "more_seeds_to_show")
 
 
 def _seeds_to_decide(row: Mapping[str, Any], power: float, alpha: float) -> dict[str, int | None]:
-    """How many more seeds an undecided contrast wants; at the level of the first of its family."""
+    """How many more seeds would decide an undecided comparison, at the level of the first of its family."""
     if row["verdict"] != "undecided":
         return dict.fromkeys(MORE_SEEDS)
 

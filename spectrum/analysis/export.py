@@ -1,9 +1,9 @@
-"""Results for other programs: rows for a spreadsheet or a notebook, a study's tables for a paper or a page.
+"""Results for other programs: rows for a spreadsheet or a notebook, tables of a study for a paper or a page.
 
-ROW_FORMATS      a file ending → a function that writes rows, such as one a training run
-TABLE_FORMATS    a file ending → a function from a `Table` to its text
+ROW_FORMATS      file ending → function that writes rows, such as one per training run
+TABLE_FORMATS    file ending → function from a `Table` to its text
 
-`points_table` is the study's table, a line a point; `contrasts_table` what its contrasts show, a line each.
+`runs_table` is the table of a study, a line per configuration; `contrasts_table` has a line per comparison.
 """
 
 from __future__ import annotations
@@ -24,8 +24,9 @@ import pandas as pd
 
 from spectrum._files import write_whole
 from spectrum.analysis.sentences import contrasts_as_text
+from spectrum.analysis.sides import setting_words
 from spectrum.analysis.summary import as_text, summary_table
-from spectrum.analysis.table import budget_name, studies_of
+from spectrum.analysis.table import studies_of
 
 TEX = str.maketrans(
     {
@@ -55,7 +56,7 @@ LATIN = 0x250  # the first character that pdflatex may not have
 
 @dataclass(frozen=True)
 class Table:
-    """Cells as text, and what a reader must know of them."""
+    """Cells as text, with titles, caption and label."""
 
     titles: list[str]
     rows: list[list[str]]
@@ -64,36 +65,36 @@ class Table:
 
 
 def runs_table(results: pd.DataFrame) -> Table:
-    """A study's table, a line a point: counts, and accuracy with its interval.
+    """Table of a study, a line per configuration: costs, and accuracy with its 95% CI.
 
     Args:
         results: rows of one study, from `load_results`.
 
-    Raises ValueError where no point has an accuracy yet.
+    Raises ValueError where no run has an accuracy yet.
     """
     table = summary_table(results)
     if table.empty:
-        raise ValueError(f"{_study(results)}: no point has an accuracy yet; nothing to tabulate")
+        raise ValueError(f"{_study(results)}: no run has an accuracy yet; nothing to tabulate")
     titles, rows = as_text(table)
     return Table(titles, rows, _caption(results, table), f"tab:{_label(_study(results))}")
 
 
 def contrasts_table(judged: pd.DataFrame, results: pd.DataFrame) -> Table:
-    """What a study's contrasts show, a line each: difference with its interval, p-values, verdict.
+    """Table of a study's comparisons, a line each: difference with its 95% CI, p-values, verdict.
 
     Args:
         judged: from `stats.contrasts`.
         results: the rows that they were judged by.
 
-    Raises ValueError for no contrast.
+    Raises ValueError where there is no comparison.
     """
     if judged.empty:
-        raise ValueError(f"{_study(results)}: has no contrast; nothing to tabulate")
+        raise ValueError(f"{_study(results)}: has no comparison; nothing to tabulate")
     titles, rows = contrasts_as_text(judged)
     data = ", ".join(dict.fromkeys(results["dataset"]))
     caption = (
-        f"{studies_of(results)}: {data}, differences in points of accuracy, paired by seed, with 95 % t-intervals of "
-        f"each by itself; p-values adjusted by Holm's method over all {len(judged)} contrasts."
+        f"{studies_of(results)}: {data}, differences of accuracy in percentage points (pp), paired by seed, with 95% "
+        f"t-intervals of each by itself; p-values adjusted by Holm's method over all {len(judged)} comparisons."
     )
     return Table(titles, rows, caption, f"tab:{_label(_study(results))}-contrasts")
 
@@ -137,7 +138,7 @@ def markdown_rows(table: Table) -> str:
 def write_csv(results: pd.DataFrame, path: Path) -> None:
     """Write rows as CSV in which no cell is a formula.
 
-    A float has all its digits, a list or a record is JSON, and what is not there is an empty cell.
+    A float has all its digits, a list or a record is JSON, and a missing value is an empty cell.
     """
     text = io.StringIO(newline="")
     writer = csv.writer(text, lineterminator="\r\n")  # or \r is not quoted
@@ -148,9 +149,9 @@ def write_csv(results: pd.DataFrame, path: Path) -> None:
 
 
 def write_json(results: pd.DataFrame, path: Path) -> None:
-    """Write rows as JSON, one a line.
+    """Write rows as JSON, one per line.
 
-    What is not there is null. JSON has no word for infinity: it is 1e999, which readers of numbers take for it.
+    A missing value is null. JSON has no word for infinity: it is written as 1e999, which readers parse as infinity.
     """
     columns = [(_json(name), column) for name, column in _columns(results)]
     rows = (
@@ -186,7 +187,7 @@ def _columns(results: pd.DataFrame) -> list[tuple[str, list[object]]]:
 
 
 def _of_one_type(column: pd.Series) -> pd.Series:
-    """A column that Parquet can have, with every value as it is, or as text that says it exactly."""
+    """A column that Parquet can store: every value as it is, or as text that says it exactly."""
     if column.dtype != object:
         return column
     values: list[Any] = [None if _is_missing(value) else _plain(value) for value in column.tolist()]
@@ -254,7 +255,7 @@ def _is_missing(value: object) -> bool:
 
 
 def _plain(value: object) -> object:
-    """What is numpy's or pandas' as Python's own, and tuples as lists."""
+    """Values of numpy or pandas as Python's own, and tuples as lists."""
     if isinstance(value, np.ndarray | np.generic):
         value = value.tolist()
     if isinstance(value, Mapping):
@@ -265,7 +266,7 @@ def _plain(value: object) -> object:
 
 
 def _json(value: object) -> str:
-    """Strict JSON that says a value exactly; `null` for what is not there."""
+    """Strict JSON that says a value exactly; `null` for a missing one."""
     if _is_missing(value):
         return "null"
     value = _plain(value)
@@ -309,11 +310,11 @@ def _label(name: str) -> str:
 
 
 def _caption(results: pd.DataFrame, table: pd.DataFrame) -> str:
-    """What a reader must know to judge the numbers: study, data set, runs per configuration, budget."""
+    """Caption of a table: study, data set, runs per configuration, budget."""
     least, most = table["n"].min(), table["n"].max()
     runs = f"{least}" if least == most else f"{least} to {most}"
     data = ", ".join(dict.fromkeys(results["dataset"]))
-    budgets = ", ".join(dict.fromkeys(map(budget_name, results["match"])))
+    budgets = ", ".join(setting_words("match", match) for match in dict.fromkeys(results["match"]))
     each = f"{runs} {'run' if most == 1 else 'runs'} per configuration"
     return f"{studies_of(results)}: {data}, n = {each}, budget: {budgets}."
 

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import integrate, special, stats
 
-ALPHA = 0.05  # error rate of a family of tests, if none is said
+ALPHA = 0.05  # error rate of a family of tests, by default
 FEWEST_FOR_BOOTSTRAP = 20
 MOST_SEEDS = 10_000
 
@@ -24,7 +24,7 @@ def t_interval(values: ArrayLike, confidence: float = 0.95) -> tuple[float, floa
     """Mean and its Student t-interval: (mean, low, high). With one value the interval is unknown, NaN.
 
     Args:
-        values: one a seed, such as accuracies from 0 to 1; the interval is in their unit.
+        values: one per seed, such as accuracies from 0 to 1; the interval is in their unit.
         confidence: of the interval.
 
     Assumes values that are independent and about normal (Student 1908). Raises ValueError for no value at all, or one
@@ -49,12 +49,12 @@ def bootstrap_interval(
     """Mean and its bias-corrected, accelerated bootstrap interval (Efron 1987): (mean, low, high).
 
     Args:
-        values: one a seed.
+        values: one per seed.
         confidence: of the interval.
         resamples: how many samples are drawn from the values.
         seed: of the draws.
 
-    Assumes no shape, and needs many values in turn. Raises ValueError below 20: of three values, the nominal 95 %
+    Assumes no shape, and needs many values in turn. Raises ValueError below 20: of three values, the nominal 95%
     interval holds the mean three times in four.
     """
     x = _sample(values, "bootstrap_interval")
@@ -99,7 +99,7 @@ class Difference:
     n: int
     mean: float
     sd: float
-    low: float  # of the 95 % t-interval
+    low: float  # of the 95% t-interval
     high: float
     p: float  # that there is no difference: two-sided t-test
     p_equivalent: float  # that the difference is at least the margin: two one-sided t-tests
@@ -109,7 +109,7 @@ def difference(values: ArrayLike, margin: float | None = None, confidence: float
     """What paired differences show of their mean: t-interval, t-test, and equivalence to zero within a margin.
 
     Args:
-        values: one difference a seed.
+        values: one difference per seed.
         margin: a difference below which two things count as equivalent, set before the runs; without it p_equivalent
             is NaN.
         confidence: of the interval.
@@ -137,7 +137,7 @@ def holm(p_values: ArrayLike, exclusive: Sequence[Hashable] | None = None) -> ND
 
     Args:
         p_values: of the family.
-        exclusive: a label a test, if some of the hypotheses under test cannot hold together, such as "no difference"
+        exclusive: a label per test, if some of the hypotheses under test cannot hold together, such as "no difference"
             and "a difference of at least the margin". Of tests with one label at most one is true, so that they count
             once (Shaffer 1986).
 
@@ -286,15 +286,15 @@ def _where_the_ratio_lies(n: int) -> tuple[float, float]:
 def zero_crossing(
     places: ArrayLike, values: ArrayLike, confidence: float = 0.95
 ) -> tuple[float, list[tuple[float, float]]]:
-    """Where a line through the means crosses zero, NaN beyond the places; the stretches where it may (Fieller 1954).
+    """Where a line through the means crosses zero, NaN outside the data; the stretches where it may (Fieller 1954).
 
     Args:
-        places: where the values were taken.
-        values: a row a seed, a column a place.
+        places: positions of the values.
+        values: a row per seed, a column per position.
         confidence: of the stretches.
 
-    Each seed has its own straight line; a place is possible where the t-interval of the lines' heights holds zero, and
-    every place is where all seeds are equal.
+    A straight line is fitted to each seed. A crossing is possible where the t-interval of the lines' heights contains
+    zero, and everywhere where all seeds are equal.
     """
     x, lines = np.asarray(places, dtype=float), np.asarray(values, dtype=float)
     slope, height = np.polyfit(x, lines.T, 1)
@@ -321,7 +321,7 @@ def upper_sd(sd: float, n: int, confidence: float = 0.8) -> float:
     Args:
         sd: of the values.
         n: how many they are; below two nothing is known, NaN.
-        confidence: one-sided, of the limit; 80 % as Browne (1995) advises for planning by a pilot.
+        confidence: one-sided, of the limit; 80% as Browne (1995) advises for planning by a pilot.
 
     >>> round(upper_sd(1.0, 3), 2)
     2.12

@@ -26,20 +26,20 @@ class NoRunsError(ValueError):
 def differences_by_seed(
     results: pd.DataFrame, between: Sequence[Side], across: Across = None, metric: str | None = None
 ) -> pd.Series:
-    """The first side less the second, one value a seed, each the mean over all that the sides have in common.
+    """A minus B, the first side minus the second: one value per seed, the mean over all that the sides share.
 
     Args:
         results: from `load_results`.
         between: two sides: the values that pick a side's rows, such as {"segments": 4}.
-        across: two settings, such as [{"segments": 1}, {"segments": "per_channel"}]: the difference at the first less
-            that at the second; or "segments": by how much the difference grows when the segments double.
-        metric: a column of accuracies from 0 to 1; by default the one that the points are scored on.
+        across: two settings, such as [{"segments": 1}, {"segments": "per_channel"}]: the difference at the first minus
+            that at the second; or "segments": by how much the difference grows per doubling of the segments.
+        metric: a column of accuracies from 0 to 1; by default the one that runs are scored on.
 
-    What the sides do not name must be the same on both and pairs their rows, except where each side has a single value
-    throughout, which then is compared too. Seeds for which a run is missing are left out. Raises ValueError where sides
-    share runs, where one has no row, or where no seed has all runs, as when the sides do not pair or all runs of one
-    thing that they have in common have failed; with `across` also where the settings, or the places on the spectrum,
-    have not the same things in common. With "segments" bare convolutions, without a 1×1, are left out.
+    Settings that the sides do not name must be the same on both and pair their rows, except where each side has one
+    value throughout, which then is compared too. Seeds for which a run is missing are left out. Raises ValueError where
+    sides share runs, where one has no row, or where no seed has all runs, as when the sides do not pair or all runs of
+    one shared setting have failed; with `across` also where the settings, or the numbers of segments, do not share the
+    same things. With "segments" plain convolutions, without a 1×1, are left out.
 
     >>> from spectrum import load_results
     >>> orders = [{"order": "pointwise_first"}, {"order": "spatial_first"}]
@@ -78,7 +78,7 @@ def paired_differences(
 
 @dataclass(frozen=True)
 class _Paired:
-    """Differences of two sides, a row a seed and a column each thing that they have in common, a cell."""
+    """Differences of two sides: a row per seed, a column per cell, which is what one run of each side shares."""
 
     values: pd.DataFrame  # NaN where a run is missing
     cells: dict[str, dict[str, str]]  # what each column is, in words
@@ -97,7 +97,7 @@ def _paired(
     What the sides do not name must be the same on both, cell by cell; a cell that one side lacks, or whose runs have
     all failed, is missing at every seed, which is refused. Only where a side has a single value throughout, and the
     other another, is that taken for what is compared; with `changed`, only if it is one of these names. `names` are the
-    columns that tell points apart, by default in these rows, and `apart` those of them that do not make a cell.
+    columns that tell configurations apart, by default in these rows, and `apart` those that do not make a cell.
     """
     first, second = (rows_of_side(table, side) for side in between)
     both = first.index.intersection(second.index)
@@ -127,7 +127,7 @@ def _paired(
 
 
 def _names(rows: pd.DataFrame) -> list[str]:
-    """The columns that tell points apart."""
+    """The columns that tell configurations apart."""
     return [name for name in (*SPLIT, *varied_settings(rows)) if name in rows]
 
 
@@ -195,7 +195,7 @@ def _complete(by_seed: pd.DataFrame) -> pd.DataFrame:
 def differences_by_place(
     table: pd.DataFrame, between: Sequence[Side], metric: str, changed: Collection[str] | None = None
 ) -> pd.DataFrame:
-    """Differences, a row a complete seed, a column a place on the log₂ axis of the segments; with their 1×1 alone."""
+    """Differences: a row per complete seed, a column per position on the log₂ axis; without plain convolutions."""
     sides = pd.concat([rows_of_side(table, side) for side in between])
     sides = sides[sides["pointwise"].astype(bool)]
     sides = sides.assign(place=places(sides))

@@ -1,7 +1,7 @@
-"""A study's table, figures and page, from its rows.
+"""The report of a study: its answer, table, figures and page, from its rows.
 
-`write_report` leaves figures/*.svg and *.png and one self-contained report.html in the study's folder: nothing is
-fetched from anywhere, and the one script that may run, by its hash, sorts the table.
+`write_report` writes figures/*.svg and *.png and one self-contained report.html into the study's folder. The page
+fetches nothing; the one script that may run, by its hash, sorts the table and unfolds the page for printing.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 
 from spectrum._files import write_whole
 from spectrum.analysis import plots
+from spectrum.analysis.answer import answer, caveats
 from spectrum.analysis.contrasts import contrasts
 from spectrum.analysis.page import page_of
 from spectrum.analysis.sentences import sentence
@@ -24,25 +25,29 @@ from spectrum.design.plan import Plan
 
 @dataclass(frozen=True)
 class Report:
-    """What was written: paths, the table that the page shows, and what the contrasts show, a sentence each."""
+    """What was written, and what it says, in the order of the page."""
 
     page: Path
     figures: list[Path]
-    table: pd.DataFrame
+    question: str
+    answer: list[str]
     sentences: list[str]
+    """What each comparison shows."""
+    caveats: list[str]
+    table: pd.DataFrame
 
 
 def draw_figures(results: pd.DataFrame, history: pd.DataFrame) -> dict[str, tuple[str, Figure]]:
-    """The standard figures of a study: stem → (title, figure). Empty when nothing is finished."""
+    """The standard figures of a study: stem → (title, figure). Empty while no run has finished."""
     metric = scored_metric(results)
     if not results[metric].notna().any():
         return {}
     figures = {"spectrum": ("Accuracy along the spectrum", plots.spectrum_curve(results, metric=metric))}
     for cost, name in (("params", "parameters"), ("macs", "MACs")):
-        if results["match"].ne(cost).any():  # else all points stand on one line
+        if results["match"].ne(cost).any():  # else all runs stand on one line
             figures[cost] = (f"Accuracy against {name}", plots.accuracy_against(results, cost, metric=metric))
     if results["match"].nunique() > 1:
-        figures["budgets"] = ("The curve under each budget", plots.budget_panels(results, metric=metric))
+        figures["budgets"] = ("Accuracy along the spectrum, by budget", plots.budget_panels(results, metric=metric))
     if len(history):
         figures["learning"] = ("Learning curves", plots.learning_curves(history, results))
     return figures
@@ -62,7 +67,7 @@ def write_report(
         results: its rows, from `load_results`.
         history: its epochs, from `load_history`.
         plan: its frozen plan, from `read_plan`.
-        tuning: its search, from `load_tuning`, if it has one.
+        tuning: its sweep, from `load_tuning`, if it has one.
 
     Raises OSError, which names the file, where one cannot be written; an old file is then as it was.
     """
@@ -70,20 +75,28 @@ def write_report(
     drawn = draw_figures(results, history) if len(results) else {}
     judged = judge(results, plan)
     if len(judged) and judged["n"].any():
-        drawn["contrasts"] = ("All contrasts", plots.forest(judged, results))
+        drawn["contrasts"] = ("Differences with their 95% CIs", plots.forest(judged, results))
     if tuning is not None and len(tuning):
-        drawn["tuning"] = ("Search on validation images", plots.tuning_map(tuning))
+        drawn["tuning"] = ("Validation accuracy in the sweep", plots.tuning_map(tuning))
     paths = [
         path for stem, (_, figure) in drawn.items() for path in plots.save_figure(figure, folder / "figures" / stem)
     ]
-    pictures = {title: folder / "figures" / f"{stem}.png" for stem, (title, _) in drawn.items()}
+    pictures = {title: folder / "figures" / f"{stem}.svg" for stem, (title, _) in drawn.items()}
     page = folder / "report.html"
     write_whole(page, page_of(results, plan, table, pictures, judged))
-    return Report(page, paths, table, [sentence(row) for _, row in judged.iterrows()])
+    return Report(
+        page,
+        paths,
+        plan.question or "",
+        answer(results, judged),
+        [sentence(row) for _, row in judged.iterrows()],
+        caveats(results, plan, judged),
+        table,
+    )
 
 
 def judge(results: pd.DataFrame, plan: Plan) -> pd.DataFrame:
-    """What the study's contrasts show; an empty table where there is none, or nothing to judge it by."""
+    """What the comparisons of a study show; an empty table where it has none, or no run to judge them by."""
     if not plan.contrasts or not len(results) or not results[scored_metric(results)].notna().any():
         return pd.DataFrame()
     return contrasts(results, plan.contrasts)

@@ -1,110 +1,233 @@
-"""Contrasts in plain sentences, each with the numbers that it rests on."""
+"""Comparisons in plain sentences: the winner first, each with the numbers that it rests on."""
 
 from __future__ import annotations
 
 import math
+import re
+from collections import Counter
 
 import pandas as pd
 
+from spectrum.analysis.sides import LONGEST
 
-def sentence(contrast: pd.Series) -> str:
-    """What a contrast shows, from a row of `stats.contrasts`: difference, interval, verdict, what would decide it."""
-    flag = " Confounded: it changes several factors at once." if contrast["confounded"] else ""
-    return f"{contrast['name']}: {_difference(contrast)}{_verdict(contrast)}{flag}"
+BOLD = "\x02"  # stands around the finding until its form is known
+PER_DOUBLING = "pp per doubling of the segments"
+PLURAL = re.compile(r"(no )?([\w/-]+ )?(segments|channels|connections)\b")
+
+
+def sentence(comparison: pd.Series, *, bold: str = "") -> str:
+    """Say what a comparison shows and, where it is inconclusive, what would decide it.
+
+    Args:
+        comparison: a row of `stats.contrasts`.
+        bold: what to put around the finding, such as "**" in Markdown.
+    """
+    return f"{finding(comparison, bold=bold)} {power_note(comparison)}".rstrip()
+
+
+def finding(comparison: pd.Series, *, bold: str = "") -> str:
+    """Say what a comparison shows: the difference, its interval and the verdict.
+
+    Args:
+        comparison: a row of `stats.contrasts`.
+        bold: what to put around the finding.
+    """
+    if not comparison["n"]:
+        return f"{_sides(comparison)[0]}: {comparison['reason']}."
+    parts = [_shown(comparison) if verdict_of(comparison) in SHOWN else _not_shown(comparison)]
+    if comparison["left_out"]:
+        seeds = ", ".join(map(str, comparison["left_out"]))
+        parts.append(f"{_plural(len(comparison['left_out']), 'Seed')} {seeds} left out, for lack of a run.")
+    if comparison["diverged"]:
+        runs = _plural(comparison["diverged"], "run")
+        parts.append(f"{comparison['diverged']} {runs} diverged and counted, at chance.")
+    if comparison["confounded"]:
+        parts.append("Confounded: the sides differ in several factors at once.")
+    return " ".join(parts).replace(BOLD, bold)
+
+
+def power_note(comparison: pd.Series) -> str:
+    """Say which new study would decide an inconclusive comparison with 80% power; empty for any other.
+
+    A new study, since seeds that are added to these would be a second look. In brackets its size where the spread is at
+    its 80% upper limit.
+    """
+    row = comparison
+    if row["verdict"] != "undecided":
+        return ""
+    beyond = math.isnan(row["margin"]) or abs(row["mean"]) > row["margin"]
+    unit = PER_DOUBLING if row["kind"] == "slope" else "pp"
+    what = f"show a difference of {pp(abs(row['mean']))} {unit}" if beyond else f"tell 0 from ±{pp(row['margin'])} pp"
+    more = row["more_seeds_to_show" if beyond else "more_seeds"]
+    if pd.isna(more):
+        return f"To {what} with 80% power, a new study would need more than 10,000 seeds."
+    safe = ""
+    if math.isnan(row["margin"]) or not beyond:
+        most = row["n"] + row["more_seeds_at_most"]
+        safe = f" ({'more than 10,000' if pd.isna(most) else f'{most:,}'} to be safe)"
+    between = "" if beyond else " A difference in between may stay inconclusive."
+    return f"To {what} with 80% power, run a new study with {row['n'] + more:,} seeds{safe}.{between}"
+
+
+SHOWN = ("higher", "lower")
+
+
+def verdict_of(comparison: pd.Series) -> str:
+    """The verdict of a comparison, without whether the difference is below the margin."""
+    return str(comparison["verdict"]).removeprefix("negligibly ")
+
+
+def verdict_in_words(comparison: pd.Series) -> str:
+    """Say a verdict in a few words, such as "per-channel better" or "inconclusive".
+
+    Args:
+        comparison: a row of `stats.contrasts`.
+    """
+    verdict = verdict_of(comparison)
+    if verdict in SHOWN:
+        first, second = _short_names(comparison)
+        winner = first if verdict == "higher" else second
+        words = {
+            "slope": "rises" if verdict == "higher" else "falls",
+            "interaction": f"higher for {comparison.get('setting_1' if verdict == 'higher' else 'setting_2')}",
+        }.get(comparison["kind"], f"{winner} better")
+        small = ", by less than the margin" if str(comparison["verdict"]).startswith("negligibly") else ""
+    else:
+        words = {"undecided": "inconclusive", "unknown": "not known"}.get(verdict, verdict)
+        small = ""
+    return words + small + (", confounded" if comparison["confounded"] else "")
+
+
+def comparison_labels(judged: pd.DataFrame) -> list[tuple[str, str]]:
+    """Name every comparison by its sides, "A − B", and by what they share; by its own name where these do not tell it.
+
+    Args:
+        judged: from `stats.contrasts`.
+    """
+    labels = [_label(row) for _, row in judged.iterrows()]
+    counts = Counter(labels)
+    return [
+        label if label[0] and counts[label] == 1 else (str(row["name"]), "")
+        for label, (_, row) in zip(labels, judged.iterrows(), strict=True)
+    ]
 
 
 def contrasts_as_text(judged: pd.DataFrame) -> tuple[list[str], list[list[str]]]:
-    """Titles and cells of a table of contrasts, from `stats.contrasts`; in points of a hundred."""
-    titles = "contrast|n|difference, points|95 % t-interval|p|margin, points|p, equivalence|verdict".split("|")
+    """Titles and cells of a table of comparisons, in percentage points.
+
+    Args:
+        judged: from `stats.contrasts`.
+    """
+    titles = "A − B|seeds|difference, pp|95% CI|p|margin, pp|p, equivalence|verdict".split("|")
     rows = []
-    for _, row in judged.iterrows():
+    for label, (_, row) in zip(comparison_labels(judged), judged.iterrows(), strict=True):
         known = not math.isnan(row["low"])
         rows.append(
             [
-                row["name"] + (" (a doubling of the segments)" if row["kind"] == "slope" else ""),
+                ", ".join(filter(None, label)),
                 str(row["n"]),
                 pp(row["mean"], sign=True) if row["n"] else "",
                 f"{pp(row['low'])} to {pp(row['high'])}" if known else "",
                 "" if math.isnan(row["p"]) else _p(row["p"]).removeprefix("= "),
                 "" if math.isnan(row["margin"]) else f"±{pp(row['margin'])}",
                 "" if math.isnan(row["p_equivalent"]) else _p(row["p_equivalent"]).removeprefix("= "),
-                row["verdict"] + (", confounded" if row["confounded"] else ""),
+                verdict_in_words(row),
             ]
         )
     return titles, rows
 
 
-def _difference(row: pd.Series) -> str:
-    if not row["n"]:
-        return ""
-    unit = "points a doubling of the segments" if row["kind"] == "slope" else "points"
-    seeds = f"n = {row['n']} paired seeds" if row["n"] > 1 else "one seed"
-    interval = "" if math.isnan(row["low"]) else f"95 % t-interval {pp(row['low'])} to {pp(row['high'])}, "
-    sentences = [f"{pp(row['mean'], sign=True)} {unit} ({interval}{seeds})."]
-    if row["left_out"]:
-        seeds = ", ".join(map(str, row["left_out"]))
-        sentences.append(f" {_plural(len(row['left_out']), 'Seed')} {seeds} left out, for want of a run.")
-    if row["diverged"]:
-        sentences.append(f" {row['diverged']} {_plural(row['diverged'], 'run')} diverged and counted, at chance.")
-    return "".join(sentences)
-
-
-WORDS = {  # of a verdict, by what is compared
-    ("difference", "higher"): "The first is higher",
-    ("difference", "lower"): "The first is lower",
-    ("interaction", "higher"): "The difference is higher at the first setting",
-    ("interaction", "lower"): "The difference is lower at the first setting",
-    ("slope", "higher"): "The difference rises",
-    ("slope", "lower"): "The difference falls",
-}
-
-
-def _verdict(row: pd.Series) -> str:
-    verdict, margin = row["verdict"], pp(row["margin"])
-    if verdict == "unknown":
-        if not row["n"]:
-            return f"{row['reason']}."
-        return " Nothing is shown: " + ("one seed has no spread." if row["n"] == 1 else "all differences are equal.")
-    if verdict == "equivalent":
-        return f" Equivalent within ±{margin} points, the study's margin (equivalence: p {_p(row['p_equivalent'])})."
-    shown = WORDS.get((row["kind"], verdict.removeprefix("negligibly ")))
-    if verdict.startswith("negligibly"):
-        both = f"p {_p(row['p'])}; equivalence: p {_p(row['p_equivalent'])}"
-        return f" {shown}, but by less than {margin} points, the study's margin ({both})."
-    if shown is not None:
-        return f" {shown} (p {_p(row['p'])})."
-    open_question, p = "no difference is shown", f"p {_p(row['p'])}"
-    if not math.isnan(row["margin"]):
-        open_question = f"neither a difference nor equivalence within ±{margin} points is shown"
-        p = f"{p}; equivalence: p {_p(row['p_equivalent'])}"
-    return f" Undecided: {open_question} ({p}).{_new_study(row)}"
-
-
-def _new_study(row: pd.Series) -> str:
-    """The size of a new study that would decide it at 80% power; seeds that are added to these would be a second look.
-
-    In brackets the same where the spread is at its 80% upper limit.
-    """
-    beyond = math.isnan(row["margin"]) or abs(row["mean"]) > row["margin"]
-    unit = "pp a doubling of the segments" if row["kind"] == "slope" else "pp"
-    what = f"show a difference of {pp(abs(row['mean']))} {unit}"
-    if not beyond:
-        what = f"tell 0 from ±{pp(row['margin'])} pp"
-    more = row["more_seeds_to_show" if beyond else "more_seeds"]
-    if pd.isna(more):
-        return f" To {what} with 80% power, a new study would need more than 10,000 seeds."
-    safe = ""
-    if math.isnan(row["margin"]) or not beyond:
-        most = row["n"] + row["more_seeds_at_most"]
-        safe = f" ({'more than 10,000' if pd.isna(most) else f'{most:,}'} to be safe)"
-    between = "" if beyond else " A difference in between may stay undecided."
-    return f" To {what} with 80% power, run a new study with {row['n'] + more:,} seeds{safe}.{between}"
-
-
 def pp(value: float, *, sign: bool = False) -> str:
-    """An accuracy from 0 to 1, or a difference of two, in points of a hundred; what rounds to zero has no sign."""
+    """An accuracy from 0 to 1, or a difference of two, in percentage points; what rounds to zero has no sign."""
     text = f"{100 * value:+.2f}" if sign else f"{100 * value:.2f}"
     return text.lstrip("+-") if float(text) == 0 else text.replace("-", "−")
+
+
+def _shown(row: pd.Series) -> str:
+    """A difference that is shown, the higher side first."""
+    higher, amount = row["mean"] > 0, pp(abs(row["mean"]))
+    head, settings = _sides(row, winner_first=row["kind"] == "difference")
+    if row["kind"] == "slope":
+        said = f"{'rises' if higher else 'falls'} by {amount} {PER_DOUBLING}"
+    elif row["kind"] == "interaction":
+        said = f"higher by {amount} pp for {settings[0]} than for {settings[1]}"
+    else:
+        winner = _winner_and_other(row)[0]
+        said = f"{winner} {'are' if PLURAL.match(winner) else 'is'} better by {amount} pp"
+    if str(row["verdict"]).startswith("negligibly"):
+        both = f"p {_p(row['p'])}; equivalence p {_p(row['p_equivalent'])}"
+        return f"{head}: {BOLD}{said}{BOLD}, less than the margin of {pp(row['margin'])} pp ({_evidence(row)}; {both})."
+    return f"{head}: {BOLD}{said}{BOLD} ({_evidence(row)}; p {_p(row['p'])})."
+
+
+def _not_shown(row: pd.Series) -> str:
+    """A difference that is not shown, and what that means."""
+    head, settings = _sides(row, minus=True)
+    amount = pp(abs(row["mean"]))
+    if row["kind"] == "slope":
+        estimate = f"{pp(row['mean'], sign=True)} {PER_DOUBLING}"
+    elif row["kind"] == "interaction":
+        estimate = f"{amount} pp higher for {settings[0]} than for {settings[1]}"
+    else:
+        estimate = f"{amount} pp"
+    margin = pp(row["margin"])
+    if row["verdict"] == "unknown":
+        why = "one seed has no spread" if row["n"] == 1 else "all differences are equal"
+        verdict = f"{BOLD}Nothing is shown{BOLD}: {why}."
+    elif row["verdict"] == "equivalent":
+        verdict = f"{BOLD}Equivalent within ±{margin} pp{BOLD} (p {_p(row['p_equivalent'])})."
+    elif math.isnan(row["margin"]):
+        verdict = f"{BOLD}Inconclusive{BOLD}: no difference is shown (p {_p(row['p'])})."
+    else:
+        verdict = (
+            f"{BOLD}Inconclusive{BOLD}: neither different (p {_p(row['p'])}) "
+            f"nor equivalent within ±{margin} pp (p {_p(row['p_equivalent'])})."
+        )
+    return f"{head}: {estimate} ({_evidence(row)}). {verdict}"
+
+
+def _evidence(row: pd.Series) -> str:
+    """The interval, turned as the sentence is, and the seeds."""
+    seeds = f"{row['n']} paired seeds" if row["n"] > 1 else "one seed"
+    if math.isnan(row["low"]):
+        return seeds
+    low, high = row["low"], row["high"]
+    inconclusive_slope = row["kind"] == "slope" and verdict_of(row) not in SHOWN
+    if row["mean"] < 0 and not inconclusive_slope:
+        low, high = -high, -low
+    return f"95% CI {pp(low)} to {pp(high)}; {seeds}"
+
+
+def _short_names(row: pd.Series) -> tuple[str, str]:
+    """Both sides; A and B where they cannot be named shortly."""
+    first, second = row.get("side_a") or "", row.get("side_b") or ""
+    return (first, second) if first and second and max(len(first), len(second)) <= LONGEST else ("A", "B")
+
+
+def _winner_and_other(row: pd.Series) -> tuple[str, str]:
+    first, second = _short_names(row)
+    return (first, second) if not row["mean"] < 0 else (second, first)
+
+
+def _sides(row: pd.Series, *, winner_first: bool = False, minus: bool = False) -> tuple[str, tuple[str, str]]:
+    """How a sentence begins, and the settings of an interaction, the one with the larger difference first."""
+    first, second = row.get("setting_1") or "the first setting", row.get("setting_2") or "the second"
+    settings = (first, second) if not row["mean"] < 0 else (second, first)
+    if not row.get("side_a") or not row.get("side_b"):
+        return f"{row['name']}, A − B", settings
+    minus |= row["kind"] != "difference"
+    names = _winner_and_other(row) if (winner_first or row["kind"] == "difference") else _short_names(row)
+    where = f", {row['where']}" if row.get("where") else ""
+    explained = f" (A: {row['side_a']}; B: {row['side_b']})" if names[0] in ("A", "B") else ""
+    return f"{names[0]} {'minus' if minus else 'vs'} {names[1]}{explained}{where}", settings
+
+
+def _label(row: pd.Series) -> tuple[str, str]:
+    if not row.get("side_a"):
+        return "", ""
+    settings = f"{row['setting_1']} − {row['setting_2']}" if row.get("setting_1") else ""
+    slope = "per doubling of the segments" if row["kind"] == "slope" else ""
+    return f"{row['side_a']} − {row['side_b']}", ", ".join(filter(None, [settings, slope, row.get("where")]))
 
 
 def _p(p: float) -> str:

@@ -1,4 +1,4 @@
-// A click on a title, or Enter, sorts its table: numbers by value, words by letter; a second click turns the order round.
+// A click on a title, or Enter, sorts its table: numbers by value, words by letter; a second click reverses the order.
 for (const title of document.querySelectorAll("table.sortable th")) {
   const sort = () => {
     const row = title.parentNode, body = row.closest("table").tBodies[0], column = title.cellIndex
@@ -17,3 +17,7 @@ for (const title of document.querySelectorAll("table.sortable th")) {
   title.addEventListener("click", sort)
   title.addEventListener("keydown", event => event.key === "Enter" && sort())
 }
+// On paper nothing is folded.
+addEventListener("beforeprint", () => {
+  for (const one of document.querySelectorAll("details")) one.open = true
+})

@@ -1,8 +1,9 @@
-"""A study's table: one row a point, as the command, the page and a paper show it."""
+"""Tables of a study, a row per configuration, as the command, the report and a paper show them."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -10,9 +11,9 @@ import pandas as pd
 from markupsafe import Markup
 
 from spectrum.analysis.inference import t_interval
+from spectrum.analysis.sides import setting_words, split_words
 from spectrum.analysis.table import (
     SPLIT,
-    budget_name,
     check,
     keys,
     scored_metric,
@@ -28,7 +29,7 @@ MOST_SHOWN = 60
 def summarise(
     results: pd.DataFrame, by: str | Sequence[str], metric: str = "test_accuracy", confidence: float = 0.95
 ) -> pd.DataFrame:
-    """One row a group: n, mean, sd, the t-interval's half width and ends, and the group's params, macs and seconds.
+    """Summarise each group of rows: n, mean, sd, half width and ends of the t-interval, params, macs and seconds.
 
     Args:
         results: from `load_results`.
@@ -36,11 +37,11 @@ def summarise(
         metric: a column of accuracies from 0 to 1, or of another measure.
         confidence: of the intervals.
 
-    n counts seeds: where a group has several points, a seed's value is their mean, and a seed without an accuracy of
-    each of them is left out, so that all seeds speak of the same points. Groups come in the order
-    of the table, with the columns `by` first; `params` and `macs` where all rows of a group agree. The ends of an
-    interval for an accuracy are cut at 0 and 1, which it cannot leave; `half` is not. Raises ValueError for columns
-    that are not there and for a table that would mislead.
+    n counts seeds. Where a group has several configurations, a seed's value is their mean; a seed that lacks an
+    accuracy of one of them is left out, so that every seed covers the same configurations. Groups come in the order of
+    the table, with the columns `by` first; `params` and `macs` where all rows of a group agree. The ends of an interval
+    for an accuracy are cut at 0 and 1, which it cannot leave; `half` is not. Raises ValueError for missing columns and
+    for a table that would mislead.
 
     >>> from spectrum import load_results
     >>> means = summarise(load_results("results/order"), "order")
@@ -74,10 +75,10 @@ def summarise(
 
 
 def summary_table(results: pd.DataFrame) -> pd.DataFrame:
-    """One row a point of the spectrum: segments, what else varies, n, params, MACs, accuracy with interval, seconds.
+    """Table of a study, a row per configuration: segments, what else varies, n, params, MACs, accuracy, seconds.
 
-    The text column `accuracy` is in per cent and reads "mean ± half width of the 95 % t-interval". Where a run
-    diverged, a column says how many of the n did; they count, at chance.
+    The text column `accuracy` is in percent and reads "mean ± half width of the 95% CI". Where a run diverged, a column
+    says how many of the n did; they count, at chance.
     """
     names, metric = varied_settings(results), scored_metric(results)
     summary = summarise(results, [*SPLIT, *names], metric)
@@ -105,33 +106,89 @@ def summary_table(results: pd.DataFrame) -> pd.DataFrame:
 
 
 def as_text(table: pd.DataFrame) -> tuple[list[str], list[list[str]]]:
-    """Titles and cells of a summary table, as the command and the page show them."""
+    """Titles and cells of a summary table, as the command and the report show them."""
 
     def cell(name: str, value: Any) -> str:
         if value is None or value != value:
             return ""
         if name == "match":
-            return budget_name(value)
+            return setting_words("match", value)
         if name == "seconds":
             return f"{value:.1f}"
         if isinstance(value, bool | np.bool_):
             return "yes" if value else "no"
         if name in unset and float(value).is_integer():
-            return f"{int(value):,}"  # which pandas made 1.0, for the sake of those that are not set
+            return f"{int(value):,}"  # pandas made it 1.0, since others are not set
         return f"{value:,}" if isinstance(value, int) else str(value)
 
     unset = [name for name in table if table[name].dtype == float and table[name].isna().any()]
-    titles = {"macs": "MACs", "match": "budget", "accuracy": "accuracy, % ± 95 % t"}
+    titles = {"macs": "MACs", "match": "budget", "accuracy": "accuracy, % ± 95% CI"}
     rows = [[cell(str(name), value) for name, value in row.items()] for _, row in table.iterrows()]
     return [titles.get(str(name), str(name)) for name in table], rows
 
 
+@dataclass(frozen=True)
+class Cell:
+    """The accuracy of one configuration, in percent; empty texts where there is none."""
+
+    mean: str
+    half: str
+    """Half of the 95% CI."""
+    highest: bool
+    """Whether it has the highest mean of its column."""
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """Accuracies by segments and by one other setting."""
+
+    setting: str
+    titles: list[str]
+    rows: list[tuple[str, list[Cell]]]
+    """A split, and a cell per column."""
+
+
+def matrix(results: pd.DataFrame) -> Matrix | None:
+    """Mean accuracies as a matrix: segments by the one setting that varies beside them, such as the budget.
+
+    Args:
+        results: the study's rows, from `load_results`.
+
+    None where the study has another shape: several such settings or none, or few of the combinations.
+    """
+    metric, names = scored_metric(results), varied_settings(results)
+    if len(names) != 1 or not results[metric].notna().any():
+        return None
+    (name,) = names
+    values = list(dict.fromkeys(results[name].map(repr)))
+    table = results.assign(row=keys(results, SPLIT), column=results[name].map(repr))
+    splits = table.drop_duplicates("row")
+    scores = table[table[metric].notna()].groupby(["row", "column"], sort=False)[metric].agg(list)
+    if len(splits) < 2 or len(values) < 2 or len(scores) < 0.6 * len(splits) * len(values):
+        return None
+    highest = scores.map(lambda one: sum(one) / len(one)).groupby("column").idxmax().to_list()
+    rows = []
+    for _, split in splits.iterrows():
+        cells: list[Cell] = []
+        for value in values:
+            at = (split["row"], value)
+            if at not in scores.index:
+                cells.append(Cell("", "", False))
+                continue
+            mean, _, high = t_interval(scores[at])
+            half = "" if high != high else f"± {100 * (high - mean):.2f}"
+            cells.append(Cell(f"{100 * mean:.2f}", half, at in highest))
+        rows.append((split_words(split), cells))
+    first = results[~table["column"].duplicated()]
+    return Matrix(name, [setting_words(name, value) for value in first[name]], rows)
+
+
 def _signed(mismatch: float | None) -> str:
-    return "" if mismatch is None or mismatch != mismatch else f"{100 * mismatch:+.2f} %"
+    return "" if mismatch is None or mismatch != mismatch else f"{100 * mismatch:+.2f}%".replace("-", "−")
 
 
 def as_html(results: pd.DataFrame) -> str | None:
-    """The summary table of rows for a notebook, with what it is of; None where they have none to show truthfully."""
+    """The summary table of rows for a notebook, with its caption; None where rows cannot be summarised truthfully."""
     try:
         check(results, SUMMARISED)
     except ValueError:
@@ -148,12 +205,12 @@ def as_html(results: pd.DataFrame) -> str | None:
 
 
 def _data_of(results: pd.DataFrame) -> str:
-    budgets = ", ".join(dict.fromkeys(map(budget_name, results["match"])))
+    budgets = ", ".join(setting_words("match", match) for match in dict.fromkeys(results["match"]))
     return f"{', '.join(dict.fromkeys(results['dataset']))} · budget: {budgets}"
 
 
 def _runs_of(results: pd.DataFrame) -> str:
-    """How many runs a table is of, those that failed apart."""
+    """How many runs a table is of; failed ones are counted separately."""
     failed = int((results["status"] == "failed").sum())
     kinds = "validation images" if scored_metric(results) == "val_accuracy" else "the test set"
     return f"{len(results) - failed} runs{f', {failed} failed' if failed else ''}, scored on {kinds}"

@@ -204,16 +204,21 @@ def show_report(folder: Path, study: Study | None = None) -> None:
 
 
 def _print_report(folder: Path, report: Written, first: str) -> None:
-    """The table, the sentences, and where the first figure, the page and the rows are."""
+    """Print question, answer, comparisons, caveats and results, in the order of the page, and where the files are."""
     from spectrum.analysis.summary import as_text
 
     out.print()
+    for heading, lines in (
+        ("", [report.question, *report.answer]),
+        ("Comparisons", report.sentences),
+        ("Caveats", report.caveats),
+    ):
+        if any(lines):
+            for line in filter(None, [heading, *lines]):
+                out.print(line if not heading or line == heading else f"- {line}")
+            out.print()
     if len(report.table):
         print_table(*as_text(report.table))
-        out.print()
-    for sentence in report.sentences:
-        out.print(sentence)
-    if report.sentences:
         out.print()
     figure = next((path for path in report.figures if path.name == first), None)
     for name, path in (("figure", figure), ("report", report.page), ("rows", folder / ROWS)):

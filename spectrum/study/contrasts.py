@@ -1,9 +1,9 @@
-"""What a contrast of a study really changes: a fair one changes a single factor.
+"""What a comparison changes: a fair one changes a single factor.
 
-Factors are the fields in which the two sides differ, and what nobody wrote down: parameters and MACs where no budget
-holds them, 1×1 convolutions that run at other resolutions, norms and non-linearities that come or go, and sides whose
-runs do not pair. What follows from a field is told with that field: BNs with `norm`, or with `depth`. An interaction
-compares differences, and so has two sets of factors: of each difference, and across the settings it is compared at.
+Factors are the options in which the two sides differ, and what no option says: parameters and MACs where no budget
+matches them, 1×1 convolutions that run at other resolutions, norms and non-linearities that come or go, and sides whose
+runs do not pair. A consequence is listed with its option: BNs with `norm`, or with `depth`. An interaction compares
+differences, and so has two sets of factors: of each difference, and of the settings between which it compares.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from spectrum.design.study_file import Contrast, Study
 from spectrum.models.position import PLACES, Position
 from spectrum.study.planning import CostedRun
 
-EQUAL = 0.01  # counts that differ by no more are held equal
-WORDS = {"params": "parameters", "macs": "MACs"}
-CAUSES = {  # what nobody wrote down, and the fields that it may follow from
+EQUAL = 0.01  # counts that differ by no more are matched
+WORDS = {"params": "parameters", "macs": "MACs", "step_time": "step time"}
+CAUSES = {  # what no option says, and the options that it may follow from
     "batch normalisations": ("norm", "depth", "residual", "model", "widths"),
     "non-linearities": ("activation", "depth", "model", "widths"),
     "pixels at which the 1×1s run": ("depth", "model", "widths"),
@@ -44,16 +44,16 @@ class Factor:
 
 @dataclass(frozen=True)
 class Examined:
-    """A contrast, and all that it changes."""
+    """A comparison, and all that it changes."""
 
     contrast: Contrast
     factors: tuple[Factor, ...]
-    across: tuple[Factor, ...] = ()  # of an interaction: in what the settings differ that it is compared across
-    notes: tuple[str, ...] = ()  # what also differs, as it must where something else is held equal
+    across: tuple[Factor, ...] = ()  # of an interaction: in what its settings differ
+    notes: tuple[str, ...] = ()  # what also differs, as it must where something else is matched
 
     @property
     def confounded(self) -> bool:
-        """Whether a difference could not be laid to one factor."""
+        """Whether a difference could not be attributed to one factor."""
         return len(self.factors) > 1 or len(self.across) > 1
 
     def record(self) -> PlannedContrast:
@@ -75,10 +75,10 @@ Side = Sequence[CostedRun]
 
 
 def examine(study: Study, planned: Sequence[CostedRun]) -> list[Examined]:
-    """Every contrast of a study with its factors, in the order of the file.
+    """Every comparison of a study with its factors, in the order of the file.
 
     Args:
-        study: whose contrasts they are.
+        study: whose comparisons they are.
         planned: from `plan_study`, of the same study.
     """
     by_wanted = {(one.asked.id, one.match): one for one in planned}
@@ -121,13 +121,15 @@ def _ends(planned: Side) -> list[list[CostedRun]]:
 
 
 def _unheld_counts(first: Side, second: Side) -> Iterator[tuple[str, Factor]]:
-    """Counts in which the sides differ at a budget that does not hold them, each with the name of that budget."""
+    """Counts in which the sides differ at a budget that does not match them, each with the name of that budget."""
     for match in sorted({plan.match for plan in first} & {plan.match for plan in second}):
-        held = ", which no budget holds" if match == "none" else f" at equal {_as_words(match)}"
+        verb = "is" if match == "step_time" else "are"
+        held = ", not matched" if match == "none" else f" differ although {WORDS.get(match, match)} {verb} matched"
         for count in ("params", "macs"):
             values = [[getattr(plan, count) for plan in side if plan.match == match] for side in (first, second)]
             if count != match and not _equal(*values):
-                yield match, Factor(f"{WORDS[count]}{held}", _range(values[0]), _range(values[1]))
+                change = "" if match == "none" else _change(*values)
+                yield match, Factor(f"{WORDS[count]}{held}", _range(values[0]), f"{_range(values[1])}{change}")
 
 
 def _factors(study: Study, first: Side, second: Side) -> tuple[list[Factor], list[str]]:
@@ -152,7 +154,7 @@ def _factors(study: Study, first: Side, second: Side) -> tuple[list[Factor], lis
         "batch normalisations": lambda plan: str(plan.norms),
         "non-linearities": lambda plan: str(plan.nonlinearities),
     }
-    if all(plan.pointwise_pixels for plan in (*first, *second)):  # a bare operation has none
+    if all(plan.pointwise_pixels for plan in (*first, *second)):  # a single operation has none
         derived["pixels at which the 1×1s run"] = lambda plan: " ".join(map(str, plan.pointwise_pixels))
     for name, say in derived.items():
         compared(name, say)
@@ -169,7 +171,7 @@ def _factors(study: Study, first: Side, second: Side) -> tuple[list[Factor], lis
 
 
 def _pair(study: Study, found: dict[str, Factor], first: Side, second: Side) -> bool:
-    """Whether every run of one side has its counterpart on the other, alike in all that is no factor."""
+    """Whether every run of one side has a counterpart on the other that differs in the factors alone."""
     rest = ["seed", *(name for name in study.varied() if name not in (*found, *PLACES, "match"))]
 
     def others(plan: CostedRun) -> tuple[Any, ...]:
@@ -179,7 +181,7 @@ def _pair(study: Study, found: dict[str, Factor], first: Side, second: Side) -> 
 
 
 def _trained(plan: CostedRun) -> tuple[Any, ...]:
-    """What tells networks apart, whatever the run calls it."""
+    """What tells networks apart, whatever their options are called."""
     unnamed = {"seed": 0, "segments": 1, "segment_width": None, "stage_segments": None}
     return plan.run.model_copy(update=unnamed).id, plan.realised_segments
 
@@ -187,6 +189,13 @@ def _trained(plan: CostedRun) -> tuple[Any, ...]:
 def _equal(first: Sequence[int], second: Sequence[int]) -> bool:
     one, other = sorted(set(first)), sorted(set(second))
     return len(one) == len(other) and all(abs(b / a - 1) <= EQUAL for a, b in zip(one, other, strict=True))
+
+
+def _change(first: Sequence[int], second: Sequence[int]) -> str:
+    """By how much the second side is above the first, where each has one count."""
+    if len({*first}) > 1 or len({*second}) > 1:
+        return ""
+    return f" ({100 * (second[0] / first[0] - 1):+.1f}%)".replace("-", "−")
 
 
 def _segments(run: RunConfig) -> str:

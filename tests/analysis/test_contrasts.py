@@ -10,7 +10,7 @@ import pytest
 
 from spectrum import plots, stats
 from spectrum.analysis.inference import difference
-from spectrum.analysis.sentences import sentence
+from spectrum.analysis.sentences import comparison_labels, contrasts_as_text, pp, sentence, verdict_in_words
 from spectrum.analysis.summary import summary_table
 
 RELU = [{"activation": "relu"}, {"activation": "none"}]
@@ -99,7 +99,7 @@ def test_a_seed_with_a_missing_run_is_left_out_and_a_diverged_run_counts():
     (row,) = stats.contrasts(table, [{"name": "x", "between": RELU}]).to_dict("records")
     assert (row["n"], row["left_out"], row["diverged"]) == (4, (3,), 1)
     said = sentence(pd.Series(row))
-    assert "Seed 3 left out, for want of a run." in said
+    assert "Seed 3 left out, for lack of a run." in said
     assert "1 run diverged and counted, at chance." in said
 
 
@@ -238,7 +238,7 @@ def test_the_summary_says_of_each_run_what_is_its_own():
     table.loc[table["segments"].eq(2) & table["seed"].eq(1), "status"] = "diverged"
     shown = summary_table(table).set_index("segments")
     assert shown["diverged"].to_dict() == {"1": 0, "2": 1, "8": 0, "per channel": 0}
-    assert shown["mismatch"].to_dict() == {"1": "+0.10 %", "2": "+0.20 %", "8": "+0.30 %", "per channel": "+0.00 %"}
+    assert shown["mismatch"].to_dict() == {"1": "+0.10%", "2": "+0.20%", "8": "+0.30%", "per channel": "+0.00%"}
     assert shown["n"].to_dict() == {"1": 4, "2": 5, "8": 5, "per channel": 5}
 
 
@@ -286,12 +286,21 @@ def test_a_family_is_corrected_and_each_verdict_follows():
     assert found["more_seeds"].isna().tolist() == [True, True, False, False]
     assert found["more_seeds"]["interaction"] < found["more_seeds_at_most"]["interaction"]
     said = [sentence(row) for _, row in stats.contrasts(table, asked).iterrows()]
-    assert said[0].startswith("relu: −")
-    assert "The first is lower (p < 0.001)." in said[0] or "The first is lower (p = " in said[0]
-    assert "but by less than 5.00 points, the study's margin" in said[1]
-    assert "neither a difference nor equivalence within ±0.10 points is shown" in said[2]
-    assert "points a doubling of the segments" in said[3]
-    assert "pp a doubling of the segments with 80% power" in said[3]
+    where = "averaged over 4 numbers of segments, parameter-matched"
+    higher = (pp(-raw.mean), pp(-raw.high), pp(-raw.low))
+    beginning = f"no activation vs ReLU, {where}: no activation is better by {higher[0]} pp"
+    evidence = f"95% CI {higher[1]} to {higher[2]}; 5 paired seeds; p < 0.001"
+    assert said[0] == f"{beginning} ({evidence})."
+    assert said[1] == f"{beginning}, less than the margin of 5.00 pp ({evidence}; equivalence p < 0.001)."
+    assert said[2].startswith("ReLU minus no activation, parameter-matched: ")
+    assert " higher for " in said[2]
+    assert re.search(
+        r"Inconclusive: neither different \(p = \d\.\d{3}\) nor equivalent within ±0.10 pp \(p = \d\.\d{3}\)\.", said[2]
+    )
+    assert re.match(
+        r"ReLU minus no activation, parameter-matched: [+−]\d.\d\d pp per doubling of the segments", said[3]
+    )
+    assert "pp per doubling of the segments with 80% power" in said[3]
     assert abs(found["mean"]["interaction"]) > 0.001, "beyond the margin: what counts is to show as large a one"
     for words, n in zip(said[2:], found["more_seeds_to_show"][2:], strict=True):
         assert re.search(
@@ -312,7 +321,7 @@ def test_the_size_of_a_new_study_is_the_whole_of_it():
     )  # fmt: skip
     assert sentence(row).endswith(
         "To tell 0 from ±0.50 pp with 80% power, run a new study with 8 seeds (11 to be safe). "
-        "A difference in between may stay undecided."
+        "A difference in between may stay inconclusive."
     )
     beyond = pd.Series(row.to_dict() | {"mean": 0.006})
     assert sentence(beyond).endswith("To show a difference of 0.60 pp with 80% power, run a new study with 906 seeds.")
@@ -326,7 +335,7 @@ def test_equivalence_is_said():
     table = made_up(lambda s, a, seed: 0.9 + (a == "relu") * NOISE[s, a, seed] / 10)
     (row,) = [row for _, row in stats.contrasts(table, [{"name": "x", "between": RELU, "margin": 0.005}]).iterrows()]
     assert row["verdict"] == "equivalent"
-    assert "Equivalent within ±0.50 points, the study's margin (equivalence: p " in sentence(row)
+    assert re.search(r"\(95% CI .*; 5 paired seeds\)\. Equivalent within ±0\.50 pp \(p [=<] [\d.]+\)\.$", sentence(row))
 
 
 @pytest.mark.parametrize(
@@ -348,7 +357,7 @@ def test_a_contrast_without_runs_is_told_and_counts_for_nothing():
     table = made_up(noisy)
     asked = [{"name": "x", "between": RELU}, {"name": "later", "between": [{"segments": 4}, {"segments": 1}]}]
     both = stats.contrasts(table, asked)
-    assert sentence(both.iloc[1]) == "later: no seed has a run on every side."
+    assert sentence(both.iloc[1]) == "4 segments vs 1 segment, parameter-matched: no seed has a run on every side."
     assert both["p"][0] == pytest.approx(stats.contrast(table, RELU).p)
 
 
@@ -584,7 +593,10 @@ def test_diverged_runs_count_where_they_are_used():
 def test_an_interaction_is_said_as_one():
     table = made_up(lambda c, a, s: 0.8 + 0.02 * (a == "relu") * (c == 1) + NOISE[c, a, s] / 4)
     (row,) = stats.contrasts(table, [{"name": "x", "between": RELU, "across": ENDS}]).to_dict("records")
-    assert "The difference is lower at the first setting (p" in sentence(pd.Series(row))
+    said = sentence(pd.Series(row))
+    assert said.startswith("ReLU minus no activation, parameter-matched: higher by ")
+    assert " pp for 1 segment than for per-channel (95% CI " in said
+    assert verdict_in_words(pd.Series(row)) == "higher for 1 segment"
 
 
 # Where an effect crosses zero
@@ -635,3 +647,68 @@ def test_a_crossing_needs_two_seeds_and_two_places():
         stats.crossing(made_up(noisy, seeds=1), RELU)
     with pytest.raises(ValueError, match="two numbers of segments"):
         stats.crossing(made_up(noisy, segments=[8]), RELU)
+
+
+# The sides in words
+
+
+def names(table, first, second, **more):
+    row = stats.contrasts(table, [{"name": "x", "between": [first, second], **more}]).iloc[0]
+    return row["side_a"], row["side_b"], row["where"]
+
+
+def test_sides_are_named_by_what_differs_between_them_whatever_the_comparison_is_called():
+    table = made_up(noisy, segments=[1, 2, "per_channel"])
+    bare = made_up(noisy, segments=[1]).assign(pointwise=False, activation="none", seed=list(range(5)) * 2).iloc[:5]
+    both = pd.concat([table, bare], ignore_index=True)
+    relu, none = RELU
+    assert names(table, relu | {"segments": 1}, none | {"segments": 1}) == (
+        "ReLU", "no activation", "1 segment, parameter-matched",
+    )  # fmt: skip
+    assert names(both, {"segments": "per_channel"} | none, {"pointwise": False}) == (
+        "per-channel", "plain 3×3", "no activation, parameter-matched",
+    )  # fmt: skip
+    assert names(table, {"segments": 2} | relu, {"segments": 1} | none)[:2] == (
+        "2 segments, ReLU", "1 segment, no activation",
+    )  # fmt: skip
+    assert names(table, *RELU, across="segments")[2] == "parameter-matched"
+
+
+def test_a_winner_comes_first_and_its_difference_is_positive_whichever_side_it_is():
+    table = made_up(noisy)
+    asked = [{"name": "a", "between": RELU}, {"name": "b", "between": RELU[::-1]}]
+    first, second = (sentence(row) for _, row in stats.contrasts(table, asked).iterrows())
+    assert first == second
+    assert re.search(
+        r"no activation is better by \d\.\d\d pp \(95% CI \d\.\d\d to \d\.\d\d; 5 paired seeds; p [<=]", first
+    )
+
+
+def test_a_finding_can_be_marked():
+    (row,) = (row for _, row in stats.contrasts(made_up(noisy), [{"name": "x", "between": RELU}]).iterrows())
+    assert re.search(r": \*\*no activation is better by \d\.\d\d pp\*\* \(", sentence(row, bold="**"))
+    assert sentence(row, bold="**").replace("**", "") == sentence(row)
+
+
+@pytest.mark.parametrize(("segments", "verb"), [(1, "is"), (2, "are"), ("per_channel", "is")])
+def test_several_segments_are_better_and_one_is(segments, verb):
+    count = 16 if segments == "per_channel" else segments
+    table = made_up(lambda c, a, s: 0.5 + 0.2 * (c == count) + NOISE[c, a, s])
+    other = {"segments": 8}
+    row = stats.contrasts(table, [{"name": "x", "between": [other, {"segments": segments}]}]).iloc[0]
+    assert f": {row['side_b']} {verb} better by " in sentence(row)
+
+
+def test_long_sides_are_explained_once_and_called_a_and_b():
+    long = "a very long name of an activation that nobody would want to read twice"
+    table = made_up(noisy, activation=("none", "relu")).replace({"activation": {"relu": long}})
+    row = stats.contrasts(table, [{"name": "x", "between": [{"activation": long}, {"activation": "none"}]}]).iloc[0]
+    where = "averaged over 4 numbers of segments, parameter-matched"
+    assert sentence(row).startswith(f"B vs A (A: {long}; B: no activation), {where}: B is better by ")
+
+
+def test_comparisons_that_their_sides_do_not_tell_apart_keep_their_names():
+    asked = [{"name": name, "between": RELU} for name in ("one", "other")]
+    judged = stats.contrasts(made_up(noisy), [*asked, {"name": "ends", "between": ENDS}])
+    assert [sides for sides, _ in comparison_labels(judged)] == ["one", "other", "per-channel − 1 segment"]
+    assert [line[0] for line in contrasts_as_text(judged)[1]][:2] == ["one", "other"]

@@ -108,10 +108,10 @@ def test_latex_has_every_cell_and_nothing_that_breaks_it(table):
 
 def test_latex_says_what_a_reader_must_know():
     text = latex(results().assign(match="params", budget_mismatch=-0.0012))
-    assert r"\caption{made-up: digits, n = 2 runs per configuration, budget: equal parameters.}" in text
+    assert r"\caption{made-up: digits, n = 2 runs per configuration, budget: parameter-matched.}" in text
     assert r"\label{tab:made-up}" in text
-    assert r"1 & 2 & 1,000 & 100,000 & $-$0.12 \% & 90.25 $\pm$ 3.18 & 2.0 \\" in text
-    assert r"accuracy, \% $\pm$ 95 \% t" in text
+    assert r"1 & 2 & 1,000 & 100,000 & $-$0.12\% & 90.25 $\pm$ 3.18 & 2.0 \\" in text
+    assert r"accuracy, \% $\pm$ 95\% CI" in text
     assert r"tiny-{}-epochs-2" in latex(results().assign(study="tiny--epochs-2"))
     assert r"3, no 1$\times$1" in latex(results(pointwise=[True, False]))
 
@@ -175,7 +175,7 @@ def test_a_cell_is_one_line():
 
 @pytest.mark.parametrize("export", TABLE_FORMATS.values(), ids=TABLE_FORMATS)
 def test_a_study_without_an_accuracy_has_no_table(export):
-    with pytest.raises(ValueError, match="made-up: no point has an accuracy yet"):
+    with pytest.raises(ValueError, match="made-up: no run has an accuracy yet"):
         export(runs_table(results().assign(status="failed", test_accuracy=None, val_accuracy=None)))
 
 
@@ -232,22 +232,27 @@ def test_a_table_of_contrasts_has_their_numbers():
     cells = markdown_cells(markdown_rows(contrasts_table(judged(table), table)))
     first, slope = [[cell.strip() for cell in line] for line in cells[2:]]
     mean, low, high = stats.t_interval([0.8, 1.0, 1.2])
-    assert first[:4] == ["ReLU against none", "3", f"+{mean:.2f}", f"{low:.2f} to {high:.2f}"]
-    assert first[5:] == ["±1.00", f"{judged(table)['p_equivalent'][0]:.3f}", "higher"]
-    assert slope[0] == "slope (a doubling of the segments)"
-    assert slope[2:] == ["0.00", "", "", "", "", "unknown"]  # equal differences tell nothing of a spread
+    assert first[:4] == [
+        "ReLU − no activation, averaged over 4 numbers of segments",
+        "3",
+        f"+{mean:.2f}",
+        f"{low:.2f} to {high:.2f}",
+    ]
+    assert first[5:] == ["±1.00", f"{judged(table)['p_equivalent'][0]:.3f}", "ReLU better"]
+    assert slope[0] == "ReLU − no activation, per doubling of the segments"
+    assert slope[2:] == ["0.00", "", "", "", "", "not known"]  # equal differences tell nothing of a spread
 
 
 def test_a_table_of_contrasts_says_what_a_reader_must_know():
     text = as_latex(contrasts_table(judged(compared(), HOSTILE), compared()))
-    assert "Holm's method over all 2 contrasts" in text
+    assert "Holm's method over all 2 comparisons" in text
     assert r"\label{tab:made-up-contrasts}" in text
     assert balanced(text)
     assert all(not SPECIAL.search(cell) for line in latex_cells(text) for cell in line)
 
 
 def test_no_contrast_is_no_table():
-    with pytest.raises(ValueError, match="made-up: has no contrast"):
+    with pytest.raises(ValueError, match="made-up: has no comparison"):
         contrasts_table(judged(compared()).iloc[:0], results())
 
 

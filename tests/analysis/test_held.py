@@ -24,7 +24,7 @@ STUDIES = sorted(path.parent.name for path in RESULTS.glob("*/plan.json"))
 
 def terms(page, heading):
     """The terms of one section of a page, and what is said of each."""
-    section = page.partition(f"<h2>{heading}</h2>")[2].partition("<h2>")[0]
+    section = page.partition(f">{heading}</h2>")[2].partition("<h2")[0]
     return {unescape(term): unescape(said) for term, said in re.findall(r"<dt>(.*?)</dt><dd>(.*?)</dd>", section)}
 
 
@@ -66,7 +66,7 @@ STUDY = {
 @pytest.mark.parametrize("name", STUDY)
 def test_held_equal_is_what_the_runs_have_in_common(name):
     page, runs = page_of_study(STUDY[name])
-    held = terms(page, "What was held equal")
+    held = terms(page, "Settings that all runs share")
     common = {
         field: getattr(runs[0], field)
         for field in RunConfig.model_fields
@@ -80,15 +80,15 @@ def test_held_equal_is_what_the_runs_have_in_common(name):
 
 
 def test_networks_with_relu_and_norm_are_called_so():
-    held = terms(page_of_study(STUDY["a model of its own"])[0], "What was held equal")
+    held = terms(page_of_study(STUDY["a model of its own"])[0], "Settings that all runs share")
     assert (held["activation"], held["norm"]) == ("relu", "yes")
     page = page_of_study(STUDY["models as an axis"])[0]
-    assert not {"order", "model"} & terms(page, "What was held equal").keys()
+    assert not {"order", "model"} & terms(page, "Settings that all runs share").keys()
     assert "order: pointwise first, spatial first" in terms(page, "Design")["what differs with it"]
 
 
 def test_runs_of_a_recipe_are_listed_with_its_optimiser():
-    held = terms(page_of_study(STUDY["a recipe"])[0], "What was held equal")
+    held = terms(page_of_study(STUDY["a recipe"])[0], "Settings that all runs share")
     assert {name: held[name] for name in ("optimizer", "lr", "schedule", "decay", "ema")} == {
         "optimizer": "rmsprop", "lr": "0.001", "schedule": "exponential", "decay": "0.9", "ema": "0.9999",
     }  # fmt: skip
@@ -104,7 +104,7 @@ def test_a_choice_is_called_by_what_its_run_has_and_not_by_the_base():
     entry = {"point": run.model_dump(mode="json", exclude_defaults=True), "match": "none"}
     plan = {"varied": ["segments", "activation"], "budget": {"match": ["none"]}, "base": {"activation": "relu"}}
     whole = plan_of(plan | {"tuning": {"choices": [entry]}})
-    assert choice_name(whole, whole.tuning.choices[0]) == "4, activation none"
+    assert choice_name(whole, whole.tuning.choices[0]) == "4 segments, no activation"
 
 
 @settings(max_examples=200)
@@ -135,7 +135,7 @@ def test_the_runs_of_a_committed_plan_are_completed_to_those_that_their_ids_name
 @pytest.mark.parametrize("name", STUDIES)
 def test_the_page_of_a_study_calls_held_equal_what_its_runs_have_in_common(name):
     empty, plan = pd.DataFrame(), read_plan(RESULTS / name)
-    held = terms(page_of(load_results(RESULTS / name), plan, empty, {}, empty), "What was held equal")
+    held = terms(page_of(load_results(RESULTS / name), plan, empty, {}, empty), "Settings that all runs share")
     configs = [RunConfig(**run.options) for run in plan.runs]
     for field in RunConfig.model_fields:
         values = {getattr(config, field) for config in configs}

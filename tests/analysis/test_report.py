@@ -3,17 +3,22 @@ import hashlib
 import re
 import shutil
 import subprocess
+from html import unescape
 from html.parser import HTMLParser
 from xml.etree import ElementTree
 
+import numpy as np
+import pandas as pd
 import pypdf
 import pytest
 from markupsafe import escape
 
-from spectrum import plots
+from spectrum import plots, stats
+from spectrum.analysis.answer import answer, caveats
 from spectrum.analysis.page import page_of
 from spectrum.analysis.report import judge, write_report
-from spectrum.analysis.summary import as_text, summary_table
+from spectrum.analysis.sentences import finding
+from spectrum.analysis.summary import as_text, matrix, summary_table
 from tests.analysis.test_plots import history, results
 from tests.plans import plan_of
 
@@ -77,12 +82,19 @@ def test_a_page_is_self_contained_and_says_what_a_reader_must_know(tmp_path, pla
     tags = Tags(page).found
     assert not [tag for tag, _ in tags if tag in ("link", "iframe", "object")]
     assert [attrs for tag, attrs in tags if tag == "script"] == [{}]  # the one that sorts
-    assert all(attrs["src"].startswith("data:image/png;base64,") for tag, attrs in tags if tag == "img")
+    assert all(attrs["src"].startswith("data:image/svg+xml;base64,") for tag, attrs in tags if tag == "img")
     assert len([tag for tag, _ in tags if tag == "img"]) == 4
     assert not re.findall(r"https?://", page)
     assert "spectrum run &#39;made up.toml&#39; --epochs 3 --no-flip --import my_models" in page
     assert "<dt>segments</dt>" not in page
-    for said in ("What lies between?", "unmatched", "2 seeds a point are few", "90.25 ± 3.18", "epochs", "threads"):
+    for said in (
+        "What lies between?",
+        "unmatched",
+        "2 seeds per configuration are few",
+        "90.25 ± 3.18",
+        "epochs",
+        "threads",
+    ):
         assert said in page
 
 
@@ -100,12 +112,12 @@ def test_the_design_says_what_varies_how_often_and_what_was_decided_before(tmp_p
     table = provenance(results())
     page = write_report(tmp_path, table, history(table), plan_of(plan)).page.read_text()
     for said in (
-        "segments: 1, 2, 3, per channel",
+        "segments: 1 segment, 2 segments, 3 segments, per-channel",
         "<dt>seeds</dt><dd>0, 1</dd>",
         "8, each on the same images, batches and augmentation for one seed",
-        "learning rates 0.1, 0.2; seeds 1000; the same at every point, on validation images only",
+        "learning rates 0.1, 0.2; seeds 1000; the same for every configuration, on validation images only",
         "±0.50 (2 against 1)",
-        "all 8 runs ended, and all count",
+        "All 8 runs ended, and all count",
     ):
         assert said in page
 
@@ -117,7 +129,7 @@ def test_seeds_that_a_contrast_leaves_out_are_named(tmp_path, plan):
     table = provenance(results(seed=[0, 1, 2]))
     table.loc[(table["segments"] == 2) & (table["seed"] == 1), ["status", "test_accuracy"]] = ["failed", None]
     page = write_report(tmp_path, table, history(table), plan_of(plan)).page.read_text()
-    assert "Left out of “2 against 1”, for want of a run on some side: seed 1." in page
+    assert "Left out of “2 against 1”, for lack of a run on some side: seed 1." in page
 
 
 @pytest.mark.medium
@@ -127,7 +139,7 @@ def test_what_has_not_run_yet_is_not_called_left_out(tmp_path, plan):
     table = provenance(results(seed=[0, 1, 2])).drop(index=[4])
     page = write_report(tmp_path, table, history(table), plan_of(plan)).page.read_text()
     assert "Left out of" not in page
-    assert "of 12 planned runs 11 are there" in page
+    assert "11 of 12 runs have finished; the numbers may still change." in page
 
 
 @pytest.mark.medium
@@ -136,7 +148,7 @@ def test_a_study_whose_contrasts_have_no_run_yet_has_a_page_without_a_forest(tmp
     plan["contrasts"] = [contrast | {"confounded": False}]
     table = provenance(results())
     report = write_report(tmp_path, table, history(table), plan_of(plan))
-    assert report.sentences == ["8 against 1: no seed has a run on every side."]
+    assert report.sentences == ["8 segments vs 1 segment: no seed has a run on every side."]
     assert not (tmp_path / "figures/contrasts.svg").exists()
 
 
@@ -147,7 +159,7 @@ def test_failures_and_divergences_are_listed(tmp_path, plan):
     table.loc[1, ["status", "test_accuracy"]] = ["diverged", 0.1]
     page = write_report(tmp_path, table, history(table), plan_of(plan)).page.read_text()
     assert "the worker process died 3 times" in page
-    assert "1, seed 0" in page
+    assert "1 segment, seed 0" in page
     assert "scored at chance" in page
     assert "nan" not in re.sub(r'src="data:[^"]*"', "", page)
     assert summary_table(table)["diverged"].tolist() == [1, 0, 0, 0]
@@ -167,10 +179,15 @@ def test_contrasts_are_said_drawn_and_warned_of(tmp_path, plan):
     table["test_accuracy"] += [0.001 * (7 * number % 5) for number in range(len(table))]
     report = write_report(tmp_path, table, history(table), plan_of(plan))
     page = report.page.read_text()
-    assert ["Confounded: it changes several factors at once." in said for said in report.sentences] == [False, True]
-    assert report.sentences[0].replace("&", "&amp;").replace("'", "&#39;") in page
+    assert ["Confounded: the sides differ in several factors at once." in said for said in report.sentences] == [
+        False,
+        True,
+    ]
+    words = unescape(re.sub(r"</?strong>", "", page))
+    assert all(said.partition(" To ")[0] in words for said in report.sentences)
+    assert "<strong>1 segment is better by " in page
     assert "It changes segments: 2 → 1." in page
-    assert "A difference cannot be laid to any one of its 2 factors" in page
+    assert "A difference cannot be attributed to any one of its 2 factors" in page
     assert "<li>one: a → b</li>" in page
     assert (tmp_path / "figures/contrasts.svg").exists()
 
@@ -186,7 +203,11 @@ def test_the_policy_comes_before_the_one_script_and_has_its_hash(tmp_path, plan)
     assert [attrs for _, attrs in page.found if "http-equiv" in attrs] == [said]
     assert page.found.index(("meta", said)) < min(tags.index(tag) for tag in ("script", "style", "img", "body"))
     assert tags.count("script") == 1
-    assert not any(name.startswith("on") or name == "href" for _, attrs in page.found for name in attrs)
+    assert not any(name.startswith("on") for _, attrs in page.found for name in attrs)
+    ids = {attrs["id"] for _, attrs in page.found if "id" in attrs}
+    links = [attrs["href"] for _, attrs in page.found if "href" in attrs]
+    assert len(links) > 5
+    assert all(link[0] == "#" and link[1:] in ids for link in links), "a link leads to a section of the page alone"
 
 
 @pytest.mark.skipif(shutil.which("chromium") is None, reason="needs chromium")
@@ -216,15 +237,27 @@ def test_a_printed_page_loses_nothing(tmp_path, plan):
     table = provenance(results(activation=["none", "relu"], lr=[0.1, 0.2]))
     page = write_report(tmp_path, table, history(table), plan_of(plan)).page
     browser = ["chromium", "--headless", "--no-sandbox", "--disable-gpu", "--no-pdf-header-footer"]
-    pdf = tmp_path / "page.pdf"
-    subprocess.run([*browser, f"--print-to-pdf={pdf}", page.as_uri()], capture_output=True, timeout=120, check=True)
-    sheets = pypdf.PdfReader(pdf).pages
+    bare = tmp_path / "bare.html"
+    bare.write_text(re.sub(r"<img[^>]*>", "", page.read_text()))
+
+    def printed(path):
+        pdf = path.with_suffix(".pdf")
+        subprocess.run([*browser, f"--print-to-pdf={pdf}", path.as_uri()], capture_output=True, timeout=120, check=True)
+        return pypdf.PdfReader(pdf).pages
+
+    sheets = printed(page)
     text = re.sub(r"\s+", " ", " ".join(sheet.extract_text() for sheet in sheets))
     columns, rows = as_text(summary_table(table))
     assert all(cell in text for line in (columns, *rows) for cell in line)
-    assert all(heading in text for heading in ("Design", "Results", "What was held equal", "How to reproduce"))
+    assert all(
+        heading in text
+        for heading in ("Answer", "Caveats", "Design", "Results", "Settings that all runs share", "How to reproduce")
+    )
     assert "Click a title" not in text
-    assert sum(len(sheet.images) for sheet in sheets) == 4
+    lines = [
+        sum(sheet.get_contents().get_data().count(b" l\n") for sheet in sheets) for sheets in (sheets, printed(bare))
+    ]
+    assert lines[0] > lines[1] + 400, "the figures, which are drawings, are printed, folded or not"
 
 
 def test_a_study_with_no_finished_run_still_has_a_page(tmp_path, plan):
@@ -288,3 +321,70 @@ def test_a_dollar_in_a_name_is_no_mathematics(word, tmp_path):
     table = results(activation=["none", word]).assign(dataset=word)
     path, _ = plots.save_figure(plots.spectrum_curve(table), tmp_path / "curve")
     assert "Oblique" not in path.read_text()  # the letters of a formula
+
+
+def budgets(**more):
+    """A study of two budgets, three seeds."""
+    table = provenance(results(match=["none", "params"], seed=[0, 1, 2]))
+    table["test_accuracy"] += np.random.default_rng(0).normal(0, 0.001, len(table))
+    widths = [
+        (8 if match == "none" else 8 + params // 100,)
+        for match, params in zip(table["match"], table["macs"], strict=True)
+    ]
+    return table.assign(widths=widths, **more)
+
+
+def test_a_study_of_segments_and_one_setting_has_a_matrix():
+    found = matrix(budgets())
+    assert found.setting == "match"
+    assert found.titles == ["unmatched", "parameter-matched"]
+    assert [split for split, _ in found.rows] == ["1 segment", "2 segments", "3 segments", "per-channel"]
+    table = budgets()
+    one = table[(table["segments"] == 2) & (table["match"] == "params")]["test_accuracy"]
+    mean, _, high = stats.t_interval(one)
+    cell = found.rows[1][1][1]
+    assert (cell.mean, cell.half) == (f"{100 * mean:.2f}", f"± {100 * (high - mean):.2f}")
+    for column in range(2):
+        means = [float(cells[column].mean) for _, cells in found.rows]
+        assert [cells[column].highest for _, cells in found.rows] == [one == max(means) for one in means]
+
+
+@pytest.mark.parametrize("more", [{}, {"activation": ["none", "relu"], "match": ["none", "params"]}])
+def test_a_study_of_another_shape_has_no_matrix(more):
+    assert matrix(provenance(results(**more))) is None
+
+
+def test_an_answer_without_comparisons_is_the_highest_mean_and_the_possible_optima():
+    table = provenance(results(seed=[0, 1, 2]))
+    noise = np.random.default_rng(0).normal(0, 0.001, len(table))
+    table["test_accuracy"] = 0.5 + 0.1 * (table["segments"] == 2) + noise
+    highest, optima = answer(table, pd.DataFrame())
+    assert re.fullmatch(r"Highest mean accuracy: 2 segments, 60\.\d\d% \(95% CI .* to .*; 3 seeds\)\.", highest)
+    assert optima == "Possible optima (95% set of segments): 2."
+    assert answer(table[table["seed"] == 0], pd.DataFrame())[1] == (
+        "One seed per configuration: no difference can be told from chance."
+    )
+    assert answer(pd.DataFrame(), pd.DataFrame()) == ["Not answered yet: no final run has finished."]
+
+
+def test_an_answer_is_the_first_comparison_and_how_many_show_what():
+    sides = [{"segments": 2, "match": "params"}, {"segments": 1, "match": "params"}]
+    asked = [{"name": name, "between": sides, "margin": 0.2} for name in ("first", "second")]
+    judged = stats.contrasts(budgets(), asked)
+    first, counts = answer(budgets(), judged)
+    assert first == finding(judged.iloc[0])
+    assert counts == "That is the first of 2 comparisons, of which 2 show a difference."
+    one, alone = answer(budgets(), judged.iloc[:1])
+    assert one == first
+    assert alone.startswith("Highest mean accuracy: ")
+
+
+def test_caveats_say_what_the_budgets_leave_free_and_what_is_missing(plan):
+    said = caveats(budgets(), plan_of(plan | {"points": [{}] * 30}), pd.DataFrame())
+    assert said == [
+        "24 of 30 runs have finished; the numbers may still change.",
+        "3 seeds per configuration are few: intervals are wide and say little about small differences.",
+        "For the unmatched budget, parameters and MACs vary between configurations. "
+        "A difference in accuracy may be one of capacity.",
+        "A budget is matched by changing the stage widths. A difference may therefore come from the width as well.",
+    ]

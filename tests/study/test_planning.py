@@ -310,7 +310,7 @@ def between(first, second):
 @pytest.mark.medium
 def test_a_contrast_of_segments_is_fair_at_an_equal_budget_only():
     sides = between({"segments": 1}, PER_CHANNEL)
-    assert factors(study(**sides)) == [["segments", "parameters, which no budget holds", "MACs, which no budget holds"]]
+    assert factors(study(**sides)) == [["segments", "parameters, not matched", "MACs, not matched"]]
     for match in ("params", "macs"):
         assert factors(study(**sides, budget={"match": match, "reference": PER_CHANNEL})) == [["segments"]]
 
@@ -335,7 +335,7 @@ def test_bsconvs_swap_is_flagged_factor_by_factor():
         "order: spatial first → pointwise first",
         "activation: relu → none (13 → 7 non-linearities)",
         "norm: yes → no (15 → 9 batch normalisations)",
-        "MACs, which no budget holds: 1,878,272 → 2,692,352",
+        "MACs, not matched: 1,878,272 → 2,692,352",
         "pixels at which the 1×1s run: 256 256 64 64 16 16 → 256 256 256 64 64 16",
     ]
 
@@ -373,7 +373,7 @@ def test_an_interaction_is_confounded_where_what_it_is_compared_across_is(across
     assert [factor.name for factor in examined.factors] == ["activation"]
     found = [factor.name for factor in examined.across]
     assert found[0] == "segments"
-    assert ("parameters, which no budget holds" in found) == examined.confounded == (match == "none")
+    assert ("parameters, not matched" in found) == examined.confounded == (match == "none")
     entry = examined.record().entry()
     assert entry["across"] == across
     assert entry["across_factors"][0] in ("segments: 1 → 4", "segments: 4 → 1")
@@ -387,14 +387,14 @@ def test_counts_that_another_budget_lets_vary_are_noted():
         **between({"order": "spatial_first"}, {"order": "pointwise_first"}),
     )
     (examined,) = examine(said, plan_study(said))
-    assert [note.split(":")[0] for note in examined.notes] == ["MACs at equal params"]
+    assert [note.split(":")[0] for note in examined.notes] == ["MACs differ although parameters are matched"]
 
 
 def test_a_side_that_is_partly_unmatched_is_flagged():
     said = study(
         budget={"match": ["none", "params"], "reference": PER_CHANNEL}, **between({"segments": 1}, PER_CHANNEL)
     )
-    assert factors(said) == [["segments", "parameters, which no budget holds", "MACs, which no budget holds"]]
+    assert factors(said) == [["segments", "parameters, not matched", "MACs, not matched"]]
 
 
 @pytest.mark.medium

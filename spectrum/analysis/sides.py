@@ -1,0 +1,197 @@
+"""The two sides of a comparison in words: what differs between them, and what they share."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from spectrum.analysis.table import PER_CHANNEL, SPLIT, budget_name, has, keys, varied_settings
+from spectrum.models.position import Position
+
+LONGEST = 60  # characters of a side's name; a longer one is explained once and then called A or B
+UNKNOWN = object()  # the value of a setting that a side does not fix
+MATCHED = {"params": "parameter-matched", "macs": "MAC-matched", "step_time": "time-matched", "none": "unmatched"}
+ACTIVATIONS = {"relu": "ReLU", "elu": "ELU", "gelu": "GELU", "silu": "SiLU", "none": "no activation"}
+SWITCHES = {"residual": "residual connections", "norm": "BN"}
+SIDE_COLUMNS = ("side_a", "side_b", "where", "setting_1", "setting_2")
+
+
+def name_sides(
+    results: pd.DataFrame,
+    between: Sequence[Mapping[str, Any]],
+    across: Sequence[Mapping[str, Any]] | str | None = None,
+    changed: Collection[str] = (),
+) -> dict[str, str]:
+    """Name the sides of a comparison by what differs between them, whatever the comparison itself is called.
+
+    Args:
+        results: from `load_results`.
+        between: two sides, as for `stats.contrast`.
+        across: of an interaction, as there.
+        changed: settings in which the sides differ without naming them, such as those that a plan lists.
+
+    Keys: `side_a` and `side_b`, empty where nothing tells them apart; `where`, what they share, such as
+    "parameter-matched"; and `setting_1` and `setting_2`, between which an interaction compares.
+
+    >>> from spectrum import load_results
+    >>> orders = [{"order": "pointwise_first"}, {"order": "spatial_first"}]
+    >>> list(name_sides(load_results("results/order"), orders).values())[:3]
+    ['pointwise-first', 'spatial-first', 'averaged over 5 numbers of segments, MAC-matched']
+    """
+    rows = [results[_has(results, side)] for side in between]
+    named = {name for side in between for name in side}
+    names = _settings_named(results, named, changed)
+    split = _both_splits(between, rows)
+    split_known = (bool(named & set(SPLIT)) or "segments" in changed) and None not in split
+    pairs = [split] * split_known + [_both(name, between, rows) for name in names]
+    pairs.append((several := _averages(rows, across, names, split_known), several))
+    budget = _both("match", between, [results if part.empty else part for part in rows])
+    if budget == (MATCHED["none"],) * 2:
+        budget = ("width-matched",) * 2 if split[0] != split[1] and _same_widths(rows) else (None, None)
+    pairs = [pair for pair in (*pairs, budget) if None not in pair and pair != ("", "")]
+    first, second = (", ".join(str(pair[side]) for pair in pairs if pair[0] != pair[1]) for side in (0, 1))
+    shared = ", ".join(str(one) for one, other in pairs if one == other)
+    settings = ["", ""] if across is None or isinstance(across, str) else [_setting(at) for at in across]
+    return dict(zip(SIDE_COLUMNS, [first, second, shared, *settings], strict=True))
+
+
+Pair = tuple[str | None, str | None]  # what each side is called in one respect; None where it is not one thing
+
+
+def _both(name: str, between: Sequence[Mapping[str, Any]], rows: Sequence[pd.DataFrame]) -> Pair:
+    first, second = (_value(name, side, part) for side, part in zip(between, rows, strict=True))
+    return (
+        None if first is UNKNOWN else setting_words(name, first),
+        None if second is UNKNOWN else setting_words(name, second),
+    )
+
+
+def _both_splits(between: Sequence[Mapping[str, Any]], rows: Sequence[pd.DataFrame]) -> Pair:
+    first, second = (_split(side, part) for side, part in zip(between, rows, strict=True))
+    return first, second
+
+
+def _settings_named(results: pd.DataFrame, named: Collection[str], changed: Collection[str]) -> list[str]:
+    """The settings beside split and budget that the sides name or that a plan says they change."""
+    varied = varied_settings(results) if len(results) else []
+    names = [name for name in dict.fromkeys([*varied, *sorted(named)]) if name in named or name in changed]
+    return [name for name in names if name not in (*SPLIT, "match")]
+
+
+def setting_words(name: str, value: Any) -> str:
+    """Say a setting and its value, such as "ReLU", "no shuffle" or "learning rate 0.1"."""
+    if isinstance(value, bool | np.bool_):
+        switch = SWITCHES.get(name, name.replace("_", " "))
+        return switch if value else f"no {switch}"
+    if isinstance(value, tuple | list):
+        sizes = ":".join(map(str, value))
+        return f"segments sized {sizes}" if name == "segment_shares" else f"{name.replace('_', ' ')} {sizes}"
+    known = {"match": MATCHED, "activation": ACTIVATIONS}.get(name, {}).get(value) if isinstance(value, str) else None
+    return known or _plain_words(name, value)
+
+
+def _plain_words(name: str, value: Any) -> str:
+    """The same of a text, a number or nothing."""
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    text = "not set" if value is None or value != value else str(value).replace("_", " ")
+    words = {
+        "match": budget_name(text),
+        "activation": text,
+        "order": text.replace(" ", "-"),
+        "model": str(value),
+        "dataset": str(value),
+        "epochs": f"{text} epochs",
+        "lr": f"learning rate {text}",
+        "width": f"width ×{text}",
+        "segment_shares": f"{text} segments",
+        "teacher_segments": "per-channel teachers" if value == PER_CHANNEL else f"{text}-segment teachers",
+        "pointwise_segments": "whole 1×1" if value == 1 else f"1×1 in {text} segments",
+    }
+    return words.get(name, f"{name.replace('_', ' ')} {text}")
+
+
+def split_words(row: Mapping[str, Any] | pd.Series) -> str:
+    """Say how a row, or a run of a plan, splits its convolutions: "4 segments", "per-channel" or "plain 3×3"."""
+    position = Position.of(row)
+    if not position.pointwise and position.segments == 1:
+        return "plain 3×3"
+    if position.stage_segments is not None:
+        stages = "/".join("per-channel" if one == PER_CHANNEL else str(one) for one in position.stage_segments)
+        words = f"{stages} segments by stage"
+    elif position.segment_width is not None:
+        width = position.segment_width
+        words = "per-channel" if width == 1 else f"{width} channels per segment"
+    elif position.asked_of() == PER_CHANNEL:
+        words = "per-channel"
+    else:
+        words = _counted(position.asked_of(), "segment")
+    return words if position.pointwise else f"{words} without the 1×1"
+
+
+def _split(side: Mapping[str, Any], rows: pd.DataFrame) -> str | None:
+    """The split that a side has throughout; None where it has several."""
+    values = {name: _value(name, side, rows) for name in SPLIT}
+    counts = [name for name in SPLIT if name != "pointwise"]
+    named = [name for name in counts if side.get(name) is not None]
+    if named:  # one of them says it all
+        values |= {name: None for name in counts if name not in named}
+    if any(values[name] is UNKNOWN for name in counts):
+        return None
+    return split_words({name: value for name, value in values.items() if value is not UNKNOWN})
+
+
+def _value(name: str, side: Mapping[str, Any], rows: pd.DataFrame) -> Any:
+    """The value of a setting that a side names, or that all its rows have."""
+    if name in side:
+        return side[name]
+    if name not in rows or rows.empty or rows[name].map(repr).nunique() > 1:
+        return UNKNOWN
+    return rows[name].iloc[0]
+
+
+def _setting(at: Mapping[str, Any]) -> str:
+    words = [setting_words(name, value) for name, value in at.items() if name not in SPLIT]
+    return ", ".join([*([split_words(at)] if set(at) & set(SPLIT) else []), *words])
+
+
+def _names_of(across: Sequence[Mapping[str, Any]] | str | None) -> list[str]:
+    return [] if across is None or isinstance(across, str) else [name for at in across for name in at]
+
+
+def _averages(
+    sides: Sequence[pd.DataFrame],
+    across: Sequence[Mapping[str, Any]] | str | None,
+    names: Sequence[str],
+    split_known: bool,
+) -> str:
+    """Over what a difference is a mean: what has several values on its first side."""
+    rows = sides[0] if across is None or isinstance(across, str) else sides[0][_has(sides[0], across[0])]
+    if rows.empty:
+        return ""
+    settings = _names_of(across)
+    split_known |= across == "segments" or bool(set(settings) & set(SPLIT))
+    counts = {} if split_known else {"numbers of segments": keys(rows, SPLIT).nunique()}
+    for name in varied_settings(rows):
+        if name not in (*names, *settings):
+            what = "budgets" if name == "match" else f"values of {name.replace('_', ' ')}"
+            counts[what] = rows[name].map(repr).nunique()
+    means = [f"{count} {what}" for what, count in counts.items() if count > 1]
+    return f"averaged over {' and '.join(means)}" if means else ""
+
+
+def _same_widths(rows: Sequence[pd.DataFrame]) -> bool:
+    widths = [set(part["width"].map(repr)) if "width" in part else set() for part in rows]
+    return widths[0] == widths[1] != set()
+
+
+def _has(results: pd.DataFrame, side: Mapping[str, Any]) -> pd.Series:
+    known = {name: value for name, value in side.items() if name in results}
+    return has(results, known) if len(known) == len(side) else pd.Series(False, index=results.index)
+
+
+def _counted(count: Any, word: str) -> str:
+    return f"{count} {word}{'' if count == 1 else 's'}"
