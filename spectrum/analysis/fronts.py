@@ -43,7 +43,7 @@ def pareto_table(
     >>> results = load_results("results/curve")
     >>> points = pareto_table(results[results["match"] == "macs"], "params")
     >>> points.loc[points["on_front"], ["label", "cost", "mean"]].round(3).values.tolist()
-    [['1, no 1×1', 46915.0, 0.88], ['per channel', 49962.0, 0.889]]
+    [['plain 3×3', 46915.0, 0.88], ['per-channel', 49962.0, 0.889]]
     """
     metric = scored_metric(results) if metric is None else metric
     table = scored(results, metric, needs=[cost])

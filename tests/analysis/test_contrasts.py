@@ -177,8 +177,8 @@ def test_bare_convolutions_have_no_place_on_the_line():
 def test_an_optimum_is_not_said_to_be_elsewhere_than_where_all_runs_failed():
     whole = made_up(lambda s, a, seed: 0.8 + 0.01 * math.log2(s) + NOISE[s, a, seed] / 10, activation=["none"])
     found = stats.optimum(failed(whole, whole["segments"].eq(2))).set_index("label")
-    assert found["in_set"].to_dict() == {"1": False, "8": False, "per channel": True, "2": True}
-    assert found["n"].to_dict() == {"1": 5, "8": 5, "per channel": 5, "2": 0}
+    assert found["in_set"].to_dict() == {"1": False, "8": False, "per-channel": True, "2": True}
+    assert found["n"].to_dict() == {"1": 5, "8": 5, "per-channel": 5, "2": 0}
     assert found["best"].sum() == 1
 
 
@@ -237,9 +237,9 @@ def test_the_summary_says_of_each_run_what_is_its_own():
     table = failed(table, table["segments"].eq(1) & table["seed"].eq(0))
     table.loc[table["segments"].eq(2) & table["seed"].eq(1), "status"] = "diverged"
     shown = summary_table(table).set_index("segments")
-    assert shown["diverged"].to_dict() == {"1": 0, "2": 1, "8": 0, "per channel": 0}
-    assert shown["mismatch"].to_dict() == {"1": "+0.10 %", "2": "+0.20 %", "8": "+0.30 %", "per channel": "+0.00 %"}
-    assert shown["n"].to_dict() == {"1": 4, "2": 5, "8": 5, "per channel": 5}
+    assert shown["diverged"].to_dict() == {"1": 0, "2": 1, "8": 0, "per-channel": 0}
+    assert shown["mismatch"].to_dict() == {"1": "+0.10 %", "2": "+0.20 %", "8": "+0.30 %", "per-channel": "+0.00 %"}
+    assert shown["n"].to_dict() == {"1": 4, "2": 5, "8": 5, "per-channel": 5}
 
 
 def test_seeds_of_bare_convolutions_are_not_left_out_of_a_slope_that_has_none():
@@ -379,7 +379,7 @@ def test_the_confidence_set_holds_the_best_as_often_as_it_says_and_leaves_the_wo
         table["test_accuracy"] = [draws[key] + shared[key[1]] for key in zip(places, table["seed"], strict=True)]
         found = stats.optimum(table).set_index("label")
         held += bool(found["in_set"]["8"])
-        out += not found["in_set"]["per channel"]
+        out += not found["in_set"]["per-channel"]
     assert held / rounds >= 0.93
     assert out / rounds > 0.6
 
@@ -396,7 +396,7 @@ def test_a_run_is_off_the_front_only_if_one_that_costs_no_more_is_shown_better()
     assert list(found["on_front"]) == [True, False, False, True]
     assert list(found["beaten_by"]) == ["", "1", "", ""]
     same = stats.pareto_table(table, "params").set_index("label")  # all cost the same
-    assert list(same["beaten_by"]) == ["per channel", "per channel", "per channel", ""]
+    assert list(same["beaten_by"]) == ["per-channel", "per-channel", "per-channel", ""]
 
 
 # Tables that would mislead

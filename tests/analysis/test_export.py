@@ -108,7 +108,7 @@ def test_latex_has_every_cell_and_nothing_that_breaks_it(table):
 
 def test_latex_says_what_a_reader_must_know():
     text = latex(results().assign(match="params", budget_mismatch=-0.0012))
-    assert r"\caption{made-up: digits, n = 2 runs per configuration, budget: equal parameters.}" in text
+    assert r"\caption{made-up: digits, n = 2 runs per configuration, budget: parameter-matched.}" in text
     assert r"\label{tab:made-up}" in text
     assert r"1 & 2 & 1,000 & 100,000 & $-$0.12 \% & 90.25 $\pm$ 3.18 & 2.0 \\" in text
     assert r"accuracy, \% $\pm$ 95 \% t" in text
@@ -137,7 +137,7 @@ def test_markdown_leaves_plain_values_alone():
 
 def test_markdown_has_its_caption_below():
     text = as_markdown(runs_table(results().assign(study_hash="0123456789abcdef")))
-    assert text.splitlines()[-1] == "made-up 01234567: digits, n = 2 runs per configuration, budget: unmatched."
+    assert text.splitlines()[-1] == "made-up 01234567: digits, n = 2 runs per configuration, budget: width-matched."
     assert text.splitlines()[-2] == ""
 
 

@@ -57,7 +57,7 @@ def provenance(table):
 
 def test_the_table_has_a_row_a_run_and_mean_and_interval():
     table = summary_table(results())
-    assert list(table["segments"]) == ["1", "2", "3", "per channel"]
+    assert list(table["segments"]) == ["1", "2", "3", "per-channel"]
     assert table["accuracy"][0] == "90.25 ± 3.18"  # t(0.975, 1 df) · 0.005/√2 / √2 = 12.706 · 0.0025
     assert list(table.columns) == ["segments", "n", "params", "macs", "accuracy", "seconds"]
 
@@ -100,7 +100,7 @@ def test_the_design_says_what_varies_how_often_and_what_was_decided_before(tmp_p
     table = provenance(results())
     page = write_report(tmp_path, table, history(table), plan_of(plan)).page.read_text()
     for said in (
-        "segments: 1, 2, 3, per channel",
+        "segments: 1, 2, 3, per-channel",
         "<dt>seeds</dt><dd>0, 1</dd>",
         "8, each on the same images, batches and augmentation for one seed",
         "learning rates 0.1, 0.2; seeds 1000; the same at every point, on validation images only",
@@ -204,10 +204,10 @@ def test_a_click_on_a_title_sorts_the_table_and_no_other_script_runs(tmp_path, p
         return re.findall(r"<tr><td>(.*?)</td>", seen.partition("<tbody>")[2].partition("</tbody>")[0]), seen
 
     order, seen = first_cells(page.replace(policy, ""))
-    assert order == ["per channel", "10", "2", "1"]  # by MACs, which are 100,000 over the segments
+    assert order == ["per-channel", "10", "2", "1"]  # by MACs, which are 100,000 over the segments
     assert 'aria-sort="ascending"' in seen
     order, seen = first_cells(page)  # the policy keeps out what was put in
-    assert order == ["1", "2", "10", "per channel"]
+    assert order == ["1", "2", "10", "per-channel"]
     assert "<title>ran</title>" not in seen
 
 
