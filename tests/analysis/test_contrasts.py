@@ -448,12 +448,18 @@ def test_the_forest_has_a_mark_a_contrast_open_where_undecided():
         {"name": "relu", "between": RELU, "margin": 0.01},
         {"name": "slope", "between": RELU, "across": "segments", "confounded": True},
     ]
-    ax = plots.forest(stats.contrasts(table, asked), table).axes[0]
+    figure = plots.forest(stats.contrasts(table, asked), table)
+    (ax,) = figure.axes
     marks = [line for line in ax.lines if line.get_marker() == "o"]
     assert [line.get_markerfacecolor() == "white" for line in marks] == [False, True]
     assert marks[0].get_xdata()[0] == pytest.approx(100 * stats.contrast(table, RELU).mean)
-    assert [text.get_text() for text in ax.get_yticklabels()] == ["relu", "slope\n(a doubling)\n(confounded)"]
-    assert "made-up 01234567" in ax.get_title(loc="left")
+    assert [text.get_text() for text in ax.get_yticklabels()] == ["relu", "slope\n(per doubling)\n(confounded)"]
+    assert any("made-up 01234567" in text.get_text() for text in figure.texts)
+    found = stats.contrast(table, RELU)
+    values = f"{100 * found.mean:+.2f} [{100 * found.low:+.2f}, {100 * found.high:+.2f}]".replace("-", "−")
+    beside = [text.get_text() for text in ax.texts]
+    assert beside[:2] == [values, "worse" if found.mean < 0 else "better"]
+    assert beside[3] == "inconclusive"
     with pytest.raises(ValueError, match="no contrast has a run"):
         plots.forest(stats.contrasts(table, [{"name": "x", "between": [{"segments": 4}, {"segments": 1}]}]), table)
 
@@ -465,7 +471,7 @@ def test_the_curve_of_differences_is_paired_at_each_place():
     expected = [100 * stats.contrast(table[[s == have for have in table["segments"]]], RELU).mean for s in SEGMENTS]
     assert list(line.get_ydata()) == pytest.approx(expected)
     assert list(line.get_xdata()) == pytest.approx([1, 2, 8, 16])
-    assert [text.get_text() for text in ax.get_legend().get_texts()] == ["margin, ±0.5 points"]
+    assert "grey: ±0.5 pp" in " ".join(text.get_text() for text in ax.get_figure().texts)
 
 
 def test_several_pairs_are_a_curve_each_beside_one_another():
