@@ -25,7 +25,7 @@ def configurations_against(table: pd.DataFrame, cost: str, metric: str, confiden
 def pareto_table(
     results: pd.DataFrame, cost: str = "macs", *, metric: str | None = None, confidence: float = 0.95
 ) -> pd.DataFrame:
-    """Which configurations may lie on the Pareto frontier of accuracy against a cost: a row each, with settings and label.
+    """Which configurations may lie on the Pareto frontier of accuracy against a cost: a row each.
 
     Args:
         results: from `load_results`.

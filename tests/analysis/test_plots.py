@@ -3,13 +3,17 @@
 import hashlib
 import io
 import itertools
+import re
+from pathlib import Path
 
+import matplotlib as mpl
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 from IPython.core.formatters import DisplayFormatter
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 from PIL import Image
 from torch import nn
 
@@ -200,6 +204,60 @@ def test_every_data_set_has_a_front_of_its_own():
 def test_learning_curves_survive_a_setting_that_the_history_has_too():
     table = results(lr=[0.1, 0.2])
     assert len(plots.learning_curves(history(table), table).axes[0].lines) == 8
+
+
+def test_the_page_on_figures_for_a_paper_makes_them(tmp_path, monkeypatch):
+    root = Path(__file__).parents[2]
+    page = (root / "docs/howto/figures_for_a_paper.md").read_text()
+    (tmp_path / "results").symlink_to(root / "results")
+    monkeypatch.chdir(tmp_path)
+    names = {}
+    for block in re.findall(r"```python\n(.*?)```", page, re.DOTALL):
+        exec(block, names)
+    assert {path.name for path in tmp_path.glob("*.pdf")} == {"curve.pdf", "question.pdf"}
+    assert (tmp_path / "curve.pdf").read_bytes().startswith(b"%PDF")
+    assert "Where along the spectrum is accuracy highest?" in said(names["figure"])
+    labels = names["figure"].axes[0].get_legend_handles_labels()[1]
+    assert labels == ["same widths", "same parameters"]
+    names["plt"].close("all")
+
+
+def test_ones_own_settings_hold_on_ones_own_axes():
+    with mpl.rc_context({"font.size": 13, "lines.linewidth": 5, "axes.labelsize": 15}):
+        figure = Figure(figsize=(3.4, 2.6), layout="constrained")
+        plots.spectrum_curve(results(activation=["none", "relu"]), ax=figure.subplots(), caption=False, title="Which?")
+        assert mpl.rcParams["font.size"] == 13
+    (ax,) = figure.axes
+    assert ax.xaxis.label.get_fontsize() == 15
+    assert line(ax, "activation none")[0].get_linewidth() == 5
+    assert ax.get_title(loc="left") == "Which?"
+    assert said(figure) == "Which? activation none activation relu"
+    assert tuple(figure.get_size_inches()) == (3.4, 2.6)
+
+
+@pytest.mark.parametrize("width", [3.4, 7.0])
+def test_no_type_is_below_seven_points(width):
+    table = results(match=["params", "macs"], seed=[0, 1, 2]).assign(
+        study_hash="0123456789abcdef", budget_mismatch=0.01
+    )
+    with plots.style():
+        own = Figure(figsize=(width, 2.4))
+        axes = own.subplots()
+    plots.spectrum_curve(table, ax=axes)
+    for figure in (own, plots.spectrum_curve(table), plots.budget_panels(table), plots.accuracy_against(table)):
+        texts = [text for text in figure.findobj(Text) if text.get_text() and text.get_visible()]
+        assert min(text.get_fontsize() for text in texts) >= 7
+
+
+def test_per_channel_stands_at_one_place_whatever_widths_a_budget_gave_it():
+    table = results(match=["params", "macs"])
+    wide = table["segments"].eq("per_channel") & table["match"].eq("macs")
+    table["realised_segments"] = [
+        [40] if one else have for one, have in zip(wide, table["realised_segments"], strict=True)
+    ]
+    figure = plots.budget_panels(table)
+    ends = {ax.containers[0].lines[0].get_xdata()[-1] for ax in figure.axes}
+    assert len(ends) == 1
 
 
 def test_figures_can_be_drawn_on_axes_of_ones_own():

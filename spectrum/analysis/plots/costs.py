@@ -24,9 +24,9 @@ from spectrum.analysis.plots.drawing import (
     inches_of,
     look_of,
     metric_axis,
-    shades_of,
     small,
     styled,
+    wished_shades,
     wrapped,
 )
 from spectrum.analysis.plots.frame import frame, inches_of_text, legend_beside, name_curves, sample, say
@@ -97,10 +97,7 @@ def accuracy_against(
     names = varied_settings(table)
     found = pareto_table(table, cost, metric=metric)
     kinds = list(found.groupby(names, sort=False, dropna=False)) if names else [((), found)]
-    shades = {
-        label: shade if (own := wishes.color(number, label)) is None else own
-        for number, (label, shade) in enumerate(shades_of(table).items())
-    }
+    shades = wished_shades(table, wishes)
     tasks = [name for name in IMAGES if name in names]
     telling, along = telling_apart(names, [values for values, _ in kinds])
     _frontiers(ax, found, tasks)
@@ -124,10 +121,14 @@ def accuracy_against(
     metric_axis(ax, metric, table, wishes)
     drawn = ax.get_legend_handles_labels()[0]
     _label(ax, found, wishes, only_front=crowded)
-    legend_beside(ax, [*drawn, *entries])
+    marks = "mean and 95% CI"
+    if len(drawn) + len(entries) > 1:
+        legend_beside(ax, [*drawn, *entries])
+    else:
+        marks += "; dashed: Pareto frontier of the means"
     cost_word = "MACs" if cost == "macs" else COST_LABELS.get(cost, cost).partition(",")[0]
     foot = f"{budget_name(cost)} configurations are left out" if left_out else along_label(telling, along)
-    say(ax, table, names, "mean and 95% CI", wishes=wishes, title=f"Accuracy against {cost_word}", foot=foot)
+    say(ax, table, names, marks, wishes=wishes, title=f"Accuracy against {cost_word}", foot=foot)
     return figure_of(ax)
 
 
@@ -204,8 +205,10 @@ def time_against_macs(
     ax.set_ylabel(wishes.called("training time per image, ms"))
     if len(found) <= MOST_LABELS:
         _label(ax, found.assign(cost=found["macs"], top=found["ms"]), wishes)
-    legend_beside(ax, ax.get_legend_handles_labels()[0])
-    say(ax, table, names, "medians over seeds", wishes=wishes, title="Training time against MACs")
+    if names:
+        legend_beside(ax, ax.get_legend_handles_labels()[0])
+    marks = "medians over seeds; dashed: proportional to MACs"
+    say(ax, table, names, marks, wishes=wishes, title="Training time against MACs")
     return figure_of(ax)
 
 

@@ -175,6 +175,15 @@ def shades_of(table: pd.DataFrame) -> dict[str, Any]:
     return plain | dict(zip(labels, colors, strict=True))
 
 
+def wished_shades(table: pd.DataFrame, wishes: Wishes) -> dict[str, Any]:
+    """The same, in the caller's colours where there are some."""
+    shades = shades_of(table)
+    for number, label in enumerate(shades):
+        own = wishes.color(number, label)
+        shades[label] = shades[label] if own is None else own
+    return shades
+
+
 def wrapped(text: str, width: int) -> str:
     """Text on lines of at most so many characters."""
     return "\n".join(line for part in text.splitlines() for line in textwrap.wrap(part, width))

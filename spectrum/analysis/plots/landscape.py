@@ -18,14 +18,14 @@ from matplotlib.patheffects import withStroke
 from spectrum.analysis.landscape import cells_of, common_range, log_width_at
 from spectrum.analysis.plots.costs import engineering
 from spectrum.analysis.plots.drawing import axes_or_new, drawable, figure_of, metric_label, small, styled
-from spectrum.analysis.plots.frame import say
+from spectrum.analysis.plots.frame import name_ends, say
 from spectrum.analysis.plots.words import Wishes
 from spectrum.analysis.table import scored_metric
 from spectrum.models import NetworkOptions, stage_widths
 
-CONTOURS: dict[str, dict[str, Any]] = {  # how lines of a cost look, and where their label stands
-    "params": {"ls": "-", "above": 0, "unit": "parameters", "words": "full lines: the same parameters"},
-    "macs": {"ls": (0, (3, 2)), "above": -8, "unit": "MACs", "words": "dashed: the same MACs"},
+CONTOURS: dict[str, dict[str, Any]] = {  # how lines of a cost look, and what they are called
+    "params": {"ls": "-", "unit": "parameters", "words": "full lines: the same parameters"},
+    "macs": {"ls": (0, (3, 2)), "unit": "MACs", "words": "dashed: the same MACs"},
 }
 
 
@@ -76,12 +76,12 @@ def landscape(
         figure_of(ax).set_size_inches(2.2 + 0.75 * max(columns.values()), 1.6 + 0.42 * len(means))
     norm = mpl.colors.Normalize(np.nanmin(means.to_numpy()), np.nanmax(means.to_numpy()))
     _draw_cells(ax, means, columns, norm, colors)
-    for cost in contours:
-        _draw_contours(ax, cells, cost, columns, levels)
+    ends = [end for cost in contours for end in _draw_contours(ax, cells, cost, columns, levels)]
     ax.set_xticks(list(columns.values()), list(map(wishes.called, columns)))
-    ax.set_xlim(-0.5, max(columns.values()) + 1.5)  # room for what the lines stand for
+    ax.set_xlim(-0.5, max(columns.values()) + 0.5)
     ax.set_yticks(range(len(means)), _first_channels(table))
     ax.set_ylim(-0.5, len(means) - 0.5)
+    name_ends(ax, ends)
     ax.grid(False)
     ax.set_xlabel(wishes.called("split of the 3×3 convolution"))
     ax.set_ylabel(wishes.called("width: channels of the first stage"))
@@ -113,8 +113,11 @@ def _draw_cells(ax: Axes, means: pd.DataFrame, columns: Mapping[str, float], nor
             text.set_path_effects([withStroke(linewidth=2, foreground=shades(norm(mean)))])
 
 
-def _draw_contours(ax: Axes, cells: pd.DataFrame, cost: str, columns: Mapping[str, float], levels: int) -> None:
-    """Lines of equal cost: at each split, the place between the rows whose networks have it."""
+def _draw_contours(
+    ax: Axes, cells: pd.DataFrame, cost: str, columns: Mapping[str, float], levels: int
+) -> list[tuple[float, str, str]]:
+    """Lines of equal cost: at each split, the place between the rows whose networks have it; their ends and names."""
+    named = []
     look, widths_of_rows = CONTOURS[cost], np.sort(cells["width"].unique())
     rows = np.log2(widths_of_rows), np.arange(len(widths_of_rows))
     for level in _levels(cells[cells["pointwise"]], cost, levels):
@@ -128,7 +131,8 @@ def _draw_contours(ax: Axes, cells: pd.DataFrame, cost: str, columns: Mapping[st
                 ends = [columns[label] - 0.3, columns[label] + 0.3]
                 ax.plot(ends, 2 * [heights[label]], color=color, ls=look["ls"], lw=lw, marker="", zorder=4)
         text = f"{engineering(float(f'{level:.2g}'))} {look['unit']}"
-        ax.annotate(text, (x[-1] + 0.55, y[-1]), xytext=(0, look["above"]), textcoords="offset points", fontsize=7)
+        named.append((y[-1], text, "black"))
+    return named
 
 
 def _levels(cells: pd.DataFrame, cost: str, levels: int) -> Sequence[float]:

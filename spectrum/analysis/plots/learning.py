@@ -17,8 +17,8 @@ from spectrum.analysis.plots.drawing import (
     figure_of,
     look_of,
     metric_axis,
-    shades_of,
     styled,
+    wished_shades,
 )
 from spectrum.analysis.plots.frame import name_curves, sample, say, say_of_all, share_legend
 from spectrum.analysis.plots.words import PLAIN, Wishes, budgets_of, seeds_label, setting_label
@@ -64,10 +64,7 @@ def learning_curves(
     if joined.empty:
         raise ValueError("learning_curves: no epoch of these results is in the history")
     wishes = Wishes(title, caption, colors, labels)
-    shades = {
-        label: shade if (own := wishes.color(number, label)) is None else own
-        for number, (label, shade) in enumerate(shades_of(known).items())
-    }
+    shades = wished_shades(known, wishes)
     order: list[Any] = list(known[names].drop_duplicates().itertuples(index=False, name=None)) if names else [()]
     groups = dict(iter(joined.groupby(names, sort=False, dropna=False))) if names else {(): joined}
     kinds = sorted(groups.items(), key=lambda kind: order.index(kind[0]) if kind[0] in order else len(order))

@@ -142,7 +142,7 @@ def tuning_map(
     table = _named_rows(table, [name for name in others if name not in over])
     rows, furthest = list(dict.fromkeys(table["row"])), _furthest(table, over, grid)
     parts = list(table.groupby(over, sort=False, dropna=False))
-    width, height = _size(table, grid)
+    width, height = 2.0 + 0.42 * table[grid].drop_duplicates().shape[0], _size(table, grid)[1]
     figure, panels = grid_of(len(parts), width - 1.4, height - 0.2)
     for (values, part), panel in zip(parts, panels, strict=True):
         panel.set_title(wishes.called(setting_label(over, values)), fontsize=9)
@@ -155,11 +155,11 @@ def tuning_map(
 
 def _size(table: pd.DataFrame, grid: Sequence[str]) -> tuple[float, float]:
     columns = table.groupby(list(grid), dropna=False).ngroups
-    return 2.0 + 0.42 * columns, 0.8 + 0.21 * table["row"].nunique()
+    return max(4.2, 2.0 + 0.42 * columns), max(1.9, 0.8 + 0.21 * table["row"].nunique())
 
 
 def _scale(figure: Figure, image: AxesImage, panels: Sequence[Axes]) -> None:
-    figure.colorbar(image, ax=list(panels), label="pp below the best of the row", extend="min", aspect=30, shrink=0.9)
+    figure.colorbar(image, ax=list(panels), label="pp below the row's best", extend="min", aspect=30, shrink=0.9)
 
 
 def _grid_of(table: pd.DataFrame) -> list[str]:
