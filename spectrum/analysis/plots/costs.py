@@ -24,6 +24,7 @@ from spectrum.analysis.plots.drawing import (
     inches_of,
     look_of,
     metric_axis,
+    shares_of,
     small,
     styled,
     wished_shades,
@@ -89,9 +90,7 @@ def accuracy_against(
     very cost is matched are left out. Raises ValueError when no row has the metric.
     """
     table = drawable(results, metric, [cost])
-    matched = table["match"].eq(cost)
-    left_out = matched.any() and not matched.all()
-    table = table[~matched] if left_out else table
+    table, left_out = _without_matched(table, cost)
     ax = axes_or_new(ax)
     wishes = Wishes(title, caption, colors, labels)
     names = varied_settings(table)
@@ -108,8 +107,9 @@ def accuracy_against(
         if names:
             label = wishes.called(setting_label(telling, [values[names.index(name)] for name in telling]))
             entries.append(sample(label, {"marker": look["marker"], "color": "0.35", "linestyle": ""}))
+    narrow = inches_of(ax)[0] < 3.2
     crowded = len(found) > (MOST_LABELS if len(kinds) == 1 else MOST_LABELS // 2)
-    if crowded:
+    if crowded and not narrow:  # at a column's width colours go from light to dark, and the frontier has names
         entries += [
             sample(wishes.called(label), {"marker": "s", "color": shade, "linestyle": ""})
             for label, shade in shades.items()
@@ -130,6 +130,13 @@ def accuracy_against(
     foot = f"{budget_name(cost)} configurations are left out" if left_out else along_label(telling, along)
     say(ax, table, names, marks, wishes=wishes, title=f"Accuracy against {cost_word}", foot=foot)
     return figure_of(ax)
+
+
+def _without_matched(table: pd.DataFrame, cost: str) -> tuple[pd.DataFrame, bool]:
+    """Rows of budgets that do not match this very cost, where there are others; and whether any are left out."""
+    matched = table["match"].eq(cost)
+    left_out = bool(matched.any() and not matched.all())
+    return (table[~matched] if left_out else table), left_out
 
 
 def _marks(ax: Axes, configurations: pd.DataFrame, marker: str, shades: Mapping[str, Any]) -> None:
@@ -322,9 +329,8 @@ def _label(ax: Axes, configurations: pd.DataFrame, wishes: Wishes, *, only_front
 
 def _points(ax: Axes, x: float, y: float) -> tuple[float, float]:
     """About where a place lies, in points from the corner of the axes."""
-    across, up = ax.transLimits.transform(ax.transScale.transform((x, y)))
-    width, height = inches_of(ax)
-    return 72 * 0.85 * width * float(across), 72 * 0.85 * height * float(up)
+    (across, up), (width, height) = shares_of(ax, x, y), inches_of(ax)
+    return 72 * 0.85 * width * across, 72 * 0.85 * height * up
 
 
 def _top(one: pd.Series) -> tuple[float, int]:
@@ -339,7 +345,9 @@ def _top(one: pd.Series) -> tuple[float, int]:
 def _engineering_axis(ax: Axes) -> None:
     low, high = ax.get_xlim()
     few = MaxNLocator(nbins=4, steps=[1, 2, 5, 10])
-    ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)) if high > 4 * low else few)
+    ax.xaxis.set_major_locator(
+        LogLocator(subs=(1, 2, 5) if inches_of(ax)[0] > 3.2 else (1,)) if high > 4 * low else few
+    )
     ax.xaxis.set_major_formatter(FuncFormatter(engineering))
     ax.xaxis.set_minor_formatter(NullFormatter())
 

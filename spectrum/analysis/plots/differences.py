@@ -18,6 +18,7 @@ from spectrum.analysis.plots.drawing import (
     draw_intervals,
     drawable,
     figure_of,
+    inches_of,
     look_of,
     metric_label,
     offset_of,
@@ -26,7 +27,7 @@ from spectrum.analysis.plots.drawing import (
     spectrum_axis,
     styled,
 )
-from spectrum.analysis.plots.frame import legend_beside, say, shortened
+from spectrum.analysis.plots.frame import broken, legend_beside, say, shortened
 from spectrum.analysis.plots.words import Wishes, setting_label
 from spectrum.analysis.table import SPLIT, has, varied_settings
 
@@ -171,7 +172,8 @@ def difference_curve(
     spectrum_axis(ax, sided, wishes)
     first, second = (" or ".join(dict.fromkeys(words)) for words in zip(*words_of, strict=True))
     less = f"{first} − {second}" if len(pairs) == 1 else f"each − {second}"
-    ax.set_ylabel(wishes.called(f"{less},\npp of {metric_label(metric).removesuffix(', %')}"))
+    less = f"{less},\npp of {metric_label(metric).removesuffix(', %')}"
+    ax.set_ylabel(broken(wishes.called(less), inches_of(ax)[1], float(ax.yaxis.label.get_fontsize())))
     marks = _marks(ax, margin, len(pairs))
     task = f"{first} minus {second}, along the spectrum" if len(pairs) == 1 else f"Effects over {second}"
     say(ax, sided, varied_settings(sided), marks, wishes=wishes, title=task)

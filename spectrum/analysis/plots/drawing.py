@@ -132,6 +132,13 @@ def inches_of(ax: Axes) -> tuple[float, float]:
     return float(box.width * width), float(box.height * height)
 
 
+def shares_of(ax: Axes, x: float, y: float) -> tuple[float, float]:
+    """Where a place lies in the axes: parts of their width and height."""
+    ax.get_xlim(), ax.get_ylim()  # makes matplotlib reckon the limits, which it puts off
+    across, up = ax.transLimits.transform(ax.transScale.transform((x, y)))
+    return float(across), float(up)
+
+
 def small() -> float:
     """Size in points of what is less than a label, in proportion to the type of the figure."""
     return max(LEAST_POINTS, 0.85 * float(mpl.rcParams["font.size"]))
@@ -252,7 +259,7 @@ def spectrum_axis(ax: Axes, table: pd.DataFrame, wishes: Wishes) -> None:
 
 def _with_room(ax: Axes, names: dict[float, str], doublings: float) -> list[float]:
     """The places whose labels do not lie on each other: the first and the last, then what has room between."""
-    inches = 0.92 * inches_of(ax)[0] / doublings
+    inches = 0.92 * max(0.8, inches_of(ax)[0] - _inches_beside(ax)) / doublings
     places = sorted(names)
 
     def apart(one: float, other: float) -> bool:
@@ -265,6 +272,14 @@ def _with_room(ax: Axes, names: dict[float, str], doublings: float) -> list[floa
         if place not in shown and all(apart(place, other) for other in shown):
             shown.append(place)
     return sorted(shown)
+
+
+def _inches_beside(ax: Axes) -> float:
+    """What names of curves take right of axes of the caller, whose figure does not grow for them."""
+    labels = ax.get_legend_handles_labels()[1]
+    if isinstance(figure_of(ax), ShownFigure) or not labels:
+        return 0.0
+    return max(map(_label_inches, labels))
 
 
 def _label_inches(name: str) -> float:

@@ -16,7 +16,7 @@ from matplotlib.font_manager import FontProperties
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.textpath import TextToPath
 
-from spectrum.analysis.plots.drawing import LEAST_POINTS, ShownFigure, figure_of, inches_of, small
+from spectrum.analysis.plots.drawing import LEAST_POINTS, ShownFigure, figure_of, inches_of, shares_of, small
 from spectrum.analysis.plots.words import (
     Wishes,
     budgets_of,
@@ -177,9 +177,11 @@ def name_ends(ax: Axes, ends: Sequence[tuple[float, str, Any]]) -> None:
         ((y, broken(label, room, size), color) for y, label, color in ends if y == y), key=lambda one: one[0]
     )
     height = 72 * 0.92 * inches_of(ax)[1]
-    wanted = [height * ax.transLimits.transform(ax.transScale.transform((1.0, y)))[1] for y, _, _ in named]
+    wanted = [height * shares_of(ax, 1.0, y)[1] for y, _, _ in named]
     pitches = [1.25 * size * len(text.splitlines()) for _, text, _ in named]
-    for (y, text, color), want, at in zip(named, wanted, spread(wanted, pitches), strict=True):
+    found = spread(wanted, pitches)
+    above = max(0.0, found[-1] + pitches[-1] / 2 - height) if found else 0.0  # where title and caption stand
+    for (y, text, color), want, at in zip(named, wanted, (at - above for at in found), strict=True):
         ax.annotate(
             text, (1, y), (5, at - want), xycoords=("axes fraction", "data"), textcoords="offset points",
             color=color, fontsize=size, va="center", annotation_clip=False,
