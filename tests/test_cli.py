@@ -47,7 +47,7 @@ def run(*words):
 def test_the_whole_way_from_a_study_to_its_table(study, capsys):
     assert run("run", "tiny.toml", "--workers", "2") == 0
     first = capsys.readouterr()
-    for said in ("segments", "params", "MACs", "accuracy", "seconds", "per channel"):
+    for said in ("segments", "params", "MACs", "accuracy", "seconds", "per-channel"):
         assert said in first.out
     folder = study / "results" / "tiny"
     for path in (folder / "figures" / "spectrum.png", folder / "report.html", folder / "results.jsonl"):
@@ -341,7 +341,7 @@ def test_the_table_of_a_study_is_exported_for_papers_and_pages(study, capsys):
     assert run("export", "a_b%&", "--to", "table.md") == 0
     assert "table of 2 rows, a line per run, written to table.md" in capsys.readouterr().out
     latex, markdown = ((study / name).read_text(encoding="utf-8") for name in ("table.tex", "table.md"))
-    assert r"\caption{a\_b\%\&: digits, n = 2 runs per configuration, budget: unmatched.}" in latex
+    assert r"\caption{a\_b\%\&: digits, n = 2 runs per configuration, budget: width-matched.}" in latex
     assert r"1 & 2 & 1,000 & 9,000 & 91.00 $\pm$ 12.71 & 2.0 \\" in latex
     assert markdown.splitlines()[2] == "| 1 | 2 | 1,000 | 9,000 | 91.00 ± 12.71 | 2.0 |"
 

@@ -67,7 +67,7 @@ def optimum(results: pd.DataFrame, *, metric: str | None = None, confidence: flo
     >>> from spectrum import load_results
     >>> found = optimum(load_results("results/order"))
     >>> found[found["in_set"]].groupby("order", sort=False)["label"].agg(list).to_dict()
-    {'pointwise_first': ['per channel'], 'spatial_first': ['per channel']}
+    {'pointwise_first': ['per-channel'], 'spatial_first': ['per-channel']}
     """
     check_parts("optimum", confidence=confidence)
     metric = scored_metric(results) if metric is None else metric

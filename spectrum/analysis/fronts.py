@@ -1,4 +1,4 @@
-"""Accuracy against a cost: which points no other beats."""
+"""Accuracy against a cost: which configurations no other beats."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from spectrum.analysis.table import IMAGES, SPLIT, scored, scored_metric, split_
 SAME_COST = 1.01  # costs within one per cent count as equal, as budgets hold them
 
 
-def runs_against(table: pd.DataFrame, cost: str, metric: str, confidence: float = 0.95) -> pd.DataFrame:
-    """`summarise` of every point of a table, with the mean over seeds of its cost in the column `cost`."""
+def configurations_against(table: pd.DataFrame, cost: str, metric: str, confidence: float = 0.95) -> pd.DataFrame:
+    """`summarise` of every configuration of a table, with the mean over seeds of its cost in the column `cost`."""
     by = [*SPLIT, *varied_settings(table)]
     costs = table.groupby(by, sort=False, dropna=False)[cost].mean().to_numpy()
     return summarise(table, by, metric, confidence).assign(cost=costs)
@@ -25,31 +25,31 @@ def runs_against(table: pd.DataFrame, cost: str, metric: str, confidence: float 
 def pareto_table(
     results: pd.DataFrame, cost: str = "macs", *, metric: str | None = None, confidence: float = 0.95
 ) -> pd.DataFrame:
-    """Which points may lie on the front of accuracy against a cost: a row a point, with its settings and label.
+    """Which configurations may lie on the Pareto frontier of accuracy against a cost: a row each.
 
     Args:
         results: from `load_results`.
         cost: "params", "macs" or "train_seconds".
-        metric: a column of accuracies from 0 to 1; by default the one that the points are scored on.
+        metric: a column of accuracies from 0 to 1; by default the one that runs are scored on.
         confidence: of the intervals, and of `beaten_by`.
 
-    Columns: n, cost, mean, low and high (95 % t-interval), `on_front` (no point that costs as little has a higher mean)
-    and `beaten_by`, the label of a point that costs no more and is shown to be better, by one-sided t-tests paired by
-    seed at a level divided by the number of such points; empty where none is. Costs within 1 % count as equal.
-    Points of different images, or of labels by different teachers, have fronts of their own. Raises ValueError for a
+    Columns: n, cost, mean, low and high (95% CI), `on_front` (none that costs as little has a higher mean) and
+    `beaten_by`, the label of a configuration that costs no more and is shown to be better, by one-sided t-tests paired
+    by seed at a level divided by the number of such configurations; empty where none is. Costs within 1% count as
+    equal. Different images, or labels by different teachers, have frontiers of their own. Raises ValueError for a
     cost that is no number and for a table that would mislead.
 
     >>> from spectrum import load_results
     >>> results = load_results("results/curve")
-    >>> points = pareto_table(results[results["match"] == "macs"], "params")
-    >>> points.loc[points["on_front"], ["label", "cost", "mean"]].round(3).values.tolist()
-    [['1, no 1×1', 46915.0, 0.88], ['per channel', 49962.0, 0.889]]
+    >>> found = pareto_table(results[results["match"] == "macs"], "params")
+    >>> found.loc[found["on_front"], ["label", "cost", "mean"]].round(3).values.tolist()
+    [['plain 3×3', 46915.0, 0.88], ['per-channel', 49962.0, 0.889]]
     """
     metric = scored_metric(results) if metric is None else metric
     table = scored(results, metric, needs=[cost])
     if not pd.api.types.is_numeric_dtype(table[cost]):
         raise ValueError(f"{cost}: is no number; a cost is one of params, macs, train_seconds")
-    groups = runs_against(table, cost, metric, confidence)
+    groups = configurations_against(table, cost, metric, confidence)
     by = [*SPLIT, *varied_settings(table)]
     parts = [part.set_index("seed")[metric] for _, part in table.groupby(by, sort=False, dropna=False)]
     groups["label"] = split_labels(groups)
@@ -73,11 +73,11 @@ def _beaten_by(place: int, groups: pd.DataFrame, parts: Sequence[pd.Series], alp
 
 
 def pareto_front(cost: ArrayLike, value: ArrayLike) -> list[int]:
-    """Positions, by rising cost, of the points that no other beats: none costs as little and is worth more.
+    """Positions, by rising cost, of what nothing else beats: none costs as little and is worth more.
 
     Args:
-        cost: of each point.
-        value: of each point.
+        cost: of each configuration.
+        value: of each configuration.
 
     >>> pareto_front([1, 2, 3, 4], [0.5, 0.8, 0.7, 0.9])
     [0, 1, 3]

@@ -163,9 +163,9 @@ def segments_label(
         stage_segments: those of each stage, where they have their own.
 
     >>> segments_label("per_channel"), segments_label(None, 4), segments_label(1, None, False)
-    ('per channel', 'width 4', '1, no 1×1')
+    ('per-channel', 'width 4', 'plain 3×3')
     >>> segments_label(None, stage_segments=(1, 8, "per_channel"))
-    '1, 8, per channel'
+    '1, 8, per-channel'
     """
     fields = {"segments": segments, "segment_width": segment_width, "stage_segments": stage_segments}
     return Position.of({**fields, "pointwise": pointwise}).label

@@ -22,10 +22,10 @@ class BudgetKind:
 
 
 BUDGETS: dict[Match, BudgetKind] = {
-    "none": BudgetKind("unmatched"),
-    "params": BudgetKind("equal parameters"),
-    "macs": BudgetKind("equal MACs"),
-    "step_time": BudgetKind("equal step time", is_timed=True),
+    "none": BudgetKind("width-matched"),
+    "params": BudgetKind("parameter-matched"),
+    "macs": BudgetKind("MAC-matched"),
+    "step_time": BudgetKind("time-matched", is_timed=True),
 }
 
 
@@ -33,7 +33,7 @@ def budget_name(match: str) -> str:
     """A budget in words; of a name that is none, the name.
 
     >>> budget_name("macs")
-    'equal MACs'
+    'MAC-matched'
     """
     return {str(known): kind.words for known, kind in BUDGETS.items()}.get(match, match)
 

@@ -24,7 +24,7 @@ class Position:
     """How finely the spatial convolutions of a network are split. At most one of the first three is not None.
 
     >>> Position(segments=4).label, Position(segment_width=4).label, Position(segments=1, pointwise=False).label
-    ('4', 'width 4', '1, no 1×1')
+    ('4', 'width 4', 'plain 3×3')
     >>> Position(segments=64).segments_of(32), Position(segment_width=4).segments_of(32), Position().segments_of(32)
     (32, 8, 32)
     """
@@ -110,11 +110,13 @@ class Position:
     @property
     def label(self) -> str:
         """What the position is called in tables and on axes."""
-        return self.split if self.pointwise else f"{self.split}, no 1×1"
+        if self.pointwise:
+            return self.split
+        return "plain 3×3" if self.split == "1" else f"{self.split}, no 1×1"
 
 
 def _called(count: Count) -> str:
-    return "per channel" if count == PER_CHANNEL else str(count)
+    return "per-channel" if count == PER_CHANNEL else str(count)
 
 
 def _count(value: Any) -> Count | None:

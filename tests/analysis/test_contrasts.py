@@ -177,8 +177,8 @@ def test_bare_convolutions_have_no_place_on_the_line():
 def test_an_optimum_is_not_said_to_be_elsewhere_than_where_all_runs_failed():
     whole = made_up(lambda s, a, seed: 0.8 + 0.01 * math.log2(s) + NOISE[s, a, seed] / 10, activation=["none"])
     found = stats.optimum(failed(whole, whole["segments"].eq(2))).set_index("label")
-    assert found["in_set"].to_dict() == {"1": False, "8": False, "per channel": True, "2": True}
-    assert found["n"].to_dict() == {"1": 5, "8": 5, "per channel": 5, "2": 0}
+    assert found["in_set"].to_dict() == {"1": False, "8": False, "per-channel": True, "2": True}
+    assert found["n"].to_dict() == {"1": 5, "8": 5, "per-channel": 5, "2": 0}
     assert found["best"].sum() == 1
 
 
@@ -237,9 +237,9 @@ def test_the_summary_says_of_each_run_what_is_its_own():
     table = failed(table, table["segments"].eq(1) & table["seed"].eq(0))
     table.loc[table["segments"].eq(2) & table["seed"].eq(1), "status"] = "diverged"
     shown = summary_table(table).set_index("segments")
-    assert shown["diverged"].to_dict() == {"1": 0, "2": 1, "8": 0, "per channel": 0}
-    assert shown["mismatch"].to_dict() == {"1": "+0.10%", "2": "+0.20%", "8": "+0.30%", "per channel": "+0.00%"}
-    assert shown["n"].to_dict() == {"1": 4, "2": 5, "8": 5, "per channel": 5}
+    assert shown["diverged"].to_dict() == {"1": 0, "2": 1, "8": 0, "per-channel": 0}
+    assert shown["mismatch"].to_dict() == {"1": "+0.10%", "2": "+0.20%", "8": "+0.30%", "per-channel": "+0.00%"}
+    assert shown["n"].to_dict() == {"1": 4, "2": 5, "8": 5, "per-channel": 5}
 
 
 def test_seeds_of_bare_convolutions_are_not_left_out_of_a_slope_that_has_none():
@@ -388,7 +388,7 @@ def test_the_confidence_set_holds_the_best_as_often_as_it_says_and_leaves_the_wo
         table["test_accuracy"] = [draws[key] + shared[key[1]] for key in zip(places, table["seed"], strict=True)]
         found = stats.optimum(table).set_index("label")
         held += bool(found["in_set"]["8"])
-        out += not found["in_set"]["per channel"]
+        out += not found["in_set"]["per-channel"]
     assert held / rounds >= 0.93
     assert out / rounds > 0.6
 
@@ -405,7 +405,7 @@ def test_a_run_is_off_the_front_only_if_one_that_costs_no_more_is_shown_better()
     assert list(found["on_front"]) == [True, False, False, True]
     assert list(found["beaten_by"]) == ["", "1", "", ""]
     same = stats.pareto_table(table, "params").set_index("label")  # all cost the same
-    assert list(same["beaten_by"]) == ["per channel", "per channel", "per channel", ""]
+    assert list(same["beaten_by"]) == ["per-channel", "per-channel", "per-channel", ""]
 
 
 # Tables that would mislead
@@ -457,12 +457,18 @@ def test_the_forest_has_a_mark_a_contrast_open_where_undecided():
         {"name": "relu", "between": RELU, "margin": 0.01},
         {"name": "slope", "between": RELU, "across": "segments", "confounded": True},
     ]
-    ax = plots.forest(stats.contrasts(table, asked), table).axes[0]
+    figure = plots.forest(stats.contrasts(table, asked), table)
+    (ax,) = figure.axes
     marks = [line for line in ax.lines if line.get_marker() == "o"]
     assert [line.get_markerfacecolor() == "white" for line in marks] == [False, True]
     assert marks[0].get_xdata()[0] == pytest.approx(100 * stats.contrast(table, RELU).mean)
-    assert [text.get_text() for text in ax.get_yticklabels()] == ["relu", "slope\n(a doubling)\n(confounded)"]
-    assert "made-up 01234567" in ax.get_title(loc="left")
+    assert [text.get_text() for text in ax.get_yticklabels()] == ["relu", "slope\n(per doubling)\n(confounded)"]
+    assert any("made-up 01234567" in text.get_text() for text in figure.texts)
+    found = stats.contrast(table, RELU)
+    values = f"{100 * found.mean:+.2f} [{100 * found.low:+.2f}, {100 * found.high:+.2f}]".replace("-", "−")
+    beside = [text.get_text() for text in ax.texts]
+    assert beside[:2] == [values, "worse" if found.mean < 0 else "better"]
+    assert beside[3] == "inconclusive"
     with pytest.raises(ValueError, match="no contrast has a run"):
         plots.forest(stats.contrasts(table, [{"name": "x", "between": [{"segments": 4}, {"segments": 1}]}]), table)
 
@@ -474,7 +480,7 @@ def test_the_curve_of_differences_is_paired_at_each_place():
     expected = [100 * stats.contrast(table[[s == have for have in table["segments"]]], RELU).mean for s in SEGMENTS]
     assert list(line.get_ydata()) == pytest.approx(expected)
     assert list(line.get_xdata()) == pytest.approx([1, 2, 8, 16])
-    assert [text.get_text() for text in ax.get_legend().get_texts()] == ["margin, ±0.5 points"]
+    assert "grey: ±0.5 pp" in " ".join(text.get_text() for text in ax.get_figure().texts)
 
 
 def test_several_pairs_are_a_curve_each_beside_one_another():

@@ -137,7 +137,7 @@ def test_markdown_leaves_plain_values_alone():
 
 def test_markdown_has_its_caption_below():
     text = as_markdown(runs_table(results().assign(study_hash="0123456789abcdef")))
-    assert text.splitlines()[-1] == "made-up 01234567: digits, n = 2 runs per configuration, budget: unmatched."
+    assert text.splitlines()[-1] == "made-up 01234567: digits, n = 2 runs per configuration, budget: width-matched."
     assert text.splitlines()[-2] == ""
 
 

@@ -42,7 +42,7 @@ def straight(log_width, log_channels):
 def test_a_doubling_of_the_width_gives_what_it_gives_at_each_split():
     noise = (-0.002, 0.001, 0.004)
     found = stats.width_slopes(landscape_of(straight, noise)).set_index("label")
-    assert list(found.index) == ["1, no 1×1", "1", "width 8", "width 4", "width 2", "width 1"]
+    assert list(found.index) == ["plain 3×3", "1", "width 8", "width 4", "width 2", "width 1"]
     assert (found["n"] == 3).all()
     half = student.ppf(0.975, 2) * np.std(noise, ddof=1) / 3**0.5
     # with 1 segment the channels per segment are the width itself

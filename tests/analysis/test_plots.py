@@ -3,13 +3,17 @@
 import hashlib
 import io
 import itertools
+import re
+from pathlib import Path
 
+import matplotlib as mpl
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 from IPython.core.formatters import DisplayFormatter
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 from PIL import Image
 from torch import nn
 
@@ -47,6 +51,12 @@ def line(ax, label):
     return next(handle for handle, text in zip(*ax.get_legend_handles_labels(), strict=True) if text == label)
 
 
+def said(figure):
+    """All that a figure says round and above what it draws, on one line."""
+    texts = [*figure.texts, *(text for ax in figure.axes for text in (ax._left_title, *ax.texts))]
+    return " ".join(" ".join(text.get_text() for text in texts).split())
+
+
 def drawn(figure, stem):
     figure.canvas.draw()
     paths = plots.save_figure(figure, stem)
@@ -54,17 +64,15 @@ def drawn(figure, stem):
 
 
 def test_the_curve_shows_every_run_and_the_means_on_a_log_axis():
-    ax = plots.spectrum_curve(results()).axes[0]
+    figure = plots.spectrum_curve(results())
+    (ax,) = figure.axes
     dots, means = ax.lines[0], ax.lines[1]
     assert len(dots.get_xdata()) == 8
     assert list(means.get_xdata()) == [1, 2, 3, 16]
     assert list(means.get_ydata()) == pytest.approx(100 * (0.9025 - 0.01 * np.log2([1, 2, 3, 16])))
     assert ax.get_xscale() == "log"
-    assert [tick.get_text() for tick in ax.get_xticklabels()] == ["1", "2", "3", "per\nchannel"]
-    title = ax.get_title(loc="left")
-    assert "digits" in title
-    assert "n = 2 seeds" in title
-    assert "unmatched" in title
+    assert [tick.get_text() for tick in ax.get_xticklabels()] == ["1", "2", "3", "per-\nchannel"]
+    assert "Accuracy along the spectrum digits · n = 2 seeds · width-matched" in said(figure)
 
 
 def test_runs_that_realise_the_same_segments_stay_apart():
@@ -79,7 +87,7 @@ def test_schedules_by_stage_stand_side_by_side_after_the_even_runs():
     table = pd.concat([staged.assign(stage_segments=[(1, 8, "per_channel")] * len(staged)), plain])
     for figure in (plots.spectrum_curve(table), plots.budget_panels(table)):
         ax = figure.axes[0]
-        assert [tick.get_text() for tick in ax.get_xticklabels()] == ["2", "per channel", "1\n8\nper channel"]
+        assert [tick.get_text() for tick in ax.get_xticklabels()] == ["2", "per-channel", "1\n8\nper-channel"]
         assert list(ax.lines[1].get_xdata()) == [2, 1, 0], "in the order of the table, each at its label"
         assert ax.lines[1].get_linestyle() == "None"
     assert plots.learning_curves(history(table), table)
@@ -88,7 +96,7 @@ def test_schedules_by_stage_stand_side_by_side_after_the_even_runs():
 def test_the_curve_draws_one_line_a_setting_that_varies():
     table = results(activation=["none", "relu"], lr=[0.1, 0.2])
     labels = plots.spectrum_curve(table).axes[0].get_legend_handles_labels()[1]
-    assert labels == [f"activation {a}, lr {lr}" for a in ("none", "relu") for lr in (0.1, 0.2)]
+    assert labels == [f"activation {a}, learning rate {lr}" for a in ("none", "relu") for lr in (0.1, 0.2)]
     only = plots.spectrum_curve(table, by="activation").axes[0].get_legend_handles_labels()[1]
     assert only == ["activation none", "activation relu"]
 
@@ -97,23 +105,48 @@ def test_curves_are_called_by_what_tells_them_apart_and_the_rest_is_said_once():
     table = pd.concat(
         [results(model=["probe"], norm=[False], depth=[None]), results(model=["vgg"], norm=[True], depth=[1])]
     )
-    ax = plots.spectrum_curve(table).axes[0]
-    assert ax.get_legend_handles_labels()[1] == ["model probe", "model vgg"]
-    assert "with model change depth, norm" in ax.get_title(loc="left").replace("\n", " ")
+    figure = plots.spectrum_curve(table)
+    assert figure.axes[0].get_legend_handles_labels()[1] == ["model probe", "model vgg"]
+    assert "depth, norm change with the model" in said(figure)
 
 
 @pytest.mark.medium
 @pytest.mark.filterwarnings("error")  # matplotlib's, where axes have no room left
-def test_a_legend_of_many_letters_stands_below_what_is_drawn(tmp_path):
+def test_no_legend_lies_on_what_is_drawn(tmp_path):
     table = results(activation=["none", "relu", "elu"], order=["pointwise_first", "spatial_first"], lr=[0.1, 0.2])
     two = pd.concat([table, table.assign(match="macs", budget_mismatch=0.0)])
-    for figure in (plots.spectrum_curve(table), plots.budget_panels(two), plots.learning_curves(history(table), table)):
+    one = Figure(layout="constrained")
+    plots.spectrum_curve(table, ax=one.subplots())
+    for figure in (
+        one,
+        plots.spectrum_curve(table),
+        plots.budget_panels(two),
+        plots.learning_curves(history(table), table),
+        plots.accuracy_against(table),
+    ):
         plots.save_figure(figure, tmp_path / "figure")
-        (legend,) = figure.legends
-        lowest = min(ax.get_tightbbox().y0 for ax in figure.axes if ax.axison)
-        assert legend.get_window_extent().y1 <= lowest or len(figure.axes) > 2
-        assert all(ax.get_window_extent().height > 150 for ax in figure.axes if ax.axison)
+        legends = [*figure.legends, *(ax.get_legend() for ax in figure.axes if ax.get_legend() is not None)]
+        assert len(legends) == 1
+        right = max(ax.get_window_extent().x1 for ax in figure.axes)
+        assert legends[0].get_window_extent().x0 >= right
+        assert all(ax.get_window_extent().height > 100 for ax in figure.axes)
     assert plots.spectrum_curve(results()).legends == []
+
+
+def test_more_than_five_curves_stand_in_a_panel_per_teacher_and_the_sixth_axes_is_not_needed():
+    table = results(teacher_segments=[1, 2, "per_channel"], width=[1.0, 2.0])
+    figure = plots.spectrum_curve(table)
+    titles = [ax.get_title(loc="left") for ax in figure.axes]
+    assert titles == ["1-segment teacher", "2-segment teacher", "per-channel teacher"]
+    for ax in figure.axes:
+        assert ax.get_legend_handles_labels()[1] == ["width 1", "width 2"]
+    assert len({ax.get_xlim() for ax in figure.axes}) == len({ax.get_ylim() for ax in figure.axes}) == 1
+
+
+def test_configurations_of_one_split_are_a_row_each():
+    figure = plots.spectrum_curve(results(segments=["per_channel"], activation=["none", "relu"]))
+    rows = [label.get_text() for label in figure.axes[0].get_yticklabels()]
+    assert rows == ["activation none", "activation relu"]
 
 
 def test_a_bare_convolution_stands_beside_the_curve():
@@ -122,13 +155,16 @@ def test_a_bare_convolution_stands_beside_the_curve():
     curves = [line for line in ax.lines if len(line.get_xdata()) == 4 and line.get_linestyle() == "-"]
     assert len(curves) == 1
     assert max(curves[0].get_ydata()) < 95
-    assert "no 1×1 (bare)" in [text.get_text() for text in ax.get_legend().get_texts()]
+    ticks = dict(zip(ax.get_xticks(), (tick.get_text() for tick in ax.get_xticklabels()), strict=True))
+    (bare,) = [line for line in ax.lines if line.get_marker() == "o" and line.get_markerfacecolor() == "white"]
+    assert ticks[bare.get_xdata()[0]] == "plain\n3×3"
+    assert bare.get_xdata()[0] < 1
 
 
 @pytest.mark.parametrize("cost", ["params", "macs", "train_seconds"])
 def test_accuracy_against_a_cost_labels_every_run(cost):
     ax = plots.accuracy_against(results(), cost).axes[0]
-    assert {text.get_text() for text in ax.texts} == {"1", "2", "3", "per channel"}
+    assert {text.get_text() for text in ax.texts} == {"1", "2", "3", "per-channel"}
     assert ax.get_xscale() == "log"
 
 
@@ -136,8 +172,9 @@ def test_the_front_joins_the_runs_that_no_other_beats():
     table = results()
     table.loc[table["segments"] == 2, "test_accuracy"] = 0.5
     ax = plots.accuracy_against(table, "params").axes[0]
-    front = line(ax, "Pareto front of the means")
+    front = line(ax, "Pareto frontier of the means")
     assert list(front.get_xdata()) == [1000 // 16, 1000 // 3, 1000]
+    assert front.get_drawstyle() == "steps-post", "what lies between two networks is no network"
 
 
 def test_learning_curves_are_means_over_seeds():
@@ -167,6 +204,60 @@ def test_every_data_set_has_a_front_of_its_own():
 def test_learning_curves_survive_a_setting_that_the_history_has_too():
     table = results(lr=[0.1, 0.2])
     assert len(plots.learning_curves(history(table), table).axes[0].lines) == 8
+
+
+def test_the_page_on_figures_for_a_paper_makes_them(tmp_path, monkeypatch):
+    root = Path(__file__).parents[2]
+    page = (root / "docs/howto/figures_for_a_paper.md").read_text()
+    (tmp_path / "results").symlink_to(root / "results")
+    monkeypatch.chdir(tmp_path)
+    names = {}
+    for block in re.findall(r"```python\n(.*?)```", page, re.DOTALL):
+        exec(block, names)
+    assert {path.name for path in tmp_path.glob("*.pdf")} == {"curve.pdf", "question.pdf"}
+    assert (tmp_path / "curve.pdf").read_bytes().startswith(b"%PDF")
+    assert "Where along the spectrum is accuracy highest?" in said(names["figure"])
+    labels = names["figure"].axes[0].get_legend_handles_labels()[1]
+    assert labels == ["same widths", "same parameters"]
+    names["plt"].close("all")
+
+
+def test_ones_own_settings_hold_on_ones_own_axes():
+    with mpl.rc_context({"font.size": 13, "lines.linewidth": 5, "axes.labelsize": 15}):
+        figure = Figure(figsize=(3.4, 2.6), layout="constrained")
+        plots.spectrum_curve(results(activation=["none", "relu"]), ax=figure.subplots(), caption=False, title="Which?")
+        assert mpl.rcParams["font.size"] == 13
+    (ax,) = figure.axes
+    assert ax.xaxis.label.get_fontsize() == 15
+    assert line(ax, "activation none")[0].get_linewidth() == 5
+    assert ax.get_title(loc="left") == "Which?"
+    assert said(figure) == "Which? activation none activation relu"
+    assert tuple(figure.get_size_inches()) == (3.4, 2.6)
+
+
+@pytest.mark.parametrize("width", [3.4, 7.0])
+def test_no_type_is_below_seven_points(width):
+    table = results(match=["params", "macs"], seed=[0, 1, 2]).assign(
+        study_hash="0123456789abcdef", budget_mismatch=0.01
+    )
+    with plots.style():
+        own = Figure(figsize=(width, 2.4))
+        axes = own.subplots()
+    plots.spectrum_curve(table, ax=axes)
+    for figure in (own, plots.spectrum_curve(table), plots.budget_panels(table), plots.accuracy_against(table)):
+        texts = [text for text in figure.findobj(Text) if text.get_text() and text.get_visible()]
+        assert min(text.get_fontsize() for text in texts) >= 7
+
+
+def test_per_channel_stands_at_one_place_whatever_widths_a_budget_gave_it():
+    table = results(match=["params", "macs"])
+    wide = table["segments"].eq("per_channel") & table["match"].eq("macs")
+    table["realised_segments"] = [
+        [40] if one else have for one, have in zip(wide, table["realised_segments"], strict=True)
+    ]
+    figure = plots.budget_panels(table)
+    ends = {ax.containers[0].lines[0].get_xdata()[-1] for ax in figure.axes}
+    assert len(ends) == 1
 
 
 def test_figures_can_be_drawn_on_axes_of_ones_own():
@@ -207,22 +298,42 @@ def test_budgets_stand_side_by_side_with_their_mismatch():
     table = results(match=["none", "params"])
     table["budget_mismatch"] = table["match"].map({"none": None, "params": -0.0031})
     table["widths"] = [None if match == "none" else (8, 16) for match in table["match"]]
-    panels = plots.budget_panels(table).axes
+    figure = plots.budget_panels(table)
+    panels = figure.axes
+    assert "parameter-matched within 0.31%" in said(figure)
     titles = [panel.get_title("left").splitlines()[0] for panel in panels]
-    assert titles == ["unmatched", "equal parameters (within 0.31%)"]
+    assert titles == ["width-matched, n = 2 seeds", "parameter-matched, n = 2 seeds"]
     assert len({panel.get_ylim() for panel in panels}) == 1
-    curve = plots.spectrum_curve(table).axes[0]
-    assert curve.get_legend_handles_labels()[1] == ["unmatched", "equal parameters"]
-    assert "equal parameters (within 0.31%)" in curve.get_title("left")
+    curve = plots.spectrum_curve(table)
+    assert curve.axes[0].get_legend_handles_labels()[1] == ["width-matched", "parameter-matched"]
+    assert "parameter-matched within 0.31%" in said(curve)
+    in_panels = [panel.containers[0].lines[0] for panel in panels]
+    looks = [
+        [(line.get_color(), line.get_marker()) for line in lines]
+        for lines in (in_panels, [container.lines[0] for container in curve.axes[0].containers])
+    ]
+    assert looks[0] == looks[1], "a budget looks the same in both"
 
 
 def test_a_search_is_a_map_with_the_choices_framed():
     table = results(lr=[0.05, 0.1], weight_decay=[0.0, 0.001])
     table["chosen"] = (table["lr"] == 0.1) & (table["weight_decay"] == 0.0)
     axes = plots.tuning_map(table).axes[0]
-    assert [label.get_text() for label in axes.get_xticklabels()] == ["1", "2", "3", "per channel"]
-    assert [label.get_text() for label in axes.get_yticklabels()] == ["0.05, 0", "0.05, 0.001", "0.1, 0", "0.1, 0.001"]
-    assert [patch.get_xy() for patch in axes.patches] == [(across - 0.5, 1.5) for across in range(4)]
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["1", "2", "3", "per-channel"]
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["0.05, 0", "0.05, 0.001", "0.1, 0", "0.1, 0.001"]
+    assert [patch.get_xy() for patch in axes.patches] == [(1.5, down - 0.5) for down in range(4)]
+
+
+def test_cells_of_a_search_are_coloured_by_their_distance_from_the_best_of_the_row():
+    table = results(lr=[0.05, 0.1, 0.2], match=["params", "macs"], seed=[0]).assign(weight_decay=0.0, chosen=False)
+    table["val_accuracy"] = table["lr"].map({0.05: 0.6, 0.1: 0.7, 0.2: 0.69}) + 0.1 * table["segments"].eq(2)
+    table = table[table["segments"].ne(3) | table["match"].eq("macs")]
+    left, right = plots.tuning_map(table).axes[:2]
+    cells = left.images[0].get_array()
+    assert np.ma.filled(cells[:2], np.nan).tolist() == [pytest.approx([-10, 0, -1])] * 2
+    assert [text.get_text() for text in left.texts[:6]] == ["60.0", "70.0", "69.0", "70.0", "80.0", "79.0"]
+    assert np.isnan(np.ma.filled(cells[2], np.nan)).all(), "not trained under this budget"
+    assert np.isfinite(np.ma.filled(right.images[0].get_array(), np.nan)).all()
 
 
 def test_a_run_that_a_cheaper_one_beats_is_open():
@@ -232,14 +343,15 @@ def test_a_run_that_a_cheaper_one_beats_is_open():
     faces = {bar[0].get_xdata()[0]: bar[0].get_markerfacecolor() for bar in ax.containers}
     assert faces[1000] == "white"
     assert faces[1000 // 3] != "white"
-    assert "shown to be off the front" in [text.get_text() for text in ax.get_legend().get_texts()]
+    assert "shown to be off it" in [text.get_text() for text in ax.get_legend().get_texts()]
 
 
 def test_many_runs_are_told_apart_by_shades_and_named_in_the_legend():
     ax = plots.accuracy_against(results(activation=["none", "relu", "elu"])).axes[0]
-    assert not ax.texts
+    assert {text.get_text() for text in ax.texts} <= {"1", "2", "3", "per-channel"}
+    assert len(ax.texts) <= 4, "those on the frontier"
     named = [text.get_text() for text in ax.get_legend().get_texts()]
-    assert named[-4:] == ["1", "2", "3", "per channel"]
+    assert named[-4:] == ["1", "2", "3", "per-channel"]
 
 
 def test_time_against_macs_has_medians_and_the_line_of_the_fastest_arithmetic():
@@ -280,12 +392,12 @@ def test_cost_by_layer_says_where_a_count_is_a_lower_bound():
     for count in ("macs", "backward_macs", "activations"):
         ax = plots.cost_by_layer(costs, count).axes[0]
         assert ["at least" in text.get_text() for text in ax.texts] == [False, True]
-        caption = " ".join(ax.get_title("left").split())
+        caption = said(ax.get_figure())
         assert "part: Not counted, since what it multiplies is unknown: aten._fft_c2c" in caption
         assert "whole:" not in caption
     ax = plots.cost_by_layer(costs, "params").axes[0]
     assert not any("at least" in text.get_text() for text in ax.texts)
-    assert "Not counted" not in ax.get_title("left")
+    assert "Not counted" not in said(ax.get_figure())
 
 
 def test_the_literature_stands_beside_differences_paired_by_seed():
@@ -302,15 +414,11 @@ def test_the_literature_stands_beside_differences_paired_by_seed():
 # What a picture says of itself, and what it refuses
 
 
-def caption(ax):
-    return " ".join(ax.get_title(loc="left").split())
-
-
 def test_what_varies_beside_is_averaged_within_a_seed():
     table = results(activation=["none", "relu"])
-    ax = plots.spectrum_curve(table, by=[]).axes[0]
-    assert "n = 2 seeds a point" in caption(ax)
-    assert len(ax.lines[0].get_xdata()) == 16  # every run is drawn
+    figure = plots.spectrum_curve(table, by=[])
+    assert "n = 2 seeds" in said(figure)
+    assert len(figure.axes[0].lines[0].get_xdata()) == 16  # every run is drawn
 
 
 def test_failed_runs_are_not_counted_and_diverged_ones_are_told():
@@ -322,8 +430,8 @@ def test_failed_runs_are_not_counted_and_diverged_ones_are_told():
         plots.accuracy_against(table),
         plots.learning_curves(history(table), table),
     ):
-        assert "n = 1–3 seeds a point" in caption(figure.axes[0])
-        assert "1 run diverged, drawn at chance" in caption(figure.axes[0])
+        assert "n = 1–3 seeds" in said(figure)
+        assert "1 run diverged, drawn at chance" in said(figure)
 
 
 def test_every_picture_names_the_study_and_its_hash():
@@ -337,16 +445,14 @@ def test_every_picture_names_the_study_and_its_hash():
         plots.time_against_macs(one.assign(images_per_second=1000.0)),
         plots.literature_curve(one),
     ):
-        said = [ax.get_title(loc="left") for ax in figure.axes]
-        said.append(figure.get_suptitle())
-        assert any("study made-up 01234567" in text for text in said)
-        assert any("digits" in text for text in said)
+        assert "study made-up 01234567" in said(figure)
+        assert "digits" in said(figure)
 
 
 def test_a_table_without_mismatch_says_no_number_for_it():
-    said = caption(plots.spectrum_curve(results().assign(match="params").drop(columns="budget_mismatch")).axes[0])
-    assert "equal parameters" in said
-    assert "nan" not in said
+    text = said(plots.spectrum_curve(results().assign(match="params").drop(columns="budget_mismatch")))
+    assert "parameter-matched" in text
+    assert "nan" not in text
 
 
 def test_shades_go_from_light_to_dark_along_the_spectrum_in_every_panel():
@@ -359,14 +465,14 @@ def test_shades_go_from_light_to_dark_along_the_spectrum_in_every_panel():
         assert {label: tuple(colour) for label, colour in found.items()} == {
             label: tuple(colour) for label, colour in colours[0].items()
         }
-        light = [sum(found[label][:3]) for label in ("1", "2", "3", "per channel")]
+        light = [sum(found[label][:3]) for label in ("1", "2", "3", "per-channel")]
         assert light == sorted(light, reverse=True)
 
 
 def test_a_study_that_drops_budgets_from_a_comparison_says_so():
     table = results(match=["none", "macs"])
     table = table[~((table["match"] == "macs") & (table["segments"] == 1))]
-    assert "not drawn, for want of 1 segment: equal MACs" in caption(plots.literature_curve(table).axes[0])
+    assert "not drawn, for lack of 1 segment: MAC-matched" in said(plots.literature_curve(table))
 
 
 def test_looks_do_not_repeat_beyond_the_palette():
@@ -399,7 +505,9 @@ def test_labels_on_the_axis_do_not_lie_on_each_other(segments):
     for ax in figure.axes:
         boxes = sorted((tick.get_window_extent() for tick in ax.get_xticklabels()), key=lambda box: box.x0)
         assert all(one.x1 <= other.x0 for one, other in itertools.pairwise(boxes))
-        assert ax.get_xticklabels()[0].get_text() == "1"
+        labels = [tick.get_text() for tick in ax.get_xticklabels() if tick.get_visible()]
+        assert labels[:1] in ([], ["1"])
+    assert figure.axes[-1].get_xticklabels()[0].get_visible()
 
 
 @pytest.mark.parametrize(

@@ -62,7 +62,7 @@ def provenance(table):
 
 def test_the_table_has_a_row_a_run_and_mean_and_interval():
     table = summary_table(results())
-    assert list(table["segments"]) == ["1", "2", "3", "per channel"]
+    assert list(table["segments"]) == ["1", "2", "3", "per-channel"]
     assert table["accuracy"][0] == "90.25 ± 3.18"  # t(0.975, 1 df) · 0.005/√2 / √2 = 12.706 · 0.0025
     assert list(table.columns) == ["segments", "n", "params", "macs", "accuracy", "seconds"]
 
@@ -225,10 +225,10 @@ def test_a_click_on_a_title_sorts_the_table_and_no_other_script_runs(tmp_path, p
         return re.findall(r"<tr><td>(.*?)</td>", seen.partition("<tbody>")[2].partition("</tbody>")[0]), seen
 
     order, seen = first_cells(page.replace(policy, ""))
-    assert order == ["per channel", "10", "2", "1"]  # by MACs, which are 100,000 over the segments
+    assert order == ["per-channel", "10", "2", "1"]  # by MACs, which are 100,000 over the segments
     assert 'aria-sort="ascending"' in seen
     order, seen = first_cells(page)  # the policy keeps out what was put in
-    assert order == ["1", "2", "10", "per channel"]
+    assert order == ["1", "2", "10", "per-channel"]
     assert "<title>ran</title>" not in seen
 
 

@@ -83,10 +83,10 @@ def test_a_run_lies_where_its_widest_layer_is():
     ("key", "label"),
     [
         ((4, None, True), "4"),
-        (("per_channel", float("nan"), True), "per channel"),
+        (("per_channel", float("nan"), True), "per-channel"),
         ((None, 8.0, True), "width 8"),
-        ((1, None, False), "1, no 1×1"),
-        ((None, None, True, (1, 8, "per_channel")), "1, 8, per channel"),
+        ((1, None, False), "plain 3×3"),
+        ((None, None, True, (1, 8, "per_channel")), "1, 8, per-channel"),
         ((None, None, False, (2, 4)), "2, 4, no 1×1"),
     ],
 )

@@ -96,12 +96,12 @@ def test_a_table_keeps_the_position(position):
 @pytest.mark.parametrize(
     ("said", "label"),
     [
-        ({}, "per channel"),
-        ({"segments": "per_channel", "segment_width": float("nan")}, "per channel"),
+        ({}, "per-channel"),
+        ({"segments": "per_channel", "segment_width": float("nan")}, "per-channel"),
         ({"segments": "4"}, "4"),
         ({"segments": None, "segment_width": 8.0}, "width 8"),
-        ({"segments": 1, "pointwise": False}, "1, no 1×1"),
-        ({"stage_segments": [1, 8, "per_channel"]}, "1, 8, per channel"),
+        ({"segments": 1, "pointwise": False}, "plain 3×3"),
+        ({"stage_segments": [1, 8, "per_channel"]}, "1, 8, per-channel"),
         ({"stage_segments": (2, 4), "pointwise": False}, "2, 4, no 1×1"),
     ],
 )

@@ -105,8 +105,8 @@ def test_a_study_is_searched_then_confirmed_and_neither_twice(study_folder):
     with pytest.raises(StoreError, match="of a search only"):
         load_results(folder)
     axes = plots.tuning_map(tuning).axes[0]
-    assert [label.get_text() for label in axes.get_xticklabels()] == ["1", "per channel"]
-    assert [label.get_text() for label in axes.get_yticklabels()] == [f"{lr:g}" for lr in grid]
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["1", "per-channel"]
+    assert [label.get_text() for label in axes.get_xticklabels()] == [f"{lr:g}" for lr in grid]
 
     before = (folder / "results.jsonl").read_bytes()
     assert run_study(study(), workers=2).reused == runs

@@ -1,8 +1,8 @@
-"""What points cost and what they give for it; how fast they run."""
+"""What configurations cost, what they give for it, and how fast they run."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,39 +13,44 @@ from matplotlib.patheffects import withStroke
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from spectrum.analysis.fronts import pareto_table
+from spectrum.analysis.plots.accuracy import along_label, telling_apart
 from spectrum.analysis.plots.drawing import (
-    METRIC_LABELS,
+    BUDGET_LOOKS,
+    ShownFigure,
     axes_or_new,
-    captioned,
     drawable,
     error_bars,
     figure_of,
+    inches_of,
     look_of,
-    say,
-    setting_label,
-    shades_of,
+    metric_axis,
+    shares_of,
+    small,
     styled,
+    wished_shades,
     wrapped,
 )
-from spectrum.analysis.table import IMAGES, SPLIT, split_labels, varied_settings
+from spectrum.analysis.plots.frame import frame, inches_of_text, legend_beside, name_curves, sample, say
+from spectrum.analysis.plots.words import Wishes, setting_label
+from spectrum.analysis.table import IMAGES, SPLIT, budget_name, split_labels, varied_settings
 
 if TYPE_CHECKING:  # it needs torch, which reading and drawing a table do not
     from spectrum.cost.count import Cost, LayerCost
 
 COST_LABELS = {
     "params": "parameters",
-    "macs": "MACs of one image, forward",
-    "train_seconds": "training time in seconds",
+    "macs": "MACs per image, forward",
+    "train_seconds": "training time, s",
 }
 COUNTS = {
-    "macs": "MACs of one image, forward",
+    "macs": "MACs per image, forward",
     "params": "parameters",
-    "backward_macs": "MACs of one image, backward",
-    "activations": "activations of one image",
+    "backward_macs": "MACs per image, backward",
+    "activations": "activations per image",
 }
 PARTS = {
-    "spatial": "spatial half",
-    "pointwise": "1×1 half",
+    "spatial": "3×3 of a pair",
+    "pointwise": "1×1 of a pair",
     "Conv2d": "other convolutions",
     "Linear": "linear layers",
     "BatchNormAct2d": "batch normalisation",
@@ -57,103 +62,145 @@ MOST_LABELS = 12
 
 @styled
 def accuracy_against(
-    results: pd.DataFrame, cost: str = "macs", *, ax: Axes | None = None, metric: str = "test_accuracy"
+    results: pd.DataFrame,
+    cost: str = "macs",
+    *,
+    ax: Axes | None = None,
+    metric: str = "test_accuracy",
+    title: str | None = None,
+    caption: bool = True,
+    colors: Mapping[str, Any] | Sequence[Any] | None = None,
+    labels: Mapping[str, str] | None = None,
 ) -> Figure:
-    """Mean accuracy against a cost on a log axis, the Pareto front of the means drawn, and which points are off it.
+    """Mean accuracy against a cost on a log axis, with the Pareto frontier of the means.
 
     Args:
         results: from `load_results`.
         cost: "params", "macs" or "train_seconds".
-        ax: where to draw; by default a figure of its own.
+        ax: where to draw, at any size and in your own settings; by default a figure of its own.
         metric: a column of accuracies from 0 to 1; shown in per cent.
+        title: what the picture answers or finds; by default its task.
+        caption: whether to say data set, seeds, budget and study.
+        colors: of the splits, in their order along the spectrum or by their labels.
+        labels: your words for labels, such as {"per-channel": "depthwise"}.
 
-    Open marks are off the front: a point that costs no more is shown to be better (`stats.pareto_table`). Full marks
-    may lie on it. Points are labelled by their segments; where that would be crowded, shades tell them apart instead,
-    light to dark along the spectrum. Raises ValueError when no row has the metric.
+    Colours say the split, light to dark along the spectrum, and markers what else varies. All configurations are named
+    where there is room, else those on the frontier. Open marks are off the frontier: a configuration that costs no
+    more is shown to be better (`stats.pareto_table`). Where several budgets are drawn, configurations for which this
+    very cost is matched are left out. Raises ValueError when no row has the metric.
     """
     table = drawable(results, metric, [cost])
-    new = ax is None
+    table, left_out = _without_matched(table, cost)
     ax = axes_or_new(ax)
+    wishes = Wishes(title, caption, colors, labels)
     names = varied_settings(table)
-    runs = pareto_table(table, cost, metric=metric)
-    kinds = list(runs.groupby(names, sort=False, dropna=False)) if names else [((), runs)]
-    crowded = len(runs) > (MOST_LABELS if len(kinds) == 1 else MOST_LABELS // 2)
-    if crowded and new:
-        figure_of(ax).set_size_inches(7.6, 3.6)  # room for the legend of the shades
-    shades = shades_of(table) if crowded else {}
+    found = pareto_table(table, cost, metric=metric)
+    kinds = list(found.groupby(names, sort=False, dropna=False)) if names else [((), found)]
+    shades = wished_shades(table, wishes)
+    tasks = [name for name in IMAGES if name in names]
+    telling, along = telling_apart(names, [values for values, _ in kinds])
+    _frontiers(ax, found, tasks)
+    entries = []
     for number, (values, part) in enumerate(kinds):
-        look = look_of(number)
-        _marks(ax, part, look, shades)
+        look = BUDGET_LOOKS[str(values[0])] if names == ["match"] else look_of(number)
+        _marks(ax, part, look["marker"], shades)
         if names:
-            look = look | {"color": "0.35"} if crowded else look
-            ax.plot([], [], ls="", marker=look["marker"], color=look["color"], label=setting_label(names, values))
-    _fronts(ax, runs, tasks=[name for name in IMAGES if name in names])
-    for label, shade in shades.items():
-        ax.plot([], [], ls="", marker="s", color=shade, label=label)
-    if crowded:
-        ax.legend(loc="center left", bbox_to_anchor=(1.01, 0.5))
-    else:
-        _label(ax, runs)
-        ax.legend()
+            label = wishes.called(setting_label(telling, [values[names.index(name)] for name in telling]))
+            entries.append(sample(label, {"marker": look["marker"], "color": "0.35", "linestyle": ""}))
+    narrow = inches_of(ax)[0] < 3.2
+    crowded = len(found) > (MOST_LABELS if len(kinds) == 1 else MOST_LABELS // 2)
+    if crowded and not narrow:  # at a column's width colours go from light to dark, and the frontier has names
+        entries += [
+            sample(wishes.called(label), {"marker": "s", "color": shade, "linestyle": ""})
+            for label, shade in shades.items()
+        ]
     ax.set_xscale("log")
-    ax.margins(x=0.1, y=0.1)
+    ax.margins(x=0.1, y=0.12)
     _engineering_axis(ax)
-    ax.set_xlabel(COST_LABELS.get(cost, cost))
-    ax.set_ylabel(METRIC_LABELS.get(metric, metric))
-    say(ax, table, names, "shades: segments" if crowded else "labels: segments", "bars: 95 % t-interval")
+    ax.set_xlabel(wishes.called(COST_LABELS.get(cost, cost)))
+    metric_axis(ax, metric, table, wishes)
+    drawn = ax.get_legend_handles_labels()[0]
+    _label(ax, found, wishes, only_front=crowded)
+    marks = "mean and 95% CI"
+    if len(drawn) + len(entries) > 1:
+        legend_beside(ax, [*drawn, *entries])
+    else:
+        marks += "; dashed: Pareto frontier of the means"
+    cost_word = "MACs" if cost == "macs" else COST_LABELS.get(cost, cost).partition(",")[0]
+    foot = f"{budget_name(cost)} configurations are left out" if left_out else along_label(telling, along)
+    say(ax, table, names, marks, wishes=wishes, title=f"Accuracy against {cost_word}", foot=foot)
     return figure_of(ax)
 
 
-def _marks(ax: Axes, runs: pd.DataFrame, look: Mapping[str, Any], shades: Mapping[str, Any]) -> None:
-    """Means with their intervals, open where they are shown to be off the front."""
-    for _, run in runs.iterrows():
-        color = shades.get(run["label"], look["color"])
-        face = "white" if run["beaten_by"] else color
-        bar = error_bars(run.to_frame().T)
-        at = run["cost"], 100 * run["mean"]
-        ax.errorbar(*at, bar, fmt=look["marker"], color=color, mfc=face, capsize=2, lw=1, zorder=3)
+def _without_matched(table: pd.DataFrame, cost: str) -> tuple[pd.DataFrame, bool]:
+    """Rows of budgets that do not match this very cost, where there are others; and whether any are left out."""
+    matched = table["match"].eq(cost)
+    left_out = bool(matched.any() and not matched.all())
+    return (table[~matched] if left_out else table), left_out
 
 
-def _fronts(ax: Axes, runs: pd.DataFrame, tasks: list[str]) -> None:
-    """The Pareto front of the means; one for each task."""
-    fronts = [part for _, part in runs.groupby(tasks, dropna=False, sort=False)] if tasks else [runs]
-    for part in fronts:
+def _marks(ax: Axes, configurations: pd.DataFrame, marker: str, shades: Mapping[str, Any]) -> None:
+    """Means with their intervals, open where they are shown to be off the frontier."""
+    for _, one in configurations.iterrows():
+        color = shades[one["label"]]
+        face = "white" if one["beaten_by"] else color
+        bar = error_bars(one.to_frame().T)
+        at = one["cost"], 100 * one["mean"]
+        ax.errorbar(*at, bar, fmt=marker, color=color, mfc=face, capsize=0, elinewidth=1, zorder=3)
+
+
+def _frontiers(ax: Axes, configurations: pd.DataFrame, tasks: list[str]) -> None:
+    """The Pareto frontier of the means as steps, since what lies between two networks is no network; one per task."""
+    parts = [part for _, part in configurations.groupby(tasks, dropna=False, sort=False)] if tasks else [configurations]
+    for part in parts:
         front = part[part["on_front"]].sort_values("cost")
-        label = "Pareto front of the means" if part is fronts[0] else None
-        ax.plot(front["cost"], 100 * front["mean"], ls="--", color="0.35", marker="", label=label)
-    if (runs["beaten_by"] != "").any():
-        ax.plot([], [], ls="", marker="o", color="0.35", mfc="white", label="shown to be off the front")
+        label = "Pareto frontier of the means" if part is parts[0] else None
+        steps: Any = {"drawstyle": "steps-post", "ls": "--", "lw": 1.2, "color": "0.5", "marker": "", "zorder": 2}
+        ax.plot(front["cost"], 100 * front["mean"], label=label, **steps)
+    if (configurations["beaten_by"] != "").any():
+        ax.plot([], [], ls="", marker="o", color="0.35", mfc="white", label="shown to be off it")
 
 
 @styled
-def time_against_macs(results: pd.DataFrame, *, ax: Axes | None = None) -> Figure:
-    """Training time of an image against its MACs, both on log axes: what arithmetic does not say about speed.
+def time_against_macs(
+    results: pd.DataFrame,
+    *,
+    ax: Axes | None = None,
+    title: str | None = None,
+    caption: bool = True,
+    colors: Mapping[str, Any] | Sequence[Any] | None = None,
+    labels: Mapping[str, str] | None = None,
+) -> Figure:
+    """Training time per image against its MACs, both on log axes: what arithmetic does not say about speed.
 
     Args:
         results: from `load_results`.
-        ax: where to draw; by default a figure of its own.
+        ax: where to draw, at any size and in your own settings; by default a figure of its own.
+        title: what the picture answers or finds; by default its task.
+        caption: whether to say data set, seeds, budget and study.
+        colors: of the settings, in their order or by their labels.
+        labels: your words for labels, such as {"per-channel": "depthwise"}.
 
-    Marks are medians over seeds. Along the dashed line time is in proportion to the MACs, at the rate of the point that
-    does most of them a second; what lies far above it pays for more than arithmetic. Times rank points only where they
-    were measured alike: see a study's README. Raises ValueError when no run has a speed.
+    Marks are medians over seeds. Along the dashed line time is in proportion to the MACs, at the rate of the
+    configuration that does most of them per second; what lies far above it pays for more than arithmetic. Times rank
+    configurations only where they were measured alike: see a study's README. Raises ValueError when no run has a speed.
     """
     table = drawable(results, "images_per_second", ["macs"])
     ax = axes_or_new(ax)
+    wishes = Wishes(title, caption, colors, labels)
     names = varied_settings(table)
     table = table.assign(ms=1000 / table["images_per_second"])
     by = [*SPLIT, *names]
-    runs = table.groupby(by, sort=False, dropna=False)[["macs", "ms"]].median().reset_index()
-    runs["label"] = split_labels(runs)
-    fastest = runs["ms"].div(runs["macs"]).min()
-    ends = np.array([runs["macs"].min(), runs["macs"].max()])
-    ax.plot(ends, fastest * ends, ls="--", color="0.35", marker="", label="in proportion to the MACs")
-    kinds = list(runs.groupby(names, sort=False, dropna=False)) if names else [((), runs)]
+    found = table.groupby(by, sort=False, dropna=False)[["macs", "ms"]].median().reset_index()
+    found["label"] = split_labels(found)
+    fastest = found["ms"].div(found["macs"]).min()
+    ends = np.array([found["macs"].min(), found["macs"].max()])
+    ax.plot(ends, fastest * ends, ls="--", color="0.35", marker="", label="proportional to MACs")
+    kinds = list(found.groupby(names, sort=False, dropna=False)) if names else [((), found)]
     for number, (values, part) in enumerate(kinds):
-        look = look_of(number)
-        label = setting_label(names, values) or None
-        ax.plot(part["macs"], part["ms"], ls="", marker=look["marker"], color=look["color"], label=label)
-    if len(runs) <= MOST_LABELS:
-        _label(ax, runs.assign(cost=runs["macs"], top=runs["ms"]))
+        label = setting_label(names, values)
+        look = look_of(number, label, wishes) | {"linestyle": ""}
+        ax.plot(part["macs"], part["ms"], label=wishes.called(label) or None, **look)
     ax.set_xscale("log")
     ax.set_yscale("log")
     ax.margins(x=0.1, y=0.12)
@@ -161,21 +208,38 @@ def time_against_macs(results: pd.DataFrame, *, ax: Axes | None = None) -> Figur
     ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     ax.yaxis.set_minor_formatter(NullFormatter())
-    ax.set_xlabel(COST_LABELS["macs"])
-    ax.set_ylabel("training time of an image, ms")
-    ax.legend()
-    say(ax, table, names, "marks: medians over seeds", "labels: segments" if len(runs) <= MOST_LABELS else "")
+    ax.set_xlabel(wishes.called(COST_LABELS["macs"]))
+    ax.set_ylabel(wishes.called("training time per image, ms"))
+    if len(found) <= MOST_LABELS:
+        _label(ax, found.assign(cost=found["macs"], top=found["ms"]), wishes)
+    if names:
+        legend_beside(ax, ax.get_legend_handles_labels()[0])
+    marks = "medians over seeds; dashed: proportional to MACs"
+    say(ax, table, names, marks, wishes=wishes, title="Training time against MACs")
     return figure_of(ax)
 
 
 @styled
-def cost_by_layer(costs: Mapping[str, Cost], count: str = "macs", *, ax: Axes | None = None) -> Figure:
-    """Where networks spend: a bar a network, a block a layer from input to output, coloured by what the layer is.
+def cost_by_layer(
+    costs: Mapping[str, Cost],
+    count: str = "macs",
+    *,
+    ax: Axes | None = None,
+    title: str | None = None,
+    caption: bool = True,
+    colors: Mapping[str, Any] | Sequence[Any] | None = None,
+    labels: Mapping[str, str] | None = None,
+) -> Figure:
+    """Where networks spend: a bar per network, a block per layer from input to output, coloured by what the layer is.
 
     Args:
         costs: what each network is called, and what `measure_cost` counts of it.
         count: "macs", "params", "backward_macs" or "activations".
-        ax: where to draw; by default a figure of its own.
+        ax: where to draw, at any size and in your own settings; by default a figure of its own.
+        title: what the picture answers or finds; by default its task.
+        caption: whether to say how to read it, and what is not counted.
+        colors: of the kinds of layers, in their order or by their labels.
+        labels: your words for labels, such as {"linear layers": "classifier"}.
 
     Totals with products that are not counted say "at least", and the caption names what is missing.
 
@@ -189,28 +253,28 @@ def cost_by_layer(costs: Mapping[str, Cost], count: str = "macs", *, ax: Axes | 
         raise ValueError(f"count={count!r}: try {', '.join(COUNTS)}")
     if not costs:
         raise ValueError("cost_by_layer: no network to draw")
-    new = ax is None
     ax = axes_or_new(ax)
-    if new:
-        figure_of(ax).set_size_inches(6.4, 1.5 + 0.42 * len(costs))
+    wishes = Wishes(title, caption, colors, labels)
+    if isinstance(figure_of(ax), ShownFigure):
+        figure_of(ax).set_size_inches(6.4, 0.9 + 0.4 * len(costs))
     layers = [layer for cost in costs.values() for layer in cost.layers if getattr(layer, count)]
-    parts = {part: _block(number) for number, part in enumerate(dict.fromkeys(map(_part, layers)))}
+    parts = {part: _block(number, part, wishes) for number, part in enumerate(dict.fromkeys(map(_part, layers)))}
     for place, cost in enumerate(costs.values()):
         total = _bar(ax, place, cost, count, parts)
         bound = "at least " if cost.not_counted and count != "params" else ""
-        ax.text(total, place, f"  {bound}{_rounded(total)}", va="center", fontsize=8)
+        ax.text(total, place, f"  {bound}{_rounded(total)}", va="center", fontsize=small())
     for part, look in parts.items():
-        ax.bar(0, 0, edgecolor="white", label=part, **look)
-    ax.set_yticks(range(len(costs)), [wrapped(name, 24) for name in costs])
+        ax.bar(0, 0, edgecolor="white", label=wishes.called(part), **look)
+    ax.set_yticks(range(len(costs)), [wrapped(wishes.called(name), 24) for name in costs])
     ax.set_ylim(len(costs) - 0.5, -0.5)
     ax.margins(x=0.12)
     ax.grid(axis="y", visible=False)
     ax.xaxis.set_major_formatter(FuncFormatter(engineering))
-    ax.set_xlabel(COUNTS[count])
-    ax.legend(loc="center left", bbox_to_anchor=(1.01, 0.5))
-    caption = "a bar a network · a block a layer, from input to output"
+    ax.set_xlabel(wishes.called(COUNTS[count]))
+    legend_beside(ax, ax.get_legend_handles_labels()[0])
     missing = [f"{name}: {cost.caveat}" for name, cost in costs.items() if cost.caveat and count != "params"]
-    ax.set_title(captioned(ax, caption, *missing) if missing else caption, color="0.25", fontsize=7.5)
+    facts = "a bar per network, a block per layer from input to output"
+    frame(ax, facts, " · ".join(missing), wishes, f"Where networks spend their {COUNTS[count].partition(' per')[0]}")
     return figure_of(ax)
 
 
@@ -226,8 +290,8 @@ def _bar(ax: Axes, place: int, cost: Cost, count: str, parts: Mapping[str, dict[
     return total
 
 
-def _block(number: int) -> dict[str, Any]:
-    return {"color": look_of(number)["color"], "hatch": HATCHES[number % 5]}
+def _block(number: int, part: str, wishes: Wishes) -> dict[str, Any]:
+    return {"color": look_of(number, part, wishes)["color"], "hatch": HATCHES[number % 5]}
 
 
 def _part(layer: LayerCost) -> str:
@@ -238,32 +302,52 @@ def _part(layer: LayerCost) -> str:
     return PARTS.get(layer.kind, layer.kind)
 
 
-def _label(ax: Axes, runs: pd.DataFrame) -> None:
-    """What each point is called, above its bar, or above its mark where there is no bar."""
-    for _, run in runs.iterrows():
-        if "top" in run:
-            top, offset = run["top"], 5
-        elif run["high"] == run["high"] and run["high"] > run["mean"]:
-            top, offset = 100 * run["high"], 2
-        else:
-            top, offset = 100 * run["mean"], 5
-        text = ax.annotate(
-            run["label"],
-            (run["cost"], top),
-            xytext=(0, offset),
-            textcoords="offset points",
-            ha="center",
-            va="bottom",
-            fontsize=7.5,
-            zorder=2.5,
-        )
-        text.set_path_effects([withStroke(linewidth=2.5, foreground="white")])  # legible across bars, below marks
+def _label(ax: Axes, configurations: pd.DataFrame, wishes: Wishes, *, only_front: bool = False) -> None:
+    """What each configuration is called, above its bar or mark; where two would touch, or a name would lie on
+    a mark, the lower one has its own at its right."""
+    taken: list[tuple[float, float, float]] = []
+    named = configurations[configurations["on_front"]] if only_front else configurations
+    rows = sorted(((*_top(one), one) for _, one in named.iterrows()), key=lambda row: -row[0])
+    heights = configurations["top"] if "top" in configurations else 100 * configurations["mean"]
+    marks = [_points(ax, x, y) for x, y in zip(configurations["cost"], heights, strict=True)]
+    for top, offset, one in rows:
+        name = wishes.called(one["label"])
+        half = 36 * inches_of_text(name, small())
+        x, y = _points(ax, one["cost"], top)
+        touched = any(abs(x - at) < half + other and abs(y - up) < 1.1 * small() for at, up, other in taken)
+        touched |= any(abs(x - at) < half + 2 and y + offset < up < y + offset + small() for at, up in marks)
+        if touched and only_front:
+            continue
+        taken.append((x, y, half))
+        beside = {"xytext": (5, 0), "ha": "left", "va": "center"}  # of its mark, where above it there is no room
+        above = {"xytext": (0, offset), "ha": "center", "va": "bottom"}
+        at = one["cost"], (top if "top" in one else 100 * one["mean"]) if touched else top
+        how: Any = (beside if touched else above) | {"textcoords": "offset points", "fontsize": small(), "zorder": 4}
+        text = ax.annotate(name, at, **how)
+        text.set_path_effects([withStroke(linewidth=2, foreground="white")])  # legible across bars
+
+
+def _points(ax: Axes, x: float, y: float) -> tuple[float, float]:
+    """About where a place lies, in points from the corner of the axes."""
+    (across, up), (width, height) = shares_of(ax, x, y), inches_of(ax)
+    return 72 * 0.85 * width * across, 72 * 0.85 * height * up
+
+
+def _top(one: pd.Series) -> tuple[float, int]:
+    """Above what a name stands, and how far."""
+    if "top" in one:
+        return float(one["top"]), 5
+    if one["high"] == one["high"] and one["high"] > one["mean"]:
+        return 100 * float(one["high"]), 2
+    return 100 * float(one["mean"]), 5
 
 
 def _engineering_axis(ax: Axes) -> None:
     low, high = ax.get_xlim()
     few = MaxNLocator(nbins=4, steps=[1, 2, 5, 10])
-    ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)) if high > 4 * low else few)
+    ax.xaxis.set_major_locator(
+        LogLocator(subs=(1, 2, 5) if inches_of(ax)[0] > 3.2 else (1,)) if high > 4 * low else few
+    )
     ax.xaxis.set_major_formatter(FuncFormatter(engineering))
     ax.xaxis.set_minor_formatter(NullFormatter())
 
@@ -275,27 +359,40 @@ def _rounded(value: float) -> str:
 
 @styled
 def roofline_curve(
-    table: pd.DataFrame, *, ax: Axes | None = None, shape: str | None = None, ours: str = "spectrum"
+    table: pd.DataFrame,
+    *,
+    ax: Axes | None = None,
+    shape: str | None = None,
+    ours: str = "spectrum",
+    title: str | None = None,
+    caption: bool = True,
+    colors: Mapping[str, Any] | Sequence[Any] | None = None,
+    labels: Mapping[str, str] | None = None,
 ) -> Figure:
-    """Speed along the spectrum: per cent of the roofline, one line a way to compute, on a log₂ axis.
+    """Speed along the spectrum: per cent of the roofline, one line per implementation, on a log₂ axis.
 
     Args:
         table: of `spectrum bench op`, read from its CSV.
-        ax: where to draw; by default a figure of its own.
+        ax: where to draw, at any size and in your own settings; by default a figure of its own.
         shape: one of its shapes; by default the first.
-        ours: the way that is drawn first and thick.
+        ours: the implementation that is drawn first and thick.
+        title: what the picture answers or finds; by default its task.
+        caption: whether to say shape and marks.
+        colors: of the implementations, in their order or by their labels.
+        labels: your words for labels, such as {"torch": "PyTorch"}.
 
     Numbers of segments that leave uneven ones are left out. Raises ValueError for a shape that is not there.
     """
     if table.empty:
         raise ValueError("roofline_curve: the table has no rows; read one that spectrum bench op wrote")
     ax = axes_or_new(ax)
+    wishes = Wishes(title, caption, colors, labels)
     shape = table["shape"].iloc[0] if shape is None else shape
     part = table[(table["shape"] == shape) & (table["channels_per_segment"] % 1 == 0)]
     if part.empty:
         raise ValueError(f"shape={shape}: not measured; try {', '.join(table['shape'].unique())}")
     for number, way in enumerate(sorted(part["way"].unique(), key=lambda way: (way != ours, way))):
-        line, look = part[part["way"] == way], look_of(number)
+        line, look = part[part["way"] == way], look_of(number, way, wishes)
         low, high = (100 * line["yardstick_ms"] / line[q] for q in ("ms_q3", "ms_q1"))
         ax.fill_between(line["segments"], low, high, color=look["color"], alpha=0.2, linewidth=0)
         ax.plot(
@@ -305,16 +402,17 @@ def roofline_curve(
             marker=look["marker"],
             linewidth=2.2 if way == ours else 1.0,
             zorder=3 if way == ours else 2,
-            label=way,
+            label=wishes.called(way),
         )
     ax.axhline(100, color="0.6", linewidth=0.8, linestyle=":")
     ax.set_xscale("log", base=2)
     ax.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
-    ax.set_xlabel("segments")
-    ax.set_ylabel("speed, % of the roofline")
+    ax.set_xlabel(wishes.called("segments of the 3×3 convolution"))
+    ax.set_ylabel(wishes.called("speed, % of the roofline"))
     ax.set_ylim(bottom=0)
-    ax.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False)
-    ax.set_title(f"3×3, {shape}, forward and backward; line: median, band: quartiles", fontsize="small")
+    name_curves(ax)
+    facts = f"3×3, {shape}, forward and backward; line: median, band: quartiles"
+    frame(ax, facts, "", wishes, "Speed along the spectrum, relative to the roofline")
     return figure_of(ax)
 
 

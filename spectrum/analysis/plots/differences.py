@@ -13,63 +13,109 @@ from matplotlib.figure import Figure
 
 from spectrum.analysis.pairing import NoRunsError, differences_by_seed
 from spectrum.analysis.plots.drawing import (
-    METRIC_LABELS,
+    ShownFigure,
     axes_or_new,
     draw_intervals,
     drawable,
     figure_of,
+    inches_of,
     look_of,
+    metric_label,
     offset_of,
-    say,
-    setting_label,
-    shortened,
+    places_of,
+    small,
     spectrum_axis,
     styled,
 )
-from spectrum.analysis.table import SPLIT, has, spectrum_position, varied_settings
+from spectrum.analysis.plots.frame import broken, legend_beside, say, shortened
+from spectrum.analysis.plots.words import Wishes, setting_label
+from spectrum.analysis.table import SPLIT, has, varied_settings
+
+VERDICTS = {  # what a verdict is called beside its values, and how it looks
+    "higher": ("better", "#0072B2", True),
+    "lower": ("worse", "#D55E00", True),
+    "negligibly higher": ("better, within the margin", "#0072B2", True),
+    "negligibly lower": ("worse, within the margin", "#D55E00", True),
+    "equivalent": ("equivalent", "#007355", True),
+}
+OPEN = ("inconclusive", "0.4", False)
 
 
 @styled
-def forest(contrasts: pd.DataFrame, results: pd.DataFrame, *, ax: Axes | None = None) -> Figure:
-    """All contrasts of a study: mean difference and 95 % t-interval of each, with its margin as a band.
+def forest(
+    contrasts: pd.DataFrame,
+    results: pd.DataFrame,
+    *,
+    ax: Axes | None = None,
+    title: str | None = None,
+    caption: bool = True,
+    colors: Mapping[str, Any] | Sequence[Any] | None = None,
+    labels: Mapping[str, str] | None = None,
+) -> Figure:
+    """All comparisons of a study: mean difference and 95% CI, in numbers too, with margin and verdict.
 
     Args:
         contrasts: from `stats.contrasts`.
         results: the table that they were judged by; says data set, seeds and budget.
-        ax: where to draw; by default a figure of its own.
+        ax: where to draw, at any size and in your own settings; by default a figure of its own.
+        title: what the picture answers or finds; by default its task.
+        caption: whether to say data set, seeds, budget and study.
+        colors: of the comparisons, in their order or by their names.
+        labels: your words for labels, such as the name of a comparison, and a shorter one.
 
-    Solid marks are of contrasts with a verdict, open ones undecided. Slopes, in points a doubling of the segments, are
-    named so. Contrasts without runs are left out. Raises ValueError when none is left.
+    A difference is of the first side minus the second; "better" says that the first has the higher accuracy. Open marks
+    are inconclusive. Slopes are in percentage points per doubling of the segments, and say so. Comparisons without
+    runs are left out. Raises ValueError when none is left.
     """
     if not {"n", "verdict"} <= set(contrasts):
         raise ValueError("forest: expected a table of stats.contrasts first, then the results that it is of")
     table = contrasts[contrasts["n"] > 0]
     if table.empty:
         raise ValueError("forest: no contrast has a run on every side")
-    new = ax is None
     ax = axes_or_new(ax)
-    if new:
-        figure_of(ax).set_size_inches(6.4, 1.6 + 0.5 * len(table))
-    color = look_of(0)["color"]
+    wishes = Wishes(title, caption, colors, labels)
+    if isinstance(figure_of(ax), ShownFigure):
+        figure_of(ax).set_size_inches(7.2, 0.9 + 0.36 * len(table))
     for place, (_, row) in enumerate(table.iterrows()):
-        decided = row["verdict"] not in ("undecided", "unknown")
-        if row["margin"] == row["margin"]:
-            band = (place - 0.32, place + 0.32)
-            ax.fill_betweenx(band, -100 * row["margin"], 100 * row["margin"], color="0.9", lw=0, zorder=1)
-        if row["low"] == row["low"]:
-            ax.plot([100 * row["low"], 100 * row["high"]], [place, place], color=color, marker="|", ls="-", zorder=3)
-        face = color if decided else "white"
-        ax.plot(100 * row["mean"], place, marker="o", ms=6, mfc=face, mec=color, ls="", zorder=4)
-    notes = table["kind"].map({"slope": "\n(a doubling)"}).fillna("")
+        _comparison(ax, place, row, wishes)
+    notes = table["kind"].map({"slope": "\n(per doubling)"}).fillna("")
     notes += table["confounded"].map({True: "\n(confounded)", False: ""})
-    names = [f"{name}{note}" for name, note in zip(table["name"], notes, strict=True)]
-    ax.set_yticks(range(len(table)), [shortened(name, 34, 4) for name in names])
+    names = [f"{wishes.called(name)}{note}" for name, note in zip(table["name"], notes, strict=True)]
+    ax.set_yticks(range(len(table)), [shortened(name, 2.5, small(), 4) for name in names], fontsize=small())
     ax.set_ylim(len(table) - 0.5, -0.5)
     ax.axvline(0, color="0.4", lw=0.8)
     ax.grid(axis="y", visible=False)
-    ax.set_xlabel("difference, points")
-    say(ax, results, varied_settings(results), "bars: 95 % t-interval · band: margin · open: undecided")
+    ax.set_xlabel(wishes.called("first minus second, percentage points"))
+    margin = "; grey: margin" if table["margin"].notna().any() else ""
+    marks = f"bars: 95% CI{margin}; open: inconclusive"
+    say(ax, results, varied_settings(results), marks, wishes=wishes, title="Comparisons, with their verdicts")
     return figure_of(ax)
+
+
+def _comparison(ax: Axes, place: int, row: pd.Series, wishes: Wishes) -> None:
+    """One row: margin, interval, mean, and at the right the values and the verdict."""
+    word, color, full = VERDICTS.get(row["verdict"], OPEN)
+    own = wishes.color(place, row["name"])
+    color = color if own is None else own
+    if row["margin"] == row["margin"]:
+        band = (place - 0.32, place + 0.32)
+        ax.fill_betweenx(band, -100 * row["margin"], 100 * row["margin"], color="0.9", lw=0, zorder=1)
+    values = f"{100 * row['mean']:+.2f}"
+    if row["low"] == row["low"]:
+        ax.plot([100 * row["low"], 100 * row["high"]], [place, place], color=color, marker="", ls="-", lw=2, zorder=3)
+        values += f" [{100 * row['low']:+.2f}, {100 * row['high']:+.2f}]"
+    face = color if full else "white"
+    ax.plot(100 * row["mean"], place, marker="o", ms=6, mfc=face, mec=color, ls="", zorder=4)
+    size = small()
+    beside: Any = {
+        "xycoords": ("axes fraction", "data"),
+        "textcoords": "offset points",
+        "va": "center",
+        "fontsize": size,
+    }
+    ax.annotate(values.replace("-", "−"), (1, place), (8, 0), annotation_clip=False, **beside)
+    at = (14 + 11.5 * size, 0)
+    ax.annotate(wishes.called(word), (1, place), at, color=color, weight="bold", annotation_clip=False, **beside)
 
 
 Sides = Sequence[Mapping[str, Any]]
@@ -83,6 +129,10 @@ def difference_curve(
     margin: float | None = None,
     ax: Axes | None = None,
     metric: str = "test_accuracy",
+    title: str | None = None,
+    caption: bool = True,
+    colors: Mapping[str, Any] | Sequence[Any] | None = None,
+    labels: Mapping[str, str] | None = None,
 ) -> Figure:
     """The difference of two settings along the spectrum, paired by seed, with a band of equivalence.
 
@@ -91,40 +141,57 @@ def difference_curve(
         between: two sides, such as [{"order": "pointwise_first"}, {"order": "spatial_first"}]; or several such pairs, a
             curve each.
         margin: a difference below which they count as equivalent; drawn as a band.
-        ax: where to draw; by default a figure of its own.
-        metric: a column of accuracies from 0 to 1; shown in points.
+        ax: where to draw, at any size and in your own settings; by default a figure of its own.
+        metric: a column of accuracies from 0 to 1; shown in percentage points.
+        title: what the picture answers or finds; by default its task.
+        caption: whether to say data set, seeds, budget and study.
+        colors: of the curves, in their order or by their labels.
+        labels: your words for labels, such as {"activation relu": "ReLU"}.
 
     An interval that lies within the band shows equivalence at that place, at 2.5 % and by itself. The pairs of runs are
-    drawn as dots where there is one curve. Bare convolutions, without a 1×1, are left out, and so are places where no
+    drawn as dots where there is one curve. Convolutions without a 1×1 are left out, and so are places where no
     seed has both sides. Raises ValueError where there is no other.
     """
     pairs: list[Any] = [between] if not between or isinstance(between[0], Mapping) else list(between)
     drawable(results, metric, [name for pair in pairs for side in pair for name in side])  # refuses what would mislead
     table = results[results["pointwise"].astype(bool)]  # failed runs too: they leave gaps
-    table = table.assign(position=spectrum_position(table))
+    table = table.reset_index(drop=True)
+    table = table.assign(place=places_of(table))
+    wishes = Wishes(title, caption, colors, labels)
     found = [_by_place(table, pair, metric) for pair in pairs]
     ax = axes_or_new(ax)
     if margin is not None:
-        ax.axhspan(-100 * margin, 100 * margin, color="0.9", lw=0, zorder=0, label=f"margin, ±{100 * margin:g} points")
+        ax.axhspan(-100 * margin, 100 * margin, color="0.9", lw=0, zorder=0, label=f"margin, ±{100 * margin:g} pp")
     ax.axhline(0, color="0.4", lw=0.8)
-    labels = [[setting_label(list(side), list(side.values())) for side in pair] for pair in pairs]
-    for number, (differences, words) in enumerate(zip(found, labels, strict=True)):
-        label = words[0] if len(pairs) > 1 else None
-        _draw(ax, {place * offset_of(number, len(pairs)): one for place, one in differences.items()}, number, label)
+    words_of = [[setting_label(list(side), list(side.values())) for side in pair] for pair in pairs]
+    for number, (differences, words) in enumerate(zip(found, words_of, strict=True)):
+        label = wishes.called(words[0]) if len(pairs) > 1 else None
+        moved = {place * offset_of(number, len(pairs)): one for place, one in differences.items()}
+        _draw(ax, moved, look_of(number, words[0], wishes), label)
     sided = table[np.logical_or.reduce([has(table, side) for pair in pairs for side in pair])]
-    spectrum_axis(ax, sided)
-    first, second = (" or ".join(dict.fromkeys(words)) for words in zip(*labels, strict=True))
+    spectrum_axis(ax, sided, wishes)
+    first, second = (" or ".join(dict.fromkeys(words)) for words in zip(*words_of, strict=True))
     less = f"{first} − {second}" if len(pairs) == 1 else f"each − {second}"
-    ax.set_ylabel(f"{less},\npoints of {METRIC_LABELS.get(metric, metric).removesuffix(', %')}")
-    if margin is not None or len(pairs) > 1:
-        ax.legend()
-    dots = "dots: pairs of runs · " if len(pairs) == 1 else ""
-    say(ax, sided, varied_settings(sided), f"{dots}line and bars: mean and 95 % t-interval")
+    less = f"{less},\npp of {metric_label(metric).removesuffix(', %')}"
+    ax.set_ylabel(broken(wishes.called(less), inches_of(ax)[1], float(ax.yaxis.label.get_fontsize())))
+    marks = _marks(ax, margin, len(pairs))
+    task = f"{first} minus {second}, along the spectrum" if len(pairs) == 1 else f"Effects over {second}"
+    say(ax, sided, varied_settings(sided), marks, wishes=wishes, title=task)
     return figure_of(ax)
 
 
+def _marks(ax: Axes, margin: float | None, pairs: int) -> str:
+    """What is drawn, in words; several curves, and a margin beside pictures of the caller's, have a legend."""
+    alone = pairs == 1 and isinstance(figure_of(ax), ShownFigure)
+    if not alone and (margin is not None or pairs > 1):
+        legend_beside(ax, ax.get_legend_handles_labels()[0])
+    dots = "; dots: pairs of runs" if pairs == 1 else ""
+    band = f"; grey: ±{100 * margin:g} pp" if alone and margin is not None else ""
+    return f"mean and 95% CI{dots}{band}"
+
+
 def _by_place(table: pd.DataFrame, pair: Sides, metric: str) -> dict[float, pd.Series]:
-    """The differences at each place where both sides are, in points."""
+    """The differences at each place where both sides are, in percentage points."""
     with suppress(NoRunsError):
         differences_by_seed(table, pair, metric=metric)  # that there are two sides, and that they pair
     found = {}
@@ -134,15 +201,15 @@ def _by_place(table: pd.DataFrame, pair: Sides, metric: str) -> dict[float, pd.S
             values = differences_by_seed(at, pair, metric=metric)
         except NoRunsError:
             continue
-        found[float(np.exp(np.log(at["position"]).mean()))] = 100 * values
+        found[round(float(np.exp(np.log(at["place"]).mean())), 6)] = 100 * values
     if not found:
         differences_by_seed(table, pair, metric=metric)  # says why
     return found
 
 
-def _draw(ax: Axes, differences: Mapping[float, pd.Series], number: int, label: str | None) -> None:
+def _draw(ax: Axes, differences: Mapping[float, pd.Series], look: Mapping[str, Any], label: str | None) -> None:
     """One curve, with the pairs of runs as dots where it is the only one."""
-    draw_intervals(ax, differences, number, label)
+    draw_intervals(ax, differences, look, label)
     if label is None:
         for place in differences:
             xs = [place * 2**-0.1] * len(differences[place])

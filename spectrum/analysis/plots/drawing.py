@@ -1,4 +1,4 @@
-"""What all pictures share: the style, the axes, what stands above them, how they are saved."""
+"""What all pictures share: the style, the axes, how a series looks and is called, how they are saved."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any, ParamSpec
 
 import matplotlib as mpl
-import matplotlib.lines
 import matplotlib.style
 import numpy as np
 import pandas as pd
@@ -21,22 +20,31 @@ from matplotlib.figure import Figure, SubFigure
 
 from spectrum._files import write_whole
 from spectrum.analysis.inference import t_interval
-from spectrum.analysis.table import (
-    SPLIT,
-    budget_name,
-    scored,
-    segments_label,
-    spectrum_position,
-    split_labels,
-    studies_of,
-    worst_mismatch,
-)
+from spectrum.analysis.plots.words import PLAIN, Wishes, data_name
+from spectrum.analysis.table import scored, segments_label, spectrum_position, split_labels
 
 STYLE = Path(__file__).with_name("spectrum.mplstyle")
-CAPTION_CHARACTERS = 17.5  # of a caption, an inch
-ORDERS = {"pointwise_first": "1×1 first", "spatial_first": "spatial first"}
-LETTERS_WITHIN = 200  # of all labels; a legend of more is put below the axes
+LEAST_POINTS = 7.0  # of type
+KINDS = ("svg", "png", "pdf")
 METRIC_LABELS = {"test_accuracy": "test accuracy, %", "val_accuracy": "validation accuracy, %"}
+LOOKS: list[dict[str, Any]] = [  # of the curves of a picture; colour-blind safe (Okabe and Ito), and apart in grey
+    {"color": "#0072B2", "marker": "o", "linestyle": "-"},
+    {"color": "#D55E00", "marker": "s", "linestyle": "--"},
+    {"color": "#009E73", "marker": "^", "linestyle": "-."},
+    {"color": "#CC79A7", "marker": "D", "linestyle": ":"},
+    {"color": "#E69F00", "marker": "v", "linestyle": (0, (5, 1))},
+    {"color": "#56B4E9", "marker": "P", "linestyle": (0, (3, 1, 1, 1))},
+    {"color": "#000000", "marker": "X", "linestyle": (0, (1, 1))},
+]
+BUDGET_LOOKS: dict[str, dict[str, Any]] = {  # a budget looks the same in every picture
+    "none": {"color": "#595959", "marker": "s", "linestyle": "--"},
+    "params": LOOKS[0],
+    "macs": LOOKS[2] | {"linestyle": "-"},
+    "step_time": LOOKS[3] | {"linestyle": "-"},
+}
+PLAIN_COLOR = "#cc79a7"  # of the plain 3×3 where shades tell splits apart
+CAPTION_CHARACTERS = 17.5  # of a caption, an inch
+PLAIN_PLACE = 0.35  # of the plain 3×3 on the log₂ axis: left of 1 segment
 P = ParamSpec("P")
 
 
@@ -67,8 +75,12 @@ def style() -> Iterator[None]:
 
 
 def styled(draw: Callable[P, Figure]) -> Callable[P, Figure]:
+    """Draw in the project's style; on axes that the caller gives, in the caller's settings."""
+
     @wraps(draw)
     def styled(*args: P.args, **kwargs: P.kwargs) -> Figure:
+        if kwargs.get("ax") is not None:
+            return draw(*args, **kwargs)
         with style():
             return draw(*args, **kwargs)
 
@@ -76,18 +88,22 @@ def styled(draw: Callable[P, Figure]) -> Callable[P, Figure]:
 
 
 def save_figure(figure: Figure, stem: str | Path) -> list[Path]:
-    """Write stem.svg and stem.png, and return their paths; the same figure gives the same bytes.
+    """Write stem.svg and stem.png, or the one file that is named, and return the paths.
 
     Args:
         figure: from any function of this module.
-        stem: path without the ending; its folder is made.
+        stem: path without the ending; its folder is made. A path that ends in .svg, .png or .pdf is written alone.
+
+    The same figure gives the same bytes.
     """
-    paths = [Path(f"{stem}.{kind}") for kind in ("svg", "png")]
+    named = Path(stem).suffix.removeprefix(".")
+    paths = [Path(stem)] if named in KINDS else [Path(f"{stem}.{kind}") for kind in ("svg", "png")]
     paths[0].parent.mkdir(parents=True, exist_ok=True)
+    omitted = {"svg": "Date", "png": "Software", "pdf": "CreationDate"}
     with style():
-        for path, omitted in zip(paths, ("Date", "Software"), strict=True):
-            drawn = BytesIO()
-            figure.savefig(drawn, format=path.suffix[1:], metadata={omitted: None})
+        for path in paths:
+            drawn, kind = BytesIO(), path.suffix[1:]
+            figure.savefig(drawn, format=kind, metadata={omitted[kind]: None})
             write_whole(path, drawn.getvalue())
     return paths
 
@@ -95,102 +111,6 @@ def save_figure(figure: Figure, stem: str | Path) -> list[Path]:
 def drawable(results: pd.DataFrame, metric: str | None = None, needs: Iterable[str] = ()) -> pd.DataFrame:
     """The rows that a picture can be drawn of and can say what they are. Raises ValueError as `scored` does."""
     return scored(results, metric, needs=["dataset", "match", "realised_segments", *needs])
-
-
-def say(ax: Axes, table: pd.DataFrame, names: Sequence[str], *what: str) -> None:
-    """What a reader must know to judge the picture: data set, seeds, budget, and what the marks are.
-
-    Lines are broken where the axes end, so that what is drawn side by side keeps its own caption.
-    """
-    table = table[table["status"] != "failed"]
-    n = seeds_label(table, names)
-    data = ", ".join(dict.fromkeys(table["dataset"]))
-    separator = "\n" if table["match"].nunique() > 1 else " · "
-    caption = f"{data} · {n} a point{separator}budget: {budgets_label(table)}"
-    diverged = int(table["status"].eq("diverged").sum())
-    lost = f"{diverged} {'run' if diverged == 1 else 'runs'} diverged, drawn at chance" if diverged else ""
-    marks = " · ".join(filter(None, [*what, lost]))
-    ax.set_title(captioned(ax, caption, marks, whence(table)), color="0.25", fontsize=7.5)
-
-
-def captioned(ax: Axes, *parts: str) -> str:
-    """Lines that are broken to the width of the axes: beside others, as they are; alone, what their labels leave."""
-    figure = figure_of(ax)
-    if len(figure.axes) > 1:
-        inches = ax.get_position().width * figure.get_figwidth()
-    else:
-        labels = [line for tick in ax.get_yticklabels() for line in tick.get_text().splitlines()]
-        inches = figure.get_figwidth() - 0.6 - 0.06 * max(map(len, labels), default=0)
-    width = max(30, round(inches * CAPTION_CHARACTERS))
-    return "\n".join(line for part in parts if part for line in wrapped(part, width).splitlines())
-
-
-def seeds_label(table: pd.DataFrame, names: Sequence[str]) -> str:
-    """How many seeds the points of a picture have; of rows without failed runs."""
-    seeds = table.groupby([*SPLIT, *names], sort=False, dropna=False)["seed"].nunique()
-    return f"n = {span(seeds.min(), seeds.max())} {'seed' if seeds.max() == 1 else 'seeds'}"
-
-
-def budgets_label(table: pd.DataFrame) -> str:
-    return ", ".join(budget_label(table[table["match"] == match]) for match in dict.fromkeys(table["match"]))
-
-
-def whence(table: pd.DataFrame) -> str:
-    """The studies that a table has rows of."""
-    studies = studies_of(table)
-    return f"{'studies' if ',' in studies else 'study'} {studies}" if studies else ""
-
-
-def span(few: int, many: int) -> str:
-    return f"{few}" if few == many else f"{few}–{many}"
-
-
-def budget_label(table: pd.DataFrame) -> str:
-    match = table["match"].iloc[0]
-    if match == "none":
-        return "unmatched"
-    worst = worst_mismatch(table)
-    return f"{budget_name(match)} (within {worst:.2%})" if worst == worst else budget_name(match)
-
-
-def setting_label(names: Sequence[str], values: Sequence[Any]) -> str:
-    """What a curve is called: the values of the settings that vary, if set; a budget in the words of the title."""
-    pairs = list(zip(names, values, strict=True))
-    have = [(name, value) for name, value in pairs if value is not None and value == value]
-    return ", ".join(value_label(name, value) for name, value in have or pairs)
-
-
-def value_label(name: str, value: Any) -> str:
-    """A setting and its value in words."""
-    if name == "match":
-        return budget_name(value)
-    if name == "order":
-        return ORDERS.get(value, str(value))
-    if isinstance(value, bool | np.bool_):
-        return name.replace("_", " ") if value else f"no {name}".replace("_", " ")
-    if isinstance(value, float) and value == value and value == int(value) and abs(value) >= 1:
-        value = int(value)
-    if isinstance(value, tuple | list):
-        value = ":".join(map(str, value)) if name == "segment_shares" else ", ".join(map(str, value))
-    value = "not set" if value is None or value != value else value
-    return f"{name} {value}".replace("_", " ")
-
-
-def look_of(number: int) -> dict[str, Any]:
-    """Colour, line and marker of one curve; where the palette ends, it begins again with other lines and markers."""
-    cycle = list(mpl.rcParams["axes.prop_cycle"])
-    look = dict(cycle[number % len(cycle)])
-    if number >= len(cycle):
-        look |= {"linestyle": (0, (1, 1, 4, 1)), "marker": "*pHh8d<>"[number % 8]}
-    return look
-
-
-def shades_of(table: pd.DataFrame) -> dict[str, Any]:
-    """A shade a point, light to dark along the spectrum, by label."""
-    places = table.assign(place=spectrum_position(table), label=split_labels(table)).groupby("label")["place"].mean()
-    labels = list(places.sort_values(kind="stable").index)
-    shades = np.linspace(0.1, 1, len(labels)) if len(labels) > 1 else [0.7]
-    return dict(zip(labels, mpl.colormaps["viridis_r"](shades), strict=True))
 
 
 def axes_or_new(ax: Axes | None) -> Axes:
@@ -205,14 +125,75 @@ def figure_of(ax: Axes) -> Figure:
     return figure.figure if isinstance(figure, SubFigure) else figure
 
 
+def inches_of(ax: Axes) -> tuple[float, float]:
+    """Width and height of the axes, before labels take their room."""
+    width, height = figure_of(ax).get_size_inches().tolist()
+    box = ax.get_position()
+    return float(box.width * width), float(box.height * height)
+
+
+def shares_of(ax: Axes, x: float, y: float) -> tuple[float, float]:
+    """Where a place lies in the axes: parts of their width and height."""
+    ax.get_xlim(), ax.get_ylim()  # makes matplotlib reckon the limits, which it puts off
+    across, up = ax.transLimits.transform(ax.transScale.transform((x, y)))
+    return float(across), float(up)
+
+
+def small() -> float:
+    """Size in points of what is less than a label, in proportion to the type of the figure."""
+    return max(LEAST_POINTS, 0.85 * float(mpl.rcParams["font.size"]))
+
+
+def look_of(number: int, label: str = "", wishes: Wishes | None = None) -> dict[str, Any]:
+    """Colour, line and marker of one curve; where the palette ends, it begins again with other lines and markers.
+
+    Args:
+        number: of the curve, from 0.
+        label: what it is called, by which a caller may have given it a colour.
+        wishes: of the caller.
+    """
+    look = dict(LOOKS[number % len(LOOKS)])
+    if number >= len(LOOKS):
+        look |= {"linestyle": (0, (1, 1, 4, 1)), "marker": "*pHh8d<>"[number % 8]}
+    return _coloured(look, number, label, wishes)
+
+
+def looks_of(matches: Sequence[str | None], labels: Sequence[str], wishes: Wishes) -> list[dict[str, Any]]:
+    """How the curves of a picture look: budgets as everywhere, where they alone tell curves apart; else in order."""
+    budgets = len(set(matches)) == len(matches) and all(match in BUDGET_LOOKS for match in matches)
+    if budgets:
+        found = [dict(BUDGET_LOOKS[str(match)]) for match in matches]
+        return [_coloured(*one, wishes) for one in zip(found, range(len(found)), labels, strict=True)]
+    return [look_of(number, label, wishes) for number, label in enumerate(labels)]
+
+
+def _coloured(look: dict[str, Any], number: int, label: str, wishes: Wishes | None) -> dict[str, Any]:
+    color = None if wishes is None else wishes.color(number, label)
+    return look if color is None else look | {"color": color}
+
+
+def shades_of(table: pd.DataFrame) -> dict[str, Any]:
+    """A shade a split, light to dark along the spectrum, by label; the plain 3×3 has a colour of its own."""
+    places = table.assign(place=spectrum_position(table), label=split_labels(table)).groupby("label")["place"].mean()
+    labels = [label for label in places.sort_values(kind="stable").index if label != PLAIN]
+    shades = np.linspace(0.15, 1, len(labels)) if len(labels) > 1 else [0.7]
+    plain = {PLAIN: mpl.colors.to_rgba(PLAIN_COLOR)} if PLAIN in set(places.index) else {}
+    colors = [tuple(map(float, color)) for color in mpl.colormaps["viridis_r"](shades)]
+    return plain | dict(zip(labels, colors, strict=True))
+
+
+def wished_shades(table: pd.DataFrame, wishes: Wishes) -> dict[str, Any]:
+    """The same, in the caller's colours where there are some."""
+    shades = shades_of(table)
+    for number, label in enumerate(shades):
+        own = wishes.color(number, label)
+        shades[label] = shades[label] if own is None else own
+    return shades
+
+
 def wrapped(text: str, width: int) -> str:
+    """Text on lines of at most so many characters."""
     return "\n".join(line for part in text.splitlines() for line in textwrap.wrap(part, width))
-
-
-def shortened(text: str, width: int, most: int) -> str:
-    """Text on at most so many lines; what is beyond becomes an ellipsis."""
-    lines = wrapped(text, width).splitlines()
-    return "\n".join(lines if len(lines) <= most else [*lines[: most - 1], f"{lines[most - 1][: width - 2]} …"])
 
 
 def error_bars(groups: pd.DataFrame) -> np.ndarray[Any, Any]:
@@ -221,105 +202,98 @@ def error_bars(groups: pd.DataFrame) -> np.ndarray[Any, Any]:
     return np.asarray(100 * ends.fillna(0.0)).T
 
 
-def draw_intervals(ax: Axes, by_place: Mapping[float, Any], number: int, label: str | None) -> None:
-    """One curve along the spectrum: mean and 95 % t-interval of the values at each place."""
+def draw_intervals(ax: Axes, by_place: Mapping[float, Any], look: Mapping[str, Any], label: str | None) -> None:
+    """One curve along the spectrum: mean and 95% CI of the values at each place."""
     places = sorted(by_place)
     intervals = [t_interval(np.asarray(by_place[place], dtype=float)) for place in places]
     means = [mean for mean, _, _ in intervals]
     halves = [high - mean if high == high else 0.0 for mean, _, high in intervals]
-    ax.errorbar(places, means, halves, capsize=2.5, elinewidth=1, zorder=3, label=label, **look_of(number))
+    ax.errorbar(places, means, halves, capsize=2, elinewidth=1, zorder=3, label=label, **look)
 
 
-def places_axis(ax: Axes, labels: Sequence[str]) -> None:
-    """An axis of places that have no order along the spectrum, such as schedules by stage: a label each."""
-    inches = ax.get_position().width * figure_of(ax).get_figwidth() / len(labels)
-    room = inches > max(_label_inches(part) for label in labels for part in label.split(", "))
-    shown = labels if room else [label.replace("per channel", "per ch.") for label in labels]
-    ax.set_xticks(range(len(labels)), [label.replace(", ", "\n") for label in shown], fontsize=None if room else 7)
-    ax.set_xlim(-0.6, len(labels) - 0.4)
-    ax.set_xlabel("segments; by stage, the first on top")
+def metric_axis(ax: Axes, metric: str, table: pd.DataFrame, wishes: Wishes) -> None:
+    """The title of the axis of accuracy; with the data set, where there is one and room for it."""
+    ax.set_ylabel(wishes.called(metric_label(metric, table if inches_of(ax)[1] > 2.3 else None)))
 
 
-def spectrum_axis(ax: Axes, table: pd.DataFrame) -> None:
+def metric_label(metric: str, table: pd.DataFrame | None = None) -> str:
+    label = METRIC_LABELS.get(metric, metric)
+    names = [] if table is None else list(dict.fromkeys(table["dataset"]))
+    return f"{data_name(names[0])} {label}" if len(names) == 1 and metric in METRIC_LABELS else label
+
+
+def places_of(table: pd.DataFrame) -> pd.Series:
+    """Where on the log₂ axis each row stands: at the segments that its widest layer really has.
+
+    Per-channel stands at one place, whatever widths a budget gave it, and the plain 3×3 left of 1 segment.
+    """
+    places = spectrum_position(table)
+    pointwise = table["pointwise"].astype(bool)
+    ends = table["segments"].eq("per_channel")
+    if (ends & pointwise).any():
+        places = places.mask(ends, round(float(np.exp(np.log(places[ends & pointwise]).mean())), 6))
+    plain = ~pointwise & table["segments"].map(lambda asked: asked == 1)
+    return places.mask(~pointwise, places * 2**-0.2).mask(plain, PLAIN_PLACE)
+
+
+def spectrum_axis(ax: Axes, table: pd.DataFrame, wishes: Wishes) -> None:
     """The log₂ axis of the segments, with as many labels as its width has room for; the ends have theirs always."""
-    positions = spectrum_position(table)
+    places = places_of(table)
     names: dict[float, str] = {}
-    for position, segments, width in zip(positions, table["segments"], table["segment_width"], strict=True):
-        name = "per\nchannel" if segments == "per_channel" else segments_label(segments, width)
-        if position not in names or name.startswith("per"):
-            names[position] = name
-    ends = [position for position, name in names.items() if name.startswith("per")]
-    if len(ends) > 1:  # of one meaning, at widths that a budget solved
-        names = {position: name for position, name in names.items() if position not in ends}
-        names[float(np.exp(np.log(ends).mean()))] = "per\nchannel"
-    if np.isfinite(positions).all() and len(names):
+    rows = zip(places, table["segments"], table["segment_width"], table["pointwise"].astype(bool), strict=True)
+    for place, segments, width, pointwise in rows:
+        if pointwise or place == PLAIN_PLACE:
+            name = "per-\nchannel" if segments == "per_channel" else segments_label(segments, width)
+            name = name if pointwise else PLAIN.replace(" ", "\n")
+            if place not in names or name.startswith("per"):
+                names[place] = wishes.called(name)
+    if np.isfinite(places).all() and len(names):
         ax.set_xscale("log", base=2)
-        least, most = positions.min() * 2**-0.5, positions.max() * 2**0.5
+        least, most = places.min() * 2**-0.5, places.max() * 2**0.5
         ax.set_xlim(least, most)
         shown = _with_room(ax, names, np.log2(most / least))
         ax.set_xticks(shown, [names[place] for place in shown])
         ax.minorticks_off()
-    ax.set_xlabel("segments of the spatial convolution")
+    ax.set_xlabel(wishes.called("segments of the 3×3 convolution" if inches_of(ax)[0] > 2.4 else "segments"))
 
 
 def _with_room(ax: Axes, names: dict[float, str], doublings: float) -> list[float]:
     """The places whose labels do not lie on each other: the first and the last, then what has room between."""
-    inches = ax.get_position().width * figure_of(ax).get_figwidth() / doublings
+    inches = 0.92 * max(0.8, inches_of(ax)[0] - _inches_beside(ax)) / doublings
     places = sorted(names)
 
     def apart(one: float, other: float) -> bool:
         room = 0.5 * (_label_inches(names[one]) + _label_inches(names[other]))
         return bool(abs(np.log2(one / other)) * inches > room)
 
-    shown = [places[0], *([places[-1]] if len(places) > 1 and apart(places[0], places[-1]) else [])]
-    for place in places[1:-1]:
-        if all(apart(place, other) for other in shown):
+    first = next((place for place in places if place >= 1), places[0])
+    shown = [first]
+    for place in (places[-1], places[0], *places[1:-1]):
+        if place not in shown and all(apart(place, other) for other in shown):
             shown.append(place)
     return sorted(shown)
 
 
+def _inches_beside(ax: Axes) -> float:
+    """What names of curves take right of axes of the caller, whose figure does not grow for them."""
+    labels = ax.get_legend_handles_labels()[1]
+    if isinstance(figure_of(ax), ShownFigure) or not labels:
+        return 0.0
+    return max(map(_label_inches, labels))
+
+
 def _label_inches(name: str) -> float:
-    return 0.1 + 0.055 * max(map(len, name.splitlines()))
+    return 0.06 + 0.0068 * float(mpl.rcParams["font.size"]) * max(map(len, name.splitlines()))
 
 
-def add_legend(ax: Axes, *, bare: bool) -> None:
-    handles, _ = ax.get_legend_handles_labels()
-    if bare:
-        handles += [mpl.lines.Line2D([], [], color="0.3", ls="", marker="*", ms=9, mfc="white", label="no 1×1 (bare)")]
-    if handles and not legend_below(ax, handles):
-        if len(ax.get_xticks()) == 1:  # marks stand in the middle, and nothing is free
-            ax.legend(handles=handles, loc="center left", bbox_to_anchor=(1.01, 0.5))
-        else:
-            ax.legend(handles=handles, ncols=2 if len(handles) > 8 else 1)
-
-
-def share_legend(panels: Sequence[Axes]) -> None:
-    """One legend below all panels, where one in each would hide what is drawn."""
-    legends = [legend for ax in panels if (legend := ax.get_legend()) is not None]
-    labels = [text.get_text() for text in legends[0].get_texts()] if legends else []
-    if sum(map(len, labels)) * len(panels) < LETTERS_WITHIN:
-        return
-    drawn, _ = panels[0].get_legend_handles_labels()
-    handles = [*drawn, *legends[0].legend_handles[len(drawn) :]]
-    _put_below(figure_of(panels[0]), handles, labels, None)
-    for legend in legends:
-        legend.remove()
-
-
-def legend_below(ax: Axes, handles: Sequence[Any], title: str | None = None) -> bool:
-    """Whether a legend that would hide what is drawn was put below the axes, for which the figure grows."""
-    labels = [str(handle.get_label()) for handle in handles]
-    if len(figure_of(ax).axes) > 1 or max(map(len, labels)) * len(labels) < LETTERS_WITHIN:
-        return False
-    _put_below(figure_of(ax), handles, labels, title)
-    return True
-
-
-def _put_below(figure: Figure, handles: Sequence[Any], labels: Sequence[str], title: str | None) -> None:
-    columns = max(1, int(figure.get_figwidth() / (0.55 + 0.062 * max(map(len, labels)))))
-    lines = -(-len(labels) // columns) + (title is not None)
-    figure.set_figheight(figure.get_figheight() + 0.17 * lines)
-    figure.legend(handles, labels, title=title, loc="outside lower center", ncols=columns, fontsize=7.5)
+def listed_axis(ax: Axes, labels: Sequence[str]) -> None:
+    """An axis of places that have no order along the spectrum, such as schedules by stage: a label each."""
+    inches = 0.92 * inches_of(ax)[0] / len(labels)
+    room = inches > max(_label_inches(part) for label in labels for part in label.split(", "))
+    shown = labels if room else [label.replace("per-channel", "per-ch.") for label in labels]
+    ax.set_xticks(range(len(labels)), [label.replace(", ", "\n") for label in shown], fontsize=None if room else 7)
+    ax.set_xlim(-0.6, len(labels) - 0.4)
+    ax.set_xlabel("segments by stage, the first on top")
 
 
 def offset_of(number: int, count: int) -> float:
