@@ -3,10 +3,12 @@
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import get_args
 
 import pandas as pd
 import pytest
@@ -14,6 +16,7 @@ import torch
 
 from spectrum import RunConfig, load_results
 from spectrum.cli import main
+from spectrum.cli.arguments import BENCHMARKS, EXAMPLES, What, parse
 
 STUDY = """
 question = "Does it run?"
@@ -186,7 +189,10 @@ def test_an_override_reaches_the_plan(study, capsys):
         (["run", "tiny.toml", "--epochs", "0"], "epochs"),
         (["run", "tiny.toml", "--lr", "x"], "lr"),
         (["run", "tiny.toml", "--activation", "rellu"], "activation"),
-        (["run", "tiny.toml", "--epoch", "2"], "--epoch"),
+        (["run", "tiny.toml", "--epoch", "2"], "--epoch: spectrum run has no such flag; did you mean --epochs?"),
+        (["run", "tiny.toml", "--wokers=2"], "--wokers: spectrum run has no such flag; did you mean --workers?"),
+        (["export", "tiny.toml", "--contrast"], "did you mean --contrasts?"),
+        (["status", "tiny.toml", "--fly"], "--fly: spectrum status has no such flag."),
         (["run", "tiny.toml", "--width", "1e9"], "width: input should be less than"),
         (["run", "tiny.toml", "--device", "mps" if torch.cuda.is_available() else "cuda"], "torch has none here"),
         (["plan", "tiny.toml", "--workers", "-3"], "workers: input should be greater than or equal to 1 (got -3)"),
@@ -227,12 +233,13 @@ def test_help_says_what_every_command_does(capsys, monkeypatch):
     assert run("--help") == 0
     listed = capsys.readouterr().out
     does = {
-        "plan": "List a study's runs",
+        "plan": "List a study's configurations",
         "run": "Train every run",
-        "status": "How many runs",
+        "status": "Count a study's runs",
+        "doctor": "Check a study's folder",
         "report": "Draw the figures",
-        "export": "Write the rows",
-        "audit": "Count a network's cost",
+        "export": "Write a study's runs",
+        "audit": "Count a network's parameters",
         "bench": "Measure speed",
     }
     for command, words in does.items():
@@ -241,8 +248,43 @@ def test_help_says_what_every_command_does(capsys, monkeypatch):
         said = capsys.readouterr().out
         assert said.splitlines()[2].startswith(words), command
         assert ("--epochs" in said) == (command in ("plan", "run"))
-        if command in ("plan", "run"):  # which override the file, and not the defaults
-            assert re.search(r"--activation.*?\(default: the file's\)", " ".join(said.split()))
+        examples = said.partition("Examples:\n")[2].splitlines()
+        assert len(examples) == 2
+        assert all(example.startswith(f"  spectrum {command} ") for example in examples)
+
+
+@pytest.mark.parametrize("command", ["plan", "run", "audit"])
+def test_a_long_help_comes_in_two_lengths(capsys, monkeypatch, command):
+    monkeypatch.setenv("COLUMNS", "200")
+    assert run(command, "--help") == 0
+    short = capsys.readouterr().out
+    assert run(command, "--help-all") == 0
+    whole = capsys.readouterr().out
+    assert f"spectrum {command} --help-all" in short
+    assert "--activation" not in short
+    assert "--activation" in whole
+    flags = [set(re.findall(r"│ (--[a-z-]+)", text)) for text in (short, whole)]
+    assert flags[0] < flags[1]
+    if command != "audit":  # flags that override the file, and not the defaults
+        assert re.search(r"--activation.*?\(default: the file's\)", " ".join(whole.split()))
+    if command == "run":
+        assert flags[0] >= {"--out", "--workers", "--device", "--epochs", "--confirm", "--engine", "--import"}
+
+
+@pytest.mark.parametrize("words", EXAMPLES.values(), ids=EXAMPLES)
+def test_examples_of_the_help_can_be_parsed(words):
+    for example in words:
+        command, *given = shlex.split(example)
+        assert command == "spectrum"
+        parse(given)
+
+
+def test_the_help_of_bench_has_a_line_per_benchmark(capsys):
+    assert run("bench", "--help") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert set(BENCHMARKS) == set(get_args(What))
+    for what, measures in BENCHMARKS.items():
+        assert f"  {what:7} {measures}" in lines
 
 
 def test_the_module_is_the_command():
