@@ -1,4 +1,4 @@
-"""How the command writes: two consoles, plain tables, durations, contrasts."""
+"""How the command writes: two consoles, plain tables, durations, comparisons."""
 
 from __future__ import annotations
 
@@ -33,20 +33,20 @@ def print_table(titles: Sequence[str], rows: Sequence[Sequence[str]], *, heading
 
 
 def print_contrast(contrast: PlannedContrast) -> None:
-    """A contrast of a plan and its factors; one that changes more than one is flagged.
+    """A comparison of a plan, and in what its sides differ; one that changes more than one factor is flagged.
 
     An interaction has factors of each difference, and factors across which the differences are compared.
     """
     factors, across = contrast.factors, contrast.across_factors
+    notes = "".join(f" {note[:1].upper()}{note[1:].rstrip('.')}." for note in contrast.notes)
     if not contrast.confounded:
         where = f", compared across {', '.join(across)}" if across else ""
-        out.print(f"contrast {contrast.name!r}: changes {', '.join(factors) or 'nothing'}{where}")
-    else:
-        out.print(f"CONFOUNDED contrast {contrast.name!r}: changes {len(factors) + len(across)} factors at once")
-        for factor in [*factors, *(f"across: {factor}" for factor in across)]:
-            out.print(f"  - {factor}")
-    for note in contrast.notes:
-        out.print(f"  note: {note}")
+        changed = f"differs only in {', '.join(factors)}" if factors else "differs in nothing"
+        out.print(f"{contrast.name}: {changed}{where}.{notes}")
+        return
+    out.print(f"{contrast.name}: CONFOUNDED, changes {len(factors) + len(across)} factors at once.{notes}")
+    for factor in [*factors, *(f"across: {factor}" for factor in across)]:
+        out.print(f"  - {factor}")
 
 
 def print_next(*words: str) -> None:

@@ -22,6 +22,7 @@ from spectrum.design.run import RunConfig
 from spectrum.design.study_file import Match, Study, Wanted, as_study
 from spectrum.models import registered_in
 from spectrum.models.position import PLACES, Position
+from spectrum.study.forecast import OF_DATA, cpu_seconds, data_seconds, run_seconds, wall_seconds
 
 if TYPE_CHECKING:
     from torch import nn
@@ -51,7 +52,7 @@ class CostedRun:
     pointwise_pixels: tuple[int, ...] = ()  # at which each 1×1 of a segmented convolution runs
     step_seconds: float | None = None  # measured
     solved_for: str | None = None  # a hash of what its widths depend on
-    seconds: float | None = None  # estimated training time on one worker
+    seconds: float | None = None  # estimated CPU time on one worker, evaluation and data included
     caveat: str | None = None  # what ran in a network of one's own and is not in its MACs
     clamped: tuple[tuple[str, int], ...] | None = None  # option → layers; None: of a plan that does not tell
     same_as: str | None = None  # id of the run that trains the same network, if an earlier one does
@@ -170,7 +171,8 @@ class _Planner:
             run.solved_for: run for run in (frozen.asked if frozen else ()) if run.solved_for and run.counted
         }
         self.planned: dict[Any, CostedRun] = {}
-        self.sizes: dict[Any, int] = {}  # of training splits
+        self.sizes: dict[Any, tuple[int, int]] = {}  # of training and validation splits
+        self.data: dict[Any, tuple[float, float]] = {}  # seconds to split images, and to make a batch
         self.references: dict[Any, CostedRun] = {}
 
     def plan(self, wanted: Wanted, *, time_steps: bool) -> CostedRun:
@@ -178,7 +180,7 @@ class _Planner:
 
         run = wanted.run
         images = images_of(run)
-        images_an_epoch = self._train_images(run, images)  # raises where there are too few
+        sizes = self._sizes(run, images)  # raises where there are too few
         key = (wanted.match, digest(network_of(run)), *_step(run), images.shape, images.classes)
         if key not in self.planned:
             if registered_in(run.model) is not None:
@@ -186,12 +188,12 @@ class _Planner:
             self.planned[key] = self._plan_network(wanted, images)
         found = self.planned[key]
         if time_steps and found.step_seconds is None:
-            found = self.planned[key] = replace(found, step_seconds=self._time_step(found.run, images))
+            found = self.planned[key] = replace(found, step_seconds=self._time_step(found.run, images, cpu_seconds))
         solved = _as_wide_as(found.run, run)
-        if found.step_seconds is None:
+        if found.step_seconds is None or not time_steps:
             return replace(found, run=solved, asked=run)
-        steps = images_an_epoch // min(run.batch_size, images_an_epoch) * run.epochs
-        return replace(found, run=solved, asked=run, seconds=found.step_seconds * steps)
+        seconds = run_seconds(run, sizes, len(images.test_y), found.step_seconds, self._data_seconds(run, images))
+        return replace(found, run=solved, asked=run, seconds=seconds)
 
     def _plan_network(self, wanted: Wanted, images: Images) -> CostedRun:
         run, match = wanted.run, wanted.match
@@ -280,27 +282,33 @@ class _Planner:
         called = compiled(model) if run.compile else model
         optimizer = make_optimizer(run, model)
         x_nchw, y_n = random_batch(
-            model, (min(run.batch_size, self._train_images(run, images)), *images.shape), images.classes
+            model, (min(run.batch_size, self._sizes(run, images)[0]), *images.shape), images.classes
         )
         return lambda: training_step(run, called, optimizer, x_nchw, y_n)
 
-    def _time_step(self, run: RunConfig, images: Images) -> float:
-        from spectrum.cost.speed import timed
-
+    def _time_step(
+        self, run: RunConfig, images: Images, clock: Callable[[Callable[[], object], int], float] = wall_seconds
+    ) -> float:
         try:
-            return float(timed(self._stepper(run, images), THREADS).median)
-        except Exception as error:  # whatever a user's own family or backend raises
+            return clock(self._stepper(run, images), THREADS)
+        except Exception as error:  # whatever a user's own model or backend raises
             if not registered([run.model]):
                 raise
             raise _refused(run, "a training step fails", error) from error
 
-    def _train_images(self, run: RunConfig, images: Images) -> int:
-        from spectrum.data.splits import count_train_images
+    def _sizes(self, run: RunConfig, images: Images) -> tuple[int, int]:
+        from spectrum.data.splits import count_used
 
         key = (images.fingerprint, run.validation_fraction, run.train_images)
         if key not in self.sizes:
-            self.sizes[key] = count_train_images(images, run.validation_fraction, run.train_images)
+            self.sizes[key] = count_used(images, run.validation_fraction, run.train_images)
         return self.sizes[key]
+
+    def _data_seconds(self, run: RunConfig, images: Images) -> tuple[float, float]:
+        key = (images.fingerprint, *(getattr(run, name) for name in OF_DATA))
+        if key not in self.data:
+            self.data[key] = data_seconds(run, images)
+        return self.data[key]
 
 
 def network_of(run: RunConfig) -> list[Any]:
