@@ -40,15 +40,21 @@ from spectrum.engines.saving import LOGS
 from spectrum.models import registered_in
 from spectrum.study.contrasts import examine
 from spectrum.study.identity import check_not_other, folder_of
+from spectrum.study.pace import Pace
 from spectrum.study.planning import CostedRun, plan_study, planned_run
 from spectrum.study.store import FINISHED, Row, Store, StoreError, find_plan, latest_rows
 from spectrum.study.tuning import Choice, choose, confirmed, extended, search
 from spectrum.training.checkpoint_files import CHECKPOINTS
 
+SWEEP, FINAL = "sweep", "final runs"  # phases of a study that tunes
+
 
 @dataclass(frozen=True)
 class Progress:
-    """Where a run stands. `row` is the one just written, None at the start."""
+    """How far a call of `run_study` is. `row` is the one just written, None at the start of a phase.
+
+    Counts are of all phases begun so far: of a study that tunes, the sweep, then the final runs.
+    """
 
     total: int
     reused: int
@@ -56,10 +62,23 @@ class Progress:
     diverged: int = 0
     failed: int = 0
     row: Row | None = None
+    phase: str = ""
+    """SWEEP or FINAL of a study that tunes; empty for one that does not."""
+    before: int = 0
+    """Runs of earlier phases, which `total` counts."""
+    work_ended: float | None = None
+    """Training seconds of the runs that this phase has trained."""
+    work_left: float | None = None
+    """Expected training seconds of the runs that this phase has left."""
 
     @property
     def left(self) -> int:
         return self.total - self.reused - self.done - self.diverged - self.failed
+
+    @property
+    def ended(self) -> int:
+        """Runs of this phase that have ended, or had a result already."""
+        return self.total - self.left - self.before
 
 
 @dataclass(frozen=True)
@@ -230,6 +249,8 @@ class _Run:
         self.counts: Counter[str] = Counter()
         self.seen: set[str] = set()  # ids of the runs that were asked for
         self.reused = 0
+        self.phase, self.before = "" if study.tune is None else SWEEP, 0
+        self.pace = Pace([])
         self.fingerprints = {images_key(entry): entry["fingerprint"] for entry in images}  # as plan and rows have it
 
     def run(self, frozen: Plan | None, *, confirm: bool) -> Summary:
@@ -263,6 +284,7 @@ class _Run:
         runs = confirmed(self.planned, choices)
         self.freeze(runs if confirm else [], searched, grid, choices)
         if confirm:
+            self.phase, self.before = FINAL, len(self.seen)
             self.train(runs)
         return self.summary(choices, is_confirmed=confirm)
 
@@ -308,6 +330,7 @@ class _Run:
         left = in_random_blocks([one.run for id, one in by_id.items() if id not in finished])
         self.reused += len(by_id.keys() & finished.keys() - self.seen)
         self.seen |= by_id.keys()
+        self.pace = Pace([by_id[run.id] for run in left])
         self._tell(None)
         self._remove_checkpoints(finished)
         if not left:
@@ -323,6 +346,7 @@ class _Run:
                     finished[row["id"]] = row
                     self._remove_checkpoints([row["id"]])
                 self.counts[row["status"]] += 1
+                self.pace.end(row["id"], row["train_seconds"])
                 self._tell(row)
                 if changed is not None:
                     raise StoreError(f"{self.store.folder}: {changed}")
@@ -385,7 +409,9 @@ class _Run:
     def _tell(self, row: Row | None) -> None:
         if self.on_progress is not None:
             done, diverged, failed = (self.counts[status] for status in ("done", "diverged", "failed"))
-            self.on_progress(Progress(len(self.seen), self.reused, done, diverged, failed, row))
+            pace = self.pace.ended, self.pace.left
+            counts = len(self.seen), self.reused, done, diverged, failed
+            self.on_progress(Progress(*counts, row, self.phase, self.before, *pace))
 
 
 def _row(study: Study, planned: CostedRun) -> Row:
