@@ -75,8 +75,8 @@ def test_the_time_left_goes_by_the_work_left_and_not_by_the_count(monkeypatch):
     monkeypatch.setattr(cli.progress, "monotonic", lambda: next(now))
     left = cli.progress._TimeLeft()
     assert left.after(Progress(3, 0, work_ended=0, work_left=3)) == ""
-    assert left.after(Progress(3, 0, done=1, row=DONE, work_ended=2.0, work_left=6.0)) == "30 s"
-    # start-up, which the first run pays for, is not in the pace of the second
+    # start-up, which the first run pays for, is in no pace
+    assert left.after(Progress(3, 0, done=1, row=DONE, work_ended=2.0, work_left=6.0)) == "6 s"
     assert left.after(Progress(3, 0, done=2, row=DONE, work_ended=4.0, work_left=8.0)) == "20 s"
 
 

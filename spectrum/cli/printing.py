@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
 from spectrum.design.plan import PlannedContrast
+from spectrum.models.position import PLACES
 
 
 def _console(stderr: bool) -> Console:
@@ -61,3 +63,21 @@ def duration(seconds: float) -> str:
     if hours:
         return f"{hours} h {minutes:02} min"
     return f"{minutes} min {rest:02} s" if minutes else f"{rest} s"
+
+
+def counted(count: int, noun: str) -> str:
+    """A number and its noun, such as "1 run" or "1,024 runs"."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
+def run_name(row: Mapping[str, Any], varied: Iterable[str], tuned: Iterable[str] = ()) -> str:
+    """What tells a run from the others of its study, such as "segments=4 seed=0".
+
+    Args:
+        row: its row, or its options.
+        varied: options that have several values in the study.
+        tuned: options that the sweep tries values of, for a run of a sweep.
+    """
+    split = [name for name in PLACES if row.get(name) is not None]
+    names = [*split, *(name for name in varied if name not in (*PLACES, "seed")), "seed", *tuned]
+    return " ".join(f"{name}={row[name]}" for name in dict.fromkeys(names) if name in row)

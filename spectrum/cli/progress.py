@@ -13,9 +13,8 @@ from rich.console import Console
 from rich.progress import BarColumn, SpinnerColumn, TextColumn
 from rich.progress import Progress as Bar
 
-from spectrum.cli.printing import duration, err
+from spectrum.cli.printing import duration, err, run_name
 from spectrum.design.study_file import Study
-from spectrum.models.position import PLACES
 from spectrum.study.driver import FINAL, SWEEP
 
 if TYPE_CHECKING:
@@ -69,7 +68,7 @@ def _in_lines(study: Study) -> Iterator[OnProgress]:
             else:
                 ended = f"{_phase(progress)}{progress.ended}/{_total(progress)}"
                 more = f" · {about} left" if progress.left else ""
-                console.print(f"{ended} {row_name(progress.row, study)}{more}")
+                console.print(f"{ended} {_row_name(progress.row, study)}{more}")
 
         yield tell
 
@@ -96,7 +95,7 @@ def _on_a_terminal(study: Study) -> Iterator[OnProgress]:
                 counts=counts,
             )
             if progress.row is not None and progress.row["status"] != "done":
-                console.print(row_name(progress.row, study))
+                console.print(_row_name(progress.row, study))
 
         yield tell
 
@@ -112,7 +111,7 @@ def _in_a_notebook(study: Study) -> Iterator[OnProgress]:
     def tell(progress: Progress) -> None:
         nonlocal handle
         if progress.row is not None and progress.row["status"] != "done":
-            problems.append(row_name(progress.row, study))
+            problems.append(_row_name(progress.row, study))
         lines = [f"{study.name}: {_phase(progress)}{_counts(progress, left.after(progress))}", *problems]
         bar = f'<progress value="{progress.ended}" max="{_total(progress)}"></progress> '
         shown = {"text/plain": "\n".join(lines), "text/html": bar + "<br>".join(map(escape, lines))}
@@ -137,10 +136,11 @@ class _TimeLeft:
             self.marks = [(now, 0.0)]
             return ""
         ended, left = progress.work_ended, progress.work_left
+        if len(self.marks) == 1 and left is not None:  # the first run pays for starting the workers
+            self.marks.append((now, ended or 0.0))
+            return duration(left)  # of one worker
         if ended is None or left is None:
             ended, left = float(progress.ended), float(progress.left)
-        if len(self.marks) == 1:  # the first run pays for starting the workers
-            self.marks.append((now, ended))
         start, before = self.marks[-1] if ended > self.marks[-1][1] else self.marks[0]
         return duration((now - start) / (ended - before) * left) if ended > before else ""
 
@@ -168,13 +168,10 @@ def _counts(progress: Progress, about: str) -> str:
     return f"{counts} · about {about}" if about and progress.left else counts
 
 
-def row_name(row: dict[str, Any], study: Study) -> str:
+def _row_name(row: dict[str, Any], study: Study) -> str:
     """A run by its options, and how it ended."""
-    split = [name for name in PLACES if row.get(name) is not None]
-    names = [*split, *(name for name in study.varied() if name not in PLACES), "seed"]
     swept = study.tune is not None and row["scored_on"] == "validation" and row["seed"] in study.tune.seeds
-    names += list(study.tune.grid()) if study.tune is not None and swept else []
-    settings = " ".join(f"{name}={row[name]}" for name in names)
+    settings = run_name(row, study.varied(), study.tune.grid() if study.tune is not None and swept else ())
     if row["status"] == "failed":
         return f"{settings} failed: {row['reason']}"
     diverged = " (diverged)" if row["status"] == "diverged" else ""

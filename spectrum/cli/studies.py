@@ -11,7 +11,7 @@ from time import monotonic, process_time
 from typing import TYPE_CHECKING, Any
 
 from spectrum.cli.arguments import OnStudy, Plan, Run
-from spectrum.cli.printing import duration, err, out, print_contrast, print_table
+from spectrum.cli.printing import counted, duration, err, out, print_contrast, print_table
 from spectrum.cli.progress import progress
 from spectrum.cli.results import show_report
 from spectrum.design.budgets import budget_name
@@ -158,17 +158,13 @@ def _training(study: Study, forecast: _Forecast) -> str:
     planned = {one.run.id: one for one in forecast.planned}  # one that meets several budgets is trained once
     count, networks = len(planned), len({one.run.model_copy(update={"seed": 0}).id for one in planned.values()})
     seeds, rest = divmod(count, networks)
-    of = f" ({_counted(networks, 'configuration')} × {_counted(seeds, 'seed')})" if not rest and count > 1 else ""
-    sweep = f"{_counted(len(forecast.swept), 'sweep run')}, then " if study.tune is not None else ""
-    runs = _counted(count, "final run" if study.tune is not None else "run")
-    cores = _counted(forecast.workers, "CPU core")
+    of = f" ({counted(networks, 'configuration')} × {counted(seeds, 'seed')})" if not rest and count > 1 else ""
+    sweep = f"{counted(len(forecast.swept), 'sweep run')}, then " if study.tune is not None else ""
+    runs = counted(count, "final run" if study.tune is not None else "run")
+    cores = counted(forecast.workers, "CPU core")
     idle = f", {duration(forecast.seconds * forecast.share)} if nothing else ran on them"
     busy = idle if forecast.share < BUSY else ""
     return f"{sweep}{runs}{of}: about {duration(forecast.seconds)} on {cores}{busy}."
-
-
-def _counted(count: int, noun: str) -> str:
-    return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
 def _print_configurations(study: Study, planned: Sequence[CostedRun]) -> None:

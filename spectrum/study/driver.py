@@ -409,7 +409,7 @@ class _Run:
     def _tell(self, row: Row | None) -> None:
         if self.on_progress is not None:
             done, diverged, failed = (self.counts[status] for status in ("done", "diverged", "failed"))
-            pace = self.pace.ended, self.pace.left
+            pace = (self.pace.ended, self.pace.left) if self.pace.is_known else (None, None)
             counts = len(self.seen), self.reused, done, diverged, failed
             self.on_progress(Progress(*counts, row, self.phase, self.before, *pace))
 

@@ -19,8 +19,8 @@ class Pace:
     """The runs of one stage, and how long those took that have ended.
 
     >>> pace = Pace([])
-    >>> pace.ended, pace.left
-    (0, 0)
+    >>> pace.is_known, pace.ended, pace.left
+    (False, 0, 0)
     """
 
     def __init__(self, runs: Sequence[CostedRun]) -> None:
@@ -39,6 +39,11 @@ class Pace:
             return
         self.seconds.setdefault(self.kinds[id], []).append(seconds)
         self.per_cost.append(seconds / self.costs[id])
+
+    @property
+    def is_known(self) -> bool:
+        """Whether a run has ended with a result; before that, nothing is known in seconds."""
+        return bool(self.per_cost)
 
     @property
     def ended(self) -> float:
