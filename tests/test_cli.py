@@ -501,8 +501,8 @@ def test_a_search_says_what_it_chose_and_what_to_do_next(study, capsys):
     assert run("run", "tuned.toml", "--workers", "2") == 0
     said = capsys.readouterr()
     assert said.out.count("chosen for") == 3
-    assert "of the grid; a better value may lie beyond" in said.err
-    assert "with --confirm to train the runs at these values" in said.out
+    assert "of the grid; a better value may lie beyond it" in said.err
+    assert "at these values: the same command with --confirm" in said.out
     assert "figures/tuning.png" in said.out
     assert run("status", "results/tuned") == 0
     assert capsys.readouterr().out.endswith("next    spectrum run tuned.toml --confirm\n")

@@ -118,7 +118,7 @@ def _forecast(study: Study, command: Plan, frozen: FrozenPlan | None) -> _Foreca
     from spectrum.study.contrasts import examine
     from spectrum.study.forecast import LOOK, REPORT, share_of_a_core, start_seconds
     from spectrum.study.planning import plan_study
-    from spectrum.study.tuning import search
+    from spectrum.study.tuning import sweep
 
     start = start_seconds()
     began = process_time()
@@ -129,7 +129,7 @@ def _forecast(study: Study, command: Plan, frozen: FrozenPlan | None) -> _Foreca
     workers = min(command.settings.workers or available_cores(), available_cores(), len(planned))
     return _Forecast(
         planned=planned,
-        swept=search(planned, study.tune.grid(), study.tune.seeds) if study.tune else [],
+        swept=sweep(planned, study.tune.grid(), study.tune.seeds) if study.tune else [],
         examined=examine(study, planned),
         workers=workers,
         images=images,
@@ -228,7 +228,7 @@ def _realised(one: CostedRun) -> str:
 
 
 def run(command: Run) -> int:
-    """Train what has no result yet, then show the results; status 1 where a run failed."""
+    """Train the runs that have no result yet, then show the results; status 1 if a run failed."""
     from spectrum.engines.interface import EngineError
     from spectrum.study.driver import run_study
 
@@ -261,9 +261,9 @@ def run(command: Run) -> int:
     _print_images(frozen.images, " that the rows were trained on" if reused else "")
     show_report(summary.folder)
     if summary.diverged:
-        err.print(f"{summary.diverged} runs diverged; they count, at chance")
+        err.print(f"{counted(summary.diverged, 'run')} diverged; scored at chance")
     if summary.failed:
-        err.print(f"{summary.failed} runs failed; run the same command again to try them again")
+        err.print(f"{counted(summary.failed, 'run')} failed; run the same command again to retry")
         return 1
     return 0
 
@@ -290,7 +290,9 @@ def _cluster(command: Run) -> Cluster:
     cluster = Cluster(command.address, command.run_cpus, command.run_gpus, command.run_ranks)
     if command.engine != "ray":
         if cluster != Cluster():
-            raise SpecError("--address, --run-cpus, --run-gpus and --run-ranks are of --engine ray")
+            raise SpecError(
+                "--address, --run-cpus, --run-gpus and --run-ranks need --engine ray; add it or leave them out"
+            )
         return cluster
     if find_spec("ray") is None:
         raise SpecError('--engine ray: Ray is not installed: pip install "convolution-spectrum[ray]"')
@@ -332,11 +334,11 @@ def _ranks(command: Run) -> Iterator[Engine | None]:
 
 def _print_counts(summary: Summary, seconds: float) -> None:
     if summary.set_aside:
-        err.print(f"{summary.set_aside} torn or garbled lines were moved to {summary.folder / 'results.bad'}")
+        err.print(f"{counted(summary.set_aside, 'torn or garbled line')} moved to {summary.folder / 'results.bad'}")
     if summary.reused:
-        out.print(f"{summary.reused} of {summary.total} runs had a result already and were reused")
+        out.print(f"{summary.reused} of {counted(summary.total, 'run')} had a result already and were reused")
     if summary.reused < summary.total:
-        out.print(f"{summary.total - summary.reused} runs took {duration(seconds)}")
+        out.print(f"{counted(summary.total - summary.reused, 'run')} took {duration(seconds)}")
 
 
 def _print_choices(summary: Summary, frozen: FrozenPlan) -> None:
@@ -346,9 +348,9 @@ def _print_choices(summary: Summary, frozen: FrozenPlan) -> None:
     for choice in summary.choices:
         values = " ".join(f"{name}={value:g}" for name, value in choice.values.items())
         name = choice_name(frozen, kept[choice.id])
-        out.print(f"chosen for {name}: {values} (validation {choice.val_accuracy:.4f})")
+        out.print(f"chosen for {name}: {values} (validation {choice.val_accuracy:.2%})")
         edges = [*((n, "smallest") for n in choice.low_edges), *((n, "largest") for n in choice.high_edges)]
         for field, side in edges:
-            err.print(f"  {field}={choice.values[field]:g} is the {side} of the grid; a better value may lie beyond")
+            err.print(f"  {field}={choice.values[field]:g} is the {side} of the grid; a better value may lie beyond it")
     if not summary.confirmed and summary.choices:
-        out.print("the search is complete; run the same command with --confirm to train the runs at these values")
+        out.print("The sweep is complete. Train the final runs at these values: the same command with --confirm")

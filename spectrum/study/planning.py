@@ -45,7 +45,7 @@ class CostedRun:
     realised_segments: tuple[int, ...]  # of each segmented convolution
     asked: RunConfig  # as the study has it
     match: Match = "none"
-    budget: float | None = None  # params, MACs or seconds a step that the reference has
+    budget: float | None = None  # params, MACs or seconds per step of the reference
     mismatch: float | None = None  # of this run: cost / budget − 1
     norms: int = 0  # batch normalisations of a forward pass
     nonlinearities: int = 0
@@ -132,7 +132,7 @@ def plan_study(
     Args:
         study: from `load_study`, or the path of its file.
         imports: modules to import first, for models of one's own.
-        time_steps: also time some training steps of each network, which takes half a second or so each.
+        time_steps: also time some training steps of each network, which takes about half a second each.
         frozen: an earlier plan; widths that were solved in it for the same budget are taken as they are.
 
     Raises SpecError for a run whose network cannot be built or cannot meet its budget, for an option or an axis that
@@ -227,7 +227,7 @@ class _Planner:
         except BudgetError as error:
             where = ", ".join(f"{name} = {getattr(run, name)}" for name in PLACES if getattr(run, name) is not None)
             raise SpecError(
-                f"budget.match = {match!r}, {where}: {error}; try another reference or base.width"
+                f"cannot match {match} for {where}: {error}. Choose a larger `reference` or a larger `width` in [base]"
             ) from None
         # widths that the network has anyway name no other run, which would be trained a second time
         own = solution.widths == _stage_widths(run, images)
@@ -317,8 +317,10 @@ def network_of(run: RunConfig) -> list[Any]:
 
 
 def _count_of(match: Match, run: RunConfig, images: Images) -> Callable[[RunConfig, Any, bool], int]:
-    """How a budget's count is taken of a network like a run's in other widths: of its run, it on `meta`, and whether
-    MACs may be reckoned from its weights, which is faster and holds for nearly all networks."""
+    """A function that counts what a budget matches, for a run's network in other widths.
+
+    It takes the run, its network on `meta`, and whether MACs may be computed from the weights, which is faster and
+    right for nearly all networks."""
     from spectrum.cost.count import macs_of_weights, pixels_by_layer
 
     if match == "params":
@@ -370,9 +372,9 @@ def build(run: RunConfig, images: Images) -> nn.Module:
     channels, side, _ = images.shape
     try:
         return build_model(run.model, run.network_options(channels, images.classes, side))
-    except (ValueError, TypeError, RuntimeError, MemoryError) as error:  # too large, or a user's own family
+    except (ValueError, TypeError, RuntimeError, MemoryError) as error:  # too large, or a user's own model
         raise SpecError(f"model = {run.model!r}, segments = {run.segments}: {error}") from error
-    except Exception as error:  # whatever else a user's own family raises
+    except Exception as error:  # whatever else a user's own model raises
         raise _refused(run, "its builder fails", error) from error
 
 
@@ -421,7 +423,7 @@ def _described(value: object) -> str:
 
 
 def _build_on_meta(run: RunConfig, images: Images) -> nn.Module:
-    """The network without its numbers, for counting; with them, where a user's own family cannot be built so."""
+    """The network without its numbers, for counting; with them, where a user's own model cannot be built so."""
     import torch
 
     try:
@@ -443,8 +445,8 @@ def _counted(run: RunConfig, images: Images) -> CostedRun:
         )
     for option in unreachable_options(model):
         raise SpecError(
-            f"{option} = {getattr(run, option)}: no layer of {run.model!r} has channels enough; "
-            "try less, or wider stages"
+            f"{option} = {getattr(run, option)}: no layer of {run.model!r} has enough channels; "
+            "give a smaller number, or wider stages"
         )
     return CostedRun(
         run=run,
@@ -478,6 +480,6 @@ def _cost(run: RunConfig, images: Images) -> tuple[nn.Module, Cost]:
     model = _build_on_meta(run, images)
     try:
         return model, measure_cost(model, images.shape)
-    except Exception:  # a user's own family may look at numbers; what else is wrong will show again
+    except Exception:  # a user's own model may look at numbers; what else is wrong will show again
         model = build(run, images)
         return model, measure_cost(model, images.shape)

@@ -9,7 +9,7 @@ from spectrum.design.run import RunConfig
 from spectrum.design.study_file import parse_study
 from spectrum.study.planning import CostedRun
 from spectrum.study.store import StoreError, read_plan, read_rows
-from spectrum.study.tuning import choose, confirmed, extended, search
+from spectrum.study.tuning import choose, confirmed, extended, sweep
 
 TINY = {"dataset": "digits", "train_images": 100, "batch_size": 50, "epochs": 1, "width": 0.25}
 GRID = {"lr": (0.05, 0.1, 0.2), "weight_decay": (0.0, 0.001)}
@@ -25,7 +25,7 @@ def rows_of(searched, accuracy):
 
 
 def test_every_network_gets_the_whole_grid_with_the_same_seeds_and_no_test_images():
-    searched = search(planned(1, 4, seeds=(0, 1)), GRID, seeds=(10, 11))
+    searched = sweep(planned(1, 4, seeds=(0, 1)), GRID, seeds=(10, 11))
     assert len(searched) == len({one.run.id for one in searched}) == 2 * 6 * 2
     for count in (1, 4):
         own = {(one.run.lr, one.run.weight_decay, one.run.seed) for one in searched if one.run.segments == count}
@@ -35,7 +35,7 @@ def test_every_network_gets_the_whole_grid_with_the_same_seeds_and_no_test_image
 
 def test_the_best_mean_over_seeds_is_chosen_and_of_equal_ones_the_smaller():
     runs = planned(1, 4)
-    searched = search(runs, GRID, seeds=(10, 11))
+    searched = sweep(runs, GRID, seeds=(10, 11))
     best = {1: 0.2, 4: 0.1}
 
     def accuracy(run):  # one lucky seed at another rate does not decide
@@ -63,7 +63,7 @@ def test_the_best_mean_over_seeds_is_chosen_and_of_equal_ones_the_smaller():
 
 def test_a_grid_grows_beyond_the_edges_that_are_best_anywhere():
     runs, grid = planned(1, 4), {"lr": (0.05, 0.1, 0.2)}
-    searched = search(runs, grid, seeds=(10,))
+    searched = sweep(runs, grid, seeds=(10,))
     best = {1: 0.2, 4: 0.05}
     choices = choose(searched, grid, rows_of(searched, lambda p: -abs(p.lr - best[p.segments])))
     wider = extended(grid, choices, grid, most=1)
@@ -102,7 +102,7 @@ def test_a_study_is_searched_then_confirmed_and_neither_twice(study_folder):
     best = tuning.loc[tuning.groupby("segments")["val_accuracy"].idxmax()]
     assert best["chosen"].all()
     assert tuning["chosen"].sum() == 2
-    with pytest.raises(StoreError, match="of a search only"):
+    with pytest.raises(StoreError, match="only the learning-rate sweep"):
         load_results(folder)
     axes = plots.tuning_map(tuning).axes[0]
     assert [label.get_text() for label in axes.get_xticklabels()] == ["1", "per channel"]
