@@ -26,13 +26,6 @@ OF_DATA = ("validation_fraction", "train_images", "normalisation", "batch_size",
 FORWARD = 1 / 3  # of a training step: a backward pass does twice the work of a forward pass
 
 
-def wall_seconds(function: Callable[[], object], threads: int) -> float:
-    """Time of one call on the clock, the median of several."""
-    from spectrum.cost.speed import timed
-
-    return float(timed(function, threads).median)
-
-
 def cpu_seconds(function: Callable[[], object], threads: int) -> float:
     """CPU time of one call, the median of several."""
     from torch.utils.benchmark import Timer

@@ -22,7 +22,7 @@ from spectrum.design.run import RunConfig
 from spectrum.design.study_file import Match, Study, Wanted, as_study
 from spectrum.models import registered_in
 from spectrum.models.position import PLACES, Position
-from spectrum.study.forecast import OF_DATA, cpu_seconds, data_seconds, run_seconds, wall_seconds
+from spectrum.study.forecast import OF_DATA, cpu_seconds, data_seconds, run_seconds
 
 if TYPE_CHECKING:
     from torch import nn
@@ -162,6 +162,13 @@ def plan_study(
         return told_apart(study, planned)
 
 
+def _wall_seconds(function: Callable[[], object], threads: int) -> float:
+    """Time of one call on the clock, the median of several."""
+    from spectrum.cost.speed import timed
+
+    return float(timed(function, threads).median)
+
+
 class _Planner:
     """Plans one run after the other, each network once."""
 
@@ -287,7 +294,7 @@ class _Planner:
         return lambda: training_step(run, called, optimizer, x_nchw, y_n)
 
     def _time_step(
-        self, run: RunConfig, images: Images, clock: Callable[[Callable[[], object], int], float] = wall_seconds
+        self, run: RunConfig, images: Images, clock: Callable[[Callable[[], object], int], float] = _wall_seconds
     ) -> float:
         try:
             return clock(self._stepper(run, images), THREADS)
