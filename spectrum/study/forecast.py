@@ -9,7 +9,8 @@ from __future__ import annotations
 import heapq
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from itertools import takewhile
 from time import perf_counter, process_time, thread_time
 from typing import TYPE_CHECKING
@@ -36,6 +37,11 @@ def cpu_seconds(function: Callable[[], object], threads: int) -> float:
 
 def data_seconds(run: RunConfig, images: Images) -> tuple[float, float]:
     """CPU time to split and normalise the images of a run, and to make one batch of them."""
+    with _one_thread():  # several wait for each other by spinning, which is CPU time too
+        return _data_seconds(run, images)
+
+
+def _data_seconds(run: RunConfig, images: Images) -> tuple[float, float]:
     from spectrum.data.augment import batches
     from spectrum.data.splits import split
 
@@ -91,15 +97,25 @@ def share_of_a_core(workers: int) -> float:
             torch.mm(square, square)
         shares.append((thread_time() - busy) / (perf_counter() - started))
 
+    with _one_thread():
+        threads = [threading.Thread(target=work) for _ in range(workers)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    return min(1.0, sum(shares) / workers)
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    import torch
+
     before = torch.get_num_threads()
     torch.set_num_threads(1)
-    threads = [threading.Thread(target=work) for _ in range(workers)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    torch.set_num_threads(before)
-    return min(1.0, sum(shares) / workers)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def makespan(seconds: Sequence[float], workers: int) -> float:
