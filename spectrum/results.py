@@ -27,7 +27,7 @@ from spectrum.study.store import (
 class Results(pd.DataFrame):
     """Rows of runs: an ordinary DataFrame, which a notebook shows as its summary, one row per run.
 
-    What lacks the columns for it, such as two columns that were picked, is shown as pandas does.
+    A table without the columns for it, such as two that were picked, is shown as pandas does.
     """
 
     @property
@@ -51,7 +51,7 @@ def load_results(folder: str | Path, *, all_runs: bool = False) -> Results:
         all_runs: also of its learning-rate sweep, and runs that an earlier version of the study had.
 
     Columns: every field of `RunConfig`, with its default in a row older than it; `status` (done, diverged, failed),
-    `study_hash` (of its plan), `searched` (fields that a search chose, with spaces between), accuracies from 0 to 1,
+    `study_hash` (of its plan), `searched` (options that the sweep chose, separated by spaces), accuracies from 0 to 1,
     params, macs, seconds, provenance. A failed run has no accuracy; a diverged one is scored at chance. Raises
     StoreError where there is no such folder or no row.
 
@@ -67,7 +67,7 @@ def load_results(folder: str | Path, *, all_runs: bool = False) -> Results:
     """
     folder = results_folder(folder)
     if not isinstance(all_runs, bool):
-        raise ValueError(f"all_points={all_runs!r}: expected True or False")
+        raise ValueError(f"all_runs={all_runs!r}: expected True or False")
     if not (folder / ROWS).exists():
         raise StoreError(f"{folder}: has no {ROWS}; run the study first: spectrum run FILE")
     by_id = latest_rows(folder)
@@ -81,10 +81,10 @@ def load_results(folder: str | Path, *, all_runs: bool = False) -> Results:
             listed = {run.id for run in runs}
             rows += [row for id, row in by_id.items() if id not in listed]
     if not rows:
-        searched_only = plan is not None and plan.tuning is not None and by_id
+        only_swept = plan is not None and plan.tuning is not None and by_id
         raise StoreError(
-            f"{folder}: has the rows of a search only; run the study on: spectrum run FILE --confirm"
-            if searched_only
+            f"{folder} holds only the learning-rate sweep. Train the final runs with: spectrum run FILE --confirm"
+            if only_swept
             else f"{folder}: has no rows yet; run the study first: spectrum run FILE"
         )
     return _as_table(row | {"study_hash": None if plan is None else plan.hash} for row in rows)
@@ -92,19 +92,19 @@ def load_results(folder: str | Path, *, all_runs: bool = False) -> Results:
 
 @without_collection()
 def load_tuning(folder: str | Path) -> Results:
-    """The rows of a study's search, as `load_results` gives those of its runs, and whether each was `chosen`.
+    """The runs of a study's learning-rate sweep as a table, one row per run, and whether each was `chosen`.
 
     `val_accuracy` is what decides; the columns of the test set are empty. Raises StoreError where there is none.
 
-    >>> search = load_tuning("results/curve")
-    >>> chosen = search[search["chosen"] & (search["match"] == "params") & search["segments"].isin([1, 4, 16])]
+    >>> sweep = load_tuning("results/curve")
+    >>> chosen = sweep[sweep["chosen"] & (sweep["match"] == "params") & sweep["segments"].isin([1, 4, 16])]
     >>> sorted(set(chosen[["segments", "pointwise", "lr"]].itertuples(index=False, name=None)))
     [(1, False, 0.2), (1, True, 0.025), (4, True, 0.05), (16, True, 0.2)]
     """
     folder = results_folder(folder)
     plan = read_plan(folder)
     if plan.tuning is None:
-        raise StoreError(f"{folder}: its study has no [tune], and so no sweep")
+        raise StoreError(f"{folder}: its study has no [tune], so it has no learning-rate sweep. Its runs: load_results")
     by_id = latest_rows(folder)
     chosen = {id for choice in plan.tuning.choices for id in choice.searched}
     runs = [run for run in plan.swept if run.id in by_id]

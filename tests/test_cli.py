@@ -3,10 +3,12 @@
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import get_args
 
 import pandas as pd
 import pytest
@@ -14,6 +16,8 @@ import torch
 
 from spectrum import RunConfig, load_results
 from spectrum.cli import main
+from spectrum.cli.arguments import BENCHMARKS, EXAMPLES, What, parse
+from spectrum.design.budgets import budget_name
 
 STUDY = """
 question = "Does it run?"
@@ -62,7 +66,7 @@ def test_the_whole_way_from_a_study_to_its_table(study, capsys):
 
     assert run("status", "tiny.toml") == 0
     assert capsys.readouterr().out.splitlines() == [
-        "results/tiny: 6 runs · 6 done · 0 diverged · 0 failed · 0 left",
+        "results/tiny: complete. 6 runs; none failed or diverged.",
         "next    spectrum report results/tiny",
     ]
 
@@ -101,7 +105,8 @@ def test_a_failed_run_makes_the_status_non_zero(study, capsys):
     assert "6 runs failed" in capsys.readouterr().err
     assert run("status", "results/tiny--model-fails") == 0
     said = capsys.readouterr().out
-    assert "this model never works" in said
+    assert said.startswith("results/tiny--model-fails: 0 of 6 runs done; 6 failed.\n")
+    assert re.search(r"\n  failed: segments=3 seed=1 \(id [0-9a-f]+\): .*this model never works", said)
     assert said.endswith("next    spectrum run tiny.toml --model fails --import tests.faulty_models\n")
 
 
@@ -109,15 +114,15 @@ def test_a_plan_lists_runs_and_writes_nothing(study, capsys):
     assert run("plan", "tiny.toml") == 0
     said = capsys.readouterr().out
     assert "Does it run?" in said
-    assert "6 runs" in said
-    assert "unmatched" in said
+    assert re.search(r"\n6 runs \(3 configurations × 2 seeds\): about .+ s on \d+ CPU cores?[.,]", said)
+    assert budget_name("none")[1:] in said
     assert "data: digits: 1,498 training and 299 test images · 10 classes, training/test: 0 148/30, " in said
     assert "8×8 pixels, 1 channel · test images: a fixed sixth of the images, carved off" in said
     assert said.endswith("\nnext    spectrum run tiny.toml\n")
     assert run("plan", "tiny.toml", "--json") == 0
     assert len(json.loads(capsys.readouterr().out)["points"]) == 6
     assert run("status", "tiny.toml") == 0
-    assert capsys.readouterr().out.endswith("6 left\nnext    spectrum run tiny.toml\n")
+    assert capsys.readouterr().out == "results/tiny: 0 of 6 runs done; 6 left.\nnext    spectrum run tiny.toml\n"
     assert [path.name for path in study.iterdir()] == ["tiny.toml"]
 
 
@@ -142,7 +147,7 @@ def test_a_study_is_its_file_whatever_it_is_called(study, capsys):
     before = capsys.readouterr().out
     assert run("plan", "other name.txt") == 0
     out = capsys.readouterr().out
-    without_seconds = [[line.rsplit(None, 1)[0] for line in said.splitlines()[1:5]] for said in (out, before)]
+    without_seconds = [[line.rsplit(None, 1)[0] for line in said.splitlines()[2:7]] for said in (out, before)]
     assert without_seconds[0] == without_seconds[1]
 
 
@@ -154,7 +159,7 @@ def test_one_way_to_say_the_split_replaces_the_other(study, capsys, flag):
     runs = []
     for name in ("one.toml", "two.toml"):
         assert run("plan", name, *flag) == 0
-        runs.append([line.rsplit(None, 1)[0] for line in capsys.readouterr().out.splitlines()[1:3]])
+        runs.append([line.rsplit(None, 1)[0] for line in capsys.readouterr().out.splitlines()[2:5]])
     assert runs[0] == runs[1]
 
 
@@ -186,7 +191,10 @@ def test_an_override_reaches_the_plan(study, capsys):
         (["run", "tiny.toml", "--epochs", "0"], "epochs"),
         (["run", "tiny.toml", "--lr", "x"], "lr"),
         (["run", "tiny.toml", "--activation", "rellu"], "activation"),
-        (["run", "tiny.toml", "--epoch", "2"], "--epoch"),
+        (["run", "tiny.toml", "--epoch", "2"], "--epoch: spectrum run has no such flag; did you mean --epochs?"),
+        (["run", "tiny.toml", "--wokers=2"], "--wokers: spectrum run has no such flag; did you mean --workers?"),
+        (["export", "tiny.toml", "--contrast"], "did you mean --contrasts?"),
+        (["status", "tiny.toml", "--fly"], "--fly: spectrum status has no such flag."),
         (["run", "tiny.toml", "--width", "1e9"], "width: input should be less than"),
         (["run", "tiny.toml", "--device", "mps" if torch.cuda.is_available() else "cuda"], "torch has none here"),
         (["plan", "tiny.toml", "--workers", "-3"], "workers: input should be greater than or equal to 1 (got -3)"),
@@ -227,12 +235,13 @@ def test_help_says_what_every_command_does(capsys, monkeypatch):
     assert run("--help") == 0
     listed = capsys.readouterr().out
     does = {
-        "plan": "List a study's runs",
+        "plan": "List a study's configurations",
         "run": "Train every run",
-        "status": "How many runs",
+        "status": "Count a study's runs",
+        "doctor": "Check a study's folder",
         "report": "Draw the figures",
-        "export": "Write the rows",
-        "audit": "Count a network's cost",
+        "export": "Write a study's runs",
+        "audit": "Count a network's parameters",
         "bench": "Measure speed",
     }
     for command, words in does.items():
@@ -241,8 +250,43 @@ def test_help_says_what_every_command_does(capsys, monkeypatch):
         said = capsys.readouterr().out
         assert said.splitlines()[2].startswith(words), command
         assert ("--epochs" in said) == (command in ("plan", "run"))
-        if command in ("plan", "run"):  # which override the file, and not the defaults
-            assert re.search(r"--activation.*?\(default: the file's\)", " ".join(said.split()))
+        examples = said.partition("Examples:\n")[2].splitlines()
+        assert len(examples) == 2
+        assert all(example.startswith(f"  spectrum {command} ") for example in examples)
+
+
+@pytest.mark.parametrize("command", ["plan", "run", "audit"])
+def test_a_long_help_comes_in_two_lengths(capsys, monkeypatch, command):
+    monkeypatch.setenv("COLUMNS", "200")
+    assert run(command, "--help") == 0
+    short = capsys.readouterr().out
+    assert run(command, "--help-all") == 0
+    whole = capsys.readouterr().out
+    assert f"spectrum {command} --help-all" in short
+    assert "--activation" not in short
+    assert "--activation" in whole
+    flags = [set(re.findall(r"^. (--[a-z][a-z-]+)", text, re.MULTILINE)) for text in (short, whole)]
+    assert flags[0] < flags[1]
+    if command != "audit":  # flags that override the file, and not the defaults
+        assert re.search(r"--activation.*?\(default: the file's\)", " ".join(whole.split()))
+    if command == "run":
+        assert flags[0] >= {"--out", "--workers", "--device", "--epochs", "--confirm", "--engine", "--import"}
+
+
+@pytest.mark.parametrize("words", EXAMPLES.values(), ids=EXAMPLES)
+def test_examples_of_the_help_can_be_parsed(words):
+    for example in words:
+        command, *given = shlex.split(example)
+        assert command == "spectrum"
+        parse(given)
+
+
+def test_the_help_of_bench_has_a_line_per_benchmark(capsys):
+    assert run("bench", "--help") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert set(BENCHMARKS) == set(get_args(What))
+    for what, measures in BENCHMARKS.items():
+        assert f"  {what:7} {measures}" in lines
 
 
 def test_the_module_is_the_command():
@@ -361,7 +405,9 @@ def test_a_folder_of_other_things_is_told_from_one_of_results(study, capsys):
     (study / "experiments").mkdir()
     for command in ("status", "report", "export"):
         assert run(command, "experiments") == 2
-        assert "experiments: is no folder of results" in " ".join(capsys.readouterr().err.split())
+        assert "experiments is not a results folder (no plan.json, no results.jsonl)." in " ".join(
+            capsys.readouterr().err.split()
+        )
     for command in ("plan", "run"):
         assert run(command, "experiments") == 2
         assert "experiments: is a folder; name a study's TOML file" in " ".join(capsys.readouterr().err.split())
@@ -397,10 +443,12 @@ def test_a_plan_shows_widths_mismatch_and_what_contrasts_change(study, capsys):
     assert run("plan", "equal.toml") == 0
     said = capsys.readouterr().out
     assert "12 23 42" in said
-    assert "-0.06%" in said
-    assert "budget: none (unmatched) · equal params, within 0.25%" in said
-    assert "contrast 'fair': changes segments: 1 → 3" in said
-    assert "CONFOUNDED contrast 'unfair': changes 3 factors at once" in said
+    assert "−0.06%" in said
+    blocks = [budget_name(match)[1:] for match in ("none", "params")]
+    assert re.search(f"\n.{blocks[0]}\nsegments .*\n(.*\n){{3}}\n.{blocks[1]}, within 0.25%\nsegments ", said)
+    assert "10 runs (5 configurations × 2 seeds): about" in said  # one network meets both budgets
+    assert "fair: differs only in segments" in said
+    assert "unfair: CONFOUNDED, changes 3 factors at once" in said
     assert [path.name for path in study.iterdir() if path.suffix != ".toml"] == []
 
     assert run("plan", "equal.toml", "--json") == 0
@@ -419,7 +467,7 @@ def test_a_network_that_serves_two_budgets_is_trained_once_and_shown_twice(study
     assert run("run", "equal.toml", "--workers", "2") == 0
     said = capsys.readouterr()
     assert "10/10" in said.err
-    assert "CONFOUNDED contrast 'unfair'" in said.out
+    assert "unfair: CONFOUNDED" in said.out
     rows = (study / "results" / "equal" / "results.jsonl").read_text().splitlines()
     table = load_results("results/equal")
     assert (len(rows), len(table)) == (10, 12)
@@ -433,7 +481,7 @@ def test_a_network_that_serves_two_budgets_is_trained_once_and_shown_twice(study
     assert run("run", "equal.toml") == 0
     assert "10 of 10 runs had a result already" in capsys.readouterr().out
     assert run("status", "equal.toml") == 0
-    assert "10 runs · 10 done" in capsys.readouterr().out
+    assert "equal: complete. 10 runs; none failed or diverged." in capsys.readouterr().out
 
 
 TUNED = (
@@ -449,12 +497,12 @@ lr = [0.01, 0.1]
 def test_a_search_says_what_it_chose_and_what_to_do_next(study, capsys):
     (study / "tuned.toml").write_text(TUNED)
     assert run("plan", "tuned.toml") == 0
-    assert "6 runs and 6 of the search" in capsys.readouterr().out
+    assert "6 sweep runs, then 6 final runs (3 configurations × 2 seeds): about" in capsys.readouterr().out
     assert run("run", "tuned.toml", "--workers", "2") == 0
     said = capsys.readouterr()
     assert said.out.count("chosen for") == 3
-    assert "of the grid; a better value may lie beyond" in said.err
-    assert "with --confirm to train the runs at these values" in said.out
+    assert "of the grid; a better value may lie beyond it" in said.err
+    assert "at these values: the same command with --confirm" in said.out
     assert "figures/tuning.png" in said.out
     assert run("status", "results/tuned") == 0
     assert capsys.readouterr().out.endswith("next    spectrum run tuned.toml --confirm\n")

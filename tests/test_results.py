@@ -92,7 +92,7 @@ def test_what_is_no_results_folder_is_refused_by_every_reader(load: Any, folder:
 
 
 def test_a_truth_is_true_or_false() -> None:
-    with pytest.raises(ValueError, match="all_points='no': expected True or False"):
+    with pytest.raises(ValueError, match="all_runs='no': expected True or False"):
         load_results(STUDY, all_runs="no")  # type: ignore[arg-type]
 
 

@@ -1,17 +1,18 @@
-"""What the command can be told: one record a command, read from the words of the command line.
+"""The arguments of each command: one record per command, read from the words of the command line.
 
-A study's base run, or a network, is overridden by flags that are the fields of `RunConfig`, with the same help.
+Flags that override a study's base run, or describe a network, are the fields of `RunConfig`, with the same help.
+`--help` of a long command shows the flags that most users need, `--help-all` shows all of them.
 """
 
 from __future__ import annotations
 
 import contextlib
 import io
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, make_dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import MISSING, dataclass, field, fields, make_dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal, NoReturn, get_args, get_type_hints
 
 import tyro
 from pydantic import BaseModel
@@ -26,8 +27,9 @@ from spectrum.models.families import OWN
 PRINT_COMPLETION = "--tyro-print-completion"
 SHELLS = ("bash", "zsh", "fish")
 What = Literal["op", "train", "sweep", "models", "engine", "steps"]
-# tyro completes no positional word. Those of bench are known; where nothing is, a study's file or folder is meant.
-# Flags come once a dash is typed, or an empty word would never offer a file. fish has this in double quotes: none here.
+# tyro does not complete positional words. Those of bench are known; every other one is a study's file or folder.
+# Flags are offered once a dash is typed, or an empty word would never offer a file. fish puts this into double quotes,
+# so it has none.
 OFFERED = f"""
 def offered(words, current_index):
     word = words[current_index] if current_index < len(words) else ''
@@ -37,20 +39,61 @@ def offered(words, current_index):
     return known or ['__TYRO_COMPLETE_FILES__']
 
 """
-COMPLETED = {  # what of tyro's script is replaced
+COMPLETED = {  # parts of tyro's script and their replacements
     "= get_completions(words, current_index, COMPLETION_SPEC)": "= offered(words, current_index)",
     "\ndef main() -> None:": f"{OFFERED}\ndef main() -> None:",
     'compgen -f -- "$cur"': 'compgen -f -- "$2"',  # tyro's own joins the word to the one before it
     "complete -F": "complete -o filenames -F",  # a folder then ends in a slash
 }
+HELP, HELP_ALL = ("-h", "--help"), "--help-all"
+SHOWN = {  # flags in the short help
+    "run": ("out", "imports", "workers", "device", "engine", "confirm",
+            "dataset", "train_images", "model", "epochs", "batch_size", "lr"),
+    "plan": ("out", "imports", "workers", "json", "dataset", "train_images", "model", "epochs", "batch_size", "lr"),
+    "audit": ("image_size", "channels", "classes", "batch_size", "layers", "imports", "depth", "segments", "width"),
+}  # fmt: skip
+EXAMPLES = {
+    "run": (
+        "spectrum run experiments/quickstart.toml --workers 2",
+        "spectrum run experiments/quickstart.toml --epochs 2 --out results/short",
+    ),
+    "plan": (
+        "spectrum plan experiments/quickstart.toml",
+        "spectrum plan experiments/quickstart.toml --epochs 20 --workers 8",
+    ),
+    "status": ("spectrum status results/quickstart", "spectrum status experiments/quickstart.toml"),
+    "doctor": ("spectrum doctor results/quickstart", "spectrum doctor results/quickstart --repair"),
+    "report": ("spectrum report results/quickstart", "spectrum report experiments/quickstart.toml --out elsewhere"),
+    "export": (
+        "spectrum export results/quickstart --to runs.csv",
+        "spectrum export results/curve --contrasts --to comparisons.tex",
+    ),
+    "audit": (
+        "spectrum audit probe --segments 8 --layers",
+        "spectrum audit xception --image-size 299 --classes 1000 --batch-size 1",
+    ),
+    "bench": ("spectrum bench op", "spectrum bench steps --study results/quickstart"),
+}
+BENCHMARKS: dict[What, str] = {
+    "op": "the layer's 3×3 at every number of segments, next to PyTorch's own",
+    "train": "a training step, next to other training loops",
+    "sweep": "a whole study, next to a plain script",
+    "models": "Xception, next to Keras and torch.nn",
+    "engine": "what a study takes beside its training: start-up, planning, files",
+    "steps": "a training step of every network of a study (needs --study)",
+}
 File = Annotated[Path, tyro.conf.Positional]
+Folder = Annotated[Path | None, tyro.conf.arg(metavar="PATH", help_behavior_hint="")]
 Imports = Annotated[tuple[str, ...], tyro.conf.arg(name="import", metavar="MODULE"), tyro.conf.UseAppendAction]
 
 
 def _flags(record: type[BaseModel], fields: Sequence[str], hints: Mapping[str, str] | None = None) -> type:
     """A record with fields of another one, for the command line to fill: not checked yet, and help for each.
 
-    Hints say what holds where a flag is not given, if that is not the default.
+    Args:
+        record: whose fields they are.
+        fields: their names.
+        hints: by field, what holds if the flag is not given, if that is not the default.
     """
     known, hints = record.model_fields, hints or {}
     return make_dataclass(
@@ -60,7 +103,11 @@ def _flags(record: type[BaseModel], fields: Sequence[str], hints: Mapping[str, s
                 name,
                 Annotated[
                     known[name].annotation,
-                    tyro.conf.arg(help=known[name].description, help_behavior_hint=hints.get(name)),
+                    tyro.conf.arg(
+                        help=known[name].description,
+                        help_behavior_hint=hints.get(name, "" if known[name].default is None else None),
+                        metavar=_metavar(known[name].annotation),
+                    ),
                 ],
                 field(default=known[name].default),
             )
@@ -69,153 +116,161 @@ def _flags(record: type[BaseModel], fields: Sequence[str], hints: Mapping[str, s
     )
 
 
+def _metavar(annotation: Any) -> str | None:
+    """How help names the value of an optional number; None leaves it to tyro."""
+    alternatives = get_args(annotation)
+    if len(alternatives) != 2 or type(None) not in alternatives:
+        return None
+    (kind,) = (get_args(one)[0] if get_args(one) else one for one in alternatives if one is not type(None))
+    return {int: "INT", float: "FLOAT"}.get(kind)
+
+
 RunFields = _flags(
     RunConfig, list(RunConfig.model_fields), dict.fromkeys(RunConfig.model_fields, "(default: the file's)")
 )
 NetworkFields = _flags(
     RunConfig,
     [*(name for name in NETWORK if name != "model"), "width", "widths"],
-    dict.fromkeys(OWN, "(default: the family's own)"),
+    dict.fromkeys(OWN, "(default: the architecture's own)"),
 )
 PlanFlags = _flags(EngineSettings, ["workers"])
 RunFlags = _flags(EngineSettings, [name for name in EngineSettings.model_fields if name != "imports"])  # has its own
 PlanSettings = Annotated[Any, tyro.conf.OmitArgPrefixes, tyro.conf.arg(constructor=PlanFlags)]
 RunSettings = Annotated[Any, tyro.conf.OmitArgPrefixes, tyro.conf.arg(constructor=RunFlags)]
+NESTED = ("run", "settings")  # fields of a command that hold a record of flags
 Overrides = Annotated[Any, tyro.conf.OmitArgPrefixes, tyro.conf.arg(constructor=RunFields)]
 NetworkOverrides = Annotated[Any, tyro.conf.OmitArgPrefixes, tyro.conf.arg(constructor=NetworkFields)]
 
 
 @dataclass
 class OnStudy:
-    """What the commands that read a study's file take."""
+    """Arguments of the commands that read a study's file."""
 
     file: File
-    """The study, a TOML file."""
+    """A study's TOML file."""
     imports: Imports = ()
-    """Import a module first, for models of your own."""
+    """Import a module first, for models and data sets of your own."""
     run: Overrides = field(default_factory=RunFields)
-    """Override the study's base run."""
+    """Override options of the study's [base]."""
 
 
 @dataclass
 class Plan(OnStudy):
-    """List a study's runs, what each costs, how long they take, and what its contrasts change. Writes nothing."""
+    """List a study's configurations, their cost, the training time, and what each comparison changes. Write nothing."""
 
-    out: Path | None = None
-    """Folder of the results, whose plan is taken as it was frozen; by default results/NAME/."""
+    out: Folder = None
+    """Folder of the results, whose frozen plan is shown if it has one; by default results/NAME/."""
     settings: PlanSettings = field(default_factory=PlanFlags)
-    """For how many workers the time is reckoned."""
+    """For the estimate of the time."""
     json: bool = False
-    """Print every figure for programs, as JSON."""
+    """Print every number as JSON, for programs."""
 
 
 @dataclass
 class Run(OnStudy):
-    """Train every run that has no result yet; ends with a table, figures and a page."""
+    """Train every run that has no result yet; then print a table, draw the figures and write a page."""
 
-    out: Path | None = None
+    out: Folder = None
     """Folder of the results; by default results/NAME/ below the current folder."""
     confirm: bool = False
-    """Of a study that tunes: after the search, train its runs, with fresh seeds, at the chosen values."""
+    """After the learning-rate sweep of a study with [tune], train the final runs at the chosen values."""
     settings: RunSettings = field(default_factory=RunFlags)
-    """What every engine is told."""
+    """Where and how to train."""
     engine: str = "local"
-    """local: processes of this machine; ray: a Ray cluster; torchrun: each run by all ranks that torchrun started;
-    or one of your own, which a module of --import registers."""
+    """local: processes of this machine; ray: a Ray cluster; torchrun: all ranks of torchrun train each run together;
+    or the name of an engine that a module of --import registers."""
     address: str | None = None
-    """ray only: HOST:PORT of a cluster, auto for the one of this machine; by default one is started here."""
+    """ray only: HOST:PORT of a cluster, or auto for the one of this machine; by default one is started here."""
     run_cpus: float = 1.0
-    """ray only: CPUs that each run takes."""
+    """ray only: CPUs per run."""
     run_gpus: float = 0.0
-    """ray only: GPUs that each run takes, also a part of one."""
+    """ray only: GPUs per run; 0.5 puts two runs on one GPU."""
     run_ranks: int = 1
-    """ray only: tasks that train each run together, each with its part of every batch and so many CPUs and GPUs."""
+    """ray only: tasks that train each run together, each with its part of every batch and its own CPUs and GPUs."""
 
 
 @dataclass
 class Results:
-    """What the commands that read results take."""
+    """Arguments of the commands that read results."""
 
     study: File
     """A study's TOML file, or its folder of results."""
-    out: Path | None = None
+    out: Folder = None
     """Folder of the results, if it is not results/NAME/."""
     imports: Imports = ()
-    """Import a module first, for models of your own."""
+    """Import a module first, for models and data sets of your own."""
 
 
 @dataclass
 class Status(Results):
-    """How many runs of a study are done, diverged, failed and left."""
+    """Count a study's runs that are done, diverged, failed or left, and say why runs failed."""
 
 
 @dataclass
 class Doctor(Results):
-    """Say what is wrong in a study's folder, with status 1 where something is."""
+    """Check a study's folder for faults; exit status 1 if there are any."""
 
     repair: bool = False
-    """Move torn lines to results.bad, and remove damaged checkpoints and what is left over."""
+    """Move torn lines to results.bad; remove damaged checkpoints and leftover files."""
 
 
 @dataclass
 class Report(Results):
-    """Draw the figures and write the page anew, from the rows that there are."""
+    """Draw the figures and write the page again, from the runs that have a result."""
 
 
 @dataclass
 class Export(Results):
-    """Write the rows, or the table of the study for a paper or a page; with --contrasts what its contrasts show."""
+    """Write a study's runs, its table or its comparisons to a file for other programs, a paper or a page."""
 
     to: Path = Path("results.csv")
-    """File to write; its ending says what: rows as .csv, .parquet or .json (lines), the table as .tex or .md."""
+    """File to write. Its ending decides: runs as .csv, .parquet or .json (lines), a table as .tex or .md."""
     contrasts: bool = False
-    """Of what the study's contrasts show, instead of its runs."""
+    """Write the results of the comparisons ([[contrasts]]) instead of the runs."""
 
 
 @dataclass
 class Audit:
-    """Count a network's cost, and explain how other counters differ from it."""
+    """Count a network's parameters and MACs, and explain how other counters differ."""
 
     model: Annotated[str, tyro.conf.Positional]
-    """A family, such as probe."""
+    """An architecture, such as probe."""
     image_size: int = 32
     """Side of the images in pixels."""
     channels: int = 3
     """Channels of the images."""
     classes: int = 10
     """Classes of the network."""
-    batch_size: int | None = None
-    """Also measure latency, and time and peak memory of a training step of so many images."""
+    batch_size: Annotated[int | None, tyro.conf.arg(metavar="INT", help_behavior_hint="")] = None
+    """Also measure latency, and time and peak memory of a training step with this many images."""
     layers: bool = False
     """Also list every layer."""
     imports: Imports = ()
     """Import a module first, for models of your own."""
     run: NetworkOverrides = field(default_factory=NetworkFields)
-    """Fields of the network."""
+    """Options of the network."""
 
 
 @dataclass
 class Bench:
-    """Measure speed on this machine: of the operation, a step, a whole study, a large network. Takes minutes."""
+    """Measure speed on this machine: of the layer, of training, of a whole study. Takes minutes."""
 
     what: Annotated[What, tyro.conf.Positional]
-    """op: the spatial half beside the library's; train: a step beside other loops; sweep: a study beside a script;
-    models: Xception beside Keras and torch.nn; engine: what a study costs beside its training; steps: a step of every
-    network of a study (--study)."""
+    """The benchmark; what each measures is listed below."""
     out: Path = Path("results/bench")
     """Folder for WHAT.csv and WHAT.machine.json."""
-    shape: tuple[int, int, int, int] | None = None
-    """op only: one shape N C H W instead of the four standard ones."""
-    study: Path | None = None
+    shape: Annotated[tuple[int, int, int, int] | None, tyro.conf.arg(metavar="N C H W", help_behavior_hint="")] = None
+    """op only: one shape instead of the four standard ones."""
+    study: Folder = None
     """steps only: folder of a study that has been planned."""
     threads: int = 2
     """Threads that torch may use; for sweep, processes."""
 
 
 def parse(words: Sequence[str]) -> Any:
-    """The command that was given; of plan, run and audit, `run` holds just the fields that the words name.
+    """The command that was given; for plan, run and audit, `run` holds just the fields that the words name.
 
-    Raises SpecError for what no command can mean; wrong flags leave through SystemExit, with status 2.
+    Raises SpecError for an unknown command or flag; wrong values leave through SystemExit, with status 2.
     """
     if words[:1] == ["help"]:
         words = [*words[1:], "--help"]
@@ -223,19 +278,101 @@ def parse(words: Sequence[str]) -> Any:
         near = nearest(words[0].lower(), _commands())
         meant = f"; did you mean {near!r}?" if near else "."
         raise SpecError(f"{words[0]}: no such command{meant} Commands: {', '.join(_commands())} (spectrum --help)")
+    if not words or {*HELP, HELP_ALL} & set(words):
+        _print_help(words)
+    _check_flags(words)
     _import_first(words)
-    command = _read(words or ["--help"])
+    command = _read(words)
     if isinstance(command, OnStudy | Audit):
         command.run = _named_fields(command.run, words)
     if isinstance(command, Plan | Run):
-        EngineSettings(**vars(command.settings))  # which refuses what cannot be
+        EngineSettings(**vars(command.settings))  # raises SpecError for a wrong value
     return command
+
+
+def _print_help(words: Sequence[str]) -> NoReturn:
+    """Print the help of a command, or of all, and leave with status 0."""
+    name = next((word for word in words if word in _commands()), None)
+    commands = _commands()
+    if HELP_ALL not in words:
+        commands = {known: _shortened(known, command) for known, command in commands.items()}
+    try:
+        _read([*([] if name is None else [name]), "--help"], commands)
+    except SystemExit:
+        print("\n".join(_after_help(name, is_short=HELP_ALL not in words)))
+        raise
+    raise AssertionError("help leaves")
+
+
+def _after_help(name: str | None, *, is_short: bool) -> list[str]:
+    """Lines below the flags of a command: its benchmarks, where more flags are listed, examples."""
+    if name is None:
+        return ["Help of one command: spectrum run --help"]
+    lines = []
+    if name == "bench":
+        lines += ["Benchmarks:", *(f"  {what:7} {measures}" for what, measures in BENCHMARKS.items()), ""]
+    if name in SHOWN and is_short:
+        lines += [f"More flags, one per option of a run or network: spectrum {name} {HELP_ALL}", ""]
+    return [*lines, "Examples:", *(f"  {example}" for example in EXAMPLES[name])]
+
+
+def _shortened(name: str, command: Any) -> Any:
+    """The same command with the flags of its short help alone; others have all of theirs."""
+    if name not in SHOWN:
+        return command
+    kind = type(command)
+    kept = []
+    for one in fields(kind):
+        hint = get_type_hints(kind, include_extras=True)[one.name]
+        if one.name in NESTED:
+            flags = type(getattr(command, one.name))
+            shown = [
+                (flag.name, flag.type, field(default=flag.default))
+                for flag in fields(flags)
+                if flag.name in SHOWN[name]
+            ]
+            short = make_dataclass(f"Short{flags.__name__}", shown)
+            hint = Annotated[Any, tyro.conf.OmitArgPrefixes, tyro.conf.arg(constructor=short)]
+            kept.append((one.name, hint, field(default_factory=short)))
+        elif one.default is not MISSING and one.name not in SHOWN[name]:
+            kept.append((one.name, tyro.conf.Suppress[hint], field(default=one.default)))  # type: ignore[misc,valid-type]
+    short = make_dataclass(kind.__name__, kept, bases=(kind,))
+    short.__doc__ = kind.__doc__
+    return short(tyro.MISSING)
+
+
+def _check_flags(words: Sequence[str]) -> None:
+    """Raise SpecError for a flag that the command does not have, with the nearest that it has."""
+    command = _commands().get(words[0])
+    if command is None:
+        return
+    known = set(_flags_of(command))
+    for word in words[1:]:
+        flag = word.partition("=")[0].replace("_", "-")
+        if flag.startswith("--") and flag not in known:
+            near = nearest(flag, known)
+            meant = f"; did you mean {near}?" if near else "."
+            raise SpecError(
+                f"{flag}: spectrum {words[0]} has no such flag{meant} All of them: spectrum {words[0]} {HELP_ALL}"
+            )
+
+
+def _flags_of(command: Any) -> Iterator[str]:
+    """Every flag of a command, dashes included."""
+    for one in fields(command):
+        if one.name in NESTED:
+            yield from _flags_of(getattr(command, one.name))
+            continue
+        name = "import" if one.name == "imports" else one.name.replace("_", "-")
+        yield f"--{name}"
+        if isinstance(one.default, bool):
+            yield f"--no-{name}"
 
 
 def completion_script(shell: str) -> str:
     """The script by which a shell completes the words of this command, made by tyro.
 
-    Raises SpecError for a shell that has none.
+    Raises SpecError for an unsupported shell.
     """
     if shell not in SHELLS:
         raise SpecError(f"{PRINT_COMPLETION} {shell}: expected {', '.join(SHELLS[:-1])} or {SHELLS[-1]}")
@@ -261,14 +398,14 @@ def _commands() -> dict[str, Any]:
     }
 
 
-def _read(words: Sequence[str]) -> Any:
-    commands = _commands()
+def _read(words: Sequence[str], commands: Mapping[str, Any] | None = None) -> Any:
+    commands = _commands() if commands is None else commands
     return tyro.cli(
         tyro.extras.subcommand_type_from_defaults(
-            commands, {name: type(command).__doc__ or "" for name, command in commands.items()}
+            dict(commands), {name: type(command).__doc__ or "" for name, command in commands.items()}
         ),
         prog="spectrum",
-        description="Studies of what lies between a regular and a depthwise separable convolution.",
+        description="Train networks along the spectrum from regular to depthwise separable convolutions, and compare.",
         args=words,
     )
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 def audit(command: Audit) -> int:
-    """Print what a network costs, and what other counters make of it."""
+    """Print what a network costs, and what other counters say."""
     from spectrum.cost.audit import as_prose, as_rows
     from spectrum.cost.audit import audit as audited
     from spectrum.cost.speed import measure_speed
@@ -33,7 +33,9 @@ def audit(command: Audit) -> int:
         raise SpecError(f"batch_size={command.batch_size}: expected at least 1")
     model = _built(command)
     for option in unreachable_options(model):
-        raise SpecError(f"--{option.replace('_', '-')}: no layer of {command.model!r} has channels enough; try less")
+        raise SpecError(
+            f"--{option.replace('_', '-')}: no layer of {command.model!r} has enough channels; give a smaller number"
+        )
     for option, count in clamped_layers(model).items():
         out.print(f"{option}: clamped in {count} layers, which have fewer channels than it asks for")
     shape = (command.channels, command.image_size, command.image_size)
@@ -136,13 +138,15 @@ def _check_bench(command: Bench) -> None:
         raise SpecError(f"--threads {command.threads}: expected at least 1")
     if command.shape is not None and (command.what != "op" or min(command.shape) < 1):
         given = " ".join(map(str, command.shape))
-        raise SpecError(f"bench {command.what} --shape {given}: --shape is of op, four whole numbers of at least 1")
+        raise SpecError(
+            f"bench {command.what} --shape {given}: only op takes --shape, four whole numbers of at least 1: N C H W"
+        )
     if command.study is None and command.what == "steps":
         raise SpecError("bench steps: needs --study FOLDER, a study's results, such as results/quickstart")
     if command.study is not None and command.what != "steps":
-        raise SpecError(f"bench {command.what} --study {command.study}: --study is of steps; leave it out")
+        raise SpecError(f"bench {command.what} --study {command.study}: only steps takes --study; leave it out")
     if command.out.exists() and not command.out.is_dir():
-        raise SpecError(f"--out {command.out}: is a file; name a folder")
+        raise SpecError(f"--out {command.out}: is a file; give a folder")
 
 
 def _measured(command: Bench) -> pd.DataFrame:

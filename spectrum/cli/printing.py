@@ -1,14 +1,16 @@
-"""How the command writes: two consoles, plain tables, durations, contrasts."""
+"""How the command writes: two consoles, plain tables, durations, comparisons."""
 
 from __future__ import annotations
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
 from spectrum.design.plan import PlannedContrast
+from spectrum.models.position import PLACES
 
 
 def _console(stderr: bool) -> Console:
@@ -33,20 +35,20 @@ def print_table(titles: Sequence[str], rows: Sequence[Sequence[str]], *, heading
 
 
 def print_contrast(contrast: PlannedContrast) -> None:
-    """A contrast of a plan and its factors; one that changes more than one is flagged.
+    """A comparison of a plan, and in what its sides differ; one that changes more than one factor is flagged.
 
     An interaction has factors of each difference, and factors across which the differences are compared.
     """
     factors, across = contrast.factors, contrast.across_factors
+    notes = "".join(f" {note[:1].upper()}{note[1:].rstrip('.')}." for note in contrast.notes)
     if not contrast.confounded:
         where = f", compared across {', '.join(across)}" if across else ""
-        out.print(f"contrast {contrast.name!r}: changes {', '.join(factors) or 'nothing'}{where}")
-    else:
-        out.print(f"CONFOUNDED contrast {contrast.name!r}: changes {len(factors) + len(across)} factors at once")
-        for factor in [*factors, *(f"across: {factor}" for factor in across)]:
-            out.print(f"  - {factor}")
-    for note in contrast.notes:
-        out.print(f"  note: {note}")
+        changed = f"differs only in {', '.join(factors)}" if factors else "differs in nothing"
+        out.print(f"{contrast.name}: {changed}{where}.{notes}")
+        return
+    out.print(f"{contrast.name}: CONFOUNDED, changes {len(factors) + len(across)} factors at once.{notes}")
+    for factor in [*factors, *(f"across: {factor}" for factor in across)]:
+        out.print(f"  - {factor}")
 
 
 def print_next(*words: str) -> None:
@@ -61,3 +63,21 @@ def duration(seconds: float) -> str:
     if hours:
         return f"{hours} h {minutes:02} min"
     return f"{minutes} min {rest:02} s" if minutes else f"{rest} s"
+
+
+def counted(count: int, noun: str) -> str:
+    """A number and its noun, such as "1 run" or "1,024 runs"."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
+def run_name(row: Mapping[str, Any], varied: Iterable[str], tuned: Iterable[str] = ()) -> str:
+    """What tells a run from the others of its study, such as "segments=4 seed=0".
+
+    Args:
+        row: its row, or its options.
+        varied: options that have several values in the study.
+        tuned: options that the sweep tries values of, for a run of a sweep.
+    """
+    split = [name for name in PLACES if row.get(name) is not None]
+    names = [*split, *(name for name in varied if name not in (*PLACES, "seed")), "seed", *tuned]
+    return " ".join(f"{name}={row[name]}" for name in dict.fromkeys(names) if name in row)

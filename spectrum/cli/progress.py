@@ -1,4 +1,4 @@
-"""How far a study is, shown as fits the place: a bar on a terminal, one display in a notebook, else a line per run."""
+"""Progress of a study: a bar on a terminal, one display in a notebook, elsewhere a line per run."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from rich.console import Console
 from rich.progress import BarColumn, SpinnerColumn, TextColumn
 from rich.progress import Progress as Bar
 
-from spectrum.cli.printing import duration, err
+from spectrum.cli.printing import duration, err, run_name
 from spectrum.design.study_file import Study
-from spectrum.models.position import PLACES
+from spectrum.study.driver import FINAL, SWEEP
 
 if TYPE_CHECKING:
     from spectrum.study.driver import Progress
@@ -24,13 +24,13 @@ if TYPE_CHECKING:
 
 
 def progress(study: Study) -> contextlib.AbstractContextManager[OnProgress]:
-    """Show where a run of a study stands; what is entered is the `on_progress` of `run_study`.
+    """Show how far a study is. Entering it gives the `on_progress` of `run_study`.
 
         with progress(study) as on_progress:
             run_study(study, on_progress=on_progress)
 
-    On a terminal a bar that goes when the run ends, in a Jupyter notebook one display that is rewritten and stays,
-    elsewhere a plain line per run; bar and lines go to standard error.
+    On a terminal it is a bar that goes when the study ends, in a Jupyter notebook one display that is rewritten and
+    stays, elsewhere a plain line per run. Bar and lines go to standard error.
     """
     if err.is_jupyter:
         return _in_a_notebook(study)
@@ -41,8 +41,8 @@ def progress(study: Study) -> contextlib.AbstractContextManager[OnProgress]:
 def _apart() -> Iterator[Console]:
     """Standard error on a descriptor of its own.
 
-    Where this process trains too, as the first rank does, what it prints goes to a run's log meanwhile. A bar moves
-    on by a thread, and would go there as well.
+    If this process trains too, as the first rank does, its output goes to a run's log meanwhile. A bar is drawn by a
+    thread, and would go there as well.
     """
     try:
         own = os.dup(err.file.fileno())
@@ -64,9 +64,11 @@ def _in_lines(study: Study) -> Iterator[OnProgress]:
         def tell(progress: Progress) -> None:
             about = left.after(progress)
             if progress.row is None:
-                console.print(f"{study.name}: {progress.left} of {progress.total} runs to train")
+                console.print(f"{study.name}: {_to_train(progress)}")
             else:
-                console.print(f"{_ended(progress)}/{progress.total} {_row_name(progress.row, study)} · {about} left")
+                ended = f"{_phase(progress)}{progress.ended}/{_total(progress)}"
+                more = f" · {about} left" if progress.left else ""
+                console.print(f"{ended} {_row_name(progress.row, study)}{more}")
 
         yield tell
 
@@ -85,7 +87,13 @@ def _on_a_terminal(study: Study) -> Iterator[OnProgress]:
 
         def tell(progress: Progress) -> None:
             counts = _counts(progress, left.after(progress))
-            bar.update(task, total=progress.total, completed=_ended(progress), counts=counts)
+            bar.update(
+                task,
+                description=f"{study.name} {progress.phase}".rstrip(),
+                total=_total(progress),
+                completed=progress.ended,
+                counts=counts,
+            )
             if progress.row is not None and progress.row["status"] != "done":
                 console.print(_row_name(progress.row, study))
 
@@ -104,8 +112,8 @@ def _in_a_notebook(study: Study) -> Iterator[OnProgress]:
         nonlocal handle
         if progress.row is not None and progress.row["status"] != "done":
             problems.append(_row_name(progress.row, study))
-        lines = [f"{study.name}: {_counts(progress, left.after(progress))}", *problems]
-        bar = f'<progress value="{_ended(progress)}" max="{progress.total}"></progress> '
+        lines = [f"{study.name}: {_phase(progress)}{_counts(progress, left.after(progress))}", *problems]
+        bar = f'<progress value="{progress.ended}" max="{_total(progress)}"></progress> '
         shown = {"text/plain": "\n".join(lines), "text/html": bar + "<br>".join(map(escape, lines))}
         if handle is None:
             handle = display(shown, raw=True, display_id=True)
@@ -116,43 +124,58 @@ def _in_a_notebook(study: Study) -> Iterator[OnProgress]:
 
 
 class _TimeLeft:
-    """How long the runs that are left will take, by the pace of those that have ended."""
+    """How long the phase still takes: its expected work, at the pace of the runs that have ended."""
 
     def __init__(self) -> None:
-        self.marks = [(monotonic(), 0)]  # when, and how many runs had ended
+        self.marks: list[tuple[float, float]] = []  # when, and how much work had ended
 
     def after(self, progress: Progress) -> str:
-        """In words; empty before the first run has ended."""
-        ended = _ended(progress) - progress.reused
-        if not ended:
+        """In words; empty before the first run of the phase has ended."""
+        now = monotonic()
+        if progress.row is None:
+            self.marks = [(now, 0.0)]
             return ""
-        if len(self.marks) == 1 and ended > 1:
-            self.marks.append((monotonic(), ended))
-        # The first runs pay for starting workers.
+        ended, left = progress.work_ended, progress.work_left
+        if len(self.marks) == 1 and left is not None:  # the first run pays for starting the workers
+            self.marks.append((now, ended or 0.0))
+            return duration(left)  # of one worker
+        if ended is None or left is None:
+            ended, left = float(progress.ended), float(progress.left)
         start, before = self.marks[-1] if ended > self.marks[-1][1] else self.marks[0]
-        return duration((monotonic() - start) / (ended - before) * progress.left)
+        return duration((now - start) / (ended - before) * left) if ended > before else ""
 
 
-def _ended(progress: Progress) -> int:
-    return progress.total - progress.left
+def _to_train(progress: Progress) -> str:
+    runs = "runs" if progress.left != 1 else "run"
+    kind = {SWEEP: f"sweep {runs}", FINAL: f"final {runs}"}.get(progress.phase, runs)
+    reused = _total(progress) - progress.left
+    return f"{progress.left:,} {kind} to train" + (f"; {reused:,} have a result already" if reused else "")
+
+
+def _phase(progress: Progress) -> str:
+    return f"{progress.phase} " if progress.phase else ""
+
+
+def _total(progress: Progress) -> int:
+    """Runs of this phase."""
+    return progress.total - progress.before
 
 
 def _counts(progress: Progress, about: str) -> str:
-    """Done counts diverged runs, which have a result, and those of earlier runs."""
-    done = _ended(progress) - progress.failed
+    """Counts of the phase: "done" has diverged runs, which have a result, and those of earlier calls."""
+    done = progress.ended - progress.failed
     counts = f"{done} done · {progress.failed} failed · {progress.left} left"
     return f"{counts} · about {about}" if about and progress.left else counts
 
 
 def _row_name(row: dict[str, Any], study: Study) -> str:
-    split = [name for name in PLACES if row.get(name) is not None]
-    names = [*split, *(name for name in study.varied() if name not in PLACES), "seed"]
-    searched = study.tune is not None and row["scored_on"] == "validation" and row["seed"] in study.tune.seeds
-    names += list(study.tune.grid()) if study.tune is not None and searched else []
-    settings = " ".join(f"{name}={row[name]}" for name in names)
+    """A run by its options, and how it ended."""
+    swept = study.tune is not None and row["scored_on"] == "validation" and row["seed"] in study.tune.seeds
+    settings = run_name(row, study.varied(), study.tune.grid() if study.tune is not None and swept else ())
     if row["status"] == "failed":
         return f"{settings} failed: {row['reason']}"
     diverged = " (diverged)" if row["status"] == "diverged" else ""
-    scored = "val" if row["test_accuracy"] is None else "test"
+    on_test = row["test_accuracy"] is not None
+    scored, accuracy = ("test", row["test_accuracy"]) if on_test else ("validation", row["val_accuracy"])
     troubles = "".join(f"; {trouble}" for trouble in row.get("provenance", {}).get("troubles", ()))
-    return f"{settings} · {scored} {row[f'{scored}_accuracy']:.4f}{diverged} · {row['train_seconds']:.0f} s{troubles}"
+    return f"{settings} · {scored} {accuracy:.2%}{diverged} · {row['train_seconds']:.0f} s{troubles}"

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from spectrum._files import reason_of, write_whole
 from spectrum._records import SpecError
 from spectrum.cli.arguments import Doctor, Export, Report, Status
-from spectrum.cli.printing import err, out, print_next, print_table
+from spectrum.cli.printing import counted, err, out, print_next, print_table, run_name
 from spectrum.design.plan import Plan as FrozenPlan
 from spectrum.design.study_file import Study, load_study
 from spectrum.study.identity import changed_since, check_not_other, check_same, contrasts_changed, folder_of
 from spectrum.study.store import (
     PLAN,
     ROWS,
+    Row,
     StoreError,
     WriteError,
     find_plan,
@@ -42,51 +43,79 @@ def status(command: Status) -> int:
     held = None if study is None else check_not_other(folder, study)
     if study is None or held == "same":
         plan = read_plan(folder)
-        _print_what_next(folder, plan, _print_standing(folder, plan.ids))
+        _print_what_next(folder, plan, _print_standing(folder, plan))
         return 0
     if held == "version":
         out.print(f"{folder}: the study has changed since it ran here{changed_since(study, find_plan(folder))}")
     if study.tune is not None or study.budget.match != ("none",):  # its runs are known once it is planned
-        search = "a search, then " if study.tune is not None else ""
-        out.print(f"{folder}: not run yet as the study is now; {search}up to {len(study.wanted())} runs")
+        sweep = "a learning-rate sweep, then " if study.tune is not None else ""
+        out.print(f"{folder}: not run yet as the study is now; {sweep}up to {counted(len(study.wanted()), 'run')}.")
     else:
-        _print_standing(folder, [run.id for run in study.runs()])
+        rows = latest_rows(folder)
+        out.print(f"{folder}: {_counts([_status_of(rows, run.id) for run in study.runs()])}")
     print_next("run", str(command.study), *(["--out", str(command.out)] if command.out is not None else []))
     return 0
 
 
 def _print_what_next(folder: Path, plan: FrozenPlan, standing: Standing) -> None:
-    """The report of a study that is finished; the run of one that is not, or whose search is."""
+    """The next command: the report of a study that is finished, else the run that goes on with it."""
     from spectrum.analysis.page import run_command
 
-    searched = standing == "finished" and plan.tuning is not None and not plan.runs
-    if standing == "finished" and not searched:
+    only_swept = standing == "finished" and plan.tuning is not None and not plan.runs
+    if standing == "finished" and not only_swept:
         print_next("report", str(folder))
     elif standing != "training" and not plan.lacks(PLANNED):
         elsewhere = folder.resolve() != (Path("results") / str(plan.study)).resolve()
-        more = [*(["--out", str(folder)] if elsewhere else []), *(["--confirm"] if searched else [])]
+        more = [*(["--out", str(folder)] if elsewhere else []), *(["--confirm"] if only_swept else [])]
         out.print(f"{'next':7} {run_command(plan)} {shlex.join(more)}".rstrip())
 
 
-def _print_standing(folder: Path, ids: Sequence[str]) -> Standing:
-    """Print how many runs have ended how; says what that means as a whole."""
+def _print_standing(folder: Path, plan: FrozenPlan) -> Standing:
+    """Print how many runs have ended how, and which failed; returns what that means as a whole."""
     rows = latest_rows(folder)
-    statuses = [rows[id]["status"] if id in rows else "left" for id in ids]
-    counts = " · ".join(f"{statuses.count(status)} {status}" for status in ("done", "diverged", "failed", "left"))
-    out.print(f"{folder}: {len(ids)} runs · {counts}")
+    statuses = [_status_of(rows, id) for id in plan.ids]
+    is_finished = bool(statuses) and not {"left", "failed"} & set(statuses)
+    if is_finished:
+        out.print(f"{folder}: {_finished(plan, statuses)}")
+    else:
+        out.print(f"{folder}: {_counts(statuses)}")
     writer = writer_of(folder)
     if writer is not None:
-        out.print(f"  a run is training: {writer}")
-    for id in ids:
-        newest = next(checkpoint_files(folder / CHECKPOINTS / id), None) if id not in rows else None
+        out.print(f"  training now: {writer}")
+    swept = {run.id for run in plan.swept}
+    for run in {run.id: run for run in (*plan.swept, *plan.runs)}.values():
+        # an early plan keeps no options of a run
+        options = rows.get(run.id, {}) if run.stored is None else run.options | {"match": run.match}
+        name = f"{run_name(options, plan.varied, plan.tuned if run.id in swept else ())} (id {run.id})"
+        newest = next(checkpoint_files(folder / CHECKPOINTS / run.id), None) if run.id not in rows else None
         if newest is not None:
-            out.print(f"  part-way {id}: {newest.step} steps are saved")
-    for id in ids:
-        if id in rows and rows[id]["status"] == "failed":
-            out.print(f"  failed {id}: {rows[id].get('reason')}")
+            out.print(f"  part-way: {name}, {counted(newest.step, 'step')} saved")
+        if _status_of(rows, run.id) == "failed":
+            out.print(f"  failed: {name}: {rows[run.id].get('reason')}")
     if writer is not None:
         return "training"
-    return "finished" if ids and not {"left", "failed"} & set(statuses) else "left"
+    return "finished" if is_finished else "left"
+
+
+def _status_of(rows: Mapping[str, Row], id: str) -> str:
+    return str(rows[id]["status"]) if id in rows else "left"
+
+
+def _finished(plan: FrozenPlan, statuses: Sequence[str]) -> str:
+    """What a study has whose planned runs all have a result."""
+    final, swept = len({run.id for run in plan.runs}), len({run.id for run in plan.swept})
+    kinds = [counted(final, "final run" if swept else "run")] if final else []
+    kinds += [counted(swept, "sweep run")] if swept else []
+    diverged = statuses.count("diverged")
+    ended = f"none failed, {diverged} diverged (scored at chance)" if diverged else "none failed or diverged"
+    return f"{'complete' if final else 'sweep complete, final runs to come'}. {', '.join(kinds)}; {ended}."
+
+
+def _counts(statuses: Sequence[str]) -> str:
+    """How many runs have ended how, of a study that has not ended."""
+    done = statuses.count("done")
+    others = [f"{statuses.count(one)} {one}" for one in ("diverged", "failed", "left") if one in statuses]
+    return f"{done} of {counted(len(statuses), 'run')} done; {', '.join(others) or 'none left'}."
 
 
 def doctor(command: Doctor) -> int:
@@ -255,7 +284,5 @@ def _folder(study: Path, out: Path | None) -> tuple[Path, Study | None]:
     if out is not None:
         raise SpecError(f"--out {out}: {study} is a folder of results already; leave --out out")
     if not any((study / name).exists() for name in (PLAN, ROWS)):
-        raise SpecError(
-            f"{study}: is no folder of results: it has neither {PLAN} nor {ROWS}; name results/NAME or a study"
-        )
+        raise SpecError(f"{study} is not a results folder (no {PLAN}, no {ROWS}). Pass results/NAME or a study file.")
     return study, None

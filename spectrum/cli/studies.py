@@ -7,15 +7,16 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
-from time import monotonic
+from time import monotonic, process_time
 from typing import TYPE_CHECKING, Any
 
 from spectrum.cli.arguments import OnStudy, Plan, Run
-from spectrum.cli.printing import duration, err, out, print_contrast, print_table
+from spectrum.cli.printing import counted, duration, err, out, print_contrast, print_table
 from spectrum.cli.progress import progress
 from spectrum.cli.results import show_report
+from spectrum.design.budgets import budget_name
 from spectrum.design.plan import Plan as FrozenPlan
-from spectrum.design.study_file import Study, load_study
+from spectrum.design.study_file import Match, Study, load_study
 from spectrum.models.position import PLACES, Position
 from spectrum.study.identity import check_not_other, folder_of
 from spectrum.study.store import find_plan, read_plan
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
     from spectrum.study.contrasts import Examined
     from spectrum.study.driver import Summary
     from spectrum.study.planning import CostedRun
+
+BUSY = 0.8  # share of a core per worker; below it `plan` also says the time on an idle machine
 
 
 def _study(command: OnStudy) -> Study:
@@ -51,7 +54,9 @@ def plan(command: Plan) -> int:
     for note in coincidences(study, forecast.planned):
         out.print(note)
     if timed(study.budget.match) and (frozen is None or not frozen.is_of(study.hash)):
-        out.print("step times are measured again when the study first runs; its widths may differ a little from these")
+        out.print("The first run of the study measures step times again; its widths may differ a little from these.")
+    if forecast.examined:
+        out.print("\nComparisons")
     for one in forecast.examined:
         print_contrast(one.record())
     return 0
@@ -68,21 +73,30 @@ def _print_images(images: Sequence[dict[str, Any]], when: str = "") -> None:
 
 @dataclass(frozen=True)
 class _Forecast:
-    """What a study would train: its runs, those of its search, and what its contrasts change."""
+    """What a study would train: its final runs, those of its learning-rate sweep, and what its comparisons change."""
 
     planned: Sequence[CostedRun]
-    searched: Sequence[CostedRun]
+    swept: Sequence[CostedRun]
     examined: Sequence[Examined]
     workers: int
     images: Sequence[dict[str, Any]]  # what is known of each data set
+    overhead: float  # CPU seconds that training waits for: start-up of the command and of a worker, planning, report
+    share: float  # of a core that each worker gets
+
+    @property
+    def trained(self) -> list[CostedRun]:
+        """The runs, one that meets several budgets once."""
+        return list({one.run.id: one for one in [*self.swept, *self.planned]}.values())
 
     @property
     def seconds(self) -> float:
-        """Of training steps, all workers busy."""
-        return sum(one.seconds or 0 for one in [*self.planned, *self.searched]) / self.workers
+        """From the command to its page, as busy as the machine is now."""
+        from spectrum.study.forecast import makespan
+
+        return (self.overhead + makespan([one.seconds or 0 for one in self.trained], self.workers)) / self.share
 
     def entry(self, study: Study) -> dict[str, Any]:
-        """What `plan --json` prints."""
+        """The output of `plan --json`."""
         return {
             "study": study.name,
             "hash": study.hash,
@@ -92,7 +106,7 @@ class _Forecast:
             ],
             "contrasts": [one.record().entry() for one in self.examined],
             "images": self.images,
-            "searched": len(self.searched),
+            "searched": len(self.swept),
             "workers": self.workers,
             "seconds": self.seconds,
         }
@@ -102,73 +116,103 @@ def _forecast(study: Study, command: Plan, frozen: FrozenPlan | None) -> _Foreca
     from spectrum.data.images import described, read_once
     from spectrum.engines.cores import available_cores
     from spectrum.study.contrasts import examine
+    from spectrum.study.forecast import LOOK, REPORT, share_of_a_core, start_seconds
     from spectrum.study.planning import plan_study
-    from spectrum.study.tuning import search
+    from spectrum.study.tuning import sweep
 
+    start = start_seconds()
+    began = process_time()
     with read_once():
         planned = plan_study(study, imports=command.imports, time_steps=True, frozen=frozen)
         images = described(one.run for one in planned)
+    timing = LOOK * (1 + len({one.step_seconds for one in planned}))  # which `run` will not do
+    workers = min(command.settings.workers or available_cores(), available_cores(), len(planned))
     return _Forecast(
         planned=planned,
-        searched=search(planned, study.tune.grid(), study.tune.seeds) if study.tune else [],
+        swept=sweep(planned, study.tune.grid(), study.tune.seeds) if study.tune else [],
         examined=examine(study, planned),
-        workers=min(command.settings.workers or available_cores(), available_cores(), len(planned)),
+        workers=workers,
         images=images,
+        overhead=2 * start + max(0.0, process_time() - began - timing) + REPORT,
+        share=share_of_a_core(workers),
     )
 
 
 def _show_forecast(study: Study, forecast: _Forecast) -> None:
-    planned, searched = forecast.planned, forecast.searched
-    _print_runs(study, planned)
-    more = f" and {len(searched)} of the search" if searched else ""
-    took = f"about {duration(forecast.seconds)} of training steps on {forecast.workers} CPU cores"
-    out.print(f"\n{len(planned)} runs{more} · {took}")
-    out.print(_budget_line(study, planned))
+    out.print(study.question or study.name)
+    _print_configurations(study, forecast.planned)
+    out.print(f"\n{_training(study, forecast)}")
     _print_images(forecast.images)
-    for model, caveat in {one.run.model: one.caveat for one in planned if one.caveat}.items():
+    for model, caveat in {one.run.model: one.caveat for one in forecast.planned if one.caveat}.items():
         out.print(f"model {model}: {caveat}")
-    for noise in sorted({one.run.label_noise for one in planned} - {0.0}):
+    for noise in sorted({one.run.label_noise for one in forecast.planned} - {0.0}):
         from spectrum.data.images import CLASSES
         from spectrum.data.teacher import noise_ceiling
 
         best = noise_ceiling(noise, CLASSES)
-        out.print(f"label_noise {noise:g}: the best accuracy that can be expected is {100 * best:.2f} %")
+        out.print(f"label_noise {noise:g}: the best accuracy that can be expected is {100 * best:.2f}%")
 
 
-def _print_runs(study: Study, planned: Sequence[CostedRun]) -> None:
-    """A table with a row a network; its seeds are counted."""
+def _training(study: Study, forecast: _Forecast) -> str:
+    """How many runs of which kind, and how long they take."""
+    planned = {one.run.id: one for one in forecast.planned}  # one that meets several budgets is trained once
+    count, networks = len(planned), len({one.run.model_copy(update={"seed": 0}).id for one in planned.values()})
+    seeds, rest = divmod(count, networks)
+    of = f" ({counted(networks, 'configuration')} × {counted(seeds, 'seed')})" if not rest and count > 1 else ""
+    sweep = f"{counted(len(forecast.swept), 'sweep run')}, then " if study.tune is not None else ""
+    runs = counted(count, "final run" if study.tune is not None else "run")
+    cores = counted(forecast.workers, "CPU core")
+    idle = f", {duration(forecast.seconds * forecast.share)} if nothing else ran on them"
+    busy = idle if forecast.share < BUSY else ""
+    return f"{sweep}{runs}{of}: about {duration(forecast.seconds)} on {cores}{busy}."
+
+
+def _print_configurations(study: Study, planned: Sequence[CostedRun]) -> None:
+    """A table per budget, with a row per configuration."""
     from spectrum.analysis.table import SPLIT
 
     others = [name for name in study.varied() if name not in (*SPLIT, "match")]
-    groups: dict[Any, list[CostedRun]] = {}
-    for one in planned:
-        groups.setdefault((one.match, one.asked.model_copy(update={"seed": 0}).id), []).append(one)
-    matched = study.budget.match != ("none",)
-    rows = [_cells(group[0], len(group), others, matched=matched) for group in groups.values()]
-    titles = [title for title, _ in rows[0]]
-    print_table(titles, [[cell for _, cell in row] for row in rows], heading=study.question or study.name)
+    for match in study.budget.match:
+        groups: dict[str, list[CostedRun]] = {}
+        for one in planned:
+            if one.match == match:
+                groups.setdefault(one.asked.model_copy(update={"seed": 0}).id, []).append(one)
+        rows = [_cells(group[0], len(group), others) for group in groups.values()]
+        shown = [column for column, cells in enumerate(zip(*rows, strict=True)) if any(cell for _, cell in cells)]
+        titles = [rows[0][column][0] for column in shown]
+        print_table(
+            titles, [[row[column][1] for column in shown] for row in rows], heading=f"\n{_heading(match, planned)}"
+        )
 
 
-def _cells(one: CostedRun, seeds: int, others: Sequence[str], *, matched: bool) -> list[tuple[str, str]]:
+def _heading(match: Match, planned: Sequence[CostedRun]) -> str:
+    name = budget_name(match)
+    name = name[:1].upper() + name[1:]
+    if match == "none":
+        return name
+    worst = max(abs(one.mismatch or 0) for one in planned if one.match == match)
+    return f"{name}, within {worst:.2%}"
+
+
+def _cells(one: CostedRun, seeds: int, others: Sequence[str]) -> list[tuple[str, str]]:
     """Titles and cells of one row; a title may come twice, where widths vary and are solved."""
     asked = one.asked
     widths = " ".join(map(str, one.run.widths)) if one.run.widths else f"× {one.run.width:g}"
-    mismatch = "" if one.mismatch is None else f"{one.mismatch:+.2%}"
     return [
         ("segments", Position.of(asked).label),
         *((name, str(getattr(asked, name))) for name in others),
-        *([("budget", one.match.replace("_", " ")), ("widths", widths)] if matched else []),
+        ("widths", widths),
         ("seeds", str(seeds)),
-        ("params", f"{one.params:,}"),
+        ("parameters", f"{one.params:,}"),
         ("MACs", f"{one.macs:,}"),
-        *([("mismatch", mismatch)] if matched else []),
+        ("mismatch", "" if one.mismatch is None else f"{one.mismatch:+.2%}".replace("-", "−")),
         ("realised segments", _realised(one)),
-        ("seconds", f"{one.seconds:.1f}"),
+        ("s per run", f"{one.seconds:.1f}"),
     ]
 
 
 def _realised(one: CostedRun) -> str:
-    """The segments that the layers really have, and how many layers are clamped."""
+    """The segments that the layers really have, and how many layers are clamped; empty where the label says it."""
     least, most = min(one.realised_segments, default=0), max(one.realised_segments, default=0)
     realised = str(most) if least == most else f"{least} … {most}"
     layers = f" of {len(one.realised_segments)}" if one.realised_segments else ""
@@ -178,22 +222,13 @@ def _realised(one: CostedRun) -> str:
         for name, count in options.items()
         if count
     ]
+    if not clamped and realised == Position.of(one.asked).label:
+        return ""
     return f"{realised} ({'; '.join(clamped)})" if clamped else realised
 
 
-def _budget_line(study: Study, planned: Sequence[CostedRun]) -> str:
-    budgets = []
-    for match in study.budget.match:
-        if match == "none":
-            budgets.append("none (unmatched)")
-            continue
-        worst = max(abs(one.mismatch or 0) for one in planned if one.match == match)
-        budgets.append(f"equal {match.replace('_', ' ')}, within {worst:.2%}")
-    return f"budget: {' · '.join(budgets)}"
-
-
 def run(command: Run) -> int:
-    """Train what has no result yet, then show the results; status 1 where a run failed."""
+    """Train the runs that have no result yet, then show the results; status 1 if a run failed."""
     from spectrum.engines.interface import EngineError
     from spectrum.study.driver import run_study
 
@@ -226,9 +261,9 @@ def run(command: Run) -> int:
     _print_images(frozen.images, " that the rows were trained on" if reused else "")
     show_report(summary.folder)
     if summary.diverged:
-        err.print(f"{summary.diverged} runs diverged; they count, at chance")
+        err.print(f"{counted(summary.diverged, 'run')} diverged; scored at chance")
     if summary.failed:
-        err.print(f"{summary.failed} runs failed; run the same command again to try them again")
+        err.print(f"{counted(summary.failed, 'run')} failed; run the same command again to retry")
         return 1
     return 0
 
@@ -255,7 +290,9 @@ def _cluster(command: Run) -> Cluster:
     cluster = Cluster(command.address, command.run_cpus, command.run_gpus, command.run_ranks)
     if command.engine != "ray":
         if cluster != Cluster():
-            raise SpecError("--address, --run-cpus, --run-gpus and --run-ranks are of --engine ray")
+            raise SpecError(
+                "--address, --run-cpus, --run-gpus and --run-ranks need --engine ray; add it or leave them out"
+            )
         return cluster
     if find_spec("ray") is None:
         raise SpecError('--engine ray: Ray is not installed: pip install "convolution-spectrum[ray]"')
@@ -297,11 +334,11 @@ def _ranks(command: Run) -> Iterator[Engine | None]:
 
 def _print_counts(summary: Summary, seconds: float) -> None:
     if summary.set_aside:
-        err.print(f"{summary.set_aside} torn or garbled lines were moved to {summary.folder / 'results.bad'}")
+        err.print(f"{counted(summary.set_aside, 'torn or garbled line')} moved to {summary.folder / 'results.bad'}")
     if summary.reused:
-        out.print(f"{summary.reused} of {summary.total} runs had a result already and were reused")
+        out.print(f"{summary.reused} of {counted(summary.total, 'run')} had a result already and were reused")
     if summary.reused < summary.total:
-        out.print(f"{summary.total - summary.reused} runs took {duration(seconds)}")
+        out.print(f"{counted(summary.total - summary.reused, 'run')} took {duration(seconds)}")
 
 
 def _print_choices(summary: Summary, frozen: FrozenPlan) -> None:
@@ -311,9 +348,9 @@ def _print_choices(summary: Summary, frozen: FrozenPlan) -> None:
     for choice in summary.choices:
         values = " ".join(f"{name}={value:g}" for name, value in choice.values.items())
         name = choice_name(frozen, kept[choice.id])
-        out.print(f"chosen for {name}: {values} (validation {choice.val_accuracy:.4f})")
+        out.print(f"chosen for {name}: {values} (validation {choice.val_accuracy:.2%})")
         edges = [*((n, "smallest") for n in choice.low_edges), *((n, "largest") for n in choice.high_edges)]
         for field, side in edges:
-            err.print(f"  {field}={choice.values[field]:g} is the {side} of the grid; a better value may lie beyond")
+            err.print(f"  {field}={choice.values[field]:g} is the {side} of the grid; a better value may lie beyond it")
     if not summary.confirmed and summary.choices:
-        out.print("the search is complete; run the same command with --confirm to train the runs at these values")
+        out.print("The sweep is complete. Train the final runs at these values: the same command with --confirm")

@@ -1,4 +1,4 @@
-"""A run from another run: what of one was named, and what follows where some of it is changed."""
+"""A run made from another run: which options were named, and what follows when some of them change."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def merged(base: RunConfig, changes: Mapping[str, Any]) -> RunConfig:
 def from_named(fields: Mapping[str, Any], changes: Mapping[str, Any]) -> RunConfig:
     """A run of the fields that are named, and of changes to them. Raises SpecError as `merged` does."""
     kept = dict(fields)
-    if changes.keys() & set(PLACES):  # the place on the spectrum is another one
+    if changes.keys() & set(PLACES):  # the run has another number of segments
         gone: Sequence[str] = (*PLACES, "segment_shares")
     else:
         gone = PLACES if changes.get("segment_shares", "even") != "even" else ()
@@ -47,7 +47,7 @@ def from_named(fields: Mapping[str, Any], changes: Mapping[str, Any]) -> RunConf
 def all_fields(stored: Mapping[str, Any]) -> dict[str, Any]:
     """Every field of a run of which plan.json keeps those that differ from their defaults.
 
-    What is at its default is left out there, also where a family or a recipe has another value of its own.
+    What is at its default is left out there, even if its architecture or recipe has another default.
     """
     fields = {name: field.default for name, field in RunConfig.model_fields.items()} | dict(stored)
     return fields | ({"segments": PER_CHANNEL} if all(fields[name] is None for name in PLACES) else {})

@@ -1,4 +1,4 @@
-"""Options that change nothing: fields that a schedule, an optimiser, labels or an architecture has no use for.
+"""Options that change nothing: those that a schedule, an optimiser, labels or an architecture does not use.
 
 Without torch. What can only be told from the built networks is in study/equal_networks.py.
 """
@@ -16,7 +16,7 @@ OFF = (None, 0, "none", "even")  # values that say that there is nothing, and so
 
 
 def check_effects(study: Study) -> None:
-    """Raise SpecError for what a study names though no run has a use for it: a line a fault.
+    """Raise SpecError for options that a study sets and no run uses: one line per fault.
 
     A field of the base has its use where one run that takes it from there has; a field of a case, where one run of
     that case has.

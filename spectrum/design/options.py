@@ -1,4 +1,4 @@
-"""Which options of a run have no effect, given its others: one list for all that say or refuse it.
+"""Which options of a run have no effect, given its others: one list for every check and message.
 
 Pure functions of a run's fields, as a row, a plan or a record has them; nothing here loads torch.
 """
@@ -46,9 +46,9 @@ def without_effect(run: Fields) -> dict[str, str]:
 
 
 def _of_the_network(run: Fields) -> dict[str, str]:
-    found = {name: "another field says where on the spectrum" for name in PLACES if run.get(name) is None}
+    found = {name: "another option sets the segments" for name in PLACES if run.get(name) is None}
     if not run.get("pointwise", True):
-        found |= dict.fromkeys(NEEDS_POINTWISE, "there is no second half with pointwise = false; leave it out")
+        found |= dict.fromkeys(NEEDS_POINTWISE, "needs the 1×1, which pointwise = false removes; leave it out")
     elif run.get("pointwise_segments", 1) == 1:
         found["shuffle"] = "only relabels rows of a dense 1×1; set pointwise_segments above 1"
     if run.get("widths") is not None:

@@ -148,7 +148,7 @@ class PlannedTuning(_Record):
 
 
 class PlannedBudget(_Record):
-    """What is held equal between the networks of a study."""
+    """The budget that the networks of a study match."""
 
     match: tuple[str, ...] | str = ("none",)
     reference: dict[str, Any] = {}
@@ -200,7 +200,7 @@ class Plan(_Record):
 
     @property
     def budgets(self) -> tuple[str, ...]:
-        """What is held equal, by each budget in turn; early plans had one."""
+        """The budgets of a study; early plans had one."""
         match = self.budget.match if self.budget is not None else ()
         return (match,) if isinstance(match, str) else match
 

@@ -39,7 +39,7 @@ GAUSSIAN = "gaussian"  # images of noise, made on the spot for a teacher to labe
 
 def _teacher_seed(value: object) -> object:
     if value != OWN_SEED and (isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 2**31):
-        raise ValueError(f'{value!r} is no seed; try 0, 1, 2 … or "{OWN_SEED}", each run\'s own')
+        raise ValueError(f'{value!r} is not a seed; try 0, 1, 2 … or "{OWN_SEED}", each run\'s own')
     return value
 
 
@@ -51,32 +51,32 @@ class _Images(Record):
     """digits, fashion_mnist, cifar10, cifar100, gaussian (with a teacher), a hub id (owner/name), a folder (./path), or
     a name of `register_dataset`."""
     image_size: Positive | None = None
-    """Side in pixels that images are resized to; otherwise they keep theirs and must all have one size."""
+    """Side in pixels that images are resized to; by default they keep their size, which must be one for all."""
     resize: Literal["stretch", "centre_crop"] = "stretch"
-    """To image_size: the whole image to a square, or a square of 0.875 of its shorter side from its middle."""
+    """How image_size is reached: stretch the whole image, or crop 0.875 of its shorter side from its centre."""
     train_images: Positive | None = None
-    """Size of a fixed, balanced part of the training split; otherwise all of it."""
+    """Train on a fixed, balanced part of the training split, with this many images; by default on all of it."""
     validation_fraction: float = Field(0.1, gt=0, lt=1)
-    """Part of the official training set that is carved off, the same for every seed, for validation."""
+    """Part of the official training set that is set aside for validation, the same for every seed."""
     normalisation: Literal["moments", "plus_minus_one"] = "moments"
-    """Of pixels: to mean 0 and standard deviation 1 over the training split, or to −1 … 1."""
+    """Normalise pixels to mean 0 and standard deviation 1 over the training split, or to −1 … 1."""
     flip: bool = False
     """Mirror each training image left to right with probability 1/2."""
     shift: int = Field(0, ge=0)
-    """Move each training image by up to so many pixels both ways, zeros moving in."""
+    """Move each training image by up to this many pixels along both axes; zeros fill the gap."""
     cutout: int = Field(0, ge=0)
-    """Side in pixels of a square of each training image that is set to the mean."""
+    """Side in pixels of a random square of each training image that is set to the mean."""
     teacher_segments: Annotated[int | Literal["per_channel"] | None, BeforeValidator(segments_given)] = None
-    """Replace the labels by those of a random frozen network with so many segments."""
+    """Replace the labels by those of a random frozen network with this many segments, the teacher."""
     label_noise: Fraction = 0.0
-    """Part of a teacher's labels that is drawn anew, which bounds every accuracy."""
+    """Part of a teacher's labels that is replaced by random ones, which bounds every accuracy."""
     teacher_seed: Annotated[Seed | Literal["seed"], BeforeValidator(_teacher_seed)] = 0
-    """Of the teacher's weights, its images where it has them made, and its noise; "seed": the run's, so that every seed
-    has a teacher of its own and intervals speak of teachers too."""
+    """Seed of the teacher's weights, its generated images and its noise. "seed" takes the run's seed: every seed then
+    has its own teacher, and intervals cover teachers too."""
 
     # network
     model: str = "probe"
-    """A family: see list_models()."""
+    """An architecture: one of list_models(), or of your own."""
 
 
 class RunConfig(NetworkFields, _Images):
@@ -92,37 +92,37 @@ class RunConfig(NetworkFields, _Images):
     spectrum._records.SpecError: activation: 'rleu' is unknown; did you mean "relu"?
 
     Frozen. Raises SpecError, a ValueError, for a field that is not known or a value that cannot be. `model_fields_set`
-    are the fields that were named: what a family or a recipe filled in is not among them.
+    are the fields that were named; values that an architecture or a recipe filled in are not among them.
     """
 
     # what an architecture leaves open, its own fills in: see `own_values`
     order: Order = "pointwise_first"
-    """Which half of the operation runs first; if it is not said, the family's own, which for probe is this."""
+    """Whether the 1×1 or the 3×3 runs first; by default the architecture's own, which for probe is this."""
     activation: Activation = "none"
-    """Non-linearity between the halves; if it is not said, the family's own."""
+    """Non-linearity between the 1×1 and the 3×3; by default the architecture's own."""
     norm: bool = False
-    """Batch normalisation between the halves; if it is not said, the family's own."""
+    """Batch normalisation between the 1×1 and the 3×3; by default the architecture's own."""
 
     # training
     recipe: Literal["imagenet_xception", "imagenet_inception", "jft"] | None = None
-    """A training set-up of the Xception paper, for the fields below (and dropout) that nothing else names. A field that
-    is named keeps its value, also where that is the default."""
+    """A training set-up of the Xception paper. It fills in the options below, and dropout, that nothing else sets; an
+    option that is set keeps its value, even if that is the default."""
     epochs: Positive = 8
     """Passes over the training images."""
     batch_size: Positive = 128
-    """Images a step; the last, smaller batch of an epoch is left out."""
+    """Images per step; the last, smaller batch of an epoch is left out."""
     optimizer: Literal["sgd", "adamw", "rmsprop"] = "sgd"
     """SGD with momentum, AdamW, or RMSprop with momentum."""
     lr: Rate = 0.1
-    """Peak learning rate; the default suits SGD, the other optimisers need a far smaller one."""
+    """Peak learning rate; the default suits SGD, other optimisers need a far smaller one."""
     momentum: Fraction = 0.9
     """Momentum of SGD and RMSprop, first beta of AdamW."""
     nesterov: bool = True
     """Nesterov's form of SGD's momentum."""
     weight_decay: NotNegative = 5e-4
-    """On convolution and classifier weights, not on BN or bias."""
+    """Weight decay of convolution and classifier weights, not of BN or biases."""
     schedule: Literal["cosine", "one_cycle", "exponential"] = "cosine"
-    """Of the learning rate, after the warm-up."""
+    """Schedule of the learning rate, after the warm-up."""
     warmup_epochs: NotNegative = 0.0
     """Epochs in which the learning rate rises linearly from 0."""
     decay: float = Field(0.94, gt=0, le=1)
@@ -134,15 +134,15 @@ class RunConfig(NetworkFields, _Images):
     label_smoothing: Fraction = 0.0
     """Part of the target spread evenly over all classes."""
     ema: Fraction = 0.0
-    """Decay of an exponential average of the weights, which is then what is scored; 0 is off."""
+    """Decay of an exponential average of the weights, which is then scored instead; 0 is off."""
     autocast: bool = False
-    """bfloat16 where torch's autocast has it."""
+    """Use bfloat16 where torch's autocast does."""
     compile: bool = False
-    """torch.compile the network."""
+    """Compile the network with torch.compile."""
     seed: Seed = 0
-    """Of initial weights, order of images, augmentation and dropout."""
+    """Seed of initial weights, order of images, augmentation and dropout."""
     scored_on: Literal["test", "validation"] = "test"
-    """validation: the test set is not read, and its columns stay empty."""
+    """Images that give the score; with validation the test set is not read, and its columns stay empty."""
 
     @model_validator(mode="wrap")
     @classmethod
@@ -163,7 +163,7 @@ class RunConfig(NetworkFields, _Images):
         if not self.pointwise:
             for field in ("activation", "norm", "pointwise_segments", "order"):
                 if getattr(self, field) != RunConfig.model_fields[field].default:
-                    raise ValueError(f"{field}: there is no second half with pointwise = false; leave it out")
+                    raise ValueError(f"{field}: needs the 1×1, which pointwise = false removes; leave it out")
         if self.warmup_epochs >= self.epochs:
             raise ValueError(f"warmup_epochs: {self.warmup_epochs} leaves nothing of {self.epochs} epochs")
         check_model(self.model)
@@ -188,7 +188,7 @@ class RunConfig(NetworkFields, _Images):
 
 
 def _with_defaults(values: dict[str, Any]) -> dict[str, Any]:
-    """One segment per channel, a recipe, and what the family has between its halves, where a run leaves them open."""
+    """Fill in what a run leaves open: one segment per channel, its recipe, and the defaults of its architecture."""
     if all(values.get(name) is None for name in PLACES):
         shares = values.get("segment_shares")
         some = isinstance(shares, list | tuple) and len(shares) > 0

@@ -1,4 +1,4 @@
-"""What a study cannot be: its axes, cases, budget, search and comparisons, each fault with what would work.
+"""Faults of a study, in its axes, cases, budget, sweep and comparisons, each with what would work.
 
 Pure functions of a study's record, whose types and bounds pydantic has checked before.
 """
@@ -25,7 +25,7 @@ def as_values(values: object) -> object:
 
 
 def axis_faults(axes: Mapping[str, object]) -> list[str]:
-    """What is wrong with the axes, each by itself: a line a fault."""
+    """Faults of each axis by itself: one line per fault."""
     return [f"axes.{axis}: {fault}" for axis, values in axes.items() for fault in _faults_of(axis, values)]
 
 
@@ -56,7 +56,7 @@ def _faults_of(axis: str, values: object) -> list[str]:
 
 
 def case_faults(cases: Sequence[Mapping[str, Any]], axes: Mapping[str, object]) -> list[str]:
-    """Keys that a case cannot have: a line a fault."""
+    """Keys that a case cannot have: one line per fault."""
     faults = []
     for number, case in enumerate(cases):
         for key in case:
@@ -68,13 +68,13 @@ def case_faults(cases: Sequence[Mapping[str, Any]], axes: Mapping[str, object]) 
 
 
 def _base_faults(study: Study) -> list[str]:
-    """What the base says of the place on the spectrum, where an axis puts every run elsewhere: a line a fault."""
+    """Options of the base that set the segments although an axis does so for every run: one line per fault."""
     axes = [axis for axis in PLACES if axis in study.axes]
     if not axes or (study.budget.match != ("none",) and not set(PLACES) & study.budget.reference.keys()):
         return []  # or the budget's reference has it
     settings = {name: getattr(study.base, name) for name in ("segment_width", "stage_segments", "segment_shares")}
     return [
-        f"base.{name}: no run would have it, since axes.{axes[0]} puts each elsewhere; keep one of the two"
+        f"base.{name}: has no effect, since axes.{axes[0]} sets the segments of every run; keep one of the two"
         for name, value in settings.items()
         if name not in study.axes and value not in (None, "even")
     ]
@@ -119,9 +119,13 @@ def _check_budget(study: Study, runs: Sequence[RunConfig]) -> None:
     if study.budget.match == ("none",):
         return
     if "widths" in study.varied():
-        raise SpecError("widths: are what a budget solves for; vary width, or give them in base, for their ratios")
+        raise SpecError(
+            "widths: a budget solves for them, so they cannot vary; vary width, or give their ratios in [base]"
+        )
     if "width" in study.varied() and {"width", "widths"} & study.budget.reference.keys():
-        raise SpecError("budget.reference: gives every width the same budget, and so the same network; leave width out")
+        raise SpecError(
+            "budget.reference: sets a width, which would give every width the same budget and network; leave it out"
+        )
     try:
         study.budget.reference_of(study.base, runs[0])
     except SpecError as error:
@@ -133,10 +137,10 @@ def _check_tuning(study: Study, runs: Sequence[RunConfig]) -> None:
         return
     for name in study.tune.grid():
         if name in study.varied():
-            raise SpecError(f"tune.{name}: varies in this study; keep the axis or the search")
+            raise SpecError(f"tune.{name}: varies in this study; keep the axis or [tune]")
     shared = {run.seed for run in runs} & set(study.tune.seeds)
     if shared:
-        raise SpecError(f"tune.seeds: {min(shared)} trains scored runs too; try {max(shared) + 1000}")
+        raise SpecError(f"tune.seeds: {min(shared)} is a seed of the final runs too; try {max(shared) + 1000}")
 
 
 def _check_names(contrasts: Sequence[Contrast]) -> None:
@@ -151,7 +155,7 @@ def _check_names(contrasts: Sequence[Contrast]) -> None:
 
 
 def _check_not_twice(study: Study) -> None:
-    """All comparisons are judged as one family, in which the same one counts once, whatever its sides are called."""
+    """All comparisons share one correction for multiple tests, so each may be there only once, whatever its name."""
     wanted = study.wanted() if len(study.contrasts) > 1 else []
     known: dict[object, int] = {}
     for number, contrast in enumerate(study.contrasts):
@@ -178,7 +182,7 @@ def _compared(wanted: Sequence[Wanted], contrast: Contrast) -> object:
 
 def _check_contrast(study: Study, runs: Sequence[RunConfig], contrast: Contrast, where: str) -> None:
     for number, side in enumerate(contrast.between):
-        _check_side(study, runs, side, f"{where}.between.{number}")
+        _check_side(study, runs, side, f"{where}.between.{number}", contrast.name)
     first, second = contrast.between
     if first == second or not first or not second:
         raise SpecError(f"{where}.between: give two different sides")
@@ -193,7 +197,7 @@ def _check_across(study: Study, runs: Sequence[RunConfig], contrast: Contrast, w
             raise SpecError(f"{where}.across: segments must vary in the study, and not be what is compared")
         return
     for number, at in enumerate(contrast.across or ()):
-        _check_side(study, runs, at, f"{where}.across.{number}")
+        _check_side(study, runs, at, f"{where}.across.{number}", contrast.name)
         if compared & at.keys():
             raise SpecError(f"{where}.across.{number}.{min(compared & at.keys())}: is what is compared; name another")
     if contrast.across is not None and (contrast.across[0] == contrast.across[1] or not all(contrast.across)):
@@ -204,7 +208,7 @@ def _check_across(study: Study, runs: Sequence[RunConfig], contrast: Contrast, w
             raise SpecError(f"{where}.across: no run has all of {settings}")
 
 
-def _check_side(study: Study, runs: Sequence[RunConfig], side: Mapping[str, Any], where: str) -> None:
+def _check_side(study: Study, runs: Sequence[RunConfig], side: Mapping[str, Any], where: str, contrast: str) -> None:
     varied = study.varied()
     for name, value in side.items():
         place = f"{where}.{name}"
@@ -214,9 +218,21 @@ def _check_side(study: Study, runs: Sequence[RunConfig], side: Mapping[str, Any]
             raise SpecError(f"{place}: does not vary in this study; what varies is {', '.join(varied) or 'nothing'}")
         there = study.budget.match if name == "match" else dict.fromkeys(getattr(p, name) for p in runs)
         if not any(as_tuple(value) == known for known in there):
-            raise SpecError(f"{place}: no run has {value!r}; try {', '.join(map(repr, there))}")
+            raise SpecError(f'contrast "{contrast}": {_not_trained(study, name, value, list(there))}')
     if not select(study.wanted(), side):
         raise SpecError(f"{where}: no run has all of these")
+
+
+def _not_trained(study: Study, name: str, value: object, there: Sequence[object]) -> str:
+    """Why a side of a contrast has no runs, and where its value would belong."""
+    *most, last = map(json.dumps, there)
+    trained = f"{', '.join(most)} and {last}" if most else last
+    home = "[budget] match" if name == "match" else f"{'[axes]' if name in study.axes else '[[cases]]'} {name}"
+    given = json.dumps(value, default=str)
+    return (
+        f"compares {name} = {given}, but the study trains only {trained}; add {given} to {home}, "
+        "or compare one of those"
+    )
 
 
 def select(wanted: Sequence[Wanted], side: Mapping[str, Any]) -> list[Wanted]:

@@ -1,4 +1,4 @@
-"""What a study says: a base run, the axes that vary, the budget that is held equal, what is tuned and compared.
+"""A study: its base run, the axes that vary, the budget that is matched, what is tuned and compared.
 
     experiments/x.toml  →  load_study  →  Study  →  runs()  →  one RunConfig a training run
 
@@ -44,7 +44,7 @@ MOST_ADDED = 100  # to it by overrides
 
 
 class Budget(Record):
-    """What is held equal along the axes, by changing the stage widths of every run."""
+    """The budget that all configurations match, by changing their stage widths."""
 
     match: Annotated[tuple[Match, ...], BeforeValidator(as_listed)] = Field(("none",), min_length=1)
     """One of "none", "params", "macs" (of a forward pass) and "step_time", or several: then the budget is an axis."""
@@ -74,7 +74,7 @@ class Budget(Record):
 
 
 class Contrast(Record):
-    """Two sides of a comparison that the study is to decide."""
+    """A comparison of two sides that the study decides."""
 
     name: str = Field(min_length=1)
     """What is compared."""
@@ -103,16 +103,17 @@ class Contrast(Record):
 
 
 class Tune(Record):
-    """The same search at every run: each value of the grid, with each seed, decided on validation images."""
+    """The learning-rate sweep, the same for every configuration: each value of the grid with each seed, decided on
+    validation images."""
 
     lr: Annotated[tuple[Rate, ...], BeforeValidator(as_tuple)] = ()
     """Learning rates."""
     weight_decay: Annotated[tuple[NotNegative, ...], BeforeValidator(as_tuple)] = ()
     """Weight decays."""
     seeds: Annotated[tuple[Seed, ...], BeforeValidator(as_tuple)] = Field((1000,), min_length=1)
-    """Of the search alone; none of them trains a run that is scored."""
+    """Seeds of the sweep alone; none of them trains a final run."""
     extend: int = Field(0, ge=0, le=10)
-    """How many values may be added beyond each edge of the grid on which some run has its best; at every run."""
+    """Values that may be added, for all configurations, beyond an edge of the grid that is best for one of them."""
 
     @model_validator(mode="after")
     def _check(self) -> Tune:
@@ -127,7 +128,7 @@ class Tune(Record):
         return self
 
     def grid(self) -> dict[str, tuple[float, ...]]:
-        """Fields that are searched, and their values, rising."""
+        """Options that the sweep tunes, and their values, rising."""
         grid = {"lr": tuple(sorted(self.lr)), "weight_decay": tuple(sorted(self.weight_decay))}
         return {name: values for name, values in grid.items() if values}
 
@@ -150,7 +151,7 @@ def _module_names(value: object) -> object:
     names = as_listed(value)
     for name in names if isinstance(names, tuple) else ():
         if not is_module_name(name):
-            raise ValueError(f'{name!r} is no name of a module; give one as Python imports it, such as "my_models"')
+            raise ValueError(f'{name!r} is not a module name; give one as Python imports it, such as "my_models"')
     return names
 
 
@@ -164,25 +165,25 @@ class Study(Record):
     """
 
     name: Annotated[str, AfterValidator(_folder_name)]
-    """As the file is called; says where results go."""
+    """Name of the file, without its ending; results go to a folder of this name."""
     question: str = ""
-    """What the study is to answer."""
+    """The question that the study answers."""
     imports: Annotated[tuple[str, ...], BeforeValidator(_module_names)] = ()
     """Modules of models of one's own, which every process imports first: `import` in a file. Not part of the hash."""
     base: RunConfig = RunConfig()
-    """What all runs share."""
+    """Options that all runs share."""
     overrides: dict[str, Any] = Field(default_factory=dict)
-    """What the command line changed of the base run that the file gives."""
+    """Options of the base run that the command line changed."""
     axes: dict[str, tuple[Any, ...]] = Field(default_factory=dict)
     """Fields of a run and the values that each takes; runs are their product."""
     cases: tuple[dict[str, Any], ...] = ()
-    """What is no product: fields that take their values together, each case multiplied with the axes."""
+    """Options that take their values together, where runs are not a product; each case is multiplied with the axes."""
     budget: Budget = Budget()
-    """What is held equal."""
+    """The budget that is matched, and the run that sets it."""
     tune: Tune | None = None
-    """The search that comes before the runs are trained, if one does."""
+    """The learning-rate sweep before the final runs, if there is one."""
     contrasts: Annotated[tuple[Contrast, ...], BeforeValidator(as_tuple)] = ()
-    """What the study is to decide; judged together, as one family."""
+    """Comparisons that the study decides; tested together, with one correction for all."""
 
     def __init__(self, **fields: Any) -> None:
         modules = as_listed(fields.get("imports", ()))
@@ -220,7 +221,7 @@ class Study(Record):
 
     @property
     def hash(self) -> str:
-        """Of all runs, the budget and the search; not of names, of the question or of what is compared."""
+        """A hash of all runs, the budget and the sweep; names, the question and comparisons are not in it."""
         runs = self.runs()
         hashed: dict[str, Any] = {"points": sorted({run.id for run in runs})}
         hashed["budget"] = {"match": "none"} if self.budget == Budget() else self.budget.model_dump(mode="json")
@@ -252,7 +253,7 @@ class Study(Record):
         changes = plain(changes)
         for name in changes:
             if self.tune is not None and name in self.tune.grid():
-                raise SpecError(f"{name}: is searched in this study; change [tune] in the file")
+                raise SpecError(f"{name}: is tuned in this study; change [tune] in the file")
             if name in self.axes or any(name in case for case in self.cases):
                 raise SpecError(f"{name}: varies in this study; change its values in the file")
         overrides = self.overrides | changes
@@ -289,11 +290,11 @@ def load_study(path: str | Path) -> Study:
     except OSError as error:
         raise SpecError(f"{path}: cannot be read ({error.strerror})") from None
     except UnicodeDecodeError as error:
-        raise SpecError(f"{path}: cannot be read: it is no text in UTF-8, as TOML is (at byte {error.start})") from None
+        raise SpecError(f"{path}: cannot be read: it is not UTF-8 text, as TOML must be (byte {error.start})") from None
     try:
         tables = tomllib.loads(text)
         if not tables:
-            raise SpecError("says nothing; begin with what varies, such as [axes] and below it segments = [1, 2, 4]")
+            raise SpecError("is empty; begin with the axes that vary, such as [axes] and below it segments = [1, 2, 4]")
         return parse_study(tables, path.stem, folder=path.parent)
     except tomllib.TOMLDecodeError as error:
         raise SpecError(f"{path}: not valid TOML: {error}") from None
@@ -311,7 +312,7 @@ def as_study(study: Study | str | Path) -> Study:
 
 
 def parse_study(tables: Mapping[str, Any], name: str, *, folder: Path | None = None) -> Study:
-    """A study from what a file says.
+    """Make a study from the tables of its file.
 
     Args:
         tables: of the file.
@@ -321,9 +322,9 @@ def parse_study(tables: Mapping[str, Any], name: str, *, folder: Path | None = N
     Raises SpecError.
     """
     if "overrides" in tables:
-        raise SpecError("overrides: come from the command line only; write them into base")
+        raise SpecError("overrides: only the command line sets them; write these options into [base]")
     if "name" in tables:
-        raise SpecError("name: a study is called as its file is; leave it out")
+        raise SpecError("name: a study has the name of its file; leave it out")
     if "imports" in tables:
         raise SpecError('imports: unknown key; did you mean "import"?')
     tables = {"imports" if key == "import" else key: value for key, value in tables.items()}
@@ -346,7 +347,7 @@ def parse_study(tables: Mapping[str, Any], name: str, *, folder: Path | None = N
 
 
 def _prepared(given: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
-    """What a study says with tuples in place of lists, and what is wrong with each of its axes and cases by itself."""
+    """The tables of a study with tuples in place of lists, and the faults of each axis and case by itself."""
     fields: dict[str, Any] = plain(dict(given))
     for key, example in (("axes", 'segments = [1, "per_channel"]'), ("base", "epochs = 2")):
         kinds = (dict, RunConfig) if key == "base" else dict

@@ -44,11 +44,11 @@ class EngineSettings(Record):
     imports: Annotated[tuple[str, ...], BeforeValidator(as_tuple)] = ()
     """Modules to import in every worker first, for models and data sets of your own."""
     checkpoint_minutes: Annotated[float, Field(ge=0)] = 1.0
-    """Between two checkpoints of a run, at least, from which a run that was cut short goes on; 0: every step."""
+    """Shortest time between two checkpoints of a run, from which it goes on if it is cut short; 0: every step."""
     run_minutes: Minutes | None = None
-    """The longest that one run may take, from its start or its latest checkpoint on; beyond it has failed."""
+    """Longest time for one run, from its start or its latest checkpoint; a run that takes longer fails."""
     memory_gb: Annotated[float, Field(gt=0)] | None = None
-    """The most private memory that one worker may take, in GB, images included; a run that needs more has failed."""
+    """Most private memory of one worker in GB, images included; a run that needs more fails."""
 
 
 class Work(EngineSettings):
@@ -109,7 +109,7 @@ class Engine(ABC):
         """Raise SpecError for settings that this engine cannot keep; called before anything is written."""
         for name in cls.unused:
             if getattr(settings, name) != EngineSettings.model_fields[name].default:
-                raise SpecError(f"{name}: this engine ({cls.__name__}) has no use for it; leave it out")
+                raise SpecError(f"{name}: this engine ({cls.__name__}) does not use it; leave it out")
 
     def device(self, asked: str) -> str:
         """What runs are trained on: "cpu", "cuda" or "mps".

@@ -58,8 +58,8 @@ _stop: Any = None  # in a worker: its value is 1 where it is to save and end
 
 
 class LocalEngine(Engine):
-    """Worker processes on this machine, each with an equal share of the cores: one a core, or one a GPU that it alone
-    sees."""
+    """Worker processes on this machine, each with an equal share of the cores: one per core, or one per GPU that it
+    alone sees."""
 
     def run(self, runs: Iterable[RunConfig], work: Work) -> Generator[Outcome, None, None]:
         """Train all runs, as `Engine.run` says.

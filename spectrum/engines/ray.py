@@ -1,4 +1,4 @@
-"""Runs trained on a Ray cluster, one task a run: on this machine, or on as many as the cluster has.
+"""Runs trained on a Ray cluster, one task per run: on this machine, or on as many as the cluster has.
 
     driver   this process. It hands out runs, counts attempts and, as ever, is the only one that writes rows.
     task     one run on some node, in a temporary folder there; gives back its result, or the reason, and its log.
@@ -168,14 +168,14 @@ class _Driver:
         from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
         each = {"CPU": self.cluster.cpus} | ({"GPU": self.cluster.gpus} if self.cluster.gpus else {})
-        room = placement_group([each] * self.cluster.ranks)  # all of it or nothing, on one node if that can be
+        group = placement_group([each] * self.cluster.ranks)  # all of it or nothing, on one node if that can be
         tasks = []
         meeting, resumes = f"{run.id} {attempt}", self._has_checkpoints(run)
         for rank in range(self.cluster.ranks):
-            place = PlacementGroupSchedulingStrategy(room, placement_group_bundle_index=rank)
+            place = PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=rank)
             task = self.ray.remote(self.task).options(**options, name="run", scheduling_strategy=place)
             tasks.append(task.remote(server, self.orders, run, rank, meeting, resumes=resumes))
-        return tasks[0], _Together(self.ray, tasks, room)
+        return tasks[0], _Together(self.ray, tasks, group)
 
     def _has_checkpoints(self, run: RunConfig) -> bool:
         return self.saving is not None and latest_step(self.saving.checkpoints_of(run.id)) > 0
@@ -246,19 +246,19 @@ class _Driver:
 
 @dataclass(frozen=True)
 class _Together:
-    """The tasks of one run's ranks, and the room that was kept for them."""
+    """The tasks of one run's ranks, and the resources that are reserved for them."""
 
     ray: Any
     tasks: list[Any]
-    room: Any
+    group: Any
 
     def end(self) -> None:
-        """None of them goes on, and the room is free again."""
+        """None of them goes on, and the resources are free again."""
         from ray.util.placement_group import remove_placement_group
 
         for task in self.tasks:
             self.ray.cancel(task, force=True)
-        remove_placement_group(self.room)
+        remove_placement_group(self.group)
 
 
 class _Places:
@@ -332,7 +332,7 @@ def _terminable() -> Iterator[None]:
 
 
 def _append(path: Path, data: bytes) -> None:
-    with suppress(OSError):  # no room for a log is no reason not to train
+    with suppress(OSError):  # a disk too full for a log does not stop training
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("ab") as file:
             file.write(data)

@@ -140,7 +140,7 @@ def _redirected(log: io.FileIO) -> Iterator[None]:
 
 
 class _TakesWhatItCan(io.FileIO):
-    """A print of a network's own does not fail where there is no room for a log."""
+    """A print of a network's own does not fail if the disk is too full for a log."""
 
     def write(self, data: Any) -> int:
         with suppress(OSError):
@@ -165,7 +165,7 @@ def _duplicate(number: int) -> int | None:
 
 def _flush(*streams: Any) -> None:
     for stream in streams:
-        with suppress(OSError, ValueError, AttributeError):  # no room; closed; there is none
+        with suppress(OSError, ValueError, AttributeError):  # a full disk; closed; none
             stream.flush()
 
 

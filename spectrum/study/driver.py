@@ -2,8 +2,8 @@
 
 run_study    freezes the plan, trains what is left, appends a row per run
 
-A study that tunes has two stages: the search, which sees validation images only, and the confirmation, which trains
-the study's own runs, with seeds of their own, at the values that the search chose.
+A study that tunes has two phases: the learning-rate sweep, which sees validation images only, then the final runs,
+with seeds of their own, at the values that the sweep chose.
 """
 
 from __future__ import annotations
@@ -40,15 +40,21 @@ from spectrum.engines.saving import LOGS
 from spectrum.models import registered_in
 from spectrum.study.contrasts import examine
 from spectrum.study.identity import check_not_other, folder_of
+from spectrum.study.pace import Pace
 from spectrum.study.planning import CostedRun, plan_study, planned_run
 from spectrum.study.store import FINISHED, Row, Store, StoreError, find_plan, latest_rows
-from spectrum.study.tuning import Choice, choose, confirmed, extended, search
+from spectrum.study.tuning import Choice, choose, confirmed, extended, sweep
 from spectrum.training.checkpoint_files import CHECKPOINTS
+
+SWEEP, FINAL = "sweep", "final runs"  # phases of a study that tunes
 
 
 @dataclass(frozen=True)
 class Progress:
-    """Where a run stands. `row` is the one just written, None at the start."""
+    """How far a call of `run_study` is. `row` is the one just written, None at the start of a phase.
+
+    Counts are of all phases begun so far: of a study that tunes, the sweep, then the final runs.
+    """
 
     total: int
     reused: int
@@ -56,10 +62,23 @@ class Progress:
     diverged: int = 0
     failed: int = 0
     row: Row | None = None
+    phase: str = ""
+    """SWEEP or FINAL of a study that tunes; empty for one that does not."""
+    before: int = 0
+    """Runs of earlier phases, which `total` counts."""
+    work_ended: float | None = None
+    """Training seconds of the runs that this phase has trained."""
+    work_left: float | None = None
+    """Expected training seconds of the runs that this phase has left."""
 
     @property
     def left(self) -> int:
         return self.total - self.reused - self.done - self.diverged - self.failed
+
+    @property
+    def ended(self) -> int:
+        """Runs of this phase that have ended, or had a result already."""
+        return self.total - self.left - self.before
 
 
 @dataclass(frozen=True)
@@ -73,8 +92,8 @@ class Summary:
     diverged: int
     failed: int
     set_aside: int  # torn rows moved to results.bad
-    choices: tuple[Choice, ...] = ()  # of the search, once it is complete
-    confirmed: bool = True  # False: the search alone has run
+    choices: tuple[Choice, ...] = ()  # of the sweep, once it is complete
+    confirmed: bool = True  # False: only the sweep has run
 
 
 def run_study(
@@ -94,9 +113,9 @@ def run_study(
         out: folder of the results; by default results/<name of the study>/ below the current folder.
         engine: where to train: "local" for processes of this machine, "ray", a name of `register_engine`, or an
             `Engine` such as `RayEngine(Cluster("auto", gpus=1))`.
-        confirm: of a study that tunes, also train the runs at the chosen values, once the search is complete; later
-            runs into the same folder do so too.
-        on_progress: called at the start of each stage and after every run.
+        confirm: of a study that tunes, also train the final runs at the chosen values, once the sweep is complete;
+            later calls with the same folder do so too.
+        on_progress: called at the start of each phase and after every run.
         on_note: called with a sentence for what a reader of the plan should know, before anything is trained; by
             default a warning.
         **settings: fields of `EngineSettings`: workers, device, imports, checkpoint_minutes, run_minutes, memory_gb.
@@ -115,7 +134,9 @@ def run_study(
     """
     study, asked = as_study(study), EngineSettings(**settings)
     if confirm and study.tune is None:
-        raise SpecError("confirm: this study has no [tune], so there is no search to confirm; leave it out")
+        raise SpecError(
+            "confirm: this study has no [tune], so there is no learning-rate sweep to confirm; leave it out"
+        )
     folder = folder_of(study, out)
     check_not_other(folder, study)
     runs = study.runs()
@@ -230,10 +251,12 @@ class _Run:
         self.counts: Counter[str] = Counter()
         self.seen: set[str] = set()  # ids of the runs that were asked for
         self.reused = 0
+        self.phase, self.before = "" if study.tune is None else SWEEP, 0
+        self.pace = Pace([])
         self.fingerprints = {images_key(entry): entry["fingerprint"] for entry in images}  # as plan and rows have it
 
     def run(self, frozen: Plan | None, *, confirm: bool) -> Summary:
-        """All of the study, or its search where that is all that is asked for; `frozen` is the plan as it was found."""
+        """Train the whole study, or only its sweep if no more is asked for; `frozen` is the plan as it was found."""
         same = frozen if frozen is not None and frozen.is_of(self.study.hash) else None
         if same is not None and same.base:
             self.base = same.base  # without options that came to the package since
@@ -247,29 +270,30 @@ class _Run:
         return self.tune(self.study.tune, grid, confirm=confirm or once_confirmed)
 
     def tune(self, settings: Tune, grid: dict[str, tuple[float, ...]], *, confirm: bool) -> Summary:
-        """The search, wider where its edges are best, and the confirmation if asked for."""
+        """Train the sweep, wider where an edge is best, and the final runs if asked for."""
         while True:
-            searched = search(self.planned, grid, settings.seeds)
-            if {one.run.id for one in searched} - _finished(self.store.folder).keys():
-                self.freeze([], searched, grid)
-            rows = self.train(searched)
+            swept = sweep(self.planned, grid, settings.seeds)
+            if {one.run.id for one in swept} - _finished(self.store.folder).keys():
+                self.freeze([], swept, grid)
+            rows = self.train(swept)
             if self.counts["failed"]:
                 return self.summary(is_confirmed=False)
-            choices = choose(searched, grid, rows)
+            choices = choose(swept, grid, rows)
             wider = extended(grid, choices, settings.grid(), settings.extend)
             if wider == grid:
                 break
             grid = wider
         runs = confirmed(self.planned, choices)
-        self.freeze(runs if confirm else [], searched, grid, choices)
+        self.freeze(runs if confirm else [], swept, grid, choices)
         if confirm:
+            self.phase, self.before = FINAL, len(self.seen)
             self.train(runs)
         return self.summary(choices, is_confirmed=confirm)
 
     def freeze(
         self,
         runs: Sequence[CostedRun],
-        searched: Sequence[CostedRun] = (),
+        swept: Sequence[CostedRun] = (),
         grid: dict[str, tuple[float, ...]] | None = None,
         choices: Sequence[Choice] = (),
     ) -> None:
@@ -280,7 +304,7 @@ class _Run:
             known["tuning"] = PlannedTuning(
                 grid=grid,
                 networks=tuple(one.record() for one in self.planned),
-                runs=tuple(one.record() for one in searched),
+                runs=tuple(one.record() for one in swept),
                 choices=tuple(choice.record() for choice in choices),
             )
         plan = Plan(
@@ -308,6 +332,7 @@ class _Run:
         left = in_random_blocks([one.run for id, one in by_id.items() if id not in finished])
         self.reused += len(by_id.keys() & finished.keys() - self.seen)
         self.seen |= by_id.keys()
+        self.pace = Pace([by_id[run.id] for run in left])
         self._tell(None)
         self._remove_checkpoints(finished)
         if not left:
@@ -323,6 +348,7 @@ class _Run:
                     finished[row["id"]] = row
                     self._remove_checkpoints([row["id"]])
                 self.counts[row["status"]] += 1
+                self.pace.end(row["id"], row["train_seconds"])
                 self._tell(row)
                 if changed is not None:
                     raise StoreError(f"{self.store.folder}: {changed}")
@@ -385,7 +411,9 @@ class _Run:
     def _tell(self, row: Row | None) -> None:
         if self.on_progress is not None:
             done, diverged, failed = (self.counts[status] for status in ("done", "diverged", "failed"))
-            self.on_progress(Progress(len(self.seen), self.reused, done, diverged, failed, row))
+            pace = (self.pace.ended, self.pace.left) if self.pace.is_known else (None, None)
+            counts = len(self.seen), self.reused, done, diverged, failed
+            self.on_progress(Progress(*counts, row, self.phase, self.before, *pace))
 
 
 def _row(study: Study, planned: CostedRun) -> Row:
@@ -420,8 +448,8 @@ def _all_finished(folder: Path, plan: Plan | None, study: Study, confirm: bool) 
     """Whether every run that the plan has is done, and there is none to come that it has not."""
     if plan is None:
         return False
-    searched = plan.tuning is not None and bool(plan.tuning.choices)
-    if study.tune is not None and (not searched or (confirm and not plan.runs)):
+    is_swept = plan.tuning is not None and bool(plan.tuning.choices)
+    if study.tune is not None and (not is_swept or (confirm and not plan.runs)):
         return False
     finished = _finished(folder)
     return all(id in finished for id in plan.ids)

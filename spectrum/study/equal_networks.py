@@ -207,7 +207,7 @@ def _groups(planned: Sequence[CostedRun]) -> list[list[CostedRun]]:
     by_id = {one.run.id: one for one in planned}
     groups = [list(by_id.values())]
     keys: tuple[Callable[[CostedRun], str], ...] = (
-        # Two models of one's own may differ in training alone, in what nobody has written down.
+        # Two models of one's own may differ in training alone, in what no option says.
         lambda one: digest([one.run.model if registered_in(one.run.model) else ""]),
         lambda one: digest([one.params, one.macs, one.activations, one.norms, one.nonlinearities]),
         lambda one: _trained(one.run),

@@ -22,6 +22,7 @@ from spectrum.design.run import RunConfig
 from spectrum.design.study_file import Match, Study, Wanted, as_study
 from spectrum.models import registered_in
 from spectrum.models.position import PLACES, Position
+from spectrum.study.forecast import OF_DATA, cpu_seconds, data_seconds, run_seconds
 
 if TYPE_CHECKING:
     from torch import nn
@@ -44,14 +45,14 @@ class CostedRun:
     realised_segments: tuple[int, ...]  # of each segmented convolution
     asked: RunConfig  # as the study has it
     match: Match = "none"
-    budget: float | None = None  # params, MACs or seconds a step that the reference has
+    budget: float | None = None  # params, MACs or seconds per step of the reference
     mismatch: float | None = None  # of this run: cost / budget − 1
     norms: int = 0  # batch normalisations of a forward pass
     nonlinearities: int = 0
     pointwise_pixels: tuple[int, ...] = ()  # at which each 1×1 of a segmented convolution runs
     step_seconds: float | None = None  # measured
     solved_for: str | None = None  # a hash of what its widths depend on
-    seconds: float | None = None  # estimated training time on one worker
+    seconds: float | None = None  # estimated CPU time on one worker, evaluation and data included
     caveat: str | None = None  # what ran in a network of one's own and is not in its MACs
     clamped: tuple[tuple[str, int], ...] | None = None  # option → layers; None: of a plan that does not tell
     same_as: str | None = None  # id of the run that trains the same network, if an earlier one does
@@ -131,7 +132,7 @@ def plan_study(
     Args:
         study: from `load_study`, or the path of its file.
         imports: modules to import first, for models of one's own.
-        time_steps: also time some training steps of each network, which takes half a second or so each.
+        time_steps: also time some training steps of each network, which takes about half a second each.
         frozen: an earlier plan; widths that were solved in it for the same budget are taken as they are.
 
     Raises SpecError for a run whose network cannot be built or cannot meet its budget, for an option or an axis that
@@ -161,6 +162,13 @@ def plan_study(
         return told_apart(study, planned)
 
 
+def _wall_seconds(function: Callable[[], object], threads: int) -> float:
+    """Time of one call on the clock, the median of several."""
+    from spectrum.cost.speed import timed
+
+    return float(timed(function, threads).median)
+
+
 class _Planner:
     """Plans one run after the other, each network once."""
 
@@ -170,7 +178,8 @@ class _Planner:
             run.solved_for: run for run in (frozen.asked if frozen else ()) if run.solved_for and run.counted
         }
         self.planned: dict[Any, CostedRun] = {}
-        self.sizes: dict[Any, int] = {}  # of training splits
+        self.sizes: dict[Any, tuple[int, int]] = {}  # of training and validation splits
+        self.data: dict[Any, tuple[float, float]] = {}  # seconds to split images, and to make a batch
         self.references: dict[Any, CostedRun] = {}
 
     def plan(self, wanted: Wanted, *, time_steps: bool) -> CostedRun:
@@ -178,7 +187,7 @@ class _Planner:
 
         run = wanted.run
         images = images_of(run)
-        images_an_epoch = self._train_images(run, images)  # raises where there are too few
+        sizes = self._sizes(run, images)  # raises where there are too few
         key = (wanted.match, digest(network_of(run)), *_step(run), images.shape, images.classes)
         if key not in self.planned:
             if registered_in(run.model) is not None:
@@ -186,12 +195,12 @@ class _Planner:
             self.planned[key] = self._plan_network(wanted, images)
         found = self.planned[key]
         if time_steps and found.step_seconds is None:
-            found = self.planned[key] = replace(found, step_seconds=self._time_step(found.run, images))
+            found = self.planned[key] = replace(found, step_seconds=self._time_step(found.run, images, cpu_seconds))
         solved = _as_wide_as(found.run, run)
-        if found.step_seconds is None:
+        if found.step_seconds is None or not time_steps:
             return replace(found, run=solved, asked=run)
-        steps = images_an_epoch // min(run.batch_size, images_an_epoch) * run.epochs
-        return replace(found, run=solved, asked=run, seconds=found.step_seconds * steps)
+        seconds = run_seconds(run, sizes, len(images.test_y), found.step_seconds, self._data_seconds(run, images))
+        return replace(found, run=solved, asked=run, seconds=seconds)
 
     def _plan_network(self, wanted: Wanted, images: Images) -> CostedRun:
         run, match = wanted.run, wanted.match
@@ -225,7 +234,7 @@ class _Planner:
         except BudgetError as error:
             where = ", ".join(f"{name} = {getattr(run, name)}" for name in PLACES if getattr(run, name) is not None)
             raise SpecError(
-                f"budget.match = {match!r}, {where}: {error}; try another reference or base.width"
+                f"cannot match {match} for {where}: {error}. Choose a larger `reference` or a larger `width` in [base]"
             ) from None
         # widths that the network has anyway name no other run, which would be trained a second time
         own = solution.widths == _stage_widths(run, images)
@@ -280,27 +289,33 @@ class _Planner:
         called = compiled(model) if run.compile else model
         optimizer = make_optimizer(run, model)
         x_nchw, y_n = random_batch(
-            model, (min(run.batch_size, self._train_images(run, images)), *images.shape), images.classes
+            model, (min(run.batch_size, self._sizes(run, images)[0]), *images.shape), images.classes
         )
         return lambda: training_step(run, called, optimizer, x_nchw, y_n)
 
-    def _time_step(self, run: RunConfig, images: Images) -> float:
-        from spectrum.cost.speed import timed
-
+    def _time_step(
+        self, run: RunConfig, images: Images, clock: Callable[[Callable[[], object], int], float] = _wall_seconds
+    ) -> float:
         try:
-            return float(timed(self._stepper(run, images), THREADS).median)
-        except Exception as error:  # whatever a user's own family or backend raises
+            return clock(self._stepper(run, images), THREADS)
+        except Exception as error:  # whatever a user's own model or backend raises
             if not registered([run.model]):
                 raise
             raise _refused(run, "a training step fails", error) from error
 
-    def _train_images(self, run: RunConfig, images: Images) -> int:
-        from spectrum.data.splits import count_train_images
+    def _sizes(self, run: RunConfig, images: Images) -> tuple[int, int]:
+        from spectrum.data.splits import count_used
 
         key = (images.fingerprint, run.validation_fraction, run.train_images)
         if key not in self.sizes:
-            self.sizes[key] = count_train_images(images, run.validation_fraction, run.train_images)
+            self.sizes[key] = count_used(images, run.validation_fraction, run.train_images)
         return self.sizes[key]
+
+    def _data_seconds(self, run: RunConfig, images: Images) -> tuple[float, float]:
+        key = (images.fingerprint, *(getattr(run, name) for name in OF_DATA))
+        if key not in self.data:
+            self.data[key] = data_seconds(run, images)
+        return self.data[key]
 
 
 def network_of(run: RunConfig) -> list[Any]:
@@ -309,8 +324,10 @@ def network_of(run: RunConfig) -> list[Any]:
 
 
 def _count_of(match: Match, run: RunConfig, images: Images) -> Callable[[RunConfig, Any, bool], int]:
-    """How a budget's count is taken of a network like a run's in other widths: of its run, it on `meta`, and whether
-    MACs may be reckoned from its weights, which is faster and holds for nearly all networks."""
+    """A function that counts what a budget matches, for a run's network in other widths.
+
+    It takes the run, its network on `meta`, and whether MACs may be computed from the weights, which is faster and
+    right for nearly all networks."""
     from spectrum.cost.count import macs_of_weights, pixels_by_layer
 
     if match == "params":
@@ -362,9 +379,9 @@ def build(run: RunConfig, images: Images) -> nn.Module:
     channels, side, _ = images.shape
     try:
         return build_model(run.model, run.network_options(channels, images.classes, side))
-    except (ValueError, TypeError, RuntimeError, MemoryError) as error:  # too large, or a user's own family
+    except (ValueError, TypeError, RuntimeError, MemoryError) as error:  # too large, or a user's own model
         raise SpecError(f"model = {run.model!r}, segments = {run.segments}: {error}") from error
-    except Exception as error:  # whatever else a user's own family raises
+    except Exception as error:  # whatever else a user's own model raises
         raise _refused(run, "its builder fails", error) from error
 
 
@@ -413,7 +430,7 @@ def _described(value: object) -> str:
 
 
 def _build_on_meta(run: RunConfig, images: Images) -> nn.Module:
-    """The network without its numbers, for counting; with them, where a user's own family cannot be built so."""
+    """The network without its numbers, for counting; with them, where a user's own model cannot be built so."""
     import torch
 
     try:
@@ -435,8 +452,8 @@ def _counted(run: RunConfig, images: Images) -> CostedRun:
         )
     for option in unreachable_options(model):
         raise SpecError(
-            f"{option} = {getattr(run, option)}: no layer of {run.model!r} has channels enough; "
-            "try less, or wider stages"
+            f"{option} = {getattr(run, option)}: no layer of {run.model!r} has enough channels; "
+            "give a smaller number, or wider stages"
         )
     return CostedRun(
         run=run,
@@ -470,6 +487,6 @@ def _cost(run: RunConfig, images: Images) -> tuple[nn.Module, Cost]:
     model = _build_on_meta(run, images)
     try:
         return model, measure_cost(model, images.shape)
-    except Exception:  # a user's own family may look at numbers; what else is wrong will show again
+    except Exception:  # a user's own model may look at numbers; what else is wrong will show again
         model = build(run, images)
         return model, measure_cost(model, images.shape)

@@ -1,4 +1,5 @@
-"""The same search for learning rate and weight decay at every run, decided on validation images.
+"""The learning-rate sweep, which may also tune weight decay: the same for every configuration, decided on validation
+images.
 
 Every network gets the whole grid with the same seeds, which train nothing else; the best mean validation accuracy
 chooses. Pure functions on planned runs and rows.
@@ -19,16 +20,16 @@ from spectrum.study.planning import CostedRun
 
 @dataclass(frozen=True)
 class Choice:
-    """What the search found for one network."""
+    """The values that the sweep chose for one network."""
 
     id: str  # of the run with seed 0 and the study's own learning rate
     run: RunConfig  # that run
     match: str  # its budget, the first if it serves several
     values: Mapping[str, float]  # chosen, by field
-    val_accuracy: float  # mean over the search's seeds, from 0 to 1
+    val_accuracy: float  # mean over the sweep's seeds, from 0 to 1
     low_edges: tuple[str, ...]  # fields whose choice is the smallest value of the grid
     high_edges: tuple[str, ...]  # fields whose choice is the largest
-    searched: tuple[str, ...] = ()  # ids of the search's runs at these values
+    searched: tuple[str, ...] = ()  # ids of the sweep's runs at these values
 
     def record(self) -> PlannedChoice:
         """What plan.json keeps of it."""
@@ -43,8 +44,8 @@ class Choice:
         )
 
 
-def search(planned: Sequence[CostedRun], grid: Grid, seeds: Sequence[int]) -> list[CostedRun]:
-    """The runs that the search trains; seeds outermost, so that a search cut short has seen the whole grid."""
+def sweep(planned: Sequence[CostedRun], grid: Grid, seeds: Sequence[int]) -> list[CostedRun]:
+    """The runs of the sweep; seeds outermost, so that a sweep that is cut short has seen the whole grid."""
     networks: dict[str, CostedRun] = {}
     for one in planned:
         networks.setdefault(_unseeded(one).id, one)
@@ -64,7 +65,7 @@ def choose(planned: Sequence[CostedRun], grid: Grid, rows: Mapping[str, Mapping[
     """The best values of every network; of equal ones the smaller.
 
     Args:
-        planned: what `search` gave for this grid.
+        planned: what `sweep` gave for this grid.
         grid: its values.
         rows: finished rows by id, of all of `planned`. A diverged run counts, at chance.
     """
@@ -81,7 +82,7 @@ def choose(planned: Sequence[CostedRun], grid: Grid, rows: Mapping[str, Mapping[
         scores = {values: fmean(rows[one.run.id]["val_accuracy"] for one in runs) for values, runs in by_values.items()}
         best = min(scores, key=lambda values: (-scores[values], values))
         chosen = dict(zip(grid, best, strict=True))
-        searched = {name: values for name, values in grid.items() if len(values) > 1}
+        tuned = {name: values for name, values in grid.items() if len(values) > 1}
         choices.append(
             Choice(
                 id=id,
@@ -89,8 +90,8 @@ def choose(planned: Sequence[CostedRun], grid: Grid, rows: Mapping[str, Mapping[
                 match=by_values[best][0].match,
                 values=chosen,
                 val_accuracy=scores[best],
-                low_edges=tuple(name for name, values in searched.items() if chosen[name] == values[0]),
-                high_edges=tuple(name for name, values in searched.items() if chosen[name] == values[-1]),
+                low_edges=tuple(name for name, values in tuned.items() if chosen[name] == values[0]),
+                high_edges=tuple(name for name, values in tuned.items() if chosen[name] == values[-1]),
                 searched=tuple(one.run.id for one in by_values[best]),
             )
         )

@@ -75,7 +75,7 @@ class Checkpoints:
     def save(self, state: State, progress: TrainingProgress) -> None:
         """Write one, and remove all but the two latest.
 
-        Where that cannot be, for want of room on the disk or in memory, or for a tensor that no file can hold, it is a
+        Where that cannot be, for lack of space on the disk or in memory, or for a tensor that no file can hold, it is a
         trouble, and not the end of the run.
         """
         header = {"identity": self.identity, "environment": self.environment, **asdict(progress)}

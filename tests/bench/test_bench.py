@@ -213,9 +213,9 @@ def test_a_study_and_a_script_train_the_same_runs():
         (["op", "--threads", "0"], "--threads 0: expected at least 1"),
         (["op", "--shape", "1", "2", "0", "4"], "--shape"),
         (["steps"], "bench steps: needs --study FOLDER"),
-        (["op", "--study", "results/curve"], "bench op --study results/curve: --study is of steps; leave it out"),
+        (["op", "--study", "results/curve"], "bench op --study results/curve: only steps takes --study; leave it out"),
         (["steps", "--study", "nowhere"], "--study nowhere: is no folder with a plan.json"),
-        (["train", "--shape", "1", "2", "3", "4"], "bench train --shape 1 2 3 4: --shape is of op"),
+        (["train", "--shape", "1", "2", "3", "4"], "bench train --shape 1 2 3 4: only op takes --shape"),
     ],
 )
 def test_wrong_input_is_named_and_measures_nothing(words, says, tmp_path, capsys, monkeypatch):

@@ -59,8 +59,8 @@ def test_imports_are_no_part_of_ids_and_hashes(tmp_path):
     ("said", "says"),
     [
         ('"no_such_module_anywhere"', "import = no_such_module_anywhere: no such module in the folder of the study"),
-        ('"my_models.py"', "import: 'my_models.py' is no name of a module; give one as Python imports it"),
-        ('["../evil"]', "import: '../evil' is no name of a module"),
+        ('"my_models.py"', "import: 'my_models.py' is not a module name; give one as Python imports it"),
+        ('["../evil"]', "import: '../evil' is not a module name"),
         ("3", "import: expected a list"),
         ('"broken"', "import = broken: SyntaxError"),
         ('"ends"', "import = ends: SystemExit: 3"),

@@ -84,14 +84,14 @@ def test_all_faults_of_a_file_are_told_at_once():
         ({"base": {"segments": 4, "segment_width": 2}}, "segments and segment_width: give one of the two"),
         (
             {"base": {"segment_width": 4}, "axes": {"segments": [1, 2]}},
-            "base.segment_width: no run would have it, since axes.segments puts each elsewhere",
+            "base.segment_width: has no effect, since axes.segments sets the segments of every run",
         ),
         (
             {"base": {"segment_shares": [2, 1]}, "axes": {"segment_width": [1, 2]}},
-            "base.segment_shares: no run would have it, since axes.segment_width puts each elsewhere",
+            "base.segment_shares: has no effect, since axes.segment_width sets the segments of every run",
         ),
         ({"base": {"shuffle": True}}, "shuffle: only relabels rows"),
-        ({"base": {"pointwise": False, "norm": True}}, "norm: there is no second half"),
+        ({"base": {"pointwise": False, "norm": True}}, "norm: needs the 1×1, which pointwise = false removes"),
         ({"base": {"warmup_epochs": 8.0}}, "warmup_epochs: 8.0 leaves nothing of 8 epochs"),
         ({"budget": {"match": "weights"}}, "budget.match.0: 'weights' is unknown; try 'none'"),
         ({"budget": {"match": []}}, "budget.match"),
@@ -102,14 +102,14 @@ def test_all_faults_of_a_file_are_told_at_once():
         ({"budget": {"match": "macs", "reference": {"segments": 0}}}, "budget.reference: segments: 0 is not a number"),
         (
             {"axes": {"widths": [[8, 16], [8, 8]]}, "budget": {"match": "macs", "reference": {"segments": 1}}},
-            "widths: are what a budget solves for",
+            "widths: a budget solves for them",
         ),
         (
             {"axes": {"width": [0.5, 1.0]}, "budget": {"match": "macs", "reference": {"segments": 1, "width": 1.0}}},
-            "budget.reference: gives every width the same budget",
+            "budget.reference: sets a width, which would give every width the same budget",
         ),
-        (contrast({"segments": {"a": 1}}), "between.0.segments: no run has {'a': 1}"),
-        (contrast({"segments": [[1]]}), "between.0.segments: no run has"),
+        (contrast({"segments": {"a": 1}}), 'compares segments = {"a": 1}, but the study trains only 1 and 2'),
+        (contrast({"segments": [[1]]}), "compares segments = [[1]], but the study trains only 1 and 2"),
         ({"tune": {}}, "tune: give at least two values of lr or of weight_decay"),
         ({"tune": {"lr": []}}, "tune: give at least two values of lr"),
         ({"tune": {"lr": [0.1]}}, "tune: give at least two values of lr"),
@@ -117,10 +117,13 @@ def test_all_faults_of_a_file_are_told_at_once():
         ({"tune": {"lr": [0.0, 0.1]}}, "tune.lr.0: input should be greater than 0"),
         ({"tune": {"lr": [0.1, 0.2], "seeds": []}}, "tune.seeds"),
         ({"tune": {"weight_decay": [0.0, 1e-4], "extend": 1}}, "extend: has no next value beyond 0"),
-        ({"tune": {"lr": [0.1, 0.2], "seeds": [0]}}, "tune.seeds: 0 trains scored runs too; try 1000"),
+        ({"tune": {"lr": [0.1, 0.2], "seeds": [0]}}, "tune.seeds: 0 is a seed of the final runs too; try 1000"),
         ({"axes": {"lr": [0.1, 0.2]}, "tune": {"lr": [0.1, 0.2]}}, "tune.lr: varies in this study"),
         (contrast({"order": "spatial_first"}), "between.0.order: does not vary in this study; what varies is segments"),
-        (contrast({"segments": 5}), "between.0.segments: no run has 5; try 1, 2"),
+        (
+            contrast({"segments": 5}),
+            "compares segments = 5, but the study trains only 1 and 2; add 5 to [axes] segments, or compare",
+        ),
         (contrast({"segmets": 1}), 'between.0.segmets: unknown key; did you mean "segments"?'),
         (contrast({"segments": 2}), "give two different sides"),
         (contrast({}), "give two different sides"),
@@ -128,7 +131,7 @@ def test_all_faults_of_a_file_are_told_at_once():
         ({"contrasts": [{"name": "x", "between": [{"segments": 1}]}]}, "contrasts.0.between"),
         (interaction([{"segments": 1}]), 'across: expected two settings or "segments", got 1'),
         (interaction("order"), "contrasts.0.across"),
-        (interaction([{"segments": 1}, {"segments": 5}]), "across.1.segments: no run has 5; try 1, 2"),
+        (interaction([{"segments": 1}, {"segments": 5}]), "compares segments = 5, but the study trains only 1 and 2"),
         (interaction([{"segments": 1}, {"segments": 1}]), "across: give two different settings"),
         (interaction([{"segments": 1}, {"activation": "relu"}]), "across.1.activation: is what is compared"),
         (
@@ -142,11 +145,11 @@ def test_all_faults_of_a_file_are_told_at_once():
         ),
         ({"base": {"label_noise": 0.1}}, "label_noise: belongs to a teacher; set teacher_segments"),
         ({"base": {"dataset": "gaussian"}}, "has no labels of its own; set teacher_segments"),
-        ({"base": {"teacher_segments": 1, "teacher_seed": "own"}}, "'own' is no seed; try 0, 1, 2 … or \"seed\""),
+        ({"base": {"teacher_segments": 1, "teacher_seed": "own"}}, "'own' is not a seed; try 0, 1, 2 … or \"seed\""),
         ({"cases": [{"segments": 1}, {"segments": 1}]}, "cases: two of them are the same run"),
         ({"base": 3}, "base: expected a table"),
         ({"axes": {"activation": ["none", "relu"], "pointwise": [False]}}, "at activation = 'relu'"),
-        ({"name": "y"}, "name: a study is called as its file is"),
+        ({"name": "y"}, "name: a study has the name of its file"),
     ],
 )
 def test_a_wrong_study_says_which_field_and_what_would_work(said, says):
@@ -276,7 +279,7 @@ def test_the_base_can_be_overridden_but_not_an_axis():
     with pytest.raises(SpecError, match="segments: varies in this study"):
         study.with_base(segments=4)
     tuned = parse_study({"tune": {"lr": [0.1, 0.2]}}, "x")
-    with pytest.raises(SpecError, match="lr: is searched in this study"):
+    with pytest.raises(SpecError, match="lr: is tuned in this study"):
         tuned.with_base(lr=0.3)
 
 
@@ -294,7 +297,7 @@ def test_the_experiments_can_be_read_in_a_minute(path):
     ("content", "says"),
     [
         (b"[base\n", "not valid TOML"),
-        (b"\xff\xfe", "is no text in UTF-8"),
+        (b"\xff\xfe", "is not UTF-8 text"),
         (b"[base]\nepoch = 1\n", 'base.epoch: unknown key; did you mean "epochs"?'),
     ],
 )
@@ -467,7 +470,7 @@ def test_a_file_may_begin_with_a_byte_order_mark(tmp_path):
 @pytest.mark.parametrize("text", ["", "\n", "# a comment\n", "\ufeff"])
 def test_an_empty_file_is_told_from_a_study(tmp_path, text):
     (tmp_path / "x.toml").write_text(text, encoding="utf-8")
-    with pytest.raises(SpecError, match=r"x\.toml: says nothing; begin with what varies"):
+    with pytest.raises(SpecError, match=r"x\.toml: is empty; begin with the axes that vary"):
         load_study(tmp_path / "x.toml")
 
 

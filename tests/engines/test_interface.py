@@ -163,7 +163,7 @@ def test_a_number_is_taken_where_it_can_be_and_refused_where_not(name, value):
 
 def test_the_flags_of_run_are_the_fields_of_the_settings(capsys):
     with pytest.raises(SystemExit):
-        main(["run", "--help"])
+        main(["run", "--help-all"])
     help_text = capsys.readouterr().out
     for name in EngineSettings.model_fields:
         assert f"--{'import' if name == 'imports' else name.replace('_', '-')}" in help_text
@@ -182,7 +182,7 @@ class Unlimited(LocalEngine):
 
 @pytest.mark.parametrize("settings", [{"run_minutes": 3}, {"memory_gb": 4.0}])
 def test_settings_that_an_engine_cannot_keep_are_refused_before_anything_is_written(study_folder, settings):
-    with pytest.raises(SpecError, match=rf"{next(iter(settings))}: this engine \(Unlimited\) has no use for it"):
+    with pytest.raises(SpecError, match=rf"{next(iter(settings))}: this engine \(Unlimited\) does not use it"):
         run_study(tiny(), engine=Unlimited(), **settings)
     assert not list(study_folder.iterdir())
 

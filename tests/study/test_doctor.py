@@ -196,7 +196,7 @@ def test_a_run_that_is_writing_is_said_and_not_disturbed(folder: Path, capsys: p
 
 def test_a_folder_of_something_else_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["doctor", str(tmp_path)]) == 2
-    assert "is no folder of results" in capsys.readouterr().err
+    assert "is not a results folder" in capsys.readouterr().err
 
 
 def test_a_row_of_an_early_version_is_read(tmp_path: Path) -> None:

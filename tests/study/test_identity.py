@@ -108,7 +108,7 @@ def test_the_python_function_keeps_the_same_rule(two, study_folder):
 
 def test_the_folder_itself_is_read_whatever_files_there_are(two, capsys):
     assert run("status", "results/x") == 0
-    assert "2 runs · 2 done" in capsys.readouterr().out
+    assert "complete. 2 runs; none failed or diverged." in capsys.readouterr().out
     assert run("export", "results/x", "--to", "rows.csv") == 0
 
 

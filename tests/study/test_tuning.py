@@ -1,4 +1,4 @@
-"""The search: the same grid everywhere, decided on validation images, confirmed with other seeds."""
+"""The learning-rate sweep: the same grid everywhere, decided on validation images, final runs with other seeds."""
 
 import json
 
@@ -9,7 +9,7 @@ from spectrum.design.run import RunConfig
 from spectrum.design.study_file import parse_study
 from spectrum.study.planning import CostedRun
 from spectrum.study.store import StoreError, read_plan, read_rows
-from spectrum.study.tuning import choose, confirmed, extended, search
+from spectrum.study.tuning import choose, confirmed, extended, sweep
 
 TINY = {"dataset": "digits", "train_images": 100, "batch_size": 50, "epochs": 1, "width": 0.25}
 GRID = {"lr": (0.05, 0.1, 0.2), "weight_decay": (0.0, 0.001)}
@@ -20,29 +20,29 @@ def planned(*segments, seeds=(0,)):
     return [CostedRun(run, 1, 1, 1, (1,), run) for run in runs]
 
 
-def rows_of(searched, accuracy):
-    return {one.run.id: {"val_accuracy": accuracy(one.run)} for one in searched}
+def rows_of(swept, accuracy):
+    return {one.run.id: {"val_accuracy": accuracy(one.run)} for one in swept}
 
 
 def test_every_network_gets_the_whole_grid_with_the_same_seeds_and_no_test_images():
-    searched = search(planned(1, 4, seeds=(0, 1)), GRID, seeds=(10, 11))
-    assert len(searched) == len({one.run.id for one in searched}) == 2 * 6 * 2
+    swept = sweep(planned(1, 4, seeds=(0, 1)), GRID, seeds=(10, 11))
+    assert len(swept) == len({one.run.id for one in swept}) == 2 * 6 * 2
     for count in (1, 4):
-        own = {(one.run.lr, one.run.weight_decay, one.run.seed) for one in searched if one.run.segments == count}
+        own = {(one.run.lr, one.run.weight_decay, one.run.seed) for one in swept if one.run.segments == count}
         assert own == {(lr, decay, seed) for lr in GRID["lr"] for decay in GRID["weight_decay"] for seed in (10, 11)}
-    assert {one.run.scored_on for one in searched} == {"validation"}
+    assert {one.run.scored_on for one in swept} == {"validation"}
 
 
 def test_the_best_mean_over_seeds_is_chosen_and_of_equal_ones_the_smaller():
     runs = planned(1, 4)
-    searched = search(runs, GRID, seeds=(10, 11))
+    swept = sweep(runs, GRID, seeds=(10, 11))
     best = {1: 0.2, 4: 0.1}
 
     def accuracy(run):  # one lucky seed at another rate does not decide
         lucky = 0.06 if run.lr == 0.05 and run.seed == 10 else 0.0
         return 0.5 + lucky - abs(run.lr - best[run.segments])
 
-    choices = choose(searched, GRID, rows_of(searched, accuracy))
+    choices = choose(swept, GRID, rows_of(swept, accuracy))
     assert [choice.values for choice in choices] == [
         {"lr": 0.2, "weight_decay": 0.0},
         {"lr": 0.1, "weight_decay": 0.0},
@@ -63,14 +63,14 @@ def test_the_best_mean_over_seeds_is_chosen_and_of_equal_ones_the_smaller():
 
 def test_a_grid_grows_beyond_the_edges_that_are_best_anywhere():
     runs, grid = planned(1, 4), {"lr": (0.05, 0.1, 0.2)}
-    searched = search(runs, grid, seeds=(10,))
+    swept = sweep(runs, grid, seeds=(10,))
     best = {1: 0.2, 4: 0.05}
-    choices = choose(searched, grid, rows_of(searched, lambda p: -abs(p.lr - best[p.segments])))
+    choices = choose(swept, grid, rows_of(swept, lambda p: -abs(p.lr - best[p.segments])))
     wider = extended(grid, choices, grid, most=1)
     assert wider == {"lr": (0.025, 0.05, 0.1, 0.2, 0.4)}
     assert extended(wider, choices, grid, most=1) == wider, "one at each edge was allowed"
     assert extended(grid, choices, grid, most=0) == grid
-    inner = choose(searched, grid, rows_of(searched, lambda p: -abs(p.lr - 0.1)))
+    inner = choose(swept, grid, rows_of(swept, lambda p: -abs(p.lr - 0.1)))
     assert extended(grid, inner, grid, most=1) == grid
 
 
@@ -102,7 +102,7 @@ def test_a_study_is_searched_then_confirmed_and_neither_twice(study_folder):
     best = tuning.loc[tuning.groupby("segments")["val_accuracy"].idxmax()]
     assert best["chosen"].all()
     assert tuning["chosen"].sum() == 2
-    with pytest.raises(StoreError, match="of a search only"):
+    with pytest.raises(StoreError, match="only the learning-rate sweep"):
         load_results(folder)
     axes = plots.tuning_map(tuning).axes[0]
     assert [label.get_text() for label in axes.get_yticklabels()] == ["1", "per-channel"]
