@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import pandas as pd
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure, SubFigure
-from matplotlib.legend import Legend
+from matplotlib.figure import Figure
 from pages.study import CURVES, complete
 from pages.words import in_plain_words
 
@@ -40,7 +38,7 @@ WORDS = {  # what the library's figures say, and what this one says
     "dataset cifar10": "CIFAR-10",
     "ShuffleNet, of its 1×1": "ShuffleNet (of the 1×1)",
     "no 1×1 (bare)": "plain 3×3",
-    "margin, ±0.5 points": "±0.5 pp",
+    "margin, ±0.5 pp": "±0.5 pp",
     "activation relu": "ReLU",
     "activation elu": "ELU",
     "activation gelu": "GELU",
@@ -62,26 +60,30 @@ def draw() -> Figure:
     below = [ax for row in rows[1:] for ax in row.subplots(1, 2)]
     used = [load_results(RESULTS / name) for name in (*curves, *effects)]
     for name, table, ax in zip(curves, used, above, strict=False):
-        plots.spectrum_curve(table, ax=ax)
+        plots.spectrum_curve(table, ax=ax, caption=False)
         _in_plain_words(ax, f"{TITLES[name]}, n = {table['seed'].nunique()}")
-    _legend_above(rows[0], above)
-    plots.literature_curve(pd.concat([table[table["match"] == "macs"] for table in used[: len(curves)]]), ax=below[0])
+        ax.set_ylabel("test accuracy, %" if ax is above[0] else "")
+    handles, labels = _named(above[0])
+    rows[0].legend(handles, labels, loc="outside upper center", ncols=4, fontsize=TYPE, columnspacing=1.2)
+    _unnamed(*above)
+    matched = pd.concat([table[table["match"] == "macs"] for table in used[: len(curves)]])
+    plots.literature_curve(matched, ax=below[0], caption=False)
     _in_plain_words(below[0], TITLES["gain"])
     _legend(below[0], "upper left", 1.1)
     below[0].set_yticks([0, 5, 10])
     for name, table, ax in zip(effects, used[len(curves) :], below[1:], strict=False):
         pairs, margin = EFFECTS[name]
-        plots.difference_curve(table, pairs, margin=margin, ax=ax)
+        plots.difference_curve(table, pairs, margin=margin, ax=ax, caption=False)
         _in_plain_words(ax, f"{TITLES[name]}, n = {table['seed'].nunique()}")
         if len(pairs) > 1:
             _legend(ax, "lower left", 0.6)
         else:
-            _legend_of(ax).remove()  # the caption says what is grey
+            _unnamed(ax)  # the caption says what is grey
     for ax in below[1 + len(effects) :]:
         ax.set_axis_off()
     studies = ", ".join(studies_of(table) for table in used)
     said = "pp: percentage points of test accuracy · bars: 95% CIs; differences paired by seed"
-    band = "grey band: margin of ±0.5 pp"
+    band = "hollow: plain 3×3 · grey band: margin of ±0.5 pp"
     caption = wrapped(f"{said} · {band} · studies {studies}", round(WIDTH * CAPTION_CHARACTERS))
     figure.suptitle(caption, color="0.25", fontsize=TYPE)
     return figure
@@ -96,37 +98,28 @@ def _in_plain_words(ax: Axes, title: str) -> None:
     ax.set_xticks(ax.get_xticks(), [WORDS.get(text, text) for text in ticks])
 
 
-def _legend_of(ax: Axes) -> Legend:
-    """The legend that the library drew."""
-    legend = ax.get_legend()
-    assert legend is not None
-    return legend
-
-
-def _named_handles(ax: Axes) -> tuple[list[Artist], list[str]]:
-    """What the library's legend of a panel shows, in the words of pages."""
-    legend = _legend_of(ax)
+def _named(ax: Axes) -> tuple[list[Artist], list[str]]:
+    """What is drawn on a panel and has a name, in the words of pages."""
     handles, labels = ax.get_legend_handles_labels()
-    texts = [text.get_text() for text in legend.get_texts()]
-    drawn: dict[str, Any] = dict(zip(texts, legend.legend_handles, strict=True))
-    drawn |= dict(zip(labels, handles, strict=True))
-    return [drawn[text] for text in texts], [WORDS.get(text, in_plain_words(text)) for text in texts]
+    return list(handles), [WORDS.get(label, in_plain_words(label)) for label in labels]
+
+
+def _unnamed(*panels: Axes) -> None:
+    """Remove the names that the library wrote: they take too much of a narrow panel."""
+    for ax in panels:
+        for text in list(ax.texts):
+            text.remove()
+        if (legend := ax.get_legend()) is not None:
+            legend.remove()
 
 
 def _legend(ax: Axes, where: Literal["upper left", "lower left"], share: float) -> None:
     """A legend in room of its own, a share of the range of the data."""
+    _unnamed(ax)
     low, high = ax.get_ylim()
     room = share * (high - low)
     ax.set_ylim(low - room * where.startswith("lower"), high + room * where.startswith("upper"))
-    ax.legend(*_named_handles(ax), loc=where, ncols=2 if where.startswith("lower") else 1, fontsize=TYPE)
-
-
-def _legend_above(row: SubFigure, panels: Sequence[Axes]) -> None:
-    """One legend for all panels of a row, above them."""
-    row.legend(*_named_handles(panels[0]), loc="outside upper center", ncols=5, fontsize=TYPE, columnspacing=1.2)
-    for ax in panels:
-        _legend_of(ax).remove()
-        ax.set_ylabel("test accuracy, %" if ax is panels[0] else "")
+    ax.legend(*_named(ax), loc=where, ncols=2 if where.startswith("lower") else 1, fontsize=TYPE)
 
 
 if __name__ == "__main__":
