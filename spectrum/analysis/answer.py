@@ -148,7 +148,7 @@ def _capacity(results: pd.DataFrame) -> list[str]:
     found = []
     unmatched, matched = results[results["match"] == "none"], results[results["match"] != "none"]
     if any(unmatched[count].nunique() > 1 for count in ("params", "macs") if count in unmatched):
-        where = "For the unmatched budget, parameters" if len(matched) else "The budget is unmatched: parameters"
+        where = "Where widths are matched, parameters" if len(matched) else "No budget is matched: parameters"
         found.append(f"{where} and MACs vary between configurations. A difference in accuracy may be one of capacity.")
     if "widths" in matched and matched.groupby("match")["widths"].agg(lambda one: one.map(repr).nunique()).gt(1).any():
         found.append(

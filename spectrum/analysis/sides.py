@@ -13,7 +13,6 @@ from spectrum.models.position import Position
 
 LONGEST = 60  # characters of a side's name; a longer one is explained once and then called A or B
 UNKNOWN = object()  # the value of a setting that a side does not fix
-MATCHED = {"params": "parameter-matched", "macs": "MAC-matched", "step_time": "time-matched", "none": "unmatched"}
 ACTIVATIONS = {"relu": "ReLU", "elu": "ELU", "gelu": "GELU", "silu": "SiLU", "none": "no activation"}
 SWITCHES = {"residual": "residual connections", "norm": "BN"}
 SIDE_COLUMNS = ("side_a", "side_b", "where", "setting_1", "setting_2")
@@ -49,7 +48,7 @@ def name_sides(
     pairs = [split] * split_known + [_both(name, between, rows) for name in names]
     pairs.append((several := _averages(rows, across, names, split_known), several))
     budget = _both("match", between, [results if part.empty else part for part in rows])
-    if budget == (MATCHED["none"],) * 2:
+    if budget == (budget_name("none"),) * 2:
         budget = ("width-matched",) * 2 if split[0] != split[1] and _same_widths(rows) else (None, None)
     pairs = [pair for pair in (*pairs, budget) if None not in pair and pair != ("", "")]
     first, second = (", ".join(str(pair[side]) for pair in pairs if pair[0] != pair[1]) for side in (0, 1))
@@ -89,7 +88,9 @@ def setting_words(name: str, value: Any) -> str:
     if isinstance(value, tuple | list):
         sizes = ":".join(map(str, value))
         return f"segments sized {sizes}" if name == "segment_shares" else f"{name.replace('_', ' ')} {sizes}"
-    known = {"match": MATCHED, "activation": ACTIVATIONS}.get(name, {}).get(value) if isinstance(value, str) else None
+    if name == "match":
+        return budget_name(str(value))
+    known = ACTIVATIONS.get(value) if name == "activation" and isinstance(value, str) else None
     return known or _plain_words(name, value)
 
 
@@ -99,7 +100,6 @@ def _plain_words(name: str, value: Any) -> str:
         value = int(value)
     text = "not set" if value is None or value != value else str(value).replace("_", " ")
     words = {
-        "match": budget_name(text),
         "activation": text,
         "order": text.replace(" ", "-"),
         "model": str(value),

@@ -89,7 +89,7 @@ def test_a_page_is_self_contained_and_says_what_a_reader_must_know(tmp_path, pla
     assert "<dt>segments</dt>" not in page
     for said in (
         "What lies between?",
-        "unmatched",
+        "No budget is matched",
         "2 seeds per configuration are few",
         "90.25 ± 3.18",
         "epochs",
@@ -337,7 +337,7 @@ def budgets(**more):
 def test_a_study_of_segments_and_one_setting_has_a_matrix():
     found = matrix(budgets())
     assert found.setting == "match"
-    assert found.titles == ["unmatched", "parameter-matched"]
+    assert found.titles == ["width-matched", "parameter-matched"]
     assert [split for split, _ in found.rows] == ["1 segment", "2 segments", "3 segments", "per-channel"]
     table = budgets()
     one = table[(table["segments"] == 2) & (table["match"] == "params")]["test_accuracy"]
@@ -384,7 +384,7 @@ def test_caveats_say_what_the_budgets_leave_free_and_what_is_missing(plan):
     assert said == [
         "24 of 30 runs have finished; the numbers may still change.",
         "3 seeds per configuration are few: intervals are wide and say little about small differences.",
-        "For the unmatched budget, parameters and MACs vary between configurations. "
+        "Where widths are matched, parameters and MACs vary between configurations. "
         "A difference in accuracy may be one of capacity.",
         "A budget is matched by changing the stage widths. A difference may therefore come from the width as well.",
     ]
