@@ -147,11 +147,11 @@ def test_reasons_follow_from_the_layers():
 
 def test_counters_that_hook_modules_do_not_see_the_segments():
     cost = measure_cost(network("8 elu pointwise_first"), SHAPE)
-    halves = sum(layer.macs for layer in cost.layers if layer.kind == "SegmentedHalf")
+    halves = sum(layer.macs for layer in cost.layers if layer.kind == "GroupedConv2d")
     for counter in ("ptflops pytorch", "thop", "torchinfo"):
         reading = readings("8 elu pointwise_first")[counter]
         if reading.version is not None:
-            assert {reason.name: reason.macs for reason in reading.reasons}["SegmentedHalf not seen"] == -halves
+            assert {reason.name: reason.macs for reason in reading.reasons}["GroupedConv2d not seen"] == -halves
 
 
 def test_what_no_rule_knows_is_left_over():
@@ -312,7 +312,7 @@ def test_rows_say_figure_unit_difference_and_reasons():
     assert both[1].endswith(" FLOPs = 2 × MACs")
     assert both[3:] == [f"+{error:,}", f"group error +{error:,}"]
     unseen = as_rows(audit(network("8 elu pointwise_first"), SHAPE))[1][COUNTERS.index("ptflops pytorch")]
-    assert "SegmentedHalf not seen −" in unseen[4] or "not installed" in unseen[4]
+    assert "GroupedConv2d not seen −" in unseen[4] or "not installed" in unseen[4]
 
 
 def test_prose_sets_torchs_ratio_beside_ours():

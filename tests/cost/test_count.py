@@ -67,7 +67,7 @@ def closed_form_macs(model, shape):
             total += sum(weight.numel() for weight in module.weights) * math.prod(output.shape[2:])
 
     counted = [
-        m for m in model.modules() if isinstance(m, (nn.Linear, nn.Conv2d)) or type(m).__name__ == "SegmentedHalf"
+        m for m in model.modules() if isinstance(m, (nn.Linear, nn.Conv2d)) or type(m).__name__ == "GroupedConv2d"
     ]
     hooks = [module.register_forward_hook(count) for module in counted]
     model.eval()(torch.zeros(1, *shape))

@@ -193,7 +193,7 @@ def test_another_loader_of_the_same_name_is_refused_and_the_same_one_is_not(regi
     register_dataset("mine", mine)
     with pytest.raises(ValueError, match="'mine' is registered already"):
         register_dataset("mine", dict)
-    with pytest.raises(ValueError, match="expected what gives Arrays"):
+    with pytest.raises(ValueError, match="must return Arrays"):
         register_dataset("other", PIXELS)
 
 

@@ -206,9 +206,9 @@ def test_a_family_needs_a_name(name):
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        ({"builder": "build"}, "builder='build': expected what gives"),
-        ({"builder": None}, "builder=None: expected what gives"),
-        ({"widths": (16, 32)}, r"widths=\(16, 32\): expected what gives"),
+        ({"builder": "build"}, "builder='build': must return"),
+        ({"builder": None}, "builder=None: must return"),
+        ({"widths": (16, 32)}, r"widths=\(16, 32\): must return"),
         ({"uses": 5}, "uses=5: expected names of fields"),
         ({"uses": [5]}, "uses=5: no option of a network"),
         ({"uses": [None]}, "uses=None: no option of a network"),
