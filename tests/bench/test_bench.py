@@ -119,7 +119,7 @@ def test_the_engine_and_a_folder_of_rows_are_measured(monkeypatch):
     monkeypatch.setattr(engine, "find_spec", lambda name: None)
     said = []
     table = engine.measure(rows=200, runs=3, rounds=2, on_row=said.append)
-    assert "Ray is not installed, and left out" in said.pop(1)
+    assert "Ray is not installed, so it is left out" in said.pop(1)
     assert list(table.what) == ["point", "status", "load", "resume"]
     assert (table.ms > 0).all()
     assert list(table["rounds"]) == [3, 2, 2, 2]
@@ -148,7 +148,7 @@ def test_without_keras_the_others_are_measured(monkeypatch):
     said = []
     table = models.measure(rounds=2, image_size=71, on_row=said.append)
     assert models.KERAS not in set(table.way)
-    assert "Keras is not installed, and left out" in said[0]
+    assert "Keras is not installed, so it is left out" in said[0]
 
 
 @pytest.mark.medium
@@ -214,7 +214,7 @@ def test_a_study_and_a_script_train_the_same_runs():
         (["op", "--shape", "1", "2", "0", "4"], "--shape"),
         (["steps"], "bench steps: needs --study FOLDER"),
         (["op", "--study", "results/curve"], "bench op --study results/curve: --study is of steps; leave it out"),
-        (["steps", "--study", "nowhere"], "--study nowhere: is no folder with a plan.json"),
+        (["steps", "--study", "nowhere"], "--study nowhere: no plan.json with runs"),
         (["train", "--shape", "1", "2", "3", "4"], "bench train --shape 1 2 3 4: --shape is of op"),
     ],
 )

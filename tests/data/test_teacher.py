@@ -316,7 +316,7 @@ def test_the_teacher_sees_at_the_resolution_of_its_students(side: int, stride: i
         ({"segments": 2.0}, "segments=2.0"),
         ({"segments": "all"}, "segments='all'"),
         ({"segments": [3, 3]}, r"segments=\[3, 3\]"),
-        ({"label_noise": -0.1}, "label_noise=-0.1: expected a part from 0 to below 1"),
+        ({"label_noise": -0.1}, "label_noise=-0.1: expected a fraction from 0 to below 1"),
         ({"label_noise": 1.0}, "label_noise=1.0"),
         ({"label_noise": math.nan}, "label_noise=nan"),
         ({"classes": 1}, "classes=1: expected at least 2"),
