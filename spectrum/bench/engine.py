@@ -105,7 +105,7 @@ def findings(table: pd.DataFrame) -> dict[str, Any]:
     found: dict[str, Any] = {"milliseconds a trivial point": float(by_name.ms["point"])}
     if "busy" in by_name.index:
         found["milliseconds a trivial point on Ray"] = float(by_name.ms["point on Ray"])
-        found["per cent of the time that workers are busy"] = float(by_name.percent["busy"])
+        found["percent of the time that workers are busy"] = float(by_name.percent["busy"])
     found |= {f"seconds to {name}": float(by_name.ms[name]) / 1e3 for name in CHECKS}
     return found | {"most gigabytes of memory": float(table.memory_gb.max())}
 

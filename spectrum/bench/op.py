@@ -54,7 +54,7 @@ def measure(
         for count in counts:
             rows += _measure_one(shape, count)
             ours = rows[-1]
-            on_row(f"{shape} {count:4d} segments · {ours['ms']:8.3f} ms · {ours['percent']:4.0f} % of the roofline")
+            on_row(f"{shape} {count:4d} segments · {ours['ms']:8.3f} ms · {ours['percent']:4.0f}% of the roofline")
     return pd.DataFrame(rows)
 
 
@@ -167,9 +167,9 @@ def findings(table: pd.DataFrame) -> dict[str, Any]:
     even = ours[ours.channels_per_segment % 1 == 0]
     speedup = (best / ours.ms).rename("speedup")
     found: dict[str, Any] = {
-        "least per cent of the roofline": float(even.percent.min()),
-        "median per cent of the roofline": float(even.percent.median()),
-        "points below 50 %": int((even.percent < 50).sum()),
+        "least percent of the roofline": float(even.percent.min()),
+        "median percent of the roofline": float(even.percent.median()),
+        "measurements below 50%": int((even.percent < 50).sum()),
         "points": len(even),
         "slowest against the best peer": float(1 / speedup.min()),
     }

@@ -87,7 +87,7 @@ def findings(table: pd.DataFrame) -> dict[str, Any]:
         found[f"{where}: times the default loop"] = float(row[DEFAULT] / row[OURS])
         if tuned := _tuned(row):
             found[f"{where}: times the best tuned loop"] = min(tuned) / float(row[OURS])
-    found["most of a step spent on data, per cent"] = float(table[table.way == OURS].data_percent.max())
+    found["most of a step spent on data, percent"] = float(table[table.way == OURS].data_percent.max())
     return found
 
 

@@ -44,8 +44,8 @@ def test_conclusions_about_the_operation_follow_from_its_table():
     rows += [op_row(s, "grouped", ms) for s, ms in ((1, 1.9), (2, 1.6), (3, 9.0), (4, 4.0), (8, 1.5))]
     rows += [op_row(s, "separate", 8.0) for s in (1, 2, 3, 4, 8)]
     found = op.findings(pd.DataFrame(rows))
-    assert found["least per cent of the roofline"] == 50
-    assert found["points below 50 %"] == 0
+    assert found["least percent of the roofline"] == 50
+    assert found["measurements below 50%"] == 0
     assert found["points"] == 4, "uneven segments are another comparison"
     assert found["slowest against the best peer"] == pytest.approx(2.0 / 1.9)
     assert found["times the best peer at 2 a segment"] == [4.0, 4.0]
@@ -139,7 +139,7 @@ def test_ray_is_measured_where_it_is_installed():
     assert table.ms["point on Ray"] > 0
     assert 30 < table.percent["busy"] <= 100
     assert "| point on Ray |" in engine.as_markdown(table.reset_index())
-    assert engine.findings(table.reset_index())["per cent of the time that workers are busy"] == table.percent["busy"]
+    assert engine.findings(table.reset_index())["percent of the time that workers are busy"] == table.percent["busy"]
 
 
 def test_without_keras_the_others_are_measured(monkeypatch):
@@ -162,7 +162,7 @@ def test_the_operation_is_measured_beside_its_peers(tmp_path, capsys):
     record = json.loads((tmp_path / "op.machine.json").read_text())
     assert record["threads"] == 1
     assert record["torch"]
-    assert "points below 50 %" in capsys.readouterr().out
+    assert "measurements below 50%" in capsys.readouterr().out
 
 
 @pytest.mark.slow

@@ -64,7 +64,7 @@ def library() -> ctypes.CDLL | None:
     except BuildError as error:
         warnings.warn(
             f"compiled kernels are not used: {error}. Everything runs on torch's own operations, which are several "
-            "times slower at 2 to 8 channels a segment",
+            "times slower at 2 to 8 channels per segment",
             stacklevel=2,
         )
         return None
