@@ -63,7 +63,7 @@ def test_conclusions_about_a_step_follow_from_its_table():
     assert found["1 segment: times the default loop"] == 2
     assert found["8 a segment: times the default loop"] == 3
     assert found["8 a segment: times the best tuned loop"] == 2
-    assert found["most of a step spent on data, per cent"] == 2
+    assert found["most of a step spent on data, percent"] == 2
 
 
 def test_conclusions_about_a_network_follow_from_its_table():
