@@ -1,13 +1,13 @@
-"""spectrum: how should a convolution be split, and what does each split cost and buy?
+"""spectrum: how should a convolution be split, and what does each split cost and gain?
 
     from spectrum import SegmentedConv2d, build_model, measure_cost
     SegmentedConv2d(128, 128, segments=1)                # a 1×1, then a regular convolution
-    SegmentedConv2d(128, 128, segments=3)                # an Inception module's three towers
-    SegmentedConv2d(128, 128, segments="per_channel")    # extreme Inception
+    SegmentedConv2d(128, 128, segments=3)                # three Inception towers of 1×1 and 3×3
+    SegmentedConv2d(128, 128, segments="per_channel")    # a 1×1, then a depthwise convolution
 
     from spectrum import load_study, run_study, progress, load_results, load_history, plots, stats
 
-Names are imported when they are first used, so `import spectrum` and reading a study file load no torch.
+Names are imported on first use, so `import spectrum` and reading a study file do not load torch.
 """
 
 from importlib import import_module

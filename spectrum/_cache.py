@@ -1,4 +1,4 @@
-"""Where files are kept that can be made again: decoded images, compiled kernels."""
+"""The cache folder: files that can be made again, such as decoded images and compiled kernels."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from pathlib import Path
 
 
 def cache_folder() -> Path:
-    """`$SPECTRUM_CACHE`, or `~/.cache/spectrum`. It need not exist yet."""
+    """The cache folder: `$SPECTRUM_CACHE`, or `~/.cache/spectrum`. It need not exist yet."""
     return Path(os.environ.get("SPECTRUM_CACHE") or Path.home() / ".cache" / "spectrum")
 
 
 def make_folder(folder: Path) -> None:
-    """Make a folder to which nobody else may write, and those above it. Raises OSError."""
+    """Make a folder that only this user may write to, and its missing parents. Raises OSError."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     folder.mkdir(exist_ok=True, mode=0o700)
 
 
 def is_our_own(folder: Path) -> bool:
-    """Whether it is a folder of this user's, and no link, to which nobody else may write."""
+    """Whether it is a folder (not a link) that this user owns and nobody else may write to."""
     try:
         status = folder.lstat()
     except OSError:
@@ -30,9 +30,9 @@ def is_our_own(folder: Path) -> bool:
 
 
 def usable_cache() -> bool:
-    """Whether the cache folder is this user's own, or is not there yet; if not, a warning says so once.
+    """Whether the cache folder belongs to this user or does not exist yet; if neither, warn once.
 
-    What others may have put there is neither read nor loaded: decoded images would be theirs, kernels would run.
+    Files that other users may have written are neither read nor loaded: their kernels would run in this process.
     """
     folder = cache_folder()
     if not folder.exists() or is_our_own(folder.resolve()):
@@ -44,7 +44,7 @@ def usable_cache() -> bool:
 @cache
 def _warn(folder: Path) -> None:
     warnings.warn(
-        f"the cache folder {folder} is not used: it belongs to another user, or others may write to it. "
-        f"Set SPECTRUM_CACHE to a folder of your own, or take their right to write (chmod go-w {folder})",
+        f"the cache folder {folder} is not used: it belongs to another user, or other users may write to it. "
+        f"Set SPECTRUM_CACHE to a folder of your own, or make it private (chmod go-w {folder})",
         stacklevel=3,
     )

@@ -1,7 +1,7 @@
-"""Files that are written whole, and errors that name their file.
+"""Atomic writes of files, and errors that name their file.
 
-write_whole   the old file or the new one is there at any moment, and a failure leaves the old one
-naming        gives every OSError of a block the name of the file that it is about
+write_whole   replaces a file atomically; a failure leaves the old file
+naming        adds the name of the file to every OSError of a block
 """
 
 from __future__ import annotations
@@ -15,18 +15,18 @@ from contextlib import contextmanager, suppress
 from io import BufferedWriter
 from pathlib import Path
 
-LONGEST_NAME = 200  # bytes of a name that a temporary file takes over, so that its own is not too long
+LONGEST_NAME = 200  # bytes of the name that a temporary file keeps, so that its own is not too long
 
 
 def write_whole(path: str | Path, content: str | bytes) -> None:
-    """Write a whole file: the old one or the new one is there at any moment, never a mix.
+    """Write a file atomically: at any moment the old or the new one exists, never a mix.
 
     Args:
-        path: of the file, whose folder is there. A link is followed, and an old file's permissions are kept. What is no
-            ordinary file, such as a pipe, is written as it stands.
-        content: text is written as UTF-8, its line ends as they are.
+        path: where to write; its folder must exist. A link is followed, and an old file's permissions are kept. A
+            special file, such as a pipe, is written directly.
+        content: text or bytes. Text is written as UTF-8, without changing line ends.
 
-    Raises OSError, with `path` as its filename. The old file is then as it was, and no part of the new one is left.
+    Raises OSError, with `path` as its filename. The old file is then unchanged, and no part of the new one is left.
     """
     data = content.encode() if isinstance(content, str) else content
     with naming(path):
@@ -67,7 +67,7 @@ def _write_all(file: BufferedWriter, data: bytes) -> None:
 
 @contextmanager
 def naming(path: str | Path) -> Iterator[None]:
-    """Let every OSError of the block have this path as its filename: one of a read, a write or a sync has none."""
+    """Give every OSError of the block this path as its filename; those of reads, writes and syncs have none."""
     try:
         yield
     except OSError as error:
@@ -75,5 +75,5 @@ def naming(path: str | Path) -> Iterator[None]:
 
 
 def reason_of(error: OSError) -> str:
-    """Why, in the system's words, without the file."""
+    """The reason in the system's words, without the file."""
     return error.strerror or str(error) or type(error).__name__

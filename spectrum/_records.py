@@ -1,6 +1,6 @@
-"""Strict frozen records, and what they say of a value that cannot be: the same in a file, in Python and on a command.
+"""Strict frozen records, with the same error messages for a file, for Python and for the command line.
 
-A key that is not known is an error. Nothing here loads torch, so that a wrong file is refused at once.
+An unknown key is an error. This module does not load torch, so a wrong file is refused at once.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ NotNegative = Annotated[float, Field(ge=0, le=1e30, allow_inf_nan=False)]
 
 
 class SpecError(ValueError):
-    """A study that cannot be: which field, what came, what would work. One line a fault."""
+    """An invalid study: names the field, the value given and what would work. One line per error."""
 
 
 class Record(BaseModel):
-    """A strict frozen record. Made by hand, it raises SpecError for what cannot be: one line a fault."""
+    """A strict frozen record. Its constructor raises SpecError for invalid values, one line per error."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True)
 
@@ -34,7 +34,7 @@ class Record(BaseModel):
         except ValidationError as error:
             raise SpecError(explain(error, type(self), of="field")) from None
 
-    # pydantic then fills records that lie inside others by itself, and knows the place of a fault in them
+    # pydantic then fills nested records by itself, and knows where in them an error is
     __init__.__pydantic_base_init__ = True  # type: ignore[attr-defined]
 
 
@@ -43,7 +43,7 @@ def as_tuple(value: object) -> object:
 
 
 def plain(value: Any) -> Any:
-    """Numbers and arrays of numpy, also inside dicts, lists and tuples, as Python's own."""
+    """The value with numpy's numbers and arrays as Python's own, also inside dicts, lists and tuples."""
     if isinstance(value, dict):
         return {name: plain(one) for name, one in value.items()}
     if isinstance(value, list | tuple):
@@ -58,20 +58,20 @@ def as_listed(value: object) -> object:
 def explain(
     error: ValidationError, record: type[BaseModel], *, of: str = "key", keys: Sequence[str] | None = None
 ) -> str:
-    """pydantic's findings, one line a field: what came and what would work.
+    """The errors that pydantic found, one line per field: the value given and what would work.
 
     Args:
-        error: that pydantic raised.
-        record: that was to be made.
-        of: what a field is called: a "key" of a file, or a "field" in Python.
-        keys: that a file can have at its top; by default the record's fields.
+        error: raised by pydantic.
+        record: class of the record that could not be made.
+        of: word for a field: "key" in a file, "field" in Python.
+        keys: known keys at the top of a file; by default the record's fields.
     """
     lines: dict[str, str] = {}
     faults = error.errors()
     places = [fault["loc"] for fault in faults]
     for fault in faults:
         if any(len(place) > len(fault["loc"]) and place[: len(fault["loc"])] == fault["loc"] for place in places):
-            continue  # what is wrong inside says it
+            continue  # the error inside explains it
         where = ".".join(str(part) for part in fault["loc"])
         lines.setdefault(where, explain_one(fault, record, of, keys))
     return "\n".join(f"{where}: {what}" if where else what for where, what in lines.items())
@@ -103,12 +103,12 @@ def explain_one(
 
 
 def keys_of(record: type[BaseModel]) -> list[str]:
-    """What a record's fields are called in a file."""
+    """The keys of a record's fields in a file."""
     return [field.serialization_alias or name for name, field in record.model_fields.items()]
 
 
 def _record_below(record: type[BaseModel], key: object) -> type[BaseModel] | None:
-    """The record that a field holds, or a list of them; None where it holds none."""
+    """The class of the record, or of the list of records, that a field holds; None for another field."""
     named = dict(zip(keys_of(record), record.model_fields.values(), strict=True)).get(str(key))
     kinds = [] if named is None else [named.annotation]
     while kinds:

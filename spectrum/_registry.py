@@ -1,4 +1,4 @@
-"""Things that have a name: those that the package brings, and those that its users add. One rule for all of them."""
+"""Registries of named objects, built in or added by users, such as models, data sets, engines and backends."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ Thing = TypeVar("Thing")
 class _Entry(Generic[Thing]):
     thing: Thing
     maker: object  # the user's own function or class
-    home: str | None  # module that registered it; None for what the package brings
+    home: str | None  # module that registered it; None if built in
     is_at_import: bool = field(default=True, compare=False)  # whether importing that module registers it
 
 
 class Registry(Generic[Thing]):
-    """Names and what they stand for.
+    """A mapping from names to objects.
 
-    The same may be registered again, and so may what a notebook's cell or a module makes anew when it runs again.
-    Anything else under a name that is taken is refused.
+    The same object may be registered again, and so may its new version when a notebook cell or a module runs again.
+    Any other object under a taken name is refused.
 
     >>> colours = Registry("colour", {"red": 1})
     >>> colours.add("blue", 2, maker=min)
@@ -43,15 +43,15 @@ class Registry(Generic[Thing]):
         self._entries = {name: _Entry(thing, None, None) for name, thing in built_in.items()}
 
     def add(self, name: str, thing: Thing, *, maker: Callable[..., Any], home: str | None = None) -> None:
-        """Register one.
+        """Register an object under a name.
 
         Args:
-            name: a new one, or that of what is registered again.
-            thing: what the name stands for.
-            maker: the function or class that the user gave, by which the same definition, run again, is recognised.
-            home: the module that registers it, as `calling_module` tells.
+            name: a new name, or the name of the object that is registered again.
+            thing: the object.
+            maker: the user's function or class; it tells whether the same definition has run again.
+            home: the module that registers it, as given by `calling_module`.
 
-        Raises ValueError for a name that is none or is taken.
+        Raises ValueError for an invalid or a taken name.
         """
         known = self.check(name, maker=maker, home=home)
         if known is not None and known.thing != thing and not _is_made_anew(known, maker, home):
@@ -59,7 +59,7 @@ class Registry(Generic[Thing]):
         self._entries[name] = _Entry(thing, maker, home, _is_being_imported(home))
 
     def check(self, name: str, *, maker: Callable[..., Any], home: str | None = None) -> _Entry[Thing] | None:
-        """What stands under this name already. Raises ValueError as `add` does, before the thing itself is made."""
+        """The entry that this name already has, if any. Raises ValueError as `add` does, before the object is made."""
         if not isinstance(name, str) or not name.isprintable() or not name or name != name.strip():
             raise ValueError(
                 f"name={name!r}: expected a name for the {self.what}, such as 'mine', in one line without spaces "
@@ -79,39 +79,39 @@ class Registry(Generic[Thing]):
         return self._entries[name].thing
 
     def get(self, name: str) -> Thing | None:
-        """What a name stands for; None for an unknown one."""
+        """The object with this name; None for an unknown name."""
         return self._entries[name].thing if name in self._entries else None
 
     def __contains__(self, name: object) -> bool:
         return name in self._entries
 
     def names(self) -> list[str]:
-        """All of them, alphabetically."""
+        """All names, in alphabetical order."""
         return sorted(self._entries)
 
     def own(self) -> list[str]:
-        """Those that users registered, alphabetically."""
+        """Names that users registered, in alphabetical order."""
         return sorted(name for name, entry in self._entries.items() if entry.maker is not None)
 
     def maker(self, name: str) -> object:
-        """The function or class that a name was registered with; None for what the package brings."""
+        """The function or class that a name was registered with; None for a built-in name."""
         return self._entries[name].maker if name in self._entries else None
 
     def home(self, name: str) -> str | None:
-        """The module that registered a name; None for what the package brings, and for an unknown one."""
+        """The module that registered a name; None for a built-in or an unknown name."""
         return self._entries[name].home if name in self._entries else None
 
     def is_at_import(self, name: str) -> bool:
-        """Whether importing its home registers this name, and not only a function there that somebody calls."""
+        """Whether importing its home registers this name, rather than a function there that must be called."""
         return self._entries[name].is_at_import if name in self._entries else False
 
     def hint(self, name: str) -> str:
-        """For a refusal: the known name that is most like this one, or all."""
+        """A suggestion for an error message: the most similar known name, or all names."""
         return hint(name, self.names())
 
 
 def hint(name: object, known: Iterable[str]) -> str:
-    """The name that is most like this one, or all of them.
+    """A suggestion: the most similar name, or all names.
 
     >>> hint("rde", ["red", "blue"])
     "did you mean 'red'?"
@@ -122,28 +122,28 @@ def hint(name: object, known: Iterable[str]) -> str:
 
 
 def nearest(name: str, known: Iterable[str]) -> str | None:
-    """The name that is most like this one; None where none is."""
+    """The most similar name; None if no name is similar."""
     return next(iter(get_close_matches(name, list(known), n=1)), None)
 
 
 def check_maker(name: str, maker: object, gives: str, *, takes: tuple[str, ...] = ()) -> None:
-    """Raise ValueError for what cannot be called with these arguments, to give a thing; the thing is not made yet.
+    """Raise ValueError unless `maker` can be called with these arguments. Nothing is called yet.
 
     >>> check_maker("factory", min, "a colour")
     >>> check_maker("loader", lambda path: path, "arrays")
     Traceback (most recent call last):
-    ValueError: loader=<lambda>: expected what gives arrays when called without arguments; it is called as (path)
+    ValueError: loader=<lambda>: must return arrays when called without arguments; it is called as (path)
     """
     called = f"with {', '.join(takes)}" if takes else "without arguments"
-    expected = f"{name}={_name_of(maker)}: expected what gives {gives} when called {called}"
+    expected = f"{name}={_name_of(maker)}: must return {gives} when called {called}"
     if not callable(maker):
-        raise ValueError(f"{expected}, such as a function or a class")
+        raise ValueError(f"{expected}; give a function or a class")
     if inspect.isabstract(maker):
         missing = ", ".join(sorted(getattr(maker, "__abstractmethods__", ())))
         raise ValueError(f"{expected}; this class has no {missing}")
     try:
         signature = inspect.signature(maker)
-    except ValueError:  # of what is built in
+    except ValueError:  # of built-in functions
         return
     try:
         signature.bind(*takes)
@@ -152,12 +152,12 @@ def check_maker(name: str, maker: object, gives: str, *, takes: tuple[str, ...] 
 
 
 def _name_of(thing: object) -> str:
-    """How a message calls it: short, whatever it holds."""
+    """A short name for messages."""
     return getattr(thing, "__qualname__", None) or reprlib.repr(thing)
 
 
 def imported(thing: str | Callable[..., Any]) -> Callable[..., Any]:
-    """What the package brings, imported by its "module:name"; a user's own as it is."""
+    """The object itself: a built-in one is imported by its "module:name", a user's own is returned unchanged."""
     if not isinstance(thing, str):
         return thing
     module, name = thing.split(":")
@@ -165,19 +165,19 @@ def imported(thing: str | Callable[..., Any]) -> Callable[..., Any]:
 
 
 def calling_module() -> str | None:
-    """The module that called the function that asks."""
+    """The module that called the function that calls this one."""
     name = sys._getframe(2).f_globals.get("__name__")
     return name if isinstance(name, str) else None
 
 
 def has_script() -> bool:
-    """Whether this process runs a script or a module, which others can import; a notebook and a prompt have none."""
+    """Whether this process runs a script or a module, which other processes can import; a notebook has none."""
     main = sys.modules["__main__"]
     return getattr(main, "__spec__", None) is not None or Path(getattr(main, "__file__", None) or "").is_file()
 
 
 def _is_made_anew(known: _Entry[Any], maker: object, home: str | None) -> bool:
-    """Whether it is a notebook's cell that runs again, or a module that is read again."""
+    """Whether the same definition ran again, in a notebook cell or a reloaded module."""
     if known.maker is None or known.home != home:
         return False
     if home == "__main__" and not has_script():
@@ -192,9 +192,9 @@ def _is_being_imported(home: str | None) -> bool:
 
 
 def _place(maker: object) -> str | None:
-    """Where a module defines a function or a class; None for what has no place of its own in it.
+    """Where a module defines a function or a class; None for an object that is not defined at its top level.
 
-    A method of an object has the place of its class's, which says nothing of the object.
+    A method of an object has the place of its class's, which does not identify the object.
     """
     of = getattr(maker, "__self__", None)
     name = getattr(maker, "__qualname__", None)

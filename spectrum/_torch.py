@@ -1,7 +1,7 @@
-"""The private names of torch that this package needs, in one place; public ones would be used where they exist.
+"""All private names of torch that this package needs, in one module; no public name does the same.
 
-tests/test_private_torch.py says in which version each was seen, and asks the installed torch whether it still does what
-is said here. No other module of the package reads a private name of torch.
+tests/test_private_torch.py lists the torch version of each name, and checks that the installed torch still behaves as
+described here. No other module of the package reads a private name of torch.
 """
 
 from collections.abc import Iterator
@@ -47,33 +47,33 @@ _BATCHED = [torch._C._dispatch_key_parse(name) for name in ("Batched", "FuncTorc
 
 
 def is_batched(tensor: Tensor) -> bool:
-    """Whether a tensor stands for a batch of tensors, as inside of vmap and with `is_grads_batched`."""
+    """Whether a tensor represents a batch of tensors, as inside vmap and with `is_grads_batched`."""
     keys = torch._C._dispatch_keys(tensor)
     return any(keys.has(key) for key in _BATCHED)
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def is_in_transform() -> bool:
-    """Whether a function transform of torch.func (grad, vmap, jvp, functionalize) runs what is called now.
+    """Whether a function transform of torch.func (grad, vmap, jvp, functionalize) is active.
 
-    torch.compile asks while it compiles, and compiles anew where transforms are nested otherwise.
+    torch.compile calls this while it compiles, and recompiles for another nesting of transforms.
     """
     return torch._C._functorch.peek_interpreter_stack() is not None
 
 
 def is_in_forward_mode() -> bool:
-    """Whether a level of forward-mode differentiation is open."""
+    """Whether forward-mode differentiation is active."""
     return forward_ad._current_level >= 0
 
 
 @cache
 def has_composite_kernel(operator: OpOverload) -> bool:
-    """Whether torch makes an operator of others, for every backend."""
+    """Whether torch composes an operator of other operators on every device."""
     return bool(torch._C._dispatch_has_kernel_for_dispatch_key(operator.name(), "CompositeImplicitAutograd"))
 
 
 def next_sequence_number() -> int:
-    """The number that autograd gives the next node that this thread records; it only grows."""
+    """The number that autograd will give the next node recorded in this thread; numbers only grow."""
     return int(torch.autograd._get_sequence_nr())  # type: ignore[attr-defined]
 
 
@@ -83,31 +83,31 @@ def backward_node() -> Any | None:
 
 
 def sequence_number(node: Any) -> int:
-    """The number that a node got when it was recorded."""
+    """The number that a node received when it was recorded."""
     return int(node._sequence_nr())
 
 
 def version(tensor: Tensor) -> int:
-    """How often its numbers were written to in place; 0 where torch does not count, as in inference mode."""
+    """How often a tensor was changed in place; 0 where torch does not count, as in inference mode."""
     return 0 if tensor.is_inference() else int(tensor._version)
 
 
 def shares_memory(first: Tensor, second: Tensor) -> bool:
-    """Whether they are views of one memory; of tensors without any it is not known."""
+    """Whether tensors are views of the same memory; False if one has no memory to compare."""
     if first.is_meta or second.is_meta or not (first.numel() and second.numel()):
         return False
     return bool(torch._C._is_alias_of(first, second))  # type: ignore[attr-defined]
 
 
 def memory_changes(profiler: Any) -> list[int]:
-    """Bytes that were taken (or, negative, given back), in order of time, as a `torch.profiler.profile` saw it."""
+    """Bytes allocated (or, negative, freed), in order of time, as recorded by a `torch.profiler.profile`."""
     events = [event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"]
     return [event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())]
 
 
 @contextmanager
 def without_libraries() -> Iterator[None]:
-    """Without oneDNN and cuDNN. The flags that torch makes public set TF32 too, which warns where there is no card."""
+    """Disable oneDNN and cuDNN. torch's public flags also set TF32, which warns on a machine without a GPU."""
     on_cpu, on_cuda = torch._C._get_mkldnn_enabled(), torch._C._get_cudnn_enabled()
     torch._C._set_mkldnn_enabled(False)
     torch._C._set_cudnn_enabled(False)

@@ -518,7 +518,7 @@ def test_an_audit_explains_every_counter(capsys):
     assert run("audit", "probe", "--segments", "8", "--layers") == 0
     said = capsys.readouterr().out
     assert "94,890 parameters · 3,564,800 MACs" in said
-    assert "BN at 2 a number" in said
+    assert "BN at 2 per value" in said
     assert "group error" in said
     assert "stages.0.0.body.1.spatial" in said
     assert "unexplained" not in said

@@ -155,7 +155,7 @@ def test_tables_of_records_say_types_defaults_and_bounds(records):
     assert [name for name, _ in records.groups_of(spectrum.RunConfig)] == ["data", "network", "training"]
     assert records.rows_of(Budget)[0].default == '["none"]'
     width = records.rows_of(models.NetworkOptions, ["width"])
-    assert width == [("width", "float > 0, ≤ 64", "1", "Factor on the family's stage widths.")]
+    assert width == [("width", "float > 0, ≤ 64", "1", "Factor that multiplies the architecture's stage widths.")]
 
 
 def test_the_pages_of_the_reference_are_what_the_code_says(reference):

@@ -125,8 +125,8 @@ def test_an_unknown_name_is_refused_with_the_nearest():
 @pytest.mark.parametrize(
     ("maker", "takes", "says"),
     [
-        (3, (), "maker=3: expected what gives a thing when called without arguments, such as a function or a class"),
-        (np.zeros((50, 50)), (), "^.{0,300}such as a function"),
+        (3, (), "maker=3: must return a thing when called without arguments; give a function or a class"),
+        (np.zeros((50, 50)), (), "^.{0,300}give a function"),
         (lambda path: path, (), r"when called without arguments; it is called as \(path\)"),
         (lambda: 0, ("NetworkOptions",), r"when called with NetworkOptions; it is called as \(\)"),
         (lambda arch, extra: 0, ("NetworkOptions",), r"it is called as \(arch, extra\)"),
@@ -148,7 +148,7 @@ def test_every_register_function_asks_so():
         spectrum.register_model,
     ]
     for register in registers:
-        with pytest.raises(ValueError, match="expected what gives"):
+        with pytest.raises(ValueError, match="must return"):
             register("mine", lambda one, two: 0)
 
 

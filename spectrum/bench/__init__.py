@@ -1,5 +1,5 @@
-"""Speed, measured: of the operation, of a training step, of a whole study. `spectrum bench op | train | sweep`.
+"""Benchmarks of the operation, a training step and a whole study: `spectrum bench op | train | sweep`.
 
-Everything that is compared runs in alternating rounds, so that a machine that grows slow does so for all; medians and
-quartiles are kept. A table is a DataFrame; `save` writes it with the machine that it was measured on.
+Everything compared runs in alternating rounds, so that a machine that slows down affects all alike; medians and
+quartiles are reported. A table is a DataFrame; `save` writes it with a description of the machine.
 """

@@ -1,6 +1,6 @@
-"""The loop that most scripts have, to compare with: NCHW, eager, a `DataLoader` with random flips and crops.
+"""The baseline: the training loop of most scripts, in NCHW, eager, with a `DataLoader` of random flips and crops.
 
-It trains the same networks with torch's own operations throughout, from the same images and with the same schedule.
+It trains the same networks with torch's own operations, on the same images and with the same schedule.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from spectrum.training.optimisation import learning_rate
 
 
 class FlipsAndCrops(Dataset[tuple[Tensor, int]]):
-    """Images normalised, mirrored half of the time, and moved by up to `shift` pixels, one at a time."""
+    """A data set of normalised images, each mirrored with probability ½ and shifted by up to `shift` pixels."""
 
     def __init__(self, x_nchw: Tensor, y_n: Tensor, mean: Tensor, std: Tensor, *, flip: bool, shift: int) -> None:
         self.x_nchw, self.labels = x_nchw.contiguous(), y_n.tolist()
@@ -45,7 +45,7 @@ class FlipsAndCrops(Dataset[tuple[Tensor, int]]):
 
 
 class DefaultLoop:
-    """A point trained in that loop, step by step or as a whole."""
+    """A run trained in that loop, step by step or as a whole."""
 
     def __init__(self, run: RunConfig, images: Images) -> None:
         torch.manual_seed(run.seed)
@@ -75,7 +75,7 @@ class DefaultLoop:
         self.optimizer.step()
 
     def train(self) -> dict[str, Any]:
-        """All epochs, a validation after each and a test at the end: seconds, and test accuracy from 0 to 1."""
+        """Train all epochs, validate after each and test at the end; return seconds, and test accuracy from 0 to 1."""
         started, step = time.perf_counter(), 0
         for _ in range(self.run.epochs):
             self.model.train()

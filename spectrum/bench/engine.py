@@ -1,14 +1,14 @@
-"""What a study costs beside its training: an engine's overhead a point, and a folder of very many rows.
+"""The overhead of a study: an engine's overhead per run, and reading a folder of very many rows.
 
-    point            seconds from one end of a trivial point to the next, in one warm worker; its training is in it
-    point on Ray     the same on a Ray cluster of this machine that runs one point at a time
-    status           `spectrum status` on a folder of `rows` finished rows, in a process of its own
-    load             `load_results` of it, likewise
-    resume           what is left to train of it, likewise: rows read, torn ones looked for, the writer's lock taken
+    point            seconds between the ends of two trivial runs in one warm worker, training included
+    point on Ray     the same on a Ray cluster of this machine that trains one run at a time
+    status           `spectrum status` on a folder of `rows` finished rows, in its own process
+    load             `load_results` of the folder, in its own process
+    resume           the same for finding the runs left to train: read rows, look for torn ones, take the writer's lock
 
-Rows are those of one trivial point, with other ids and seeds, and no history. `busy` is of 64 workers of a Ray cluster,
-all on this machine: their tasks sleep for two to six seconds, and one in fifty ends its process instead. Where Ray is
-not installed, its lines are left out.
+Rows are those of one trivial run, with other ids and seeds, and no history. `busy` is measured with 64 workers of a Ray
+cluster, all on this machine: their tasks sleep for two to six seconds, and one in fifty ends its process instead.
+Without Ray, its lines are left out.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from spectrum.study.driver import run_study
 from spectrum.study.store import read_plan
 
 TRIVIAL: dict[str, Any] = {"train_images": 20, "batch_size": 20, "epochs": 1, "width": 0.1}
-WARM = 5  # points that pay for the start of the worker
+WARM = 5  # runs that include the start of the worker
 CHECKS = {
     "status": "from spectrum.cli import main; main(['status', folder])",
     "load": "from spectrum import load_results; load_results(folder)",
@@ -62,13 +62,13 @@ def measure(
     simulated: tuple[int, int] = (64, 1000),
     on_row: Callable[[str], None] = lambda line: None,
 ) -> pd.DataFrame:
-    """One row a thing that is measured: median and quartiles in milliseconds, and the most memory it took, in GB.
+    """Measure; one row per measurement: median and quartiles in milliseconds, and peak memory in GB.
 
     Args:
-        rows: of the folder.
-        points: trivial ones, trained one after the other by a warm worker.
-        rounds: in which each check of the folder is done once.
-        simulated: workers of the cluster whose tasks sleep, and points for them.
+        rows: number of rows in the folder.
+        points: number of trivial runs that a warm worker trains one after the other.
+        rounds: number of rounds; each does every check of the folder once.
+        simulated: number of workers in the simulated cluster, and of their tasks.
     """
     table = []
     with TemporaryDirectory() as root:
@@ -76,11 +76,11 @@ def measure(
         table.append({"what": "point", **spread(seconds), "memory_gb": None})
         on_row(f"point   {table[-1]['ms']:8.1f} ms")
         if find_spec("ray") is None:
-            on_row('Ray is not installed, and left out: pip install "convolution-spectrum[ray]"')
+            on_row('Ray is not installed, so it is left out; to include it: pip install "convolution-spectrum[ray]"')
         else:
             from spectrum.engines.ray import Cluster, RayEngine
 
-            whole = Cluster(cpus=available_cores())  # so that one point runs at a time
+            whole = Cluster(cpus=available_cores())  # so that one run is trained at a time
             seconds = overheads(RayEngine(whole), Work(device="cpu", folder=Path(root, "ray")), runs)
             table.append({"what": "point on Ray", **spread(seconds), "memory_gb": None})
             on_row(f"on Ray  {table[-1]['ms']:8.1f} ms")
@@ -100,18 +100,18 @@ def measure(
 
 
 def findings(table: pd.DataFrame) -> dict[str, Any]:
-    """Seconds, and the most memory of all."""
+    """Seconds, and the peak memory of all measurements."""
     by_name = table.set_index("what")
     found: dict[str, Any] = {"milliseconds a trivial point": float(by_name.ms["point"])}
     if "busy" in by_name.index:
         found["milliseconds a trivial point on Ray"] = float(by_name.ms["point on Ray"])
-        found["per cent of the time that workers are busy"] = float(by_name.percent["busy"])
+        found["percent of the time that workers are busy"] = float(by_name.percent["busy"])
     found |= {f"seconds to {name}": float(by_name.ms[name]) / 1e3 for name in CHECKS}
     return found | {"most gigabytes of memory": float(table.memory_gb.max())}
 
 
 def as_markdown(table: pd.DataFrame) -> str:
-    """The table on one page."""
+    """The table as Markdown."""
     lines = ["| what | ms | quartiles | most memory, GB |", "|---|---|---|---|"]
     for row in table[table.what != "busy"].itertuples():
         memory = f"{row.memory_gb:.2f}" if row.what in CHECKS else ""
@@ -120,14 +120,14 @@ def as_markdown(table: pd.DataFrame) -> str:
 
 
 def overheads(engine: Engine, work: Work, runs: int) -> list[float]:
-    """Seconds from the end of one trivial point to the end of the next, as the driver sees them."""
+    """Seconds between the ends of successive trivial runs, as seen by the driver."""
     trivial = [RunConfig(**TRIVIAL, seed=seed) for seed in range(WARM + runs)]
     ends = [time.perf_counter() for _ in engine.run(trivial, work)]
     return list(np.diff(ends[WARM - 1 :]))
 
 
 def busy(workers: int, runs: int) -> float:
-    """The part of the time from the first full house to the last that workers spend in points that end well."""
+    """The fraction of time that workers spend in successful tasks, between the first and last time all are busy."""
     from spectrum.engines.ray import Cluster, RayEngine
 
     engine = RayEngine(Cluster(cpus=available_cores() / workers))
@@ -140,7 +140,7 @@ def busy(workers: int, runs: int) -> float:
 
 
 def pretend(server: Any, orders: Any, run: RunConfig, *, resumes: bool) -> dict[str, Any]:
-    """In place of training: sleep, or die."""
+    """Replace training: sleep, or end the process."""
     started, chance = time.time(), random.Random()
     time.sleep(chance.uniform(2, 6))
     if chance.random() < 0.02:
@@ -149,7 +149,7 @@ def pretend(server: Any, orders: Any, run: RunConfig, *, resumes: bool) -> dict[
 
 
 def write_many(folder: Path, count: int) -> None:
-    """A folder of a study with so many finished rows, each as large as a real one."""
+    """Write a study's folder with this many finished rows, each as large as a real one."""
     base = RunConfig(**TRIVIAL)
     summary = run_study(Study(name="many", base=base, axes={"seed": (0,)}), folder, workers=1)
     plan, row = read_plan(summary.folder), json.loads((summary.folder / "results.jsonl").read_text())

@@ -1,4 +1,4 @@
-"""What was measured on, and how fast that is."""
+"""The machine on which a benchmark ran."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from spectrum.training.provenance import code_revision
 
 
 def machine() -> dict[str, Any]:
-    """Processor, cores, versions, code, date."""
+    """Describe the machine: processor, cores, versions, code, date."""
     compiler = shutil.which(os.environ.get("CXX") or "g++")
     version = subprocess.run([compiler, "--version"], capture_output=True, text=True) if compiler else None
     kernels = library()
@@ -42,7 +42,7 @@ def machine() -> dict[str, Any]:
 
 
 def save(table: pd.DataFrame, path: Path, **settings: Any) -> None:
-    """Write a table as CSV, and beside it, as NAME.machine.json, what it was measured on and how."""
+    """Write a table as CSV, and NAME.machine.json with the machine and the settings."""
     path.parent.mkdir(parents=True, exist_ok=True)
     write_whole(path, table.to_csv(index=False, float_format="%.6g"))
     record = {**machine(), **settings}

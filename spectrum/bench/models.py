@@ -1,13 +1,13 @@
-"""Xception at 299 pixels, inference and a training step, beside Keras on torch and the network written with `torch.nn`.
+"""Benchmark Xception at 299 pixels, inference and a training step, against Keras on torch and plain `torch.nn`.
 
     ours                  build_model("xception"), as `spectrum run` trains it
     torch.nn              PlainXception in torch's default layout
     torch.nn, NHWC        the same in channels_last
     Keras on torch        keras.applications.Xception(weights=None), by predict_on_batch and train_on_batch
 
-All in one process, which keeps freed memory for all (`keep_freed_memory`), and in turns. Inference is in evaluation
-mode without gradients, from pixels scaled to ±1 to logits, or to probabilities in Keras, whose network ends with them.
-A training step is forward, cross-entropy, backward and SGD with momentum, on the same images and labels every time.
+All take turns in one process, which keeps freed memory for all (`keep_freed_memory`). Inference runs in evaluation mode
+without gradients, from pixels scaled to ±1 to logits (to probabilities in Keras, whose network ends with a softmax). A
+training step is forward, cross-entropy, backward and SGD with momentum, always on the same images and labels.
 """
 
 from __future__ import annotations
@@ -46,17 +46,17 @@ def measure(
     rounds: int = 9,
     on_row: Callable[[str], None] = lambda line: None,
 ) -> pd.DataFrame:
-    """One row a task and a way: median and quartiles in milliseconds of one batch.
+    """Measure; one row per task and implementation: median and quartiles in milliseconds of one batch.
 
     Args:
-        ways: of WAYS; Keras is left out, and said to be, where it is not installed.
-        threads: that torch may use.
-        image_size: side in pixels.
-        batch_size: images.
-        rounds: in which each way does each task once.
+        ways: implementations, from WAYS; Keras is left out with a message if it is not installed.
+        threads: threads that torch may use.
+        image_size: side of the images in pixels.
+        batch_size: images per batch.
+        rounds: number of rounds; in each, every implementation does every task once.
     """
     if KERAS in ways and find_spec("keras") is None:
-        on_row("Keras is not installed, and left out: pip install keras")
+        on_row("Keras is not installed, so it is left out; to include it: pip install keras")
         ways = [way for way in ways if way != KERAS]
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
@@ -78,7 +78,7 @@ def measure(
 
 
 def findings(table: pd.DataFrame) -> dict[str, Any]:
-    """How many times as fast as each other way, for each task."""
+    """Speed relative to each other implementation, for each task."""
     found: dict[str, Any] = {}
     for task, part in table.groupby("task", sort=False):
         ms = part.set_index("way").ms
@@ -87,7 +87,7 @@ def findings(table: pd.DataFrame) -> dict[str, Any]:
 
 
 def as_markdown(table: pd.DataFrame) -> str:
-    """The table on one page."""
+    """The table as Markdown."""
     lines = ["| task | way | ms | quartiles | images a second | ours is times as fast |", "|" + "---|" * 6]
     for _, part in table.groupby("task", sort=False):
         ours = part.set_index("way").ms[OURS]
@@ -110,7 +110,7 @@ def _calls(way: str, x_nchw: Tensor, y_n: Tensor) -> dict[str, Call]:
 
 
 def calls_of_torch(model: nn.Module, x_nchw: Tensor, y_n: Tensor) -> dict[str, Call]:
-    """What is timed of a torch network, both as `spectrum run` does them."""
+    """The timed calls of a torch network: inference and a training step, both as in `spectrum run`."""
     run = RunConfig(model="xception", recipe="imagenet_xception", image_size=x_nchw.shape[2])
     optimizer = make_optimizer(run, model)
 

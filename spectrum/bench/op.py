@@ -1,9 +1,9 @@
-"""The spatial half of a segmented convolution, forward and backward, beside every way that the library has.
+"""Benchmark the spatial convolution of `SegmentedConv2d`, forward and backward, against all of torch's implementations.
 
-The roofline is 3 × the larger of a forward pass's arithmetic over the measured rate of a matrix product (torch's `@` or
-the same as a 1×1 convolution, whichever is faster here) and its bytes (input and output once) over the measured copy
-bandwidth. Forward and backward do 3 × that arithmetic. Both rates are measured in the same rounds as everything else.
-A tensor that stays in the cache can beat the latter.
+The roofline is 3 × the larger of two times of a forward pass, since forward and backward do 3 × its arithmetic: its
+operations over the measured rate of a matrix product (torch's `@` or a 1×1 convolution, whichever is faster), and its
+bytes (input and output once) over the measured copy bandwidth. Both rates are measured in the same rounds as
+everything else. A tensor that stays in the cache can beat the bandwidth.
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ def measure(
     threads: int = 2,
     on_row: Callable[[str], None] = lambda line: None,
 ) -> pd.DataFrame:
-    """One row a shape, a number of segments and a way to compute: milliseconds, and per cent of the roofline.
+    """Measure; one row per shape, number of segments and implementation: milliseconds, and percent of the roofline.
 
     Args:
-        shapes: (N, C, H, W).
-        segments: numbers of segments; by default every divisor of C, and a few that leave uneven ones.
-        threads: that torch may use.
-        on_row: called with a line for each shape and number of segments.
+        shapes: shapes of the input, (N, C, H, W).
+        segments: numbers of segments; by default every divisor of C, and a few that give uneven sizes.
+        threads: threads that torch may use.
+        on_row: called with one line of text for each shape and number of segments.
     """
     keep_freed_memory()
     torch.set_num_threads(threads)
@@ -54,7 +54,7 @@ def measure(
         for count in counts:
             rows += _measure_one(shape, count)
             ours = rows[-1]
-            on_row(f"{shape} {count:4d} segments · {ours['ms']:8.3f} ms · {ours['percent']:4.0f} % of the roofline")
+            on_row(f"{shape} {count:4d} segments · {ours['ms']:8.3f} ms · {ours['percent']:4.0f}% of the roofline")
     return pd.DataFrame(rows)
 
 
@@ -74,8 +74,8 @@ def _measure_one(shape: Shape, segments: int) -> list[dict[str, Any]]:
     things |= {name: way for name, (way, _) in ways.items()}
     times = {name: spread(seconds) for name, seconds in alternate(things, least=3, most=15, seconds=0.5).items()}
     product_ms = min(times[name]["ms"] for name in ("product", "product by convolution"))
-    product = 2 * 1024**3 / (product_ms / 1e3)  # operations a second
-    bandwidth = 2 * 4 * 2**24 / (times["copy"]["ms"] / 1e3)  # bytes a second, read and written
+    product = 2 * 1024**3 / (product_ms / 1e3)  # operations per second
+    bandwidth = 2 * 4 * 2**24 / (times["copy"]["ms"] / 1e3)  # bytes per second, read and written
     weights = ways[OURS][1]
     macs = images * height * width * weights
     roofline = 3e3 * max(2 * macs / product, 2 * 4 * images * channels * height * width / bandwidth)
@@ -86,7 +86,7 @@ def _measure_one(shape: Shape, segments: int) -> list[dict[str, Any]]:
             "channels_per_segment": channels / segments,
             "way": name,
             **times[name],
-            "yardstick_ms": roofline,  # the name that committed tables have
+            "yardstick_ms": roofline,  # the name in committed tables
             "percent": 100 * roofline / times[name]["ms"],
             "gflops": 6 * macs / times[name]["ms"] / 1e6,
             "product_gflops": product / 1e9,
@@ -98,7 +98,7 @@ def _measure_one(shape: Shape, segments: int) -> list[dict[str, Any]]:
 
 
 def _ways(shape: Shape, segments: int) -> dict[str, tuple[Callable[[], Any], int]]:
-    """Forward and backward of each way, with its number of true weights."""
+    """Forward and backward of each implementation, with its true number of weights."""
     channels = shape[1]
     ours = _operation(channels, segments, "auto")
     plain = _operation(channels, segments, "native")
@@ -110,8 +110,8 @@ def _ways(shape: Shape, segments: int) -> dict[str, tuple[Callable[[], Any], int
         "grouped": last(plain_last),
         OURS: last(ours.to(memory_format=torch.channels_last)),  # type: ignore[call-overload]
     }
-    torch.compiler.reset()  # else it gives up on a function that it has compiled for several sizes
-    with suppress(Exception):  # where torch's compiler does not work, there is no such peer
+    torch.compiler.reset()  # else it stops compiling a function after several sizes
+    with suppress(Exception):  # without a working torch.compile, leave this one out
         compiled = torch.compile(plain_last)
         last(compiled)()
         ways["torch.compile"] = last(compiled)
@@ -123,7 +123,7 @@ def _ways(shape: Shape, segments: int) -> dict[str, tuple[Callable[[], Any], int
 
 
 class _Separate(nn.Module):
-    """A list of convolutions, one a segment, as Inception modules are often written."""
+    """A list of convolutions, one per segment, as Inception modules are often written."""
 
     def __init__(self, grouped: SegmentedConv2d) -> None:
         super().__init__()
@@ -160,16 +160,16 @@ def _backend(shape: Shape, segments: int) -> str:
 
 
 def findings(table: pd.DataFrame) -> dict[str, Any]:
-    """What the table says: the worst and the best of each comparison, from the medians."""
+    """Summarise the table: the worst and the best of each comparison, from the medians."""
     by = ["shape", "segments"]
     ours = table[table.way == OURS].set_index(by)
     best = table[table.way != OURS].groupby(by).ms.min()
     even = ours[ours.channels_per_segment % 1 == 0]
     speedup = (best / ours.ms).rename("speedup")
     found: dict[str, Any] = {
-        "least per cent of the roofline": float(even.percent.min()),
-        "median per cent of the roofline": float(even.percent.median()),
-        "points below 50 %": int((even.percent < 50).sum()),
+        "least percent of the roofline": float(even.percent.min()),
+        "median percent of the roofline": float(even.percent.median()),
+        "measurements below 50%": int((even.percent < 50).sum()),
         "points": len(even),
         "slowest against the best peer": float(1 / speedup.min()),
     }
@@ -190,7 +190,7 @@ def findings(table: pd.DataFrame) -> dict[str, Any]:
 
 
 def as_markdown(table: pd.DataFrame) -> str:
-    """The table on one page: a row a shape and a number of segments, ours beside the best of the others."""
+    """The table as Markdown: one row per shape and number of segments, ours next to the best other implementation."""
     lines = ["| shape | segments | ms | quartiles | % of the roofline | best other way | ms | times as fast |"]
     lines.append("|" + "---|" * 8)
     for (shape, segments), group in table.groupby(["shape", "segments"], sort=False):

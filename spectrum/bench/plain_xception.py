@@ -1,6 +1,6 @@
-"""Xception as one writes it with `torch.nn` alone: depthwise by `nn.Conv2d(groups=C)`, every layer a module of its own.
+"""Xception with `torch.nn` alone: depthwise by `nn.Conv2d(groups=C)`, every layer a separate module.
 
-What `spectrum bench models` measures beside ours, and what tests hold ours against. Weights come in the order of ours.
+The baseline of `spectrum bench models`, and a reference in tests. Weights have the same order as ours.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 
 class PlainXception(nn.Module):
-    """Images (N, 3, H, W), scaled to ±1, to logits (N, num_classes). Pools are padded by one pixel on every side."""
+    """Xception, from images (N, 3, H, W), scaled to ±1, to logits (N, num_classes). Pools are padded on every side."""
 
     def __init__(self, num_classes: int = 1000) -> None:
         super().__init__()
@@ -31,7 +31,7 @@ class PlainXception(nn.Module):
 
 
 class Residual(nn.Module):
-    """What three times ReLU, convolution and BN make of the input, added to it."""
+    """Three times ReLU, convolution, BN; added to the input."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -47,7 +47,7 @@ class Residual(nn.Module):
 
 
 class Reducing(nn.Module):
-    """The layers, then a pool of stride 2; added to a 1×1 of stride 2."""
+    """Layers and a pool of stride 2; added to a 1×1 of stride 2."""
 
     def __init__(self, layers: list[nn.Module], in_channels: int, out_channels: int) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Alternating rounds: each of several things once, then each again, until there are enough times of all."""
+"""Time several functions in alternating rounds until each has enough measurements."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ def alternate(
     seconds: float = 1.5,
     block_seconds: float = 0.02,
 ) -> dict[str, list[float]]:
-    """Seconds a call, one number a round of each thing.
+    """Time functions; return seconds per call, one value per round and function.
 
-    In a round a thing is called several times on end, as many as `block_seconds` hold, like in a loop that uses it: its
-    own operands may be in the cache, those of the others are not. A thing leaves the rounds when it has `most` of them,
-    or `least` and `seconds` in all.
+    In a round a function is called as often as fits into `block_seconds`, as in a loop: its own operands may be in the
+    cache, those of the others are not. A function is done after `most` rounds, or after `least` rounds that took
+    `seconds` in total.
     """
     calls = {}
     for name, run in things.items():
@@ -44,6 +44,6 @@ def alternate(
 
 
 def spread(seconds: list[float]) -> dict[str, float]:
-    """Median and quartiles in milliseconds, and how many rounds they are of."""
+    """Median and quartiles in milliseconds, and the number of rounds."""
     low, median, high = np.percentile(seconds, [25, 50, 75]) * 1e3
     return {"ms": float(median), "ms_q1": float(low), "ms_q3": float(high), "rounds": len(seconds)}

@@ -1,13 +1,13 @@
-"""A training step of every network of a study: with torch's own kernels, in either layout, and with this package's.
+"""Benchmark a training step of every network of a study, with torch's kernels and with those of this package.
 
     default loop      NCHW, eager, DataLoader: what most scripts have
-    torch's kernels   what `spectrum run` does with SPECTRUM_BACKEND=native: channels_last, its own loop and data
-    spectrum          what `spectrum run` does
+    torch's kernels   as in `spectrum run` with SPECTRUM_BACKEND=native: channels_last, our loop and data
+    spectrum          as in `spectrum run`
 
-So the first two differ in layout and loop, the last two in kernels and joined normalisation alone. Each way of a
-network runs in a process of its own, and the three take turns. The whole list of networks is timed twice, one network
-after the other: how far the two are apart says what differences between networks are worth. Images are random, in the
-shape of the study's: no time here depends on what they show. The accuracies that such steps lead to are in its rows.
+The first two differ in layout and loop, the last two only in kernels and fused normalisation. Each implementation of a
+network runs in its own process, and the three take turns. The whole list of networks is timed twice, one network
+after the other; the difference between the two passes shows how large the measurement error is. Images are random, in
+the shape of the study's, since their content does not change the times. Accuracies are in the study's rows.
 """
 
 from __future__ import annotations
@@ -40,24 +40,24 @@ def measure(
     steps: int = 5,
     on_row: Callable[[str], None] = lambda line: None,
 ) -> pd.DataFrame:
-    """One row a network of a study and a way to train it, once for each budget that it serves: milliseconds a step.
+    """Measure; one row per network of a study, implementation and budget: milliseconds per step.
 
     Args:
-        folder: with the plan.json of a study, all of whose points are planned.
-        ways: of WAYS.
-        threads: that torch may use in each process; one process works at a time.
-        passes: how often the list of networks is gone through.
-        rounds: of a pass, in which each way takes `steps` steps.
+        folder: folder with the plan.json of a study, whose runs are all planned.
+        ways: implementations, from WAYS.
+        threads: threads that torch may use in each process; one process works at a time.
+        passes: how often the list of networks is timed.
+        rounds: rounds per pass; in each, every implementation takes `steps` steps.
 
     Columns: match, those that vary in the study, params, macs, way, ms with quartiles, rounds, and `apart`: the slowest
-    pass's median over the fastest's. Raises SpecError for a folder without a plan, or whose plan has no points yet.
+    pass's median divided by the fastest's. Raises SpecError for a folder without a plan, or with a plan without runs.
     """
     from spectrum.data.images import images_of
 
     plan = find_plan(folder)
     if plan is None or not plan.runs:
         raise SpecError(
-            f"--study {folder}: is no folder with a plan.json that has points; name a study's results, such as "
+            f"--study {folder}: no plan.json with runs in this folder; pass a study's results, such as "
             "results/quickstart, and run the study first"
         )
     wanted = _networks(plan)
@@ -74,7 +74,7 @@ def measure(
             times = _times(config, ways, threads, rounds, steps, shape)
             taken[network].append(times)
             took = " · ".join(f"{way} {1e3 * pd.Series(seconds).median():.1f}" for way, seconds in times.items())
-            on_row(f"{number + 1}/{passes} {config.segments} segments, widths {config.widths}: ms a step: {took}")
+            on_row(f"{number + 1}/{passes} {config.segments} segments, widths {config.widths}: ms per step: {took}")
     rows = []
     for settings, run in wanted.items():
         for way in ways:
@@ -89,7 +89,7 @@ def measure(
 
 
 def findings(table: pd.DataFrame) -> dict[str, Any]:
-    """How many times as fast each other way's step is with ours, at its least, in the middle and at its most."""
+    """Speed relative to each other implementation: least, median and most over the networks."""
     wide = table.pivot_table(index=_names(table), columns="way", values="ms", dropna=False).dropna()
     found: dict[str, Any] = {
         f"times {way}, least, median, most": [float(q) for q in (wide[way] / wide[OURS]).quantile([0, 0.5, 1])]
@@ -104,7 +104,7 @@ def _names(table: pd.DataFrame) -> list[str]:
 
 
 def _networks(plan: Plan) -> dict[tuple[tuple[str, Any], ...], PlannedRun]:
-    """A run for every combination of what varies, the seed left out."""
+    """One run for every combination of what varies, except the seed."""
     found: dict[tuple[tuple[str, Any], ...], PlannedRun] = {}
     names = [name for name in plan.varied if name != "match"]
     for run in plan.runs:
@@ -119,7 +119,7 @@ def _plain(value: Any) -> Any:
 
 
 def _rest(run: RunConfig) -> dict[str, Any]:
-    """What else a step hangs on."""
+    """Other fields that a step depends on."""
     told = {"seed", "lr", "weight_decay", "segments", "segment_width", "width", "widths", "train_images"}
     return run.model_dump(mode="json", exclude=told)
 

@@ -1,8 +1,8 @@
-"""A whole study: a script that trains its points one after another in the default loop, against `spectrum run`.
+"""Benchmark a whole study: `spectrum run` against a script that trains its runs one after another in the default loop.
 
-Both train the same points on the same images with the same batch size and schedule, and test them at the end. The
-script uses two threads, the study two processes of one thread each. The script's clock starts when its images are in
-memory; that of the study counts everything, the start of its processes too.
+Both train the same runs on the same images with the same batch size and schedule, and test them at the end. The script
+uses two threads, the study two processes of one thread each. The script's time starts when its images are in memory;
+the study's time includes everything, also the start of its processes.
 """
 
 from __future__ import annotations
@@ -39,10 +39,10 @@ def measure(
     cores: int = 2,
     on_row: Callable[[str], None] = lambda line: None,
 ) -> pd.DataFrame:
-    """One row a point of the curve and a way: seconds a point, and mean test accuracy over the seeds.
+    """Measure; one row per configuration and implementation: seconds per run, and mean test accuracy over the seeds.
 
-    For `spectrum run` a point's seconds are its own training seconds divided by the points that train side by side; the
-    last column has the wall time of everything over the number of points.
+    For `spectrum run`, the seconds of a run are its training seconds divided by the number of runs trained at once;
+    `wall_seconds_a_point` is the total time divided by the number of runs.
     """
     base = RunConfig(dataset=dataset, train_images=train_images, epochs=epochs, flip=True, shift=4, lr=0.1)
     study = Study(name="bench", base=base, axes={"seed": tuple(range(seeds))}, cases=tuple(curve))
@@ -58,21 +58,21 @@ def measure(
         for row in (trained[run.id] for run in runs):
             seconds, accuracy = row["train_seconds"] / cores, row["test_accuracy"]
             rows.append(_row(row, OURS, seconds, accuracy, wall / len(runs)))
-        on_row(f"{OURS}: {len(runs)} points in {wall:.0f} s")
+        on_row(f"{OURS}: {len(runs)} runs in {wall:.0f} s")
 
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
         answers = pool.submit(_script, [run.model_dump() for run in runs], dataset, cores).result()
     wall = sum(answer["seconds"] for answer in answers)
     for run, answer in zip(runs, answers, strict=True):
         rows.append(_row(run.model_dump(), SCRIPT, answer["seconds"], answer["test_accuracy"], wall / len(runs)))
-    on_row(f"{SCRIPT}: {len(runs)} points in {wall:.0f} s")
+    on_row(f"{SCRIPT}: {len(runs)} runs in {wall:.0f} s")
     table = pd.DataFrame(rows)
     by = ["segments", "segment_width", "way", "wall_seconds_a_point"]
     return table.groupby(by, dropna=False, sort=False)[["seconds", "test_accuracy"]].mean().reset_index()
 
 
 def findings(table: pd.DataFrame) -> dict[str, Any]:
-    """Points an hour, and how many times those of the script, over the curve and at each point of it."""
+    """Runs per hour, and the speed relative to the script, over all runs and for each configuration."""
     wall = table.groupby("way").wall_seconds_a_point.first()
     seconds = along_the_curve(table, "seconds")
     accuracy = table.groupby("way").test_accuracy.mean()
@@ -87,7 +87,7 @@ def findings(table: pd.DataFrame) -> dict[str, Any]:
 
 
 def as_markdown(table: pd.DataFrame) -> str:
-    """The table on one page: a row a point of the curve, with seconds a point and mean test accuracy of both."""
+    """The table as Markdown: one row per configuration, with seconds per run and mean test accuracy of both."""
     seconds, accuracy = along_the_curve(table, "seconds"), 100 * along_the_curve(table, "test_accuracy")
     lines = [f"| where | {SCRIPT}, s | {OURS}, s | times as fast | {SCRIPT}, % | {OURS}, % |", "|" + "---|" * 6]
     for (where, row), (_, right) in zip(seconds.iterrows(), accuracy.iterrows(), strict=True):

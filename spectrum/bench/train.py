@@ -1,12 +1,12 @@
-"""A whole training step, data and update with it, of the probe network at the size of CIFAR-10.
+"""Benchmark a whole training step, including data and update, of the network `probe` at the size of CIFAR-10.
 
-Each way to train runs in a process of its own, since allocators and compilers are settings of a process, and the
-processes take turns. Images are random: no time here depends on what they show.
+Each implementation runs in its own process, since allocators and compilers are settings of a process, and the processes
+take turns. Images are random, since their content does not change the times.
 
     default loop               NCHW, eager, DataLoader with flips and crops
-    channels_last              eager, batches as `spectrum run` makes them, torch's own operations
-    channels_last, compiled    the same by torch.compile
-    spectrum                   what `spectrum run` does
+    channels_last              eager, batches as in `spectrum run`, torch's own operations
+    channels_last, compiled    the same with torch.compile
+    spectrum                   as in `spectrum run`
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from spectrum.training.optimisation import make_optimizer
 from spectrum.training.step import keep_freed_memory, training_step
 
 DEFAULT, OURS = "default loop", "spectrum"
-NATIVE = "torch's kernels"  # what `spectrum run` does with SPECTRUM_BACKEND=native
+NATIVE = "torch's kernels"  # as in `spectrum run` with SPECTRUM_BACKEND=native
 TUNED = ("channels_last", "channels_last, compiled")
 WAYS = (DEFAULT, *TUNED, OURS)
 CURVE: tuple[dict[str, int], ...] = ({"segments": 1}, *({"segment_width": width} for width in (32, 16, 8, 4, 2, 1)))
@@ -49,13 +49,13 @@ def measure(
     steps: int = 5,
     on_row: Callable[[str], None] = lambda line: None,
 ) -> pd.DataFrame:
-    """One row a point of the curve and a way to train: milliseconds a step, and the share of them spent on data.
+    """Measure; one row per configuration and implementation: milliseconds per step, and the share spent on data.
 
     Args:
-        curve: fields of a RunConfig that say where on the spectrum it lies.
-        ways: of WAYS.
-        threads: that torch may use in each process; one process works at a time.
-        rounds: in which each way takes `steps` steps.
+        curve: configurations to measure, each with the fields of a RunConfig that set its segments.
+        ways: implementations, from WAYS.
+        threads: threads that torch may use in each process; one process works at a time.
+        rounds: number of rounds; in each, every implementation takes `steps` steps.
     """
     rows = []
     for where in curve:
@@ -76,23 +76,23 @@ def measure(
                 "data_percent": 100 * pd.Series([data / seconds for seconds, data in times[way]]).median(),
             }
             rows.append(row)
-            on_row(f"{where} · {way:24} {row['ms']:7.1f} ms a step")
+            on_row(f"{where} · {way:24} {row['ms']:7.1f} ms per step")
     return pd.DataFrame(rows)
 
 
 def findings(table: pd.DataFrame) -> dict[str, Any]:
-    """How many times faster than each other way, along the curve."""
+    """Speed relative to each other implementation, for each configuration."""
     found: dict[str, Any] = {}
     for where, row in along_the_curve(table, "ms").iterrows():
         found[f"{where}: times the default loop"] = float(row[DEFAULT] / row[OURS])
         if tuned := _tuned(row):
             found[f"{where}: times the best tuned loop"] = min(tuned) / float(row[OURS])
-    found["most of a step spent on data, per cent"] = float(table[table.way == OURS].data_percent.max())
+    found["most of a step spent on data, percent"] = float(table[table.way == OURS].data_percent.max())
     return found
 
 
 def as_markdown(table: pd.DataFrame) -> str:
-    """The table on one page: a row a point of the curve, each way's milliseconds and how many times as fast ours is."""
+    """The table as Markdown: one row per configuration, each implementation's milliseconds, and our relative speed."""
     wide = along_the_curve(table, "ms")
     ways = [way for way in WAYS if way in wide]
     lines = [f"| where | {' | '.join(f'{way}, ms' for way in ways)} | data, % | × default loop | × best tuned |"]
@@ -107,7 +107,7 @@ def as_markdown(table: pd.DataFrame) -> str:
 
 
 def along_the_curve(table: pd.DataFrame, values: str) -> pd.DataFrame:
-    """One column of a table of a curve: a row a point, in the curve's order and named in words, and a column a way."""
+    """Pivot one column of a table: one labelled row per configuration, in order, and one column per implementation."""
     where = table.segment_width.map(lambda width: "1 segment" if pd.isna(width) else f"{width:.0f} a segment")
     wide = table.assign(where=where).pivot(index="where", columns="way", values=values)
     return wide.loc[list(dict.fromkeys(where))]
@@ -119,7 +119,7 @@ def _tuned(row: pd.Series) -> list[float]:
 
 
 class Workers:
-    """A process a way, which trains only when asked, on random images of a shape: channels, height and width."""
+    """One process per implementation, which trains on request, on random images (channels, height, width)."""
 
     def __init__(
         self, run: RunConfig, ways: Sequence[str], threads: int, shape: tuple[int, int, int] = CIFAR_SHAPE
@@ -136,7 +136,7 @@ class Workers:
             here.recv()  # ready
 
     def take(self, way: str, steps: int) -> tuple[float, float]:
-        """Mean seconds of a step, and of its data."""
+        """Run steps; return the mean seconds of a step, and of its data."""
         self.pipes[way].send(steps)
         answer: tuple[float, float] = self.pipes[way].recv()
         return answer
@@ -175,7 +175,7 @@ def _default_steps(run: RunConfig, images: Images) -> Iterator[float]:
 
 
 class _Clocked:
-    """An iterable that adds up how long it takes to give."""
+    """An iterable that sums the time spent producing its items."""
 
     def __init__(self, source: Any) -> None:
         self.source, self.seconds = source, 0.0

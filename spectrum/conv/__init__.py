@@ -1,1 +1,1 @@
-"""The operation: one convolution for the whole spectrum."""
+"""`SegmentedConv2d`: every convolution from regular to depthwise separable in one module."""

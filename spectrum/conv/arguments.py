@@ -1,6 +1,6 @@
-"""What the operation's arguments may be: types and ranges, as plain values of Python.
+"""Checks of the operation's arguments: types and ranges, returned as plain Python values.
 
-numpy's integers and booleans count as Python's, and lists as tuples. True and False are no numbers.
+numpy's integers and booleans are accepted as Python's, and lists as tuples. True and False are not numbers.
 """
 
 from __future__ import annotations
@@ -11,22 +11,22 @@ from typing import Any, Literal, get_args
 
 Pair = tuple[int, int]
 
-LARGEST = 2**31 - 1  # of any whole number: beyond it torch's own counts overflow
-MOST_CHANNELS = 2**24  # of a layer; more would take gigabytes to describe
+LARGEST = 2**31 - 1  # limit of any whole number: beyond it torch's own counts overflow
+MOST_CHANNELS = 2**24  # limit of a layer; more would take gigabytes to describe
 
 Order = Literal["pointwise_first", "spatial_first"]
-Activation = Literal["none", "relu", "elu", "gelu", "silu"]  # those that have a name
+Activation = Literal["none", "relu", "elu", "gelu", "silu"]  # activations with a name
 ORDERS = get_args(Order)
 
 
 class InputError(RuntimeError, ValueError):
-    """An input that the operation cannot take; a RuntimeError as torch's own, and a ValueError as elsewhere here."""
+    """An input that the operation cannot take; a RuntimeError, as in torch, and a ValueError, as elsewhere here."""
 
 
 def whole(name: str, value: Any, least: int = 1, *, most: int = LARGEST, more: str = "") -> int:
     """A whole number from `least` to `most`.
 
-    Raises ValueError with the argument's name and what came; `more` says what else would do.
+    Raises ValueError with the argument's name and the value given; `more` names other valid values.
 
     >>> whole("depth", 3)
     3
@@ -57,7 +57,7 @@ def pair(name: str, value: Any, least: int = 1, *, more: str = "") -> Pair:
 
 
 def flag(name: str, value: Any) -> bool:
-    """True or False, and nothing that only counts as such."""
+    """A boolean; other values, such as 0 and 1, are refused."""
     if isinstance(value, bool):
         return value
     if _is_numpy_bool(value):
@@ -66,7 +66,7 @@ def flag(name: str, value: Any) -> bool:
 
 
 def choice(name: str, value: Any, known: Sequence[str]) -> str:
-    """One of a few words."""
+    """One of a few known words."""
     if not isinstance(value, str) or value not in known:
         last = f" or {known[-1]!r}" if len(known) == 2 else f", {known[-1]!r}"
         raise ValueError(f"{name}={value!r}: unknown; try {', '.join(map(repr, known[:-1]))}{last}")
@@ -90,7 +90,7 @@ def padding_pixels(padding: Any, kernel_size: Pair, dilation: Pair) -> Pair:
 
 
 def as_whole(value: Any) -> int | None:
-    """The value as a whole number of Python's, if it is one of Python's or numpy's."""
+    """The value as a Python int, if it is an integer of Python or numpy; else None."""
     if isinstance(value, bool) or _is_numpy_bool(value):
         return None
     try:
@@ -100,7 +100,7 @@ def as_whole(value: Any) -> int | None:
 
 
 def as_tuple(value: Any) -> tuple[Any, ...] | None:
-    """The values of a list, tuple, range or one-dimensional numpy array."""
+    """The values of a list, tuple, range or one-dimensional numpy array; None for anything else."""
     if isinstance(value, str | bytes):
         return None
     if isinstance(value, Sequence):

@@ -1,6 +1,6 @@
-"""What stands between the two halves: batch normalisation, an activation, a shuffle of channels."""
+"""The modules between the 1×1 and the spatial convolution: batch normalisation, activation, channel shuffle."""
 
-# Annotations are not strings here: what fx has traced keeps them, and is pickled with them.
+# Annotations are not strings here: modules traced by fx keep them, and are pickled with them.
 
 from collections.abc import Callable
 from functools import partial
@@ -22,7 +22,7 @@ ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
 
 
 class Elementwise(nn.Module):
-    """A function of a tensor, as a module."""
+    """A module that applies a function of a tensor."""
 
     def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
         super().__init__()
@@ -36,7 +36,7 @@ class Elementwise(nn.Module):
 
 
 def named_activation(activation: Any) -> str | nn.Module:
-    """An activation by its name, or as a module of its own. Raises ValueError for what is neither."""
+    """The module for an activation, given by name, module, class or function. Raises ValueError for anything else."""
     if activation is None or isinstance(activation, nn.Identity):
         return "none"
     if isinstance(activation, str):
@@ -65,7 +65,7 @@ def named_activation(activation: Any) -> str | nn.Module:
 def between(
     channels: int, norm: bool, activation: str | nn.Module, backend: str | None, made: dict[str, Any]
 ) -> nn.Module:
-    """The module between the halves; `made`: device and type of its parameters."""
+    """The module between the 1×1 and the spatial convolution; `made`: device and type of its parameters."""
     if norm and activation == "relu":
         return nn.Sequential(BatchNormAct2d(channels, relu=True, backend=backend, **made))
     last = ACTIVATIONS[activation]() if isinstance(activation, str) else activation
@@ -73,8 +73,8 @@ def between(
 
 
 def shuffled(x_nchw: Tensor, permutation: Tensor) -> Tensor:
-    """Channels in another order, in the same memory layout."""
+    """Reorder the channels, keeping the memory layout."""
     y_nchw = x_nchw.index_select(-3, permutation)
     if is_of_fx(x_nchw):
         return y_nchw
-    return y_nchw.contiguous(memory_format=layout_of(x_nchw))  # which index_select forgets
+    return y_nchw.contiguous(memory_format=layout_of(x_nchw))  # index_select loses the layout

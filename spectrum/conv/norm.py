@@ -1,9 +1,8 @@
-"""Batch normalisation with what follows it in one pass over memory.
+"""Batch normalisation, addition and ReLU in one pass over memory.
 
-At the per-channel end of the spectrum normalisation, activation and the residual's addition take as long as the
-convolutions: each reads and writes whole activations for a few operations a number. Joined they read them half as
-often.
-Shapes: x_nchw is (N, C, H, W).
+At the per-channel end of the spectrum, normalisation, activation and the residual addition take as long as the
+convolutions: each reads and writes whole activations for a few operations per number. Fused, they read them half as
+often. Shapes: x_nchw is (N, C, H, W).
 """
 
 from __future__ import annotations
@@ -21,18 +20,18 @@ from spectrum.conv.backends.tracing import is_channels_last, is_of_fx, is_plain,
 
 
 class BatchNormAct2d(nn.BatchNorm2d):
-    """`nn.BatchNorm2d`, then the addition of a second tensor if one is given, then ReLU if asked for.
+    """`nn.BatchNorm2d`, then the addition of a second tensor if one is given, then ReLU if `relu`.
 
     Args:
-        channels: C.
-        relu: whether max(0, ·) follows.
-        backend: what computes it, where it can, as for `SegmentedConv2d`; torch elsewhere.
-        device, dtype: of parameters and buffers, as torch's own layers take them.
+        channels: number of channels, C.
+        relu: whether to apply max(0, ·) at the end.
+        backend: preferred backend, as for `SegmentedConv2d`; torch computes what it cannot.
+        device, dtype: device and type of parameters and buffers, as for torch's own layers.
 
-    Normalisation is that of Ioffe & Szegedy 2015, arXiv:1502.03167. The same function, parameters, buffers and
-    state_dict as `nn.BatchNorm2d` followed by `+` and `nn.ReLU`; on the CPU in channels_last it runs as one kernel, in
-    training and in evaluation without gradients. `nn.SyncBatchNorm.convert_sync_batchnorm` puts a layer in its place
-    that neither adds nor has a ReLU; runs of several ranks share their statistics through `total` instead.
+    Normalises as in Ioffe & Szegedy 2015, arXiv:1502.03167. Function, parameters, buffers and state_dict equal those of
+    `nn.BatchNorm2d` followed by `+` and `nn.ReLU`. On the CPU in channels_last it runs as one kernel, in training and
+    in evaluation without gradients. Do not use `nn.SyncBatchNorm.convert_sync_batchnorm`: its layer neither adds nor
+    applies ReLU. Runs of several ranks share their statistics through `total` instead.
 
     >>> norm = BatchNormAct2d(16, relu=True)
     >>> x_nchw = torch.randn(8, 16, 4, 4)
@@ -52,11 +51,11 @@ class BatchNormAct2d(nn.BatchNorm2d):
     ) -> None:
         super().__init__(channels, device=device, dtype=dtype)
         self.relu = relu
-        self.total: Callable[[Tensor], Tensor] | None = None  # of sums over all processes that share a batch
+        self.total: Callable[[Tensor], Tensor] | None = None  # sums over all processes that share a batch
         self.backend = choice_for(backend, prepare=self.weight.device.type == "cpu").name
 
     def forward(self, x_nchw: Tensor, added_nchw: Tensor | None = None) -> Tensor:
-        """Both (N, C, H, W), and so is the result."""
+        """Normalise x, add `added_nchw` if given, apply ReLU if asked for; all tensors are (N, C, H, W)."""
         if is_of_fx(x_nchw):
             return self._as_a_whole(x_nchw, () if added_nchw is None else (added_nchw,))
         if self._takes(x_nchw) and (added_nchw is None or _alike(added_nchw, x_nchw)):
@@ -66,7 +65,7 @@ class BatchNormAct2d(nn.BatchNorm2d):
         return torch.relu(y_nchw) if self.relu else y_nchw
 
     def _as_a_whole(self, proxy: Any, added: tuple[Any, ...]) -> Tensor:
-        """fx is told of the layer as it is of torch's own, so that what it traced follows the mode."""
+        """Trace the layer as a leaf of fx, like torch's own layers, so that a traced network follows the mode."""
         called: Tensor = proxy.tracer.create_proxy(
             "call_module", proxy.tracer.path_of_module(self), (proxy, *added), {}
         )
@@ -81,7 +80,7 @@ class BatchNormAct2d(nn.BatchNorm2d):
         return super().forward(x_nchw)
 
     def _of_all(self, x_nchw: Tensor, total: Callable[[Tensor], Tensor]) -> Tensor:
-        """By the moments of all processes' images."""
+        """Normalise by the moments over the images of all processes."""
         x, sides = x_nchw if x_nchw.dtype == torch.float64 else x_nchw.float(), (0, 2, 3)
         count = total(x.new_tensor(x.numel() / self.num_features))
         mean = (total(x.sum(sides)) / count).view(1, -1, 1, 1)
@@ -101,23 +100,23 @@ class BatchNormAct2d(nn.BatchNorm2d):
         return BACKENDS["compiled" if self.backend == "auto" else self.backend]
 
     def _fits(self, x_nchw: Tensor) -> bool:
-        least = self.num_features if self.training else 0  # torch refuses one value per channel, and says why
+        least = self.num_features if self.training else 0  # torch refuses one value per channel with its own message
         of_channels = x_nchw.dim() == 4 and x_nchw.shape[1] == self.num_features
         if not of_channels or x_nchw.numel() <= least or not is_channels_last(x_nchw):
             return False
         shape, kind = x_nchw.shape[1:2], (x_nchw.dtype, x_nchw.device)
         for one in (self.weight, self.bias, self.running_mean, self.running_var):
-            # A number for each channel, as a kernel reads them; else torch says what is wrong.
+            # One value per channel, as a kernel reads them; otherwise torch raises its own error.
             if one is None or one.shape != shape or (one.dtype, one.device) != kind or not is_plain(one):
                 return False
         return True
 
     def _learns_alone(self) -> bool:
-        """From this process's images, with an average that is kept and has a momentum."""
+        """Whether it trains on this process's images alone, with running statistics and a momentum."""
         return self.total is None and self.track_running_stats and self.momentum is not None
 
     def _only_evaluates(self) -> bool:
-        """Gradients are torch's own; a compiler joins these by itself."""
+        """Whether it evaluates without gradients and outside torch.compile, which fuses these by itself."""
         return not (torch.is_grad_enabled() or torch.compiler.is_compiling() or self.running_var is None)
 
     def _evaluated(self, x_nchw: Tensor, added_nchw: Tensor | None) -> Tensor:
@@ -138,7 +137,7 @@ class BatchNormAct2d(nn.BatchNorm2d):
 
     @torch.no_grad()
     def _follow(self, mean: Tensor, variance: Tensor) -> None:
-        """Move the running statistics, if any are kept, towards a batch's, (C,) each; the variance unbiased."""
+        """Update the running statistics, if any, with a batch's mean and unbiased variance, (C,) each."""
         if not self.track_running_stats or self.running_mean is None or self.running_var is None:
             return
         if self.num_batches_tracked is not None:
@@ -150,13 +149,13 @@ class BatchNormAct2d(nn.BatchNorm2d):
         for running, new in ((self.running_mean, mean), (self.running_var, variance)):
             if plain:
                 running.lerp_(new, momentum)
-            else:  # between infinities there is no way half-way, which torch's batch norm does not look for
+            else:  # interpolating between infinities gives NaN, which torch's batch norm avoids
                 by_parts = (1 - momentum) * running + momentum * new
                 finite = running.isfinite() & new.isfinite()
                 running.copy_(torch.where(finite, running.lerp(new, momentum), by_parts))
 
     def _momentum(self) -> float:
-        """How far the statistics move; without a momentum they are the mean over all batches, as torch has it."""
+        """The weight of the new batch; without a momentum, that of the mean over all batches, as in torch."""
         if self.momentum is not None:
             return self.momentum
         return 0.0 if self.num_batches_tracked is None else 1 / float(self.num_batches_tracked)
@@ -166,15 +165,15 @@ class BatchNormAct2d(nn.BatchNorm2d):
 
 
 def _are_finite(first: Tensor, second: Tensor) -> bool:
-    """Of two vectors, in one call."""
+    """Whether all values of two vectors are finite, in one call."""
     return math.isfinite(torch.dot(first, second).item())
 
 
 def _in_order(x_nchw: Tensor) -> Tensor:
-    """The same numbers in the default layout, with the strides that torch itself gives it; so is the gradient.
+    """Copy to the default layout with torch's own strides; the gradient gets them too.
 
-    Where a side is 1, or the batch, a tensor may be of both layouts by one of torch's tests and of neither by another,
-    and then the backward of torch's batch norm on the CPU reads one of its inputs in the wrong order, silently.
+    If a side or the batch is 1, torch's checks of memory layout contradict each other. The backward pass of torch's
+    batch norm on the CPU then silently reads one of its inputs in the wrong order.
     """
     return x_nchw.reshape(-1).reshape(x_nchw.shape)
 

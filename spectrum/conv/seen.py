@@ -1,4 +1,4 @@
-"""By which backend the convolutions of a network are computed, for whoever asks; `forward` itself keeps no record."""
+"""Record which backend computes which layer; `forward` itself keeps no record."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from spectrum.conv.half import SegmentedHalf
+from spectrum.conv.grouped import GroupedConv2d
 from spectrum.conv.segmented import SegmentedConv2d
 
 
 @contextmanager
 def backends_seen(model: nn.Module) -> Iterator[dict[str, str]]:
-    """Watch a network's calls: the backend of each segmented convolution's spatial half, by its module's name.
+    """Record the backend of the spatial convolution of each `SegmentedConv2d` that is called, by module name.
 
-    "folded" where both halves are computed as one convolution. Those that are not called are not there, and none that
-    torch.compile runs, whether it compiled them inside the block or before.
+    The value is "folded" if the 1×1 and the spatial convolution run as one. Layers that are not called are missing, and
+    so are layers that run in torch.compile.
 
     >>> import torch
     >>> from spectrum import build_model, prefer_backend
@@ -31,20 +31,20 @@ def backends_seen(model: nn.Module) -> Iterator[dict[str, str]]:
     """
     seen: dict[str, str] = {}
     layers = {module: name for name, module in model.named_modules() if isinstance(module, SegmentedConv2d)}
-    halves = {module.spatial: name for module, name in layers.items()}
+    spatial = {module.spatial: name for module, name in layers.items()}
 
-    # Copies of the network that are made inside take the hooks along, and are not in the tables.
+    # Copies of the network that are made inside the block copy the hooks too, but are not in the tables.
     def note_folded(module: SegmentedConv2d, inputs: tuple[Any, ...], named: dict[str, Any]) -> None:
         given = (*inputs, *named.values())
         if module not in layers or torch.compiler.is_compiling() or not _is_one_input(given):
-            return  # of another input, forward says what is wrong
+            return  # forward raises the error for another input
         x_nchw = given[0] if given[0].dim() == 4 else given[0].unsqueeze(0)
         if module.is_folded(x_nchw):
             seen[layers[module]] = "folded"
 
-    def note_backend(half: SegmentedHalf, inputs: tuple[Any, ...]) -> None:
-        if half in halves and not torch.compiler.is_compiling():
-            seen[halves[half]] = half.backend_for(inputs[0])
+    def note_backend(conv: GroupedConv2d, inputs: tuple[Any, ...]) -> None:
+        if conv in spatial and not torch.compiler.is_compiling():
+            seen[spatial[conv]] = conv.backend_for(inputs[0])
 
     with ExitStack() as hooks:
         for module in layers:

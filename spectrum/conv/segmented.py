@@ -1,7 +1,7 @@
 """The whole spectrum from regular to depthwise separable convolution as one module.
 
-A segmented convolution is a pointwise half (1×1, across channels) and a spatial half (k×k, inside each of S segments
-of its channels), in either order, with or without something between them:
+A segmented convolution is a pointwise convolution (1×1, across channels) and a spatial convolution (k×k, inside each of
+S segments of its channels), in either order, with or without normalisation and activation between them:
 
     segments            pointwise_first                        spatial_first
     1                   1×1, then a regular convolution        a regular convolution, then 1×1
@@ -11,7 +11,7 @@ of its channels), in either order, with or without something between them:
 Shapes: x_nchw is (N, C, H, W).
 """
 
-# Annotations are not strings here and in `spectrum.models`: what fx has traced keeps them, and is pickled with them.
+# Annotations are not strings here and in `spectrum.models`: modules traced by fx keep them, and are pickled with them.
 
 import math
 from collections.abc import Callable
@@ -35,75 +35,75 @@ from spectrum.conv.arguments import (
 from spectrum.conv.backends.choice import Choice, choice_for, worth_folding
 from spectrum.conv.backends.tracing import is_of_fx
 from spectrum.conv.between import between, named_activation, shuffled
-from spectrum.conv.half import SegmentedHalf
+from spectrum.conv.grouped import GroupedConv2d
 from spectrum.conv.norm import BatchNormAct2d
 from spectrum.conv.padding import is_as_torchs, pad_same
 from spectrum.conv.segments import Segments, interleaved, segment_runs, segment_sizes, spatial_sizes
 
 FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.complex64, torch.complex128)
 
-torch.fx.wrap("pad_same")  # looks at the size of its input, which fx does not know
+torch.fx.wrap("pad_same")  # it reads the size of its input, which fx does not know
 
 
 class SegmentedConv2d(nn.Module):
-    """A convolution whose spatial half runs independently in each of `segments` channel segments.
+    """A 1×1 and a spatial convolution, the latter separate in each of `segments` groups of channels.
 
     Args:
-        in_channels: channels of the input; also those between the halves if the spatial half is first.
-        out_channels: channels of the output; also those between the halves if the 1×1 is first. The channels between
-            the halves are the C that falls into segments.
+        in_channels: channels of the input. Spatial-first, these are the C channels that are split into segments.
+        out_channels: channels of the output. Pointwise-first, these are the C channels that are split into segments.
         kernel_size: side of the spatial kernel, or (height, width).
-        stride: of the spatial half, one number or (vertical, horizontal); the 1×1 always has stride 1.
-        dilation: of the spatial half, likewise.
-        padding: of the spatial half. "same" pads dilation·(k−1)/2 zeros on each side; "tf_same" what ⌈H/stride⌉ outputs
-            need, the odd pixel at the bottom and the right, as Keras' "same"; or a number of pixels, 0 being Keras'
-            "valid", or (vertical, horizontal).
+        stride: stride of the spatial convolution, one number or (vertical, horizontal); the 1×1 always has stride 1.
+        dilation: dilation of the spatial convolution, one number or (vertical, horizontal).
+        padding: padding of the spatial convolution. "same" pads dilation·(k−1)/2 zeros on each side. "tf_same" pads for
+            ⌈H/stride⌉ outputs, an odd pixel at the bottom and the right, like "same" in Keras. Or a number of pixels
+            (0 is "valid" in Keras), or (vertical, horizontal).
         segments: 1 … C, divisible or not (sizes then differ by at most one), `"per_channel"`, or explicit sizes
             that sum to C.
-        order: which half runs first, `"pointwise_first"` (Inception) or `"spatial_first"` (depthwise separable).
-        activation: non-linearity between the halves: None (or "none"), "relu", "elu", "gelu", "silu"; or a module,
-            which becomes a part of this one and is not copied; or a class of modules, made without arguments; or a
-            function of a tensor.
-        norm: whether batch normalisation stands between the halves, before the activation.
-        pointwise: False leaves out the 1×1, which gives the bare spatial convolution; `segments=1` is then
-            `nn.Conv2d`. Input and output channels both fall into the segments, so C is the smaller of the two.
-        pointwise_segments: segments of the 1×1 itself.
-        shuffle: interleave channels between the halves, so that neighbouring channels of the spatial half belong to
-            different segments of the 1×1. Needs pointwise_segments > 1: after a dense 1×1 it only relabels rows.
-        bias: add one bias a channel to the output (Keras' `SeparableConv2D` does the same).
-        backend: what computes the spatial half, one of `list_backends()`: an input that it cannot compute is refused.
-            The 1×1 and the normalisation are computed by it where it can, by torch elsewhere. By default, and with
-            "auto", the fastest known for the layer's geometry and the input's type and layout; see `prefer_backend`.
-            torch's own convolutions are used, whatever is named, while something looks on that should see them: a
-            counter, an exporter, a transform of torch.func, forward-mode differentiation, a `TorchDispatchMode` of
-            yours; and for inputs of a subclass of Tensor. `backends_seen` tells what was used.
-        device: of parameters and buffers, as torch's own layers take it.
-        dtype: of parameters and buffers, floating or complex.
+        order: `"pointwise_first"` (1×1 first, as in Inception) or `"spatial_first"` (as in a depthwise separable
+            convolution).
+        activation: non-linearity between the 1×1 and the spatial convolution: None (or "none"), "relu", "elu", "gelu",
+            "silu"; a module, which becomes a submodule and is not copied; a class of modules, made without arguments;
+            or a function of a tensor.
+        norm: whether to apply batch normalisation between the two convolutions, before the activation.
+        pointwise: False leaves out the 1×1, which gives a plain spatial convolution; with `segments=1` it is
+            `nn.Conv2d`. Input and output channels are then both split, so C is the smaller of the two.
+        pointwise_segments: number of segments of the 1×1 itself.
+        shuffle: whether to interleave channels between the two convolutions, so that neighbouring channels of the
+            spatial one come from different segments of the 1×1. Needs pointwise_segments > 1: after a dense 1×1 it only
+            relabels rows.
+        bias: whether to add a per-channel bias to the output (as Keras' `SeparableConv2D` does).
+        backend: backend of the spatial convolution, one of `list_backends()`; an input that it cannot compute is
+            refused. The 1×1 and the normalisation use it if it can compute them, and torch otherwise. By default, and
+            with "auto", the fastest known for the layer's geometry and the input's type and layout; see
+            `prefer_backend`. torch's own convolutions always run while a tracer must see them (a counter, an exporter,
+            a transform of torch.func, forward-mode differentiation, a `TorchDispatchMode`), and for inputs of a
+            subclass of Tensor. `backends_seen` records what was used.
+        device: device of parameters and buffers, as for torch's own layers.
+        dtype: type of parameters and buffers, floating-point or complex.
 
     Input (N, in_channels, H, W); output (N, out_channels, H', W') with
     H' = ⌊(H + 2·padding − dilation·(k−1) − 1) / stride⌋ + 1, or ⌈H/stride⌉ with "tf_same". Or (in_channels, H, W) to
-    (out_channels, H', W'), except with `norm`, which needs a batch. Infinite values and NaN reach the outputs and
-    gradients that they reach in torch's own convolutions, one after another, and no others.
+    (out_channels, H', W'), except with `norm`, which needs a batch. Infinities and NaN reach the same outputs and
+    gradients as in two successive convolutions of torch.
 
-    Parameters are plain tensors, one a run of neighbouring segments of one size (a number that divides C makes one run,
-    another number two, explicit sizes as many as they have runs): `spatial.weights.i` (outputs of the run, inputs of
-    one segment, kh, kw); `pointwise.weights.i` likewise for the segments of the 1×1, so (out, in, 1, 1) where it has
-    one; `bias` (out,). Initialised like `nn.Conv2d`, uniform in ±1/√fan_in, with the fan-in that a segment really has,
-    k²·C/S.
+    There is one weight tensor per run of neighbouring segments of equal size: one run if the number divides C, else
+    two; for explicit sizes, as many as they form. `spatial.weights.i` is (outputs of the run, inputs of one segment,
+    kh, kw); `pointwise.weights.i` is the same for the 1×1, so (out, in, 1, 1) if it has one segment; `bias` is (out,).
+    Initialised like `nn.Conv2d`, uniform in ±1/√fan_in, with the fan-in of a segment, k²·C/S.
 
     From F. Chollet, "Xception: Deep Learning with Depthwise Separable Convolutions", CVPR 2017, arXiv:1610.02357,
     sections 1.1 and 1.2.
 
-    `torch.jit.script` does not take it; `torch.jit.trace`, `torch.export` and `torch.compile` do.
+    `torch.jit.trace`, `torch.export` and `torch.compile` support it; `torch.jit.script` does not.
 
-    Raises ValueError with the argument's name and what would work; called on an input of another shape or type,
-    InputError, which is also a RuntimeError as torch's own.
+    Raises ValueError with the argument's name and what would work. Calling it on an input of the wrong shape or type
+    raises InputError, which is a ValueError and, as in torch, a RuntimeError.
 
     >>> conv = SegmentedConv2d(64, 128, segments=3)
     >>> conv
     SegmentedConv2d(
       64, 128, segments=3, order='pointwise_first'
-      (spatial): SegmentedHalf(
+      (spatial): GroupedConv2d(
         2×(43→43) + 1×(42→42), stride=(1, 1), padding=(1, 1), dilation=(1, 1)
         ...
     )
@@ -119,12 +119,12 @@ class SegmentedConv2d(nn.Module):
     ValueError: segments=200: more than the 128 channels; try 1 … 128 or "per_channel"
     """
 
-    pads_first = False  # of modules that were stored by an earlier version
-    clamped_options: tuple[str, ...] = ()  # of a network, which asked this layer for more than its channels allow
+    pads_first = False  # for modules that an earlier version stored
+    clamped_options: tuple[str, ...] = ()  # options that ask for more segments than the layer has channels
 
     @property
     def normalises(self) -> bool:
-        """Whether batch normalisation stands between the halves."""
+        """Whether there is batch normalisation between the 1×1 and the spatial convolution."""
         return isinstance(self.between, nn.Sequential) and isinstance(self.between[0], BatchNormAct2d)
 
     def __init__(
@@ -170,7 +170,7 @@ class SegmentedConv2d(nn.Module):
             self.pads_first, padding = not is_as_torchs(kernel_size, stride), "same"
         starts_on = torch.empty(0, **made).device
         of_spatial = choice_for(backend, prepare=starts_on.type == "cpu")
-        self.spatial = SegmentedHalf(
+        self.spatial = GroupedConv2d(
             segment_runs(in_sizes, out_sizes),
             kernel_size,
             stride=stride,
@@ -180,14 +180,14 @@ class SegmentedConv2d(nn.Module):
             **made,
         )
 
-        self.pointwise: SegmentedHalf | None = None
+        self.pointwise: GroupedConv2d | None = None
         self.between: nn.Module = nn.Identity()
         if pointwise:
             runs = segment_runs(*(segment_sizes(c, pointwise_segments) for c in (in_channels, out_channels)))
-            self.pointwise = SegmentedHalf(runs, (1, 1), choice=Choice(of_spatial.name), **made)
+            self.pointwise = GroupedConv2d(runs, (1, 1), choice=Choice(of_spatial.name), **made)
             self.between = between(spatial_in, norm, activation, backend, made)
 
-        # Two dense halves with nothing between them are one convolution.
+        # Two dense convolutions with nothing between them equal one convolution.
         has_nothing_between = pointwise and not norm and activation == "none"
         self.folds = has_nothing_between and self.segments == pointwise_segments == 1
         self.folds = self.folds and stride == (1, 1) and not self.pads_first
@@ -202,7 +202,7 @@ class SegmentedConv2d(nn.Module):
         self._reset_bias()
 
     def reset_parameters(self) -> None:
-        """Draw all weights anew, as at the start. For a module made on `meta`, as with torch's own layers."""
+        """Initialise all weights anew, as at construction, for example for a module made on `meta`."""
         for module in self.modules():
             reset = getattr(module, "reset_parameters", None)
             if module is not self and callable(reset):
@@ -216,19 +216,19 @@ class SegmentedConv2d(nn.Module):
             nn.init.uniform_(self.bias, -bound, bound)
 
     def _permutation(self, device: torch.device) -> Tensor:
-        """Position c of the spatial half belongs to segment c mod P of the 1×1, whichever of the two comes first."""
+        """The shuffle: position c of the spatial convolution belongs to segment c mod P of the 1×1, in either order."""
         assert self.pointwise is not None
         segments = sum(run.count for run in self.pointwise.geometry.runs)
         permutation = torch.tensor(interleaved(sum(self.segment_sizes), segments), device="cpu")
         return (permutation if self.order == "pointwise_first" else permutation.argsort()).to(device)
 
     def _compute_shuffle(self) -> None:
-        """Compute a permutation that was left on `meta` when the weights left it, since no state_dict has it."""
+        """Compute a permutation that is still on `meta` while the weights no longer are; no state_dict has it."""
         if self.shuffle is not None and self.shuffle.is_meta and not self.spatial.weights[0].is_meta:
             self.shuffle = self._permutation(self.spatial.weights[0].device)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "SegmentedConv2d":
-        """Of `.to()`, `to_empty` and the like. The permutation is written anew, since no state_dict has it."""
+        """Apply `.to()`, `to_empty` and similar; recompute the permutation, since no state_dict has it."""
         self._compute_shuffle()
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         if self.shuffle is not None and not self.shuffle.is_meta:
@@ -237,11 +237,11 @@ class SegmentedConv2d(nn.Module):
         return self
 
     def forward(self, x_nchw: Tensor) -> Tensor:
-        """(N, in_channels, H, W) to (N, out_channels, H', W'), in the input's memory layout; or both without N.
+        """Convolve (N, in_channels, H, W) to (N, out_channels, H', W'), in the input's layout; or both without N.
 
-        Raises InputError for another shape or type.
+        Raises InputError for an input of the wrong shape or type.
         """
-        if is_of_fx(x_nchw):  # everything native takes both shapes
+        if is_of_fx(x_nchw):  # torch's own operations take both shapes
             return self._forward(x_nchw)
         self._compute_shuffle()
         if not torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]
@@ -250,21 +250,21 @@ class SegmentedConv2d(nn.Module):
 
     def _forward(self, x_nchw: Tensor) -> Tensor:
         if self.pointwise is None:
-            x_nchw = self._half(self.spatial, x_nchw)
+            x_nchw = self._convolve(self.spatial, x_nchw)
         else:
             pointwise_first = self.order == "pointwise_first"
             first, second = (self.pointwise, self.spatial) if pointwise_first else (self.spatial, self.pointwise)
             if self.is_folded(x_nchw):
                 x_nchw = self.spatial.folded(x_nchw, first.weights[0], second.weights[0])
             else:
-                x_nchw = self.between(self._half(first, x_nchw))
+                x_nchw = self.between(self._convolve(first, x_nchw))
                 if self.shuffle is not None:
                     x_nchw = shuffled(x_nchw, self.shuffle)
-                x_nchw = self._half(second, x_nchw)
+                x_nchw = self._convolve(second, x_nchw)
         return x_nchw if self.bias is None else x_nchw + self.bias.view(-1, 1, 1)
 
     def is_folded(self, x_nchw: Tensor) -> bool:
-        """Whether both halves of this input (N, in_channels, H, W) are computed as one convolution."""
+        """Whether the 1×1 and the spatial convolution run as one for this input (N, in_channels, H, W)."""
         if not self.folds or self.pointwise is None:
             return False
         spatial, pointwise = self.spatial.weights[0], self.pointwise.weights[0]
@@ -300,11 +300,11 @@ class SegmentedConv2d(nn.Module):
                 f"input of type {x_nchw.dtype}: the weights are {dtype}; give x.to({dtype}), or convert the module"
             )
 
-    def _half(self, half: "SegmentedHalf", x_nchw: Tensor) -> Tensor:
-        if self.pads_first and half is self.spatial:
-            g = half.geometry
+    def _convolve(self, conv: "GroupedConv2d", x_nchw: Tensor) -> Tensor:
+        if self.pads_first and conv is self.spatial:
+            g = conv.geometry
             x_nchw = pad_same(x_nchw, g.kernel_size, g.stride, g.dilation)
-        y_nchw: Tensor = half(x_nchw)
+        y_nchw: Tensor = conv(x_nchw)
         return y_nchw
 
     def extra_repr(self) -> str:
@@ -312,7 +312,7 @@ class SegmentedConv2d(nn.Module):
 
 
 def _spatial_channels(in_channels: int, out_channels: int, order: Order | None) -> Pair:
-    """Inputs and outputs of the spatial half; `order` is None where it stands alone."""
+    """Input and output channels of the spatial convolution; `order` is None if there is no 1×1."""
     if order is None:
         return in_channels, out_channels
     channels = out_channels if order == "pointwise_first" else in_channels
@@ -324,7 +324,7 @@ def _after_loading(module: SegmentedConv2d, incompatible: Any) -> None:
 
 
 def _device(device: Any) -> Any:
-    """A device as torch takes it. Raises ValueError for what names none."""
+    """The device, if torch accepts it. Raises ValueError for anything else."""
     try:
         if device is not None and not isinstance(device, bool):
             torch.device(device)
@@ -337,7 +337,7 @@ def _device(device: Any) -> Any:
 
 
 def _dtype(dtype: Any) -> torch.dtype | None:
-    """A type that weights can have. Raises ValueError for others."""
+    """The type, if weights can have it. Raises ValueError for any other."""
     if dtype is None or (isinstance(dtype, torch.dtype) and dtype in FLOATS):
         return dtype
     raise ValueError(f"dtype={dtype!r}: expected one of {', '.join(map(str, FLOATS))}")
@@ -346,11 +346,11 @@ def _dtype(dtype: Any) -> torch.dtype | None:
 def _check_pointwise(
     pointwise: bool, segments: int, norm: bool, activation: str | nn.Module, shuffle: bool, most: int
 ) -> None:
-    """Raise ValueError for options of the 1×1, and of what stands beside it, that do not go together."""
+    """Raise ValueError for options of the 1×1, norm, activation and shuffle that contradict each other."""
     given = {"norm": norm, "activation": activation != "none", "pointwise_segments": segments != 1}
     for name, is_given in given.items():
         if is_given and not pointwise:
-            raise ValueError(f"{name}: there is no second half with pointwise=False; leave {name} at its default")
+            raise ValueError(f"{name}: needs the 1×1, which pointwise=False leaves out; leave {name} at its default")
     if shuffle and segments == 1:
         raise ValueError("shuffle=True: after a dense 1×1 it only relabels rows; use pointwise_segments > 1")
     if segments > most:

@@ -1,8 +1,8 @@
-"""How C channels fall into S independent segments.
+"""Split C channels into S independent segments.
 
-A segment is a run of neighbouring channels that the spatial convolution mixes among themselves only: 1 segment is
-a regular convolution, one a channel is a depthwise convolution, 3 or 4 are an Inception module. C need not be
-divisible by S; sizes then differ by at most one, the larger ones first. Pure functions, no torch.
+A segment is a run of neighbouring channels that the spatial convolution mixes only with each other. 1 segment is a
+regular convolution, one segment per channel a depthwise convolution, 3 or 4 an Inception module. C need not be
+divisible by S; sizes then differ by at most one, the larger ones first. Pure functions, without torch.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ Segments = int | Literal["per_channel"] | Sequence[int]
 
 @dataclass(frozen=True)
 class Run:
-    """`count` neighbouring segments of one shape; one grouped convolution serves them all."""
+    """`count` neighbouring segments of equal shape, computed by one grouped convolution."""
 
     count: int
     in_size: int  # input channels of each segment
@@ -30,10 +30,10 @@ class Run:
 
 
 def segment_sizes(channels: int, segments: Segments) -> tuple[int, ...]:
-    """Sizes of the segments into which `channels` fall, in channel order.
+    """Sizes of the segments into which `channels` are split, in channel order.
 
     Args:
-        channels: how many there are, C.
+        channels: number of channels, C.
         segments: a number from 1 to C, `"per_channel"`, or the sizes themselves.
 
     >>> segment_sizes(128, 3)
@@ -56,12 +56,12 @@ def segment_sizes(channels: int, segments: Segments) -> tuple[int, ...]:
 
 
 def plain_segments(segments: Segments) -> int | Literal["per_channel"] | tuple[int, ...]:
-    """The same in Python's own types: numpy's integers and arrays are taken as well, True and False are not.
+    """The segments in Python's own types; numpy's integers and arrays are converted, True and False are refused.
 
     >>> plain_segments([96, 96, 64])
     (96, 96, 64)
 
-    Raises ValueError for what is none of the three.
+    Raises ValueError for anything but a number, `"per_channel"` or a list of sizes.
     """
     if isinstance(segments, str) and segments == PER_CHANNEL:
         return PER_CHANNEL
@@ -78,7 +78,7 @@ def plain_segments(segments: Segments) -> int | Literal["per_channel"] | tuple[i
 
 
 def clamp_segments(channels: int, segments: int | Literal["per_channel"]) -> int:
-    """The number of segments that a layer of `channels` channels can have: `segments`, or all its channels.
+    """The number of segments limited to what a layer can have: at most one per channel.
 
     >>> clamp_segments(32, 8), clamp_segments(32, 64), clamp_segments(32, "per_channel")
     (8, 32, 32)
@@ -100,30 +100,31 @@ def segments_of_width(channels: int, width: int) -> int:
 
 
 def segment_runs(in_sizes: Sequence[int], out_sizes: Sequence[int]) -> tuple[Run, ...]:
-    """Neighbouring segments of equal shape, joined into runs."""
+    """Join neighbouring segments of equal shape into runs."""
     assert len(in_sizes) == len(out_sizes)
     shapes = groupby(zip(in_sizes, out_sizes, strict=True))
     return tuple(Run(len(list(same)), *shape) for shape, same in shapes)
 
 
 def proportional_sizes(channels: int, shares: Sequence[int]) -> tuple[int, ...]:
-    """Sizes of segments in given proportions, in channel order; the nearest whole ones, at least 1 channel each.
+    """Sizes of segments in given proportions, in channel order: the nearest whole numbers, at least 1 channel each.
 
-    Largest remainders are rounded up first, then earlier segments. With fewer channels than shares, one a channel.
+    The largest remainders are rounded up first, ties by position. With fewer channels than shares, one segment per
+    channel.
 
     >>> proportional_sizes(128, (6, 3, 2, 1)), proportional_sizes(8, (6, 3, 2, 1)), proportional_sizes(2, (6, 3, 2, 1))
     ((64, 32, 21, 11), (4, 2, 1, 1), (1, 1))
 
-    Raises ValueError for shares that are none or not above 0.
+    Raises ValueError for an empty list of shares, or a share below 1.
     """
     if not shares or min(shares) < 1:
         raise ValueError(f"segment_shares={list(shares)}: expected whole numbers of at least 1, such as [3, 2, 1]")
     if channels <= len(shares):
         return (1,) * channels
-    whole, spare = sum(shares), channels - len(shares)  # a channel each first
+    whole, spare = sum(shares), channels - len(shares)  # one channel each first
     quotas = [channels * share / whole - 1 for share in shares]
     sizes = [max(0, int(quota)) for quota in quotas]
-    while sum(sizes) > spare:  # where several had less than a channel
+    while sum(sizes) > spare:  # if several had less than one channel
         sizes[max((s for s in range(len(sizes)) if sizes[s]), key=lambda s: sizes[s] - quotas[s])] -= 1
     while sum(sizes) < spare:
         sizes[max(range(len(sizes)), key=lambda s: quotas[s] - sizes[s])] += 1
@@ -131,10 +132,10 @@ def proportional_sizes(channels: int, shares: Sequence[int]) -> tuple[int, ...]:
 
 
 def interleaved(channels: int, segments: int) -> tuple[int, ...]:
-    """A permutation that deals channels round: position c gets a channel of segment c mod `segments`.
+    """The channel shuffle as a permutation: position c gets a channel of segment c mod `segments`.
 
-    ShuffleNet's (Zhang et al. 2018, arXiv:1707.01083), also for segments of unequal size. Entry c is the channel that
-    comes to position c. Sizes as in `segment_sizes`, so any number of segments works.
+    As in ShuffleNet (Zhang et al. 2018, arXiv:1707.01083), also for segments of unequal size. Entry c is the channel
+    that moves to position c. Sizes are those of `segment_sizes`, so any number of segments works.
 
     >>> interleaved(6, 2)
     (0, 3, 1, 4, 2, 5)
@@ -160,7 +161,7 @@ def _explicit_sizes(channels: int, sizes: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def spatial_sizes(in_channels: int, out_channels: int, segments: Segments) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Sizes of the segments on both sides of the spatial half; they differ only in the bare operation."""
+    """Sizes of the segments at the input and output of the spatial convolution; equal unless it has no 1×1."""
     segments = plain_segments(segments)
     if in_channels == out_channels:
         sizes = segment_sizes(in_channels, segments)
@@ -168,7 +169,7 @@ def spatial_sizes(in_channels: int, out_channels: int, segments: Segments) -> tu
     if segments == PER_CHANNEL:
         if out_channels < in_channels:
             raise ValueError(
-                f'segments="per_channel": {in_channels} channels cannot each give some of {out_channels} outputs; '
+                f'segments="per_channel": {in_channels} inputs need as many outputs or more, not {out_channels}; '
                 f"try segments={out_channels}"
             )
         segments = in_channels

@@ -1,13 +1,13 @@
-"""What other counters say of a network, and exactly why they say something else.
+"""Compare the counts of other tools with `measure_cost`, and explain every difference.
 
-Every counter runs on a copy of the network, in evaluation mode. Its figure is turned into MACs, and the difference to
-`measure_cost` is taken apart into reasons. A reason follows from the layers' sizes by the counter's own rule, as its
-source has it, and never from the difference; so what is left over is nothing only where the rules are right. They cover
-this project's layers and the common ones of torch.nn; what another layer adds or lacks is left over, and is shown.
+Every counter runs on a copy of the network, in evaluation mode. Its figure is converted to MACs, and the difference to
+`measure_cost` is split into reasons. A reason is computed from the layers' sizes by the counter's own rule, as in its
+source code, and never from the difference. So the remainder is zero only if the rules are right. They cover this
+project's layers and the common ones of torch.nn; a difference from any other layer is shown as unexplained.
 
-The reason that matters most here is the group error. `torch.utils.flop_counter` leaves the segments of a convolution
-out of its weight's gradient, and so counts it as many times as there are segments. Versions up to 2.13 do so. Whether
-the installed one does is asked of a small convolution, so that a version without the fault gets no such reason.
+The most important reason here is the group error. `torch.utils.flop_counter` ignores the groups of a convolution in its
+weight's gradient, and so counts it once per segment. Versions up to 2.13 do so. The installed version is tested on a
+small convolution, so a corrected version does not get this reason.
 """
 
 from __future__ import annotations
@@ -43,21 +43,21 @@ class Reason:
 
 @dataclass(frozen=True)
 class Reading:
-    """What one counter says of one network, for one example or the inputs that were given."""
+    """The figure of one counter for one network, for one example or the given inputs."""
 
     counter: str
     version: str | None  # None: not installed
-    word: str  # what it calls its figure
-    per_mac: int  # how much of its figure is one MAC
-    ours: int  # MACs that it should have found
+    word: str  # its name for the figure
+    per_mac: int  # its figure for one MAC
+    ours: int  # our count, in MACs
     figure: int | None = None  # None: see `problem`
-    params: int | None = None  # where it tells
+    params: int | None = None  # if it reports them
     reasons: tuple[Reason, ...] = ()
-    problem: str | None = None  # why there is no figure
+    problem: str | None = None  # why it has no figure
 
     @property
     def unit(self) -> str:
-        """What its figure is, such as "FLOPs = 2 × MACs"."""
+        """The unit of its figure, such as "FLOPs = 2 × MACs"."""
         if self.word == "MACs":
             return self.word
         return f"{self.word} = {'' if self.per_mac == 1 else f'{self.per_mac} × '}MACs"
@@ -69,12 +69,12 @@ class Reading:
 
     @property
     def difference(self) -> int | None:
-        """Its MACs less ours."""
+        """Its MACs minus ours."""
         return None if self.macs is None else self.macs - self.ours
 
     @property
     def unexplained(self) -> int | None:
-        """What of the difference no reason accounts for."""
+        """The part of the difference that no reason explains."""
         return None if self.difference is None else self.difference - sum(reason.macs for reason in self.reasons)
 
 
@@ -89,15 +89,15 @@ class Audit:
 def audit(
     model: nn.Module, input_shape: Sequence[int] | None = None, *, example_inputs: Any = None, cost: Cost | None = None
 ) -> Audit:
-    """Count a network by every counter there is, and account for their differences to `measure_cost`.
+    """Count a network with every installed counter, and explain the differences to `measure_cost`.
 
     Args:
-        model: eager (not compiled); it is left as it was. Memory for a copy of it is taken.
-        input_shape, example_inputs: as `measure_cost` takes them.
-        cost: what `measure_cost` said of it, if known.
+        model: an eager (not compiled) network; it is not changed. Needs memory for one copy.
+        input_shape, example_inputs: as for `measure_cost`.
+        cost: result of `measure_cost` for it, if known.
 
-    A counter that is not installed, that fails on this network or that takes no such inputs has a reading that says so.
-    Raises what `measure_cost` raises.
+    For a counter that is not installed, fails on this network or does not accept such inputs, the reading gives the
+    reason. Raises the errors of `measure_cost`.
     """
     cost = measure_cost(model, input_shape, example_inputs=example_inputs) if cost is None else cost
 
@@ -110,7 +110,7 @@ def audit(
 
 
 def as_rows(audited: Audit) -> tuple[list[str], list[list[str]]]:
-    """Titles and cells of the table that the command prints."""
+    """Titles and cells of the table printed by the command."""
     return ["counter", "figure", "as MACs", "difference", "reasons"], [_row(reading) for reading in audited.readings]
 
 
@@ -136,19 +136,19 @@ def _signed(macs: int) -> str:
 
 
 def as_prose(audited: Audit) -> str:
-    """One line on what forward and backward passes cost next to a forward pass, by our count and by torch's."""
+    """One line: the cost of forward plus backward relative to forward, by our count and by torch's."""
     cost = audited.cost
     if not cost.macs:
         return "The network has no convolutions or matrix products that can be counted."
     line = f"Forward + backward is {1 + cost.backward_macs / cost.macs:.3f} × forward"
     missing = 2 * cost.macs - cost.backward_macs
     if missing == next(layer.macs for layer in cost.layers if layer.macs):
-        line += ": 3, less the first layer's gradient of the image, which is not needed"
+        line += ": 3 minus the first layer's gradient of the image, which is not needed"
     elif missing > 0:
-        line += ": 3, less the gradients that are not needed"
+        line += ": 3 minus the gradients that are not needed"
     figures = {reading.counter: reading.figure for reading in audited.readings}
     forward, both = figures[TORCH], figures[TORCH_BOTH]
-    return f"{line}; torch's counter says {both / forward:.3f} ×." if forward and both else f"{line}."
+    return f"{line}; torch's counter gives {both / forward:.3f} ×." if forward and both else f"{line}."
 
 
 def _read(counter: Counter, model: nn.Module, inputs: Inputs, seen: Seen, cost: Cost) -> Reading:
@@ -159,9 +159,9 @@ def _read(counter: Counter, model: nn.Module, inputs: Inputs, seen: Seen, cost: 
         _silence(),
         torch.inference_mode(False),
         torch.enable_grad(),
-    ):  # without it torch may take other ways, which counters do not know
+    ):  # else torch may use other implementations, which counters do not know
         try:
-            import_module(name)  # which may be missing although a module in it was imported before
+            import_module(name)  # it may be missing although one of its modules was imported before
             package = import_module(counter.package)
             reading = replace(reading, version=metadata.version(name))
         except ImportError as error:
@@ -179,7 +179,7 @@ def _read(counter: Counter, model: nn.Module, inputs: Inputs, seen: Seen, cost: 
 
 @contextmanager
 def _silence() -> Iterator[None]:
-    """Counters print, and warn of their own old code."""
+    """Suppress what counters print, and warnings about their own old code."""
     with warnings.catch_warnings(), redirect_stdout(StringIO()), redirect_stderr(StringIO()):
         warnings.simplefilter("ignore")
         yield

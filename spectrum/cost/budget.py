@@ -1,11 +1,11 @@
-"""Stage widths at which a network meets a budget.
+"""Find stage widths at which a network meets a budget.
 
-    solve_count   for a count, such as parameters or MACs: exact and deterministic
+    solve_count   for a count, such as parameters or MACs; deterministic
     solve_ratio   for a measured ratio, such as of step times
 
-Widths keep the ratios of a base: for some scale s every stage is within 10 % of s times its base width, or is the
-nearest whole number to it. They need not be divisible by anything. Pure functions; what a network of given widths costs
-is asked from a function.
+Widths keep the ratios of a base: for some scale s every stage is within 10% of s times its base width, or is the
+nearest whole number to it. They need not be divisible by anything. Pure functions; the caller gives a function that
+returns the cost of a network of given widths.
 """
 
 from __future__ import annotations
@@ -17,21 +17,21 @@ from dataclasses import dataclass
 
 Widths = tuple[int, ...]
 
-LEEWAY = 0.1  # of a width, from its base's ratio
-COUNT_BOUND = 0.01  # of the budget: beyond, it counts as missed
-COUNT_AIM = 0.005  # what is looked for as long as there are widths to try
+LEEWAY = 0.1  # tolerance of a width, relative to its share
+COUNT_BOUND = 0.01  # tolerance of a budget
+COUNT_AIM = 0.005  # target of the search, as long as there are widths to try
 TIME_BOUND = 0.03
 WIDEST = 65_536
 _MOST_TRIED = 4_000
 
 
 class BudgetError(ValueError):
-    """A budget that no widths meet; the message says which is the nearest that can be."""
+    """A budget that no widths meet; the message names the closest that can be met."""
 
 
 @dataclass(frozen=True)
 class Solution:
-    """Widths, what they cost, and how far that is from the budget: cost / budget − 1."""
+    """Widths, their cost, and the relative mismatch: cost / budget − 1."""
 
     widths: Widths
     cost: float
@@ -39,18 +39,18 @@ class Solution:
 
 
 def solve_count(count: Callable[[Widths], int], base: Widths, budget: int) -> Solution:
-    """Widths whose count comes nearest to a budget.
+    """Find the widths whose count is closest to a budget.
 
-    Bisection finds the scale; then whole-number neighbours are tried, those first that a linear model of the count
-    predicts to be best, until one is within 0.5 %; where none is, all widths near the scale, up to some thousand. The
-    nearest is taken.
+    Bisection finds the scale. Then whole-number neighbours are tried, in the order predicted by a linear model of the
+    count, until one is within 0.5%. If none is, all widths near the scale are tried, up to some thousand, and the
+    closest is taken.
 
     Args:
-        count: of a network with these stage widths; about monotone in each, and 0 where it cannot be built so narrow.
+        count: function from stage widths to the network's count; about monotone in each, 0 if it cannot be built.
         base: widths whose ratios are kept.
-        budget: at least 1.
+        budget: target count, at least 1.
 
-    Raises BudgetError where the nearest is more than 1 % away.
+    Raises BudgetError if the closest count is more than 1% off.
     """
     counts: dict[Widths, int] = {}
 
@@ -69,7 +69,7 @@ def solve_count(count: Callable[[Widths], int], base: Widths, budget: int) -> So
             best = min(best, widths, key=lambda widths: (abs(miss(widths)), widths))
         if abs(miss(best)) <= COUNT_AIM:
             break
-    else:  # few whole numbers are near, or the count is far from linear: try them all
+    else:  # few whole numbers are close, or the count is far from linear: try them all
         for widths in itertools.islice(_allowed(base, scale), _MOST_TRIED):
             best = min(best, widths, key=lambda widths: (abs(miss(widths)), widths))
     if abs(miss(best)) > COUNT_BOUND:
@@ -81,17 +81,17 @@ def solve_count(count: Callable[[Widths], int], base: Widths, budget: int) -> So
 
 
 def solve_ratio(ratio: Callable[[Widths], float], base: Widths, *, tries: int = 30) -> Solution:
-    """Widths whose measured ratio to the budget is within 3 % of 1.
+    """Find widths whose measured ratio to the budget is within 3% of 1.
 
-    The secant rule on logarithms finds the scale; where it goes no further, single stages are moved by a channel.
-    Widths that look right are measured again, and count by the mean.
+    The secant method on logarithms finds the scale; when it stops improving, single stages are changed by one channel.
+    Widths that seem to match are measured again, and the mean decides.
 
     Args:
-        ratio: of a network with these widths, budget = 1; measured, so that it varies from call to call.
+        ratio: function from widths to the measured ratio, budget = 1; it may vary from call to call.
         base: widths whose ratios are kept.
-        tries: measurements at most.
+        tries: maximum number of measurements.
 
-    Raises BudgetError where no mean of two measurements comes within 3 %.
+    Raises BudgetError if no mean of two measurements is within 3%.
     """
     measured: dict[Widths, list[float]] = {}
 
@@ -120,7 +120,7 @@ def solve_ratio(ratio: Callable[[Widths], float], base: Widths, *, tries: int = 
 
 
 def _neighbours(base: Widths, widths: Widths) -> list[Widths]:
-    """Widths with one stage a channel wider or narrower, within the leeway."""
+    """Widths with one stage one channel wider or narrower, within the tolerance."""
     moved = [_moved(widths, stage, by) for stage in range(len(widths)) for by in (1, -1)]
     return [near for near in moved if min(near) >= 1 and keeps_ratios(base, near)]
 
@@ -131,19 +131,19 @@ def scaled(base: Widths, scale: float) -> Widths:
 
 
 def smallest_scale(base: Widths) -> float:
-    """Below it the narrowest stage would have less than half a channel."""
+    """The smallest scale; below it the narrowest stage would have less than half a channel."""
     return 0.5 / min(base)
 
 
 def keeps_ratios(base: Widths, widths: Widths) -> bool:
-    """Whether for some scale every width is within 10 % of its share, or the nearest whole number to it."""
+    """Whether for some scale every width is within 10% of its share, or the nearest whole number to it."""
     low = max(min(w / (b * (1 + LEEWAY)), (w - 0.5) / b) for w, b in zip(widths, base, strict=True))
     high = min(max(w / (b * (1 - LEEWAY)), (w + 0.5) / b) for w, b in zip(widths, base, strict=True))
     return low <= high * (1 + 1e-12)
 
 
 def _crossing(miss: Callable[[Widths], float], base: Widths) -> float:
-    """A scale at which the rounded widths pass the budget, or the end of the scales on that side."""
+    """The scale at which the rounded widths cross the budget, or the nearer end of the range."""
     low, high = smallest_scale(base), 1.0
     if miss(scaled(base, low)) >= 0:
         return low
@@ -158,7 +158,7 @@ def _crossing(miss: Callable[[Widths], float], base: Widths) -> float:
 
 
 def _rings(base: Widths, middle: Widths) -> Iterator[list[Widths]]:
-    """Neighbours within the leeway that are 1, then 2, 3, 4 channels away in some stage."""
+    """Neighbours within the tolerance that differ by 1, then 2, 3, 4 channels in some stage."""
     for radius in (1, 2, 3, 4):
         if (2 * radius + 1) ** len(base) > 50_000 and radius > 1:
             return
@@ -172,7 +172,7 @@ def _rings(base: Widths, middle: Widths) -> Iterator[list[Widths]]:
 
 
 def _allowed(base: Widths, scale: float) -> Iterator[Widths]:
-    """All widths within the leeway whose scale is within a fifth of `scale`."""
+    """All widths within the tolerance whose scale is within a fifth of `scale`."""
     ranges = [
         range(max(1, math.floor(scale * width / 1.2 - 0.5)), math.ceil(scale * width * 1.2 + 0.5) + 1) for width in base
     ]
@@ -188,7 +188,7 @@ def _predicted(miss: float, slopes: Sequence[float], middle: Widths, widths: Wid
 
 
 def _zero(known: Sequence[tuple[float, float]]) -> float:
-    """Where the line through two measurements around zero, or through the last two, crosses it; slope 1.5 for one."""
+    """The zero of the line through two measurements around zero, or the last two; slope 1.5 for one measurement."""
     below = max((run for run in known if run[1] < 0), default=None)
     above = min((run for run in known if run[1] >= 0), default=None)
     if below is not None and above is not None and below[0] < above[0]:

@@ -1,15 +1,15 @@
-"""What a built network costs, layer by layer: parameters, MACs and FLOPs forward and backward, activations.
+"""Count the cost of a network per layer: parameters, MACs and FLOPs forward and backward, activations.
 
-One MAC is one multiply-add; FLOPs are 2 × MACs. Counted are convolutions and matrix products, for one example or for
-the inputs that are given: what papers quote. Batch normalisation, biases, activations and pools are left out.
+One MAC is one multiply-add; FLOPs are 2 × MACs. As in papers, only convolutions and matrix products are counted, for
+one example or for given inputs. Batch normalisation, biases, activations and pools are not counted.
 
 The network runs once, in evaluation mode, forward and then backward. Every product that torch runs is counted by a
-closed form of its shapes (`operators.py`); hooks say which layer asked for it (`watch.py`). So a layer written with
-`torch.nn.functional` counts as a module does, and a gradient counts where autograd computes it, not where
-`requires_grad` suggests it. What ran and has no known cost is named in the result.
+closed form of its shapes (`operators.py`); hooks tell which layer runs it (`watch.py`). So a layer written with
+`torch.nn.functional` counts like a module, and a gradient counts if autograd computes it, whatever `requires_grad`
+suggests. Operators of unknown cost are listed in the result.
 
-While a network is counted, attention runs as its two products and recurrent layers run step by step, in place of the
-library's fused kernels. So a count is the same on every device, and no kernel hides its products.
+While a network is counted, attention runs as its two products and recurrent layers run step by step, instead of torch's
+fused kernels. So a count is the same on every device, and no kernel hides its products.
 """
 
 from __future__ import annotations
@@ -31,19 +31,19 @@ from spectrum.cost.watch import Products, watched
 
 @dataclass(frozen=True)
 class LayerCost:
-    """What one layer costs. Counts are of one example, or of the inputs that were given."""
+    """The cost of one layer, for one example or the given inputs."""
 
-    name: str  # of its module
-    kind: str  # the module's class
-    params: int  # trainable numbers of its own
+    name: str  # name of the module
+    kind: str  # class of the module
+    params: int  # its own trainable parameters
     macs: int  # multiply-adds, forward
-    backward_macs: int  # of the gradients of its inputs and of its weights, where autograd computes them
-    activations: int  # numbers that its convolutions and matrix products put out
+    backward_macs: int  # multiply-adds of the gradients of inputs and weights that autograd computes
+    activations: int  # output values of its convolutions and matrix products
 
 
 @dataclass(frozen=True)
 class NotCounted:
-    """An operator that ran and whose arithmetic is unknown, so that the counts lack it."""
+    """An operator of unknown cost that ran; the counts do not include it."""
 
     operator: str  # such as "aten._fft_r2c"
     layer: str  # name of the module that ran it
@@ -53,20 +53,20 @@ class NotCounted:
 
 @dataclass(frozen=True, repr=False)
 class Cost:
-    """What one network costs at one input size. Counts are of one example, or of the inputs that were given.
+    """The cost of a network at one input size, for one example or the given inputs.
 
-    With `not_counted`, MACs and activations are lower bounds.
+    If `not_counted` is not empty, MACs and activations are lower bounds.
     """
 
-    layers: tuple[LayerCost, ...]  # those with parameters or products, in the order of the modules
-    norms: int  # batch normalisations of a forward pass
-    nonlinearities: int  # ReLUs and the like of a forward pass
-    speed: Speed | None = None  # measured, where `measure_cost` was asked to
+    layers: tuple[LayerCost, ...]  # layers with parameters or products, in the order of the modules
+    norms: int  # number of batch normalisations in a forward pass
+    nonlinearities: int  # number of activation functions in a forward pass
+    speed: Speed | None = None  # measured if `measure_cost` got a batch size
     not_counted: tuple[NotCounted, ...] = ()
 
     @property
     def params(self) -> int:
-        """Trainable numbers; a weight that several layers share counts once."""
+        """Trainable parameters; a weight that several layers share counts once."""
         return sum(layer.params for layer in self.layers)
 
     @property
@@ -81,7 +81,7 @@ class Cost:
 
     @property
     def activations(self) -> int:
-        """Numbers that convolutions and matrix products put out."""
+        """Output values of convolutions and matrix products."""
         return sum(layer.activations for layer in self.layers)
 
     @property
@@ -96,11 +96,11 @@ class Cost:
 
     @property
     def caveat(self) -> str | None:
-        """A sentence on what ran and was not counted; None where everything was."""
+        """A sentence that lists operators that were not counted; None if all were."""
         if not self.not_counted:
             return None
         named = "; ".join(_operator_label(one) for one in self.not_counted)
-        return f"Not counted, since what it multiplies is unknown: {named}. The MACs are a lower bound."
+        return f"Not counted, since the cost is unknown: {named}. The MACs are a lower bound."
 
     def __repr__(self) -> str:
         names = ("params", "macs", "backward_macs", "activations")
@@ -124,29 +124,28 @@ def measure_cost(
     batch_size: int | None = None,
     threads: int = 1,
 ) -> Cost:
-    """Count a network's parameters and the arithmetic of one forward and one backward pass; measure its speed if asked.
+    """Count parameters and MACs of a forward and a backward pass, per layer; with `batch_size` also measure speed.
 
     Args:
-        model: on any device, "meta" too unless speed is measured. Parameters, gradients, buffers, modes and the state
-            of random numbers are left as they were; hooks run. A compiled model is counted as the eager one.
-        input_shape: of one example, without the batch: (C, H, W), (L,), (C, L), (C, D, H, W) or any other. The network
-            is called with a batch of one, of zeros of its own floating type.
-        example_inputs: in place of `input_shape`, what the network is called with: a tensor, a tuple or list of
-            arguments, or a dict of keyword arguments, nested as they need be. A single argument that is itself a
-            list or dict goes into a tuple: `([image, image],)`. Counts are of exactly these inputs, a batch in them
-            included: divide by its size for one example. They are copied, for a model on "meta" to "meta". A gradient
-            of an input is counted where the input requires one.
-        batch_size: images a training step, of which time and peak memory are then measured, beside the latency of one
-            image: see `Speed`. Takes some seconds, and needs `input_shape` and a classifier. None only counts.
-        threads: that torch may use for the measurements.
+        model: a network on any device ("meta" too, unless speed is measured). Parameters, gradients, buffers, modes and
+            the random state are not changed; hooks run. A compiled model is counted like the eager one.
+        input_shape: shape of one example, without the batch: (C, H, W), (L,), (C, L), (C, D, H, W) or any other. The
+            network is called with a batch of one, zeros of its own floating-point type.
+        example_inputs: inputs of the network, instead of `input_shape`: a tensor, a tuple or list of arguments, or a
+            dict of keyword arguments, nested as needed. A single argument that is itself a list or dict goes into a
+            tuple: `([image, image],)`. Counts are of exactly these inputs, their batch included: divide by its size
+            for one example. They are copied (to "meta" for a model on "meta"). The gradient of an input is counted if
+            the input requires one.
+        batch_size: images per training step. If given, also measures the time and peak memory of a step and the latency
+            of one image, see `Speed`. Takes some seconds, and needs `input_shape` and a classifier. None only counts.
+        threads: threads that torch may use for the measurements.
 
-    The backward pass starts from every output that has a gradient, in whatever structure the outputs come. Modules that
-    another thread calls are named as not counted; bare functions that run in another thread are not seen.
+    The backward pass starts from every output that has a gradient, in any structure. Modules that another thread calls
+    are listed as not counted; functions outside modules that run in another thread are not seen.
 
-    Raises ValueError for a shape that is not of positive whole numbers, for both or neither of shape and inputs, for
-    layers that have no shape yet, for a batch size or threads that are no whole number of at least 1, and for a speed
-    that cannot be measured; TypeError for what is no module; and what the network raises for an input that it does not
-    take.
+    Raises ValueError for an invalid shape, for both or neither of shape and inputs, for lazy layers, for
+    an invalid batch size or number of threads, and if speed cannot be measured; TypeError if `model` is not a module;
+    and the network's own error for an input that it refuses.
 
     >>> from spectrum import build_model
     >>> cost = measure_cost(build_model("probe", segments=8, in_channels=1, image_size=28), (1, 28, 28))
@@ -164,7 +163,7 @@ def measure_cost(
     if batch_size is not None:
         batch_size = whole("batch_size", batch_size)
     if batch_size is not None and input_shape is None:
-        raise ValueError("batch_size: speed is measured of a classifier with random inputs; give input_shape")
+        raise ValueError("batch_size: speed is measured with random inputs; give input_shape instead of example_inputs")
     speed = None
     if batch_size is not None and input_shape is not None:
         with torch.inference_mode(False), torch.enable_grad():
@@ -182,9 +181,9 @@ def measure_cost(
 
 
 def _params_by_layer(modules: dict[str, nn.Module]) -> dict[str, int]:
-    """Trainable numbers of each module's own, shared ones at the first."""
+    """Trainable parameters of each module itself; shared ones count at the first module."""
     params = dict.fromkeys(modules, 0)
-    owners: dict[str, str] = {}  # modules that are never called, such as lists of parameters, belong to their parents
+    owners: dict[str, str] = {}  # modules that are never called, such as lists of parameters, count for their parents
     seen: set[Tensor] = set()
     for name, module in modules.items():
         owners[name] = owners[name.rpartition(".")[0]] if isinstance(module, nn.ParameterList) and name else name
@@ -196,13 +195,13 @@ def _params_by_layer(modules: dict[str, nn.Module]) -> dict[str, int]:
 
 
 def forward_macs(model: nn.Module, input_shape: Sequence[int]) -> int:
-    """MACs of a forward pass of one example, as `measure_cost` counts them, without the time that all else takes."""
+    """MACs of a forward pass of one example, as in `measure_cost` but faster, since nothing else is counted."""
     products = _count(model, inputs_of(model, input_shape, None), backward=False)
     return sum(forward for forward, _, _ in products.of.values())
 
 
 def _called(model: nn.Module, inputs: Inputs, zeros: bool) -> Any:
-    """The output; an error says with what the network was called, where the caller gave only a shape."""
+    """Call the network; if the caller gave only a shape, an error also describes the input."""
     try:
         return model(*inputs.args, **inputs.kwargs)
     except Exception as error:
@@ -216,7 +215,7 @@ def _called(model: nn.Module, inputs: Inputs, zeros: bool) -> Any:
 
 
 def _count(model: nn.Module, inputs: Inputs, *, backward: bool = True, zeros: bool = False) -> Products:
-    """Run a network forward and backward; forward alone, where torch has no backward pass for it on this device."""
+    """Run a network forward and backward; only forward if torch has no backward pass for it on this device."""
     products = Products()
     try:
         with watched(model, products), torch.enable_grad():
@@ -232,7 +231,7 @@ def _count(model: nn.Module, inputs: Inputs, *, backward: bool = True, zeros: bo
                 products.name_what_ran_elsewhere()
     except NotImplementedError as error:
         if typical(model).is_meta or products.backward:
-            raise  # numbers may be all that it lacks
+            raise  # values may be all that it lacks
         products = Products()
         with watched(model, products), torch.no_grad():
             _called(model, inputs, zeros)
@@ -245,19 +244,19 @@ def _run_backward_of(output: Any, products: Products) -> None:
         run_backward(output)
     except Exception as error:
         if any(tensor.is_meta for tensor in tensors_in(output)):
-            raise  # numbers may be all that it lacks
+            raise  # values may be all that it lacks
         products.unknown[f"the rest of the backward pass ({first_line(error)})", "", True] += 1
 
 
 def first_line(error: BaseException) -> str:
-    """What went wrong, in a line."""
+    """The error in one line."""
     return f"{type(error).__name__}: {error}".partition("\n")[0]
 
 
 def macs_of_weights(model: nn.Module, pixels: dict[str, int]) -> int | None:
-    """MACs of a network like one that was counted before, but of other widths: each layer's weights by its `pixels`.
+    """MACs of a network of other widths than one counted before: each layer's weights times its `pixels`.
 
-    None where it has a layer with weights that the other had not, such as a 1×1 beside a block that changes its width.
+    None if it has a layer with weights that the other lacks, such as the 1×1 of a skip where a block changes width.
     """
     macs = 0
     for name, module in model.named_modules():
@@ -269,9 +268,9 @@ def macs_of_weights(model: nn.Module, pixels: dict[str, int]) -> int | None:
 
 
 def pixels_by_layer(model: nn.Module, layers: Sequence[LayerCost]) -> dict[str, int] | None:
-    """How often each layer uses each of its weights on one image, whatever the widths.
+    """How often each layer uses each of its weights on one image, which does not depend on the widths.
 
-    None where MACs are no multiple of the weights.
+    None if a layer's MACs are not a multiple of its weights.
     """
     modules = dict(model.named_modules())
     pixels: dict[str, int] = {}

@@ -1,6 +1,6 @@
-"""Other counters of a network's products: how each is asked, and by which rules of its own it differs.
+"""Other counters of MACs: how each is called, and the rules by which it differs from ours.
 
-A rule follows from the layers' sizes as the counter's source has it, and never from the difference to our count.
+A rule is computed from the layers' sizes as in the counter's source code, never from the difference to our count.
 """
 
 from __future__ import annotations
@@ -39,14 +39,14 @@ class _Call:
 
 
 class Seen(TorchDispatchMode):
-    """What the rules need of a network: calls of modules, by hooks; convolutions, while entered."""
+    """Data for the rules: calls of modules, recorded by hooks; convolutions, recorded while it is entered."""
 
     def __init__(self, modules: dict[str, nn.Module]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.modules = modules
         self.calls: list[_Call] = []
-        self.group_error = 0  # MACs, where the weight's gradient is counted once for each segment
-        self.biases = 0  # numbers that a convolution or a matrix product adds a bias to
+        self.group_error = 0  # MACs with the weight's gradient counted once per segment
+        self.biases = 0  # values to which a convolution or a matrix product adds a bias
 
     def hook(self, name: str) -> Callable[[nn.Module, Any, Any], None]:
         def called(module: nn.Module, inputs: Any, output: Any) -> None:
@@ -75,17 +75,17 @@ def look(model: nn.Module, inputs: Inputs) -> Seen:
     for name, module in seen.modules.items():
         module.register_forward_hook(seen.hook(name))
     with suppress(Exception), torch.inference_mode(False), torch.enable_grad(), seen:
-        run_backward(model(*inputs.args, **inputs.kwargs))  # counters that differentiate will say so if it fails
+        run_backward(model(*inputs.args, **inputs.kwargs))  # counters that differentiate will report a failure
     return seen
 
 
-Count = tuple[int, int | None]  # a counter's figure, and its parameters if it tells
+Count = tuple[int, int | None]  # a counter's figure, and its parameters if it reports them
 Reasons = Iterator[tuple[str, int]]
 
 
 @dataclass(frozen=True)
 class Counter:
-    """How a counter is asked, and why it differs. `package` begins with the name it is installed under."""
+    """How a counter is called, and why it differs. `package` begins with the name it is installed under."""
 
     name: str
     package: str
@@ -100,7 +100,7 @@ def _label(module: nn.Module) -> str:
 
 
 def _unknown_classes(seen: Seen, cost: Cost) -> Reasons:
-    """Products of classes that are not torch's, which a counter that goes by a table of torch's classes passes over."""
+    """Reasons for products of classes outside torch, which a counter with a table of torch's classes ignores."""
     for layer in cost.layers:
         if layer.macs and not type(seen.modules[layer.name]).__module__.startswith("torch.nn."):
             yield f"{layer.kind} not seen", -layer.macs
@@ -108,7 +108,7 @@ def _unknown_classes(seen: Seen, cost: Cost) -> Reasons:
 
 def _without_keywords(inputs: Inputs) -> tuple[Any, ...]:
     if inputs.kwargs:
-        raise ValueError("it takes no keyword arguments; give example_inputs as a tuple")
+        raise ValueError("it accepts no keyword arguments; give example_inputs as a tuple")
     return inputs.args
 
 
@@ -132,7 +132,7 @@ def _reasons_of_fvcore(seen: Seen, cost: Cost) -> Reasons:
             each = 1
         else:
             continue
-        yield f"{_label(module)} at {each} a number", each * call.x.numel()
+        yield f"{_label(module)} at {each} per value", each * call.x.numel()
 
 
 # torch goes by the operations that run, and has rules for products only.
@@ -151,7 +151,7 @@ def _count_both_by_torch(package: Any, model: nn.Module, inputs: Inputs) -> Coun
 
 
 def counts_segments_of_gradients_too_often() -> bool:
-    """Whether torch's counter has the group error: asked of a convolution with 1 MAC in each of 2 segments."""
+    """Whether torch's counter has the group error, tested on a convolution with 1 MAC in each of 2 segments."""
     x, weight = (torch.zeros(1, 2, 1, device="meta", requires_grad=True), torch.zeros(2, 1, 1, device="meta"))
     y = torch.nn.functional.conv1d(x, weight.requires_grad_(), None, 1, 0, 1, 2)  # the last: segments
     with FlopCounterMode(display=False) as counter:
@@ -198,9 +198,9 @@ def _count_by_hooks(package: Any, model: nn.Module, inputs: Inputs) -> Count:
 def _count_by_ptflops(package: Any, model: nn.Module, inputs: Inputs, backend: str) -> Count:
     given = inputs.kwargs or inputs.args[0]
     if len(inputs.args) + bool(inputs.kwargs) != 1:
-        raise ValueError("it takes one input, or keyword arguments; give example_inputs as a dict")
+        raise ValueError("it accepts one input or keyword arguments; give example_inputs as a dict")
     if backend == "pytorch" and isinstance(given, Tensor) and given.dim() and len(given) != 1:
-        raise ValueError("it gives the mean over a batch; give one example")
+        raise ValueError("it returns the mean over a batch; give one example")
     with redirect_stdout(StringIO()) as printed:
         macs, params = package.get_model_complexity_info(
             model,
@@ -210,7 +210,7 @@ def _count_by_ptflops(package: Any, model: nn.Module, inputs: Inputs, backend: s
             as_strings=False,
             backend=backend,
         )
-    if macs is None:  # it prints what went wrong, in its second line
+    if macs is None:  # it prints the error in its second line
         raise RuntimeError(printed.getvalue().partition("\n")[2])
     return int(macs), int(params)
 
@@ -230,10 +230,10 @@ def _reasons_of_hooks(seen: Seen, cost: Cost) -> Reasons:
         else:
             each = (kind in _HOOKED) + isinstance(module, _PATCHED)
         if each:
-            yield f"{_label(module)} at {each} a number", each * call.x.numel()
+            yield f"{_label(module)} at {each} per value", each * call.x.numel()
 
 
-# thop hooks modules of exactly the classes in a table. Biases, activations and max-pools are nothing to it.
+# thop hooks modules of exactly the classes in a table. It ignores biases, activations and max pools.
 
 
 def _count_by_thop(package: Any, model: nn.Module, inputs: Inputs) -> Count:
@@ -247,23 +247,23 @@ def _reasons_of_thop(seen: Seen, cost: Cost) -> Reasons:
         module, kind = call.module, type(call.module)
         if kind in (*_NORMS, nn.SyncBatchNorm):
             each = 2 if module.weight is None else 4
-            yield f"{_label(module)} at {each} a number", each * call.x.numel()
+            yield f"{_label(module)} at {each} per value", each * call.x.numel()
         elif kind is nn.PReLU:
-            yield "PReLU at 1 a number", call.x.numel()
+            yield "PReLU at 1 per value", call.x.numel()
         elif isinstance(module, nn.Softmax) and kind is nn.Softmax:
             assert module.dim is not None
             channels = call.x[module.dim]
-            yield "Softmax at 3 a number less 1", call.x.numel() // channels * (3 * channels - 1)
+            yield "Softmax at 3 per value minus 1", call.x.numel() // channels * (3 * channels - 1)
         elif kind in (nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d):
-            yield f"{kind.__name__} at 1 an output", call.y.numel()
+            yield f"{kind.__name__} at 1 per output", call.y.numel()
         elif kind in (nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d):
             window = math.prod(x / y for x, y in zip(call.x[2:], call.y[2:], strict=True))
             # as it does: in floating point, then cut off
-            yield f"{kind.__name__} at its window + 1 an output", int((window + 1) * call.y.numel())
+            yield f"{kind.__name__} at its window + 1 per output", int((window + 1) * call.y.numel())
 
 
-# torchinfo goes by the parameters of modules without children: each that is named a weight or a bias counts once an
-# image, or once an output pixel if the class is named a convolution.
+# torchinfo uses the parameters of modules without children: each parameter named weight or bias counts once per image,
+# or once per output pixel if the class is named a convolution.
 
 
 def _count_by_torchinfo(package: Any, model: nn.Module, inputs: Inputs) -> Count:
@@ -276,7 +276,7 @@ def _count_by_torchinfo(package: Any, model: nn.Module, inputs: Inputs) -> Count
 def _reasons_of_torchinfo(seen: Seen, cost: Cost) -> Reasons:
     counted = {layer.name: 0 for layer in cost.layers if layer.macs}  # of weights
     for call in seen.calls:
-        if any(call.module.children()):  # as it asks: an empty container is no child
+        if any(call.module.children()):  # its own condition: an empty container is no child
             continue
         for name, parameter in call.module.named_parameters():
             macs = parameter.numel() * _uses_in_torchinfo(call, name)

@@ -1,9 +1,8 @@
-"""Which of torch's operators are known to carry no products.
+"""The torch operators known to cost no MACs.
 
 Element by element, a reduction, a view, a copy, indexing, padding, pooling, resampling, normalisation, softmax, a loss,
-random numbers: by convention these cost no MACs. What is free follows from torch's own description where it has one
-(the tag `pointwise`, the aliases that mark a view), and from `_FREE` below where not. So an operator that torch adds is
-not free until somebody has looked at it.
+random numbers: by convention these cost no MACs. torch's own description decides if there is one (the tag `pointwise`,
+the aliases that mark a view), else the list `_FREE` below. So a new operator of torch is not free until it is listed.
 """
 
 from __future__ import annotations
@@ -23,10 +22,10 @@ _OF_TORCH = ("aten", "prim", "prims", "profiler", "quantized")
 
 @cache
 def is_free(operator: Any) -> bool:
-    """Whether an operator is known to carry no products."""
+    """Whether an operator is known to cost no MACs."""
     if not isinstance(operator, OpOverload):  # one of a higher order: it runs functions
         return False
-    if operator.namespace not in _OF_TORCH:  # a schema of somebody's own does not say what it computes
+    if operator.namespace not in _OF_TORCH:  # the schema of a user's operator does not tell what it computes
         return torch.Tag.pointwise in operator.tags
     if _says_that_it_is_free(operator):
         return True
@@ -39,7 +38,7 @@ def is_free(operator: Any) -> bool:
 
 
 def _says_that_it_is_free(operator: Any) -> bool:
-    """By its tags and its schema: element by element, a view, or a tensor made from numbers alone."""
+    """Whether tags and schema mark an operator as elementwise, a view, or one that makes a tensor from numbers."""
     if torch.Tag.pointwise in operator.tags:
         return True
     aliases = [made.alias_info for made in operator._schema.returns]
@@ -51,7 +50,7 @@ def _says_that_it_is_free(operator: Any) -> bool:
 
 @cache
 def _is_free_name(name: str) -> bool:
-    """By what an operator is called: variants of a free one, in place or backward, are free too."""
+    """Whether the name is on the list; in-place and backward variants of a free operator are free too."""
     if _FREE.fullmatch(name):
         return True
     packet = getattr(aten, name, None)

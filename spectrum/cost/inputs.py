@@ -1,4 +1,4 @@
-"""What a network is called with while it is counted: an example of zeros, or a copy of the inputs that are given."""
+"""The inputs of a network while it is counted: an example of zeros, or a copy of given inputs."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from spectrum.conv.arguments import LARGEST
 
 
 class Inputs(NamedTuple):
-    """What a network is called with."""
+    """The arguments of a call of a network."""
 
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
 
 
 def inputs_of(model: nn.Module, input_shape: Sequence[int] | None, example_inputs: Any) -> Inputs:
-    """What to call a network with: one example of zeros, or a copy of the inputs that are given.
+    """Make the inputs of a network: one example of zeros, or a copy of given inputs.
 
     Raises as `measure_cost` does.
     """
@@ -59,7 +59,7 @@ def _checked(shape: Any) -> tuple[int, ...]:
 
 
 def typical(model: nn.Module) -> Tensor:
-    """A tensor of the type and on the device that a network's inputs have."""
+    """An empty tensor with the type and device of a network's inputs."""
     tensors = [*model.named_parameters(), *model.named_buffers()]
     for name, tensor in tensors:
         if is_lazy(tensor):
@@ -70,7 +70,7 @@ def typical(model: nn.Module) -> Tensor:
 
 
 def _copied(value: Any, device: torch.device, known: dict[int, Tensor]) -> Any:
-    """The same structure with copies of its tensors, one each, which the network may then change in place."""
+    """Copy a structure and each of its tensors once, so that the network may change them in place."""
 
     def copied(item: Any) -> Any:
         return _copied(item, device, known)
@@ -96,14 +96,14 @@ def _copied(value: Any, device: torch.device, known: dict[int, Tensor]) -> Any:
 
 
 def _copied_tensor(tensor: Tensor, device: torch.device) -> Tensor:
-    """On "meta" for a network there; a leaf that wants a gradient where the original does."""
+    """Copy a tensor, to "meta" for a network there; the copy requires a gradient if the original does."""
     copied = tensor.detach().to("meta") if device.type == "meta" else tensor.detach().clone()
     return copied.requires_grad_() if tensor.requires_grad else copied
 
 
 def _with_items(value: list[Any] | tuple[Any, ...], items: list[Any]) -> Any:
-    """A list or tuple of the same type with other items."""
-    if isinstance(value, tuple) and hasattr(value, "_fields"):  # one with names
+    """Make a list or tuple of the same type with other items."""
+    if isinstance(value, tuple) and hasattr(value, "_fields"):  # a named tuple
         return tuple.__new__(type(value), items)
     plain = list if isinstance(value, list) else tuple
     return plain(items) if type(value) is plain else _rebuilt(value, plain(items))
@@ -112,5 +112,5 @@ def _with_items(value: list[Any] | tuple[Any, ...], items: list[Any]) -> Any:
 def _rebuilt(value: Any, items: Any) -> Any:
     try:
         return type(value)(items)
-    except Exception:  # a container that is made otherwise; its items are what counts
+    except Exception:  # a container with another constructor; only its items matter
         return items

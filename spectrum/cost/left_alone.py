@@ -1,4 +1,4 @@
-"""Parameters, buffers and modes of a network, which are as they were once it has been counted."""
+"""Restore the parameters, buffers and modes of a network after it was counted."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 @contextmanager
 def keeping_numbers(model: nn.Module) -> Iterator[None]:
-    """Afterwards every parameter and buffer is the one that it was, with the numbers that it had."""
+    """Restore every parameter and buffer, as an object and in its values, at the end of the block."""
     tables: list[tuple[dict[str, Any], dict[str, Any]]] = [
         (table, dict(table))
         for module in model.modules()
@@ -32,7 +32,7 @@ def keeping_numbers(model: nn.Module) -> Iterator[None]:
 
 
 class _Kept:
-    """A tensor's numbers, and the memory that it had them in."""
+    """A tensor's values, and the memory that held them."""
 
     def __init__(self, tensor: Tensor) -> None:
         self.tensor, self.memory = tensor, tensor.detach()
@@ -43,7 +43,7 @@ class _Kept:
 
     def restore(self) -> None:
         if self.numbers is None or not (self.is_plain or self.tensor._version != self.version):
-            return  # classes of their own may not compare
+            return  # tensors of other classes may not compare
         with torch.no_grad():
             if _place(self.tensor) != _place(self.memory):
                 self.tensor.data = self.memory
@@ -52,15 +52,15 @@ class _Kept:
 
 
 def _place(tensor: Tensor) -> tuple[Any, ...]:
-    """Where a tensor lies in memory, and how."""
-    if tensor.is_meta or type(tensor) not in (Tensor, nn.Parameter):  # classes of their own need not lie anywhere
+    """The address and layout of a tensor in memory."""
+    if tensor.is_meta or type(tensor) not in (Tensor, nn.Parameter):  # tensors of other classes may have no memory
         return (tensor.shape, tensor.dtype)
     return (tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype, tensor.device)
 
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode; afterwards every module has its own mode again.
+    """Put a network in evaluation mode inside the block; afterwards restore the mode of every module.
 
     Modes are changed by the modules' own methods, which may do more, from the outermost to the innermost.
     """
@@ -78,7 +78,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 
 def put_in_evaluation(model: nn.Module) -> nn.Module:
-    """The network in evaluation mode; parts that have no modes stay as they are."""
+    """Put the network in evaluation mode; modules without modes are not changed."""
     for module in model.modules():
         if getattr(module, "training", False):
             _put_in_mode(module, False)
@@ -86,5 +86,5 @@ def put_in_evaluation(model: nn.Module) -> nn.Module:
 
 
 def _put_in_mode(module: nn.Module, training: bool) -> None:
-    with suppress(NotImplementedError):  # of an exported network, which runs as it was exported
+    with suppress(NotImplementedError):  # from an exported network, which always runs as exported
         module.train() if training else module.eval()

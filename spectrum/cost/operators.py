@@ -1,11 +1,11 @@
-"""Which of torch's operators multiply, and how much.
+"""The MACs of torch's operators.
 
-Counted are convolutions and matrix products. An operator is one of three:
+Convolutions and matrix products are counted. An operator is one of three kinds:
 
-    a product      `macs_of` has a closed form of its shapes: its own, or one of `torch.utils.flop_counter`, in which
-                   `register_flop_formula` enters the formula of an operator of one's own
-    free           it has no products, as `free.py` knows
-    unknown        everything else, in every namespace; `measure_cost` reports each by name
+    product        `macs_of` has a formula of its shapes: its own, or one of `torch.utils.flop_counter`, to which
+                   `register_flop_formula` adds the formula of your own operator
+    free           it has no products, according to `free.py`
+    unknown        every other operator, in every namespace; `measure_cost` lists each by name
 
 A product of complex numbers counts as four of real ones. An operator of another library is unknown unless it has a
 formula or the tag `pointwise`.
@@ -31,7 +31,7 @@ Formula = Callable[[Arguments, Any], int]
 def macs_of(operator: Any, args: Arguments, kwargs: dict[str, Any], result: Any) -> int | None:
     """Multiply-adds of one call of an operator, from its arguments and its result.
 
-    0 for an operator that is free, None for one that is unknown or whose tensors have no plain shape.
+    0 for a free operator, None for an unknown one, or for tensors without a plain shape.
     """
     formula = _formula(operator)
     if formula is None:
@@ -44,7 +44,7 @@ def macs_of(operator: Any, args: Arguments, kwargs: dict[str, Any], result: Any)
 
 
 def is_product(operator: Any) -> bool:
-    """Whether `macs_of` has a closed form."""
+    """Whether `macs_of` has a formula for this operator."""
     return _formula(operator) is not None
 
 
@@ -59,7 +59,7 @@ def _formula(operator: Any) -> Callable[[Arguments, dict[str, Any], Any], int] |
 
 
 def _real_products(args: Arguments) -> int:
-    """Products of real numbers that one of the factors' numbers takes: four where they are complex."""
+    """Real products per product of two values: four if they are complex, else one."""
     factors = [arg for arg in args if isinstance(arg, Tensor) and (arg.is_floating_point() or arg.is_complex())]
     complex_ones = sum(factor.is_complex() for factor in factors)
     return 1 if not complex_ones else 4 if complex_ones == len(factors) else 2
@@ -71,36 +71,36 @@ def _own_formula(operator: Any) -> Formula | None:
 
 
 def macs_of_convolution(args: Arguments, result: Tensor) -> int:
-    """Of one call of aten.convolution.
+    """MACs of aten.convolution.
 
-    Every output number is a sum over taps and over the inputs of its segment: all but the first axis of the weight. In
-    a transposed convolution every input number is spread so.
+    Every output value is a sum over kernel positions and the inputs of its segment: all but the first axis of the
+    weight. In a transposed convolution the same holds for every input value.
     """
     x, weight, transposed = args[0], args[1], args[6]
     return int((x if transposed else result).numel() * math.prod(weight.shape[1:]))
 
 
 def macs_of_convolution_backward(args: Arguments, result: Any) -> int:
-    """The gradients of input and weight cost as much as the convolution did, each where it is asked for."""
+    """MACs of the gradients of input and weight: each, if requested, costs as much as the convolution."""
     gradient, x, weight, transposed, wanted = args[0], args[1], args[2], args[7], args[10]
     return int(sum(wanted[:2]) * (x if transposed else gradient).numel() * math.prod(weight.shape[1:]))
 
 
 def _convolution_in_time(args: Arguments, result: Any) -> int:
-    """Of conv_tbc: result (T, B, C_out), weight (taps, C_in, C_out)."""
+    """MACs of conv_tbc: result (T, B, C_out), weight (taps, C_in, C_out)."""
     return int(result.numel() * math.prod(args[1].shape[:2]))
 
 
 def _convolution_in_time_backward(args: Arguments, result: Any) -> int:
-    """Both gradients, which the library computes whether they are wanted or not."""
+    """MACs of both gradients, which torch always computes."""
     gradient, _, weight = args[:3]
     return int(2 * gradient.numel() * math.prod(weight.shape[:2]))
 
 
 def _product(first: int) -> Formula:
-    """Of (…, n, k) by (…, k, m), or by (k,); the factors are the arguments `first` and `first + 1`.
+    """MACs of (…, n, k) times (…, k, m) or (k,); the factors are the arguments `first` and `first + 1`.
 
-    A sparse factor costs what it stores.
+    For a sparse factor, only stored values count.
     """
 
     def macs(args: Arguments, result: Any) -> int:
@@ -111,7 +111,7 @@ def _product(first: int) -> Formula:
             return int(_stored(a) * (b.shape[-1] if b.dim() > 1 else 1))
         if a.layout == torch.strided:
             return int(_stored(b) * a.shape[-2])
-        raise NotImplementedError("what two sparse factors cost follows from no shape")
+        raise NotImplementedError("the cost of two sparse factors does not follow from their shapes")
 
     return macs
 
@@ -121,17 +121,17 @@ def _stored(sparse: Tensor) -> int:
 
 
 def _batched_product(args: Arguments, result: Any) -> int:
-    """Of addbmm: products of (b, n, k) by (b, k, m), which are summed over b."""
+    """MACs of addbmm: products of (b, n, k) and (b, k, m), summed over b."""
     return int(result.numel() * args[1].shape[0] * args[1].shape[-1])
 
 
 def _inner_size(args: Arguments, result: Any) -> int:
-    """Of a linear layer whose weight is packed: all that is known is its input (…, k) and its output."""
+    """MACs of a linear layer with a packed weight, from its input (…, k) and its output."""
     return int(result.numel() * args[0].shape[-1])
 
 
 def _packed_convolution(args: Arguments, result: Any) -> int:
-    """Of a quantised convolution, whose weight is packed."""
+    """MACs of a quantised convolution, whose weight is packed."""
     return int(result.numel() * math.prod(args[1].unpack()[0].shape[1:]))
 
 
@@ -140,10 +140,10 @@ def _outer(args: Arguments, result: Any) -> int:
 
 
 def _trilinear(args: Arguments, result: Any) -> int:
-    """Of sums over products of three factors, as nn.Bilinear has them: two factors are multiplied, then the third.
+    """MACs of sums over products of three factors, as in nn.Bilinear: two factors are multiplied, then the third.
 
-    The first product is summed at once over what the third factor lacks; as torch does it, one step of the unrolled
-    dimension after the other.
+    As in torch, the first product is summed at once over dimensions that the third factor lacks, one step of the
+    unrolled dimension after the other.
     """
     factors, expanded, summed = args[:3], args[3:6], args[6]
     unrolled = args[7] if len(args) > 7 else 1
@@ -162,30 +162,30 @@ def _trilinear(args: Arguments, result: Any) -> int:
 
 
 def _attention_on_cpu(args: Arguments, result: Any) -> int:
-    """Two products: queries · keys, and by values."""
+    """MACs of two products: queries · keys, then times values."""
     query, key, value = args[:3]
     return int(query[..., 0].numel() * key.shape[-2] * (query.shape[-1] + value.shape[-1]))
 
 
 def _attention_on_cpu_backward(args: Arguments, result: Any) -> int:
-    """Five products: the scores again, and the gradients of weights, values, queries and keys."""
+    """MACs of five products: the scores again, and the gradients of weights, values, queries and keys."""
     _, query, key, value = args[:4]
     return int(query[..., 0].numel() * key.shape[-2] * (3 * query.shape[-1] + 2 * value.shape[-1]))
 
 
 def _recurrent_layer(args: Arguments, result: Any) -> int:
-    """Of one layer and direction: both weights, at every step."""
+    """MACs of one layer and direction: both weights, at every step."""
     x, from_input, from_state = args[:3]
     return int(x.numel() // x.shape[-1] * (from_input.numel() + from_state.numel()))
 
 
 def _weighted_bag(args: Arguments, result: Any) -> int:
-    """A sum of rows is free; with a weight per row it is a sparse matrix product."""
+    """MACs of a sum of rows: none, or with a weight per row those of a sparse matrix product."""
     return int(args[1].numel() * args[0].shape[-1]) if args[6] is not None else 0
 
 
 def _weighted_bag_backward(indices: int, weights: int) -> Formula:
-    """Where among the arguments the indices stand, and the weights; the gradient is the first."""
+    """Make the formula; `indices` and `weights` are positions among the arguments, whose first is the gradient."""
 
     def macs(args: Arguments, result: Any) -> int:
         return int(args[indices].numel() * args[0].shape[-1]) if args[weights] is not None else 0
@@ -194,20 +194,20 @@ def _weighted_bag_backward(indices: int, weights: int) -> Formula:
 
 
 def _linear_backward(args: Arguments, result: Any) -> int:
-    """The gradients of input and weight, each where it is asked for."""
+    """MACs of the gradients of input and weight, each if requested."""
     _, gradient, weight, wanted = args
     return int(sum(wanted[:2]) * gradient.numel() * weight.shape[-1])
 
 
 def _grouped_product(args: Arguments, result: Any) -> int:
-    """Of (n, k) by (groups, k, m), where each row has one group, or of k in groups: (n, k) by (k, m)."""
+    """MACs of (n, k) times (groups, k, m) with one group per row, or of (n, k) times (k, m) with k in groups."""
     a, b = args[:2]
     groups = result.shape[0] if a.dim() == b.dim() == 2 else 1
     return int(result.numel() * a.shape[-1] // groups)
 
 
 def _affine_grid(args: Arguments, result: Any) -> int:
-    """Of (H·W, 3) by (3, 2), or (D·H·W, 4) by (4, 3)."""
+    """MACs of (H·W, 3) times (3, 2), or (D·H·W, 4) times (4, 3)."""
     return int(result.numel() * args[0].shape[-1])
 
 

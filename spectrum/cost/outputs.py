@@ -1,4 +1,4 @@
-"""What a network puts out: its tensors, in whatever structure, and the backward pass from all of them."""
+"""The output tensors of a network, in any structure, and the backward pass from all of them."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from torch import Tensor, nn
 
 
 def tensors_in(value: Any) -> Iterator[Tensor]:
-    """All tensors of a network's output, in whatever structure: containers, dataclasses, objects with attributes."""
+    """All tensors of a network's output, in any structure: containers, dataclasses, objects with attributes."""
     return (one for one in _leaves_of(value) if isinstance(one, Tensor))
 
 
 def _leaves_of(value: Any) -> Iterator[Any]:
-    """What a structure is made of at its ends: tensors, and what holds nothing that can be looked at."""
+    """The leaves of a structure: tensors, and objects that cannot be inspected."""
     waiting, met = [value], dict[int, Any]()
     while waiting:
         one = waiting.pop()
@@ -33,7 +33,7 @@ def _leaves_of(value: Any) -> Iterator[Any]:
 
 
 def _parts_of(value: Any) -> list[Any] | None:
-    """What a container or an object holds; None for what cannot be looked at without changing it."""
+    """The parts of a container or an object; None if they cannot be inspected without changing it."""
     if isinstance(value, _PLAIN):
         return []
     parts = list[Any]()
@@ -57,16 +57,16 @@ _CONTAINERS = (list, tuple, set, frozenset, deque, KeysView, ValuesView, ItemsVi
 
 
 def hides_tensors(output: Any) -> str | None:
-    """The type of what may hold tensors that are not found; None where there is no such thing."""
+    """The type of a leaf that may hide tensors; None if there is none."""
     leaves = list(_leaves_of(output))
     hidden = [leaf for leaf in leaves if not isinstance(leaf, Tensor)]
-    if len(hidden) < len(leaves):  # something is found; only what gives one thing after another may have more
+    if len(hidden) < len(leaves):  # a tensor was found; only an iterator may have more
         hidden = [leaf for leaf in hidden if isinstance(leaf, Iterator)]
     return type(hidden[0]).__name__ if hidden else None
 
 
 def run_backward(output: Any) -> None:
-    """Compute what `backward()` from all outputs at once would, without changing any `grad`."""
+    """Run the backward pass from all outputs at once, without changing any `grad`."""
     started = list({id(t): t for t in tensors_in(output) if t.grad_fn is not None}.values())
     leaves = _leaves([tensor.grad_fn for tensor in started])
     if started and leaves:
@@ -74,7 +74,7 @@ def run_backward(output: Any) -> None:
 
 
 def _leaves(nodes: list[Any]) -> list[Tensor]:
-    """Everything that autograd would accumulate a gradient in."""
+    """All tensors in which autograd would accumulate a gradient."""
     waiting, met, leaves = list(nodes), set(nodes), list[Tensor]()
     while waiting:
         node = waiting.pop()

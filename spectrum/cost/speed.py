@@ -1,4 +1,4 @@
-"""What a network takes on this machine, measured: latency, time of a training step, peak memory of one."""
+"""Measure a network on this machine: latency, time and peak memory of a training step."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ ROUND_SECONDS = 0.06  # of each turn where two take turns
 
 @dataclass(frozen=True)
 class Speed:
-    """Measured times (medians, interquartile ranges, in seconds) and memory; images are in channels_last."""
+    """Measured times (medians and interquartile ranges, in seconds) and memory; images are in channels_last."""
 
     batch_size: int
     threads: int
@@ -31,24 +31,24 @@ class Speed:
     latency_iqr: float
     step: float  # forward pass, backward pass and SGD update of a batch of random labels
     step_iqr: float
-    peak_memory: int  # bytes of tensors at the fullest moment of a step: weights, gradients, optimiser, activations
+    peak_memory: int  # peak bytes of tensors in a step: weights, gradients, optimiser, activations
 
 
 def measure_speed(model: nn.Module, batch_shape: tuple[int, ...], *, threads: int = 1) -> Speed:
-    """Measure a classifier with random inputs; works on a copy of it.
+    """Measure a copy of a classifier with random inputs.
 
     Args:
-        model: from (N, ...) to (N, classes), on the CPU or on CUDA, with weights that train.
-        batch_shape: of a training step, (images, channels, height, width) or (examples, ...).
-        threads: that torch may use.
+        model: network from (N, ...) to (N, classes), on the CPU or on CUDA, with trainable weights.
+        batch_shape: shape of the batch in a training step, (images, channels, height, width) or (examples, ...).
+        threads: threads that torch may use.
 
-    Raises ValueError for a network that is no such classifier, or that has no numbers.
+    Raises ValueError for a network that is not such a classifier, or that is on "meta".
     """
     tensors = [*model.parameters(), *model.buffers()]
     if any(tensor.is_meta for tensor in tensors):
-        raise ValueError('batch_size: a network on "meta" has no numbers to measure; build it on another device')
+        raise ValueError('batch_size: a network on "meta" cannot be run; build it on another device')
     if not any(parameter.requires_grad for parameter in model.parameters()):
-        raise ValueError("batch_size: the network has no weights that train, so there is no training step to measure")
+        raise ValueError("batch_size: the network has no trainable weights, so there is no training step to measure")
     model = _in_channels_last(deepcopy(model))
     one = _random_inputs(model, (1, *batch_shape[1:]))
     model.eval()
@@ -72,7 +72,7 @@ def _classes(output: Any) -> int:
         return int(output.shape[1])
     shape = f"a tensor of shape {tuple(output.shape)}" if isinstance(output, Tensor) else type(output).__name__
     raise ValueError(
-        f"batch_size: one example gives {shape}; the training step is of a classifier, which gives (1, classes) with a "
+        f"batch_size: one example gives {shape}; a training step needs a classifier, which gives (1, classes) with a "
         "gradient; leave batch_size out to count only"
     )
 
@@ -85,14 +85,14 @@ def time_training_step(
     *,
     threads: int = 1,
 ) -> Measurement:
-    """Seconds of one forward pass, backward pass and update: a measurement with `median` and `iqr`.
+    """Time one forward pass, backward pass and update, in seconds: a measurement with `median` and `iqr`.
 
     Args:
         model: a classifier; its weights change.
-        optimizer: of its parameters.
-        batch_shape: (images, channels, height, width), which run in channels_last, or (examples, ...).
+        optimizer: optimiser of its parameters.
+        batch_shape: (images, channels, height, width), in channels_last, or (examples, ...).
         classes: number of classes of the network's output.
-        threads: that torch may use.
+        threads: threads that torch may use.
     """
     model.train()
     return timed(_step(model, optimizer, *random_batch(model, batch_shape, classes)), threads)
@@ -100,16 +100,16 @@ def time_training_step(
 
 @dataclass(frozen=True)
 class Ratio:
-    """How long one thing takes beside another, medians over rounds."""
+    """The time of one function relative to another, medians over rounds."""
 
     ratio: float
-    standard: float  # seconds of the other
+    standard: float  # seconds of the other function
 
 
 def step_time_ratio(
     step: Callable[[], object], standard: Callable[[], object], threads: int = 1, *, rounds: int = 9
 ) -> Ratio:
-    """Time two functions in turn, so that a machine whose clock wanders slows both, and compare round by round."""
+    """Time two functions in alternating rounds, so that changes of clock speed affect both, and compare per round."""
     timers = [Timer("step()", globals={"step": function}, num_threads=threads) for function in (step, standard)]
     numbers = [max(1, round(ROUND_SECONDS / timer.timeit(1).median)) for timer in timers]
     ratios, seconds = [], []
@@ -122,14 +122,14 @@ def step_time_ratio(
 
 
 def peak_memory(model: nn.Module, optimizer: torch.optim.Optimizer, batch_shape: tuple[int, ...], classes: int) -> int:
-    """Bytes of tensors at the fullest moment of a training step, weights, optimiser and batch among them.
+    """Peak bytes of tensors in a training step, including weights, optimiser and batch.
 
-    Counted from what torch allocates and frees during one step (on CUDA from the allocator's own high-water mark), so
-    that nothing that ran before in the process is in it. What libraries take beside torch's allocator is not.
+    Counted from torch's allocations during one step (on CUDA from the allocator's peak), so earlier work of the process
+    is not included. Memory that libraries allocate outside torch is not included either.
     """
     batch = random_batch(model.train(), batch_shape, classes)
     step = _step(model, optimizer, *batch)
-    step()  # makes what the optimiser keeps
+    step()  # allocates the state of the optimiser
     optimizer.zero_grad(set_to_none=True)
     device = batch[0].device
     if device.type == "cuda":
@@ -138,7 +138,7 @@ def peak_memory(model: nn.Module, optimizer: torch.optim.Optimizer, batch_shape:
         step()
         growth = torch.cuda.max_memory_allocated(device) - before
     else:
-        os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # else it writes two lines a profile to standard error
+        os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # else each profile writes two lines to standard error
         with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
             step()
         growth = _largest_growth(profiler)
@@ -156,13 +156,13 @@ def _largest_growth(profiler: Any) -> int:
 
 
 def timed(function: Callable[[], Any], threads: int = 1) -> Measurement:
-    """Seconds of a call: a measurement with `median` and `iqr`."""
+    """Time a call, in seconds: a measurement with `median` and `iqr`."""
     timer = Timer("function()", globals={"function": function}, num_threads=threads)
     return timer.blocked_autorange(min_run_time=MEASURED_SECONDS)
 
 
 def random_batch(model: nn.Module, batch_shape: tuple[int, ...], classes: int) -> tuple[Tensor, Tensor]:
-    """Random inputs (N, ...) and labels (N,) for a network; it and images (N, C, H, W) go into channels_last."""
+    """Random inputs (N, ...) and labels (N,) for a network; network and images become channels_last."""
     x = _random_inputs(_in_channels_last(model), batch_shape)
     return x, torch.randint(classes, batch_shape[:1], device=x.device)
 
@@ -174,7 +174,7 @@ def _random_inputs(model: nn.Module, batch_shape: tuple[int, ...]) -> Tensor:
 
 
 def _in_channels_last(model: nn.Module) -> nn.Module:
-    """The network itself, its weights of four dimensions in channels_last."""
+    """Convert the network's four-dimensional weights to channels_last."""
     return model.to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
 
 

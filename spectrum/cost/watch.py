@@ -1,7 +1,7 @@
-"""Products as torch runs them, and the layers that ask for them.
+"""Record the products that torch runs, and the layers that run them.
 
-A dispatch mode sees every operator, forward and backward; hooks say which module runs it. Attention runs as its two
-products and recurrent layers step by step, since the library's fused kernels would hide their products.
+A dispatch mode sees every operator, forward and backward; hooks tell which module runs it. Attention runs as its two
+products and recurrent layers step by step, since torch's fused kernels would hide their products.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ aten = torch.ops.aten
 
 @contextmanager
 def watched(model: nn.Module, products: Products) -> Iterator[None]:
-    """While entered, `products` sees everything that runs, and the network is in evaluation mode."""
+    """Let `products` see all operators of the block, with the network in evaluation mode."""
     devices = {tensor.device for tensor in model.parameters() if tensor.is_cuda}
     with (
         torch.inference_mode(False),
@@ -51,9 +51,9 @@ def watched(model: nn.Module, products: Products) -> Iterator[None]:
 
 
 class Products(TorchDispatchMode):
-    """Counts every convolution and matrix product that runs while it is entered, for the layer that runs it.
+    """A dispatch mode that counts every convolution and matrix product for the layer that runs it.
 
-    Under it the operation takes the library's own convolutions, whatever the backend, so that none is missed.
+    While it is active, `SegmentedConv2d` uses torch's own convolutions, whatever the backend, so none is missed.
     """
 
     supports_higher_order_operators = True
@@ -65,8 +65,8 @@ class Products(TorchDispatchMode):
         self.of: dict[str, tuple[int, int, int]] = {}  # MACs, backward MACs, activations
         self.unknown: Counter[tuple[str, str, bool]] = Counter()  # operator, layer, backward
         self.norms = self.nonlinearities = 0
-        self.since: list[int] = []  # the next node of autograd's graph when another module began to run …
-        self.ran: list[str] = []  # … and which it was
+        self.since: list[int] = []  # autograd's next node number when another module began to run …
+        self.ran: list[str] = []  # … and that module
 
     def enters(self, name: str) -> None:
         if not self._watches():
@@ -81,11 +81,11 @@ class Products(TorchDispatchMode):
             self._changes()
 
     def _watches(self) -> bool:
-        """Whether what runs here is seen: torch's modes hold in the thread that entered them."""
+        """Whether this thread is observed: torch's modes apply only to the thread that entered them."""
         return any(mode is self for mode in dispatch_modes())
 
     def name_what_ran_elsewhere(self) -> None:
-        """Name layers of which the backward pass has products and the forward pass had none that were seen."""
+        """List layers with products in the backward pass but none seen in the forward pass."""
         named = {layer for _, layer, backward in self.unknown if not backward}
         for layer, (forward, backward, _) in self.of.items():
             if backward and not forward and layer not in named:
@@ -96,7 +96,7 @@ class Products(TorchDispatchMode):
         self.ran.append(self.running[-1] if self.running else "")
 
     def layer(self) -> str:
-        """The module that runs; in the backward pass, the one whose forward pass is being differentiated."""
+        """The module that runs; in the backward pass, the module whose forward pass is being differentiated."""
         if self.running or not self.backward:
             return self.running[-1] if self.running else ""
         node = backward_node()
@@ -104,7 +104,7 @@ class Products(TorchDispatchMode):
         return self.ran[place - 1] if place else ""
 
     def misses(self, name: str) -> None:
-        """Remember what has no known cost."""
+        """Record an operator of unknown cost."""
         self.unknown[name, self.layer(), self.backward] += 1
 
     def __torch_dispatch__(
@@ -112,9 +112,9 @@ class Products(TorchDispatchMode):
     ) -> Any:
         kwargs = kwargs or {}
         if any(kind not in (Tensor, nn.Parameter) for kind in types):
-            return NotImplemented  # a class of tensors that says itself what it is made of
+            return NotImplemented  # a tensor class that runs its own operators on its parts
         if torch.is_inference_mode_enabled() and isinstance(func, OpOverload) and has_composite_kernel(func):
-            with self:  # in this mode torch has not yet made the others of it when it is seen
+            with self:  # in this mode torch decomposes it only later
                 return func.decompose(*args, **kwargs)
         packet = getattr(func, "overloadpacket", func)
         if self.backward and packet is aten.convolution_backward:
@@ -146,13 +146,13 @@ class Products(TorchDispatchMode):
             self.of[layer] = (forward + macs, backward, activations + outputs)
 
     def _multiplies_vectors(self) -> bool:
-        """Whether autograd differentiates a product with a vector, whose gradient it writes as an outer product."""
+        """Whether autograd differentiates a product with a vector, whose gradient is an outer product."""
         node = backward_node()
         return node is not None and node.name().startswith(("MvBackward", "AddmvBackward", "DotBackward", "VdotBackw"))
 
 
 def _gradients_of_nothing(gradient: Tensor, x: Tensor, weight: Tensor, biases: Any, *rest: Any) -> tuple[Any, ...]:
-    """What convolution_backward gives for the gradient that the count sends, which is zero; at once."""
+    """The result of convolution_backward for a zero gradient, which the count uses, without computing it."""
     of_x, of_weight, of_bias = rest[-1]
     return (
         torch.zeros_like(x) if of_x else None,
@@ -162,7 +162,7 @@ def _gradients_of_nothing(gradient: Tensor, x: Tensor, weight: Tensor, biases: A
 
 
 class _Leaving(TorchFunctionMode):
-    """Sees numbers leave torch, for numpy or another library's kernel, and runs recurrent layers step by step."""
+    """A mode that sees data leave torch, for numpy or another library, and runs recurrent layers step by step."""
 
     def __init__(self, products: Products) -> None:
         super().__init__()
@@ -190,7 +190,7 @@ _NONLINEARITIES = (
 
 @contextmanager
 def _without_fused_kernels() -> Iterator[None]:
-    """Attention as its two products, and what is compiled as it is written."""
+    """Run attention as its two products, and compiled functions as eager ones."""
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
@@ -202,7 +202,7 @@ def _without_fused_kernels() -> Iterator[None]:
 
 @contextmanager
 def _telling(model: nn.Module, products: Products) -> Iterator[None]:
-    """While entered, `products` knows the modules that are being called, the innermost last."""
+    """Tell `products` which modules are being called inside the block, the innermost last."""
 
     def enters(name: str) -> Callable[[nn.Module, Any], None]:
         return lambda module, inputs: products.enters(name)
@@ -213,7 +213,7 @@ def _telling(model: nn.Module, products: Products) -> Iterator[None]:
     with ExitStack() as hooks:
         for name, module in model.named_modules():
             if isinstance(module, torch.jit.RecursiveScriptModule):  # type: ignore[attr-defined]
-                continue  # takes no hooks; what it runs belongs to the module that calls it
+                continue  # accepts no hooks; its products count for the module that calls it
             hooks.callback(module.register_forward_pre_hook(enters(name)).remove)
             hooks.callback(module.register_forward_hook(leaves, always_call=True).remove)
         yield

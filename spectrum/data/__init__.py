@@ -1,1 +1,1 @@
-"""Images, from a name, a folder, a table or arrays: read, labelled, split, augmented, relabelled by a teacher."""
+"""Data sets from a name, a folder, a table or arrays: reading, labels, splits, augmentation, teachers."""

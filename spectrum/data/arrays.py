@@ -1,4 +1,4 @@
-"""Images of a data set of one's own: arrays that a loader gives, checked, resized and split."""
+"""Registered data sets: arrays returned by a loader, checked, resized and split."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ CARVED = "a fixed sixth of the training images, carved off, since there are no t
 
 
 def registered_images(name: str, loader: Loader, image_size: int | None, resize: Resize) -> Images:
-    """The images that a registered loader gives.
+    """Load the images of a registered loader.
 
     Args:
-        name: of the data set.
-        loader: that was registered under it.
+        name: name of the data set.
+        loader: loader registered under this name.
         image_size: side in pixels to resize to; None keeps the images.
-        resize: as `load_images` takes it.
+        resize: as for `load_images`.
 
-    Raises DataError for a loader that fails, and for arrays that are no data set: which one, what it is, what would do.
+    Raises DataError for a loader that fails, and for invalid arrays: names the array, its value and what is expected.
     """
     try:
         arrays = loader()
-    except Exception as error:  # whatever a user's own function raises
+    except Exception as error:  # a user's function may raise anything
         raise DataError(f"dataset={name!r}: its loader fails: {type(error).__name__}: {error}") from error
     if not isinstance(arrays, Arrays):
         raise DataError(f"dataset={name!r}: its loader gave {type(arrays).__name__}; return spectrum.Arrays(…)")
@@ -42,7 +42,9 @@ def registered_images(name: str, loader: Loader, image_size: int | None, resize:
         if height != width and image_size is None:
             raise DataError(f"train_x: images are {height}×{width}; set image_size to make them square")
         if test is not None and train[0].shape[1:] != test[0].shape[1:]:
-            raise DataError(f"test_x: images of {_size(test[0])}, and train_x has {_size(train[0])}; make them alike")
+            raise DataError(
+                f"test_x: images of {_size(test[0])}, but train_x has {_size(train[0])}; give both one size"
+            )
     except DataError as error:
         raise DataError(f"dataset={name!r}: {error}") from None
     decoder = Decoder(image_size, resize)
@@ -59,7 +61,7 @@ def _with_test(about: About, test_source: str) -> About:
 
 
 def _checked(split: str, x: Any, y: Any) -> tuple[Array, Array]:
-    """Pixels (N, H, W, C) and labels (N,), as numpy has them."""
+    """Pixels (N, H, W, C) and labels (N,), as numpy arrays."""
     pixels, labels = _numpy(f"{split}_x", x), _numpy(f"{split}_y", y)
     if pixels.dtype != np.uint8:
         raise DataError(f"{split}_x: {pixels.dtype}; expected uint8, from 0 to 255")
@@ -87,7 +89,7 @@ def _numpy(name: str, value: Any) -> Array:
 
 
 def _classes(arrays: Arrays, train_y: Array, test_y: Array | None) -> tuple[str, ...]:
-    """Names of the classes. Raises DataError where a label has no training image, or names and labels do not agree."""
+    """Names of the classes. Raises DataError if a label has no training image, or names and labels do not match."""
     found = set(np.unique(train_y).tolist())
     count = max(found) + 1
     if not isinstance(arrays.classes, tuple | list) or not all(isinstance(name, str) for name in arrays.classes):
@@ -109,7 +111,7 @@ def _size(pixels: Array) -> str:
 
 
 def _tensors(pixels: Array, labels: Array, decoder: Decoder) -> tuple[Tensor, Tensor]:
-    """uint8 (N, C, H, W), resized where that is asked for, and int64 labels."""
+    """Pixels, uint8 (N, C, H, W), resized if requested, and int64 labels."""
     if decoder.image_size is not None:
         pixels = np.stack([decoder.resized(one) for one in pixels])
     x_nchw = torch.from_numpy(np.ascontiguousarray(pixels.transpose(0, 3, 1, 2)))

@@ -1,6 +1,6 @@
 """Batches of a training run: shuffled, augmented, normalised.
 
-The order depends on seed and epoch; what happens to an image, on seed, epoch and image, and on nothing else.
+The order depends only on seed and epoch, the augmentation of an image only on seed, epoch and image.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ def batches(
     device: torch.device | str = "cpu",
     part: Callable[[Tensor], Tensor] = lambda chosen: chosen,
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """One epoch of shuffled, augmented, normalised batches: float32 (N, C, H, W) in channels_last, and labels (N,).
+    """Yield the batches of one epoch: float32 (N, C, H, W) in channels_last, and labels (N,).
 
-    The order depends on (seed, epoch); what happens to an image on (seed, epoch, image) and nothing else. The last,
-    smaller batch is left out, unless there is no other. The epoch begins with batch `first`, from 0. `part` picks some
-    of each batch's images, which are all that are read.
+    The order depends only on (seed, epoch), the augmentation of an image only on (seed, epoch, image). The last,
+    smaller batch is left out, unless it is the only one. The epoch starts with batch number `first`, from 0. `part`
+    selects images of each batch; only these are read.
     """
     count = len(data.train_y)
     batch_size = min(batch_size, count)
@@ -53,17 +53,17 @@ def batches(
 
 @dataclass(frozen=True)
 class Drawn:
-    """What happens to each image in one epoch: (N,) each."""
+    """The augmentation of each image in one epoch: (N,) each."""
 
     mirrored: Tensor  # whether, if images are flipped at all
     down: Tensor  # first row of the window in the padded image, 0 to 2 · shift
     right: Tensor  # first column
-    cut_row: Tensor  # near the middle of what is cut out
+    cut_row: Tensor  # centre of the cutout
     cut_column: Tensor
 
 
 def draw_augmentation(seed: int, epoch: int, count: int, size: tuple[int, int], *, shift: int) -> Drawn:
-    """Draw for the images 0 … count − 1, of `size` (H, W)."""
+    """Draw the augmentation of the images 0 … count − 1, of `size` (H, W)."""
     choices = (2, 2 * shift + 1, 2 * shift + 1, *size)
     numbers = torch.arange(count)
     mirrored, *others = (_draw(seed, epoch, numbers, stream, most) for stream, most in enumerate(choices))
@@ -71,9 +71,9 @@ def draw_augmentation(seed: int, epoch: int, count: int, size: tuple[int, int], 
 
 
 def move(x_nhwc: Tensor, mirrored: Tensor, down: Tensor, right: Tensor, shift: int) -> Tensor:
-    """Pad images by `shift` zeros on each side, cut windows of the old size out of them, and mirror some.
+    """Pad images by `shift` zeros on each side, crop windows of the old size, and mirror some.
 
-    Row by row, from a view in which each pixel of the images and of their mirror images begins a window's row.
+    Copies row by row, from a view in which each pixel of the images and of their mirror images starts a window's row.
     """
     count, height, width, channels = x_nhwc.shape
     both = torch.cat([x_nhwc, x_nhwc.permute(0, 3, 1, 2).flip(3).permute(0, 2, 3, 1)])  # torch is fast on this flip
@@ -87,9 +87,9 @@ def move(x_nhwc: Tensor, mirrored: Tensor, down: Tensor, right: Tensor, shift: i
 
 
 def square(size: tuple[int, int], row: Tensor, column: Tensor, side: int) -> Tensor:
-    """(N, H, W), true inside the square of `side` pixels round (row, column), as far as it lies in the image.
+    """A mask (N, H, W), true in the square of `side` pixels around (row, column), cropped to the image.
 
-    For cutout (DeVries & Taylor 2017, arXiv:1708.04552), whose squares may reach over the border too.
+    For cutout (DeVries & Taylor 2017, arXiv:1708.04552), whose squares may also cross the border.
     """
     inside = []
     for length, middle in zip(size, (row, column), strict=True):
@@ -99,7 +99,7 @@ def square(size: tuple[int, int], row: Tensor, column: Tensor, side: int) -> Ten
 
 
 def _draw(seed: int, epoch: int, numbers: Tensor, stream: int, choices: int) -> Tensor:
-    """One whole number below `choices` an image, by hashing (seed, epoch, image, stream).
+    """Draw one whole number below `choices` per image, by hashing (seed, epoch, image, stream).
 
     The mixing is SplitMix64's finaliser (Steele, Lea & Flood 2014), on int64, whose products wrap.
     """

@@ -1,7 +1,7 @@
-"""The handwritten digits that come with this package, so that a first study needs no network.
+"""The handwritten digits included in this package, so that a first study needs no network connection.
 
 1,797 images of 8×8 pixels: the test part of "Optical Recognition of Handwritten Digits" (Alpaydin & Kaynak 1998, UCI
-Machine Learning Repository, CC BY 4.0), as scikit-learn ships it too. `digits.txt` beside the file has the source.
+Machine Learning Repository, CC BY 4.0), also part of scikit-learn. `digits.txt` next to the file names the source.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def read_digits() -> tuple[NDArray[np.float64], NDArray[np.int64]]:
 
 @lru_cache(maxsize=2)
 def digit_images(image_size: int | None) -> Images:
-    """1,797 handwritten digits of 8×8 pixels, as they come with this package."""
+    """The 1,797 handwritten digits of 8×8 pixels included in this package."""
     images, digits = read_digits()
     pixels = torch.from_numpy(images * (255 / INK)).round().unsqueeze(1)
     if image_size is not None:

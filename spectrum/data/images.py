@@ -1,4 +1,4 @@
-"""The images of a run: loaded by name or made, their labels replaced where the run has a teacher."""
+"""The images of a run: loaded by name or generated, with a teacher's labels if the run has one."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from spectrum.design.run import GAUSSIAN, RunConfig
 GAUSSIAN_SIDE = 16  # pixels, unless the run has an image_size
 GAUSSIAN_CHANNELS = 3
 GAUSSIAN_TRAIN, GAUSSIAN_TEST = 20_000, 10_000
-LARGEST_SIDE = 64  # whose 30,000 images take a few hundred megabytes
+LARGEST_SIDE = 64  # 30,000 such images take a few hundred megabytes
 CLASSES = 10  # of a teacher
 RELABELLED = "labels are those of a teacher"
 
 
 def images_of(run: RunConfig) -> Images:
-    """What a run is trained and scored on, as the files are now. Raises DataError where it cannot be had."""
+    """The images on which a run is trained and tested, from the current files. Raises DataError if unavailable."""
     if _held is None:
         return _images_of(run)
     key = images_key(dict(run))
@@ -35,7 +35,7 @@ def images_of(run: RunConfig) -> Images:
 
 @contextmanager
 def read_once() -> Iterator[None]:
-    """Inside it, the files of each data set are read once, so that all that is said of them is of the same images."""
+    """Read the files of each data set only once inside the block, so that all statements are about the same images."""
     global _held
     before = _held
     _held = {} if before is None else before
@@ -46,7 +46,7 @@ def read_once() -> Iterator[None]:
 
 
 def described(runs: Iterable[RunConfig]) -> list[dict[str, Any]]:
-    """What is known of each data set that runs have, with the fields that decide which it is."""
+    """Describe each data set of the runs, with the fields that select it."""
     runs = list(runs)
     by_fields = {images_key(dict(run)): run for run in runs}
     found = []
@@ -74,11 +74,11 @@ def _images_of(run: RunConfig) -> Images:
 
 @dataclass(frozen=True)
 class _Taught:
-    """What decides the labels that a teacher gives: fields of the run, and the images."""
+    """Everything that determines a teacher's labels: fields of the run, and the images."""
 
     key: tuple[Any, ...]
     fingerprint: str
-    images: Images | None = field(compare=False)  # None: they are made here
+    images: Images | None = field(compare=False)  # None: generated images
 
 
 @lru_cache(maxsize=8)  # labels only: the pixels are shared
@@ -88,7 +88,7 @@ def _taught(asked: _Taught) -> Images:
     if images is None:
         side = image_size or GAUSSIAN_SIDE
         if side > LARGEST_SIDE:
-            raise DataError(f"image_size = {side}: images that are made here have up to {LARGEST_SIDE} pixels a side")
+            raise DataError(f"image_size = {side}: generated images have at most {LARGEST_SIDE} pixels per side")
         images = gaussian_images(GAUSSIAN_TRAIN, GAUSSIAN_TEST, side, GAUSSIAN_CHANNELS, seed)
     taught = relabelled(images, segments=segments, label_noise=label_noise, seed=seed, classes=CLASSES)
     return replace(taught, about=About(read="Gaussian noise, made here", test="made as well", notes=(RELABELLED,)))

@@ -1,6 +1,6 @@
-"""What is kept of a data set so that it is decoded once: pixels of small ones, a survey of the files of large ones.
+"""The cache of decoded images: pixels of small data sets, and a survey of the files of large ones.
 
-Files are found by the content of the data set. Where there is no room for them, images are decoded every time.
+The key is a hash of the data set's content. Without space for the cache, images are decoded every time.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from spectrum.data.pixels import (
 )
 from spectrum.data.splits import About, Images, make_images
 
-DECODING = 3  # a version: what is kept of decoded images holds for one way to decode only
+DECODING = 3  # version of the decoder; cached images of another version are ignored
 
 
 def with_shared_noted(images: Images) -> Images:
@@ -44,13 +44,13 @@ def _hashes_of(x_nchw: Tensor) -> Iterator[bytes]:
 
 
 def _shared(train: Iterable[bytes], test: Iterable[bytes]) -> int:
-    """How many test images are training images too, by their hashes."""
+    """How many test images are also training images, by their hashes."""
     known = set(train)
     return sum(hashed in known for hashed in test)
 
 
 def with_shared(images: Images, shared: int) -> Images:
-    """The images, with a note on those that are in both splits, which score what was learned by heart."""
+    """The images, with a note on test images that are also training images, since they reward memorisation."""
     if not shared:
         return images
     are = "image is a training image" if shared == 1 else "images are training images"
@@ -59,7 +59,7 @@ def with_shared(images: Images, shared: int) -> Images:
 
 
 def gigabytes_of(count: int, height: int, width: int) -> float:
-    """Of so many images in memory, as if all were coloured: that the first one is grey says nothing of the others."""
+    """Gigabytes of so many images in memory, as if all had colours: only decoding tells which are grey."""
     return 3 * count * height * width / 1e9
 
 
@@ -76,15 +76,15 @@ def most_gigabytes() -> float:
 
 @dataclass(frozen=True)
 class _Survey:
-    """What is known of images that stay encoded, after all files were read once."""
+    """Facts about images that stay encoded, after all files were read once."""
 
-    channels: int  # that the training images have
+    channels: int  # channels of the training images
     fingerprint: str  # SHA-256 of all files
-    shared: int  # files of the test split that are in the training split too
+    shared: int  # files of the test split that are also in the training split
 
 
 def find_survey(kept: Path) -> _Survey | None:
-    """What was kept beside the cache, if it was."""
+    """The survey in the cache, if there is one."""
     with suppress(OSError, ValueError, KeyError, TypeError):
         known = json.loads(kept.read_text()) if usable_cache() else {}
         return _Survey(int(known["channels"]), str(known["fingerprint"]), int(known["shared"]))
@@ -92,7 +92,7 @@ def find_survey(kept: Path) -> _Survey | None:
 
 
 def survey(splits: Sequence[Stored], decoder: Decoder, kept: Path) -> _Survey:
-    """Read all files, and keep what is found beside the cache."""
+    """Read all files, and keep the survey in the cache."""
     digest = hashlib.sha256(f"{DECODING} {decoder.image_size} {decoder.resize}".encode())
     channels = 1
     hashes: list[list[bytes]] = [[], []]
@@ -138,13 +138,13 @@ def read_cache(path: Path) -> Images | None:
 
 
 def _sealed(images: Images) -> str:
-    """What a file of the cache says of its images, after a hash of it."""
+    """The record of a cache file, after a hash of the record."""
     record = json.dumps([images.fingerprint, asdict(images.about)])
     return f"{hashlib.sha256(record.encode()).hexdigest()} {record}"
 
 
 def _unsealed(record: str) -> tuple[str, About]:
-    """The fingerprint, and where the images come from. Raises ValueError for a record that is not whole."""
+    """The fingerprint and origin of the images. Raises ValueError for a damaged record."""
     seal, _, content = record.partition(" ")
     if hashlib.sha256(content.encode()).hexdigest() != seal:
         raise ValueError("the record is not whole")
@@ -161,7 +161,7 @@ def write_cache(path: Path, images: Images) -> None:
 
 
 def keep(path: Path, write: Callable[[Path], object]) -> None:
-    """Write a file of the cache whole, or not: without room for it, images are decoded every time."""
+    """Write a file of the cache atomically, or not at all: without space, images are decoded every time."""
     if not usable_cache():
         return
     temporary = path.with_suffix(f".{os.getpid()}")

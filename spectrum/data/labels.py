@@ -1,4 +1,4 @@
-"""Labels as a table has them to class numbers from 0, or a reason why not, by column and value.
+"""Convert the labels of a table to class numbers from 0, or report the column and value that prevent it.
 
 LabelColumn(…)  →  .classes(): the classes of the training images, in order  →  .numbers(classes): of any split
 """
@@ -17,16 +17,16 @@ from torch import Tensor
 
 from spectrum.data.layout import LayoutError, raise_unless_same, same_text, shown, twins
 
-WITHHELD = -1  # what stands for a label that is kept back, as ImageNet's test labels on the hub
+WITHHELD = -1  # values of withheld labels, such as ImageNet's test labels on the hub
 
 
 @dataclass(frozen=True)
 class Classes:
     """The classes of a data set, in the order of their numbers."""
 
-    keys: tuple[Any, ...]  # what the column holds
+    keys: tuple[Any, ...]  # values of the column
     names: tuple[str, ...]
-    declared: tuple[str, ...] | None = None  # names that the table gives to its numbers
+    declared: tuple[str, ...] | None = None  # names of the numbers, if the table has them
 
 
 @dataclass(frozen=True)
@@ -34,10 +34,10 @@ class LabelColumn:
     """The label column of one split.
 
     Args:
-        split: its name.
-        column: the column's name.
-        values: one per image.
-        declared: names of the numbers 0, 1, …, where the table has them (a ClassLabel of `datasets`).
+        split: name of the split.
+        column: name of the column.
+        values: labels, one per image.
+        declared: names of the numbers 0, 1, …, if the table has them (a ClassLabel of `datasets`).
     """
 
     split: str
@@ -51,7 +51,7 @@ class LabelColumn:
 
     @cached_property
     def counts(self) -> Counter[Any]:
-        """How many images each value has. Raises LayoutError for values that cannot be labels, such as lists."""
+        """The number of images per value. Raises LayoutError for values that cannot be labels, such as lists."""
         for number, value in enumerate(self.values):
             if not (value is None or isinstance(value, bool | int | float | str)):
                 raise LayoutError(
@@ -61,7 +61,7 @@ class LabelColumn:
         return Counter(map(_plain, self.values))
 
     def withheld(self, classes: Classes) -> str | None:
-        """Why all labels count as kept back, if they do: none is there, or all are one value that says nothing."""
+        """Why all labels count as withheld, if they do: there are none, or all have the same placeholder value."""
         if not self.values:
             return None
         if all(_is_missing(value) for value in self.counts):
@@ -72,7 +72,7 @@ class LabelColumn:
         return None
 
     def classes(self) -> Classes:
-        """The classes, in the order of numbers or names. Raises LayoutError for a label that is none."""
+        """The classes, in the order of numbers or names. Raises LayoutError for an invalid label."""
         if not self.values:
             raise LayoutError(f"the {self.split} split has no images")
         self._raise_if_unfit()
@@ -101,7 +101,7 @@ class LabelColumn:
                 )
 
     def numbers(self, classes: Classes) -> Tensor:
-        """Class numbers, int64 (N,). Raises LayoutError for a label that is none, or that is of no class."""
+        """Class numbers, int64 (N,). Raises LayoutError for an invalid label, or one without a class."""
         self._raise_if_unfit()
         plain = [_composed(_plain(value)) for value in self.values]
         known: dict[Any, int] = {key: number for number, key in enumerate(classes.keys)}
@@ -117,7 +117,7 @@ class LabelColumn:
         return torch.tensor([known[value] for value in plain], dtype=torch.int64)
 
     def raise_unless_all(self, classes: Classes, numbers: Tensor) -> None:
-        """Raise LayoutError where a class has no image in this split."""
+        """Raise LayoutError if a class has no image in this split."""
         there = [classes.names[number] for number in numbers.unique().tolist()]
         if len(set(classes.names)) == len(classes.names):
             raise_unless_same(classes.names, there, "the train split", f"the {self.split} split")
@@ -133,7 +133,7 @@ class LabelColumn:
                 )
             if isinstance(value, float):
                 raise LayoutError(
-                    f"{self.where} holds {value!r}, which is no whole number; labels are classes: write whole "
+                    f"{self.where} holds {value!r}, which is not a whole number; labels are classes: write whole "
                     "numbers or names"
                 )
             if self.declared is not None and not (isinstance(value, int) and 0 <= value < len(self.declared)):
@@ -167,7 +167,7 @@ class LabelColumn:
 
 
 def _plain(value: Any) -> Any:
-    """A value to be compared: True by name, whole floating-point numbers as numbers, all missing numbers as one."""
+    """A value for comparison: True by name, whole floating-point numbers as integers, all missing values as one."""
     if isinstance(value, bool):
         return str(value)
     if isinstance(value, float):

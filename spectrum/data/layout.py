@@ -1,14 +1,14 @@
-"""What the files below a folder are: which images or Parquet files, of which split and class, and what is left out.
+"""Interpret the files below a folder: images or Parquet files, their splits and classes, and files left out.
 
-    walk(folder)  →  Tree: the files and folders there are     arrange(tree)  →  Layout: what they mean
+    walk(folder)  →  Tree: the files and folders     arrange(tree)  →  Layout: their splits and classes
 
-`arrange` is the one place that knows the rules, and opens no file. docs/howto/own_data.md says them in words:
+Only `arrange` implements the rules; it opens no file. docs/howto/own_data.md describes them:
 
 1. Image files lie in one folder per class. Class folders lie directly below the folder, or directly below its split
    folders (`SPLITS`, in any case). A split folder is one that holds class folders. Names of files never matter.
 2. Images deeper than their class folder count in that class. Links are followed.
 3. Parquet files name their split, in the file's name or in a folder's. If none does, all are training images.
-4. Every image that is not used is counted with a reason. What could be read in two ways is refused.
+4. Every image that is not used is counted with a reason. Ambiguous folders are refused.
 """
 
 from __future__ import annotations
@@ -36,27 +36,27 @@ SPLITS: Mapping[str, Split] = {
     "test": "test",
     "testing": "test",
 }
-TEST_SPLITS: tuple[Split, ...] = ("test", "validation")  # the first that there is becomes the test set
+TEST_SPLITS: tuple[Split, ...] = ("test", "validation")  # the first that exists becomes the test set
 IN_ORDER: tuple[Split, ...] = ("train", *TEST_SPLITS)
 ENDINGS = frozenset(".png .apng .jpg .jpeg .jpe .jfif .bmp .gif .tif .tiff .webp .ppm .pgm .pbm .pnm".split())
 OTHER_IMAGES = frozenset(
     ".avif .cr2 .dcm .dib .dng .eps .exr .hdr .heic .heif .ico .j2k .jp2 .jxl .nef .pcx .pfm .psd .svg .tga".split()
 )
 ARCHIVES = frozenset(".zip .tar .gz .tgz .bz2 .xz .7z .rar .zst".split())
-LITTER = frozenset(("thumbs.db", "desktop.ini", "icon\r"))  # what file managers leave behind
-SHARD = re.compile(  # train-00000-of-00002, also with a hash after it, as the hub once wrote
+LITTER = frozenset(("thumbs.db", "desktop.ini", "icon\r"))  # files of file managers
+SHARD = re.compile(  # train-00000-of-00002, or with a hash after it, as older files of the hub
     r"^(?P<name>.*?)[-_. ]?(?P<number>\d+)[-_. ]*of[-_. ]*(?P<count>\d+)(?:\D.*)?$", re.IGNORECASE
 )
-NAMED = 3  # examples that a message has
+NAMED = 3  # examples in a message
 
 
 class LayoutError(ValueError):
-    """Files that could mean two things, or nothing; the message says what to do."""
+    """A folder without a clear meaning; the message says what to do."""
 
 
 @dataclass(frozen=True)
 class Tree:
-    """What lies below a folder, links followed. Paths are tuples of names."""
+    """The files and folders below a folder, with links followed. Paths are tuples of names."""
 
     files: Sequence[Parts]
     folders: Sequence[Parts] = ()
@@ -73,17 +73,17 @@ class File:
 
 @dataclass(frozen=True)
 class Layout:
-    """What the files mean."""
+    """The splits and classes of the files."""
 
     kind: Literal["images", "parquet"]
-    splits: Mapping[Split, Sequence[File]]  # of images: training images, and at most one other split
-    folders: Mapping[Split, str] = field(default_factory=dict)  # of images: name of the split's folder
-    left_out: tuple[str, ...] = ()  # what is not used and why
-    notes: tuple[str, ...] = ()  # what else a reader should know
+    splits: Mapping[Split, Sequence[File]]  # for images: training images, and at most one other split
+    folders: Mapping[Split, str] = field(default_factory=dict)  # for images: name of the split's folder
+    left_out: tuple[str, ...] = ()  # files that are not used, and why
+    notes: tuple[str, ...] = ()  # other notes for the reader
 
 
 def walk(folder: Path) -> Tree:
-    """List what lies below a folder, in the order of names; links to files and folders are followed.
+    """List the files and folders below a folder, in the order of names; links are followed.
 
     Raises LayoutError for a folder that cannot be listed.
     """
@@ -122,7 +122,7 @@ def walk(folder: Path) -> Tree:
 
 
 def arrange(tree: Tree) -> Layout:
-    """Say what the files mean, by their places alone. Raises LayoutError where that cannot be told."""
+    """Assign splits and classes from paths alone. Raises LayoutError if the folder is ambiguous."""
     found = _sorted_out(tree)
     if found.parquet and found.images:
         if _is_a_layout(found, tree):
@@ -138,22 +138,22 @@ def arrange(tree: Tree) -> Layout:
 
 
 def split_named(name: str) -> Split | None:
-    """The split that a folder's name means, if it means one."""
+    """The split that a folder's name stands for, if any."""
     return SPLITS.get(name.strip().casefold())
 
 
 def same_text(name: str) -> str:
-    """The name in Unicode's composed form, so that é is é however it is stored."""
+    """The name in Unicode's composed form, so that both encodings of é are equal."""
     return unicodedata.normalize("NFC", name)
 
 
 def shown(name: str) -> str:
-    """The name as it can be printed: bytes that are no UTF-8 become question marks."""
+    """The name in printable form: bytes that are not UTF-8 become question marks."""
     return name.encode("utf-8", "replace").decode("utf-8")
 
 
 def twins(names: Iterable[str]) -> tuple[str, str] | None:
-    """Two names that look alike, if there are any: equal but for Unicode's form, surrounding blanks and odd bytes."""
+    """Two names that look the same, if any: equal except for Unicode form, surrounding blanks and invalid bytes."""
     seen: dict[str, str] = {}
     for name in names:
         other = seen.setdefault(shown(same_text(name)).strip(), name)
@@ -163,7 +163,7 @@ def twins(names: Iterable[str]) -> tuple[str, str] | None:
 
 
 def alike_but_for_case(names: Iterable[str]) -> list[str]:
-    """A note for each pair of names that differ in upper and lower case only, or in surrounding blanks as well."""
+    """A note for each pair of names that differ only in case, or in case and surrounding blanks."""
     seen: dict[str, str] = {}
     pairs = [(seen.setdefault(same_text(name).casefold().strip(), name), name) for name in names]
     alike = [(a, b, "" if a.strip() == a and b.strip() == b else " and blanks") for a, b in pairs if a != b]
@@ -172,7 +172,7 @@ def alike_but_for_case(names: Iterable[str]) -> list[str]:
 
 @dataclass
 class _Found:
-    """Files by kind, and what is left out so far."""
+    """Files by kind, and notes on files left out so far."""
 
     images: list[Parts] = field(default_factory=list)
     parquet: list[Parts] = field(default_factory=list)
@@ -210,7 +210,7 @@ NOT_READ = {"archive": "not unpacked", "other file": "not read"}
 
 
 def _kind(parts: Parts) -> str:
-    """What a file is, by the end of its name."""
+    """The kind of a file, by the end of its name."""
     ending = Path(parts[-1]).suffix.casefold()
     if ending in ENDINGS or ending in OTHER_IMAGES:
         return "image"
@@ -228,7 +228,7 @@ def _is_hidden(parts: Parts) -> bool:
 
 @dataclass(frozen=True)
 class _Folder:
-    """A folder of the first level: images in it, and by the folders below it."""
+    """A folder of the first level: its own images, and those in each folder below it."""
 
     name: str
     own: Sequence[Parts]
@@ -251,7 +251,7 @@ def _first_level(images: Sequence[Parts]) -> dict[str, _Folder]:
 
 
 def _is_a_layout(found: _Found, tree: Tree) -> bool:
-    """Whether the images would be a data set by themselves."""
+    """Whether the images would be a data set on their own."""
     try:
         _of_images(_Found(images=found.images), tree)
     except LayoutError:
@@ -280,7 +280,7 @@ def _raise_without_images(found: _Found) -> None:
 
 
 def _split_folders(top: Mapping[str, _Folder]) -> dict[Split, _Folder] | None:
-    """The folders that are splits; None where all folders are classes. Raises LayoutError where it may be either."""
+    """The folders that are splits; None if all folders are classes. Raises LayoutError if both are possible."""
     named = [(split, folder) for name, folder in top.items() if (split := split_named(name))]
     others = [folder for name, folder in top.items() if split_named(name) is None]
     holding = [(split, folder) for split, folder in named if folder.below]  # folders, so that these may be classes
@@ -308,7 +308,7 @@ def _split_folders(top: Mapping[str, _Folder]) -> dict[Split, _Folder] | None:
 
 
 def _raise_unless_classes(named: Sequence[tuple[Split, _Folder]], holding: Sequence[tuple[Split, _Folder]]) -> None:
-    """Of folders named like splits, none of them a training split with folders below it."""
+    """Raise LayoutError unless folders named like splits can be classes; none is a train split with folders."""
     if holding and not all(folder.own for _, folder in holding):
         name = next(folder.name for _, folder in holding if not folder.own)
         raise LayoutError(
@@ -346,7 +346,7 @@ def _of_class_folders(found: _Found, tree: Tree, top: Mapping[str, _Folder]) -> 
 
 
 def _raise_if_wrapped(top: Mapping[str, _Folder]) -> None:
-    """Raise LayoutError for one folder around the split folders, as archives unpack to."""
+    """Raise LayoutError for one folder around the split folders, as made by unpacking an archive."""
     if len(top) != 1:
         return
     (folder,) = top.values()
@@ -421,7 +421,7 @@ def _own_and_deeper(images: Sequence[Parts]) -> tuple[list[Parts], dict[str, lis
 
 
 def _raise_if_none_directly(folders: Sequence[_Folder], where: str) -> None:
-    """Where no folder holds images itself, its folders may as well be the classes."""
+    """Raise LayoutError if no folder holds images itself, since its subfolders may be the classes."""
     if not any(folder.own for folder in folders):
         first = folders[0]
         inner = ", ".join(f"{shown(name)}/" for name in sorted(first.below)[:NAMED])
@@ -507,7 +507,7 @@ def _of_parquet(found: _Found) -> Layout:
 
 
 def _split_of(parts: Parts) -> tuple[Split | None, str]:
-    """The split that a file's name, else the nearest folder's name, has among its words; and the word."""
+    """The split named by a word of the file's name, else of the nearest folder's name; and the word."""
     named: tuple[Split, str] | None = None
     for name in (Path(parts[-1]).stem, *reversed(parts[:-1])):
         words = [word for word in re.split(r"[\W\d_]+", name.casefold()) if word in SPLITS]
@@ -521,7 +521,7 @@ def _split_of(parts: Parts) -> tuple[Split | None, str]:
 
 
 def _raise_unless_whole(files: Sequence[Parts]) -> None:
-    """Raise LayoutError where a file such as train-00001-of-00002 is missing, or there in two versions."""
+    """Raise LayoutError if a file such as train-00001-of-00002 is missing, or exists in two versions."""
     shards: defaultdict[tuple[Parts, str], dict[tuple[int, int], Parts]] = defaultdict(dict)
     for parts in files:
         if not (match := SHARD.match(Path(parts[-1]).stem)):
@@ -550,7 +550,7 @@ def _raise_unless_whole(files: Sequence[Parts]) -> None:
 
 
 def _numbered(name: str, number: int) -> str:
-    """The name of another part of the same table, up to a hash, which the part has for itself."""
+    """The name of another part of the same table, without the hash, which differs per part."""
     match = SHARD.match(Path(name).stem)
     assert match is not None, "of a file that is a part"
     start, end = match.span("number")
@@ -558,7 +558,7 @@ def _numbered(name: str, number: int) -> str:
 
 
 def _raise_unless_one_place(split: Split, files: Sequence[Parts]) -> None:
-    """Files of several folders may be several versions of the same images."""
+    """Raise LayoutError for Parquet files in several folders, which may be versions of the same images."""
     places = sorted({parts[:-1] for parts in files})
     if len(places) > 1:
         names = " and ".join(f"{shown('/'.join(place)) or '.'}/" for place in places[:2])

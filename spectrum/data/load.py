@@ -1,13 +1,13 @@
-"""From the name of a data set to its images.
+"""`load_images`: from the name of a data set to its images.
 
-Where it is looked for: `$SPECTRUM_DATA/<name>/` first (a folder of images or of Parquet files), then the hub's cache or
-a download. `layout.py` has the rules for folders, `tables.py` reads tables, `labels.py` their labels. The test set is
+It looks in `$SPECTRUM_DATA/<name>/` first (a folder of images or Parquet files), then in the hub's cache, then
+downloads. `layout.py` has the rules for folders, `tables.py` reads tables, `labels.py` their labels. The test set is
 what the source calls "test", if it has labels, else its "validation" split, else a fixed sixth of its images.
 
-Decoded images are kept in memory, and cached under `$SPECTRUM_CACHE` (~/.cache/spectrum otherwise). Where their pixels
-would take more than `$SPECTRUM_IMAGES_GB` (4 by default), they stay encoded and are decoded as they are asked for.
+Decoded images are kept in memory, and cached in `$SPECTRUM_CACHE` (~/.cache/spectrum by default). If their pixels
+would take more than `$SPECTRUM_IMAGES_GB` (4 by default), they stay encoded and are decoded on demand.
 
-Whatever is kept, in memory or on disk, is found by the content of the files, which are read on every call.
+Caches in memory and on disk use the content of the files as their key; the files are read on every call.
 """
 
 from __future__ import annotations
@@ -55,15 +55,15 @@ def load_images(name: str, image_size: int | None = None, resize: Resize = "stre
     """Load a data set by name, hub id or folder.
 
     Args:
-        name: "digits" (those of this package, unless $SPECTRUM_DATA/digits/ is there), "fashion_mnist", "cifar10",
-            "cifar100", a hub id such as "owner/name", or a folder such as "./flowers": of Parquet files in the hub's
-            layout, or of one folder per class (optionally below train/ and test/).
+        name: "digits" (those of this package, unless $SPECTRUM_DATA/digits/ exists), "fashion_mnist", "cifar10",
+            "cifar100", a hub id such as "owner/name", or a folder such as "./flowers" with Parquet files in the hub's
+            layout or one folder per class (optionally below train/ and test/).
         image_size: side in pixels to resize to; None keeps the images, which must then have one size.
         resize: "stretch" images to a square, or "centre_crop": cut a square of 0.875 of the shorter side out of the
             middle.
 
-    Every call reads the files, so that images that have changed are never taken for those of an earlier call. Raises
-    DataError (a ValueError) that says what is missing or wrong, and what to do.
+    Every call reads the files, so changed images are never confused with those of an earlier call. Raises DataError (a
+    ValueError) that says what is missing or wrong, and what to do.
     """
     loader = loader_of(name)
     if loader is not None:
@@ -85,7 +85,7 @@ def load_images(name: str, image_size: int | None = None, resize: Resize = "stre
 
 @dataclass(frozen=True)
 class _Request:
-    """What decides which images are loaded."""
+    """Everything that determines which images are loaded."""
 
     content: str
     name: str
@@ -105,11 +105,11 @@ def _loaded(request: _Request) -> Images:
     return with_shared_noted(images)
 
 
-load_images.cache_clear = _loaded.cache_clear  # type: ignore[attr-defined] # gives memory back
+load_images.cache_clear = _loaded.cache_clear  # type: ignore[attr-defined] # returns memory to the system
 
 
 def _read(source: Source, decoder: Decoder, cache: Path) -> Images:
-    """From the files, decoded where all of them fit into memory; what is kept of them lies beside the cache."""
+    """Read the files; decode them if all fit into memory. Caches lie in the cache folder."""
     parts = source.parts()
     count = len(parts.train.labels) + (len(parts.test.labels) if parts.test else 0)
     if _stay_encoded(parts.train.stored("first", cache), count, decoder):
@@ -131,7 +131,7 @@ def _read_decoded(source: Source, parts: Parts, decoder: Decoder, cache: Path) -
 
 
 def _read_encoded(source: Source, parts: Parts, decoder: Decoder, cache: Path) -> Images:
-    known = find_survey(cache.with_suffix(".json"))  # then nothing new is kept
+    known = find_survey(cache.with_suffix(".json"))  # then the cache is not changed
     train = parts.train.stored("mapped", cache)
     test = parts.test.stored("mapped", cache) if parts.test else None
     found = known or survey([train, test] if test else [train], decoder, cache.with_suffix(".json"))
@@ -152,7 +152,7 @@ AnyPixels = TypeVar("AnyPixels", Tensor, Encoded)
 def _with_test(
     source: Source, parts: Parts, train_x: AnyPixels, test_x: AnyPixels | None
 ) -> tuple[AnyPixels, Tensor, AnyPixels, Tensor]:
-    """Images and labels to train on and to test on; a sixth is carved off where there is no test split."""
+    """Images and labels for training and test; without a test split, a sixth is split off."""
     labels = parts.train.labels
     if parts.test is None or test_x is None:
         keep, carved = _sixth(source, labels, parts.about.classes)
@@ -163,14 +163,14 @@ def _with_test(
 
 
 def _noting_colours(about: About, test: Stored | None, decoder: Decoder) -> About:
-    """With a note where training images are grey and test images are not."""
+    """Add a note if training images are grey and test images are not."""
     if decoder.channels == 1 and test is not None and any(has > 1 for has in test.each(channels_of)):
         return replace(about, notes=(*about.notes, COLOURED))
     return about
 
 
 def _check_unchanged(source: Source, cache: Path) -> None:
-    """Raise DataError, and keep nothing, where files changed while they were read."""
+    """Raise DataError, and delete what was cached, if files changed while they were read."""
     if source.read_key() != source.key:
         for kept in cache.parent.glob(f"{cache.stem}.*"):
             kept.unlink(missing_ok=True)
@@ -180,7 +180,7 @@ def _check_unchanged(source: Source, cache: Path) -> None:
 def _stay_encoded(train: Stored, count: int, decoder: Decoder) -> bool:
     """Whether the pixels of `count` images would take more memory than they may."""
     if not len(train):
-        return False  # and no images, which is said later
+        return False  # and no images, which is reported later
     (first,) = train.each(decoder, [0])
     gigabytes = gigabytes_of(count, *first.shape[:2])
     if gigabytes <= most_gigabytes():
@@ -188,7 +188,7 @@ def _stay_encoded(train: Stored, count: int, decoder: Decoder) -> bool:
     if decoder.image_size is None:
         raise DataError(
             f"dataset={train.dataset!r}: in memory its {count:,} images would take {gigabytes:.3g} GB. "
-            "Set image_size, and they are decoded as they are asked for; or raise $SPECTRUM_IMAGES_GB"
+            "Set image_size, so that they are decoded on demand; or raise $SPECTRUM_IMAGES_GB"
         )
     return True
 
@@ -201,7 +201,7 @@ def _square(source: Source, x_nchw: Tensor) -> Tensor:
 
 
 def _sixth(source: Source, labels: Tensor, names: Sequence[str]) -> tuple[Tensor, Tensor]:
-    """Numbers of the images to train on and of those to test on, where the source has no test split."""
+    """Indices of the training and the test images of a source without a test split."""
     rare = [name for name, count in zip(names, labels.bincount().tolist(), strict=True) if count < 2]
     if rare:
         raise DataError(

@@ -1,14 +1,13 @@
-"""Encoded images to uint8 pixels, by threads: all at once into memory, or part by part as they are asked for.
+"""Decode images to uint8 pixels with threads: all at once into memory, or part by part on demand.
 
     Stored(…)  →  decode_all(stored, decoder)  →  a tensor, uint8 (N, C, H, W)
-               →  Encoded(stored, decoder, …)  →  looks like such a tensor, and keeps the files' bytes where they are
+               →  Encoded(stored, decoder, …)  →  behaves like such a tensor, but leaves the files on disk
     in_turn(either, parts)  →  pixels of one part after the other, the next decoded while one is in use
 
-Decoding and resizing leave Python's lock, so that threads use all cores, and nothing is sent between processes.
+Decoding and resizing release Python's lock, so threads use all cores, and nothing is sent between processes.
 
-What a file says is what becomes of its pixels: EXIF orientation is applied, transparent pixels show a white
-background, 16 bits become 8 by the full range. An image whose numbers have no known range, that has several frames, or
-that would lose what it shows is refused.
+EXIF orientation is applied, transparent pixels become white, and 16 bits become 8 by the full range. An image whose
+values have no known range, that has several frames, or that 8 bits cannot show is refused.
 """
 
 from __future__ import annotations
@@ -33,12 +32,12 @@ Array = np.ndarray[Any, np.dtype[np.uint8]]
 T = TypeVar("T")
 U = TypeVar("U")
 
-ROWS = 512  # that are read from a table at once
-# Of 16-bit numbers, the least part of their range that an image must span to keep more than 16 of 256 levels.
+ROWS = 512  # images read from a table at once
+# The least part of the 16-bit range that an image must span to keep more than 16 of 256 levels.
 LEAST_SPAN = 1 / 16
 PHOTOMETRIC, WHITE_IS_ZERO = 262, 0  # of TIFF: a tag, and its value for files whose 0 is white
 SAMPLE_FORMAT, SIGNED = 339, 2  # a tag with a value per channel
-MANY = ("GIF", "PNG", "TIFF", "WEBP")  # formats whose further frames are images of their own, not previews
+MANY = ("GIF", "PNG", "TIFF", "WEBP")  # formats whose further frames are separate images, not previews
 UPRIGHT = {  # EXIF orientation to what turns the image upright; the values are those of PIL.Image.Transpose
     2: 0,  # mirrored left to right
     3: 3,  # by 180°
@@ -48,17 +47,17 @@ UPRIGHT = {  # EXIF orientation to what turns the image upright; the values are 
     7: 6,  # transverse
     8: 2,  # by 90°
 }
-# Pillow knows more, and draws some of them, such as EPS, by starting a program.
+# Pillow reads more formats, some of them, such as EPS, by starting a program.
 FORMATS = ("PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP", "PPM")
-CENTRE = 0.875  # of an image's shorter side is what a centre crop keeps: 299 of 342 pixels, 224 of 256
+CENTRE = 0.875  # part of the shorter side that a centre crop keeps: 299 of 342 pixels, 224 of 256
 
 
 class DataError(ValueError):
-    """Images that cannot be had: what is missing or broken, and what would work."""
+    """Images that cannot be loaded; the message says what is missing or broken, and what would work."""
 
 
 class _ChangedError(Exception):
-    """A file that holds other bytes than when the data set was read."""
+    """A file whose content has changed since the data set was read."""
 
 
 @dataclass(frozen=True)
@@ -78,11 +77,11 @@ class Stored:
         return len(self.table)
 
     def each(self, function: Callable[[bytes], T], numbers: Sequence[int] | None = None) -> Iterator[T]:
-        """What the function makes of each image's bytes, in order. Raises DataError that names the image it fails at.
+        """Apply a function to each image's bytes, in order. Raises DataError that names the image at which it fails.
 
         Args:
             function: called in threads, as many as torch has.
-            numbers: of the images; by default all.
+            numbers: indices of the images; by default all.
         """
         numbers = range(len(self)) if numbers is None else numbers
         for start in range(0, len(numbers), ROWS):
@@ -125,7 +124,7 @@ class Stored:
 
 @dataclass(frozen=True)
 class Decoder:
-    """The bytes of an image file to pixels, uint8 (H, W, C).
+    """A decoder from the bytes of an image file to pixels, uint8 (H, W, C).
 
     Args:
         image_size: side in pixels to resize to, bilinearly and smoothed; None keeps the images.
@@ -139,7 +138,7 @@ class Decoder:
     channels: int | None = None
 
     def __call__(self, data: bytes) -> Array:
-        """Raises what Pillow raises, and ValueError for pixels that have no known range."""
+        """Decode. Raises Pillow's errors, and ValueError for pixels of unknown range."""
         from PIL import Image
 
         encoded = Image.open(io.BytesIO(data), formats=FORMATS)
@@ -152,7 +151,7 @@ class Decoder:
         return pixels.reshape(*pixels.shape[:2], channels)
 
     def resized(self, pixels: Array) -> Array:
-        """Pixels that are decoded already, uint8 (H, W, C) with 1 or 3 channels, in the size that is asked for."""
+        """Resize decoded pixels, uint8 (H, W, C) with 1 or 3 channels, to the decoder's size."""
         from PIL import Image
 
         image = self._to_size(Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels))
@@ -169,30 +168,30 @@ class Decoder:
 
 
 def channels_of(data: bytes) -> int:
-    """1 for a grey image, 3 for others, by the file's header. Raises what Pillow raises."""
+    """The number of channels: 1 for a grey image, else 3, by the file's header. Raises Pillow's errors."""
     from PIL import Image
 
     return _channels(Image.open(io.BytesIO(data), formats=FORMATS).mode)
 
 
 def _file(path: Path) -> bytes:
-    """A file's bytes; of a device or a pipe, whose end may never come, none. Raises OSError."""
+    """The bytes of a regular file. Raises OSError, also for a device or a pipe, which may never end."""
     if not path.is_file():
-        raise FileNotFoundError(f"{path} is no file")
+        raise FileNotFoundError(f"{path} is not a file")
     return path.read_bytes()
 
 
 def in_threads(function: Callable[[U], T], many: Iterable[U]) -> Iterator[T]:
-    """What the function makes of each, in order, by as many threads as torch has."""
+    """Apply a function to each item, in order, with as many threads as torch has."""
     waiting = iter(many)
     while some := list(islice(waiting, ROWS)):
         yield from _threads(torch.get_num_threads()).map(function, some)
 
 
 def decode_all(stored: Stored, decoder: Decoder) -> Tensor:
-    """All images of a split, uint8 (N, C, H, W); with 3 channels if the decoder has no channels and any image has 3.
+    """Decode all images of a split, uint8 (N, C, H, W); if the decoder's channels are None, 3 if any image has 3.
 
-    Raises DataError for an image that cannot be decoded, and for one of another size than the first.
+    Raises DataError for an image that cannot be decoded, or whose size differs from that of the first.
     """
     if not len(stored):
         raise DataError(f"dataset={stored.dataset!r}: the {stored.split} split has no images")
@@ -205,13 +204,13 @@ def decode_all(stored: Stored, decoder: Decoder) -> Tensor:
             raise DataError(f"{stored.named(number)} has {sizes[0]} pixels, earlier ones {sizes[1]}; set image_size")
         if pixels.shape[2] > together.shape[3]:
             together = np.repeat(together, pixels.shape[2], axis=3)
-        together[number] = pixels  # of a grey image, the one channel to all three
+        together[number] = pixels  # copy the channel of a grey image to all three
     assert together is not None
     return torch.from_numpy(together).permute(0, 3, 1, 2).contiguous()
 
 
 class Encoded:
-    """Images that are decoded as they are asked for; in shape, length and choice of parts like a tensor of them."""
+    """Images that are decoded on demand; shape, length and indexing are those of a tensor of them."""
 
     def __init__(self, stored: Stored, decoder: Decoder, numbers: Tensor | None = None) -> None:
         assert decoder.channels is not None, "or images would differ in it"
@@ -227,7 +226,7 @@ class Encoded:
         return Encoded(self.stored, self.decoder, self.numbers[chosen])
 
     def decode(self) -> Tensor:
-        """The pixels, uint8 (N, H, W, C). Raises DataError for an image that cannot be decoded."""
+        """Decode to pixels, uint8 (N, H, W, C). Raises DataError for an image that cannot be decoded."""
         return torch.from_numpy(np.stack(list(self.stored.each(self.decoder, self.numbers.tolist()))))
 
 
@@ -235,17 +234,17 @@ Pixels = Tensor | Encoded
 
 
 def in_memory(pixels: Pixels) -> Tensor:
-    """The tensor of images that are in memory. Raises DataError where they stay encoded."""
+    """The tensor of images in memory. Raises DataError if they stay encoded."""
     if isinstance(pixels, Tensor):
         return pixels
     raise DataError(
-        f"dataset={pixels.stored.dataset!r}: its images are decoded as they are asked for, and here they must be in "
+        f"dataset={pixels.stored.dataset!r}: its images are decoded on demand, but here they must be in "
         "memory; raise $SPECTRUM_IMAGES_GB, or set a smaller image_size"
     )
 
 
 def in_turn(pixels: Pixels, parts: Iterable[Tensor]) -> Iterator[Tensor]:
-    """The images of each part, whose numbers it has: uint8 (n, H, W, C). One part is decoded ahead."""
+    """Yield the images of each part, given by indices: uint8 (n, H, W, C). One part is decoded ahead."""
     if isinstance(pixels, Tensor):
         images_nhwc = pixels.permute(0, 2, 3, 1)
         yield from (images_nhwc.index_select(0, part) for part in parts)
@@ -277,7 +276,7 @@ def _raise_if_several(image: Any) -> None:
 
 
 def _eight_bits(image: Any) -> Any:
-    """The image with 8 bits per channel. Raises ValueError for numbers whose range is not known, or hardly used."""
+    """Convert to 8 bits per channel. Raises ValueError if the range of values is unknown or hardly used."""
     signed = image.format == "TIFF" and SIGNED in image.tag_v2.get(SAMPLE_FORMAT, ())
     most = None if signed else _most(image)
     if most == 255:
@@ -290,7 +289,7 @@ def _eight_bits(image: Any) -> Any:
 
 
 def _colours_in_eight_bits(image: Any, most: int) -> Any:
-    """Of 16 bits per channel, of which Pillow keeps the upper byte."""
+    """Check colours of 16 bits per channel, of which Pillow keeps the upper byte."""
     image.load()
     if "transparency" in image.info:
         raise ValueError(
@@ -302,24 +301,24 @@ def _colours_in_eight_bits(image: Any, most: int) -> Any:
 
 
 def _grey_in_eight_bits(image: Any, most: int) -> Any:
-    """Of numbers from 0 to `most`."""
+    """Convert grey values from 0 to `most` to 8 bits."""
     from PIL import Image
 
     values = np.asarray(image)
     if image.format == "TIFF" and image.tag_v2.get(PHOTOMETRIC, WHITE_IS_ZERO) == WHITE_IS_ZERO:
-        values = most - values  # which Pillow does for 8 bits only
+        values = most - values  # Pillow does this for 8 bits only
     transparent = image.info.get("transparency")
     opaque = values[values != transparent] if isinstance(transparent, int) else values
     if opaque.size and opaque.min() != opaque.max():
         _raise_if_narrow(int(opaque.max()) - int(opaque.min()), most)
     seen = (values / (most / 255)).round().clip(0, 255).astype(np.uint8)
     if isinstance(transparent, int):
-        seen[values == transparent] = 255  # white, as all that is transparent
+        seen[values == transparent] = 255  # white, like all transparent pixels
     return Image.fromarray(seen)
 
 
 def _visible_span(image: Any) -> int:
-    """Range of the numbers of 8 bits, alpha left out, over pixels that are seen; over all, where none is."""
+    """Range of the 8-bit values, without alpha, over visible pixels; over all pixels if none is visible."""
     values = np.asarray(image).reshape(image.height * image.width, -1).astype(int)
     if image.getbands()[-1] in ("A", "a"):
         seen = values[:, -1] > 0
@@ -328,7 +327,7 @@ def _visible_span(image: Any) -> int:
 
 
 def _most(image: Any) -> int | None:
-    """The number that stands for white in the file; None where the file does not say."""
+    """The value of white in the file; None if the file does not define it."""
     if image.mode == "F":
         return None
     deep = any(";16" in str(part) for tile in image.tile for part in tile[3:])
@@ -351,17 +350,17 @@ def _raise_if_narrow(span: int, most: int) -> None:
 
 
 def _upright(encoded: Any, image: Any) -> Any:
-    """The image as its file's EXIF orientation says that it is to be seen."""
-    encoded.load()  # after which a TIFF file is upright already, and says so
+    """Apply the EXIF orientation of the file."""
+    encoded.load()  # after loading, a TIFF image is upright already, and so is its tag
     try:
         orientation = encoded.getexif().get(0x0112)
     except (SyntaxError, ValueError, KeyError, TypeError, IndexError, OSError, struct.error):
-        return image  # EXIF that cannot be read says nothing
+        return image  # ignore EXIF that cannot be read
     return image.transpose(UPRIGHT[orientation]) if orientation in UPRIGHT else image
 
 
 def _on_white(image: Any) -> Any:
-    """The image, its transparent pixels on white."""
+    """Put transparent pixels on a white background."""
     if not _is_transparent(image):
         return image
     from PIL import Image
@@ -377,14 +376,14 @@ def _is_transparent(image: Any) -> bool:
 
 
 def _raise_if_blank(before: Any, after: Any) -> None:
-    """Raise ValueError where all pixels have become alike and were not in the file."""
+    """Raise ValueError if all pixels became equal by the conversion."""
     if before is after or not _is_constant(after):
         return
     transparent = _is_transparent(before)
     seen = before.convert("RGBA") if transparent or before.mode == "P" else before
     if not _is_constant(seen):
         how = "on a white background" if transparent else f"from mode {before.mode} to {after.mode}"
-        raise ValueError(f"all its pixels become alike {how}, though they differ in the file; store it as 8-bit RGB")
+        raise ValueError(f"all its pixels become equal {how}, though they differ in the file; store it as 8-bit RGB")
 
 
 def _is_constant(image: Any) -> bool:
@@ -392,7 +391,7 @@ def _is_constant(image: Any) -> bool:
 
 
 def _extrema(image: Any) -> list[tuple[int, int]]:
-    """Least and largest number of each channel."""
+    """Least and largest value of each channel."""
     found = image.getextrema()
     return [found] if isinstance(found[0], int) else list(found)
 

@@ -1,4 +1,4 @@
-"""Where the images of a data set come from: a folder of images, a folder of Parquet files, or the hub.
+"""Sources of images: a folder of images, a folder of Parquet files, or the hub.
 
 `find_source` gives the source of a name; a source gives its splits, and a hash of the content that it uses.
 """
@@ -53,7 +53,7 @@ CARVED = "a fixed sixth of the training files, carved off, since there is no tes
 
 @dataclass(frozen=True)
 class Part:
-    """One split: its labels, and its images in the ways in which they can be had."""
+    """One split: its labels, and functions that load its images."""
 
     labels: Tensor
     stored: Callable[[How, Path], Stored]  # "mapped" may write the file
@@ -73,20 +73,20 @@ class Source(Protocol):
 
     @property
     def layout(self) -> Layout | None:
-        """What the files of a folder mean."""
+        """The splits and classes of a folder's files."""
 
     @property
     def key(self) -> str:
-        """A hash of the content that is used."""
+        """A hash of the used content."""
 
     def read_key(self) -> str:
-        """The same, from the files as they are now."""
+        """The same hash, from the current files."""
 
     def parts(self) -> Parts:
-        """The splits that are used. Raises LayoutError for labels that are none."""
+        """The splits that are used. Raises LayoutError for invalid labels."""
 
     def named_now(self, about: About) -> About:
-        """The same in the names of today: what is kept is found by content, and may have had other names."""
+        """The description with current names: the cache goes by content, and files may have been renamed."""
 
 
 @dataclass
@@ -104,7 +104,7 @@ class _ImageFolder:
 
     @cached_property
     def _hashes(self) -> Mapping[Split, Sequence[bytes]]:
-        """SHA-256 of each file, as it was when the data set was first read."""
+        """SHA-256 of each file at the time when the data set was first read."""
         return self._read_hashes()
 
     def _read_hashes(self) -> Mapping[Split, Sequence[bytes]]:
@@ -146,7 +146,7 @@ class _ImageFolder:
 
 @dataclass(frozen=True)
 class _Paths:
-    """Files, as rows of a table, with the SHA-256 of what they held."""
+    """Files as rows of a table, with the SHA-256 of their content."""
 
     paths: Sequence[str]
     hashes: Sequence[bytes]
@@ -233,7 +233,7 @@ class _Hub:
 
 
 def _of_tables(name: str, kind: str, tables: Mapping[Split, Table], *, paths: bool) -> Parts:
-    """The training split of tables, and the first of test and validation that has labels."""
+    """The training split of tables, and the first of the test and validation splits that has labels."""
     image, label, columns = columns_of(tables["train"])
     column = LabelColumn("train", label, tables["train"].values(label), tables["train"].names(label))
     classes = column.classes()
@@ -298,7 +298,7 @@ def find_source(name: str) -> Source:
             f"a hub id (owner/name), a folder (./{name}), or put it at $SPECTRUM_DATA/{name}/ "
             "(your own arrays: register_dataset, and name its module by import or --import)"
         )
-    if name not in HUB_IDS and Path(name).exists():  # the library that reads the hub would take it for a data set of it
+    if name not in HUB_IDS and Path(name).exists():  # the library that reads the hub would look for it there
         raise DataError(f"dataset={name!r}: is a folder here, and reads as a hub id; did you mean './{name}'?")
     return _Hub(name, HUB_IDS.get(name, name))
 
@@ -320,7 +320,7 @@ def _folder(name: str, folder: Path) -> _ImageFolder | _ParquetFolder:
 def _fetched(name: str, hub_id: str) -> Any:
     """The splits of a data set of the hub, by name."""
     _go_offline_without_network()
-    with warnings.catch_warnings():  # in a notebook tqdm asks for widgets, for bars that are not shown
+    with warnings.catch_warnings():  # in a notebook tqdm needs widgets, even for hidden bars
         warnings.filterwarnings("ignore", message="IProgress not found")
         import datasets
 
@@ -332,7 +332,7 @@ def _fetched(name: str, hub_id: str) -> Any:
 
 
 def _go_offline_without_network() -> None:
-    """Where the hub cannot be reached, look in its cache at once, instead of retrying for half a minute."""
+    """Use only the hub's cache if the hub cannot be reached, instead of retrying for half a minute."""
     from huggingface_hub import constants
 
     if constants.HF_HUB_OFFLINE or getproxies():
@@ -357,7 +357,7 @@ def _missing(name: str, hub_id: str, error: Exception) -> str:
     reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
     return (
         f"dataset={name!r}: not found below $SPECTRUM_DATA ({_data_root_state()}), "
-        f"nor to be had from the hub ({reason}).\n"
+        f"and not available from the hub ({reason}).\n"
         f"Either put its Parquet files (or a folder per class of images) at $SPECTRUM_DATA/{name}/,\n"
         f"or connect to the network once, and {hub_id} is downloaded and kept."
     )

@@ -1,4 +1,4 @@
-"""The images of a study and of one run: a data set, its fixed splits, and how its pixels are normalised."""
+"""A data set, its fixed splits, and the normalisation of its pixels."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from torch import Tensor
 
 from spectrum.data.pixels import DataError, Pixels
 
-NAMED_CLASSES = 12  # in the line that describes a data set; of more, a summary
-MOMENTS_OF = 2_000  # images of a data set that is decoded as it goes, for its mean and standard deviation
+NAMED_CLASSES = 12  # classes listed in the description of a data set; more are summarised
+MOMENTS_OF = 2_000  # images for the mean and standard deviation of a data set that stays encoded
 
 Normalisation = Literal["moments", "plus_minus_one"]
 
 
 @dataclass(frozen=True)
 class About:
-    """Where images come from and what was left out, in words."""
+    """The origin of images, and files left out, in words."""
 
-    read: str = ""  # what was read: a folder of images, or which columns of Parquet files
+    read: str = ""  # what was read: a folder of images, or columns of Parquet files
     classes: tuple[str, ...] = ()  # names, in the order of labels
     test: str = ""  # where the test images come from
-    left_out: tuple[str, ...] = ()  # what was found and is not used, and why
-    notes: tuple[str, ...] = ()  # what else a reader should know
+    left_out: tuple[str, ...] = ()  # files that are not used, and why
+    notes: tuple[str, ...] = ()  # other notes for the reader
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,23 +49,23 @@ class Images:
 
 @dataclass(frozen=True)
 class Split:
-    """The images of one run: what to train on, what to choose by, and how to normalise."""
+    """The images of one run: training and validation images, and the normalisation."""
 
     train_x: Pixels
     train_y: Tensor
     validation_x: Pixels
     validation_y: Tensor
-    mean: Tensor  # of pixels from 0 to 255, one a channel
+    mean: Tensor  # of pixels from 0 to 255, per channel
     std: Tensor
 
     def normalise(self, x_nchw: Tensor) -> Tensor:
-        """uint8 pixels to float32, less the mean and by the standard deviation."""
+        """Convert uint8 pixels to float32, subtract the mean and divide by the standard deviation."""
         mean, std = (t.to(x_nchw.device).view(1, -1, 1, 1) for t in (self.mean, self.std))
         return (x_nchw.float() - mean).div_(std)
 
 
 def record(images: Images) -> dict[str, Any]:
-    """What is known of a data set, for plan.json."""
+    """The facts about a data set that plan.json records."""
     train, test = (y.bincount(minlength=images.classes).tolist() for y in (images.train_y, images.test_y))
     about = images.about
     return {
@@ -82,11 +82,11 @@ def record(images: Images) -> dict[str, Any]:
 
 
 def describe(name: str, known: Mapping[str, Any]) -> str:
-    """A data set in a line: images by split and class, size, where test images come from, what is left out.
+    """Describe a data set in a line: images by split and class, size, origin of test images, files left out.
 
     Args:
-        name: of the data set.
-        known: from `record`.
+        name: name of the data set.
+        known: the result of `record`.
     """
     channels, height, width = known["shape"]
     parts = [
@@ -94,7 +94,7 @@ def describe(name: str, known: Mapping[str, Any]) -> str:
         _class_counts(known["classes"], known["train_images"], known["test_images"]),
         *(f"a run trains on {train:,} and validates on {held:,} of them" for train, held in known.get("used", [])),
         f"{height}×{width} pixels, {channels} channel{'' if channels == 1 else 's'}",
-        f"test images: {known['test'] or 'not said'}",
+        f"test images: {known['test'] or 'unknown'}",
         known["read"] or "arrays",
         *known["notes"],
         f"left out: {'; '.join(known['left_out']) or 'nothing'}",
@@ -103,7 +103,7 @@ def describe(name: str, known: Mapping[str, Any]) -> str:
 
 
 def _class_counts(names: Sequence[str], train: Sequence[int], test: Sequence[int]) -> str:
-    """Training and test images of each class; of many classes, the least and the most."""
+    """Training and test images of each class; for many classes, the least and the most."""
     counts = f"{len(names):,} classes of {_span(train)} training and {_span(test)} test images"
     if len(names) > NAMED_CLASSES:
         return counts
@@ -128,10 +128,10 @@ def make_images(train_x: Tensor, train_y: Tensor, test_x: Tensor, test_y: Tensor
 
 
 def carve(labels: Tensor, fraction: float) -> tuple[Tensor, Tensor]:
-    """Indices (kept, carved): a fixed, class-balanced part of about `fraction` of the images, at least one a class.
+    """Split off a fixed, class-balanced part of about `fraction` of the images, at least one per class: (kept, part).
 
-    The same for every seed, so that nothing that was chosen on it ever sees training. At least one image of a class is
-    kept, so that of a class with one image none is carved.
+    The part is the same for every seed, so images used for selection are never trained on. At least one image of each
+    class is kept, so none is split off a class with one image.
     """
     carved = [members[: min(max(1, round(fraction * len(members))), len(members) - 1)] for members in _by_class(labels)]
     part = torch.cat(carved).sort().values
@@ -141,7 +141,7 @@ def carve(labels: Tensor, fraction: float) -> tuple[Tensor, Tensor]:
 
 
 def balanced(labels: Tensor, count: int) -> Tensor:
-    """Indices of a fixed subset of `count` images with as equal classes as there are images for; smaller in larger."""
+    """Indices of a fixed subset of `count` images with classes as equal as possible; larger subsets contain smaller."""
     by_class = _by_class(labels)
     order = torch.cat([torch.arange(len(members)) for members in by_class])
     members = torch.cat(by_class)
@@ -149,7 +149,7 @@ def balanced(labels: Tensor, count: int) -> Tensor:
 
 
 def _by_class(labels: Tensor) -> list[Tensor]:
-    """The images of each class that there is, in a fixed random order."""
+    """The images of each class, in a fixed random order."""
     shuffled = torch.randperm(len(labels), generator=torch.Generator().manual_seed(20170407))
     _, classes, counts = labels[shuffled].unique(return_inverse=True, return_counts=True)
     return list(shuffled[classes.argsort(stable=True)].split(counts.tolist()))
@@ -161,16 +161,16 @@ def split(
     train_images: int | None = None,
     normalisation: Normalisation = "moments",
 ) -> Split:
-    """Carve the validation split off the training set, then take a balanced part of what is left.
+    """Split the validation images off the training set, then take a balanced part of the rest.
 
     Args:
-        images: of the study.
-        validation_fraction: of the training set, that is carved off.
+        images: data set of the study.
+        validation_fraction: fraction of the training set that becomes the validation split.
         train_images: size of the balanced part; None takes all.
-        normalisation: "moments" to mean 0 and standard deviation 1 over the training split before the part is taken
-            (of images that stay encoded, over a balanced 2,000 of it), "plus_minus_one" to −1 … 1.
+        normalisation: "moments" normalises to mean 0 and standard deviation 1 over the training split before the part
+            is taken (for images that stay encoded, over a balanced 2,000 of it); "plus_minus_one" scales to −1 … 1.
 
-    Raises DataError when there are fewer images than asked for.
+    Raises DataError if there are too few images.
     """
     train, validation = _carved(images, validation_fraction)
     if normalisation == "plus_minus_one":
@@ -180,25 +180,25 @@ def split(
     train = _part(images, train, train_images)
     train_x = images.train_x[train]
     if isinstance(train_x, Tensor):
-        train_x = train_x.contiguous(memory_format=torch.channels_last)  # as batches want it
+        train_x = train_x.contiguous(memory_format=torch.channels_last)  # the layout of batches
     return Split(train_x, images.train_y[train], images.train_x[validation], images.train_y[validation], mean, std)
 
 
 def count_used(images: Images, validation_fraction: float, train_images: int | None = None) -> tuple[int, int]:
-    """How many images a run trains on, and how many it validates on. Raises DataError as `split` does."""
+    """The number of training and of validation images of a run. Raises DataError as `split` does."""
     train, validation = _carved(images, validation_fraction)
     return len(_part(images, train, train_images)), len(validation)
 
 
 def count_train_images(images: Images, validation_fraction: float, train_images: int | None = None) -> int:
-    """How many images an epoch has. Raises DataError as `split` does."""
+    """The number of images in an epoch. Raises DataError as `split` does."""
     return count_used(images, validation_fraction, train_images)[0]
 
 
 def _carved(images: Images, validation_fraction: float) -> tuple[Tensor, Tensor]:
     train, validation = carve(images.train_y, validation_fraction)
     if not len(validation):
-        raise DataError("the training set has one image a class, and so none to spare for validation")
+        raise DataError("the training set has one image per class, so none is left for validation")
     return train, validation
 
 
@@ -206,19 +206,19 @@ def _part(images: Images, train: Tensor, count: int | None) -> Tensor:
     if count is None:
         return train
     if count > len(train):
-        raise DataError(f"train_images={count}: only {len(train)} are left beside the validation split")
+        raise DataError(f"train_images={count}: only {len(train)} are left after the validation split")
     return train[balanced(images.train_y[train], count)]
 
 
 def _sample(images: Images, train: Tensor) -> Tensor:
-    """Pixels, uint8 (N, C, H, W), for the moments."""
+    """Pixels, uint8 (N, C, H, W), from which the moments are computed."""
     if isinstance(images.train_x, Tensor):
         return images.train_x[train]
     return images.train_x[train[balanced(images.train_y[train], MOMENTS_OF)]].decode().permute(0, 3, 1, 2)
 
 
 def _moments(x_nchw: Tensor) -> tuple[Tensor, Tensor]:
-    """Exact mean and standard deviation a channel, from counts of the 256 grey levels."""
+    """Exact mean and standard deviation per channel, from counts of the 256 levels."""
     levels = torch.arange(256, dtype=torch.float64)
     counts = torch.stack([x_nchw[:, c].flatten().bincount(minlength=256) for c in range(x_nchw.shape[1])]).double()
     total = counts.sum(1)

@@ -1,6 +1,6 @@
-"""Tables of images and labels: Parquet files read as they are, and data sets that `datasets` has fetched from the hub.
+"""Tables of images and labels: Parquet files, and data sets that `datasets` has downloaded from the hub.
 
-Parquet files are read by pyarrow itself, so that no cache of another library stands between a file and its images.
+Parquet files are read by pyarrow directly, so no cache of another library can return old images.
 """
 
 from __future__ import annotations
@@ -20,28 +20,28 @@ from spectrum.data.layout import LayoutError
 
 IMAGE_COLUMNS = ("image", "img", "picture", "pixels")
 LABEL_COLUMNS = ("label", "fine_label", "labels", "target", "class", "y")
-BATCH = 1_000  # rows that are read at once
+BATCH = 1_000  # rows read at once
 
-How = Literal["first", "memory", "mapped"]  # the first image only; all; all, in a file that is not held in memory
-Keep = Callable[[Path, Callable[[Path], object]], object]  # writes a file of the cache whole, or not
+How = Literal["first", "memory", "mapped"]  # the first image only; all; all, in a file that is not kept in memory
+Keep = Callable[[Path, Callable[[Path], object]], object]  # writes a file of the cache atomically, or not at all
 
 
 class Table(Protocol):
     """One split."""
 
     columns: Sequence[str]
-    image_columns: Sequence[str]  # that are known to hold images
+    image_columns: Sequence[str]  # columns known to hold images
 
     def __len__(self) -> int: ...
 
     def names(self, column: str) -> tuple[str, ...] | None:
-        """The class names that the table gives to the column's numbers; None where it names none."""
+        """The class names of the column's numbers; None if the table has none."""
 
     def values(self, column: str) -> list[Any]:
         """All values of a column."""
 
     def rows(self, column: str, how: How, kept: Path, keep: Keep) -> Any:
-        """Encoded images, to be asked for as `rows[numbers][column]`. Raises LayoutError for a column of others."""
+        """Encoded images, read as `rows[numbers][column]`. Raises LayoutError for a column without images."""
 
 
 class Rows:
@@ -130,7 +130,7 @@ class ParquetTable:
 
 
 class HubTable:
-    """One split of a data set that `datasets` has fetched."""
+    """One split of a data set that `datasets` has downloaded."""
 
     def __init__(self, part: Any) -> None:
         import datasets
@@ -160,7 +160,7 @@ class HubTable:
 
     @property
     def key(self) -> str:
-        """A hash of the files that `datasets` made of it; of its own fingerprint, where it made none."""
+        """A hash of the files made by `datasets`; of its own fingerprint if it made none."""
         digest = hashlib.sha256(repr(self.part.features).encode())
         for one in self.part.cache_files:
             digest.update(hash_of(Path(one["filename"])))
@@ -170,9 +170,9 @@ class HubTable:
 
 
 def columns_of(table: Table) -> tuple[str, str, str]:
-    """Names of the image column and of the label column, and a sentence that says so and what else is there.
+    """Names of the image column and of the label column, and a sentence that names all columns.
 
-    Raises LayoutError where one of them is missing.
+    Raises LayoutError if one of the two is missing.
     """
     images = [*table.image_columns, *(c for c in IMAGE_COLUMNS if c in table.columns and c not in table.image_columns)]
     labels = [c for c in LABEL_COLUMNS if c in table.columns]
@@ -211,7 +211,7 @@ def _raise_if_twice(file: Path, columns: Sequence[str]) -> None:
 
 
 def _declared(schema: pa.Schema, column: str) -> dict[str, Any]:
-    """What `datasets` wrote of a column into the file, if it did."""
+    """The description of a column that `datasets` wrote into the file, if any."""
     with suppress(ValueError, KeyError, TypeError):
         found = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"][column]
         if isinstance(found, dict):
@@ -220,7 +220,7 @@ def _declared(schema: pa.Schema, column: str) -> dict[str, Any]:
 
 
 def _mapped(path: Path) -> pa.Table | None:
-    """A whole Arrow file that was kept, if there is one."""
+    """Open a complete Arrow file of the cache, if there is one."""
     try:
         return pa.ipc.open_file(pa.memory_map(str(path))).read_all()
     except (OSError, pa.ArrowException):

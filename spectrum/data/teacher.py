@@ -2,29 +2,30 @@
 
     gaussian_images(…) or load_images(…)  →  relabelled(images, segments=S, …)  →  images for a study of the students
 
-The teacher looks as the probe family does: a stem, then the operation with S segments, 1×1 first, once:
+The teacher resembles the network `probe`: a stem, then one operation with S segments, pointwise-first:
 
     stem       3×3 convolution, stride 2 from 16 px up; normalised, ReLU
     operation  1×1, then 3×3 in S segments; normalised, ReLU
-    head       global average pool; less what brightness and contrast explain; whitened; a random direction a class
+    head       global average pool; minus a fit to brightness and contrast; whitened; a random direction per class
 
-An untrained network left as it is gives nearly the same logits for all images, and what differs is brightness. So each
-layer is normalised over a calibration batch, a linear fit to the mean and the mean square of each image channel is
-taken off the pooled features, and what is left is whitened: no direction of it outweighs the others.
+An untrained network gives nearly the same logits for all images, and differences come from brightness. So each layer is
+normalised over a calibration batch, a linear fit to the mean and the mean square of each image channel is subtracted
+from the pooled features, and the rest is whitened, so that no direction outweighs the others.
 
-Teachers of one seed share all weights before normalisation, but that more segments cut those of the 3×3 that cross
-segments. They are WIDTH channels wide, because more hide the dial: in trials with 8 and 16 channels the widest student,
-per channel, won under a teacher of 1 segment too. At 6, probe students of one stage and 4,000 parameters, after 8
-epochs of 16,000 Gaussian images of 16×16×3, score on 4,000 others (two seeds of teacher and images, one of students):
+Teachers of one seed share all weights before normalisation, except that more segments remove the 3×3 weights between
+segments. They have WIDTH channels, since more channels hide the effect of the teacher's segments: in trials with 8 and
+16 channels the widest student, per-channel, was also best under a teacher of 1 segment. With 6, probe students of one
+stage and 4,000 parameters, after 8 epochs of 16,000 Gaussian images of 16×16×3, have these accuracies on 4,000 other
+images (two seeds of teacher and images, one of students):
 
     teacher's segments    student's: 1        4            per channel
     1                     0.760  0.757    0.760  0.784    0.612  0.606
     4                     0.749           0.771           0.685
     per channel           0.717  0.753    0.806  0.800    0.808  0.812
 
-Float64 throughout and by the library's own convolution, so that labels hang neither on the number of threads nor on the
-backend: rounding, of some 1e-14, is far below what parts two images. Every function depends on its arguments only and
-leaves torch's generator alone.
+All computations use float64 and torch's own convolution, so labels depend neither on the number of threads nor on the
+backend: rounding, of about 1e-14, is far below the difference of two images. Every function depends only on its
+arguments and does not use torch's global generator.
 """
 
 from __future__ import annotations
@@ -50,17 +51,17 @@ SCALES = (1, 2, 4)  # side in pixels of the squares over which noise is averaged
 CALIBRATION = 1_000  # images
 BATCH = 500
 SWEEPS = 300
-CLOSE = 1e-10  # of logits of variance 1
+CLOSE = 1e-10  # difference of logits, whose variance is 1
 
 Segments = int | Literal["per_channel"]
 
 
 @dataclass(frozen=True)
-class Half:
+class _Conv:
     """A convolution without bias."""
 
     geometry: Geometry
-    weights: tuple[Tensor, ...]  # one a run of equal segments, (out, in per segment, k, k)
+    weights: tuple[Tensor, ...]  # one per run of equal segments, (out, in per segment, k, k)
 
     def __call__(self, x_nchw: Tensor) -> Tensor:
         return native(x_nchw, self.weights, self.geometry)
@@ -68,7 +69,7 @@ class Half:
 
 @dataclass(frozen=True)
 class Moments:
-    """Mean and standard deviation a channel, over images and pixels, (1, C, 1, 1)."""
+    """Mean and standard deviation per channel, over images and pixels, (1, C, 1, 1)."""
 
     mean: Tensor
     std: Tensor
@@ -79,11 +80,11 @@ class Moments:
 
 @dataclass(frozen=True)
 class Teacher:
-    """Images, uint8 (N, C, H, W), to logits, float64 (N, classes)."""
+    """A frozen network from images, uint8 (N, C, H, W), to logits, float64 (N, classes)."""
 
     pixels: Moments
-    layers: tuple[tuple[tuple[Half, ...], Moments], ...]  # each normalised, then ReLU
-    explained: Tensor  # (1 + 2·C, WIDTH): the features' fit to brightness and contrast
+    layers: tuple[tuple[tuple[_Conv, ...], Moments], ...]  # convolutions, then normalisation and ReLU
+    explained: Tensor  # (1 + 2·C, WIDTH): linear fit of the features to brightness and contrast
     head: Tensor  # (WIDTH, classes)
 
     @torch.no_grad()
@@ -93,16 +94,16 @@ class Teacher:
     def _logits(self, x_nchw: Tensor) -> Tensor:
         x_nchw = self.pixels.standardise(x_nchw.double())
         simple = _brightness_and_contrast(x_nchw)
-        for halves, moments in self.layers:
-            x_nchw = moments.standardise(_through(halves, x_nchw)).relu()
+        for convs, moments in self.layers:
+            x_nchw = moments.standardise(_through(convs, x_nchw)).relu()
         return (x_nchw.mean((2, 3)) - simple @ self.explained) @ self.head
 
 
 def gaussian_images(count_train: int, count_test: int, side: int, channels: int, seed: int) -> Images:
-    """Images of Gaussian noise at three scales, mean 127.5 and standard deviation 50 of 255, all labelled 0.
+    """Generate images of Gaussian noise at three scales, mean 127.5 and standard deviation 50 of 255, all labelled 0.
 
-    Noise of single pixels, and noise averaged over squares of 2 and of 4 pixels, in equal parts. White noise alone has
-    no scale, and its images differ little once pooled: of the labels of a teacher, students then learn far less.
+    Equal parts of noise of single pixels and noise averaged over squares of 2 and of 4 pixels. Images of white noise
+    alone differ little once pooled, and students learn far less from a teacher's labels of them.
 
     Raises ValueError for a count, side or number of channels below 1.
     """
@@ -119,28 +120,28 @@ def gaussian_images(count_train: int, count_test: int, side: int, channels: int,
 
 
 def relabelled(images: Images, *, segments: Segments, label_noise: float, seed: int, classes: int = 10) -> Images:
-    """The same pixels, with the labels that a teacher gives them.
+    """Replace the labels of images by those of a teacher.
 
     Args:
-        images: their own labels are not looked at.
-        segments: of the teacher, 1 … WIDTH or "per_channel".
-        label_noise: part of the labels, of training and test images alike, that is drawn anew among all classes; the
-            images with much noise include those with little.
-        seed: of the teacher's weights and of the noise.
-        classes: how many.
+        images: images to label; their own labels are ignored.
+        segments: segments of the teacher, 1 … WIDTH or "per_channel".
+        label_noise: fraction of training and test labels that is redrawn among all classes; the images redrawn at a
+            high noise include those redrawn at a lower one.
+        seed: seed of the teacher's weights and of the noise.
+        classes: number of classes.
 
-    Before noise, the classes of the training images are equal to one image, and those of the test images as sampling
-    has it: the same biases are applied to them, not found anew. Identical images have one label, so that many of them
-    may leave the classes less equal.
+    Before noise, the sizes of the training classes differ by at most one image. Test images get the same biases, so
+    their classes vary as in a sample. Identical images have the same label, so many of them can unbalance classes.
 
-    Raises ValueError for arguments out of range, for images that look all alike, and for images that are not in memory.
+    Raises ValueError for arguments out of range, for images that a teacher cannot tell apart, and for images that are
+    not in memory.
     """
     noise_ceiling(label_noise, classes)  # raises
     train_x, test_x = in_memory(images.train_x), in_memory(images.test_x)
     count = len(train_x)
     if classes > count:
         raise ValueError(f"classes={classes}: more than the {count} training images; try 2 … {count}")
-    every = math.ceil(count / CALIBRATION)  # spread out, since images may be stored class by class
+    every = math.ceil(count / CALIBRATION)  # spread out, since images may be stored by class
     teacher = teacher_network(train_x[::every], classes=classes, segments=segments, seed=seed)
     train_logits, test_logits = teacher(train_x), teacher(test_x)
     biases = balancing_biases(train_logits)
@@ -152,13 +153,13 @@ def relabelled(images: Images, *, segments: Segments, label_noise: float, seed: 
 
 
 def noise_ceiling(label_noise: float, classes: int) -> float:
-    """The best accuracy to be expected where a part `label_noise` of the labels was drawn anew among all classes.
+    """The best expected accuracy if a fraction `label_noise` of the labels was redrawn among all classes.
 
-    A label that was drawn anew is right by chance: 1 − noise · (K − 1) / K. Raises ValueError outside [0, 1), or for
-    fewer than 2 classes.
+    A redrawn label may be right by chance: 1 − noise · (K − 1) / K. Raises ValueError for a noise outside [0, 1), or
+    for fewer than 2 classes.
     """
     if not 0 <= label_noise < 1:
-        raise ValueError(f"label_noise={label_noise}: expected a part from 0 to below 1; try 0.1")
+        raise ValueError(f"label_noise={label_noise}: expected a fraction from 0 to below 1; try 0.1")
     if classes < 2:
         raise ValueError(f"classes={classes}: expected at least 2")
     return 1 - label_noise * (classes - 1) / classes
@@ -166,9 +167,9 @@ def noise_ceiling(label_noise: float, classes: int) -> float:
 
 @torch.no_grad()
 def teacher_network(calibration_nchw: Tensor, *, classes: int, segments: Segments, seed: int) -> Teacher:
-    """A random network, normalised over a batch of images, uint8 (N, C, H, W).
+    """Make a random network, normalised over a batch of images, uint8 (N, C, H, W).
 
-    Raises ValueError for segments that the teacher's channels cannot have, and for images that look all alike to it.
+    Raises ValueError for an invalid number of segments, and for images that the network cannot tell apart.
     """
     _check_segments(segments)
     channels, side = calibration_nchw.shape[1], calibration_nchw.shape[2]
@@ -177,12 +178,12 @@ def teacher_network(calibration_nchw: Tensor, *, classes: int, segments: Segment
         torch.randn(*shape, generator=generator, dtype=torch.float64)
         for shape in ((WIDTH, channels, 3, 3), (WIDTH, WIDTH, 1, 1), (WIDTH, WIDTH, 3, 3), (WIDTH, classes))
     )
-    stem_stride = 2 if side >= 16 else 1  # as the probe's, whose students would else not see all that decides
+    stem_stride = 2 if side >= 16 else 1  # as in `probe`; else students would not see all the pixels that matter
     sizes = segment_sizes(WIDTH, segments)
     runs = segment_runs(sizes, sizes)
     layers = (
-        (_half([stem], [Run(1, channels, WIDTH)], stride=stem_stride),),
-        (_half([pointwise], [Run(1, WIDTH, WIDTH)]), _half(_cut(spatial, runs), runs)),
+        (_conv([stem], [Run(1, channels, WIDTH)], stride=stem_stride),),
+        (_conv([pointwise], [Run(1, WIDTH, WIDTH)]), _conv(_cut(spatial, runs), runs)),
     )
 
     x_nchw = calibration_nchw.double()
@@ -190,9 +191,9 @@ def teacher_network(calibration_nchw: Tensor, *, classes: int, segments: Segment
     x_nchw = pixels.standardise(x_nchw)
     simple = _brightness_and_contrast(x_nchw)
     normalised = []
-    for halves in layers:
-        x_nchw = _through(halves, x_nchw)
-        normalised.append((halves, _moments(x_nchw)))
+    for convs in layers:
+        x_nchw = _through(convs, x_nchw)
+        normalised.append((convs, _moments(x_nchw)))
         x_nchw = normalised[-1][1].standardise(x_nchw).relu()
     features = x_nchw.mean((2, 3))
     explained = torch.linalg.pinv(simple, rtol=1e-9) @ features
@@ -201,12 +202,12 @@ def teacher_network(calibration_nchw: Tensor, *, classes: int, segments: Segment
 
 
 def balancing_biases(logits: Tensor) -> Tensor:
-    """Biases (K,) with which the largest of logits and bias falls on each class equally often, to one image.
+    """Find biases (K,) with which argmax(logits + bias) picks all classes equally often, to within one image.
 
     Gauss-Seidel on the dual of the assignment problem, as in Bertsekas' relaxation method (1988): class by class, the
-    bias is set half-way between the last image that the class is to have and the first that it is not, until nothing
-    moves. Images alike to within CLOSE are kept together, lest rounding tell them apart, and the classes may then be
-    less equal.
+    bias is set half-way between the last image that the class should have and the first that it should not, until
+    nothing changes. Images within CLOSE of each other stay together, so that rounding does not separate them; classes
+    may then be less equal.
     """
     count, classes = logits.shape
     wanted = [count // classes + (k < count % classes) for k in range(classes)]
@@ -215,7 +216,7 @@ def balancing_biases(logits: Tensor) -> Tensor:
         for k, quota in enumerate(wanted):
             shifted = logits + biases
             shifted[:, k] = -math.inf
-            needed = (shifted.max(1).values - logits[:, k]).sort().values  # bias from which an image is of class k
+            needed = (shifted.max(1).values - logits[:, k]).sort().values  # bias above which an image is of class k
             cuts = (needed.diff() > CLOSE).nonzero().squeeze(1)
             if len(cuts):
                 last = cuts[(cuts - (quota - 1)).abs().argmin()]
@@ -232,13 +233,13 @@ def _check_segments(segments: Segments) -> None:
         raise ValueError(f'segments={segments!r}: the teacher has {WIDTH} channels; try 1 … {WIDTH} or "{PER_CHANNEL}"')
 
 
-def _half(weights: Sequence[Tensor], runs: Sequence[Run], *, stride: int = 1) -> Half:
+def _conv(weights: Sequence[Tensor], runs: Sequence[Run], *, stride: int = 1) -> _Conv:
     side = weights[0].shape[2]
-    return Half(Geometry(tuple(runs), (side, side), (stride, stride), (side // 2, side // 2)), tuple(weights))
+    return _Conv(Geometry(tuple(runs), (side, side), (stride, stride), (side // 2, side // 2)), tuple(weights))
 
 
 def _cut(weight: Tensor, runs: Sequence[Run]) -> list[Tensor]:
-    """Of a dense weight (C, C, k, k), what lies inside the segments: one tensor a run, as `native` wants them."""
+    """Cut the weights inside segments out of a dense weight (C, C, k, k): one tensor per run, as `native` needs."""
     weights, start = [], 0
     for run in runs:
         size = run.in_size
@@ -248,9 +249,9 @@ def _cut(weight: Tensor, runs: Sequence[Run]) -> list[Tensor]:
     return weights
 
 
-def _through(halves: Sequence[Half], x_nchw: Tensor) -> Tensor:
-    for half in halves:
-        x_nchw = half(x_nchw)
+def _through(convs: Sequence[_Conv], x_nchw: Tensor) -> Tensor:
+    for conv in convs:
+        x_nchw = conv(x_nchw)
     return x_nchw
 
 
@@ -260,31 +261,29 @@ def _moments(x_nchw: Tensor) -> Moments:
 
 
 def _brightness_and_contrast(x_nchw: Tensor) -> Tensor:
-    """One, and each channel's mean and mean square: (N, 1 + 2·C)."""
+    """A constant 1, and each channel's mean and mean square: (N, 1 + 2·C)."""
     one = torch.ones(len(x_nchw), 1, dtype=x_nchw.dtype)
     return torch.cat([one, x_nchw.mean((2, 3)), x_nchw.square().mean((2, 3))], 1)
 
 
 def _whitening(features: Tensor) -> Tensor:
-    """A matrix (C, C) that takes features of mean 0, (N, C), to unit covariance in the directions in which they vary.
+    """The symmetric matrix (C, C) that whitens features (N, C) of mean 0 in the directions in which they vary.
 
-    Of all such, the symmetric one: ZCA (Bell & Sejnowski 1997).
-
-    Raises ValueError when there is none.
+    This is ZCA (Bell & Sejnowski 1997). Raises ValueError if the features do not vary.
     """
     variances, directions = torch.linalg.eigh(features.T @ features / len(features))
     varies = variances > 1e-12  # of ReLUs of standardised inputs, whose variance is about 1
     if not varies.any():
         raise ValueError(
-            "the images look all alike to a teacher, brightness and contrast left aside; give more and more varied ones"
+            "a teacher cannot tell the images apart, except by brightness and contrast; give more and more varied ones"
         )
     scaled = directions / variances.clamp(min=1e-12).sqrt() * varies
-    whitening: Tensor = scaled @ directions.T  # turned back, so that the signs that eigh happens to choose cancel
+    whitening: Tensor = scaled @ directions.T  # rotated back, so that the arbitrary signs of eigh cancel
     return whitening
 
 
 def _with_noise(y_n: Tensor, label_noise: float, classes: int, generator: torch.Generator) -> Tensor:
-    """The labels, a part of them drawn anew."""
+    """Redraw a fraction of the labels."""
     drawn = torch.randint(classes, y_n.shape, generator=generator)
     chosen = torch.randperm(len(y_n), generator=generator)[: round(label_noise * len(y_n))]
     return y_n.index_copy(0, chosen, drawn[chosen])
@@ -303,5 +302,5 @@ def _noise(count: int, side: int, channels: int, generator: torch.Generator) -> 
 
 
 def _generator(seed: int, stream: int) -> torch.Generator:
-    """Streams: training images, test images, weights, noise of training labels, noise of test labels."""
+    """Make a generator; streams: training images, test images, weights, noise of training and of test labels."""
     return torch.Generator().manual_seed(seed * 1_000_003 + stream)

@@ -1,4 +1,4 @@
-"""Networks made of the operation, by name. Listing and checking names loads no torch."""
+"""Networks made of the operation, by name. Listing and checking names does not load torch."""
 
 from spectrum.models.build import build_model as build_model
 from spectrum.models.families import check_model as check_model

@@ -1,6 +1,6 @@
-"""What the families share: an operation from an architecture, and the residual block of Xception's middle flow.
+"""Parts that several architectures share: the operation, the classifier, and the block of Xception's middle flow.
 
-Shapes: x_nchw is (N, C, H, W); blocks keep H and W, but for their stride.
+Shapes: x_nchw is (N, C, H, W); blocks with stride 1 keep H and W.
 """
 
 from collections import Counter
@@ -20,15 +20,15 @@ from spectrum.models.position import Position
 def segmented(
     arch: NetworkOptions, in_channels: int, out_channels: int, stride: int = 1, stage: int = 0
 ) -> SegmentedConv2d:
-    """The 3×3 operation that the architecture asks for, its segments clamped to the channels that there are.
+    """Make the operation with a 3×3 from a network's options, its segments clamped to the number of channels.
 
     Args:
-        arch: says segments, segment_width, stage_segments or segment_shares; order, activation, norm, pointwise,
-            pointwise_segments and shuffle.
-        in_channels: of the operation's input.
-        out_channels: of its output.
-        stride: of the spatial half.
-        stage: of the network, by which `stage_segments` says the segments.
+        arch: options of the network: segments, segment_width, stage_segments or segment_shares; order, activation,
+            norm, pointwise, pointwise_segments and shuffle.
+        in_channels: channels of the operation's input.
+        out_channels: channels of its output.
+        stride: stride of the 3×3.
+        stage: number of the stage, which selects the entry of `stage_segments`.
 
     >>> segmented(NetworkOptions(segments=32), 16, 24).segments
     24
@@ -63,14 +63,14 @@ def segmented(
 
 
 def mark_clamped(module: nn.Module, *options: str | None) -> None:
-    """Note which options ask a layer for more than its channels allow, for `clamped_layers`; None names none."""
+    """Record, for `clamped_layers`, the options that ask a layer for more segments than it has channels."""
     module.clamped_options = tuple(filter(None, options))  # type: ignore[assignment]
 
 
 def clamped_layers(model: nn.Module) -> dict[str, int]:
-    """How many layers of a network have less than each option asks for, since they have too few channels.
+    """Count, for each option, the layers that have too few channels for it.
 
-    Counted where a network is made by `segmented`, or marks its modules by `mark_clamped`.
+    Counts modules made by `segmented` or marked by `mark_clamped`.
 
     >>> from spectrum import build_model
     >>> clamped_layers(build_model("probe", stage_segments=(64, 8, 64)))
@@ -81,7 +81,7 @@ def clamped_layers(model: nn.Module) -> dict[str, int]:
 
 
 def unreachable_options(model: nn.Module) -> list[str]:
-    """Options that ask every operation of a network for more than its channels allow, so that none has what they say.
+    """Options that every operation of a network has too few channels for, so they apply nowhere as given.
 
     >>> from spectrum import build_model
     >>> unreachable_options(build_model("probe", segment_width=200))
@@ -92,7 +92,7 @@ def unreachable_options(model: nn.Module) -> list[str]:
 
 
 def realised_segments(model: nn.Module) -> list[int]:
-    """The segments that each segmented convolution of a network really has, in the order of its modules.
+    """The actual number of segments of each segmented convolution of a network, in the order of its modules.
 
     >>> from spectrum import build_model
     >>> realised_segments(build_model("probe", segments=64))
@@ -102,7 +102,7 @@ def realised_segments(model: nn.Module) -> list[int]:
 
 
 def norm(arch: NetworkOptions, channels: int, *, relu: bool = False) -> BatchNormAct2d:
-    """Batch normalisation with the architecture's eps and momentum, and ReLU if asked for."""
+    """Make batch normalisation with the network's eps and momentum, and ReLU if `relu`."""
     made = BatchNormAct2d(channels, relu=relu)
     _set_norm(arch, made)
     return made
@@ -114,7 +114,7 @@ def _set_norm(arch: NetworkOptions, made: BatchNormAct2d) -> None:
 
 
 def classifier(arch: NetworkOptions, channels: int) -> nn.Sequential:
-    """Global average pool, fully connected layers with ReLU, dropout, logistic regression."""
+    """Make the classifier: global average pool, fully connected layers with ReLU, dropout, logistic regression."""
     layers: list[nn.Module] = [nn.AdaptiveAvgPool2d(1), nn.Flatten()]
     for hidden in arch.hidden:
         layers += [nn.Linear(channels, hidden), nn.ReLU()]
@@ -123,10 +123,10 @@ def classifier(arch: NetworkOptions, channels: int) -> nn.Sequential:
 
 
 class PaddedMaxPool2d(nn.Module):
-    """Max pooling with a stride of 2 or more to ⌈H/stride⌉ pixels, padded as torch or as TensorFlow's SAME does it.
+    """Max pooling with a stride of 2 or more to ⌈H/stride⌉ pixels, padded as in torch or as in TensorFlow's SAME.
 
-    torch pads (k−1)/2 on both sides. SAME pads what the windows need, the odd pixel at the bottom and the right, so
-    that on an even number of pixels the windows lie one pixel further on.
+    torch pads (k−1)/2 on both sides. SAME pads what the windows need, an odd pixel at the bottom and the right, so for
+    an even number of pixels its windows are shifted by one pixel.
     """
 
     def __init__(self, kernel_size: int, stride: int, *, padding: Literal["tf_same", "torch"]) -> None:
@@ -142,17 +142,18 @@ class PaddedMaxPool2d(nn.Module):
         return f"{self.kernel_size}, stride={self.stride}, padding={self.padding!r}"
 
 
-@torch.fx.wrap  # looks at the size of its input, which fx does not know
+@torch.fx.wrap  # it reads the size of its input, which fx does not know
 def max_pool_same(x_nchw: Tensor, kernel_size: int, stride: int) -> Tensor:
-    """Max pooling to ⌈H/stride⌉ pixels, padded as TensorFlow's SAME."""
+    """Pool the maximum to ⌈H/stride⌉ pixels, padded as in TensorFlow's SAME."""
     before = [same_padding(side, kernel_size, stride)[0] for side in x_nchw.shape[-2:]]
     return max_pool2d(x_nchw, kernel_size, stride, before, ceil_mode=True)  # without a padded copy
 
 
 def skip(arch: NetworkOptions, in_channels: int, out_channels: int, stride: int) -> nn.Module | None:
-    """What goes round a block: its input, through a 1×1 and BN where channels or pixels change; None without residuals.
+    """Make the skip connection of a block; None without residual connections.
 
-    It takes the block's input at `every_pixel` of the stride.
+    It is the identity, or a 1×1 and BN if channels or pixels change. Its input is the block's input after `every_pixel`
+    with the block's stride.
     """
     if not arch.residual:
         return None
@@ -162,22 +163,22 @@ def skip(arch: NetworkOptions, in_channels: int, out_channels: int, stride: int)
 
 
 def stem_stride(arch: NetworkOptions) -> int:
-    """Stride of the first convolution of small networks: by default 2 from 16 pixels up."""
+    """Stride of the first convolution of small networks: by default 2 from 16 pixels up, else 1."""
     return arch.stem_stride or (2 if arch.image_size >= 16 else 1)
 
 
-def check_size(arch: NetworkOptions, family: str, least: int) -> None:
-    """Raises ValueError for images of fewer pixels a side."""
+def check_size(arch: NetworkOptions, name: str, least: int) -> None:
+    """Raise ValueError if the images have fewer than `least` pixels per side."""
     if arch.image_size < least:
         at = "" if arch.stem_stride is None else f" with stem_stride = {arch.stem_stride}"
-        raise ValueError(f"image_size={arch.image_size}: {family} needs {least} pixels a side or more{at}")
+        raise ValueError(f"image_size={arch.image_size}: {name} needs at least {least} pixels per side{at}")
 
 
 class MiddleFlowBlock(nn.Module):
-    """ReLU, operation, BN, twice; added to the input (through a 1×1 and BN where the channels or the pixels change).
+    """Twice ReLU, operation, BN; added to the input (through a 1×1 and BN if channels or pixels change).
 
-    Xception's middle flow has this three times over (Chollet 2017, Fig. 5). A stride is the first operation's; the skip
-    takes every stride-th pixel of its input and then its 1×1, which is the same as a 1×1 with that stride.
+    A block of Xception's middle flow repeats these three layers three times (Chollet 2017, Fig. 5). The first operation
+    has the stride. The skip takes every stride-th pixel, then its 1×1, which equals a 1×1 with that stride.
     """
 
     def __init__(
@@ -200,7 +201,7 @@ class MiddleFlowBlock(nn.Module):
 
 
 def every_pixel(x_nchw: Tensor, stride: int) -> Tensor:
-    """Every stride-th pixel both ways, from the first on.
+    """Take every stride-th pixel in both directions, starting with the first.
 
     A strided 1×1 would do this by itself, but oneDNN's gradient of its weights over few channels_last channels writes
     past its workspace (uxlfoundation/oneDNN, issue 6035). The mean over one pixel is that pixel; unlike slicing, it

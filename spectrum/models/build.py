@@ -1,4 +1,4 @@
-"""From a name and options to a network."""
+"""`build_model`: a network from a name and options."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ if TYPE_CHECKING:
 
 
 def build_model(name: str, architecture: NetworkOptions | None = None, **options: Any) -> nn.Module:
-    """Build a network by family name, from images (N, C, H, W) to logits (N, classes).
+    """Build a network by the name of its architecture, from images (N, C, H, W) to logits (N, classes).
 
     Args:
-        name: one of `list_models`.
-        architecture: the whole description; or
-        **options: its fields by name (see `NetworkOptions`).
+        name: an architecture, one of `list_models`.
+        architecture: all options as one record, instead of `options`.
+        **options: options by name, the fields of `NetworkOptions`.
 
-    Raises ValueError for an unknown name or option, or a combination that the family cannot build.
+    Raises ValueError for an unknown name or option, or a combination that the architecture does not support.
 
     >>> import torch
     >>> model = build_model("probe", segments=8, in_channels=1, image_size=28)
@@ -48,7 +48,7 @@ def build_model(name: str, architecture: NetworkOptions | None = None, **options
 
 
 def _options(given: object, by_name: Mapping[str, Any]) -> NetworkOptions:
-    """The options that `build_model` was given, whole or by name."""
+    """The options given to `build_model`, as one record or by name."""
     if given is None:
         known = list(NetworkOptions.model_fields)
         for option in by_name:
@@ -58,16 +58,16 @@ def _options(given: object, by_name: Mapping[str, Any]) -> NetworkOptions:
     if by_name:
         raise ValueError("build_model: give NetworkOptions or options by name, not both")
     if not isinstance(given, NetworkOptions):
-        raise ValueError(f"build_model: {given!r} are no NetworkOptions; give options by name, such as segments=8")
+        raise ValueError(f"build_model: got {given!r}; give NetworkOptions, or options by name such as segments=8")
     return given
 
 
 def _check_used(name: str, options: NetworkOptions) -> None:
-    """Raise ValueError for an option that is set, and that the architecture has no use for."""
+    """Raise ValueError for an option that is set although the architecture does not use it."""
     for unused in unused_by(name):
         value, default = getattr(options, unused), NetworkOptions.model_fields[unused].default
         if value not in (default, OWN.get(unused), "per_channel" if unused == "segments" else None):
-            raise ValueError(f"{unused}: the family {name!r} has no use for it; leave it out")
+            raise ValueError(f"{unused}: the architecture {name!r} has no use for it; leave it out")
 
 
 def _check_network(name: str, network: Any) -> None:

@@ -1,7 +1,7 @@
-"""Architectures by name: what the package brings, with what each uses, and those that users register.
+"""The registry of architectures: built-in ones with the options that each uses, and those that users register.
 
-A family is a function from frozen `NetworkOptions` to a module. Built-in families are imported when first built, so
-that listing and checking names loads no torch.
+An architecture is a function from frozen `NetworkOptions` to a module. Built-in ones are imported when first built, so
+listing and checking names does not load torch.
 """
 
 from __future__ import annotations
@@ -23,21 +23,21 @@ StageWidths = Callable[[NetworkOptions], tuple[int, ...]]
 
 @dataclass(frozen=True)
 class Family:
-    """A builder, and the stage widths that it gives an architecture; built-in ones are named and imported when used."""
+    """An entry of the registry: a builder and its stage widths; those of built-in ones are imported when used."""
 
     build: str | Builder
     widths: str | StageWidths | None
-    uses: tuple[str, ...] | None = None  # options that its networks have a use for; None: it does not say
-    own: Mapping[str, Any] = field(default_factory=dict)  # values of fields that an architecture leaves open
-    stages: int | None = None  # whose segments may differ; None: as many as it has stage widths
+    uses: tuple[str, ...] | None = None  # options that its networks use; None: not declared
+    own: Mapping[str, Any] = field(default_factory=dict)  # defaults of options that are None
+    stages: int | None = None  # stages that `stage_segments` can set; None: one per stage width
 
 
-OWN = {"order": "pointwise_first", "activation": "none", "norm": False}  # if a family says no other
-# What architectures use, by the parts that they are made of. A new option is added to those that look at it.
-_IMAGES = ("in_channels", "num_classes", "image_size")  # every architecture, also one's own
+OWN = {"order": "pointwise_first", "activation": "none", "norm": False}  # unless an architecture has its own
+# Options that architectures use, by the parts that they are made of. Add a new option to those that read it.
+_IMAGES = ("in_channels", "num_classes", "image_size")  # every architecture, registered ones too
 _ANY = (*_IMAGES, "hidden", "dropout", "norm_eps", "norm_momentum")  # every built-in one: classifier and BN
 _SIZED = (*_ANY, "width", "widths", "depth")
-_SEGMENTED = (  # those made of `segmented`
+_SEGMENTED = (  # architectures made of `segmented`
     *(*_SIZED, "segments", "segment_width", "stage_segments", "segment_shares"),
     *("order", "activation", "norm", "pointwise", "pointwise_segments", "shuffle"),
 )
@@ -94,7 +94,7 @@ FAMILIES: Registry[Family] = Registry("model", _BUILT_IN)
 
 
 def list_models() -> list[str]:
-    """Names of all families, built in and registered.
+    """Names of all architectures, built-in and registered.
 
     >>> "probe" in list_models()
     True
@@ -105,19 +105,19 @@ def list_models() -> list[str]:
 def register_model(
     name: str, builder: Builder, *, widths: StageWidths | None = None, uses: Iterable[str] | None = None
 ) -> None:
-    """Add a family of your own.
+    """Register an architecture of your own.
 
     Args:
-        name: a new one.
-        builder: from `NetworkOptions` to a `torch.nn.Module` on images (N, C, H, W).
-        widths: from `NetworkOptions` to the stage widths that the builder gives it: those of `widths` if it has them,
-            else the family's own times `width`. Needed for budgets only, which are met by changing these.
-        uses: options that the builder looks at, such as ("segments", "order"); others are then refused where they are
-            set. Those that `widths` is for, and the images' shape, go without saying. If it is not
-            given, plans compare the networks that are built, and refuse an option that changes none.
+        name: a new name.
+        builder: function from `NetworkOptions` to a `torch.nn.Module` on images (N, C, H, W).
+        widths: function from `NetworkOptions` to the stage widths of the network: its `widths` if given, else the
+            default widths times its `width`. Needed only for budgets, which are met by changing stage widths.
+        uses: names of the options that the builder reads, such as ("segments", "order"); any other option is then
+            refused if set. The image's shape, and width and widths if `widths` is given, need not be listed. Without
+            `uses`, plans compare the built networks and refuse an option that changes none.
 
-    Raises ValueError when the name is taken or is none, for what cannot be called, or for a field that an
-    `NetworkOptions` does not have.
+    Raises ValueError for an invalid or taken name, for a builder that cannot be called with options, and for an
+    unknown option in `uses`.
 
     >>> from torch import nn
     >>> from spectrum import build_model
@@ -139,7 +139,7 @@ def register_model(
 
 
 def _checked_uses(uses: Iterable[str] | None, widths: StageWidths | None) -> tuple[str, ...] | None:
-    """Fields that a family of one's own uses; None where it does not say."""
+    """Options that a registered architecture declares to use; None if it does not declare them."""
     if uses is None:
         return None
     try:
@@ -154,13 +154,13 @@ def _checked_uses(uses: Iterable[str] | None, widths: StageWidths | None) -> tup
 
 
 def stage_widths(name: str, architecture: NetworkOptions) -> tuple[int, ...]:
-    """Channels of each stage of a family's network.
+    """Channels of each stage of a network.
 
     Args:
-        name: one of `list_models`.
-        architecture: of the network.
+        name: an architecture, one of `list_models`.
+        architecture: options of the network.
 
-    Raises ValueError for a family that does not tell.
+    Raises ValueError for an architecture without stage widths.
 
     >>> stage_widths("probe", NetworkOptions(width=0.5))
     (16, 32, 64)
@@ -168,16 +168,16 @@ def stage_widths(name: str, architecture: NetworkOptions) -> tuple[int, ...]:
     check_model(name)
     widths = FAMILIES[name].widths
     if widths is None:
-        raise ValueError(f"model={name!r}: does not tell its stage widths; give register_model its `widths`")
+        raise ValueError(f"model={name!r}: has no stage widths; pass `widths` to register_model")
     return tuple(imported(widths)(architecture))
 
 
 def own_values(name: str, *, pointwise: bool = True) -> dict[str, Any]:
-    """What a family takes for order, activation and norm where they are left open.
+    """An architecture's own defaults of order, activation and norm.
 
     Args:
-        name: one of `list_models`; for another one, what families take that say nothing.
-        pointwise: whether there is a 1×1; without it nothing stands between the halves.
+        name: one of `list_models`; an unknown name gets the defaults of architectures without their own.
+        pointwise: whether there is a 1×1; without it there is neither activation nor norm before the 3×3.
 
     >>> own_values("mobilenet_v1")
     {'order': 'spatial_first', 'activation': 'relu', 'norm': True}
@@ -188,23 +188,23 @@ def own_values(name: str, *, pointwise: bool = True) -> dict[str, Any]:
 
 
 def unused_by(name: str) -> tuple[str, ...]:
-    """Fields of `NetworkOptions` that a family does not use; none where it does not say, or where there is none."""
+    """Options that an architecture does not use; none if it does not declare them, or for an unknown name."""
     used = FAMILIES[name].uses if name in FAMILIES else None
     return () if used is None else tuple(known for known in NetworkOptions.model_fields if known not in used)
 
 
 def declares_uses(name: str) -> bool:
-    """Whether a family says which fields it has a use for; one's own need not."""
+    """Whether an architecture declares the options that it uses; registered ones need not."""
     return FAMILIES[name].uses is not None
 
 
 def registered_in(name: str) -> str | None:
-    """The module that registered a family; None for a built-in one, or a name that no family has."""
+    """The module that registered an architecture; None for a built-in one, or an unknown name."""
     return FAMILIES.home(name)
 
 
 def check_model(name: str) -> None:
-    """Raise ValueError for a name that no family has."""
+    """Raise ValueError for an unknown architecture."""
     if not isinstance(name, str):
         raise ValueError(f"model={name!r}: expected a name, such as 'probe'")
     if name not in FAMILIES:

@@ -1,10 +1,10 @@
-"""Inception: the module in the four forms of the Xception paper (Figs 1 to 4), a small network of it, and Inception V3.
+"""Inception: the module in the four forms of the Xception paper (Figs 1 to 4), a small network of it, Inception V3.
 
-    InceptionModule(form=…)   what it is
+    InceptionModule(form=…)   description
     "canonical"   Fig. 1      1×1 · 1×1→3×3 · 1×1→3×3→3×3 · pool→1×1, side by side
-    "simplified"  Fig. 2      towers of 1×1→3×3 alone, each with its own 1×1
-    "segments"    Fig. 3      strictly the same: one large 1×1, then 3×3s on non-overlapping segments of its channels
-    "extreme"     Fig. 4      one 3×3 a channel
+    "simplified"  Fig. 2      only towers of 1×1→3×3, each with its own 1×1
+    "segments"    Fig. 3      equivalent: one large 1×1, then 3×3s on non-overlapping segments of its channels
+    "extreme"     Fig. 4      one 3×3 per channel
 
 Inception V3 is that of Szegedy et al. 2016 (arXiv:1512.00567), as reference implementations have it: 23,834,568
 parameters and 34,432 buffers; 27,161,264 parameters with the auxiliary tower. Shapes: x_nchw is (N, C, H, W).
@@ -29,14 +29,14 @@ class InceptionModule(nn.Module):
     """An Inception module in one of the forms of the Xception paper's figures.
 
     Args:
-        in_channels: of the input.
-        out_channels: of the output; in the canonical form each of the four branches gives a quarter.
+        in_channels: channels of the input.
+        out_channels: channels of the output; in the canonical form each of the four branches gives a quarter.
         form: "canonical", "simplified", "segments" or "extreme".
-        segments: towers of the simplified form, segments of the third; sizes differ by at most one, or are given.
+        segments: number of towers ("simplified") or segments ("segments"), whose sizes differ by at most one; or sizes.
 
-    Input (N, in_channels, H, W), output (N, out_channels, H, W). Nothing stands between the convolutions, as in the
-    figures, whose equivalences are of linear maps; `load_towers` copies the weights of one form into the next. Raises
-    ValueError for a form that is not there, and as `SegmentedConv2d` does.
+    Input (N, in_channels, H, W), output (N, out_channels, H, W). There is no activation or norm between the
+    convolutions, as in the figures, whose equivalences hold for linear maps. `load_towers` copies the weights of the
+    simplified form into the segments form. Raises ValueError for an unknown form, and as `SegmentedConv2d` does.
 
     >>> module = InceptionModule(64, 96, form="simplified", segments=3)
     >>> same = InceptionModule(64, 96, form="segments", segments=3)
@@ -80,18 +80,18 @@ class InceptionModule(nn.Module):
 
     @torch.no_grad()
     def load_towers(self, simplified: "InceptionModule") -> None:
-        """Take the weights of the simplified form's towers into one large 1×1 and its segments.
+        """Copy the weights of a simplified module's towers into one large 1×1 and the segments of the 3×3.
 
         Args:
-            simplified: of the same channels, with as many towers as this module has segments.
+            simplified: a module of the same channels, with as many towers as this module has segments.
 
-        Raises ValueError where the forms do not match.
+        Raises ValueError if the forms do not match.
         """
         operation = self.operation
         towers = [(branch[0].weight, branch[1].weight) for branch in simplified.branches]  # type: ignore[index]
         sizes = tuple(spatial.shape[0] for _, spatial in towers)
         if simplified.form != "simplified" or operation is None or operation.segment_sizes != sizes:
-            raise ValueError("load_towers: takes a simplified module with the same segments into one of segments")
+            raise ValueError("load_towers: copies a simplified module into a segments module of the same segments")
         assert operation.pointwise is not None
         operation.pointwise.weights[0].copy_(torch.cat([pointwise for pointwise, _ in towers]))
         first = 0
@@ -105,13 +105,13 @@ def _conv(in_channels: int, out_channels: int, kernel_size: int) -> nn.Conv2d:
 
 
 WIDTHS = (32, 64, 128)
-DEPTH = 2  # modules a stage
+DEPTH = 2  # modules per stage
 
 
 def build_inception(arch: NetworkOptions) -> nn.Module:
-    """A small network of modules in one form, each with BN and ReLU after it, and max pools between its stages.
+    """Build a small network of Inception modules in one form, with BN and ReLU after each and pools between stages.
 
-    Raises ValueError when the images are too small for its stages.
+    Raises ValueError if the images are too small for its stages.
     """
     check_size(arch, "inception", 8)
     depth = DEPTH if arch.depth is None else arch.depth
@@ -127,7 +127,7 @@ def build_inception(arch: NetworkOptions) -> nn.Module:
 
 
 def inception_widths(arch: NetworkOptions) -> tuple[int, ...]:
-    """Three stage widths in channels: explicit ones, or the default times `width`, rounded to whole channels."""
+    """Three stage widths in channels: `widths` if given, else the defaults times `width`, rounded to whole channels."""
     return arch.scaled_widths(WIDTHS)
 
 
@@ -135,7 +135,7 @@ def _module(arch: NetworkOptions, channels: int, width: int, stage: int) -> nn.M
     form: Form = arch.form or "segments"
     options = [name for name in PLACES if getattr(arch, name) not in (None, PER_CHANNEL)]
     if form in ("canonical", "extreme") and options:
-        raise ValueError(f"{options[0]}: form = {form!r} has its own; leave it out")
+        raise ValueError(f"{options[0]}: form = {form!r} fixes the segments; leave it out")
     position = Position.of(arch)
     made = InceptionModule(channels, width, form=form, segments=position.segments_of(width, stage))
     mark_clamped(made, position.clamped_by(width, stage))
@@ -169,7 +169,7 @@ class ConvNormAct(nn.Sequential):
 
 
 def chain(arch: NetworkOptions, channels: int, *steps: Step, reduce: bool = False) -> nn.Module:
-    """Convolutions in a row, each (channels, kernel); with `reduce` the last halves the resolution, unpadded."""
+    """Make a sequence of convolutions (channels, kernel); with `reduce` the last halves the resolution, unpadded."""
     layers = []
     for number, (width, kernel) in enumerate(steps):
         last = reduce and number == len(steps) - 1
@@ -179,7 +179,7 @@ def chain(arch: NetworkOptions, channels: int, *steps: Step, reduce: bool = Fals
 
 
 class Branches(nn.Module):
-    """Branches side by side, joined channel by channel."""
+    """Parallel branches, concatenated along channels."""
 
     def __init__(self, *branches: nn.Module) -> None:
         super().__init__()
@@ -190,13 +190,13 @@ class Branches(nn.Module):
 
 
 def _pooled(arch: NetworkOptions, channels: int, width: int) -> nn.Module:
-    """Average pool, then 1×1. TensorFlow leaves padding out of the mean; torch's reference counts it in."""
+    """Make an average pool, then a 1×1. TensorFlow's mean excludes padding; that of torch's reference includes it."""
     pool = nn.AvgPool2d(3, stride=1, padding=1, count_include_pad=arch.padding == "torch")
     return nn.Sequential(pool, ConvNormAct(arch, channels, width))
 
 
 def _split(arch: NetworkOptions, channels: int) -> nn.Module:
-    """1×3 and 3×1 side by side."""
+    """Make a 1×3 and a 3×1 in parallel."""
     return Branches(ConvNormAct(arch, channels, channels, (1, 3)), ConvNormAct(arch, channels, channels, (3, 1)))
 
 
@@ -247,7 +247,7 @@ def _module_e(arch: NetworkOptions, channels: int) -> nn.Module:
 class InceptionV3(nn.Module):
     """Images (N, in_channels, H, W), scaled to ±1, to logits (N, num_classes).
 
-    In training with the auxiliary tower it gives a pair of logits, the tower's second.
+    In training with the auxiliary tower it returns a pair of logits, the tower's second.
     """
 
     def __init__(self, arch: NetworkOptions) -> None:
@@ -289,10 +289,10 @@ class InceptionV3(nn.Module):
 
 
 SMALLEST = 75  # pixels a side, as in Keras
-SMALLEST_WITH_TOWER = 299  # whose last convolution needs 5×5 pixels of what its pool leaves
+SMALLEST_WITH_TOWER = 299  # its last convolution needs 5×5 pixels after the pool
 
 
 def build_inception_v3(arch: NetworkOptions) -> nn.Module:
-    """Build Inception V3. Raises ValueError for images that are too small, and for segments, which it has none of."""
+    """Build Inception V3. Raises ValueError for images that are too small, and for segments, which it does not use."""
     check_size(arch, "inception_v3", SMALLEST_WITH_TOWER if arch.auxiliary else SMALLEST)
     return InceptionV3(arch)

@@ -1,8 +1,8 @@
-"""The options of a network, each declared once: name, type, check, default, and what it does.
+"""The options of a network, each declared once: name, type, check, default and description.
 
-A run (design/run.py) has those of `NetworkFields`, and so have the axes of a study, flags of the command and columns
-of tables. To add an option, declare it here with the default None or off, name it under `uses` of the architectures
-that look at it (models/families.py), and look at it there.
+A run (design/run.py), the axes of a study, the command's flags and the columns of tables all take them from
+`NetworkFields`. To add an option, declare it here with a default that changes nothing, list it under `uses` of the
+architectures that read it (models/families.py), and read it there.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from spectrum.conv.segments import PER_CHANNEL
 from spectrum.models.position import PLACES
 
 MOST_SEGMENTS = 65_536
-MOST_BLOCKS = 10_000  # of a stage; more take minutes to build, and no network has them
+MOST_BLOCKS = 10_000  # per stage; more take minutes to build, and no published network has them
 Count = Annotated[int, Field(ge=1, le=MOST_CHANNELS)]
 
 
 def segments_given(value: object) -> object:
-    """A number of segments, "per_channel" or None; raises ValueError for anything else."""
+    """A number of segments, "per_channel" or None. Raises ValueError for anything else."""
     if value is None or value == PER_CHANNEL:
         return value
     if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= MOST_SEGMENTS:
@@ -31,14 +31,14 @@ def segments_given(value: object) -> object:
 
 
 def _schedule(value: object) -> object:
-    """Each stage's as a study file gives it."""
+    """The segments of each stage, as given in a study file."""
     return tuple(segments_given(one) for one in value) if isinstance(value, list | tuple) else value
 
 
 def _shares(value: object) -> object:
     whole = isinstance(value, list | tuple) and all(type(one) is int and one >= 1 for one in value)
     if value != "even" and not (whole and value):
-        raise ValueError(f'{value!r} are no proportions; try "even", or whole numbers of at least 1 such as [3, 2, 1]')
+        raise ValueError(f'{value!r} are not proportions; try "even", or whole numbers of at least 1 such as [3, 2, 1]')
     return as_tuple(value)
 
 
@@ -46,51 +46,51 @@ class NetworkFields(Record):
     """Options of a network that a study can set."""
 
     width: float = Field(1.0, gt=0, le=64, allow_inf_nan=False)
-    """Factor on the family's stage widths."""
+    """Factor that multiplies the architecture's stage widths."""
     widths: Annotated[tuple[Count, ...] | None, BeforeValidator(as_tuple)] = Field(None, min_length=1)
-    """Explicit stage widths in channels, instead of width."""
+    """Stage widths in channels, instead of width."""
     depth: Annotated[int, Field(ge=1, le=MOST_BLOCKS)] | None = None
-    """Blocks a stage; otherwise the family's own."""
+    """Blocks per stage; by default the architecture's own number."""
     segments: Annotated[int | Literal["per_channel"] | None, BeforeValidator(segments_given)] = None
-    """Segments of every spatial convolution, clamped to its channels; per_channel if not said."""
+    """Segments of every spatial convolution, clamped to its channels; by default per_channel."""
     segment_width: Count | None = None
-    """Channels a segment, instead of segments."""
+    """Channels per segment, instead of segments."""
     stage_segments: Annotated[tuple[int | Literal["per_channel"], ...] | None, BeforeValidator(_schedule)] = Field(
         None, min_length=1
     )
-    """Segments of each stage of the network, the first stage's first, instead of segments."""
+    """Segments of each stage, first stage first, instead of segments."""
     segment_shares: Annotated[tuple[int, ...] | Literal["even"], BeforeValidator(_shares)] = "even"
-    """Proportions of the sizes of the segments, such as [6, 3, 2, 1], which is then their number."""
+    """Proportions of the segments' sizes, such as [6, 3, 2, 1] for four segments; by default even."""
     order: Order | None = None
-    """Which half of the operation runs first; if it is not said, the family's own."""
+    """Whether the 1×1 or the 3×3 comes first; by default the architecture's own order."""
     activation: Activation | None = None
-    """Non-linearity between the halves; if it is not said, the family's own."""
+    """Non-linearity between the 1×1 and the 3×3; by default the architecture's own."""
     norm: bool | None = None
-    """Batch normalisation between the halves; if it is not said, the family's own."""
+    """Batch normalisation between the 1×1 and the 3×3; by default the architecture's own."""
     pointwise: bool = True
-    """False: the bare spatial convolution, without a 1×1."""
+    """Whether there is a 1×1; false gives a plain 3×3."""
     pointwise_segments: Count = 1
     """Segments of the 1×1 itself."""
     shuffle: bool = False
-    """Interleave channels between the halves."""
+    """Whether to interleave channels between the 1×1 and the 3×3."""
     downsampling: Literal["pool", "stride"] = "pool"
-    """Where resolution falls: in pools between the stages, or in the first spatial half of each."""
+    """How resolution is halved: by pools between stages, or by a stride in the first 3×3 of each stage."""
     stem_stride: Positive | None = None
-    """Stride of the first convolution, which fits a network to small or large images; otherwise the family's own."""
+    """Stride of the first convolution, for small or large images; by default the architecture's own."""
     residual: bool = True
     """Whether blocks have skip connections."""
     dropout: Fraction = 0.0
-    """Before the classifier."""
+    """Dropout probability before the classifier."""
     hidden: Annotated[tuple[Count, ...], BeforeValidator(as_tuple)] = ()
     """Sizes of fully connected layers before the classifier."""
     padding: Literal["tf_same", "torch"] | None = None
-    """Of strided windows and of averages, in families that can have either; otherwise the family's own."""
+    """Padding of strided windows and average pools, if an architecture supports both; by default its own."""
     form: Literal["canonical", "simplified", "segments", "extreme"] | None = None
-    """Of Inception modules; otherwise the family's own."""
+    """Form of Inception modules; by default the architecture's own."""
     norm_eps: Rate | None = None
-    """Added to the variance in every batch normalisation; otherwise the family's own."""
+    """Epsilon added to the variance in batch normalisation; by default the architecture's own."""
     norm_momentum: float | None = Field(None, gt=0, le=1)
-    """Weight of a new batch in the running statistics, as torch has it; otherwise the family's own."""
+    """Weight of a new batch in the running statistics, as in torch; by default the architecture's own."""
 
     @model_validator(mode="after")
     def _check_network(self) -> Self:
@@ -102,7 +102,7 @@ class NetworkFields(Record):
                 raise ValueError(f"{places[0]} and segment_shares: give one of the two")
             if self.segments != len(self.segment_shares):
                 raise ValueError(
-                    f"segment_shares: are {len(self.segment_shares)}; set segments to that number, or leave it out"
+                    f"segment_shares: has {len(self.segment_shares)}; set segments to that number, or leave it out"
                 )
         if self.widths is not None and self.width != 1.0:
             raise ValueError("width and widths: give one of the two")
@@ -112,11 +112,11 @@ class NetworkFields(Record):
 
 
 class NetworkOptions(NetworkFields):
-    """All that determines a network, one record for every architecture. Words as in `SegmentedConv2d`.
+    """All options of a network, one record for every architecture. Terms are those of `SegmentedConv2d`.
 
     A layer with fewer channels than `segments` takes one segment per channel (see `realised_segments`). numpy's
-    integers and lists are taken, and kept as Python's own. Raises SpecError, a ValueError, with the option's name and
-    what would work.
+    integers and lists are converted to Python's own. Raises SpecError, a ValueError, with the option's name and what
+    would work.
 
     >>> NetworkOptions(in_channels=0)
     Traceback (most recent call last):
@@ -130,16 +130,16 @@ class NetworkOptions(NetworkFields):
     image_size: Count = 32
     """Side of the images in pixels."""
     auxiliary: bool = False
-    """Whether there is a second classifier half-way, for training."""
+    """Whether there is a second classifier half-way through the network, for training."""
 
     def with_defaults(self, **own: Any) -> NetworkOptions:
-        """The architecture with a family's own values where it says None."""
+        """The options with None replaced by an architecture's own defaults."""
         return self.model_copy(update={name: value for name, value in own.items() if getattr(self, name) is None})
 
     def scaled_widths(self, own: tuple[int, ...]) -> tuple[int, ...]:
-        """Stage widths: explicit ones, or a family's own times `width`, rounded to whole channels.
+        """Stage widths: `widths` if given, else an architecture's own times `width`, rounded to whole channels.
 
-        Raises ValueError for both, or for another number of explicit ones.
+        Raises ValueError if both are given, or for a wrong number of `widths`.
         """
         if self.widths is None:
             return tuple(max(1, round(self.width * width)) for width in own)

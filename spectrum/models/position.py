@@ -1,9 +1,9 @@
-"""Where on the spectrum a network stands: parsed once, resolved layer by layer, labelled and clamped in one place.
+"""The position of a network on the spectrum: parsed, resolved per layer, clamped and labelled in one module.
 
     Position.of(row) → position.segments_of(channels, stage) → SegmentedConv2d
                      → position.label                        → tables, figures, pages
 
-Pure Python: a table of results is labelled without torch.
+Pure Python, so that tables of results are labelled without torch.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from typing import Any, Literal
 from spectrum.conv.segments import PER_CHANNEL, clamp_segments, proportional_sizes, segments_of_width
 
 Count = int | Literal["per_channel"]
-PLACES = ("segments", "segment_width", "stage_segments")  # options of which one says where a network stands
+PLACES = ("segments", "segment_width", "stage_segments")  # options of which at most one is set
 POSITION = (*PLACES, "segment_shares", "pointwise")
 
 
 @dataclass(frozen=True)
 class Position:
-    """How finely the spatial convolutions of a network are split. At most one of the first three is not None.
+    """How finely the spatial convolutions of a network are split. At most one of the first three fields is not None.
 
     >>> Position(segments=4).label, Position(segment_width=4).label, Position(segments=1, pointwise=False).label
     ('4', 'width 4', 'plain 3×3')
@@ -29,17 +29,17 @@ class Position:
     (32, 8, 32)
     """
 
-    segments: Count | None = None  # of every layer; None: per channel, unless another field says otherwise
+    segments: Count | None = None  # segments of every layer; None: per channel, unless another field is set
     segment_width: int | None = None  # channels per segment
     stage_segments: tuple[Count, ...] | None = None  # segments of the layers of each stage
-    segment_shares: tuple[int, ...] | Literal["even"] = "even"  # sizes of the segments, in proportion
+    segment_shares: tuple[int, ...] | Literal["even"] = "even"  # proportions of the segments' sizes
     pointwise: bool = True  # False: plain 3×3, without the 1×1
 
     @classmethod
     def of(cls, run: Any) -> Position:
         """The position of a run: a record with these fields, or a mapping such as a row of a table or of plan.json.
 
-        A mapping may leave fields out, and have numbers as pandas has them: NaN for None, 8.0 or "8" for 8.
+        A mapping may lack fields, and may hold pandas' forms of numbers: NaN for None, 8.0 or "8" for 8.
         """
         if not isinstance(run, Mapping) and not hasattr(run, "iloc"):
             return cls(*(getattr(run, name) for name in POSITION))
@@ -56,17 +56,17 @@ class Position:
         )
 
     def asked_of(self, stage: int = 0) -> Count:
-        """The segments that are asked of the layers of a stage, where a count says it."""
+        """The number of segments requested for the layers of a stage, if given as a number."""
         if self.stage_segments is not None:
             return self.stage_segments[stage]
         return PER_CHANNEL if self.segments is None else self.segments
 
     def segments_of(self, channels: int, stage: int = 0) -> int | tuple[int, ...]:
-        """Segments of a layer, clamped to its channels: their number, or all their sizes where shares say them.
+        """Segments of a layer, clamped to its channels: their number, or with shares their sizes.
 
         Args:
-            channels: that the spatial convolution splits.
-            stage: of the network that the layer is in, from 0.
+            channels: channels that the spatial convolution splits.
+            stage: number of the layer's stage in the network, from 0.
         """
         if self.segment_shares != "even":
             return proportional_sizes(channels, self.segment_shares)
@@ -75,10 +75,10 @@ class Position:
         return clamp_segments(channels, self.asked_of(stage))
 
     def clamped_by(self, channels: int, stage: int = 0) -> str | None:
-        """The option that asks a layer for what its channels do not allow; None where they do.
+        """The option for which a layer has too few channels; None if it has enough.
 
-        A number of segments above the channels, a width of segments above them, or shares of which one would have less
-        than half a channel and has a whole one.
+        Too few means: more segments than channels, a segment width above the channels, or a share that would be below
+        half a channel and is rounded up to one.
         """
         if self.segment_shares != "even":
             whole, least = sum(self.segment_shares), min(self.segment_shares)
@@ -91,9 +91,9 @@ class Position:
         return option if asked != PER_CHANNEL and asked > channels else None
 
     def clamped_count(self, realised: tuple[int, ...]) -> int | None:
-        """Layers that have fewer segments than asked for, from what they have; None where that alone cannot tell.
+        """How many layers have fewer segments than requested; None if the layers' segments alone do not tell.
 
-        For plans of earlier versions, which do not say which option clamped how many layers.
+        For plans of earlier versions, which do not record how many layers each option clamped.
         """
         if self.segment_width is not None or self.stage_segments is not None or self.segment_shares != "even":
             return None
@@ -102,14 +102,14 @@ class Position:
 
     @property
     def split(self) -> str:
-        """What the segments are called, whether or not the 1×1 is there."""
+        """The label of the segments, with or without a 1×1."""
         if self.stage_segments is not None:
             return ", ".join(map(_called, self.stage_segments))
         return _called(self.asked_of()) if self.segment_width is None else f"width {self.segment_width}"
 
     @property
     def label(self) -> str:
-        """What the position is called in tables and on axes."""
+        """The label of the position in tables and on axes."""
         if self.pointwise:
             return self.split
         return "plain 3×3" if self.split == "1" else f"{self.split}, no 1×1"
@@ -124,7 +124,7 @@ def _count(value: Any) -> Count | None:
 
 
 def _whole(value: Any) -> int | None:
-    """A whole number as pandas may have it: 8, 8.0 or "8"; None for None, NaN and its other kinds of nothing."""
+    """A whole number in any of pandas' forms (8, 8.0 or "8"); None for None, NaN and other missing values."""
     try:
         return int(float(value))
     except (TypeError, ValueError):

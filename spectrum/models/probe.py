@@ -1,13 +1,13 @@
-"""probe: a small network for images of 8 to 32 pixels, in the manner of Xception's middle flow.
+"""The network `probe`: small, for images of 8 to 32 pixels, with blocks like those of Xception's middle flow.
 
     stem     3×3 convolution, BN            stride 2 from 16 px up
     stage i  max-pool (from the second on), then `depth` × MiddleFlowBlock(widths[i])
-    exit     ReLU, global average pool, fully connected layers if asked for, dropout, logistic regression
+    exit     ReLU, global average pool, optional fully connected layers, dropout, logistic regression
 
-Resolution changes in the pools only, never inside the operation, so that swapping the order of its halves does not
-move the 1×1 across a stride. With downsampling="stride" there are no pools: the first spatial half of a later stage
-takes the stride, as in MobileNet, and the swap does move the 1×1. At 28×28×1 and the default widths the network has
-1.6 million MACs with one segment a channel and 13.3 million with 1 segment.
+Resolution changes only in the pools, never inside the operation, so that a change of order does not move the 1×1 across
+a stride. With downsampling="stride" there are no pools: the first 3×3 of each later stage has the stride, as in
+MobileNet, and a change of order does move the 1×1. At 28×28×1 and the default widths the network has 1.6 million MACs
+with one segment per channel and 13.3 million with 1 segment.
 """
 
 from itertools import pairwise
@@ -22,17 +22,17 @@ DEPTH = 1
 
 
 def build_probe(arch: NetworkOptions) -> nn.Module:
-    """Build the probe network. Raises ValueError when the images are too small for its stages."""
+    """Build the probe network. Raises ValueError if the images are too small for its stages."""
     return Probe(arch, probe_widths(arch), DEPTH if arch.depth is None else arch.depth)
 
 
 def probe_widths(arch: NetworkOptions) -> tuple[int, ...]:
-    """Stage widths in channels: explicit ones, or the default times `width`, rounded to whole channels."""
+    """Stage widths in channels: `widths` if given, else the defaults times `width`, rounded to whole channels."""
     return arch.scaled_widths(WIDTHS if arch.widths is None else arch.widths)
 
 
 class Probe(nn.Module):
-    """Images (N, in_channels, H, W), normalised, to logits (N, num_classes)."""
+    """The network, from normalised images (N, in_channels, H, W) to logits (N, num_classes)."""
 
     def __init__(self, arch: NetworkOptions, widths: tuple[int, ...], depth: int) -> None:
         super().__init__()

@@ -1,14 +1,14 @@
-"""ResNeXt (Xie et al. 2017, arXiv:1611.05431), whose cardinality is the number of segments, and a small one.
+"""ResNeXt (Xie et al. 2017, arXiv:1611.05431), whose cardinality is the number of segments, and a small version.
 
     stem    7×7 of 64, stride 2; BN, ReLU; max pool 3×3, stride 2
     stage i depths[i] bottlenecks: the operation (1×1, BN, ReLU, 3×3 in segments), BN, ReLU, 1×1, BN; added to the input
     exit    global average pool, logistic regression
 
 The paper's 32×4d network, ResNet-50's layout with 32 segments of 4 channels, has 25,028,904 parameters. Widths are the
-widths of the bottlenecks; a block gives twice as many channels.
+widths of the bottlenecks; the output of a block has twice as many channels.
 
-The small one, for images of 8 to 32 pixels, has the same blocks in three stages, two a stage, and the probe's stem of
-one 3×3, with a stride of 2 from 16 pixels up. Shapes: x_nchw is (N, C, H, W).
+The small version, for images of 8 to 32 pixels, has three stages of two such blocks and the stem of `probe`: one 3×3,
+with a stride of 2 from 16 pixels up. Shapes: x_nchw is (N, C, H, W).
 """
 
 from torch import Tensor, nn
@@ -33,7 +33,7 @@ SMALL_DEPTHS = (2, 2, 2)
 
 
 def build_resnext(arch: NetworkOptions) -> nn.Module:
-    """Build the network. Raises ValueError for images of fewer than 32 pixels a side: 16 times the stem's stride."""
+    """Build the network. Raises ValueError for images of fewer than 32 pixels per side: 16 times the stem's stride."""
     stride = arch.stem_stride or 2
     check_size(arch, "resnext", 16 * stride)
     stem = nn.Sequential(
@@ -45,7 +45,7 @@ def build_resnext(arch: NetworkOptions) -> nn.Module:
 
 
 def build_resnext_small(arch: NetworkOptions) -> nn.Module:
-    """Build the small network. Raises ValueError for fewer pixels a side than 4 times its stem's stride."""
+    """Build the small network. Raises ValueError for images of fewer pixels per side than 4 times the stem's stride."""
     check_size(arch, "resnext_small", 4 * stem_stride(arch))
     widths = resnext_small_widths(arch)
     stem = nn.Sequential(
@@ -56,24 +56,24 @@ def build_resnext_small(arch: NetworkOptions) -> nn.Module:
 
 
 def resnext_widths(arch: NetworkOptions) -> tuple[int, ...]:
-    """Four bottleneck widths in channels: explicit ones, or the paper's times `width`, rounded to whole channels."""
+    """Four bottleneck widths in channels: `widths` if given, else the paper's times `width`, rounded."""
     return arch.scaled_widths(WIDTHS)
 
 
 def resnext_small_widths(arch: NetworkOptions) -> tuple[int, ...]:
-    """Three bottleneck widths in channels: explicit ones, or the default times `width`, rounded to whole channels."""
+    """Three bottleneck widths in channels: `widths` if given, else the defaults times `width`, rounded."""
     return arch.scaled_widths(SMALL_WIDTHS)
 
 
 class ResNeXt(nn.Module):
-    """Images (N, in_channels, H, W) to logits (N, num_classes).
+    """The network, from images (N, in_channels, H, W) to logits (N, num_classes).
 
     Args:
-        arch: of the bottlenecks.
-        stem: what comes before them.
-        channels: that it gives.
-        widths: of the bottlenecks of each stage.
-        own_depths: blocks of each stage, if the architecture says no others.
+        arch: options of the network.
+        stem: module before the bottlenecks.
+        channels: channels of the stem's output.
+        widths: widths of the bottlenecks in each stage.
+        own_depths: default number of blocks in each stage.
     """
 
     def __init__(
@@ -104,7 +104,7 @@ class ResNeXt(nn.Module):
 
 
 class Bottleneck(nn.Module):
-    """The operation to `width` channels, BN, ReLU, and a 1×1 to twice as many; added to the input, then ReLU."""
+    """The operation to `width` channels, BN, ReLU and a 1×1 to twice as many; added to the input, then ReLU."""
 
     def __init__(self, arch: NetworkOptions, in_channels: int, width: int, stride: int, stage: int) -> None:
         super().__init__()

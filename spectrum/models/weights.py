@@ -1,7 +1,7 @@
-"""Weights of networks as files: by safetensors, and from Keras.
+"""Files of weights: safetensors, and files of Keras.
 
 save_weights(model, "xception.safetensors")        load_weights(model, "xception.safetensors")
-load_keras_weights(model, "xception.weights.h5")   of keras.Model.save_weights, or in the older layout
+load_keras_weights(model, "xception.weights.h5")   written by keras.Model.save_weights, or in the older layout
                                                    of the published ImageNet weights
 """
 
@@ -24,9 +24,9 @@ from torch import Tensor, nn
 from spectrum._files import write_whole
 from spectrum.conv.segmented import SegmentedConv2d
 
-SHOWN = 5  # of what does not fit
+SHOWN = 5  # mismatches that a message lists
 REMEDY = 'write it in Keras by model.save_weights("name.weights.h5")'
-KINDS = {  # the ranks of a layer's weights in a file, and what it is in Keras
+KINDS = {  # ranks of a layer's weights in a file: its kind in Keras
     (4,): "conv2d",
     (4, 4): "separable_conv2d",
     (1, 1, 1, 1): "batch_normalization",
@@ -36,11 +36,11 @@ KINDS = {  # the ranks of a layer's weights in a file, and what it is in Keras
 
 
 class WeightsError(ValueError):
-    """A file of weights that cannot be read, or does not fit a network."""
+    """A file of weights that cannot be read or does not fit a network."""
 
 
 class UnknownLayer(ValueError):
-    """A layer of a kind that no network here has."""
+    """A layer of a kind that no network of this package has."""
 
 
 def save_weights(model: nn.Module, file: str | Path) -> None:
@@ -48,22 +48,22 @@ def save_weights(model: nn.Module, file: str | Path) -> None:
 
     Args:
         model: any network.
-        file: to write; by custom its name ends in .safetensors.
+        file: file to write; by convention its name ends in .safetensors.
 
-    Raises OSError where it cannot be written; an old file is then as it was.
+    Raises OSError if it cannot be written; an old file is then unchanged.
     """
     write_whole(file, save({name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}))
 
 
 def load_weights(model: nn.Module, file: str | Path) -> None:
-    """Read what `save_weights` wrote, into a network of the same architecture.
+    """Load a file of `save_weights` into a network of the same architecture.
 
     Args:
-        model: takes the weights.
-        file: to read.
+        model: network that receives the weights.
+        file: file to read.
 
-    Nothing in the file is ever executed. Raises WeightsError where it cannot be read, or does not fit; the network then
-    keeps the weights it has.
+    Nothing in the file is ever executed. Raises WeightsError if it cannot be read or does not fit; the network then
+    keeps its weights.
     """
     try:
         found = load_file(file)
@@ -83,7 +83,7 @@ def load_weights(model: nn.Module, file: str | Path) -> None:
 
 @dataclass(frozen=True)
 class _Layer:
-    """A layer with weights: its kind in Keras, what it is called, and its weights."""
+    """A layer with weights: its kind in Keras, its name and its weights."""
 
     kind: str
     name: str
@@ -91,16 +91,16 @@ class _Layer:
 
 
 def load_keras_weights(model: nn.Module, file: str | Path) -> None:
-    """Read the weights of the same network in Keras.
+    """Load the weights of the same network in Keras.
 
     Args:
-        model: of a family that Keras has too: "xception", with one segment a channel, or "inception_v3".
+        model: network of an architecture that Keras has too: "xception" with one segment per channel, or
+            "inception_v3".
         file: a .weights.h5 of Keras 3, or an .h5 in the older layout, such as the published ImageNet weights.
 
-    Layers are matched kind by kind, in the order in which they were made. Needs h5py, which comes with Keras. A whole
-    model, as `keras.Model.save` writes it to .keras or .h5, is refused: write its weights by `save_weights`. Raises
-    WeightsError where the file cannot be read or does not fit, with the first layers that do not; the network then
-    keeps the weights it has.
+    Layers are matched by kind, in the order in which they were made. Needs h5py, which is installed with Keras. A file
+    of `keras.Model.save` (.keras or .h5) is refused: write one with Keras' `save_weights`. Raises WeightsError if the
+    file cannot be read or does not fit, naming the first layers that do not; the network then keeps its weights.
     """
     ours = _in_kerass_order(model)
     theirs = _layers_of(Path(file))
@@ -124,7 +124,7 @@ def load_keras_weights(model: nn.Module, file: str | Path) -> None:
 
 
 def _in_kerass_order(model: nn.Module) -> list[_Layer]:
-    """The network's layers as Keras lists them: as they run, and a skip after the body that it goes round."""
+    """The network's layers in the order of Keras: as they run, with a skip connection after the body of its block."""
     layers: list[_Layer] = []
     for name, module in model.named_modules():
         if isinstance(module, SegmentedConv2d):
@@ -142,29 +142,29 @@ def _in_kerass_order(model: nn.Module) -> list[_Layer]:
 
 
 def _check_separable(name: str, module: SegmentedConv2d) -> None:
-    """Raises WeightsError for an operation that is no separable convolution."""
+    """Raise WeightsError for an operation that is not a separable convolution."""
     plain = all(isinstance(part, nn.Identity | nn.Sequential) for part in module.between.modules())
     dense = module.pointwise is not None and len(module.pointwise.weights) == 1 and module.shuffle is None
     if not (dense and plain and module.order == "spatial_first" and set(module.segment_sizes) == {1}):
         raise WeightsError(
-            f"{name}: is no separable convolution of Keras; build the network with order='spatial_first', one segment "
-            "a channel, and nothing between the halves"
+            f"{name}: is not a separable convolution of Keras; build the network with order='spatial_first', one "
+            "segment per channel, and no norm or activation before the 1×1"
         )
 
 
 def _layers_of(path: Path) -> list[_Layer]:
-    """The layers with weights in a file of Keras, in its order."""
+    """The layers with weights in a file of Keras, in the file's order."""
     try:
         import h5py
     except ImportError:
         raise WeightsError('h5py is not installed: pip install "convolution-spectrum[keras]"') from None
 
     if _is_keras_archive(path):
-        raise WeightsError(f"{path}: is a whole model of Keras, not its weights; {REMEDY}")
+        raise WeightsError(f"{path}: is a complete Keras model, not a file of weights; {REMEDY}")
     try:
         with h5py.File(path) as file:
             if "model_weights" in file or "model_config" in file.attrs:
-                raise WeightsError(f"{path}: is a whole model of Keras, not its weights; {REMEDY}")
+                raise WeightsError(f"{path}: is a complete Keras model, not a file of weights; {REMEDY}")
             if "layer_names" not in file.attrs and "layers" not in file:
                 raise ValueError("it has no layers")
             return _as_made(list(_older(file) if "layer_names" in file.attrs else _newer(file)))
@@ -174,9 +174,9 @@ def _layers_of(path: Path) -> list[_Layer]:
         raise WeightsError(f"{path}: does not fit the network: {error}") from None
     except (OSError, KeyError, ValueError, IndexError, AttributeError) as error:
         if not path.exists():
-            raise WeightsError(f"{path}: is no file of Keras weights: there is no such file") from None
+            raise WeightsError(f"{path}: no such file") from None
         reason = "it is a folder" if path.is_dir() else error
-        raise WeightsError(f"{path}: is no file of Keras weights: {reason}; {REMEDY}") from None
+        raise WeightsError(f"{path}: is not a file of Keras weights: {reason}; {REMEDY}") from None
 
 
 def _is_keras_archive(path: Path) -> bool:
@@ -189,7 +189,7 @@ def _is_keras_archive(path: Path) -> bool:
 
 
 def _older(file: Any) -> Iterator[_Layer]:
-    """A group a layer, listed in order, with the names of its weights in order."""
+    """The layers of the older layout: one group per layer; attributes list layers and weights in order."""
     for name in map(_text, file.attrs["layer_names"]):
         weights = tuple(np.asarray(file[name][_text(weight)]) for weight in file[name].attrs["weight_names"])
         if weights:
@@ -197,7 +197,7 @@ def _older(file: Any) -> Iterator[_Layer]:
 
 
 def _newer(file: Any) -> Iterator[_Layer]:
-    """A group a layer, called after its class and numbered, with numbered weights."""
+    """The layers of the newer layout: one group per layer, named by class and number, with numbered weights."""
     for name in sorted(file["layers"], key=_numbered):
         stored = file["layers"][name].get("vars", {})
         weights = tuple(np.asarray(stored[key]) for key in sorted(stored, key=int))
@@ -206,7 +206,7 @@ def _newer(file: Any) -> Iterator[_Layer]:
 
 
 def _as_made(layers: list[_Layer]) -> list[_Layer]:
-    """Layers in the order in which they were made: as numbered, where Keras numbered all of a kind, else as listed.
+    """Layers in the order in which they were made: by number if Keras numbered all of a kind, else as listed.
 
     Keras lists layers by their distance from the output, which mixes branches of different lengths.
     """
@@ -219,7 +219,7 @@ def _as_made(layers: list[_Layer]) -> list[_Layer]:
 
 
 def _layer_of(name: str, weights: Sequence[NDArray[Any]]) -> _Layer:
-    """A layer with its weights as torch has them."""
+    """A layer with its weights in torch's layout."""
     kind = KINDS.get(tuple(weight.ndim for weight in weights))
     if kind is None:
         shapes = ", ".join(map(_shape, weights))
@@ -236,7 +236,7 @@ def _layer_of(name: str, weights: Sequence[NDArray[Any]]) -> _Layer:
 
 
 def _as_torch(array: NDArray[Any]) -> NDArray[Any]:
-    """(h, w, in, out) to (out, in, h, w), and (in, out) to (out, in)."""
+    """Transpose (h, w, in, out) to (out, in, h, w), and (in, out) to (out, in)."""
     return array.transpose(3, 2, 0, 1) if array.ndim == 4 else array.T
 
 

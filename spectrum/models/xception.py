@@ -1,17 +1,17 @@
-"""Xception (Chollet 2017, Fig. 5), every separable convolution of it at any place of the spectrum.
+"""Xception (Chollet 2017, Fig. 5), with any number of segments in its separable convolutions.
 
     entry   3×3 of 32, stride 2, and 3×3 of 64, unpadded; then modules of 128, 256 and 728 that halve the resolution
     middle  8 modules of 728, three operations each
-    exit    a module of 728 → 1024 that halves it; operations of 1536 and 2048; global average pool; fully connected
-            layers, if wanted; dropout; logistic regression
+    exit    a module of 728 → 1024 that halves it; operations of 1536 and 2048; global average pool; optional fully
+            connected layers; dropout; logistic regression
 
     paper                                   here
-    "separable convolution"                 segmented(arch, …); order="spatial_first", one segment a channel
-    "ReLU", "BN" after every convolution    BatchNormAct2d, both in one where nothing stands between
-    strided max pooling                     PaddedMaxPool2d, by TensorFlow's SAME unless padding="torch"
+    "separable convolution"                 segmented(arch, …); order="spatial_first", one segment per channel
+    "ReLU", "BN" after every convolution    BatchNormAct2d, which joins the two if they are adjacent
+    strided max pooling                     PaddedMaxPool2d, with TensorFlow's SAME unless padding="torch"
 
 Widths are stage widths: (stem, stem, entry, entry, middle, exit, exit, exit). The paper's network has 22,855,952
-parameters and 54,528 buffers of BN; at 299 pixels 8.36 thousand million MACs. Shapes: x_nchw is (N, C, H, W).
+parameters and 54,528 buffers of BN; at 299 pixels 8.36 billion MACs. Shapes: x_nchw is (N, C, H, W).
 """
 
 from itertools import pairwise
@@ -25,27 +25,27 @@ from spectrum.models.options import NetworkOptions
 
 WIDTHS = (32, 64, 128, 256, 728, 1024, 1536, 2048)
 DEPTH = 8  # modules of the middle flow
-MIDDLE = 2  # the stage of the middle flow, of six: 128, 256, 728, 1024, 1536, 2048
+MIDDLE = 2  # index of the middle flow among six stages: 128, 256, 728, 1024, 1536, 2048
 SMALLEST = 71  # pixels a side, as in Keras
 
 
 def build_xception(arch: NetworkOptions) -> nn.Module:
     """Build the network.
 
-    Raises ValueError for images of less than 71 pixels a side, as Keras does; with a `stem_stride`, of less than leave
-    one pixel after the stem's two unpadded convolutions and four poolings: 20 at a stride of 1, 37 at 2.
+    Raises ValueError for images of fewer than 71 pixels per side, as Keras does. With a `stem_stride` the limit is
+    lower: one pixel must remain after two unpadded convolutions and four pools, so 20 pixels at stride 1 and 37 at 2.
     """
     check_size(arch, "xception", SMALLEST if arch.stem_stride is None else 17 * arch.stem_stride + 3)
     return Xception(arch)
 
 
 def xception_widths(arch: NetworkOptions) -> tuple[int, ...]:
-    """Eight stage widths in channels: explicit ones, or the paper's times `width`, rounded to whole channels."""
+    """Eight stage widths in channels: `widths` if given, else the paper's times `width`, rounded to whole channels."""
     return arch.scaled_widths(WIDTHS)
 
 
 class Xception(nn.Module):
-    """Images (N, in_channels, H, W), scaled to ±1, to logits (N, num_classes)."""
+    """The network, from images (N, in_channels, H, W), scaled to ±1, to logits (N, num_classes)."""
 
     def __init__(self, arch: NetworkOptions) -> None:
         super().__init__()
@@ -80,9 +80,9 @@ class Xception(nn.Module):
 
 
 class ReducingModule(nn.Module):
-    """Two operations, max pooling with stride 2, and a skip of a 1×1 with stride 2; in the entry and exit flows.
+    """A module of the entry and exit flows: two operations and a max pool of stride 2; the skip is a 1×1 of stride 2.
 
-    The first module's input comes from a ReLU already, and it has none of its own.
+    The first module has no ReLU of its own, since its input is already the output of one.
     """
 
     def __init__(
@@ -110,7 +110,7 @@ class ReducingModule(nn.Module):
 
 
 class MiddleModule(nn.Module):
-    """Three times ReLU, operation, BN; added to the input."""
+    """A module of the middle flow: three times ReLU, operation, BN; added to the input."""
 
     def __init__(self, arch: NetworkOptions, channels: int, stage: int) -> None:
         super().__init__()

@@ -393,7 +393,7 @@ def test_cost_by_layer_says_where_a_count_is_a_lower_bound():
         ax = plots.cost_by_layer(costs, count).axes[0]
         assert ["at least" in text.get_text() for text in ax.texts] == [False, True]
         caption = said(ax.get_figure())
-        assert "part: Not counted, since what it multiplies is unknown: aten._fft_c2c" in caption
+        assert "part: Not counted, since the cost is unknown: aten._fft_c2c" in caption
         assert "whole:" not in caption
     ax = plots.cost_by_layer(costs, "params").axes[0]
     assert not any("at least" in text.get_text() for text in ax.texts)

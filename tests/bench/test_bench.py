@@ -44,8 +44,8 @@ def test_conclusions_about_the_operation_follow_from_its_table():
     rows += [op_row(s, "grouped", ms) for s, ms in ((1, 1.9), (2, 1.6), (3, 9.0), (4, 4.0), (8, 1.5))]
     rows += [op_row(s, "separate", 8.0) for s in (1, 2, 3, 4, 8)]
     found = op.findings(pd.DataFrame(rows))
-    assert found["least per cent of the roofline"] == 50
-    assert found["points below 50 %"] == 0
+    assert found["least percent of the roofline"] == 50
+    assert found["measurements below 50%"] == 0
     assert found["points"] == 4, "uneven segments are another comparison"
     assert found["slowest against the best peer"] == pytest.approx(2.0 / 1.9)
     assert found["times the best peer at 2 a segment"] == [4.0, 4.0]
@@ -63,7 +63,7 @@ def test_conclusions_about_a_step_follow_from_its_table():
     assert found["1 segment: times the default loop"] == 2
     assert found["8 a segment: times the default loop"] == 3
     assert found["8 a segment: times the best tuned loop"] == 2
-    assert found["most of a step spent on data, per cent"] == 2
+    assert found["most of a step spent on data, percent"] == 2
 
 
 def test_conclusions_about_a_network_follow_from_its_table():
@@ -119,7 +119,7 @@ def test_the_engine_and_a_folder_of_rows_are_measured(monkeypatch):
     monkeypatch.setattr(engine, "find_spec", lambda name: None)
     said = []
     table = engine.measure(rows=200, runs=3, rounds=2, on_row=said.append)
-    assert "Ray is not installed, and left out" in said.pop(1)
+    assert "Ray is not installed, so it is left out" in said.pop(1)
     assert list(table.what) == ["point", "status", "load", "resume"]
     assert (table.ms > 0).all()
     assert list(table["rounds"]) == [3, 2, 2, 2]
@@ -139,7 +139,7 @@ def test_ray_is_measured_where_it_is_installed():
     assert table.ms["point on Ray"] > 0
     assert 30 < table.percent["busy"] <= 100
     assert "| point on Ray |" in engine.as_markdown(table.reset_index())
-    assert engine.findings(table.reset_index())["per cent of the time that workers are busy"] == table.percent["busy"]
+    assert engine.findings(table.reset_index())["percent of the time that workers are busy"] == table.percent["busy"]
 
 
 def test_without_keras_the_others_are_measured(monkeypatch):
@@ -148,7 +148,7 @@ def test_without_keras_the_others_are_measured(monkeypatch):
     said = []
     table = models.measure(rounds=2, image_size=71, on_row=said.append)
     assert models.KERAS not in set(table.way)
-    assert "Keras is not installed, and left out" in said[0]
+    assert "Keras is not installed, so it is left out" in said[0]
 
 
 @pytest.mark.medium
@@ -162,7 +162,7 @@ def test_the_operation_is_measured_beside_its_peers(tmp_path, capsys):
     record = json.loads((tmp_path / "op.machine.json").read_text())
     assert record["threads"] == 1
     assert record["torch"]
-    assert "points below 50 %" in capsys.readouterr().out
+    assert "measurements below 50%" in capsys.readouterr().out
 
 
 @pytest.mark.slow
@@ -214,7 +214,7 @@ def test_a_study_and_a_script_train_the_same_runs():
         (["op", "--shape", "1", "2", "0", "4"], "--shape"),
         (["steps"], "bench steps: needs --study FOLDER"),
         (["op", "--study", "results/curve"], "bench op --study results/curve: only steps takes --study; leave it out"),
-        (["steps", "--study", "nowhere"], "--study nowhere: is no folder with a plan.json"),
+        (["steps", "--study", "nowhere"], "--study nowhere: no plan.json with runs"),
         (["train", "--shape", "1", "2", "3", "4"], "bench train --shape 1 2 3 4: only op takes --shape"),
     ],
 )

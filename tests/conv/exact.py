@@ -11,7 +11,7 @@ from torch._dynamo.backends.debugging import aot_eager
 
 from spectrum.conv.backends import compiled
 from spectrum.conv.backends.choice import Choice
-from spectrum.conv.half import SegmentedHalf
+from spectrum.conv.grouped import GroupedConv2d
 from spectrum.conv.kernels import torch_operation
 from spectrum.conv.norm import BatchNormAct2d
 
@@ -105,7 +105,7 @@ def chosen(module, choice):
     module = copy.deepcopy(module)
     name = choice if choice in CHOICES else "auto"
     for part in module.modules():
-        if isinstance(part, SegmentedHalf):
+        if isinstance(part, GroupedConv2d):
             part.choice = Choice(name)
         elif isinstance(part, BatchNormAct2d):
             part.backend = name

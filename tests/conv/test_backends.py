@@ -12,7 +12,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from spectrum import SegmentedConv2d, measure_cost
-from spectrum.conv import half
+from spectrum.conv import grouped
 from spectrum.conv.backends.choice import BACKENDS, choose
 from spectrum.conv.backends.coalesced import coalesced
 from spectrum.conv.backends.derived import fold
@@ -103,7 +103,7 @@ def used(monkeypatch):
 def folds(monkeypatch):
     """One entry a call of `fold`."""
     calls = []
-    monkeypatch.setattr(half, "fold", lambda *weights: calls.append(weights) or fold(*weights))
+    monkeypatch.setattr(grouped, "fold", lambda *weights: calls.append(weights) or fold(*weights))
     return calls
 
 

@@ -240,7 +240,7 @@ except ValueError as error:
 """
     warning, refusal = said(run(code, SPECTRUM_CACHE=str(tmp_path), SPECTRUM_BACKEND=None, **environment))
     assert warning.startswith("compiled kernels are not used: ")
-    reason = "CXX=/nonexistent is not there" if "PATH" not in environment else "there is no C++ compiler (install g++"
+    reason = "CXX=/nonexistent: no such compiler" if "PATH" not in environment else "no C++ compiler found (install g++"
     assert reason in warning
     assert refusal.startswith("SPECTRUM_BACKEND=compiled: the kernels could not be built here; try auto")
 
@@ -375,7 +375,7 @@ def test_a_folder_that_others_may_write_to_is_not_trusted(fresh, instant):
     lies_below_a_file(fresh)
     build._second_folder().mkdir()
     build._second_folder().chmod(0o777)
-    with pytest.raises(build.BuildError, match="others may write"):
+    with pytest.raises(build.BuildError, match="other users may write"):
         build.build(fresh)
 
 
@@ -383,7 +383,9 @@ def test_a_folder_that_others_may_write_to_is_not_trusted(fresh, instant):
 def test_a_cache_folder_that_others_may_write_to_is_not_loaded_from(mode, fresh, instant):
     planted = build.build(fresh)
     fresh.chmod(mode)
-    with pytest.warns(UserWarning, match="kernels are not kept in .*: it belongs to another user, or others may write"):
+    with pytest.warns(
+        UserWarning, match="kernels are not kept in .*: it belongs to another user, or other users may write"
+    ):
         path = build.build(fresh)
     assert path.parent == build._second_folder() != planted.parent
     assert build.build(fresh) == path, "the warning comes with a build only"

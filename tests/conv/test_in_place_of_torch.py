@@ -256,8 +256,8 @@ def test_a_function_between_the_halves_has_its_name_in_the_text_and_no_state():
     assert torch.equal(loaded(x_nchw), module(x_nchw))
 
 
-def test_an_activation_needs_a_second_half():
-    with pytest.raises(ValueError, match="activation: there is no second half"):
+def test_an_activation_needs_the_1x1():
+    with pytest.raises(ValueError, match="activation: needs the 1×1"):
         SegmentedConv2d(12, 16, pointwise=False, activation=nn.ReLU())
 
 

@@ -1,4 +1,4 @@
-"""Keras' SeparableConv2D is the operation with one segment a channel, spatial half first."""
+"""Keras' SeparableConv2D is the operation with one segment per channel, spatial-first."""
 
 from __future__ import annotations
 

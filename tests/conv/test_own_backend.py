@@ -121,12 +121,12 @@ def test_the_environment_prefers_it_too(monkeypatch):
 @pytest.mark.parametrize(
     ("backend", "options", "why"),
     [
-        ("compiled", {"stride": 2}, "3×3, with stride 1"),
-        ("compiled", {"kernel_size": 5}, "this half is .*stride"),
+        ("compiled", {"stride": 2}, "3×3 kernels with stride 1"),
+        ("compiled", {"kernel_size": 5}, "this layer is .*stride"),
         ("compiled", {"dilation": 2}, "dilation 1"),
         ("compiled", {"padding": 3}, "2 pixels of padding"),
-        ("coalesced", {"segments": 1}, "2 to 4 inputs"),
-        ("coalesced", {"segments": "per_channel"}, "2 to 4 inputs"),
+        ("coalesced", {"segments": 1}, "2 to 4 input channels"),
+        ("coalesced", {"segments": "per_channel"}, "2 to 4 input channels"),
         ("unfolded", {"stride": 2}, "it takes stride 1"),
     ],
 )
@@ -143,13 +143,13 @@ def test_a_named_backend_refuses_an_input_and_computes_no_other_way(backend):
         copy.deepcopy(module).double()(images(1, 16, 4, 4).double())
     with torch.autocast("cpu", torch.bfloat16):
         if backend == "compiled":
-            with pytest.raises(InputError, match="not under autocast"):
+            with pytest.raises(InputError, match="without autocast"):
                 module(images(1, 16, 4, 4))
 
 
 def test_complex_numbers_are_not_coalesced():
     module = SegmentedConv2d(16, 16, segments=4, backend="coalesced", pointwise=False, dtype=torch.complex64)
-    with pytest.raises(InputError, match="floating numbers"):
+    with pytest.raises(InputError, match="floating-point tensors"):
         module(torch.zeros(1, 16, 4, 4, dtype=torch.complex64))
 
 

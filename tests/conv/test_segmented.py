@@ -292,9 +292,9 @@ def test_initial_weights_are_distributed_like_those_of_conv2d():
         ({"shuffle": True}, "shuffle=True: .* pointwise_segments > 1"),
         ({"pointwise_segments": 13}, "pointwise_segments=13: expected 1 … 12"),
         ({"pointwise_segments": 0}, "pointwise_segments=0"),
-        ({"pointwise": False, "norm": True}, "norm: there is no second half"),
-        ({"pointwise": False, "activation": "relu"}, "activation: there is no second half"),
-        ({"pointwise": False, "pointwise_segments": 2}, "pointwise_segments: there is no second half"),
+        ({"pointwise": False, "norm": True}, "norm: needs the 1×1"),
+        ({"pointwise": False, "activation": "relu"}, "activation: needs the 1×1"),
+        ({"pointwise": False, "pointwise_segments": 2}, "pointwise_segments: needs the 1×1"),
         ({"kernel_size": 2}, "even kernel_size"),
         ({"kernel_size": 0}, "kernel_size=0"),
         ({"stride": 0}, "stride=0"),
@@ -309,7 +309,7 @@ def test_wrong_arguments_are_named(arguments, says):
 
 
 def test_a_bare_operation_cannot_be_per_channel_into_fewer_channels():
-    with pytest.raises(ValueError, match='segments="per_channel": 16 channels cannot each give'):
+    with pytest.raises(ValueError, match='segments="per_channel": 16 inputs need as many outputs'):
         SegmentedConv2d(16, 12, pointwise=False, segments="per_channel")
     with pytest.raises(ValueError, match="in_channels=0"):
         SegmentedConv2d(0, 12)

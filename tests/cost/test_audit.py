@@ -131,27 +131,27 @@ def test_reasons_follow_from_the_layers():
         for counter, reading in readings("plain").items()
     }
     biases = 8 * numbers + 12 * last + 10
-    assert reasons["fvcore"] == {"BN at 2 a number": 2 * 8 * numbers, "AdaptiveAvgPool2d at 1 a number": 12 * last}
+    assert reasons["fvcore"] == {"BN at 2 per value": 2 * 8 * numbers, "AdaptiveAvgPool2d at 1 per value": 12 * last}
     assert reasons[TORCH] == {}
     assert reasons[TORCH_BOTH] == {"group error": 3 * 12 * 2 * 9 * last}
     if "ptflops" in sys.modules:
         assert reasons["ptflops aten"] == {"biases": biases}
-        assert reasons["ptflops pytorch"]["ReLU at 2 a number"] == 2 * 8 * numbers
-        assert reasons["ptflops pytorch"]["MaxPool2d at 2 a number"] == 2 * 8 * numbers
+        assert reasons["ptflops pytorch"]["ReLU at 2 per value"] == 2 * 8 * numbers
+        assert reasons["ptflops pytorch"]["MaxPool2d at 2 per value"] == 2 * 8 * numbers
     if "thop" in sys.modules:
-        assert reasons["thop"]["BN at 4 a number"] == 4 * 8 * numbers
-        assert reasons["thop"]["AdaptiveAvgPool2d at its window + 1 an output"] == 12 * (last + 1)
+        assert reasons["thop"]["BN at 4 per value"] == 4 * 8 * numbers
+        assert reasons["thop"]["AdaptiveAvgPool2d at its window + 1 per output"] == 12 * (last + 1)
     if "torchinfo" in sys.modules:
         assert reasons["torchinfo"] == {"parameters of BN": 16, "biases": biases}
 
 
 def test_counters_that_hook_modules_do_not_see_the_segments():
     cost = measure_cost(network("8 elu pointwise_first"), SHAPE)
-    halves = sum(layer.macs for layer in cost.layers if layer.kind == "SegmentedHalf")
+    halves = sum(layer.macs for layer in cost.layers if layer.kind == "GroupedConv2d")
     for counter in ("ptflops pytorch", "thop", "torchinfo"):
         reading = readings("8 elu pointwise_first")[counter]
         if reading.version is not None:
-            assert {reason.name: reason.macs for reason in reading.reasons}["SegmentedHalf not seen"] == -halves
+            assert {reason.name: reason.macs for reason in reading.reasons}["GroupedConv2d not seen"] == -halves
 
 
 def test_what_no_rule_knows_is_left_over():
@@ -205,7 +205,7 @@ def test_a_counter_that_fails_says_so():
         assert problems["ptflops aten"] is None
         assert problems["ptflops pytorch"].startswith("failed: ")
         assert "wants no counter" in problems["ptflops pytorch"]
-    assert as_prose(audited).startswith("Forward + backward is 2.000 × forward: 3,")
+    assert as_prose(audited).startswith("Forward + backward is 2.000 × forward: 3 minus")
 
 
 class Words(nn.Module):
@@ -271,7 +271,7 @@ class Detached(nn.Module):
 def test_prose_gives_no_reason_that_is_untrue():
     model = plain()
     model[0].requires_grad_(False)
-    assert ": 3, less the gradients that are not needed; " in as_prose(audit(model, SHAPE))
+    assert ": 3 minus the gradients that are not needed; " in as_prose(audit(model, SHAPE))
 
 
 def test_the_network_is_left_as_it_was(capfd):
@@ -312,14 +312,14 @@ def test_rows_say_figure_unit_difference_and_reasons():
     assert both[1].endswith(" FLOPs = 2 × MACs")
     assert both[3:] == [f"+{error:,}", f"group error +{error:,}"]
     unseen = as_rows(audit(network("8 elu pointwise_first"), SHAPE))[1][COUNTERS.index("ptflops pytorch")]
-    assert "SegmentedHalf not seen −" in unseen[4] or "not installed" in unseen[4]
+    assert "GroupedConv2d not seen −" in unseen[4] or "not installed" in unseen[4]
 
 
 def test_prose_sets_torchs_ratio_beside_ours():
     model = nn.Sequential(nn.Conv2d(3, 8, 1, bias=False), nn.Conv2d(8, 8, 1, groups=4, bias=False))
     line = as_prose(audit(model, (3, 4, 4)))  # 24 and 16 MACs a pixel
-    assert line.startswith("Forward + backward is 2.400 × forward: 3,")
-    assert line.endswith("torch's counter says 3.600 ×.")
+    assert line.startswith("Forward + backward is 2.400 × forward: 3 minus")
+    assert line.endswith("torch's counter gives 3.600 ×.")
     assert as_prose(audit(nn.Sequential(nn.ReLU()), SHAPE)).startswith("The network has no")
 
 

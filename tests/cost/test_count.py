@@ -67,7 +67,7 @@ def closed_form_macs(model, shape):
             total += sum(weight.numel() for weight in module.weights) * math.prod(output.shape[2:])
 
     counted = [
-        m for m in model.modules() if isinstance(m, (nn.Linear, nn.Conv2d)) or type(m).__name__ == "SegmentedHalf"
+        m for m in model.modules() if isinstance(m, (nn.Linear, nn.Conv2d)) or type(m).__name__ == "GroupedConv2d"
     ]
     hooks = [module.register_forward_hook(count) for module in counted]
     model.eval()(torch.zeros(1, *shape))
@@ -402,8 +402,8 @@ def test_speed_is_of_classifiers_of_any_input_and_else_refused_in_words():
     assert 0 < measure_cost(model, (3, 5), batch_size=2).speed.step < 5
     for model, said in (
         (nn.Conv1d(3, 4, 1), r"one example gives a tensor of shape \(1, 4, 5\)"),
-        (nn.Flatten(), "no weights that train"),
-        (nn.Conv1d(3, 4, 1, device="meta"), 'a network on "meta" has no numbers'),
+        (nn.Flatten(), "no trainable weights"),
+        (nn.Conv1d(3, 4, 1, device="meta"), 'a network on "meta" cannot be run'),
         (nn.Sequential(nn.Flatten(), nn.Linear(15, 3), Listed()), "one example gives list"),
     ):
         with pytest.raises(ValueError, match=f"batch_size: .*{said}"):

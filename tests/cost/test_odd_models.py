@@ -27,7 +27,7 @@ def test_an_audit_names_what_it_does_not_count(model, capsys):
     assert main(["audit", model, *IMPORT]) == 0
     said = capsys.readouterr().out
     assert "not counted" not in said.partition("\n")[0]
-    assert "\nNot counted, since what it multiplies is unknown: aten._fft_c2c (2 calls); " in said
+    assert "\nNot counted, since the cost is unknown: aten._fft_c2c (2 calls); " in said
     assert "The MACs are a lower bound.\n" in said
 
 
@@ -54,14 +54,14 @@ def test_an_audit_of_a_network_that_takes_no_image_is_refused_in_a_sentence(mode
 
 def test_a_speed_that_cannot_be_measured_is_refused_in_a_sentence(capsys):
     assert main(["audit", "odd_mixer", *IMPORT, "--batch-size", "2"]) == 2
-    assert "batch_size: one example gives Output; the training step is of a classifier" in capsys.readouterr().err
+    assert "batch_size: one example gives Output; a training step needs a classifier" in capsys.readouterr().err
 
 
 def test_a_plan_names_what_it_does_not_count(study_folder, capsys):
     (study_folder / "odd.toml").write_text(STUDY.format(model="odd_scores"))
     assert main(["plan", "odd.toml", *IMPORT]) == 0
     said = capsys.readouterr().out
-    assert said.count("model odd_scores: Not counted, since what it multiplies is unknown: aten._fft_c2c") == 1
+    assert said.count("model odd_scores: Not counted, since the cost is unknown: aten._fft_c2c") == 1
     assert main(["plan", "odd.toml", "--json", *IMPORT]) == 0
     runs = json.loads(capsys.readouterr().out)["points"]
     assert all("aten._fft_c2c" in run["caveat"] for run in runs)

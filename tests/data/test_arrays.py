@@ -132,9 +132,9 @@ def test_tensors_are_taken_as_arrays_are(registry):
         ({"test_x": PIXELS, "test_y": LABELS + 1}, "test_y: the label 3 has no training image"),
         (
             {"test_x": PIXELS[:, :5], "test_y": LABELS},
-            "test_x: images of 5×10 pixels and 3 channels, and",
+            "test_x: images of 5×10 pixels and 3 channels, but",
         ),
-        ({"test_x": PIXELS[..., 0], "test_y": LABELS}, "test_x: images of 10×10 pixels and 1 channel, and train_x has"),
+        ({"test_x": PIXELS[..., 0], "test_y": LABELS}, "test_x: images of 10×10 pixels and 1 channel, but train_x has"),
     ],
 )
 def test_arrays_that_are_no_data_set_are_refused_by_name(registry, arrays, why):
@@ -193,7 +193,7 @@ def test_another_loader_of_the_same_name_is_refused_and_the_same_one_is_not(regi
     register_dataset("mine", mine)
     with pytest.raises(ValueError, match="'mine' is registered already"):
         register_dataset("mine", dict)
-    with pytest.raises(ValueError, match="expected what gives Arrays"):
+    with pytest.raises(ValueError, match="must return Arrays"):
         register_dataset("other", PIXELS)
 
 

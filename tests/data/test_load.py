@@ -718,7 +718,7 @@ def test_a_cache_folder_that_others_may_write_to_is_not_used(
     shared.mkdir()
     shared.chmod(mode)
     monkeypatch.setenv("SPECTRUM_CACHE", str(shared))
-    with pytest.warns(UserWarning, match="is not used: it belongs to another user, or others may write to it"):
+    with pytest.warns(UserWarning, match="is not used: it belongs to another user, or other users may write to it"):
         first = load_anew()
     assert same(load_anew(), first)
     assert decoded == ["flowers"] * 2

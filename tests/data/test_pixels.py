@@ -182,7 +182,7 @@ def test_transparent_pixels_do_not_widen_the_range_of_16_bits(colour: int, chann
     with pytest.raises(ValueError, match="span less than a sixteenth"):
         Decoder()(png(values, colour))
     values[..., -1] = np.arange(16).reshape(4, 4) * 17  # numbers of 8 bits, in the alpha channel too
-    with pytest.raises(ValueError, match=r"span less than a sixteenth|all its pixels become alike"):
+    with pytest.raises(ValueError, match=r"span less than a sixteenth|all its pixels become equal"):
         Decoder()(png(values, colour))
 
 
@@ -246,7 +246,7 @@ def test_a_picture_that_is_drawn_in_alpha_alone_stays_a_picture_or_is_refused() 
     drawn = {ink: np.dstack([np.full((16, 16, 3), ink, np.uint8), alpha]) for ink in (0, 255)}
     black = Decoder()(saved(Image.fromarray(drawn[0])))
     assert np.abs(black[..., 0].astype(int) - (255 - alpha)).max() <= 1
-    with pytest.raises(ValueError, match="all its pixels become alike on a white background, though they differ"):
+    with pytest.raises(ValueError, match="all its pixels become equal on a white background, though they differ"):
         Decoder()(saved(Image.fromarray(drawn[255])))
     assert (Decoder()(encoded(np.full((4, 4), 7, np.uint8))) == 7).all(), "an image may be of one grey"
 

@@ -93,7 +93,7 @@ def test_the_validation_split_is_the_same_for_any_number_of_training_images() ->
 
 def test_more_training_images_than_there_are_is_an_error() -> None:
     assert len(split(some_images(), 0.5, 100).train_y) == 100
-    with pytest.raises(DataError, match="train_images=101: only 100 are left beside the validation split"):
+    with pytest.raises(DataError, match="train_images=101: only 100 are left after the validation split"):
         split(some_images(), 0.5, 101)
 
 

@@ -316,7 +316,7 @@ def test_the_teacher_sees_at_the_resolution_of_its_students(side: int, stride: i
         ({"segments": 2.0}, "segments=2.0"),
         ({"segments": "all"}, "segments='all'"),
         ({"segments": [3, 3]}, r"segments=\[3, 3\]"),
-        ({"label_noise": -0.1}, "label_noise=-0.1: expected a part from 0 to below 1"),
+        ({"label_noise": -0.1}, "label_noise=-0.1: expected a fraction from 0 to below 1"),
         ({"label_noise": 1.0}, "label_noise=1.0"),
         ({"label_noise": math.nan}, "label_noise=nan"),
         ({"classes": 1}, "classes=1: expected at least 2"),
@@ -336,8 +336,8 @@ def test_images_that_cannot_be_made_are_refused(name: str) -> None:
         gaussian_images(**(said | {name: 0}), seed=0)
 
 
-def test_images_that_look_all_alike_are_refused() -> None:
+def test_images_that_a_teacher_cannot_tell_apart_are_refused() -> None:
     grey = torch.full((30, 1, 8, 8), 9, dtype=torch.uint8)
     labels = torch.zeros(30, dtype=torch.int64)
-    with pytest.raises(ValueError, match="alike to a teacher"):
+    with pytest.raises(ValueError, match="cannot tell the images apart"):
         relabelled(Images(grey, labels, grey, labels, 1, ""), segments=1, label_noise=0, seed=0)

@@ -245,11 +245,11 @@ def test_a_schedule_and_proportions_take_the_place_of_a_number_of_segments():
         (3, None, (3, 2, 1)),
     ]
     for wrong, message in (
-        ({"base": {"segments": 2, "segment_shares": [3, 2, 1]}}, "segment_shares: are 3; set segments to that number"),
+        ({"base": {"segments": 2, "segment_shares": [3, 2, 1]}}, "segment_shares: has 3; set segments to that number"),
         ({"base": {"segments": 2, "stage_segments": [1, 2, 3]}}, "segments and stage_segments: give one of the two"),
-        ({"base": {"segment_shares": [1, 0]}}, r"segment_shares: .*are no proportions; try "),
-        ({"base": {"segment_shares": 3}}, r"segment_shares: 3 are no proportions"),
-        ({"base": {"segment_shares": []}}, r"segment_shares: .*are no proportions"),
+        ({"base": {"segment_shares": [1, 0]}}, r"segment_shares: .*are not proportions; try "),
+        ({"base": {"segment_shares": 3}}, r"segment_shares: 3 are not proportions"),
+        ({"base": {"segment_shares": []}}, r"segment_shares: .*are not proportions"),
         (
             {"base": {"segment_width": 2, "segment_shares": [2, 1]}},
             "segment_width and segment_shares: give one of the two",

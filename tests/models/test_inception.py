@@ -85,7 +85,7 @@ def test_the_canonical_module_is_its_figure():
 def test_weights_go_only_into_a_form_that_has_their_segments():
     simplified = InceptionModule(6, 12, form="simplified", segments=3)
     for other in (InceptionModule(6, 12, form="segments", segments=4), InceptionModule(6, 12)):
-        with pytest.raises(ValueError, match="with the same segments"):
+        with pytest.raises(ValueError, match="of the same segments"):
             other.load_towers(simplified)
     with pytest.raises(ValueError, match="form='extrem': unknown; try 'canonical'"):
         InceptionModule(6, 12, form="extrem")
@@ -104,7 +104,7 @@ def test_the_small_network_is_made_of_one_form(form):
 @pytest.mark.parametrize("form", ["canonical", "extreme"])
 @pytest.mark.parametrize("asked", [{"segments": 3}, {"segment_width": 2}, {"stage_segments": (1, 2, 3)}])
 def test_a_form_with_segments_of_its_own_takes_no_others(form, asked):
-    with pytest.raises(ValueError, match=f"{next(iter(asked))}: form = '{form}' has its own; leave it out"):
+    with pytest.raises(ValueError, match=f"{next(iter(asked))}: form = '{form}' fixes the segments; leave it out"):
         build_model("inception", form=form, **asked)
 
 
@@ -144,9 +144,9 @@ def test_averages_count_padding_in_as_torch_does_or_not_as_tensorflow_does():
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        ({"image_size": 74}, "inception_v3 needs 75 pixels"),
-        ({"image_size": 298, "auxiliary": True}, "inception_v3 needs 299 pixels"),
-        ({"image_size": 75, "segments": 4}, "segments: the family 'inception_v3' has no use for it"),
+        ({"image_size": 74}, "inception_v3 needs at least 75 pixels"),
+        ({"image_size": 298, "auxiliary": True}, "inception_v3 needs at least 299 pixels"),
+        ({"image_size": 75, "segments": 4}, "segments: the architecture 'inception_v3' has no use for it"),
     ],
 )
 def test_what_cannot_be_built_says_why(options, says):

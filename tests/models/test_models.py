@@ -206,9 +206,9 @@ def test_a_family_needs_a_name(name):
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        ({"builder": "build"}, "builder='build': expected what gives"),
-        ({"builder": None}, "builder=None: expected what gives"),
-        ({"widths": (16, 32)}, r"widths=\(16, 32\): expected what gives"),
+        ({"builder": "build"}, "builder='build': must return"),
+        ({"builder": None}, "builder=None: must return"),
+        ({"widths": (16, 32)}, r"widths=\(16, 32\): must return"),
         ({"uses": 5}, "uses=5: expected names of fields"),
         ({"uses": [5]}, "uses=5: no option of a network"),
         ({"uses": [None]}, "uses=None: no option of a network"),
@@ -526,7 +526,7 @@ def test_numbers_of_numpy_and_lists_are_pythons_own_in_an_architecture():
 
 
 def test_what_a_network_is_built_from_is_an_architecture_or_options():
-    with pytest.raises(ValueError, match=r"build_model: .* are no NetworkOptions; give options by name"):
+    with pytest.raises(ValueError, match=r"build_model: .*; give NetworkOptions, or options by name"):
         build_model("probe", {"segments": 8})
     with pytest.raises(ValueError, match="model=8: expected a name"):
         build_model(8)

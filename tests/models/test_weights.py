@@ -81,14 +81,14 @@ def convolution_with_bias(file):
 @pytest.mark.parametrize(
     ("name", "write", "says"),
     [
-        ("model.keras", keras_archive, "is a whole model of Keras, not its weights; .*save_weights"),
-        ("renamed.weights.h5", keras_archive, "is a whole model of Keras, not its weights; .*save_weights"),
-        ("model.h5", whole_hdf5, "is a whole model of Keras, not its weights; .*save_weights"),
-        ("a.zip", other_archive, "is no file of Keras weights: .*save_weights"),
-        ("a.h5", other_hdf5, "is no file of Keras weights: it has no layers; .*save_weights"),
+        ("model.keras", keras_archive, "is a complete Keras model, not a file of weights; .*save_weights"),
+        ("renamed.weights.h5", keras_archive, "is a complete Keras model, not a file of weights; .*save_weights"),
+        ("model.h5", whole_hdf5, "is a complete Keras model, not a file of weights; .*save_weights"),
+        ("a.zip", other_archive, "is not a file of Keras weights: .*save_weights"),
+        ("a.h5", other_hdf5, "is not a file of Keras weights: it has no layers; .*save_weights"),
         ("a.weights.h5", convolution_with_bias, r"does not fit the network: layer conv2d .*\(3, 3, 3, 4\), \(4,\)"),
-        ("folder.h5", lambda file: file.mkdir(), "is no file of Keras weights: it is a folder"),
-        ("none.h5", lambda file: None, "is no file of Keras weights: there is no such file"),
+        ("folder.h5", lambda file: file.mkdir(), "is not a file of Keras weights: it is a folder"),
+        ("none.h5", lambda file: None, "no such file"),
     ],
 )
 def test_what_is_said_of_a_file_of_keras_without_weights_alone_is_true(tmp_path, name, write, says):

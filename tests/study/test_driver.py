@@ -55,7 +55,7 @@ def test_more_segments_than_any_layer_has_channels_are_refused(study_folder):
 
 @pytest.mark.parametrize("said", [{"train_images": 10_000}, {"validation_fraction": 0.99}], ids=str)
 def test_more_training_images_than_there_are_are_refused_before_anything_is_written(study_folder, said):
-    with pytest.raises(DataError, match=r"train_images=\d+: only \d+ are left beside the validation split"):
+    with pytest.raises(DataError, match=r"train_images=\d+: only \d+ are left after the validation split"):
         run_study(tiny(base=said))
     assert not list(study_folder.iterdir())
 

@@ -286,7 +286,7 @@ def test_a_family_of_ones_own_needs_to_tell_its_widths(own_family):
     own_family()
     budget = {"match": "params", "reference": {"model": "probe", "width": 0.25}}
     said = study(base={"model": "own"}, axes={"segments": [1]}, budget=budget)
-    with pytest.raises(SpecError, match="'own': does not tell its stage widths; give register_model its `widths`"):
+    with pytest.raises(SpecError, match="'own': has no stage widths; pass `widths` to register_model"):
         plan_study(said)
 
 

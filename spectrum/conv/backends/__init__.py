@@ -1,1 +1,1 @@
-"""Exact ways to compute a segmented convolution, one file each, a registry of them, and the rule that chooses one."""
+"""Exact implementations (backends) of a segmented convolution, one file each, and the rule that chooses one."""

@@ -1,17 +1,17 @@
-"""Backends by name, and which one computes what.
+"""The registry of backends, and the rule that chooses one for a layer and its input.
 
     native      torch's own grouped convolution, one call per run
     coalesced   several narrow segments as one wider group with a block-diagonal kernel
     compiled    kernels of this project (conv/kernels/): 3×3, stride 1, float32, CPU
 
 A layer's backend is, in this order: its argument `backend=`, `prefer_backend`, `$SPECTRUM_BACKEND`, "auto".
-"auto" goes by the table below. The argument is binding: what that backend cannot compute is refused. `prefer_backend`
-and `$SPECTRUM_BACKEND` are wishes for a whole network or process: torch's own convolution computes what the named
-backend cannot.
+"auto" follows the table below. The argument is binding: an input that its backend cannot compute is refused.
+`prefer_backend` and `$SPECTRUM_BACKEND` are preferences for a whole network or process: torch's own convolution
+computes what the named backend cannot.
 
-While something looks on (a counter, an exporter, a function transform, any mode of dispatch) and for subclasses of
-Tensor, native is used whatever was asked for, so that the true convolutions are seen. `groups`, torch's word for
-equal segments, appears in this package alone, and in the bench that writes a network as others would.
+A counter, an exporter, a function transform or a dispatch mode must see the true convolutions. While one is active, and
+for subclasses of Tensor, native is always used. `groups`, torch's word for equal segments, appears in this package and
+in the benchmark that writes a network with `torch.nn`, nowhere else.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from spectrum.conv.backends.tracing import is_channels_last, is_plain, is_traced
 from spectrum.conv.kernels.build import library
 
 AUTO = "auto"
-TAKEN = {  # names that would mean two things
+TAKEN = {  # names with another meaning
     AUTO: "means that the fastest known one is chosen",
     "folded": "says, where backends are seen, that two convolutions were computed as one",
     "library": 'says, in rows of results, "auto" without kernels',
@@ -68,13 +68,13 @@ def list_backends() -> list[str]:
 
 
 def register_backend(name: str, factory: Callable[[], Backend]) -> None:
-    """Add a backend of your own under a name, for `SegmentedConv2d(…, backend=NAME)` and `$SPECTRUM_BACKEND`.
+    """Register a backend of your own, for `SegmentedConv2d(…, backend=NAME)` and `$SPECTRUM_BACKEND`.
 
     Args:
-        name: a new one; a module may register the same factory again, and its own anew when it is read again.
-        factory: called without arguments, here and once, such as a subclass of `Backend`.
+        name: a new name. The same factory may be registered again, and so may its new version in a reloaded module.
+        factory: a subclass of `Backend`, or a function that returns a Backend; called once, at once, without arguments.
 
-    Raises ValueError for a name that is taken or is none, and for what gives no Backend.
+    Raises ValueError for an invalid or taken name, and for a factory that does not return a Backend.
     """
     if (meaning := TAKEN.get(str(name))) is not None:
         raise ValueError(f"name={name!r}: {meaning}; choose another name")
@@ -91,10 +91,10 @@ def register_backend(name: str, factory: Callable[[], Backend]) -> None:
 
 @contextmanager
 def prefer_backend(name: str) -> Iterator[None]:
-    """Layers that are made inside take this backend where it can compute them, and torch's own elsewhere.
+    """Prefer a backend for layers made inside the block; torch's own convolution computes what it cannot.
 
-    In this thread of this process: `run_study`, whose workers are processes of their own, refuses to run inside and
-    asks for `$SPECTRUM_BACKEND`. Raises ValueError for a name that no backend has.
+    It holds in this thread only. `run_study`, whose workers are other processes, refuses to run inside the block; set
+    `$SPECTRUM_BACKEND` instead. Raises ValueError for an unknown name.
 
     >>> from spectrum import build_model
     >>> with prefer_backend("native"):
@@ -108,18 +108,18 @@ def prefer_backend(name: str) -> Iterator[None]:
 
 
 def preferred_backend() -> str | None:
-    """The name that `prefer_backend` has set here; None outside of it."""
+    """The backend that `prefer_backend` has set; None outside its block."""
     return _preferred.get()
 
 
 def choice_for(backend: str | None, *, prepare: bool) -> Choice:
-    """The choice for a layer that is being made.
+    """The choice of backend for a new layer.
 
     Args:
-        backend: of its argument; None where it was left out.
+        backend: the layer's argument; None if it was left out.
         prepare: whether to build or load now what the backend needs.
 
-    Raises ValueError for a name that does not exist, and for a backend that cannot be prepared.
+    Raises ValueError for an unknown name, and for a backend that cannot be prepared.
     """
     if backend is not None:
         source = f"backend={backend!r}"
@@ -136,7 +136,7 @@ def choice_for(backend: str | None, *, prepare: bool) -> Choice:
             _prepare(choice.name)
         except ValueError as error:
             raise ValueError(f"{source}: {error}") from None
-        except Exception as error:  # whatever a user's backend raises
+        except Exception as error:  # a user's backend may raise anything
             raise ValueError(f"{source}: cannot be prepared: {type(error).__name__}: {error}") from error
     return choice
 
@@ -144,18 +144,18 @@ def choice_for(backend: str | None, *, prepare: bool) -> Choice:
 def _prepare(name: str) -> None:
     if name != AUTO:
         BACKENDS[name].prepare()
-    elif library() is not None:  # else that was warned of, and "auto" does without
+    elif library() is not None:  # else a warning was given, and "auto" works without
         BACKENDS["compiled"].prepare()
 
 
 def recorded_choice(*, on_cpu: bool = True) -> str:
-    """For a row: how backends are chosen in this process; "library" is "auto" without kernels. Prepares them."""
+    """How this process chooses backends, as recorded in rows; "library" is "auto" without kernels. Prepares them."""
     name = choice_for(None, prepare=on_cpu).name
     return "library" if on_cpu and name == AUTO and library() is None else name
 
 
 def choose(name: str, x_nchw: Tensor, geometry: Geometry) -> str:
-    """The backend that computes this input, by "auto" or by a preference."""
+    """The name of the backend that computes this input, by "auto" or by a preference."""
     if name == "native" or is_traced(x_nchw):
         return "native"
     if name == AUTO:
@@ -164,17 +164,17 @@ def choose(name: str, x_nchw: Tensor, geometry: Geometry) -> str:
 
 
 def refusal(name: str, x_nchw: Tensor, geometry: Geometry) -> str | None:
-    """Why a backend cannot compute this; None where it can."""
+    """Why a backend cannot compute this input; None if it can."""
     backend = BACKENDS[name]
     return backend.refusal_of(geometry) or backend.refusal(x_nchw, geometry)
 
 
 def _fastest_known(x_nchw: Tensor, geometry: Geometry) -> str:
-    """By type, layout and geometry, never by the batch, so that a layer has one backend in every batch."""
+    """The fastest backend for a type, layout and geometry; the batch is ignored, so a layer always has one backend."""
     last = is_channels_last(x_nchw)
     if takes_kernels(x_nchw) and BACKENDS["compiled"].refusal_of(geometry) is None:
         size = geometry.segment_channels
-        # Another layout has to be converted there and back, which pays where torch is slowest.
+        # Another layout must be converted there and back, which pays only where torch is slowest.
         if size <= WIDEST_COMPILED and (last or 2 <= size <= 8):
             return "compiled"
     if last and can_derive(x_nchw) and BACKENDS["coalesced"].refusal_of(geometry) is None:
@@ -183,12 +183,12 @@ def _fastest_known(x_nchw: Tensor, geometry: Geometry) -> str:
 
 
 def worth_folding(name: str, x_nchw: Tensor, first: Tensor, second: Tensor) -> bool:
-    """Whether the folded convolution, with the folding and its gradient, takes fewer MACs than the two.
+    """Whether one folded convolution, including the folding and its gradient, takes fewer MACs than the two.
 
-    Assumes stride 1 and "same" padding, where every pixel costs alike. Only where the choice is "auto", and not in
-    float16, in which the product of two small weights is zero or has lost its digits.
+    Assumes stride 1 and "same" padding, where every pixel costs the same. True only for the choice "auto", and never in
+    float16, where the product of two small weights underflows.
     """
-    if name != AUTO or is_traced(x_nchw) or not can_derive(x_nchw):  # in this order: of what is traced nothing is known
+    if name != AUTO or is_traced(x_nchw) or not can_derive(x_nchw):  # in this order: nothing is known of a traced input
         return False
     if not (is_plain(first) and is_plain(second)):
         return False
@@ -202,7 +202,7 @@ def worth_folding(name: str, x_nchw: Tensor, first: Tensor, second: Tensor) -> b
 
 
 def _checked(source: str, name: object) -> str:
-    """The name. Raises ValueError, which begins with the source, where no backend has it."""
+    """The name, if a backend has it. Raises ValueError, which begins with the source, for an unknown name."""
     if not isinstance(name, str) or (name != AUTO and name not in BACKENDS):
         raise ValueError(
             f"{source}: no such backend; {hint(name, [AUTO, *list_backends()])} (your own: register_backend)"

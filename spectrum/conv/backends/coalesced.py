@@ -1,6 +1,6 @@
-"""Neighbouring narrow segments side by side in one group, with zeros between them in its kernel.
+"""Several narrow segments joined into one wider group, whose kernel has zeros between them.
 
-It does several times the arithmetic of the segments, at many times the speed that torch has on them.
+This does several times the arithmetic, but torch computes wide groups many times faster than narrow ones.
 """
 
 from __future__ import annotations
@@ -15,33 +15,33 @@ from spectrum.conv.backends.interface import Backend, Geometry
 from spectrum.conv.backends.native import by_run
 from spectrum.conv.segments import Run
 
-WIDTHS = {2: 8, 3: 9, 4: 8}  # channels a segment: channels of the group that takes several in (`spectrum bench op`)
+WIDTHS = {2: 8, 3: 9, 4: 8}  # channels per segment: channels of the group that joins several (`spectrum bench op`)
 
 
 class Coalesced(Backend):
-    """Segments of 2 to 4 channels, on the CPU."""
+    """The backend for segments of 2 to 4 channels on the CPU."""
 
     def refusal_of(self, geometry: Geometry) -> str | None:
         if any(_together(run) > 1 for run in geometry.runs):
             return None
-        return "no segments lie together: it takes segments of 2 to 4 inputs, in a number that a group can divide"
+        return "it needs segments of 2 to 4 input channels, several of which fill a group"
 
     def refusal(self, x_nchw: Tensor, geometry: Geometry) -> str | None:
         if can_derive(x_nchw):
             return None
-        return "it takes floating numbers on the CPU"
+        return "it takes floating-point tensors on the CPU only"
 
     def convolve(self, x_nchw: Tensor, weights: Sequence[Tensor], geometry: Geometry) -> Tensor:
         return coalesced(x_nchw, weights, geometry)
 
 
 def coalesced(x_nchw: Tensor, weights: Sequence[Tensor], geometry: Geometry) -> Tensor:
-    """(N, C_in, H, W) to (N, C_out, H', W')."""
+    """Convolve (N, C_in, H, W) to (N, C_out, H', W')."""
     return by_run(x_nchw, weights, geometry, lambda part, weight, run: _coalesced_run(part, weight, run, geometry))
 
 
 def can_derive(x_nchw: Tensor) -> bool:
-    """Whether a kernel that derives from others is exact and pays: floating numbers on the CPU."""
+    """Whether a derived kernel is exact and faster for this tensor: floating point, on the CPU."""
     return x_nchw.device.type == "cpu" and x_nchw.is_floating_point()
 
 
@@ -54,6 +54,6 @@ def _coalesced_run(part: Tensor, weight: Tensor, run: Run, geometry: Geometry) -
 
 
 def _together(run: Run) -> int:
-    """How many segments of a run one group takes in: up to the table's width, and a divisor of their number."""
+    """How many segments of a run one group joins: up to the table's width, and a divisor of their number."""
     most = WIDTHS.get(run.in_size, run.in_size) // run.in_size
     return next(n for n in range(most, 0, -1) if run.count % n == 0)

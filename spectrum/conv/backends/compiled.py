@@ -1,4 +1,4 @@
-"""The kernels of this project (`conv/kernels/`): 3×3, stride 1, float32, CPU; and batch normalisation's."""
+"""The compiled kernels of `conv/kernels/` as a backend: 3×3, stride 1, float32, CPU; and batch normalisation."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ from spectrum.conv.kernels.convolution import segmented_conv2d
 
 
 class Compiled(Backend):
-    """Any number and size of segments."""
+    """The backend of compiled kernels, for any number and size of segments."""
 
     def prepare(self) -> None:
         if library() is None:
             raise ValueError("the kernels could not be built here; try auto")
-        binding()  # now, lest the first step wait for it, and once before processes start that would all build it
+        binding()  # now, so that the first step does not wait, and before several processes would all build it
 
     def refusal_of(self, geometry: Geometry) -> str | None:
         if _is_3x3(geometry):
             return None
-        return "its kernels are 3×3, with stride 1, dilation 1 and at most 2 pixels of padding"
+        return "it computes only 3×3 kernels with stride 1, dilation 1 and at most 2 pixels of padding"
 
     def refusal(self, x_nchw: Tensor, geometry: Geometry) -> str | None:
         if takes_kernels(x_nchw):
             return None
-        return "it takes float32 on the CPU, not under autocast" if _has_kernels() else "its kernels are not there"
+        return "it takes float32 on the CPU, without autocast" if _has_kernels() else "it could not be built here"
 
     def can_normalise(self, x_nchw: Tensor) -> bool:
         return takes_kernels(x_nchw)
@@ -40,26 +40,26 @@ class Compiled(Backend):
     normalise_by = staticmethod(batch_norm.batch_norm_act_evaluate)
 
     def convolve(self, x_nchw: Tensor, weights: Sequence[Tensor], geometry: Geometry) -> Tensor:
-        """In any layout; the result has the input's."""
+        """Convolve in any layout; the result has the layout of the input."""
         channels = sum(run.count * run.in_size for run in geometry.runs)
         fits = x_nchw.dim() == 4 and x_nchw.shape[1] == channels
         sides = zip(x_nchw.shape[2:], geometry.padding, strict=True) if fits else ()
         fits = fits and all(side and side + 2 * pad >= 3 for side, pad in sides)
         if not fits or any(weight.dtype != x_nchw.dtype or weight.device != x_nchw.device for weight in weights):
-            return native(x_nchw, weights, geometry)  # which says what is wrong
+            return native(x_nchw, weights, geometry)  # it raises the error
         y_nchw = segmented_conv2d(x_nchw, weights, geometry.runs, geometry.padding)
         return y_nchw.contiguous(memory_format=layout_of(x_nchw))
 
 
 def takes_kernels(x_nchw: Tensor) -> bool:
-    """Whether the kernels can work on this tensor at all: float32 on the CPU, not under autocast; and there are any."""
+    """Whether the kernels are built and can take this tensor: float32 on the CPU, without autocast."""
     takes = x_nchw.device.type == "cpu" and x_nchw.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
     return takes and _has_kernels()
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def _has_kernels() -> bool:
-    """Built by now, but for a module that was made on `meta` and got its numbers later."""
+    """Whether there are kernels; builds them for a module that was made on `meta` and loaded later."""
     return library() is not None
 
 

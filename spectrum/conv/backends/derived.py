@@ -1,12 +1,12 @@
 """One convolution in place of several, with a kernel derived from theirs; exact for every input.
 
-    Blocks    narrow segments side by side in one wider group, with zeros between them
-    Folded    a 1×1 and a spatial convolution, either of them first
+    Blocks    several narrow segments joined into one wider group, with zeros between them
+    Folded    a 1×1 and a spatial convolution, in either order, as one convolution
 
-Zero times infinity is not a number, and infinities cancel differently in two successive convolutions than in the folded
-one. So a result that is not finite is computed again by its definition, and so are gradients. One pass over the output
-tells: whatever is not finite and reaches another segment's output reaches its own segment's, too. The gradient of the
-kernel, which is small, tells as much of the output's gradient.
+Zero times infinity is NaN, and infinities cancel differently in two successive convolutions than in the folded one. So
+a result that is not finite is computed again by its definition, and so are gradients. One pass over the output is
+enough: a value that is not finite and reaches another segment's output also reaches that of its own segment. For the
+gradient of the output, the small gradient of the kernel is checked instead.
 
 Shapes: x (N, C_in, H, W); result (N, C_out, H', W').
 """
@@ -38,7 +38,7 @@ class Window:
 
 
 class _Form(Protocol):
-    """How a gradient of the kernel becomes those of the weights, and what the convolution stands for."""
+    """A derived kernel: its gradient as gradients of the weights, and the convolutions that it replaces."""
 
     @property
     def window(self) -> Window: ...
@@ -68,7 +68,7 @@ class Blocks:
         return self.run.count // self.together
 
     def kernel(self, weight: Tensor) -> Tensor:
-        """(count·out, together·in, kh, kw); carries no gradient."""
+        """The kernel (count·out, together·in, kh, kw), without a gradient."""
         run, taps = self.run, weight.shape[2:]
         with torch.no_grad():
             kernel = weight.new_zeros(run.count * run.out_size, self.together * run.in_size, *taps)
@@ -76,7 +76,7 @@ class Blocks:
         return kernel
 
     def gradients(self, weights: Sequence[Tensor], gkernel: Tensor) -> tuple[Tensor, ...]:
-        """The blocks of the kernel's gradient; what lies between them is left out, finite or not."""
+        """The blocks of the kernel's gradient; values between the blocks are ignored, finite or not."""
         gradient = torch.empty_like(weights[0])
         self._apart(gradient).copy_(self._diagonal(gkernel))
         return (gradient,)
@@ -87,16 +87,16 @@ class Blocks:
     def gradients_by_definition(
         self, x: Tensor, weights: Sequence[Tensor], gy: Tensor, needs: Sequence[bool]
     ) -> list[Tensor | None]:
-        """Of x and the weight, where needed."""
+        """Gradients of x and the weight, where needed."""
         return _conv2d_backward(gy, x, weights[0], self.window, self.run.count, needs)
 
     def _apart(self, weight: Tensor) -> Tensor:
-        """(groups, out, in, kh, kw, together), as a view."""
+        """The weight by segment (groups, out, in, kh, kw, together), as a view."""
         run = self.run
         return weight.view(self.groups, self.together, run.out_size, run.in_size, *weight.shape[2:]).movedim(1, -1)
 
     def _diagonal(self, kernel: Tensor) -> Tensor:
-        """The blocks of a kernel, likewise."""
+        """The blocks of a kernel, in the same shape."""
         run, n = self.run, self.together
         return kernel.view(self.groups, n, run.out_size, n, run.in_size, *kernel.shape[2:]).diagonal(dim1=1, dim2=3)
 
@@ -126,7 +126,7 @@ class Folded:
     def gradients_by_definition(
         self, x: Tensor, weights: Sequence[Tensor], gy: Tensor, needs: Sequence[bool]
     ) -> list[Tensor | None]:
-        """Of x and both weights, where needed."""
+        """Gradients of x and both weights, where needed."""
         first, second = self._windows(weights)
         between = _conv2d(x, weights[0], first)
         gbetween, gsecond = _conv2d_backward(gy, between, weights[1], second, 1, (needs[0] or needs[1], needs[2]))
@@ -140,9 +140,9 @@ class Folded:
 
 
 def fold(first: Tensor, second: Tensor) -> Tensor:
-    """The kernel of one convolution that does `first` and then `second`, one of which is 1×1; both dense.
+    """The kernel of one convolution that equals `first` and then `second`, both dense, one of them 1×1.
 
-    (mid, in, ·, ·) and (out, mid, ·, ·) to (out, in, kh, kw). Exact also with zero padding, since the 1×1 has no bias.
+    From (mid, in, ·, ·) and (out, mid, ·, ·) to (out, in, kh, kw). Exact with zero padding too: the 1×1 has no bias.
     """
     if _is_1x1(first):
         return torch.einsum("omhw,mi->oihw", second, first[:, :, 0, 0]).contiguous()
@@ -150,9 +150,9 @@ def fold(first: Tensor, second: Tensor) -> Tensor:
 
 
 def convolve(form: Blocks | Folded, x_nchw: Tensor, weights: Sequence[Tensor], kernel: Tensor) -> Tensor:
-    """The convolution with a kernel that derives from the weights as `form` says, on the CPU.
+    """Convolve with a kernel derived from the weights as defined by `form`, on the CPU.
 
-    Differentiable with respect to x and the weights, to any order, and known to torch.compile.
+    Differentiable with respect to x and the weights, to any order; torch.compile supports it.
     """
     if torch.is_autocast_enabled("cpu"):
         to = torch.get_autocast_dtype("cpu")
@@ -165,7 +165,7 @@ def convolve(form: Blocks | Folded, x_nchw: Tensor, weights: Sequence[Tensor], k
 
 
 def is_finite(tensor: Tensor) -> bool:
-    """Whether every number is finite; one pass. May also say no where their sum leaves the type's range."""
+    """Whether every value is finite, in one pass. May also be False if their sum overflows."""
     wider = torch.float32 if tensor.dtype == torch.float16 else None
     return math.isfinite(tensor.sum(dtype=wider).item())
 
@@ -198,7 +198,7 @@ def _by_kernel(form: _Form, x: Tensor, kernel: Tensor) -> Tensor:
 def _gradients(
     form: _Form, x: Tensor, kernel: Tensor, weights: Sequence[Tensor], gy: Tensor, needs: Sequence[bool]
 ) -> list[Tensor | None]:
-    """Of x and each weight, where needed. The kernel is finite."""
+    """Gradients of x and each weight, where needed. The kernel is finite."""
     gx, gkernel = _conv2d_backward(gy, x, kernel, form.window, form.groups, (needs[0], any(needs[1:])))
     shown = gx if gkernel is None else gkernel
     if shown is not None and not is_finite(shown):
@@ -210,20 +210,20 @@ def _gradients(
 def _followed_gradients(
     form: _Form, x: Tensor, weights: Sequence[Tensor], gy: Tensor, needs: Sequence[bool]
 ) -> list[Tensor | None]:
-    """The same so that they have derivatives in turn."""
-    # Of aliases, so that hooks of the tensors themselves are not called for what is inside of this operation.
+    """The same gradients, themselves differentiable."""
+    # Gradients of aliases, so that hooks of the tensors themselves are not called inside this operation.
     tensors = [tensor.view_as(tensor) for tensor in (x, *weights)]
     asked = [tensor for tensor, need in zip(tensors, needs, strict=True) if need]
-    with torch.autocast("cpu", enabled=False):  # its types were those of the forward pass, and are the tensors' now
+    with torch.autocast("cpu", enabled=False):  # from the types of the forward pass to those of the tensors now
         found = iter(torch.autograd.grad(form.by_definition(tensors[0], tensors[1:]), asked, gy, create_graph=True))
     return [next(found) if need else None for need in needs]
 
 
-# As an operation of torch's, which torch.compile takes as a whole: what is finite is not known while it compiles.
+# A torch operation, opaque to torch.compile: whether values are finite is unknown while it compiles.
 
 
 def _code(form: Blocks | Folded) -> list[int]:
-    """The form as plain numbers, as an operation takes them."""
+    """The form as plain numbers, which a torch operation can take."""
     window = [number for pair in astuple(form.window) for number in pair]
     return [*window, *astuple(form.run), form.together] if isinstance(form, Blocks) else window
 
@@ -284,7 +284,7 @@ def _laid_like(x: Tensor, y: Tensor) -> Tensor:
 
 
 def _like(given: Tensor, gradient: Tensor | None) -> Tensor:
-    """With the strides that `register_fake` promises; what is not wanted is there all the same, as zeros."""
+    """The gradient with the strides that `register_fake` promises; zeros if it is not needed."""
     room = torch.empty_like(given)
     return room.zero_() if gradient is None else room.copy_(gradient)
 
@@ -296,7 +296,7 @@ def _conv2d(x: Tensor, weight: Tensor, window: Window, segments: int = 1) -> Ten
 def _conv2d_backward(
     gy: Tensor, x: Tensor, weight: Tensor, window: Window, segments: int, needs: Sequence[bool]
 ) -> list[Tensor | None]:
-    """Of x and weight, where needed; also inside of an operation, where nothing is recorded."""
+    """Gradients of x and weight, where needed; also inside an operation, where autograd records nothing."""
     geometry = list(window.stride), list(window.padding), list(window.dilation), False, [0, 0], segments
     found = torch.ops.aten.convolution_backward(gy, x, weight, None, *geometry, [*needs, False])
     return [gradient if need else None for gradient, need in zip(found[:2], needs, strict=True)]

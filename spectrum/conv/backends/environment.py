@@ -1,4 +1,4 @@
-"""The backend that the environment names. Nothing here loads torch."""
+"""The backend named by the environment. This module does not load torch."""
 
 from __future__ import annotations
 
@@ -8,5 +8,5 @@ VARIABLE = "SPECTRUM_BACKEND"
 
 
 def backend_of_environment() -> str | None:
-    """`$SPECTRUM_BACKEND`; None where it is unset or empty. Whether there is such a backend is not looked at."""
+    """The value of `$SPECTRUM_BACKEND`; None if unset or empty. The name is not checked."""
     return os.environ.get(VARIABLE) or None

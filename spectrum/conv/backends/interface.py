@@ -1,7 +1,7 @@
-"""What a backend is: one exact way to compute the operation, and what it can compute.
+"""The interface of a backend: one exact implementation of the operation, and the inputs that it can compute.
 
-Geometry    what of a convolution is known before its input
-Backend     to subclass for a backend of one's own
+Geometry    everything about a convolution except its input and weights
+Backend     the class to subclass for your own backend
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from spectrum.conv.segments import Run
 
 @dataclass(frozen=True)
 class Geometry:
-    """What of a convolution is known before its input."""
+    """Everything about a convolution except its input and weights."""
 
     runs: tuple[Run, ...]
     kernel_size: Pair
@@ -29,16 +29,16 @@ class Geometry:
 
     @property
     def segment_channels(self) -> int:
-        """Channels of the widest segment, on either side."""
+        """Channels of the widest segment, input or output."""
         return max(max(run.in_size, run.out_size) for run in self.runs)
 
     @cached_property
     def weight_shapes(self) -> tuple[tuple[int, ...], ...]:
-        """(count·out_size, in_size, kh, kw) of each run."""
+        """The shape of each run's weight, (count·out_size, in_size, kh, kw)."""
         return tuple((run.count * run.out_size, run.in_size, *self.kernel_size) for run in self.runs)
 
     def output_shape(self, shape: Sequence[int]) -> tuple[int, ...]:
-        """(N, C_in, H, W) to (N, C_out, H', W'), or both without N."""
+        """The output shape (N, C_out, H', W') for an input (N, C_in, H, W); or both without N."""
         channels = sum(run.count * run.out_size for run in self.runs)
         sides = zip(shape[-2:], self.kernel_size, self.stride, self.padding, self.dilation, strict=True)
         size = [(side + 2 * pad - dilation * (k - 1) - 1) // step + 1 for side, k, step, pad, dilation in sides]
@@ -46,9 +46,9 @@ class Geometry:
 
 
 class Backend(ABC):
-    """An exact way to compute a segmented convolution. For one of your own, subclass it; only `convolve` is needed.
+    """An exact implementation of a segmented convolution. Subclass it for your own; only `convolve` is required.
 
-    All backends compute the same function, for infinite inputs and NaN too; they differ in speed and in the last bits.
+    All backends compute the same function, also for infinities and NaN; they differ in speed and in the last bits.
 
     >>> import torch
     >>> from spectrum import SegmentedConv2d, register_backend
@@ -68,44 +68,45 @@ class Backend(ABC):
     """
 
     def prepare(self) -> None:  # noqa: B027 most backends need nothing
-        """Build or load what is needed. Raises ValueError where that cannot be had.
+        """Build or load what the backend needs. Raises ValueError if that fails.
 
         Called once per process: when the first layer that may use it is made on the CPU, or before its first result.
         """
 
     def refusal_of(self, geometry: Geometry) -> str | None:
-        """Why no convolution of this geometry can be computed, as text; None for what can."""
+        """Why this geometry cannot be computed, as text; None if it can."""
         return None
 
     def refusal(self, x_nchw: Tensor, geometry: Geometry) -> str | None:
-        """Why this input cannot be taken, beside its geometry; None for what can."""
+        """Why this input cannot be computed although its geometry can, as text; None if it can."""
         return None
 
     @abstractmethod
     def convolve(self, x_nchw: Tensor, weights: Sequence[Tensor], geometry: Geometry) -> Tensor:
-        """The convolution inside each segment.
+        """Convolve inside each segment.
 
         Args:
-            x_nchw: (N, C_in, H, W).
+            x_nchw: input (N, C_in, H, W).
             weights: one per run of equal segments, (count·out_size, in_size, kh, kw).
-            geometry: that was not refused.
+            geometry: a geometry that `refusal_of` accepts.
 
-        Returns (N, C_out, H', W'), of the input's type (or that of autocast) and on its device; another memory layout
-        than the input's is converted. Differentiable.
+        Returns (N, C_out, H', W'), with the input's type (or autocast's) and device, differentiable. The caller
+        converts it to the input's memory layout.
         """
 
     def can_normalise(self, x_nchw: Tensor) -> bool:
-        """Whether it computes batch normalisation of this input, in channels_last, by the next two methods."""
+        """Whether `normalise` and `normalise_by` can compute batch normalisation of this input, in channels_last."""
         return False
 
     def normalise(
         self, x_nchw: Tensor, added_nchw: Tensor | None, weight: Tensor, bias: Tensor, eps: float, relu: bool
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Batch normalisation in training, then the addition of a tensor, then ReLU, where asked for; differentiable.
+        """Normalise by the batch, in training; then add `added_nchw` if given, then apply ReLU if asked for.
 
-        Returns y like x in channels_last, and the batch's mean and biased variance, (C,) each, without a gradient.
+        Returns y (differentiable, shaped like x, channels_last) and the batch's mean and biased variance, (C,)
+        each, without a gradient.
         """
-        raise NotImplementedError(f"{type(self).__name__} says that it can normalise, and has no normalise")
+        raise NotImplementedError(f"{type(self).__name__}: can_normalise is True without a normalise; define it")
 
     def normalise_by(
         self,
@@ -118,5 +119,5 @@ class Backend(ABC):
         eps: float,
         relu: bool,
     ) -> Tensor:
-        """The same by a given mean and variance, in evaluation; without a gradient."""
-        raise NotImplementedError(f"{type(self).__name__} says that it can normalise, and has no normalise_by")
+        """Normalise by a given mean and variance, for evaluation, without a gradient; then as `normalise`."""
+        raise NotImplementedError(f"{type(self).__name__}: can_normalise is True without a normalise_by; define it")

@@ -1,4 +1,4 @@
-"""torch's own grouped convolution, one call per run of equal segments. It takes every geometry and every input."""
+"""torch's own grouped convolution, one call per run of equal segments. It computes every geometry and input."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from spectrum.conv.segments import Run
 
 
 class Native(Backend):
-    """One `F.conv2d` per run. Also takes (C_in, H, W)."""
+    """The backend of torch's own convolution: one `F.conv2d` per run. Also takes (C_in, H, W)."""
 
     def convolve(self, x_nchw: Tensor, weights: Sequence[Tensor], geometry: Geometry) -> Tensor:
         return native(x_nchw, weights, geometry)
 
 
 def native(x_nchw: Tensor, weights: Sequence[Tensor], geometry: Geometry) -> Tensor:
-    """(N, C_in, H, W) to (N, C_out, H', W'), or both without N."""
+    """Convolve (N, C_in, H, W) to (N, C_out, H', W'); or both without N."""
     g = geometry
     return by_run(
         x_nchw,
@@ -33,10 +33,10 @@ def native(x_nchw: Tensor, weights: Sequence[Tensor], geometry: Geometry) -> Ten
 def by_run(
     x_nchw: Tensor, weights: Sequence[Tensor], geometry: Geometry, convolve: Callable[[Tensor, Tensor, Run], Tensor]
 ) -> Tensor:
-    """Each run's channels by `convolve`, side by side."""
+    """Apply `convolve` to the channels of each run, and concatenate the results."""
     runs = geometry.runs
     if len(runs) == 1:
         return convolve(x_nchw, weights[0], runs[0])
     slices = x_nchw.split([run.count * run.in_size for run in runs], dim=-3)
-    parts = [convolve(slices[i], weights[i], run) for i, run in enumerate(runs)]  # by number, as fx can follow
+    parts = [convolve(slices[i], weights[i], run) for i, run in enumerate(runs)]  # by index, which fx can trace
     return torch.cat(parts, dim=-3)

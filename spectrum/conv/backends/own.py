@@ -1,4 +1,4 @@
-"""A backend of one's own: what can be seen to be wrong of its answers is an error. Its numbers nobody checks."""
+"""Checks of a user's backend: shape, type, device, memory and gradient of its results, but not their values."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from spectrum.conv.backends.tracing import is_traced, layout_of
 
 
 class Checked(Backend):
-    """What a user's backend computes, in the input's memory layout. It is prepared once, before its first result.
+    """A user's backend with checked results, in the input's memory layout. Prepared once, before its first result.
 
-    Raises TypeError for an answer that cannot be right (another shape, type or device, no gradient where one is due,
-    memory of an input) and for inputs that were changed.
+    Raises TypeError for a result of the wrong shape, type or device, without a required gradient, or that shares memory
+    with an input; and for inputs that were changed.
     """
 
     def __init__(self, name: str, backend: Backend) -> None:
@@ -57,7 +57,7 @@ class Checked(Backend):
         y_nchw, mean, variance = given
         self._check("normalise", y_nchw, tuple(x_nchw.shape), x_nchw, sources)
         for moment in (mean, variance):
-            with torch.autocast(x_nchw.device.type, enabled=False):  # they move running statistics, of this type
+            with torch.autocast(x_nchw.device.type, enabled=False):  # the type of running statistics
                 self._check("normalise", moment, tuple(weight.shape), x_nchw)
         return y_nchw.contiguous(memory_format=layout_of(x_nchw)), mean.detach(), variance.detach()
 
@@ -85,7 +85,7 @@ class Checked(Backend):
     def _check(
         self, method: str, y: object, shape: tuple[int, ...], x_nchw: Tensor, differentiable: Sequence[Tensor] = ()
     ) -> None:
-        """Args: y: what was given; differentiable: tensors to which gradients flow from it, beside x_nchw."""
+        """Args: y: the result; differentiable: tensors other than x_nchw that must receive gradients from it."""
         if not isinstance(y, Tensor):
             raise self._wrong(method, type(y).__name__, f"a tensor of shape {shape}")
         if tuple(y.shape) != shape:
@@ -102,7 +102,7 @@ class Checked(Backend):
             raise self._wrong(method, "a tensor without a gradient", "one that autograd can follow to its inputs")
 
     def _given(self, method: str, inputs: Sequence[Tensor], *arguments: Any) -> Any:
-        """What a method of a backend that is prepared gives, with inputs that are as they were."""
+        """Call a method of the prepared backend; raise TypeError if it changes its inputs."""
         self.prepare()
         before = _versions(inputs)
         given = getattr(self.backend, method)(*arguments)
@@ -115,5 +115,5 @@ class Checked(Backend):
 
 
 def _versions(inputs: Sequence[Tensor]) -> list[int]:
-    """How often each was written to; nothing under torch.compile, which does not know."""
+    """How often each tensor was changed in place; empty under torch.compile, which does not know."""
     return [] if torch.compiler.is_compiling() else list(map(version, inputs))

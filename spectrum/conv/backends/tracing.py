@@ -1,4 +1,4 @@
-"""Who looks on while the operation runs, and how a tensor is laid out."""
+"""Whether a tracer observes the operation, and the memory layout of a tensor."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from spectrum._torch import is_batched, is_in_forward_mode, is_in_torch_dispatch
 
 
 def is_traced(x_nchw: Tensor) -> bool:
-    """Whether something looks on that should see torch's own operations: a counter, an exporter,
+    """Whether something is active that must see torch's own operators: a counter, an exporter,
     a function transform, forward-mode differentiation, fake tensors."""
     if torch.compiler.is_compiling():
         is_exporting = bool(getattr(torch.compiler, "is_exporting", lambda: False)())
@@ -20,22 +20,22 @@ def is_traced(x_nchw: Tensor) -> bool:
 
 
 def is_plain(tensor: Tensor) -> bool:
-    """Whether it is torch's own kind of tensor, and of no subclass, which may have no memory of its own."""
+    """Whether it is a plain torch.Tensor or Parameter; other subclasses may have no memory of their own."""
     return type(tensor) in (Tensor, torch.nn.Parameter)
 
 
 def is_of_fx(x_nchw: object) -> bool:
-    """Whether fx looks on, which knows neither shape nor layout."""
+    """Whether fx is tracing, which knows neither shape nor layout."""
     return isinstance(x_nchw, Proxy)
 
 
 def layout_of(x_nchw: Tensor) -> torch.memory_format:
-    """channels_last where the tensor is laid out so, else contiguous."""
+    """The memory format: channels_last if the tensor has it, else contiguous."""
     return torch.channels_last if is_channels_last(x_nchw) else torch.contiguous_format
 
 
 def is_channels_last(x_nchw: Tensor) -> bool:
-    """Whether all channels of one pixel lie together, as in (N, H, W, C). Of what vmap batches it is not known."""
+    """Whether all channels of one pixel lie together, as in (N, H, W, C). Unknown for a tensor batched by vmap."""
     if is_in_transform() and (torch.compiler.is_compiling() or is_batched(x_nchw)):
         return False
     return x_nchw.is_contiguous(memory_format=torch.channels_last)

@@ -1,1 +1,1 @@
-"""Compiled kernels, each only where it is measured faster than every library path (docs/performance.md)."""
+"""Compiled kernels, each used only where it measured faster than every torch implementation (docs/performance.md)."""

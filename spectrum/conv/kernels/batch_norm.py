@@ -1,8 +1,8 @@
-"""Batch normalisation with what follows it by kernels of this project, float32 on the CPU.
+"""Compiled kernels for batch normalisation, addition and ReLU in one pass, float32 on the CPU.
 
-It works in channels_last; other layouts are converted. It uses as many threads as torch does, and gives the same bits
-again for the same number of them. In training it is differentiable to any order; `batch_norm_act_evaluate`, the same
-by given statistics, is for evaluation without gradients.
+They work in channels_last; other layouts are converted. They use as many threads as torch, and are deterministic for a
+fixed number of threads. `batch_norm_act`, for training, is differentiable to any order; `batch_norm_act_evaluate` uses
+given statistics, for evaluation without gradients.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ class _Norm(ctypes.Structure):
 def batch_norm_act(
     x_nchw: Tensor, added_nchw: Tensor | None, weight: Tensor, bias: Tensor, eps: float, relu: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """act(batch norm of x [+ added]), with this batch's mean and biased variance, (C,) each, which carry no gradient.
+    """Compute act(batch norm of x [+ added]) by the statistics of this batch.
 
-    Returns (y, mean, variance); y like x in channels_last.
+    Returns y, like x in channels_last, and the batch's mean and biased variance, (C,) each, without a gradient.
     """
     y_nchw, mean, variance, _ = _norm(x_nchw, added_nchw, weight, bias, eps, relu)
     return y_nchw, mean.detach(), variance.detach()
@@ -63,8 +63,8 @@ def _norm_like(
 def _normed_by_library(
     x: Tensor, added: Tensor | None, weight: Tensor, bias: Tensor, eps: float, relu: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The same by torch's own operations."""
-    mean, variance = torch.zeros_like(weight), torch.zeros_like(weight)  # of which it makes running statistics
+    """The same with torch's own operations."""
+    mean, variance = torch.zeros_like(weight), torch.zeros_like(weight)  # to update the running statistics
     y, _, rstd = torch.native_batch_norm(x, weight, bias, mean, variance, True, 1.0, eps)
     pixels = x.numel() // x.shape[1]
     y = _then(y, added, relu).contiguous(memory_format=LAST)
@@ -97,7 +97,7 @@ def _norm_backward_kernel(
 def _norm_gradients_by_library(
     gy: Tensor, x: Tensor, weight: Tensor, mean: Tensor, rstd: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Over (N, C, H·W), since in four dimensions torch's own may be wrong (see `spectrum.conv.norm`)."""
+    """Gradients over (N, C, H·W), since torch's own may be wrong in four dimensions (see `spectrum.conv.norm`)."""
     shape, gy, x = x.shape, gy.flatten(2).contiguous(), x.flatten(2).contiguous()
     nothing = torch.zeros_like(mean), torch.ones_like(mean)
     gx, gweight, gbias = torch.ops.aten.native_batch_norm_backward(
@@ -117,7 +117,7 @@ def _save_norm(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) ->
     ctx.has_added = added is not None
     y, mean, _, rstd = output
     ctx.set_materialize_grads(False)
-    # y only where its sign is needed, and never what was added: both may be changed in place afterwards, as with torch.
+    # y only where its sign is needed, and never `added`: both may be changed in place afterwards, as with torch.
     ctx.save_for_backward(x, weight, bias, y if ctx.relu else x, mean, rstd)
 
 
@@ -125,7 +125,7 @@ def _backward_of_norm(ctx: Any, gy: Tensor | None, *others: Tensor | None) -> tu
     if gy is None:
         return (None,) * 6
     x, weight, bias, y, mean, rstd = ctx.saved_tensors
-    if torch.is_grad_enabled():  # a derivative of this one is wanted: torch's own operations have it
+    if torch.is_grad_enabled():  # for a second derivative, use torch's own operations
         through = torch.where(y <= 0, 0.0, gy) if ctx.relu else gy
         inputs = [tensor for tensor in (x, weight, bias) if tensor.requires_grad]
         again = plain_batch_norm_act(x, None, weight, bias, ctx.eps, False)
@@ -162,7 +162,7 @@ def batch_norm_act_evaluate(
     eps: float,
     relu: bool,
 ) -> Tensor:
-    """act(batch norm of x by this mean and variance [+ added]), like x in channels_last; without any gradient."""
+    """Compute act(batch norm of x [+ added]) by a given mean and variance; channels_last, without a gradient."""
     found = torch_operation.bound("batch_norm_act_evaluate")
     if found:
         evaluated: Tensor = found(x_nchw, added_nchw, weight, bias, mean, variance, eps, relu)
@@ -187,7 +187,7 @@ def batch_norm_act_evaluate(
 def plain_batch_norm_act(
     x: Tensor, added: Tensor | None, weight: Tensor | None, bias: Tensor | None, eps: float, relu: bool
 ) -> Tensor:
-    """What `batch_norm_act` computes, by torch's own operations."""
+    """The result of `batch_norm_act`, computed with torch's own operations."""
     return _then(F.batch_norm(x, None, None, weight, bias, True, 0.0, eps), added, relu)
 
 

@@ -1,18 +1,18 @@
-"""The compiled kernels as a library: built once a machine with its C++ compiler, for its own processor.
+"""The compiled kernels as a library: built once per machine with its C++ compiler, for its own processor.
 
-The kernels have a plain C interface and need no headers but the compiler's own. A build takes some seconds and is kept
-in the cache folder under a name that covers sources, compiler, flags and processor, so that machines may share the
-folder. It is put there by renaming, so that any number of processes may build at once. Where there is no compiler or
-no build comes about, that is said once and everything runs on torch's own operations.
+The kernels have a plain C interface and need only the compiler's own headers. A build takes some seconds. It is kept in
+the cache folder, under a hash of sources, compiler, flags and processor, so machines may share the folder. It is moved
+there by renaming, so any number of processes may build at once. Without a compiler, or if the build fails, a warning
+says so once, and everything runs on torch's own operations.
 
-A second library binds the kernels to torch, which takes torch's headers and three times as long. Without it they are
-called from Python, which is said once too.
+A second library binds the kernels to torch; it needs torch's headers and takes three times as long to build. Without it
+the kernels are called from Python, after one warning.
 
-A build says so on stderr before it starts, once and in one process of several, through the logger "spectrum.kernels":
+Before a build starts, the logger "spectrum.kernels" announces it on stderr, once and in one process only;
 `logging.getLogger("spectrum").setLevel(logging.ERROR)` silences it.
 
-What the compiler refuses is noted beside where the library would be, as NAME.failed, so that the processes of a study
-do not each try it again; for a day, or until the note is removed.
+A failed compilation is recorded as NAME.failed next to the library's path, so that the processes of a study do not all
+try again. It is tried again after a day, or once the file is removed.
 """
 
 from __future__ import annotations
@@ -44,27 +44,27 @@ BINDING, BINDING_HEADERS = ("binding.cpp",), ("interface.h",)
 FLAGS = ("-std=c++17", "-O2", "-ftree-vectorize", "-march=native", "-fPIC", "-fvisibility=default")
 FOLDER = Path(__file__).parent
 LOGGER = logging.getLogger("spectrum.kernels")
-BUILD_SECONDS = 300  # then it counts as failed
-RETRY_SECONDS = 24 * 3600  # what the compiler refused is not tried again before
+BUILD_SECONDS = 300  # timeout of a build
+RETRY_SECONDS = 24 * 3600  # time before a failed compilation is tried again
 
 
 class BuildError(Exception):
-    """The kernels could not be built or loaded; the message says why."""
+    """The kernels could not be built or loaded; the message gives the reason."""
 
 
 class CompilerRefused(BuildError):
-    """The compiler ran to its end and made nothing."""
+    """The compiler finished without making a library."""
 
 
 @cache
 def library() -> ctypes.CDLL | None:
-    """The kernels, built first if need be; None, after a warning, where that fails."""
+    """The loaded kernels, built first if necessary; None, after a warning, if that fails."""
     try:
         return load(build(cache_folder() / "kernels"))
     except BuildError as error:
         warnings.warn(
             f"compiled kernels are not used: {error}. Everything runs on torch's own operations, which are several "
-            "times slower at 2 to 8 channels a segment",
+            "times slower at 2 to 8 channels per segment",
             stacklevel=2,
         )
         return None
@@ -72,9 +72,9 @@ def library() -> ctypes.CDLL | None:
 
 @cache
 def binding() -> bool:
-    """Whether the kernels are operations of torch's, in `torch.ops.spectrum_eager`; built first if need be.
+    """Whether the kernels are torch operations, in `torch.ops.spectrum_eager`; they are built first if necessary.
 
-    False, after a warning, where that fails, for want of torch's headers say: then they are called from Python.
+    False, after a warning, if that fails, for example for lack of torch's headers: then Python calls the kernels.
     """
     import torch
 
@@ -95,15 +95,15 @@ def binding() -> bool:
 
 
 def build(folder: Path, flags: tuple[str, ...] = FLAGS) -> Path:
-    """The kernels' file in `folder`, compiled unless it is there and whole. Raises BuildError."""
+    """The path of the kernels' library in `folder`, compiled unless a complete one exists. Raises BuildError."""
     openmp = _loaded_openmp()
-    # torch's own OpenMP runtime is linked, by its path: a second one would bring threads that compete with torch's.
+    # Link torch's own OpenMP runtime by its path: a second runtime's threads would compete with torch's.
     parallel, links = (("-fopenmp",), (openmp,)) if openmp else ((), ())
     return _build(folder, SOURCES, HEADERS, (*flags, *parallel), links, _processor())
 
 
 def build_binding(folder: Path) -> Path:
-    """The binding's file in `folder`, compiled against this torch unless it is there and whole. Raises BuildError."""
+    """The path of the binding in `folder`, compiled for this torch unless a complete one exists. Raises BuildError."""
     import torch
 
     place = Path(torch.__file__).parent
@@ -151,18 +151,18 @@ def _build(
 
 @cache
 def _announce() -> None:
-    """What takes so long; as a warning, which logging shows on stderr unless it is told otherwise."""
+    """Announce the build, as a warning, which logging shows on stderr by default."""
     if multiprocessing.parent_process() is None and os.environ.get("LOCAL_RANK", "0") == "0":
         LOGGER.warning("spectrum: compiling kernels for this processor, once; this takes about half a minute …")
 
 
 def load(path: Path) -> ctypes.CDLL:
-    """Open a built library. Raises BuildError; a file that cannot be opened is removed, so that it is built again."""
+    """Open a built library. Raises BuildError; a file that cannot be opened is removed, so it is built again."""
     try:
         kernels = ctypes.CDLL(str(path))
         kernels.spectrum_lanes.restype = ctypes.c_int
         kernels.spectrum_lanes()
-        pointer = ctypes.c_void_p  # of the arguments, so that plain whole numbers are passed as addresses
+        pointer = ctypes.c_void_p  # declared, so that plain integers are passed as addresses
         kernels.spectrum_forward.argtypes = [pointer] * 4 + [ctypes.c_int]
         kernels.spectrum_backward.argtypes = [pointer] * 6 + [ctypes.c_int]
         kernels.spectrum_norm_forward.argtypes = [pointer] * 9
@@ -175,7 +175,7 @@ def load(path: Path) -> ctypes.CDLL:
 
 
 def _seal(path: Path) -> None:
-    """Append the file's SHA-256, which loaders pass over: to open a library cut short would end the process."""
+    """Append the file's SHA-256, which loaders ignore: opening a truncated library would crash the process."""
     with path.open("ab") as file:
         file.write(hashlib.sha256(path.read_bytes()).digest())
         file.flush()
@@ -183,9 +183,9 @@ def _seal(path: Path) -> None:
 
 
 def _work_folder(folder: Path) -> Path:
-    """A new folder to build in: inside `folder`, or in the second one for lack of room, permission or trust.
+    """A new folder to build in: inside `folder`, or in the second one for lack of space, permission or trust.
 
-    What lies there is loaded into the process, so that nobody else may write to it.
+    Its files are loaded into the process, so nobody else may write to it.
     """
     second = _second_folder()
     try:
@@ -193,8 +193,8 @@ def _work_folder(folder: Path) -> Path:
         if is_our_own(folder.resolve()):
             return Path(tempfile.mkdtemp(prefix="build-", dir=folder.resolve()))
         warnings.warn(
-            f"kernels are not kept in {folder}: it belongs to another user, or others may write to it. They are kept "
-            f"in {second}; to use the first, set SPECTRUM_CACHE to a folder of your own, or run chmod go-w {folder}",
+            f"kernels are not kept in {folder}: it belongs to another user, or other users may write to it. They are "
+            f"kept in {second}. Set SPECTRUM_CACHE to a folder of your own, or run chmod go-w {folder}",
             stacklevel=2,
         )
     except OSError:
@@ -202,14 +202,14 @@ def _work_folder(folder: Path) -> Path:
     try:
         second.mkdir(exist_ok=True, mode=0o700)
         if not is_our_own(second):
-            raise BuildError(f"{second} belongs to another user, or others may write to it")
+            raise BuildError(f"{second} belongs to another user, or other users may write to it")
         return Path(tempfile.mkdtemp(prefix="build-", dir=second))
     except OSError as error:
         raise BuildError(str(error)) from None
 
 
 def _second_folder() -> Path:
-    """Where a build is kept if the cache folder cannot be written: this user's own folder among the temporary ones."""
+    """This user's folder for temporary files, which keeps a build if the cache folder cannot be written."""
     return Path(tempfile.gettempdir()) / f"spectrum-kernels-{os.getuid()}"
 
 
@@ -218,7 +218,7 @@ def _raise_if_refused(note: Path) -> None:
         reason, age = note.read_text(encoding="utf-8"), time.time() - note.stat().st_mtime
     except (OSError, UnicodeDecodeError):
         return
-    if 0 <= age < RETRY_SECONDS:  # a note from the future is of a clock that was wrong
+    if 0 <= age < RETRY_SECONDS:  # a date in the future comes from a wrong clock
         raise CompilerRefused(f"{reason} (remove {note} to try again)")
 
 
@@ -231,13 +231,13 @@ def _is_whole(path: Path) -> bool:
 
 
 def _compiler() -> list[str]:
-    """The compiler's words; $CXX may hold arguments, as for make."""
+    """The compiler's command; $CXX may include arguments, as in make."""
     asked = shlex.split(os.environ.get("CXX", ""))
     for words in [asked] if asked else [["g++"], ["clang++"], ["c++"]]:
         found = shutil.which(words[0])
         if found:
             return [found, *words[1:]]
-    raise BuildError(f"CXX={asked[0]} is not there" if asked else "there is no C++ compiler (install g++ or set CXX)")
+    raise BuildError(f"CXX={asked[0]}: no such compiler" if asked else "no C++ compiler found (install g++ or set CXX)")
 
 
 def _key(compiler: list[str], sources: Sequence[str], headers: Sequence[str], others: Sequence[str]) -> str:
@@ -251,7 +251,7 @@ def _key(compiler: list[str], sources: Sequence[str], headers: Sequence[str], ot
 
 
 def _processor() -> str:
-    """What decides which instructions -march=native may use."""
+    """The description of the processor, which decides what -march=native may use."""
     try:
         text = Path("/proc/cpuinfo").read_text()
     except OSError:
@@ -261,14 +261,14 @@ def _processor() -> str:
 
 
 def _loaded_openmp() -> str | None:
-    """The OpenMP runtime that this process has loaded with torch; None where that cannot be told."""
+    """The path of the OpenMP runtime that torch has loaded; None if unknown."""
     import torch
 
     try:
         maps = Path("/proc/self/maps").read_text()
     except OSError:
         return None
-    # A second libgomp may have come with another package (scikit-learn brings its own): torch's lies beside torch.
+    # Another package may have loaded a second libgomp (scikit-learn has its own); torch's lies next to torch.
     found = sorted(set(re.findall(r"(/\S*/lib(?:gomp|iomp5|omp)\b[^/\s]*)$", maps, re.MULTILINE)))
     torch_folder = str(Path(torch.__file__).parent)
     return next((path for path in found if path.startswith(torch_folder)), found[0] if found else None)

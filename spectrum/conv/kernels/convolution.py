@@ -1,7 +1,7 @@
-"""The spatial half by kernels of this project: 3×3, stride 1, dilation 1; float32 on the CPU.
+"""Compiled kernels for the spatial convolution: 3×3, stride 1, dilation 1; float32 on the CPU.
 
-It works in channels_last; other layouts are converted. It uses as many threads as torch does, and gives the same bits
-again for the same number of them. It is differentiable to any order.
+They work in channels_last; other layouts are converted. They use as many threads as torch, and are deterministic for a
+fixed number of threads. They are differentiable to any order.
 """
 
 from __future__ import annotations
@@ -34,25 +34,25 @@ class _Shape(ctypes.Structure):
 def segmented_conv2d(
     x_nchw: Tensor, weights: Sequence[Tensor], runs: Sequence[Run], padding: tuple[int, int]
 ) -> Tensor:
-    """A 3×3 convolution inside each segment.
+    """Convolve with a 3×3 kernel inside each segment.
 
     Args:
-        x_nchw: (N, C_in, H, W), float32, CPU.
-        weights: one tensor a run, (count·out_size, in_size, 3, 3).
-        runs: of equal segments, in channel order.
+        x_nchw: input (N, C_in, H, W), float32, CPU.
+        weights: one tensor per run, (count·out_size, in_size, 3, 3).
+        runs: runs of equal segments, in channel order.
         padding: zeros (above and below, left and right), 0 to 2.
 
     Returns (N, C_out, H + 2·padding − 2, W + 2·padding − 2) in channels_last.
     """
     weight = weights[0] if len(weights) == 1 else torch.cat([weight.flatten() for weight in weights])
     sizes = [number for run in runs for number in (run.count, run.in_size, run.out_size)]
-    # In a row they lose their layout, on which torch's own result depends where infinities meet the border.
+    # Concatenated, weights lose their layout, on which torch's own result depends for infinities at the border.
     last = len(weights) > 1 and not all(weight.is_contiguous() for weight in weights)
     y_nchw: Tensor = _convolve(x_nchw, weight, sizes, [*padding, int(last)])
     return y_nchw
 
 
-# The convolution. `weight`: of the one run, or of all runs in a row; `sizes`: count, in_size, out_size of each;
+# The convolution. `weight`: of the one run, or of all runs concatenated; `sizes`: count, in_size, out_size of each;
 # `padding`: vertical, horizontal, and whether the weights of several runs were in channels_last.
 
 
@@ -103,7 +103,7 @@ def _convolve_backward_like(
 
 
 def _by_library(x: Tensor, weight: Tensor, sizes: list[int], padding: list[int]) -> Tensor:
-    """The convolution by torch's own, one call a run."""
+    """The same with torch's own convolution, one call per run."""
     runs = zip(*_runs(x, weight, sizes, padding), strict=True)
     return torch.cat([F.conv2d(part, w, None, 1, padding[:2], 1, n) for part, w, n in runs], dim=1)
 
@@ -129,7 +129,7 @@ def _gradients_by_library(
 def _runs(
     x: Tensor, weight: Tensor, sizes: list[int], padding: list[int]
 ) -> tuple[Sequence[Tensor], Sequence[Tensor], list[int]]:
-    """Each run's input, weights and number of segments."""
+    """The input, weights and number of segments of each run."""
     counts, in_sizes = sizes[::3], sizes[1::3]
     parts = x.split([count * size for count, size in zip(counts, in_sizes, strict=True)], dim=1)
     if weight.dim() == 4:
@@ -141,7 +141,7 @@ def _runs(
 
 
 def _out_channels(sizes: list[int]) -> list[int]:
-    """Of each run."""
+    """Output channels of each run."""
     return [count * out for count, out in zip(sizes[::3], sizes[2::3], strict=True)]
 
 
@@ -199,13 +199,13 @@ def _result_of(x: Tensor, sizes: list[int], padding: list[int]) -> Tensor:
 
 
 def _gradients_of(x: Tensor, weight: Tensor, needs_x: bool, needs_w: bool) -> tuple[Tensor, Tensor]:
-    """Room for both gradients; what is not wanted is empty."""
+    """Allocate both gradients; one that is not needed is empty."""
     gx = torch.empty_like(x, memory_format=LAST) if needs_x else x.new_empty(0)
     return gx, torch.empty_like(weight) if needs_w else weight.new_empty(0)
 
 
 def _evenly_laid(weight: Tensor) -> Tensor:
-    """The weights, copied unless the kernels can walk through them where they are."""
+    """The weights, copied unless the kernels can read them in place."""
     if weight.dim() == 4 and weight.stride(2) == 3 * weight.stride(3) and _is_dense(weight):
         return weight
     return weight.contiguous()
@@ -219,9 +219,9 @@ def _is_dense(weight: Tensor) -> bool:
 def _run_shapes(
     x_shape: tuple[int, ...], strides: tuple[int, ...], sizes: tuple[int, ...], padding: tuple[int, ...]
 ) -> list[tuple[Any, int, int, int]]:
-    """Each run's shape, and how far its first channel of x, its first weight and its first channel of y lie, in bytes.
+    """The shape of each run, with the byte offsets of its first channel of x, first weight and first channel of y.
 
-    strides: of the weight, whose dimensions are four or, with the weights of all runs in a row, one.
+    strides: those of the weight, which has four dimensions, or one if the weights of all runs are concatenated.
     """
     images, in_channels, height, width = x_shape
     out_height, out_width = height + 2 * padding[0] - 2, width + 2 * padding[1] - 2

@@ -1,7 +1,7 @@
-"""A kernel as a torch operation: differentiable, and known to torch.compile.
+"""A kernel as a torch operation: differentiable, and supported by torch.compile.
 
-Each is there twice: as a `torch.library` operation, which torch.compile sees, and bound to torch in C++ (binding.cpp)
-for the eager mode, where a call from Python would cost as much as a small kernel.
+Each kernel is bound twice: as a `torch.library` operation for torch.compile, and in C++ (binding.cpp) for eager mode,
+where a call through Python would take as long as a small kernel.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def operation(
     save: Callable[..., None],
     backward: Callable[..., Any],
 ) -> Callable[..., Any]:
-    """A torch operation from its kernel, what allocates its results, and its derivative."""
+    """Make a torch operation from a kernel, a function that allocates its results, and its derivative."""
     made = torch.library.custom_op(f"spectrum::{name}", kernel, mutates_args=(), device_types="cpu")
     made.register_fake(like)
     made.register_autograd(backward, setup_context=save)
@@ -43,13 +43,13 @@ def operation(
 
 @cache
 def bound(name: str) -> Callable[..., Any] | None:
-    """The operation as the binding has it, if there is one."""
+    """The operation of the C++ binding, if there is one."""
     packet = getattr(torch.ops.spectrum_eager, name, None) if binding() else None
     return None if packet is None else packet.default
 
 
 def loaded_kernels() -> ctypes.CDLL:
-    """The kernels, where `library` was asked before whether there are any."""
+    """The kernels; callers have checked with `library` that there are any."""
     kernels = library()
     assert kernels is not None, "callers ask first"
     return kernels

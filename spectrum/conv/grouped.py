@@ -1,6 +1,6 @@
-"""One linear half of the operation: a convolution inside each segment."""
+"""One convolution of the operation, spatial or 1×1: a grouped convolution whose groups may differ in size."""
 
-# Annotations are not strings here: what fx has traced keeps them, and is pickled with them.
+# Annotations are not strings here: modules traced by fx keep them, and are pickled with them.
 
 import math
 
@@ -15,8 +15,8 @@ from spectrum.conv.backends.tracing import is_of_fx, is_plain, is_traced
 from spectrum.conv.segments import Run
 
 
-class SegmentedHalf(nn.Module):
-    """One linear half: a convolution inside each segment, one weight tensor a run of equal segments."""
+class GroupedConv2d(nn.Module):
+    """A convolution inside each segment; segments may differ in size. One weight tensor per run of equal segments."""
 
     def __init__(
         self,
@@ -35,7 +35,7 @@ class SegmentedHalf(nn.Module):
         self.choice = choice
         why = BACKENDS[choice.name].refusal_of(self.geometry) if choice.binding else None
         if why is not None:
-            raise ValueError(f"backend={choice.name!r}: {why}; this half is {self.extra_repr()}; leave backend out")
+            raise ValueError(f"backend={choice.name!r}: {why}; this layer is {self.extra_repr()}; leave backend out")
         shapes = self.geometry.weight_shapes
         if any(math.prod(shape) > LARGEST for shape in shapes):  # torch may count further, but no machine would hold it
             raise ValueError(
@@ -46,7 +46,7 @@ class SegmentedHalf(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Draw the weights anew, as at the start."""
+        """Initialise the weights anew, as at construction."""
         for weight in self.weights:
             bound = 1 / math.sqrt(weight[0].numel())
             nn.init.uniform_(weight, -bound, bound)
@@ -56,19 +56,19 @@ class SegmentedHalf(nn.Module):
         return max(int(weight[0].numel()) for weight in self.weights)
 
     def forward(self, x_nchw: Tensor) -> Tensor:
-        """(N, C_in, H, W) to (N, C_out, H', W').
+        """Convolve (N, C_in, H, W) to (N, C_out, H', W').
 
-        Raises InputError for what a binding backend cannot compute, and for weights of another shape than the layer's.
+        Raises InputError for an input that a binding backend cannot compute, and for weights of the wrong shape.
         """
         weights = list(self.weights)
         if not (is_of_fx(x_nchw) or torch.jit.is_tracing()):  # type: ignore[attr-defined, no-untyped-call]
             for weight, shape in zip(weights, self.geometry.weight_shapes, strict=True):
                 if weight.shape != shape:  # kernels would read beyond its end
-                    raise InputError(f"a weight of shape {tuple(weight.shape)} stands where {shape} belongs")
+                    raise InputError(f"a weight has shape {tuple(weight.shape)}; expected {shape}")
         return BACKENDS[self._chosen(x_nchw, weights)].convolve(x_nchw, weights, self.geometry)
 
     def backend_for(self, x_nchw: Tensor) -> str:
-        """The name of the backend that computes this input. Raises InputError where a binding one cannot."""
+        """The name of the backend that computes this input. Raises InputError if a binding one cannot."""
         return self._chosen(x_nchw, list(self.weights))
 
     def _chosen(self, x_nchw: Tensor, weights: list[Tensor]) -> str:
@@ -86,7 +86,7 @@ class SegmentedHalf(nn.Module):
         return name
 
     def folded(self, x_nchw: Tensor, first: Tensor, second: Tensor) -> Tensor:
-        """This half's convolution and the other's 1×1 as one; weights (mid, in, ·, ·) and (out, mid, ·, ·), dense."""
+        """Convolve with `first`, then `second`, as one; dense weights (mid, in, ·, ·) and (out, mid, ·, ·), one 1×1."""
         g = self.geometry
         with torch.no_grad():
             kernel = fold(first, second)
