@@ -283,7 +283,7 @@ def without_code(markdown: str) -> str:
 def pages() -> Iterator[Text]:
     files = [
         ROOT / "README.md",
-        *ROOT.glob("docs/**/*.md"),
+        *(file for file in ROOT.glob("docs/**/*.md") if "_build" not in file.parts),
         *ROOT.glob("results/**/*.md"),
         *ROOT.glob("results/**/*.jinja"),
     ]
