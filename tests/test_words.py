@@ -3,9 +3,6 @@
 Each entry of WORDS is a phrase that only this project used, with the plain words for it. Code in Markdown and names of
 code are left out. Phrases are narrow, so that ordinary uses of a word stay possible: "half of the images" passes, and
 "the spatial half" fails.
-
-A phrase that is still in use elsewhere is forbidden in SO_FAR only, where it is gone. Delete that argument of a word
-once the test passes without it.
 """
 
 import ast
@@ -23,7 +20,6 @@ ROOT = Path(__file__).parents[1]
 COMMAND_NAMES = tuple(command.__name__.lower() for command in COMMANDS)
 # Names of code that contain a phrase
 NAMES = {"lowering", "lowerings"}
-SO_FAR = (*(f"spectrum/{package}/" for package in ("conv", "models", "cost", "data", "bench")), "spectrum/_")
 
 
 class Word(NamedTuple):
@@ -44,40 +40,34 @@ WORDS = (
         r"|convolutions?) an? (?:channel|segment|stage|block)\b",
         "“per channel”, “per segment”, “per stage”",
         "one segment a channel",
-        SO_FAR,
     ),
     Word(
         r"\bwidth a segment\b|\b\d+ a segment\b",
         "“per segment”",
         "4 a segment",
-        SO_FAR,
     ),
     Word(
         r"\b(?:seeds?|rows?|seconds|minutes|hours|overhead) an? (?:point|run|network"
         r"|configuration)\b",
         "“per run”, “per configuration”",
         "one row a point",
-        SO_FAR,
     ),
     Word(
         r"\b(?:in|between|of|by|swap) the (?:two )?halves\b|\b(?:its|both|two|dense"
         r"|the) halves (?:of|are|is|run|with)\b|\bbetween (?:its|both) halves\b",
         "“the 1×1 and the 3×3”",
         "an activation between the halves",
-        SO_FAR,
     ),
     Word(
         r"\b(?:spatial|pointwise|linear) (?:half|halves)\b|\bwhich half (?:of|runs|comes)\b"
         r"|\bsecond half with\b",
         "“the 3×3”, “the spatial convolution”",
         "the spatial half",
-        SO_FAR,
     ),
     Word(
         r"\bbare (?:operations?|spatial|convolutions?|regular|3×3|network|grouped)\b",
         "“plain 3×3”, “without a 1×1”",
         "a bare convolution",
-        SO_FAR,
     ),
     Word(
         r"\bnetwork famil(?:y|ies)\b|\bfamil(?:y|ies) of networks?\b|\bthe family's own\b"
@@ -87,14 +77,12 @@ WORDS = (
         r"|all) families\b",
         "“architecture”",
         "the family's own",
-        SO_FAR,
     ),
     Word(
         r"\bplaces? (?:on|of|along) the (?:spectrum|curve|dial)\b|\b(?:no|a|any|every|some"
         r"|each) places? (?:in )?between\b|\bplaces? in between\b",
         "“number of segments”, “split”",
         "any place of the spectrum",
-        SO_FAR,
     ),
     Word(
         r"\b(?:hangs?|hung|hanging) (?:neither |only |also |alone )?(?:on|from)\b",
@@ -105,13 +93,11 @@ WORDS = (
         r"\bfor want of\b",
         "“for lack of”",
         "for want of memory",
-        SO_FAR,
     ),
     Word(
         r"\ba doubling\b(?! of)",
         "“per doubling”",
         "0.1 pp a doubling",
-        SO_FAR,
     ),
     Word(
         r"\bfrom rooms\b|\brooms? (?:above|below) (?:its|their|it)\b|\bits own room\b"
@@ -133,62 +119,52 @@ WORDS = (
         r"\bundecided\b",
         "“inconclusive”",
         "an undecided comparison",
-        SO_FAR,
     ),
     Word(
         r"\d\s%(?!-)",
         "“95%”, without a space",
         "95 % of them",
-        SO_FAR,
     ),
     Word(
         r"\bper cent\b",
         "“percent” or “%”",
         "five per cent",
-        SO_FAR,
     ),
     Word(
         r"\b95\s?% t-intervals?\b",
         "“95% CI”",
         "its 95% t-interval",
-        SO_FAR,
     ),
     Word(
         r"\bmay be the best\b",
         "“possible optima”",
         "64 may be the best",
-        SO_FAR,
     ),
     Word(
         r"\bnothing is held\b|\bheld equal\b|\bare held at\b|\bis held fixed in\b",
         "“width-matched”, “matched”",
         "where nothing is held",
-        SO_FAR,
     ),
     Word(
         r"\bat (?:equal|the same) (?:params|parameters|MACs|step times?|widths?)\b",
         "“parameter-matched”, “MAC-matched”, “time-matched”, “width-matched”",
         "at equal parameters",
-        SO_FAR,
     ),
     Word(
         r"\b(?:if|where|when|unless) (?:it|that|they|this)? ?(?:is|are)? ?not said\b"
         r"|\bnot said otherwise\b|\bif not said\b",
         "“by default”",
         "if it is not said",
-        SO_FAR,
     ),
     Word(
         r"\bPareto fronts?\b|\bthe front of (?:accuracy|costs?)\b",
         "“Pareto frontier”",
         "on the Pareto front",
-        SO_FAR,
     ),
     Word(
         r"\bwritten down before\b",
         "“prespecified”",
         "it was written down before",
-        SO_FAR,
     ),
     Word(
         r"\b(?:and|or) the like\b",
@@ -205,7 +181,6 @@ WORDS = (
         r"\b(?:segments?|per[- ]channel|a channel) against (?:\d+|one|per)\b",
         "“A vs B”, “A beats B by”",
         "1 segment against one per channel",
-        SO_FAR,
     ),
     Word(
         r"\b(?:was|were|is|are|be|been) searched\b|\brows of (?:the|a) search\b|\b(?:of|by|in"
@@ -213,7 +188,6 @@ WORDS = (
         r"|found)\b|\bsearche[sd] (?:the )?(?:learning rate|lr)\b",
         "“learning-rate sweep”, “tuned”",
         "the rows of the search",
-        SO_FAR,
     ),
     Word(
         r"\b(?:base|trivial|finished|planned|every|each|this|that|whose|other) points? (?:is|are|was"
@@ -221,7 +195,6 @@ WORDS = (
         r"|\ba point's\b|\bthe point's\b|\bpoints of (?:a|the) (?:study|plan)\b",
         "“run” or “configuration”",
         "each point of the study",
-        SO_FAR,
     ),
     Word(
         r"\b(?:something|somebody|nothing|who|that|whoever) looks? on\b",
@@ -232,7 +205,6 @@ WORDS = (
         r"\bone's own\b",
         "“your own”",
         "a backend of one's own",
-        SO_FAR,
     ),
     Word(
         r"\bthousand million\b",
@@ -283,7 +255,7 @@ def without_code(markdown: str) -> str:
 def pages() -> Iterator[Text]:
     files = [
         ROOT / "README.md",
-        *(file for file in ROOT.glob("docs/**/*.md") if "_build" not in file.parts),
+        *(file for file in ROOT.glob("docs/**/*.md") if not {"_build", "results"} & set(file.parts)),
         *ROOT.glob("results/**/*.md"),
         *ROOT.glob("results/**/*.jinja"),
     ]

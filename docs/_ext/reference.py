@@ -471,10 +471,9 @@ def costs(argument: str) -> Iterator[str]:
 def studies(argument: str) -> Iterator[str]:
     rows = []
     for name in studies_of(argument):
-        folder = ROOT / "results" / name
-        page = (folder / "README.md").read_text(encoding="utf-8")
-        pictures = [*sorted(folder.glob("figures/*.png")), *sorted(folder.glob("*.png"))]
-        shown = f'<img src="../{pictures[0].relative_to(ROOT)}" width="200" alt="Figure of {name}">' if pictures else ""
+        page = (ROOT / "results" / name / "README.md").read_text(encoding="utf-8")
+        picture = re.search(r"\]\(((?:figures/)?\w+\.png)\)", page)  # the first that the page shows
+        shown = f'<img src="../results/{name}/{picture[1]}" width="200" alt="Figure of {name}">' if picture else ""
         rows.append((f"[{name}](../results/{name}/README.md)", question_of(name, page), answer_of(page), shown))
     yield from table(("study", "question", "answer", "figure"), rows)
 

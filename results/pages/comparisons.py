@@ -12,7 +12,7 @@ from typing import Any
 
 import pandas as pd
 
-from pages.words import in_plain_words, shown, table_in_plain_words, verdict_in_words
+from pages.words import in_plain_words, shown, table_in_plain_words
 from spectrum import stats
 from spectrum.analysis.export import markdown_rows, runs_table
 from spectrum.analysis.inference import Difference
@@ -167,7 +167,7 @@ def _judged(row: pd.Series) -> Judged:
         margin=row["margin"],
         p=row["p"],
         p_equivalent=row["p_equivalent"],
-        verdict=verdict_in_words(row["verdict"]),
+        verdict=row["verdict"],
         is_confounded=row["confounded"],
         new_study=_new_study(row),
     )
@@ -178,7 +178,7 @@ def _new_study(row: pd.Series) -> str:
 
     In brackets: seeds where the spread is at its 80% upper limit.
     """
-    if verdict_in_words(row["verdict"]) != "inconclusive":
+    if row["verdict"] != "inconclusive":
         return ""
     is_beyond = pd.isna(row["margin"]) or abs(row["mean"]) > row["margin"]
     more = row["more_seeds_to_show" if is_beyond else "more_seeds"]

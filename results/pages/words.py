@@ -69,7 +69,6 @@ SETTINGS = {  # settings in the library's names of configurations, as patterns, 
     r"segment_shares \[4, 2, 1\]": "4:2:1",
     r", pointwise_segments 1, shuffle False": "",
 }
-VERDICTS = {"undecided": "inconclusive"}
 REVERSED = {"higher": "lower", "lower": "higher"}
 
 
@@ -104,11 +103,6 @@ def ahead(found: HasInterval) -> str:
     if not found.mean > 0:
         raise ValueError(f"a difference of {with_interval(found)}: name the winner first")
     return f"{pp(found.mean)} {interval(found)}"
-
-
-def verdict_in_words(verdict: str) -> str:
-    """A verdict of `stats.contrasts` as pages print it."""
-    return VERDICTS.get(verdict, verdict)
 
 
 def reversed_verdict(verdict: str) -> str:

@@ -50,7 +50,7 @@ def trend(results: pd.DataFrame, *, metric: str | None = None, confidence: float
 
 
 def optimum(results: pd.DataFrame, *, metric: str | None = None, confidence: float = 0.95) -> pd.DataFrame:
-    """Possible optima: which numbers of segments may be the best, a row per configuration with its settings and label.
+    """Possible optima: a confidence set of the best number of segments, one row per configuration.
 
     Args:
         results: from `load_results`.

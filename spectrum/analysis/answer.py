@@ -79,7 +79,7 @@ def _verdicts(judged: pd.DataFrame) -> str:
     """How many comparisons show what."""
     verdicts = [verdict_of(row) for _, row in judged.iterrows()]
     shown = sum(verdict in SHOWN for verdict in verdicts)
-    equivalent, inconclusive, unknown = (verdicts.count(one) for one in ("equivalent", "undecided", "unknown"))
+    equivalent, inconclusive, unknown = (verdicts.count(one) for one in ("equivalent", "inconclusive", "unknown"))
     counts = [
         (shown, "show a difference" if shown > 1 else "shows a difference"),
         (equivalent, "show equivalence within the margin" if equivalent > 1 else "shows equivalence within the margin"),

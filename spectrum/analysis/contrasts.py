@@ -118,21 +118,21 @@ def contrasts(
         alpha: the rate of any false claim in the whole family.
         power: that `more_seeds` is computed for.
 
-    Columns: name, n, `left_out` (seeds that lack a run), `diverged` (runs that count), mean, sd, low, high (95%
-    t-interval of this comparison by itself), `kind` ("difference", "interaction", or "slope", which is per doubling of
-    the segments), `confounded` (as the plan says), margin, p and p_equivalent, both adjusted by Holm's method, verdict,
+    Columns: name, n, `left_out` (seeds that lack a run), `diverged` (runs that count), mean, sd, low, high (the 95%
+    CI of this comparison by itself), `kind` ("difference", "interaction", or "slope", which is per doubling of the
+    segments), `confounded` (as the plan says), margin, p and p_equivalent, both adjusted by Holm's method, verdict,
     `more_seeds`, and the sides in words: `side_a`, `side_b`, `where` (what they share), `setting_1` and `setting_2`
     (between which an interaction compares).
 
-    `more_seeds` would decide an undecided comparison: enough to show a difference of the margin's size if there is one,
-    and equivalence if there is none; without a margin, a difference as large as the one observed. `more_seeds_at_most`
-    is the same if the spread is as large as its 80% upper limit, and `more_seeds_to_show` is for a difference as large
-    as the one observed. Each is 0 where n seeds have that power. They plan a new study of n and so many more seeds:
-    added to the present ones, they would be a second look. A comparison whose sides have no rows yet, or do not pair,
-    has n = 0 and a `reason`.
+    `more_seeds` would decide an inconclusive comparison: enough to show a difference of the margin's size if there is
+    one, and equivalence if there is none; without a margin, a difference as large as the one observed.
+    `more_seeds_at_most` is the same if the spread is as large as its 80% upper limit, and `more_seeds_to_show` is for
+    a difference as large as the one observed. Each is 0 where n seeds have that power. They plan a new study of n and
+    so many more seeds: added to the present ones, they would be a second look. A comparison whose sides have no rows
+    yet, or do not pair, has n = 0 and a `reason`.
 
-    Verdicts: "higher", "lower" (the first side), "equivalent", "undecided"; "negligibly higher" and "negligibly lower"
-    for a difference that is shown, and shown to be less than the margin; "unknown" below two seeds or where all
+    Verdicts: "higher", "lower" (the first side), "equivalent", "inconclusive"; "negligibly higher" and "negligibly
+    lower" for a difference that is shown, and shown to be less than the margin; "unknown" below two seeds or where all
     differences are equal. Raises ValueError for a table that would mislead, and for a comparison without name or sides.
 
     >>> from spectrum import load_results
@@ -215,15 +215,15 @@ def _verdict(row: Mapping[str, Any], alpha: float) -> str:
     side = "higher" if row["mean"] > 0 else "lower"
     if row["p_equivalent"] <= alpha:
         return f"negligibly {side}" if row["p"] <= alpha else "equivalent"
-    return side if row["p"] <= alpha else "undecided"
+    return side if row["p"] <= alpha else "inconclusive"
 
 
 MORE_SEEDS = ("more_seeds", "more_seeds_at_most", "more_seeds_to_show")
 
 
 def _seeds_to_decide(row: Mapping[str, Any], power: float, alpha: float) -> dict[str, int | None]:
-    """How many more seeds would decide an undecided comparison, at the level of the first of its family."""
-    if row["verdict"] != "undecided":
+    """How many more seeds would decide an inconclusive comparison, at the level of the first of its family."""
+    if row["verdict"] != "inconclusive":
         return dict.fromkeys(MORE_SEEDS)
 
     def more(*needed: int | None) -> int | None:

@@ -94,7 +94,7 @@ def contrasts_table(judged: pd.DataFrame, results: pd.DataFrame) -> Table:
     data = ", ".join(dict.fromkeys(results["dataset"]))
     caption = (
         f"{studies_of(results)}: {data}, differences of accuracy in percentage points (pp), paired by seed, with 95% "
-        f"t-intervals of each by itself; p-values adjusted by Holm's method over all {len(judged)} comparisons."
+        f"CIs of each by itself; p-values adjusted by Holm's method over all {len(judged)} comparisons."
     )
     return Table(titles, rows, caption, f"tab:{_label(_study(results))}-contrasts")
 

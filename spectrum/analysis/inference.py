@@ -99,7 +99,7 @@ class Difference:
     n: int
     mean: float
     sd: float
-    low: float  # of the 95% t-interval
+    low: float  # of the 95% CI
     high: float
     p: float  # that there is no difference: two-sided t-test
     p_equivalent: float  # that the difference is at least the margin: two one-sided t-tests

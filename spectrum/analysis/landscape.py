@@ -1,6 +1,6 @@
 """Accuracy over two dials at once: the width of a network, and how its convolutions are split.
 
-At equal width cost differs, and at equal cost width differs, so that each effect is conditional on what is held.
+Width-matched networks differ in cost, and cost-matched ones in width, so each effect is conditional on what is matched.
 """
 
 from __future__ import annotations

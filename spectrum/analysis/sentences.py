@@ -53,7 +53,7 @@ def power_note(comparison: pd.Series) -> str:
     its 80% upper limit.
     """
     row = comparison
-    if row["verdict"] != "undecided":
+    if row["verdict"] != "inconclusive":
         return ""
     beyond = math.isnan(row["margin"]) or abs(row["mean"]) > row["margin"]
     unit = PER_DOUBLING if row["kind"] == "slope" else "pp"
@@ -93,7 +93,7 @@ def verdict_in_words(comparison: pd.Series) -> str:
         }.get(comparison["kind"], f"{winner} better")
         small = ", by less than the margin" if str(comparison["verdict"]).startswith("negligibly") else ""
     else:
-        words = {"undecided": "inconclusive", "unknown": "not known"}.get(verdict, verdict)
+        words = {"unknown": "not known"}.get(verdict, verdict)
         small = ""
     return words + small + (", confounded" if comparison["confounded"] else "")
 

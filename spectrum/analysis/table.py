@@ -114,7 +114,7 @@ def _check_images(results: pd.DataFrame) -> None:
 def varied_settings(results: pd.DataFrame) -> list[str]:
     """Columns beside the segments and the seed that tell the points of a table apart, such as "activation".
 
-    Widths and learning rates that were solved or searched for each point are not: they follow from the others.
+    Widths and learning rates that were solved or tuned for each configuration are not: they follow from the others.
     """
     return [name for name in SETTINGS if name in results and _chosen(results, name).map(repr).nunique() > 1]
 
@@ -129,7 +129,7 @@ def _chosen(results: pd.DataFrame, name: str) -> pd.Series:
 
 
 def scored_metric(results: pd.DataFrame) -> str:
-    """The accuracy that points are scored on: of the test set, or of validation images where that was not read."""
+    """The accuracy that runs are scored on: of the test set, or of validation images where that was not read."""
     _check_table(results)
     tested = "test_accuracy" in results and results["test_accuracy"].notna().any()
     return "test_accuracy" if tested or "val_accuracy" not in results else "val_accuracy"
@@ -158,7 +158,7 @@ def segments_label(
 
     Args:
         segments: of the row; "per_channel", a number, or None where the segments have a width, or each stage its own.
-        segment_width: channels a segment, where that is what the study sets.
+        segment_width: channels per segment, where the study sets that.
         pointwise: whether the 1×1 is there.
         stage_segments: those of each stage, where they have their own.
 

@@ -176,7 +176,7 @@ def findings(table: pd.DataFrame) -> dict[str, Any]:
     for width in (1, 2, 4, 8, 16):
         chosen = speedup[ours.channels_per_segment == width]
         if len(chosen):
-            found[f"times the best peer at {width} a segment"] = [float(chosen.min()), float(chosen.max())]
+            found[f"times the best peer at {width} per segment"] = [float(chosen.min()), float(chosen.max())]
     for shape, count, ms in ours[ours.channels_per_segment % 1 != 0].ms.reset_index().to_numpy().tolist():
         neighbours = even.ms.loc[shape]
         below, above = neighbours[neighbours.index < count], neighbours[neighbours.index > count]

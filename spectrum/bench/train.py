@@ -108,7 +108,7 @@ def as_markdown(table: pd.DataFrame) -> str:
 
 def along_the_curve(table: pd.DataFrame, values: str) -> pd.DataFrame:
     """Pivot one column of a table: one labelled row per configuration, in order, and one column per implementation."""
-    where = table.segment_width.map(lambda width: "1 segment" if pd.isna(width) else f"{width:.0f} a segment")
+    where = table.segment_width.map(lambda width: "1 segment" if pd.isna(width) else f"{width:.0f} per segment")
     wide = table.assign(where=where).pivot(index="where", columns="way", values=values)
     return wide.loc[list(dict.fromkeys(where))]
 

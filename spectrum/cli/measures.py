@@ -60,7 +60,7 @@ def audit(command: Audit) -> int:
 
 
 def _built(command: Audit) -> nn.Module:
-    """Raises ValueError for options that cannot be, and for a network of one's own that cannot be built."""
+    """Raises ValueError for options that cannot be, and for a network of your own that cannot be built."""
     from spectrum.cost.count import first_line
     from spectrum.models import build_model
 
@@ -69,7 +69,7 @@ def _built(command: Audit) -> nn.Module:
         return build_model(command.model, architecture)
     except ValueError:
         raise
-    except Exception as error:  # whatever a network of one's own raises
+    except Exception as error:  # whatever a network of your own raises
         raise SpecError(f"model {command.model!r} cannot be built: {first_line(error)}; mend it") from error
 
 
@@ -78,7 +78,7 @@ def _counted(name: str, model: nn.Module, shape: tuple[int, int, int]) -> Cost:
 
     try:
         return measure_cost(model, shape)
-    except Exception as error:  # whatever a network of one's own raises
+    except Exception as error:  # whatever a network of your own raises
         raise SpecError(
             f"model {name!r} does not take one image of {'×'.join(map(str, shape))}: {first_line(error)}; "
             "give --channels and --image-size that it takes, or count it in Python: "

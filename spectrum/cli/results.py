@@ -86,7 +86,8 @@ def _print_standing(folder: Path, plan: FrozenPlan) -> Standing:
     for run in {run.id: run for run in (*plan.swept, *plan.runs)}.values():
         # an early plan keeps no options of a run
         options = rows.get(run.id, {}) if run.stored is None else run.options | {"match": run.match}
-        name = f"{run_name(options, plan.varied, plan.tuned if run.id in swept else ())} (id {run.id})"
+        varied = run_name(options, plan.varied, plan.tuned if run.id in swept else ())
+        name = f"{varied} (id {run.id})" if varied else run.id
         newest = next(checkpoint_files(folder / CHECKPOINTS / run.id), None) if run.id not in rows else None
         if newest is not None:
             out.print(f"  part-way: {name}, {counted(newest.step, 'step')} saved")

@@ -1,4 +1,4 @@
-"""Data sets of one's own, by name: a function that gives arrays. Nothing here loads torch or images."""
+"""Data sets of your own, by name: a function that gives arrays. Nothing here loads torch or images."""
 
 from __future__ import annotations
 

@@ -171,7 +171,7 @@ class Plan(_Record):
     overrides: dict[str, Any] = {}
     """Options that the command line set."""
     imports: tuple[str, ...] = ()
-    """Modules of models of one's own."""
+    """Modules of models of your own."""
     hash: str | None = None
     """Of the study: what it trains, on what, how often."""
     budget: PlannedBudget | None = None

@@ -169,7 +169,7 @@ class Study(Record):
     question: str = ""
     """The question that the study answers."""
     imports: Annotated[tuple[str, ...], BeforeValidator(_module_names)] = ()
-    """Modules of models of one's own, which every process imports first: `import` in a file. Not part of the hash."""
+    """Modules of models of your own, which every process imports first: `import` in a file. Not part of the hash."""
     base: RunConfig = RunConfig()
     """Options that all runs share."""
     overrides: dict[str, Any] = Field(default_factory=dict)

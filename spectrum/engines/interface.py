@@ -2,7 +2,7 @@
 
     EngineSettings    what every engine is told: workers, device, modules, checkpoints, limits
     Work              the same for one study, with its folder
-    Engine            to subclass for an engine of one's own
+    Engine            to subclass for an engine of your own
     register_engine   gives it a name, for `run_study(study, engine="mine")` and `spectrum run --engine mine`
 
 Nothing here loads torch, Ray or a pool of processes: engines are imported when they are used.

@@ -482,7 +482,7 @@ def _fingerprints(folder: Path) -> dict[tuple[Any, ...], set[str]]:
 
 
 def _check_same_models(folder: Path, models: Sequence[str]) -> None:
-    """Raise StoreError where rows were trained with other code of a model of one's own than there is now."""
+    """Raise StoreError where rows were trained with other code of a model of your own than there is now."""
     now = {model: code for model in models if (code := code_of(model)) is not None}
     if not now:
         return  # models of this package alone: the rows need not be read once more

@@ -1,4 +1,4 @@
-"""Runs that train the same network under two names, and options that an architecture of one's own ignores.
+"""Runs that train the same network under two names, and options that an architecture of your own ignores.
 
 Networks are compared as they are built: the same initial weights, outputs, gradients and statistics from one seed are
 the same network, whatever the run calls it. Each is compared by ever dearer means, and only with those that are
@@ -62,7 +62,7 @@ T = TypeVar("T")
 def told_apart(study: Study, planned: Sequence[CostedRun]) -> list[CostedRun]:
     """The runs of a plan, those that train the same network as an earlier one marked as such (`same_as`).
 
-    Raises SpecError for an axis along which every network is the same, and for an option that an architecture of one's
+    Raises SpecError for an axis along which every network is the same, and for an option that an architecture of your
     own ignores.
     """
     if any("seed" in case for case in study.cases):  # then no seed has every cell
@@ -154,7 +154,7 @@ def _place_of(study: Study, field: str, alone: Sequence[str]) -> str:
 
 
 def _check_options(study: Study, cells: Sequence[CostedRun]) -> None:
-    """Fields that the base names, or an axis of one value, and networks of one's own that are the same without."""
+    """Fields that the base names, or an axis of one value, and networks of your own that are the same without."""
     alone = [axis for axis, values in study.axes.items() if len(values) == 1]
     for field in OF_NETWORK:
         if field == "model" or field not in study.base.model_fields_set | set(alone):
@@ -207,7 +207,7 @@ def _groups(planned: Sequence[CostedRun]) -> list[list[CostedRun]]:
     by_id = {one.run.id: one for one in planned}
     groups = [list(by_id.values())]
     keys: tuple[Callable[[CostedRun], str], ...] = (
-        # Two models of one's own may differ in training alone, in what no option says.
+        # Two models of your own may differ in training alone, in what no option says.
         lambda one: digest([one.run.model if registered_in(one.run.model) else ""]),
         lambda one: digest([one.params, one.macs, one.activations, one.norms, one.nonlinearities]),
         lambda one: _trained(one.run),
@@ -281,7 +281,7 @@ def _stepped(run: RunConfig) -> str:
         try:
             loss = cross_entropy(model.train()(x_nchw), y_n)
             loss.backward()
-        except Exception:  # of a model of one's own, in training: the run will say it
+        except Exception:  # of a model of your own, in training: the run will say it
             return run.id
         return digest([_hash(loss), *map(_gradient, model.parameters()), hash_weights(model)])
 

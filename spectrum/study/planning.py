@@ -53,7 +53,7 @@ class CostedRun:
     step_seconds: float | None = None  # measured
     solved_for: str | None = None  # a hash of what its widths depend on
     seconds: float | None = None  # estimated CPU time on one worker, evaluation and data included
-    caveat: str | None = None  # what ran in a network of one's own and is not in its MACs
+    caveat: str | None = None  # what ran in a network of your own and is not in its MACs
     clamped: tuple[tuple[str, int], ...] | None = None  # option → layers; None: of a plan that does not tell
     same_as: str | None = None  # id of the run that trains the same network, if an earlier one does
 
@@ -131,12 +131,12 @@ def plan_study(
 
     Args:
         study: from `load_study`, or the path of its file.
-        imports: modules to import first, for models of one's own.
+        imports: modules to import first, for models of your own.
         time_steps: also time some training steps of each network, which takes about half a second each.
         frozen: an earlier plan; widths that were solved in it for the same budget are taken as they are.
 
     Raises SpecError for a run whose network cannot be built or cannot meet its budget, for an option or an axis that
-    changes nothing (of a plan that is not frozen yet), and for a network of one's own that gives no scores; DataError
+    changes nothing (of a plan that is not frozen yet), and for a network of your own that gives no scores; DataError
     for a missing data set.
 
     >>> from spectrum import load_study
@@ -390,7 +390,7 @@ def _refused(run: RunConfig, what: str, error: Exception) -> SpecError:
 
 
 def _check_own(run: RunConfig, images: Images) -> None:
-    """Raise SpecError for a network of one's own that gives no scores of these images' classes.
+    """Raise SpecError for a network of your own that gives no scores of these images' classes.
 
     It sees two random images, in evaluation mode, as counting does.
     """

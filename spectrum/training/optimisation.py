@@ -25,7 +25,7 @@ def learning_rate(run: RunConfig, epoch: float) -> float:
 
     Linear warm-up from 0 over `warmup_epochs`; then, with t from 0 to 1 over the rest,
     cosine: lr · (1 + cos πt) / 2 (Loshchilov & Hutter 2017); exponential: lr · decay^⌊epochs since / decay_epochs⌋
-    (Chollet 2017: 0.94 every 2 epochs); one_cycle: up from lr/25 to lr in the first 30 %, then down to lr/10⁴, both
+    (Chollet 2017: 0.94 every 2 epochs); one_cycle: up from lr/25 to lr in the first 30%, then down to lr/10⁴, both
     along cosines (Smith & Topin 2018).
     """
     if epoch < run.warmup_epochs:

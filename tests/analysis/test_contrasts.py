@@ -279,7 +279,7 @@ def test_a_family_is_corrected_and_each_verdict_follows():
         {"name": "slope", "between": RELU, "across": "segments", "margin": None},
     ]
     found = stats.contrasts(table, asked).set_index("name")
-    assert list(found["verdict"]) == ["lower", "negligibly lower", "undecided", "undecided"]
+    assert list(found["verdict"]) == ["lower", "negligibly lower", "inconclusive", "inconclusive"]
     assert list(found["kind"]) == ["difference", "difference", "interaction", "slope"]
     raw = stats.contrast(table, RELU)
     assert found["p"]["relu"] == pytest.approx(4 * raw.p)
@@ -315,7 +315,7 @@ def test_the_size_of_a_new_study_is_the_whole_of_it():
     row = pd.Series(
         {
             "name": "x", "kind": "difference", "n": 6, "left_out": (), "diverged": 0, "confounded": False, "reason": "",
-            "mean": 0.001, "low": -0.004, "high": 0.006, "p": 0.5, "p_equivalent": 0.1, "verdict": "undecided",
+            "mean": 0.001, "low": -0.004, "high": 0.006, "p": 0.5, "p_equivalent": 0.1, "verdict": "inconclusive",
             "margin": 0.005, "more_seeds": 2, "more_seeds_at_most": 5, "more_seeds_to_show": 900,
         }
     )  # fmt: skip
@@ -451,7 +451,7 @@ def test_a_wrong_contrast_says_what_would_work(between, across, says):
 # Pictures
 
 
-def test_the_forest_has_a_mark_a_contrast_open_where_undecided():
+def test_the_forest_has_a_mark_a_contrast_open_where_inconclusive():
     table = made_up(noisy)
     asked = [
         {"name": "relu", "between": RELU, "margin": 0.01},

@@ -48,7 +48,7 @@ def test_conclusions_about_the_operation_follow_from_its_table():
     assert found["measurements below 50%"] == 0
     assert found["points"] == 4, "uneven segments are another comparison"
     assert found["slowest against the best peer"] == pytest.approx(2.0 / 1.9)
-    assert found["times the best peer at 2 a segment"] == [4.0, 4.0]
+    assert found["times the best peer at 2 per segment"] == [4.0, 4.0]
     assert found["3 segments against the slower even neighbour"] == pytest.approx(1.8 / 1.6)
     assert found["most that time rises as segments double"] == 1.25
 
@@ -61,8 +61,8 @@ def test_conclusions_about_a_step_follow_from_its_table():
     ]
     found = train.findings(pd.DataFrame(rows))
     assert found["1 segment: times the default loop"] == 2
-    assert found["8 a segment: times the default loop"] == 3
-    assert found["8 a segment: times the best tuned loop"] == 2
+    assert found["8 per segment: times the default loop"] == 3
+    assert found["8 per segment: times the best tuned loop"] == 2
     assert found["most of a step spent on data, percent"] == 2
 
 
@@ -204,7 +204,7 @@ def test_a_study_and_a_script_train_the_same_runs():
     assert table.test_accuracy.between(0, 1).all()
     found = sweep.findings(table)
     assert found["times the default loop, whole curve"] > 0
-    assert "| 4 a segment |" in sweep.as_markdown(table)
+    assert "| 4 per segment |" in sweep.as_markdown(table)
 
 
 @pytest.mark.parametrize(

@@ -186,8 +186,8 @@ def test_a_run_that_is_writing_is_said_and_not_disturbed(folder: Path, capsys: p
         assert "writes here now" in notes(folder)[0]
         assert main(["status", str(folder)]) == 0
         said = capsys.readouterr().out
-        assert "a run is training: process" in said
-        assert f"part-way {IDS[2]}: 9 steps are saved" in said
+        assert "training now: process" in said
+        assert f"part-way: {IDS[2]}, 9 steps saved" in said
         assert main(["doctor", str(folder), "--repair"]) == 2
         assert "another run is writing here" in capsys.readouterr().err
         store.append(row(IDS[3], status="diverged"))

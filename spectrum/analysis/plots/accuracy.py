@@ -51,7 +51,7 @@ def spectrum_curve(
     Args:
         results: from `load_results`.
         ax: where to draw, at any size and in your own settings; by default a figure of its own.
-        metric: a column of accuracies from 0 to 1; shown in per cent.
+        metric: a column of accuracies from 0 to 1; shown in percent.
         by: the column or columns, such as "activation", each of whose values gets a curve; by default all settings
             that vary. What varies beside is averaged within a seed, so that n counts seeds.
         title: what the picture answers or finds; by default its task.
@@ -216,7 +216,7 @@ def budget_panels(
 
     Args:
         results: from `load_results`, of one study with several budgets or of several studies, joined by `pd.concat`.
-        metric: a column of accuracies from 0 to 1; shown in per cent.
+        metric: a column of accuracies from 0 to 1; shown in percent.
         title: what the picture answers or finds; by default its task.
         caption: whether to say data set, seeds, worst mismatches and study.
         colors: of the curves, in their order or by their labels; of the panels, where each has one curve.

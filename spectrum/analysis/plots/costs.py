@@ -78,7 +78,7 @@ def accuracy_against(
         results: from `load_results`.
         cost: "params", "macs" or "train_seconds".
         ax: where to draw, at any size and in your own settings; by default a figure of its own.
-        metric: a column of accuracies from 0 to 1; shown in per cent.
+        metric: a column of accuracies from 0 to 1; shown in percent.
         title: what the picture answers or finds; by default its task.
         caption: whether to say data set, seeds, budget and study.
         colors: of the splits, in their order along the spectrum or by their labels.
@@ -369,7 +369,7 @@ def roofline_curve(
     colors: Mapping[str, Any] | Sequence[Any] | None = None,
     labels: Mapping[str, str] | None = None,
 ) -> Figure:
-    """Speed along the spectrum: per cent of the roofline, one line per implementation, on a log₂ axis.
+    """Speed along the spectrum: percent of the roofline, one line per implementation, on a log₂ axis.
 
     Args:
         table: of `spectrum bench op`, read from its CSV.

@@ -148,7 +148,7 @@ def difference_curve(
         colors: of the curves, in their order or by their labels.
         labels: your words for labels, such as {"activation relu": "ReLU"}.
 
-    An interval that lies within the band shows equivalence at that place, at 2.5 % and by itself. The pairs of runs are
+    An interval that lies within the band shows equivalence at that place, at 2.5% and by itself. The pairs of runs are
     drawn as dots where there is one curve. Convolutions without a 1×1 are left out, and so are places where no
     seed has both sides. Raises ValueError where there is no other.
     """

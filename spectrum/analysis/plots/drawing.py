@@ -66,7 +66,7 @@ class ShownFigure(Figure):
 
 @contextmanager
 def style() -> Iterator[None]:
-    """The project's style, for figures of one's own: `with plots.style(): …`.
+    """The project's style, for figures of your own: `with plots.style(): …`.
 
     It stands on matplotlib's defaults, not on the settings of the moment, so that a study looks the same everywhere.
     """
@@ -197,7 +197,7 @@ def wrapped(text: str, width: int) -> str:
 
 
 def error_bars(groups: pd.DataFrame) -> np.ndarray[Any, Any]:
-    """Lengths of the error bars in per cent, below and above the mean; 0 where there is no interval."""
+    """Lengths of the error bars in percent, below and above the mean; 0 where there is no interval."""
     ends = groups[["low", "high"]].sub(groups["mean"], axis=0).abs()
     return np.asarray(100 * ends.fillna(0.0)).T
 

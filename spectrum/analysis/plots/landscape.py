@@ -55,7 +55,7 @@ def landscape(
         colors: a colour map of matplotlib.
         labels: your words for labels, such as {"plain 3×3": "ResNet's 3×3"}.
 
-    A cell is one configuration: its mean over seeds in per cent. A line joins the widths at which the splits have one
+    A cell is one configuration: its mean over seeds in percent. A line joins the widths at which the splits have one
     cost, interpolated between their networks in the logarithm of the cost; walking along it is what a matched budget
     does. Only costs are drawn at which every split has smaller and larger networks. Plain convolutions, without a 1×1,
     are a column of their own, where a short line stands apart. Raises ValueError where something else varies, and for a

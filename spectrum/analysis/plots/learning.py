@@ -47,7 +47,7 @@ def learning_curves(
         results: from `load_results`; says which configuration each run is of.
         ax: where to draw, at any size and in your own settings; by default a figure of its own, with a panel for each
             value of the settings that vary where one would be crowded.
-        metric: a column of the history, from 0 to 1; shown in per cent.
+        metric: a column of the history, from 0 to 1; shown in percent.
         title: what the picture answers or finds; by default its task.
         caption: whether to say data set, seeds, budget and study.
         colors: of the splits, in their order along the spectrum or by their labels.

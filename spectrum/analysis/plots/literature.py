@@ -1,4 +1,4 @@
-"""What others measured along the spectrum, and a study of one's own beside it."""
+"""What others measured along the spectrum, and a study of your own beside it."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from spectrum.analysis.plots.frame import legend_beside, say
 from spectrum.analysis.plots.words import Wishes, setting_label
 from spectrum.analysis.table import SPLIT, varied_settings
 
-# Top-1 errors in per cent on ImageNet, as published: ResNeXt (Xie et al. 2017, arXiv 1611.05431), IGCV1 (Zhang et al.
+# Top-1 errors in percent on ImageNet, as published: ResNeXt (Xie et al. 2017, arXiv 1611.05431), IGCV1 (Zhang et al.
 # 2017, arXiv 1707.02725), ShuffleNet (Zhang et al. 2018, arXiv 1707.01083).
 PUBLISHED = {
     ("ResNeXt-50", "spatial", "about equal MACs"): {1: 23.9, 2: 23.0, 4: 22.6, 8: 22.3, 32: 22.2},
@@ -37,7 +37,7 @@ def literature() -> pd.DataFrame:
     """Published results along the spectrum: a row per network.
 
     Columns: `work`, `half` (of which the segments are: "spatial", or "pointwise" in ShuffleNet), `budget` (what the
-    networks share), `segments`, `error` (top-1 on ImageNet, per cent), `gain` over the work's own 1 segment in pp.
+    networks share), `segments`, `error` (top-1 on ImageNet, percent), `gain` over the work's own 1 segment in pp.
 
     >>> literature().groupby("work", sort=False)["gain"].max().round(2).to_dict()
     {'ResNeXt-50': 1.7, 'IGCV1': 4.11, 'ShuffleNet, of its 1×1': 1.2}

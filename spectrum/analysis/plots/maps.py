@@ -51,7 +51,7 @@ def setting_map(
         results: from `load_results`.
         setting: a column that varies, such as "activation".
         ax: where to draw, at any size and in your own settings; by default a figure of its own.
-        metric: a column of accuracies from 0 to 1; shown in per cent.
+        metric: a column of accuracies from 0 to 1; shown in percent.
         title: what the picture answers or finds; by default its task.
         caption: whether to say data set, seeds, budget and study.
         colors: a colour map of matplotlib.
@@ -117,7 +117,7 @@ def tuning_map(
         colors: a colour map of matplotlib, from far below the best to the best.
         labels: your words for labels, such as {"plain 3×3": "ResNet's 3×3"}.
 
-    Numbers are means over the sweep's seeds, in per cent. Colours say how far a cell is below the best of its row. What
+    Numbers are means over the sweep's seeds, in percent. Colours say how far a cell is below the best of its row. What
     was chosen is framed; a frame in an outer column is on the edge of the grid. Raises ValueError when no run of the
     sweep has finished.
     """
