@@ -475,8 +475,8 @@ def test_a_network_that_serves_two_budgets_is_trained_once_and_shown_twice(study
     assert table.loc[table["match"] == "params", "budget_mismatch"].abs().max() < 0.01
     assert table.loc[table["match"] == "none", "budget_mismatch"].isna().all()
     page = (study / "results" / "equal" / "report.html").read_text()
-    assert "cannot be laid to any one of its 3 factors" in page
-    assert "equal params" in page
+    assert "cannot be attributed to any one of its 3 factors" in page
+    assert "parameter-matched" in page
     assert (study / "results" / "equal" / "figures" / "budgets.png").exists()
     assert run("run", "equal.toml") == 0
     assert "10 of 10 runs had a result already" in capsys.readouterr().out

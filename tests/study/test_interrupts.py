@@ -170,7 +170,7 @@ def test_a_run_may_be_looked_at_from_another_shell(study_folder):
     run, workers = start_slow_run(study_folder, "--checkpoint-minutes", 0, epochs=20)
     try:
         for name, told in (
-            ("status", f"a run is training: process {run.pid} on"),
+            ("status", f"training now: process {run.pid} on"),
             ("doctor", f"process {run.pid} on {socket.gethostname()} writes here now"),
         ):
             look = command(study_folder, name, "slow.toml", "--import", IMPORTS[0])

@@ -104,7 +104,7 @@ def test_a_row_torn_in_half_is_set_aside_and_trained_again(study_folder, capsys)
 
     assert main(words) == 0
     shown = capsys.readouterr()
-    assert "1 torn or garbled lines were moved to results/tiny/results.bad" in shown.err
+    assert "1 torn or garbled line moved to results/tiny/results.bad" in shown.err
     assert "1 of 2 runs had a result already and were reused" in shown.out
     assert len(read_rows(path.parent)) == 2
     assert hashes_of(path.parent) == whole
