@@ -16,7 +16,7 @@ from typing import Any
 import matplotlib as mpl
 import pandas as pd
 from matplotlib.figure import Figure
-from pages.words import BUDGETS, END, PLAIN, shown
+from pages.words import BUDGETS, END, PLAIN
 
 from spectrum import load_results, plots, stats
 from spectrum.analysis.plots.drawing import look_of, shades_of
@@ -93,7 +93,7 @@ class Steps:
     def runs(self, way: str) -> pd.DataFrame:
         """Every network once, by rising step time, and whether its mean is on the Pareto frontier."""
         runs = stats.pareto_table(self.timed(way), "step_ms").sort_values("cost", kind="stable")
-        return runs.drop_duplicates(["label", "cost"]).assign(label=runs["label"].map(shown))
+        return runs.drop_duplicates(["label", "cost"])
 
     def front(self, way: str) -> list[str]:
         """Labels on the Pareto frontier of mean accuracy against step time, from fast to slow."""
@@ -119,8 +119,7 @@ def draw(steps: Steps) -> Figure:
     """Accuracy against step time in three panels, one per implementation, each with its Pareto frontier."""
     matches = list(dict.fromkeys(steps.results["match"]))
     with plots.style():
-        curve = shades_of(steps.results[steps.results["pointwise"].astype(bool)])
-        shades = {shown(label): shade for label, shade in curve.items()} | {PLAIN: "#cc79a7"}
+        shades = shades_of(steps.results[steps.results["pointwise"].astype(bool)]) | {PLAIN: "#cc79a7"}
         markers = {match: look_of(number)["marker"] for number, match in enumerate(matches)}
         figure = Figure(figsize=(7.0, 4.6))
         panels = figure.subplots(1, len(WAYS), sharey=True, sharex=True)

@@ -12,7 +12,7 @@ from typing import Any
 
 import pandas as pd
 
-from pages.words import in_plain_words, shown, table_in_plain_words
+from pages.words import in_plain_words
 from spectrum import stats
 from spectrum.analysis.export import markdown_rows, runs_table
 from spectrum.analysis.inference import Difference
@@ -134,13 +134,11 @@ class Comparisons:
         """Of one curve."""
         found = stats.optimum(self._rows(side))
         first = found[found["best"]].iloc[0]
-        return Best(
-            shown(first["label"]), first["mean"], [shown(label) for label in found.loc[found["in_set"], "label"]]
-        )
+        return Best(first["label"], first["mean"], found.loc[found["in_set"], "label"].tolist())
 
     def table(self, **side: Any) -> str:
         """The summary of the rows that have these values."""
-        return table_in_plain_words(markdown_rows(runs_table(self._rows(side))))
+        return in_plain_words(markdown_rows(runs_table(self._rows(side))))
 
     def _rows(self, side: Mapping[str, Any]) -> pd.DataFrame:
         return self.results[has(self.results, side)]

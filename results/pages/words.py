@@ -9,16 +9,10 @@ from typing import Protocol
 
 from spectrum.analysis.plots import literature
 from spectrum.analysis.sentences import pp
-from spectrum.analysis.table import segments_label
+from spectrum.design import budgets
 
 PLAIN, END = "plain 3×3", "per-channel"
-BUDGETS = {
-    "none": "width-matched",
-    "params": "parameter-matched",
-    "macs": "MAC-matched",
-    "step_time": "time-matched",
-}
-LABELS = {segments_label(1, None, False): PLAIN, segments_label("per_channel"): END}
+BUDGETS = {str(match): kind.words for match, kind in budgets.BUDGETS.items()}
 CONTRASTS = {  # names in plans that do not say what is compared
     "BSConv's swap, as published": "MobileNet's block vs BSConv's, as published",
     "BSConv's swap, at equal MACs": "MobileNet's block vs BSConv's, MAC-matched",
@@ -34,16 +28,11 @@ CONTRASTS = {  # names in plans that do not say what is compared
     "segments",
 }
 WORDING = {  # what plans and the library's labels say, and what pages say, in this order
-    **LABELS,
     "one segment a channel": END,
     "one a channel": END,
     "at equal parameters": BUDGETS["params"],
     "at equal MACs": BUDGETS["macs"],
     "at equal step time": BUDGETS["step_time"],
-    "equal parameters": BUDGETS["params"],
-    "equal MACs": BUDGETS["macs"],
-    "equal step time": BUDGETS["step_time"],
-    "unmatched": BUDGETS["none"],
     "1×1 first": "pointwise-first",
     "spatial first": "spatial-first",
     "against whole": "vs a whole 1×1",
@@ -55,7 +44,7 @@ WORDING = {  # what plans and the library's labels say, and what pages say, in t
 SETTINGS = {  # settings in the library's names of configurations, as patterns, and what pages say
     r"^1(?=$|, (?!\d|per))": "1 segment",
     r"^(\d+)(?=$|, (?!\d|per))": r"\1 segments",
-    r", depth None": "",
+    r", depth not set": "",
     r"model (\w+)": r"`\1`",
     r"activation none": "no activation",
     r"activation relu": "ReLU",
@@ -138,21 +127,6 @@ def configuration_in_words(name: str) -> str:
     for pattern, plain in SETTINGS.items():
         text = re.sub(pattern, plain, text)
     return text
-
-
-def table_in_plain_words(text: str) -> str:
-    """A Markdown table of the library as pages print it: plain labels, minus signs, no space before %."""
-    text = in_plain_words(text).replace("accuracy, % ± 95 % t", "accuracy, % ± 95% CI")
-    return re.sub(r"(?<=\d) %", "%", re.sub(r"(?<=\| )-(?=\d)", "−", text))
-
-
-def shown(label: str) -> str:
-    """A configuration's label as pages print it.
-
-    >>> shown("16")
-    '16'
-    """
-    return LABELS.get(label, label)
 
 
 def as_set(labels: Iterable[str]) -> str:

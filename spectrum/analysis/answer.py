@@ -120,7 +120,7 @@ def _optima(results: pd.DataFrame) -> str:
     said = []
     for values, curve in curves:
         where = ", ".join(setting_words(name, value) for name, value in zip(names, values, strict=True))
-        labels = ", ".join(curve[curve["in_set"]]["label"]).replace("per channel", "per-channel")
+        labels = ", ".join(curve[curve["in_set"]]["label"])
         said.append(f"{where + ': ' if where else ''}{labels}")
     return f"Possible optima (95% set of segments): {'; '.join(said)}."
 

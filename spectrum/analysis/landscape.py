@@ -17,7 +17,7 @@ COSTS = ("params", "macs")
 
 
 def width_slopes(results: pd.DataFrame, *, metric: str | None = None, confidence: float = 0.95) -> pd.DataFrame:
-    """What a doubling of the width gives at each split: a row per split, plain convolutions first.
+    """Accuracy per doubling of the width, a row per split, plain convolutions first.
 
     Args:
         results: from `load_results`, of a study with an axis of widths.

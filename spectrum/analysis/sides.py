@@ -48,8 +48,8 @@ def name_sides(
     pairs = [split] * split_known + [_both(name, between, rows) for name in names]
     pairs.append((several := _averages(rows, across, names, split_known), several))
     budget = _both("match", between, [results if part.empty else part for part in rows])
-    if budget == (budget_name("none"),) * 2:
-        budget = ("width-matched",) * 2 if split[0] != split[1] and _same_widths(rows) else (None, None)
+    if budget == (budget_name("none"),) * 2 and (split[0] == split[1] or not _same_widths(rows)):
+        budget = (None, None)
     pairs = [pair for pair in (*pairs, budget) if None not in pair and pair != ("", "")]
     first, second = (", ".join(str(pair[side]) for pair in pairs if pair[0] != pair[1]) for side in (0, 1))
     shared = ", ".join(str(one) for one, other in pairs if one == other)
