@@ -20,8 +20,10 @@ from matplotlib.figure import Figure, SubFigure
 
 from spectrum._files import write_whole
 from spectrum.analysis.inference import t_interval
-from spectrum.analysis.plots.words import PLAIN, Wishes, data_name
+from spectrum.analysis.plots.words import Wishes
 from spectrum.analysis.table import scored, segments_label, spectrum_position, split_labels
+from spectrum.analysis.words import data_name
+from spectrum.models.position import PLAIN
 
 STYLE = Path(__file__).with_name("spectrum.mplstyle")
 LEAST_POINTS = 7.0  # of type
