@@ -206,6 +206,36 @@ def test_learning_curves_survive_a_setting_that_the_history_has_too():
     assert len(plots.learning_curves(history(table), table).axes[0].lines) == 8
 
 
+@pytest.mark.parametrize(
+    ("settings", "cost"),
+    [
+        ({}, "macs"),
+        ({"match": ["none", "params", "step_time"]}, "macs"),
+        ({"segments": [1, 2, 3, 4, 8, 16], "activation": ["none", "relu", "elu", "gelu", "silu"]}, "params"),
+        ({"segments": [1], "width": [1.0, 1.1, 1.2, 1.3], "order": ["pointwise_first", "spatial_first"]}, "macs"),
+    ],
+)
+def test_at_the_width_of_a_column_nothing_lies_on_anything_and_type_has_seven_points(settings, cost):
+    table = results(**settings)
+    if "width" in settings:  # costs within less than twice, where an axis has no decade
+        table["macs"] = (1_500_000 * table["width"]).astype(int)
+    with mpl.rc_context({"font.size": 8}):
+        figure = Figure(figsize=(3.5, 2.6), layout="constrained")
+        plots.accuracy_against(table, cost, ax=figure.add_subplot(), caption=False)
+        figure.savefig(io.BytesIO(), dpi=figure.dpi)
+    (ax,) = figure.axes
+    assert ax.get_window_extent().width > 2.2 * figure.dpi, "the picture has the column"
+    legend = ax.get_legend().get_texts() if ax.get_legend() else []
+    ticks = [label for label in ax.get_xticklabels() if ax.get_xlim()[0] <= label.get_position()[0] <= ax.get_xlim()[1]]
+    texts = [text for text in (*ax.texts, *ticks, *legend, ax.xaxis.label) if text.get_text()]
+    assert len(ticks) >= 2
+    assert min(text.get_fontsize() for text in texts) >= 7
+    boxes = [text.get_window_extent() for text in texts]
+    for (one, first), (other, second) in itertools.combinations(zip(boxes, texts, strict=True), 2):
+        assert not one.overlaps(other), (first.get_text(), second.get_text())
+    assert all(figure.bbox.x0 <= box.x0 and box.x1 <= figure.bbox.x1 for box in boxes)
+
+
 def test_of_one_split_learning_curves_differ_in_colour():
     table = results(segments=["per_channel"], order=["pointwise_first", "spatial_first"])
     first, second = plots.learning_curves(history(table), table).axes[0].lines

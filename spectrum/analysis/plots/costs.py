@@ -30,7 +30,7 @@ from spectrum.analysis.plots.drawing import (
     wished_shades,
     wrapped,
 )
-from spectrum.analysis.plots.frame import frame, inches_of_text, legend_beside, name_curves, sample, say
+from spectrum.analysis.plots.frame import NARROW, frame, inches_of_text, legend_beside, name_curves, sample, say
 from spectrum.analysis.plots.words import Wishes
 from spectrum.analysis.table import IMAGES, SPLIT, budget_name, split_labels, varied_settings
 from spectrum.analysis.words import setting_label
@@ -108,7 +108,7 @@ def accuracy_against(
         if names:
             label = wishes.called(setting_label(telling, [values[names.index(name)] for name in telling]))
             entries.append(sample(label, {"marker": look["marker"], "color": "0.35", "linestyle": ""}))
-    narrow = inches_of(ax)[0] < 3.2
+    narrow = inches_of(ax)[0] < NARROW
     crowded = len(found) > (MOST_LABELS if len(kinds) == 1 else MOST_LABELS // 2)
     if crowded and not narrow:  # at a column's width colours go from light to dark, and the frontier has names
         entries += [
@@ -116,7 +116,7 @@ def accuracy_against(
             for label, shade in shades.items()
         ]
     ax.set_xscale("log")
-    ax.margins(x=0.1, y=0.12)
+    ax.margins(x=0.1, y=0.2 if narrow else 0.12)  # names above the highest marks need room
     _engineering_axis(ax)
     ax.set_xlabel(wishes.called(COST_LABELS.get(cost, cost)))
     metric_axis(ax, metric, table, wishes)
@@ -303,29 +303,62 @@ def _part(layer: LayerCost) -> str:
     return PARTS.get(layer.kind, layer.kind)
 
 
+Box = tuple[float, float, float, float]  # left, right, bottom and top, in points from the corner of the axes
+MARK = 3.0  # points from the middle of a mark to its edge
+NEARBY = 45.0  # points within which one name is enough for marks of one split
+
+
 def _label(ax: Axes, configurations: pd.DataFrame, wishes: Wishes, *, only_front: bool = False) -> None:
-    """What each configuration is called, above its bar or mark; where two would touch, or a name would lie on
-    a mark, the lower one has its own at its right."""
-    taken: list[tuple[float, float, float]] = []
+    """Name each configuration above its bar; beside its mark or below where that would lie on a name or on a mark.
+
+    Where no place is free, a name stands above its bar; of many configurations, it is left out, and so is a name that
+    stands nearby already.
+    """
     named = configurations[configurations["on_front"]] if only_front else configurations
     rows = sorted(((*_top(one), one) for _, one in named.iterrows()), key=lambda row: -row[0])
     heights = configurations["top"] if "top" in configurations else 100 * configurations["mean"]
     marks = [_points(ax, x, y) for x, y in zip(configurations["cost"], heights, strict=True)]
+    taken: list[Box] = [(x - MARK, x + MARK, y - MARK, y + MARK) for x, y in marks]
+    said: list[tuple[str, float, float]] = []
     for top, offset, one in rows:
         name = wishes.called(one["label"])
-        half = 36 * inches_of_text(name, small())
+        places = _places(ax, one, top, offset, 72 * inches_of_text(name, small()))
+        free = next((place for place in places if not any(_overlap(place[0], box) for box in taken)), None)
         x, y = _points(ax, one["cost"], top)
-        touched = any(abs(x - at) < half + other and abs(y - up) < 1.1 * small() for at, up, other in taken)
-        touched |= any(abs(x - at) < half + 2 and y + offset < up < y + offset + small() for at, up in marks)
-        if touched and only_front:
+        nearby = any(name == other and max(abs(x - at), abs(y - up)) < NEARBY for other, at, up in said)
+        if only_front and (nearby or free is None):
             continue
-        taken.append((x, y, half))
-        beside = {"xytext": (5, 0), "ha": "left", "va": "center"}  # of its mark, where above it there is no room
-        above = {"xytext": (0, offset), "ha": "center", "va": "bottom"}
-        at = one["cost"], (top if "top" in one else 100 * one["mean"]) if touched else top
-        how: Any = (beside if touched else above) | {"textcoords": "offset points", "fontsize": small(), "zorder": 4}
-        text = ax.annotate(name, at, **how)
+        box, at, how = free or places[0]
+        taken.append(box)
+        said.append((name, x, y))
+        text = ax.annotate(name, at, textcoords="offset points", fontsize=small(), zorder=4, **how)
         text.set_path_effects([withStroke(linewidth=2, foreground="white")])  # legible across bars
+
+
+def _places(ax: Axes, one: pd.Series, top: float, offset: int, length: float) -> list[tuple[Box, Any, dict[str, Any]]]:
+    """Where the name of a mark may stand: above its bar, right of it, left of it and below; those within the axes."""
+    cost, size = one["cost"], small()
+    middle = top if "top" in one else 100 * one["mean"]
+    foot = 2 * middle - top if one.get("high", float("nan")) == one.get("high") else middle
+    (x, y), (_, mid), (_, low) = (_points(ax, cost, height) for height in (top, middle, foot))
+    end, gap = _points(ax, ax.get_xlim()[1], top)[0], MARK + 2
+    inwards = max(0.0, length / 2 - x) - max(0.0, x + length / 2 - end)
+    left, right = x + inwards - length / 2, x + inwards + length / 2
+    found = [
+        ((left, right, y + offset, y + offset + size), (cost, top), (inwards, offset), "center", "bottom"),
+        ((x + gap, x + gap + length, mid - size / 2, mid + size / 2), (cost, middle), (gap, 0), "left", "center"),
+        ((x - gap - length, x - gap, mid - size / 2, mid + size / 2), (cost, middle), (-gap, 0), "right", "center"),
+        ((left, right, low - offset - size, low - offset), (cost, foot), (inwards, -offset), "center", "top"),
+    ]
+    return [
+        (box, at, {"xytext": away, "ha": ha, "va": va})
+        for box, at, away, ha, va in found
+        if box[0] > -1 and box[1] < end + 1 and box[2] > 0
+    ] or [(found[0][0], found[0][1], {"xytext": found[0][2], "ha": "center", "va": "bottom"})]
+
+
+def _overlap(one: Box, other: Box) -> bool:
+    return one[0] < other[1] and other[0] < one[1] and one[2] < other[3] and other[2] < one[3]
 
 
 def _points(ax: Axes, x: float, y: float) -> tuple[float, float]:
@@ -345,10 +378,13 @@ def _top(one: pd.Series) -> tuple[float, int]:
 
 def _engineering_axis(ax: Axes) -> None:
     low, high = ax.get_xlim()
-    few = MaxNLocator(nbins=4, steps=[1, 2, 5, 10])
-    ax.xaxis.set_major_locator(
-        LogLocator(subs=(1, 2, 5) if inches_of(ax)[0] > 3.2 else (1,)) if high > 4 * low else few
-    )
+    room = max(2, int(inches_of(ax)[0] / 0.62))  # labels such as 1.65 M
+    choices = [LogLocator(subs=subs) for subs in ((1, 2, 5), (1, 3), (1,))]
+    shown = [sum(low <= tick <= high for tick in one.tick_values(low, high)) for one in choices]
+    if high <= 4 * low or shown[0] < 2:
+        ax.xaxis.set_major_locator(MaxNLocator(nbins=min(4, room - 1), steps=[1, 2, 5, 10]))
+    else:
+        ax.xaxis.set_major_locator(next((one for one, n in zip(choices, shown, strict=True) if n <= room), choices[-1]))
     ax.xaxis.set_major_formatter(FuncFormatter(engineering))
     ax.xaxis.set_minor_formatter(NullFormatter())
 

@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.textpath import TextToPath
+from matplotlib.transforms import ScaledTranslation
 
 from spectrum.analysis.plots.drawing import LEAST_POINTS, ShownFigure, figure_of, inches_of, shares_of, small
 from spectrum.analysis.plots.words import (
@@ -29,6 +30,8 @@ from spectrum.analysis.plots.words import (
 
 MOST_NAMED = 5  # curves whose names stand at their ends; more are told by a legend, or stand in panels
 GREY, FAINT = "0.3", "0.45"
+NARROW = 3.2  # inches of axes: a column's width, at which nothing has room beside them
+BELOW = 4.2  # lines of small type from the axes to a legend below their ticks and title
 EDGE = 0.06  # inches between the figure's edge and its text
 
 
@@ -211,16 +214,34 @@ def spread(wanted: Sequence[float], pitches: Sequence[float]) -> list[float]:
 
 
 def legend_beside(ax: Axes, handles: Sequence[Any], title: str | None = None) -> None:
-    """A legend right of the axes; the package's own figure grows for it."""
+    """A legend right of the axes; the package's own figure grows for it, and below narrow axes of the caller's."""
     labels = [handle.get_label() for handle in handles]
+    longest = max(inches_of_text(str(label), small()) for label in labels)
     figure = figure_of(ax)
     if isinstance(figure, ShownFigure) and len(figure.axes) == 1:
-        longest = max(inches_of_text(str(label), small()) for label in labels)
         figure.set_figwidth(figure.get_figwidth() + max(0.0, longest - 0.4))
         figure.set_figheight(max(figure.get_figheight(), 0.9 + 0.17 * len(labels)))
+    elif inches_of(ax)[0] < NARROW:
+        widths = [inches_of_text(str(label), small()) + 0.4 for label in labels]
+        columns = _columns_within(widths, 1.2 * inches_of(ax)[0])  # it may begin below the ticks of the other axis
+        below = ax.transAxes + ScaledTranslation(0, -BELOW * small() / 72, figure.dpi_scale_trans)
+        ax.legend(
+            handles, labels, title=title, ncols=columns, loc="upper center", bbox_to_anchor=(0.5, 0), fontsize=small(),
+            bbox_transform=below, frameon=False, handlelength=1.6, columnspacing=1.0, borderaxespad=0,
+        )  # fmt: skip
+        return
     ax.legend(
         handles, labels, title=title, loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False, fontsize=small()
     )
+
+
+def _columns_within(widths: Sequence[float], room: float) -> int:
+    """In how many columns entries have room that are filled in one after the other."""
+    for columns in range(len(widths), 1, -1):
+        parts = np.array_split(np.asarray(widths), columns)
+        if sum(part.max() for part in parts) <= room:
+            return columns
+    return 1
 
 
 def title_panel(panel: Axes, title: str) -> None:
