@@ -115,6 +115,19 @@ def test_links_lead_to_pages_where_there_are_some(repository):
     assert shown("```\n[a](../../LICENSE)\n```") == "```\n[a](../../LICENSE)\n```"
 
 
+def test_what_only_the_site_needs_is_hidden_on_a_code_host(repository):
+    assert repository.with_directives("a\n<!-- {toctree}\n:hidden:\n\nb\n-->\nc\n") == (
+        "a\n```{toctree}\n:hidden:\n\nb\n```\nc\n"
+    )
+    assert repository.with_directives("<!-- {studies} map -->\n") == "```{studies} map\n\n```\n"
+    assert repository.with_directives("[a](../A.md) <!-- included -->\n") == "```{include} ../A.md\n```\n"
+    assert repository.with_directives("> [!NOTE]\n> a\n> b\n\n> c\n") == "```{note}\na\nb\n```\n\n> c\n"
+    for plain in ("<!-- findings: make readmes -->\n", "[a](b.md) and c\n", "> quoted\n"):
+        assert repository.with_directives(plain) == plain
+    shown = [line for page in PAGES for line in page.read_text().splitlines() if line.startswith("```{")]
+    assert not shown, "a code host shows a directive as it is written"
+
+
 def test_a_light_picture_has_a_dark_twin(repository):
     shown = "![a](x_light.svg){.only-light}![a](x_dark.svg){.only-dark}"
     assert repository.with_dark_twins("![a](x_light.svg)") == shown

@@ -6,7 +6,12 @@ stand in; here those that lead to a page of the site are turned to it, and the o
 the file's name.
 A link to what is not there is a warning, and so an error in a strict build.
 
-    ```{studies} map      puts the pages of results/ that belong to a group into the navigation, those that are there
+What only the site needs, a code host does not show. In the pages of docs/,
+
+    <!-- {toctree}        a directive in a comment is the directive, up to the end of the comment
+    <!-- {studies} map -->  puts the pages of results/ that belong to a group into the navigation, those that are there
+    [words](FILE) <!-- included -->  includes the file, instead of a link to it
+    > [!NOTE]             a code host's note is the site's
 """
 
 from __future__ import annotations
@@ -38,6 +43,9 @@ GROUPS = {  # of the pages in results/, in this order; what is in none of them i
     ),
     "speed": ("bench",),
 }
+DIRECTIVE = re.compile(r"^<!-- (\{\w+\}.*?)(?:\n(.*?))?[ \n]?-->$", re.MULTILINE | re.DOTALL)
+INCLUDE = re.compile(r"^\[[^\]]+\]\(([^)\s]+)\) <!-- included -->$", re.MULTILINE)
+NOTE = re.compile(r"^> \[!NOTE\]\n((?:>.*\n?)+)", re.MULTILINE)
 FENCE = re.compile(r"^(```|~~~).*?^\1", re.MULTILINE | re.DOTALL)
 
 logger = logging.getLogger(__name__)
@@ -121,7 +129,15 @@ def rewrite_page(app: Sphinx, docname: str, content: list[str]) -> None:
     """Links of the pages in docs/ to the rest of the repository."""
     page = Path(app.env.doc2path(docname)).relative_to(DOCS)
     if page.suffix == ".md" and page.parts[0] not in ("results", "notebooks"):
-        content[0] = with_dark_twins(with_site_links(content[0], f"docs/{page}", str(page)))
+        text = with_directives(content[0])
+        content[0] = with_dark_twins(with_site_links(text, f"docs/{page}", str(page)))
+
+
+def with_directives(text: str) -> str:
+    """Markdown whose comments and notes, which a code host hides or shows by itself, are directives of the site."""
+    text = DIRECTIVE.sub(lambda found: f"```{found[1]}\n{found[2] or ''}\n```", text)
+    text = INCLUDE.sub(r"```{include} \1\n```", text)
+    return NOTE.sub(lambda found: "```{note}\n" + re.sub("^> ?", "", found[1], flags=re.MULTILINE) + "```\n", text)
 
 
 def with_dark_twins(text: str) -> str:
