@@ -12,11 +12,10 @@ from typing import Any
 
 import pandas as pd
 
-from pages.words import in_plain_words
 from spectrum import stats
 from spectrum.analysis.export import markdown_rows, runs_table
 from spectrum.analysis.inference import Difference
-from spectrum.analysis.sentences import pp
+from spectrum.analysis.sentences import comparison_names, pp
 from spectrum.analysis.table import has
 from spectrum.design.plan import PlannedContrast
 
@@ -37,9 +36,9 @@ class Interval:
 
 @dataclass(frozen=True)
 class Judged(Interval):
-    """What a prespecified comparison shows. Its name is in plain words; `kind` is difference, slope or interaction."""
+    """What a prespecified comparison shows, by its sides; `kind` is difference, slope or interaction."""
 
-    name: str
+    sides: str
     kind: str
     n: int
     margin: float | None
@@ -69,7 +68,8 @@ class Comparisons:
     def judged(self) -> dict[str, Judged]:
         """All prespecified comparisons, by their names in the plan."""
         table = stats.contrasts(self.results, self.planned)
-        return {row["name"]: _judged(row) for _, row in table.iterrows()}
+        rows = zip(comparison_names(table), table.iterrows(), strict=True)
+        return {row["name"]: _judged(row, sides) for sides, (_, row) in rows}
 
     def contrast(self, name: str) -> Judged:
         """A prespecified comparison by its name in the plan."""
@@ -138,7 +138,7 @@ class Comparisons:
 
     def table(self, **side: Any) -> str:
         """The summary of the rows that have these values."""
-        return in_plain_words(markdown_rows(runs_table(self._rows(side))))
+        return markdown_rows(runs_table(self._rows(side)))
 
     def _rows(self, side: Mapping[str, Any]) -> pd.DataFrame:
         return self.results[has(self.results, side)]
@@ -154,12 +154,12 @@ def _side(which: Any, match: str) -> dict[str, Any]:
     return {"match": match, "pointwise": True, "segments": which}
 
 
-def _judged(row: pd.Series) -> Judged:
+def _judged(row: pd.Series, sides: str) -> Judged:
     return Judged(
         mean=row["mean"],
         low=row["low"],
         high=row["high"],
-        name=in_plain_words(row["name"]),
+        sides=sides,
         kind=row["kind"],
         n=row["n"],
         margin=row["margin"],

@@ -9,37 +9,8 @@ from typing import Protocol
 from spectrum.analysis.plots import literature
 from spectrum.analysis.sentences import pp
 from spectrum.design import budgets
-from spectrum.models.position import END
 
 BUDGETS = {str(match): kind.words for match, kind in budgets.BUDGETS.items()}
-CONTRASTS = {  # names in plans that do not say what is compared
-    "BSConv's swap, as published": "MobileNet's block vs BSConv's, as published",
-    "BSConv's swap, at equal MACs": "MobileNet's block vs BSConv's, MAC-matched",
-    "without the ReLU between the halves": "with vs without the ReLU between the 3×3 and the 1×1",
-    "without the BN between the halves": "with vs without the batch norm between the 3×3 and the 1×1",
-    "the order, and the 1×1 before the stride, at equal MACs": "spatial-first vs pointwise-first, which also moves the "
-    "1×1 before the stride, MAC-matched",
-    "the order alone, at equal MACs": "spatial-first vs pointwise-first, order alone, MAC-matched",
-    "the MACs that BSConv's swap adds": "BSConv's block, MAC-matched vs as published",
-    "ReLU's effect along the spectrum": "ReLU vs none, per doubling of the segments",
-    "the order's effect along the spectrum": "pointwise-first vs spatial-first, per doubling of the segments",
-    "what residual connections give, along the spectrum": "with vs without residual connections, per doubling of the "
-    "segments",
-}
-WORDING = {  # what plans and the library's labels say, and what pages say, in this order
-    "one segment a channel": END,
-    "one a channel": END,
-    "at equal parameters": BUDGETS["params"],
-    "at equal MACs": BUDGETS["macs"],
-    "at equal step time": BUDGETS["step_time"],
-    "1×1 first": "pointwise-first",
-    "spatial first": "spatial-first",
-    "against whole": "vs a whole 1×1",
-    " against ": " vs ",
-    " less under ": " minus under ",
-    " less the ": " minus the ",
-    "residual connections, ": "with vs without residual connections, ",
-}
 REVERSED = {"higher": "lower", "lower": "higher"}
 
 
@@ -88,15 +59,6 @@ def reversed_verdict(verdict: str) -> str:
 def p_value(p: float) -> str:
     """A p-value in a table; empty where a comparison has none."""
     return "" if math.isnan(p) else "< 0.001" if p < 0.001 else f"{p:.3f}"
-
-
-def in_plain_words(text: str) -> str:
-    """A name in a plan, a label or a table of the library, as pages print it."""
-    if text in CONTRASTS:
-        return CONTRASTS[text]
-    for said, plain in WORDING.items():
-        text = text.replace(said, plain)
-    return text
 
 
 def as_set(labels: Iterable[str]) -> str:
