@@ -70,6 +70,7 @@ def power_note(comparison: pd.Series) -> str:
 
 
 SHOWN = ("higher", "lower")
+SLOPE = {"higher": "rises", "lower": "falls"}  # what a difference does along the spectrum
 
 
 def verdict_of(comparison: pd.Series) -> str:
@@ -88,7 +89,7 @@ def verdict_in_words(comparison: pd.Series) -> str:
         first, second = _short_names(comparison)
         winner = first if verdict == "higher" else second
         words = {
-            "slope": "rises" if verdict == "higher" else "falls",
+            "slope": SLOPE[verdict],
             "interaction": f"higher for {comparison.get('setting_1' if verdict == 'higher' else 'setting_2')}",
         }.get(comparison["kind"], f"{winner} better")
         small = ", by less than the margin" if str(comparison["verdict"]).startswith("negligibly") else ""

@@ -477,6 +477,14 @@ def test_the_forest_has_a_mark_a_contrast_open_where_inconclusive():
         plots.forest(stats.contrasts(table, [{"name": "x", "between": [{"segments": 4}, {"segments": 1}]}]), table)
 
 
+def test_the_forest_says_of_a_slope_that_it_falls_and_of_an_interaction_where_it_is_higher():
+    table = made_up(lambda count, activation, seed: 0.8 - (activation == "relu") * 0.01 * math.log2(count) * (1 + seed))
+    across = [{"segments": 1}, {"segments": 8}]
+    asked = [{"name": "a slope", "between": RELU, "across": "segments"}, {"name": "an interaction", "between": RELU}]
+    ax = plots.forest(stats.contrasts(table, [asked[0], asked[1] | {"across": across}]), table).axes[0]
+    assert [text.get_text() for text in ax.texts][1::2] == ["falls", "higher"]
+
+
 def test_the_forest_says_the_sides_and_the_name_where_these_do_not_tell_or_where_the_caller_wants_it():
     table = made_up(noisy)
     asked = [

@@ -29,7 +29,7 @@ from spectrum.analysis.plots.drawing import (
 )
 from spectrum.analysis.plots.frame import broken, inches_of_text, legend_beside, say, shortened
 from spectrum.analysis.plots.words import Wishes
-from spectrum.analysis.sentences import comparison_labels
+from spectrum.analysis.sentences import SHOWN, SLOPE, comparison_labels, verdict_of
 from spectrum.analysis.table import SPLIT, has, varied_settings
 from spectrum.analysis.words import side_words
 
@@ -71,7 +71,8 @@ def forest(
     not tell it: where they have no words, or the same as another comparison. A name that says more than the sides, such
     as that of a published design, comes by `labels`.
 
-    A difference is of A minus B; "better" says that A has the higher accuracy. Open marks are inconclusive. Comparisons
+    A difference is of A minus B; "better" says that A has the higher accuracy, "rises" that the difference does, along
+    the spectrum, and "higher" that it is so for the first of two settings. Open marks are inconclusive. Comparisons
     without runs are left out. Raises ValueError when none is left.
     """
     if not {"n", "verdict"} <= set(contrasts):
@@ -115,6 +116,8 @@ def _called(contrasts: pd.DataFrame, wishes: Wishes) -> list[str]:
 def _comparison(ax: Axes, place: int, row: pd.Series, wishes: Wishes) -> None:
     """One row: margin, interval, mean, and at the right the values and the verdict."""
     word, color, full = VERDICTS.get(row["verdict"], OPEN)
+    if (verdict := verdict_of(row)) in SHOWN and row["kind"] != "difference":
+        word = word.replace(VERDICTS[verdict][0], SLOPE[verdict] if row["kind"] == "slope" else verdict)
     own = wishes.color(place, row["name"])
     color = color if own is None else own
     if row["margin"] == row["margin"]:
