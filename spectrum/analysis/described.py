@@ -17,7 +17,7 @@ from spectrum.design.plan import Plan, PlannedChoice, PlannedRun
 from spectrum.models.position import Position
 
 SWEPT = {"lr": "learning rates", "weight_decay": "weight decays"}
-WORDS = {"lowerings": "backends"}  # of fields that rows call by an earlier name
+WORDS = {"lowering": "backend asked for", "lowerings": "backends"}  # of fields that rows call by earlier names
 
 
 def problems(results: pd.DataFrame) -> list[dict[str, str]]:
