@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import pandas as pd
 
 from spectrum.analysis.along import optimum
 from spectrum.analysis.sentences import SHOWN, finding, pp, verdict_of
-from spectrum.analysis.sides import setting_words, split_words
 from spectrum.analysis.summary import summarise
 from spectrum.analysis.table import SPLIT, keys, scored_metric, varied_settings, worst_mismatch
+from spectrum.analysis.words import configuration_words, setting_label
 from spectrum.design.plan import Plan
 
 FEW_SEEDS = 6
@@ -70,11 +68,6 @@ def worst_mismatches(results: pd.DataFrame, plan: Plan) -> dict[str, str]:
     return {match: f"{100 * worst_mismatch(results[results['match'] == match]):.2f}%" for match in matches}
 
 
-def configuration_words(row: Mapping[str, object] | pd.Series, names: list[str]) -> str:
-    """Name a configuration by its split and by the settings that vary."""
-    return ", ".join([split_words(row), *(setting_words(name, row[name]) for name in names)])
-
-
 def _verdicts(judged: pd.DataFrame) -> str:
     """How many comparisons show what."""
     verdicts = [verdict_of(row) for _, row in judged.iterrows()]
@@ -119,7 +112,7 @@ def _optima(results: pd.DataFrame) -> str:
         return f"Mean accuracies of the {configurations} configurations range from {pp(low)}% to {pp(high)}%."
     said = []
     for values, curve in curves:
-        where = ", ".join(setting_words(name, value) for name, value in zip(names, values, strict=True))
+        where = setting_label(names, values)
         labels = ", ".join(curve[curve["in_set"]]["label"])
         said.append(f"{where + ': ' if where else ''}{labels}")
     return f"Possible optima (95% set of segments): {'; '.join(said)}."

@@ -14,9 +14,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 from spectrum.analysis.answer import answer, caveats, worst_mismatches
-from spectrum.analysis.described import choice_name as choice_name
-from spectrum.analysis.described import choices, design, environment, problems, settings, value_words
-from spectrum.analysis.described import run_command as run_command
+from spectrum.analysis.described import choices, design, environment, problems, run_command, settings, value_words
 from spectrum.analysis.sentences import (
     BOLD,
     comparison_labels,
@@ -25,9 +23,9 @@ from spectrum.analysis.sentences import (
     power_note,
     verdict_of,
 )
-from spectrum.analysis.sides import setting_words
 from spectrum.analysis.summary import as_text, matrix
 from spectrum.analysis.table import scored_metric
+from spectrum.analysis.words import setting_words
 from spectrum.design.plan import Plan
 
 SORT = Path(__file__).with_name("sort.js")

@@ -59,7 +59,7 @@ def status(command: Status) -> int:
 
 def _print_what_next(folder: Path, plan: FrozenPlan, standing: Standing) -> None:
     """The next command: the report of a study that is finished, else the run that goes on with it."""
-    from spectrum.analysis.page import run_command
+    from spectrum.analysis.described import run_command
 
     only_swept = standing == "finished" and plan.tuning is not None and not plan.runs
     if standing == "finished" and not only_swept:

@@ -496,8 +496,8 @@ def test_several_pairs_are_a_curve_each_beside_one_another():
         alone = plots.difference_curve(table, pair).axes[0]
         (expected,) = [one for one in alone.lines if one.get_marker() == "o"]
         assert list(line.get_ydata()) == pytest.approx(list(expected.get_ydata()))
-    assert [text.get_text() for text in ax.get_legend().get_texts()] == ["activation relu", "activation elu"]
-    assert ax.get_ylabel().startswith("each − activation none")
+    assert [text.get_text() for text in ax.get_legend().get_texts()] == ["ReLU", "ELU"]
+    assert ax.get_ylabel().startswith("each − no activation")
 
 
 def test_a_curve_of_differences_leaves_out_what_has_no_pair_and_bare_convolutions():

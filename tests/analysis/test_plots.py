@@ -96,9 +96,9 @@ def test_schedules_by_stage_stand_side_by_side_after_the_even_runs():
 def test_the_curve_draws_one_line_a_setting_that_varies():
     table = results(activation=["none", "relu"], lr=[0.1, 0.2])
     labels = plots.spectrum_curve(table).axes[0].get_legend_handles_labels()[1]
-    assert labels == [f"activation {a}, learning rate {lr}" for a in ("none", "relu") for lr in (0.1, 0.2)]
+    assert labels == [f"{a}, learning rate {lr}" for a in ("no activation", "ReLU") for lr in (0.1, 0.2)]
     only = plots.spectrum_curve(table, by="activation").axes[0].get_legend_handles_labels()[1]
-    assert only == ["activation none", "activation relu"]
+    assert only == ["no activation", "ReLU"]
 
 
 def test_curves_are_called_by_what_tells_them_apart_and_the_rest_is_said_once():
@@ -106,7 +106,7 @@ def test_curves_are_called_by_what_tells_them_apart_and_the_rest_is_said_once():
         [results(model=["probe"], norm=[False], depth=[None]), results(model=["vgg"], norm=[True], depth=[1])]
     )
     figure = plots.spectrum_curve(table)
-    assert figure.axes[0].get_legend_handles_labels()[1] == ["model probe", "model vgg"]
+    assert figure.axes[0].get_legend_handles_labels()[1] == ["probe", "vgg"]
     assert "depth, norm change with the model" in said(figure)
 
 
@@ -137,16 +137,16 @@ def test_more_than_five_curves_stand_in_a_panel_per_teacher_and_the_sixth_axes_i
     table = results(teacher_segments=[1, 2, "per_channel"], width=[1.0, 2.0])
     figure = plots.spectrum_curve(table)
     titles = [ax.get_title(loc="left") for ax in figure.axes]
-    assert titles == ["1-segment teacher", "2-segment teacher", "per-channel teacher"]
+    assert titles == ["1-segment teachers", "2-segment teachers", "per-channel teachers"]
     for ax in figure.axes:
-        assert ax.get_legend_handles_labels()[1] == ["width 1", "width 2"]
+        assert ax.get_legend_handles_labels()[1] == ["width ×1", "width ×2"]
     assert len({ax.get_xlim() for ax in figure.axes}) == len({ax.get_ylim() for ax in figure.axes}) == 1
 
 
 def test_configurations_of_one_split_are_a_row_each():
     figure = plots.spectrum_curve(results(segments=["per_channel"], activation=["none", "relu"]))
     rows = [label.get_text() for label in figure.axes[0].get_yticklabels()]
-    assert rows == ["activation none", "activation relu"]
+    assert rows == ["no activation", "ReLU"]
 
 
 def test_a_bare_convolution_stands_beside_the_curve():
@@ -229,9 +229,9 @@ def test_ones_own_settings_hold_on_ones_own_axes():
         assert mpl.rcParams["font.size"] == 13
     (ax,) = figure.axes
     assert ax.xaxis.label.get_fontsize() == 15
-    assert line(ax, "activation none")[0].get_linewidth() == 5
+    assert line(ax, "no activation")[0].get_linewidth() == 5
     assert ax.get_title(loc="left") == "Which?"
-    assert said(figure) == "Which? activation none activation relu"
+    assert said(figure) == "Which? no activation ReLU"
     assert tuple(figure.get_size_inches()) == (3.4, 2.6)
 
 

@@ -26,9 +26,10 @@ from spectrum.analysis.plots.drawing import (
     styled,
 )
 from spectrum.analysis.plots.frame import MOST_NAMED, name_curves, sample, say, say_of_all, share_legend
-from spectrum.analysis.plots.words import Wishes, budgets_of, seeds_label, setting_label, setting_name
+from spectrum.analysis.plots.words import Wishes, budgets_of, seeds_label
 from spectrum.analysis.summary import summarise
 from spectrum.analysis.table import IMAGES, SPLIT, spectrum_position, split_labels, varied_settings
+from spectrum.analysis.words import setting_label, setting_name
 
 TITLE = "Accuracy along the spectrum"
 MARKS = "mean and 95% CI; dots: runs"
@@ -57,7 +58,7 @@ def spectrum_curve(
         title: what the picture answers or finds; by default its task.
         caption: whether to say data set, seeds, budget and study.
         colors: of the curves, in their order or by their labels.
-        labels: your words for labels, such as {"activation relu": "ReLU"}.
+        labels: your words for labels, such as {"no activation": "linear"}.
 
     Configurations stand at the segments that their widest layer really has, per-channel at one place, and a plain 3×3
     left of 1 segment. More than five curves stand in panels, one for each teacher, data set or other setting. Where

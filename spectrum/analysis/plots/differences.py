@@ -28,8 +28,9 @@ from spectrum.analysis.plots.drawing import (
     styled,
 )
 from spectrum.analysis.plots.frame import broken, legend_beside, say, shortened
-from spectrum.analysis.plots.words import Wishes, setting_label
+from spectrum.analysis.plots.words import Wishes
 from spectrum.analysis.table import SPLIT, has, varied_settings
+from spectrum.analysis.words import side_words
 
 VERDICTS = {  # what a verdict is called beside its values, and how it looks
     "higher": ("better", "#0072B2", True),
@@ -146,7 +147,7 @@ def difference_curve(
         title: what the picture answers or finds; by default its task.
         caption: whether to say data set, seeds, budget and study.
         colors: of the curves, in their order or by their labels.
-        labels: your words for labels, such as {"activation relu": "ReLU"}.
+        labels: your words for labels, such as {"no activation": "linear"}.
 
     An interval that lies within the band shows equivalence at that place, at 2.5% and by itself. The pairs of runs are
     drawn as dots where there is one curve. Convolutions without a 1×1 are left out, and so are places where no
@@ -163,7 +164,7 @@ def difference_curve(
     if margin is not None:
         ax.axhspan(-100 * margin, 100 * margin, color="0.9", lw=0, zorder=0, label=f"margin, ±{100 * margin:g} pp")
     ax.axhline(0, color="0.4", lw=0.8)
-    words_of = [[setting_label(list(side), list(side.values())) for side in pair] for pair in pairs]
+    words_of = [list(map(side_words, pair)) for pair in pairs]
     for number, (differences, words) in enumerate(zip(found, words_of, strict=True)):
         label = wishes.called(words[0]) if len(pairs) > 1 else None
         moved = {place * offset_of(number, len(pairs)): one for place, one in differences.items()}

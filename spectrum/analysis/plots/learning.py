@@ -21,8 +21,10 @@ from spectrum.analysis.plots.drawing import (
     wished_shades,
 )
 from spectrum.analysis.plots.frame import name_curves, sample, say, say_of_all, share_legend
-from spectrum.analysis.plots.words import PLAIN, Wishes, budgets_of, seeds_label, setting_label
+from spectrum.analysis.plots.words import Wishes, budgets_of, seeds_label
 from spectrum.analysis.table import spectrum_position, split_labels, varied_settings
+from spectrum.analysis.words import setting_label
+from spectrum.models.position import PLAIN
 
 MOST_LINES = 12  # in one picture
 MARKS = "mean over seeds"

@@ -24,9 +24,10 @@ from spectrum.analysis.plots.drawing import (
     styled,
 )
 from spectrum.analysis.plots.frame import inches_of_text, say, say_of_all
-from spectrum.analysis.plots.words import Wishes, seeds_label, setting_label, setting_name
+from spectrum.analysis.plots.words import Wishes, seeds_label
 from spectrum.analysis.summary import summarise
 from spectrum.analysis.table import IMAGES, SPLIT, spectrum_position, split_label, split_labels, varied_settings
+from spectrum.analysis.words import setting_label, setting_name, setting_words
 
 SWEPT = {"lr": "peak learning rate", "weight_decay": "weight decay"}
 FRAME = "#d55e00"
@@ -55,7 +56,7 @@ def setting_map(
         title: what the picture answers or finds; by default its task.
         caption: whether to say data set, seeds, budget and study.
         colors: a colour map of matplotlib.
-        labels: your words for labels, such as {"relu": "ReLU"}.
+        labels: your words for labels, such as {"no activation": "linear"}.
 
     Raises ValueError where a further setting varies: a cell would be a mean over different things.
     """
@@ -79,7 +80,7 @@ def setting_map(
         ink = _ink(image, mean)
         ax.text(across, down, text if mean == mean else "", ha="center", va="center", fontsize=small(), color=ink)
     ax.set_xticks(range(len(columns)), list(map(wishes.called, columns)))
-    ax.set_yticks(range(len(rows)), [wishes.called(f"{row!s}".replace("_", " ")) for row in rows])
+    ax.set_yticks(range(len(rows)), [wishes.called(setting_words(setting, row)) for row in rows])
     ax.grid(False)
     ax.set_xlabel(wishes.called("segments of the 3×3 convolution"))
     ax.set_ylabel(wishes.called(setting_name(setting)))
