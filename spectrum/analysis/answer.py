@@ -12,6 +12,7 @@ from spectrum.analysis.words import configuration_words, setting_label
 from spectrum.design.plan import Plan
 
 FEW_SEEDS = 6
+NO_SEED = "no seed has a run of each configuration"
 MOST_CURVES = 4  # whose possible optima a sentence can list
 
 
@@ -110,10 +111,12 @@ def _optima(results: pd.DataFrame) -> str:
         means = results.groupby(keys(results, [*SPLIT, *names]))[metric].mean()
         low, high = means.min(), means.max()
         return f"Mean accuracies of the {configurations} configurations range from {pp(low)}% to {pp(high)}%."
+    if not groups["n"].any():
+        return f"Possible optima are not known: {NO_SEED}."
     said = []
     for values, curve in curves:
         where = setting_label(names, values)
-        labels = ", ".join(curve[curve["in_set"]]["label"])
+        labels = ", ".join(curve[curve["in_set"]]["label"]) if curve["n"].any() else f"not known, since {NO_SEED}"
         said.append(f"{where + ': ' if where else ''}{labels}")
     return f"Possible optima (95% set of segments): {'; '.join(said)}."
 
