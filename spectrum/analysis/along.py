@@ -24,8 +24,8 @@ def trend(results: pd.DataFrame, *, metric: str | None = None, confidence: float
     likewise the quadratic coefficient of a parabola, below zero where the middle lies above the ends. Both are in
     accuracy, from 0 to 1, and have t-intervals over seeds (`low`, `high`, `curvature_low`, `curvature_high`). Plain
     convolutions, without a 1×1, are left out, and so are numbers of segments at which every run has failed. With two
-    numbers of segments the curvature is NaN. A curve of which no seed has every run is left out. Raises ValueError where
-    none is left, or below two numbers of segments, and for a table that would mislead.
+    numbers of segments the curvature is NaN. A curve of which no seed has every run is left out. Raises ValueError
+    where none is left, or below two numbers of segments, and for a table that would mislead.
 
     >>> from spectrum import load_results
     >>> trend(load_results("results/order"))[["order", "n", "slope", "low", "high"]].round(4)
@@ -62,9 +62,9 @@ def optimum(results: pd.DataFrame, *, metric: str | None = None, confidence: flo
     are a confidence set: the true optimum is among them with this confidence. A configuration is excluded only if
     another is shown to be better, by one-sided t-tests of differences paired by seed, at a level divided by the number
     of rivals. With few seeds the set is large; with one seed it is everything. A configuration whose runs have all
-    failed has n = 0, no mean, and is in the set, since nothing excludes it; so do all configurations of a curve of which
-    no seed has every run. The idea is that of comparisons with the
-    best (Hsu 1981), here with the spread of each pair. Raises ValueError for a table that would mislead.
+    failed has n = 0, no mean, and is in the set, since nothing excludes it; so is all of a curve of which no seed has
+    every run. The idea is that of comparisons with the best (Hsu 1981), here with the spread of each pair. Raises
+    ValueError for a table that would mislead.
 
     >>> from spectrum import load_results
     >>> found = optimum(load_results("results/order"))
@@ -74,7 +74,7 @@ def optimum(results: pd.DataFrame, *, metric: str | None = None, confidence: flo
     check_parts("optimum", confidence=confidence)
     metric = scored_metric(results) if metric is None else metric
     scored(results, metric, needs=["realised_segments"])  # refuses what would mislead
-    rows = []
+    rows: list[dict[str, Any]] = []
     for settings, curve, failed in _curves(results, metric, bare=True):
         unknown = {"n": 0, "mean": float("nan"), "best": False, "in_set": True}
         if curve.empty:
