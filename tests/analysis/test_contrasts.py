@@ -680,6 +680,21 @@ def test_sides_are_named_by_what_differs_between_them_whatever_the_comparison_is
     assert names(table, *RELU, across="segments")[2] == "parameter-matched"
 
 
+def test_sides_under_budgets_of_different_size_are_not_called_matched():
+    table = made_up(noisy, segments=[1, "per_channel"]).assign(width=1.0, params=49_962)
+    wide = table.assign(width=2.0, params=187_054, id="w" + table["id"])
+    both = pd.concat([table, wide], ignore_index=True)
+    side, other = {"segments": "per_channel", "width": 1.0}, {"segments": 1, "width": 2.0}
+    assert names(both, side, other) == (
+        "per-channel, width ×1, 49,962 parameters", "1 segment, width ×2, 187,054 parameters",
+        "averaged over 2 values of activation",
+    )  # fmt: skip
+    assert names(both, {"segments": "per_channel"}, {"segments": 1})[2].endswith("parameter-matched")
+    timed = both.assign(match="step_time")
+    assert names(timed, side, other)[2].endswith("under different time budgets")
+    assert names(timed, {"segments": "per_channel"}, {"segments": 1})[2].endswith("time-matched")
+
+
 def test_a_winner_comes_first_and_its_difference_is_positive_whichever_side_it_is():
     table = made_up(noisy)
     asked = [{"name": "a", "between": RELU}, {"name": "b", "between": RELU[::-1]}]
