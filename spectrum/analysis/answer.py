@@ -14,6 +14,7 @@ from spectrum.design.plan import Plan
 
 FEW_SEEDS = 6
 NO_SEED = "no seed has a run of each configuration"
+MOST_TIED = 3  # configurations that a sentence lists
 MOST_CURVES = 4  # whose possible optima a sentence can list
 
 
@@ -95,9 +96,23 @@ def _highest(results: pd.DataFrame, bold: str) -> str:
     seeds = "one seed" if best["n"] == 1 else f"{best['n']} seeds"
     interval = "" if best["low"] != best["low"] else f"95% CI {pp(best['low'])} to {pp(best['high'])}; "
     what = configuration_words(best, names)
+    tied = table[table["mean"].map(pp) == pp(best["mean"])]
+    if len(tied) > 1:
+        return _shared_highest(tied, len(table), names, bold)
     if len(table) == 1:
         return f"{what}: accuracy {bold}{pp(best['mean'])}%{bold} ({interval}{seeds})."
     return f"Highest mean accuracy: {bold}{what}, {pp(best['mean'])}%{bold} ({interval}{seeds})."
+
+
+def _shared_highest(tied: pd.DataFrame, count: int, names: list[str], bold: str) -> str:
+    """The highest mean accuracy of several configurations that share it."""
+    accuracy = f"{bold}{pp(tied['mean'].iloc[0])}%{bold}"
+    if len(tied) == count:
+        return f"{'Both' if count == 2 else f'All {count}'} configurations have the mean accuracy {accuracy}."
+    if len(tied) > MOST_TIED:
+        return f"Highest mean accuracy: {accuracy}, of {len(tied)} of the {count} configurations."
+    listed = "; ".join(configuration_words(row, names) for _, row in tied.iterrows())
+    return f"Highest mean accuracy: {bold}{listed}{bold}, each {accuracy}."
 
 
 def _optima(results: pd.DataFrame) -> str:
@@ -134,12 +149,20 @@ def _unfinished(results: pd.DataFrame, plan: Plan) -> list[str]:
 def _seeds(results: pd.DataFrame) -> list[str]:
     names = [*SPLIT, *varied_settings(results)]
     seeds = results[results[scored_metric(results)].notna()].groupby(keys(results, names))["seed"].nunique()
-    fewest = int(seeds.min()) if len(seeds) else 0
-    if fewest == 1:
+    if not len(seeds):
+        return []
+    alone, fewest, most = int(seeds.eq(1).sum()), int(seeds.min()), int(seeds.max())
+    found = []
+    if most == 1:
         return ["One seed per configuration has no interval: no difference can be told from chance."]
-    if 0 < fewest < FEW_SEEDS:
-        return [f"{fewest} seeds per configuration are few: intervals are wide and say little about small differences."]
-    return []
+    if alone:
+        found.append(f"{alone} of {len(seeds)} configurations {'has' if alone == 1 else 'have'} one seed: no interval.")
+        fewest = int(seeds[seeds.gt(1)].min())
+    if fewest < FEW_SEEDS:
+        counts = f"{fewest}" if fewest == most else f"{fewest} to {most}"
+        which = f"{counts} seeds per configuration" if not alone else f"The {counts} seeds of the others"
+        found.append(f"{which} are few: intervals are wide and say little about small differences.")
+    return found
 
 
 def _capacity(results: pd.DataFrame) -> list[str]:

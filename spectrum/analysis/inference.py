@@ -21,7 +21,7 @@ MOST_SEEDS = 10_000
 
 
 def t_interval(values: ArrayLike, confidence: float = 0.95) -> tuple[float, float, float]:
-    """Mean and its Student t-interval: (mean, low, high). With one value the interval is unknown, NaN.
+    """Mean and its Student t-interval: (mean, low, high). With one value, or equal ones, it is unknown: both ends NaN.
 
     Args:
         values: one per seed, such as accuracies from 0 to 1; the interval is in their unit.
@@ -37,9 +37,9 @@ def t_interval(values: ArrayLike, confidence: float = 0.95) -> tuple[float, floa
     x = _sample(values, "t_interval")
     check_parts("t_interval", confidence=confidence)
     mean = float(x.mean())
-    if len(x) == 1:
+    if not _spread(x) > 0:
         return mean, float("nan"), float("nan")
-    half = float(special.stdtrit(len(x) - 1, (1 + confidence) / 2) * x.std(ddof=1) / np.sqrt(len(x)))
+    half = float(special.stdtrit(len(x) - 1, (1 + confidence) / 2) * _spread(x) / np.sqrt(len(x)))
     return mean, mean - half, mean + half
 
 
@@ -54,16 +54,16 @@ def bootstrap_interval(
         resamples: how many samples are drawn from the values.
         seed: of the draws.
 
-    Assumes no shape, and needs many values in turn. Raises ValueError below 20: of three values, the nominal 95%
-    interval holds the mean three times in four.
+    Assumes no shape, and needs many values in turn. Equal values have no interval: both ends are NaN. Raises ValueError
+    below 20: of three values, the nominal 95% interval holds the mean three times in four.
     """
     x = _sample(values, "bootstrap_interval")
     check_parts("bootstrap_interval", confidence=confidence)
     _check_whole("bootstrap_interval", least=100, resamples=resamples)
     if len(x) < FEWEST_FOR_BOOTSTRAP:
         raise ValueError(f"bootstrap_interval: {len(x)} values, needs {FEWEST_FOR_BOOTSTRAP}; try t_interval")
-    if x.std() == 0:
-        return float(x[0]), float(x[0]), float(x[0])
+    if not _spread(x) > 0:
+        return float(x.mean()), float("nan"), float("nan")
     found = stats.bootstrap(
         (x,), np.mean, confidence_level=confidence, n_resamples=resamples, rng=np.random.default_rng(seed)
     ).confidence_interval
@@ -122,9 +122,8 @@ def difference(values: ArrayLike, margin: float | None = None, confidence: float
     if margin is not None and not margin > 0:
         raise ValueError(f"difference: margin={margin}; expected a difference above zero")
     mean, low, high = t_interval(x, confidence)
-    nan = float("nan")
-    sd = float(x.std(ddof=1)) if len(x) > 1 else nan
-    if not sd > 1e-12 * max(1.0, abs(mean)):
+    nan, sd = float("nan"), _spread(x)
+    if not sd > 0:
         return Difference(len(x), mean, sd, nan, nan, nan, nan)
     error, freedom = sd / np.sqrt(len(x)), len(x) - 1
     p = 2 * _beyond(abs(mean) / error, freedom)
@@ -389,6 +388,12 @@ def _is_number(value: object) -> bool:
 def _probability(integral: float) -> float:
     """An integral over a density, which rounding may take a little out of 0 to 1."""
     return float(min(1.0, max(0.0, integral)))
+
+
+def _spread(x: NDArray[np.float64]) -> float:
+    """Standard deviation of a sample; zero where its values differ by rounding alone, NaN of one value."""
+    sd = float(x.std(ddof=1)) if len(x) > 1 else float("nan")
+    return 0.0 if sd <= 1e-12 * max(1.0, abs(float(x.mean()))) else sd
 
 
 def _sample(values: ArrayLike, who: str) -> NDArray[np.float64]:

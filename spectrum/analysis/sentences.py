@@ -11,6 +11,7 @@ import pandas as pd
 from spectrum.analysis.sides import LONGEST
 
 BOLD = "\x02"  # stands around the finding until its form is known
+LEAST_SHOWN = 1e-9  # pp; less is what sums of equal numbers differ by
 PER_DOUBLING = "pp per doubling of the segments"
 PLURAL = re.compile(r"(no )?([\w/-]+ )?(segments|channels|connections)\b")
 
@@ -140,9 +141,21 @@ def contrasts_as_text(judged: pd.DataFrame) -> tuple[list[str], list[list[str]]]
 
 
 def pp(value: float, *, sign: bool = False) -> str:
-    """An accuracy from 0 to 1, or a difference of two, in percentage points; what rounds to zero has no sign."""
-    text = f"{100 * value:+.2f}" if sign else f"{100 * value:.2f}"
-    return text.lstrip("+-") if float(text) == 0 else text.replace("-", "−")
+    """An accuracy from 0 to 1, or a difference of two, in percentage points with two decimals.
+
+    What two decimals would round to zero has as many as its first digit needs; zero has no sign.
+
+    Args:
+        value: from −1 to 1.
+        sign: whether to write a plus.
+    """
+    percent = 100 * value
+    if abs(percent) < LEAST_SHOWN:
+        return "0.00"
+    decimals = 2
+    while abs(round(percent, decimals)) == 0:
+        decimals += 1
+    return f"{percent:{'+' if sign else ''}.{decimals}f}".replace("-", "−")
 
 
 def _shown(row: pd.Series) -> str:

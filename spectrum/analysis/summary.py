@@ -135,7 +135,7 @@ class Cell:
     half: str
     """Half of the 95% CI."""
     highest: bool
-    """Whether it has the highest mean of its column."""
+    """Whether it has the highest mean of its column, to the decimals that are shown; several may."""
 
 
 @dataclass(frozen=True)
@@ -166,7 +166,8 @@ def matrix(results: pd.DataFrame) -> Matrix | None:
     scores = table[table[metric].notna()].groupby(["row", "column"], sort=False)[metric].agg(list)
     if len(splits) < 2 or len(values) < 2 or len(scores) < 0.6 * len(splits) * len(values):
         return None
-    highest = scores.map(lambda one: sum(one) / len(one)).groupby("column").idxmax().to_list()
+    means = scores.map(lambda one: round(100 * sum(one) / len(one), 2))  # as it is shown
+    highest = means.index[means.eq(means.groupby("column").transform("max"))]
     rows = []
     for _, split in splits.iterrows():
         cells: list[Cell] = []

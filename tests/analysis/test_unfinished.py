@@ -1,12 +1,14 @@
 """Studies with runs that failed or are still to come: what is said of them, and what is not."""
 
+import numpy as np
 import pandas as pd
 import pytest
 
 from spectrum import stats
-from spectrum.analysis.answer import answer
+from spectrum.analysis.answer import answer, caveats
 from spectrum.analysis.report import judge
-from spectrum.analysis.sentences import sentence, verdict_in_words
+from spectrum.analysis.sentences import pp, sentence, verdict_in_words
+from spectrum.analysis.summary import matrix, summary_table
 from tests.analysis.test_plots import results
 from tests.plans import plan_of
 
@@ -93,3 +95,49 @@ def test_a_comparison_without_a_run_counts_in_the_family():
     assert judged["p"][0] == pytest.approx(3 * alone)
     assert judged["p"][1:].isna().all()
     assert judged["p_equivalent"].isna().all()
+
+
+def test_a_configuration_with_fewer_seeds_than_the_others_is_counted():
+    table, plan = study()
+    lost = table["segments"].eq(1) & table["activation"].eq("relu") & table["seed"].gt(0)
+    said = caveats(table.assign(test_accuracy=table["test_accuracy"].where(~lost)), plan, pd.DataFrame())
+    assert said[0] == "1 of 4 configurations has one seed: no interval."
+    assert said[1].startswith("The 3 seeds of the others are few: ")
+    lost &= table["seed"].gt(1)
+    said = caveats(table.assign(test_accuracy=table["test_accuracy"].where(~lost)), plan, pd.DataFrame())
+    assert said[0].startswith("2 to 3 seeds per configuration are few: ")
+    one = caveats(table[table["seed"].eq(0)], plan, pd.DataFrame())
+    assert one[1].startswith("One seed per configuration has no interval")
+
+
+def test_all_that_share_the_highest_mean_are_named():
+    table, _ = study(segments=(1, 2, 4))
+    for share, said in (
+        (table["segments"].notna(), "All 6 configurations have the mean accuracy 90.00%."),
+        (table["segments"].ne(1), "Highest mean accuracy: 90.00%, of 4 of the 6 configurations."),
+        (table["segments"].eq(2), "Highest mean accuracy: 2 segments, no activation; 2 segments, ReLU, each 90.00%."),
+    ):
+        tied = table.assign(test_accuracy=0.8 + 0.1 * share)
+        assert answer(tied, pd.DataFrame())[0] == said
+        columns = zip(*([cell.highest for cell in cells] for _, cells in matrix(tied).rows), strict=True)
+        bold = [share[table["segments"].eq(s)].all() for s in (1, 2, 4)]
+        assert [list(column) for column in columns] == [bold, bold]
+
+
+def test_equal_accuracies_have_no_interval():
+    table, _ = study()
+    mean, low, high = stats.t_interval([0.1003] * 3)
+    assert (mean, np.isnan(low), np.isnan(high)) == (pytest.approx(0.1003), True, True)
+    equal = table.assign(test_accuracy=0.1003)
+    assert set(summary_table(equal)["accuracy"]) == {"10.03"}
+    assert np.isnan(stats.bootstrap_interval([0.1] * 20)[1])
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [(0.00004, "0.004"), (-0.00004, "−0.004"), (0.0000001, "0.00001"), (0.05, "5.00"), (0, "0.00"), (1e-17, "0.00"),
+     (0.0000499, "0.005"), (0.00005001, "0.01")],
+)  # fmt: skip
+def test_what_is_not_zero_is_not_said_to_be_zero(value, said):
+    assert pp(value) == said
+    assert pp(value, sign=True).removeprefix("+") == said
