@@ -7,7 +7,7 @@ import pandas as pd
 from spectrum.analysis.along import optimum
 from spectrum.analysis.sentences import SHOWN, comparison_names, finding, pp, verdict_of
 from spectrum.analysis.summary import summarise
-from spectrum.analysis.table import SPLIT, keys, scored_metric, varied_settings, worst_mismatch
+from spectrum.analysis.table import SPLIT, keys, scored_metric, unique_runs, varied_settings
 from spectrum.analysis.unfinished import NOT_COMPLETE
 from spectrum.analysis.words import configuration_words, setting_label
 from spectrum.design.plan import Plan
@@ -49,7 +49,7 @@ def caveats(results: pd.DataFrame, plan: Plan, judged: pd.DataFrame) -> list[str
     if not len(results):
         swept = plan.tuning is not None and not plan.runs
         return ["Only the learning-rate sweep has run: nothing is scored on the test set."] if swept else []
-    found = [*_unfinished(results, plan), *_seeds(results), *_capacity(results), *_losses(results, plan, judged)]
+    found = [*_unfinished(results, plan), *_seeds(results), *_capacity(results, plan), *_losses(results, plan, judged)]
     if len(judged) and judged["confounded"].any():
         found.append(f"Confounded, since several factors change at once: {_quoted(judged, judged['confounded'])}.")
     edges = [one for one in (plan.tuning.choices if plan.tuning is not None else ()) if one.edges]
@@ -61,12 +61,13 @@ def caveats(results: pd.DataFrame, plan: Plan, judged: pd.DataFrame) -> list[str
     return found
 
 
-def worst_mismatches(results: pd.DataFrame, plan: Plan) -> dict[str, str]:
-    """The largest relative distance of a run from each budget that is matched, in words."""
-    if not len(results):
-        return {}
-    matches = [match for match in plan.budgets if match != "none"]
-    return {match: f"{100 * worst_mismatch(results[results['match'] == match]):.2f}%" for match in matches}
+def worst_mismatches(plan: Plan) -> dict[str, str]:
+    """The largest relative distance of a planned run from each budget that is matched, in words."""
+    found: dict[str, float] = {}
+    for run in plan.known:
+        if run.match not in (None, "none") and run.mismatch is not None:
+            found[str(run.match)] = max(abs(run.mismatch), found.get(str(run.match), 0.0))
+    return {match: f"{100 * worst:.2f}%" for match, worst in found.items()}
 
 
 def _verdicts(judged: pd.DataFrame) -> str:
@@ -138,8 +139,9 @@ def _optima(results: pd.DataFrame) -> str:
 
 
 def _unfinished(results: pd.DataFrame, plan: Plan) -> list[str]:
-    planned, finished = len(plan.runs), int((results["status"] != "failed").sum())
-    if len(results) >= planned:
+    runs = unique_runs(results)
+    planned, finished = plan.count, int((runs["status"] != "failed").sum())
+    if len(runs) >= planned:
         return []
     return [f"{finished} of {planned} runs have finished; the numbers may still change."]
 
@@ -163,12 +165,13 @@ def _seeds(results: pd.DataFrame) -> list[str]:
     return found
 
 
-def _capacity(results: pd.DataFrame) -> list[str]:
+def _capacity(results: pd.DataFrame, plan: Plan) -> list[str]:
     """What the budgets leave free: capacity where none is matched, width where one is."""
     found = []
     unmatched, matched = results[results["match"] == "none"], results[results["match"] != "none"]
     if any(unmatched[count].nunique() > 1 for count in ("params", "macs") if count in unmatched):
-        where = "Where widths are matched, parameters" if len(matched) else "No budget is matched: parameters"
+        matches = len(matched) or set(plan.budgets) - {"none"}  # some may still be to come
+        where = "Where widths are matched, parameters" if matches else "No budget is matched: parameters"
         found.append(f"{where} and MACs vary between configurations. A difference in accuracy may be one of capacity.")
     if "widths" in matched and matched.groupby("match")["widths"].agg(lambda one: one.map(repr).nunique()).gt(1).any():
         found.append(
@@ -180,12 +183,13 @@ def _capacity(results: pd.DataFrame) -> list[str]:
 def _losses(results: pd.DataFrame, plan: Plan, judged: pd.DataFrame) -> list[str]:
     """Runs that failed or diverged, and seeds that a comparison lacks."""
     found = []
-    failed, diverged = (int(results["status"].eq(status).sum()) for status in ("failed", "diverged"))
+    runs = unique_runs(results)
+    failed, diverged = (int(runs["status"].eq(status).sum()) for status in ("failed", "diverged"))
     if failed:
         found.append(f"{_counted(failed, 'run')} failed and {'is' if failed == 1 else 'are'} left out.")
     if diverged:
         found.append(f"{_counted(diverged, 'run')} diverged and {'counts' if diverged == 1 else 'count'}, at chance.")
-    if len(results) == len(plan.runs):
+    if len(runs) == plan.count:
         for seeds in dict.fromkeys(filter(None, judged["left_out"] if len(judged) else ())):
             these = judged["left_out"].map(lambda one, seeds=seeds: one == seeds)
             where = f"all {len(judged)} comparisons" if these.all() and len(judged) > 1 else _quoted(judged, these)

@@ -18,6 +18,7 @@ from spectrum.analysis.table import (
     scored_metric,
     segments_label,
     studies_of,
+    unique_runs,
     varied_settings,
 )
 from spectrum.analysis.words import setting_words, split_words
@@ -212,6 +213,7 @@ def _data_of(results: pd.DataFrame) -> str:
 
 def _runs_of(results: pd.DataFrame) -> str:
     """How many runs a table is of; failed ones are counted separately."""
-    failed = int((results["status"] == "failed").sum())
+    runs = unique_runs(results)
+    failed = int((runs["status"] == "failed").sum())
     kinds = "validation images" if scored_metric(results) == "val_accuracy" else "the test set"
-    return f"{len(results) - failed} runs{f', {failed} failed' if failed else ''}, scored on {kinds}"
+    return f"{len(runs) - failed} runs{f', {failed} failed' if failed else ''}, scored on {kinds}"

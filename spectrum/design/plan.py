@@ -225,6 +225,11 @@ class Plan(_Record):
         return list(dict.fromkeys(run.id for run in (*self.swept, *self.runs)))
 
     @property
+    def count(self) -> int:
+        """How many final runs are trained; one that meets several budgets counts once."""
+        return len({run.id for run in self.runs})
+
+    @property
     def tuned(self) -> tuple[str, ...]:
         """Options that the sweep chooses."""
         return () if self.tuning is None else tuple(self.tuning.grid)

@@ -5,7 +5,8 @@ import pandas as pd
 import pytest
 
 from spectrum import stats
-from spectrum.analysis.answer import answer, caveats
+from spectrum.analysis.answer import answer, caveats, worst_mismatches
+from spectrum.analysis.page import page_of
 from spectrum.analysis.report import judge
 from spectrum.analysis.sentences import pp, sentence, verdict_in_words
 from spectrum.analysis.summary import matrix, summary_table
@@ -51,13 +52,24 @@ RELU = [{"activation": "relu"}, {"activation": "none"}]
 def study(segments=(1, 4), seeds=(0, 1, 2), **more):
     """A study of two activations whose verdict turns with the segments, and its plan."""
     table = results(segments=list(segments), activation=["none", "relu"], seed=list(seeds))
+    table = table.assign(provenance=[{"torch": "2"}] * len(table), reason=None)
     gain = table["segments"].map({1: 0.05}).fillna(-0.11) + 0.001 * table["seed"]
     table["test_accuracy"] = 0.8 + 0.01 * table["seed"] + gain * table["activation"].eq("relu")
     points = [
         {"id": id, "point": {"segments": s, "activation": a, "seed": seed}, "match": "none"}
         for id, s, a, seed in table[["id", "segments", "activation", "seed"]].itertuples(index=False)
     ]
-    return table, plan_of({"study": "made-up", "points": points, "varied": ["segments", "activation"], **more})
+    return table, plan_of(
+        {
+            "study": "made-up",
+            "file": "made-up.toml",
+            "question": "?",
+            "hash": "0" * 16,
+            "points": points,
+            "varied": ["segments", "activation"],
+            **more,
+        }
+    )
 
 
 def test_a_comparison_is_judged_only_once_all_its_planned_runs_have_ended():
@@ -141,3 +153,79 @@ def test_equal_accuracies_have_no_interval():
 def test_what_is_not_zero_is_not_said_to_be_zero(value, said):
     assert pp(value) == said
     assert pp(value, sign=True).removeprefix("+") == said
+
+
+def test_a_run_that_meets_several_budgets_is_one_run():
+    table, plan = study()
+    both = pd.concat([table, table[table["segments"].eq(4)].assign(match="params")], ignore_index=True)
+    points = [entry.entry() for entry in plan.runs]
+    points += [{**entry, "match": "params"} for entry in points if entry["point"]["segments"] == 4]
+    shared = plan_of(plan.entry() | {"points": points})
+    assert len(both) == len(shared.runs) == 18
+    assert shared.count == 12
+    page = page_of(both, shared, summary_table(both), {}, pd.DataFrame())
+    assert "12 of 12 runs finished" in page
+    assert "All 12 runs ended, and all count." in page
+    assert "<dd>12, each on the same images, batches and augmentation for one seed</dd>" in page
+    assert "11 of 12 runs have finished" in caveats(both[both["id"].ne(table["id"][0])], shared, pd.DataFrame())[0]
+    failed = both.assign(status=both["status"].where(both["id"].ne(table["id"].iloc[-1]), "failed"))
+    assert "1 run failed and is left out." in caveats(failed, shared, pd.DataFrame())
+
+
+def test_budgets_and_their_mismatches_are_those_of_the_plan():
+    table, plan = study()
+    points = [entry.entry() for entry in plan.runs]
+    points += [{**entry, "id": f"p{entry['id']}", "match": "params", "mismatch": -0.0021} for entry in points]
+    both = plan_of(plan.entry() | {"points": points, "budget": {"match": ["none", "params"]}})
+    assert worst_mismatches(both) == {"params": "0.21%"}
+    said = " ".join(caveats(table, both, pd.DataFrame()))
+    assert "Where widths are matched, parameters and MACs vary" in said
+    assert "No budget is matched" not in said
+    assert "No budget is matched: parameters" in " ".join(caveats(table, plan, pd.DataFrame()))
+
+
+def page_with(**options):
+    """The page of a study in which some options have several values, one a seed."""
+    table, plan = study(seeds=(0, 1), contrasts=[{"name": "activation", "between": RELU}])
+    for entry in (points := [run.entry() for run in plan.runs]):
+        entry["point"] |= {name: values[entry["point"]["segments"] != 1] for name, values in options.items()}
+    said = plan_of(plan.entry() | {"points": points})
+    return page_of(table, said, summary_table(table), {}, judge(table, said))
+
+
+@pytest.mark.parametrize(
+    ("options", "alike"),
+    [
+        ({}, ", each on the same images, batches and augmentation for one seed"),
+        ({"batch_size": (32, 64)}, ", each on the same images and augmentation for one seed"),
+        ({"flip": (True, False)}, ", each on the same images and batches for one seed"),
+        ({"dataset": ("mnist", "digits")}, ""),
+    ],
+)
+def test_only_what_all_runs_see_alike_is_said_to_be_the_same(options, alike):
+    assert f"<dd>8{alike}</dd>" in page_with(**options)
+
+
+def test_seeds_that_vary_the_teacher_vary_the_test_images():
+    assert "Seeds vary the training, not the test images." in page_with()
+    own = page_with(dataset=("gaussian",) * 2, teacher_segments=(1, 1), teacher_seed=("seed", "seed"))
+    assert "Seeds vary the teacher, its images (test images too) and the training together." in own
+    assert "not the test images" not in own
+
+
+def test_validation_images_are_not_said_to_be_read_once():
+    table, plan = study()
+    seen = "on the test set, read once at the end of each run."
+    assert seen in page_of(table, plan, summary_table(table), {}, pd.DataFrame())
+    validated = table.assign(test_accuracy=None)
+    page = page_of(validated, plan, summary_table(validated), {}, pd.DataFrame())
+    assert "on validation images, which are read after every epoch." in page
+    assert "read once" not in page
+
+
+def test_a_study_whose_runs_all_failed_says_so_in_its_comparisons():
+    table, plan = study(contrasts=[{"name": "activation", "between": RELU}])
+    failed = table.assign(status="failed", test_accuracy=None, val_accuracy=None, reason="boom")
+    page = page_of(failed, plan, summary_table(failed), {}, judge(failed, plan))
+    assert "Not judged: every run has failed." in page
+    assert "no run yet" not in page
