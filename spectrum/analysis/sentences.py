@@ -80,11 +80,12 @@ def verdict_of(comparison: pd.Series) -> str:
     return str(comparison["verdict"]).removeprefix("negligibly ")
 
 
-def verdict_in_words(comparison: pd.Series) -> str:
+def verdict_in_words(comparison: pd.Series, *, confounded: bool = True) -> str:
     """Say a verdict in a few words, such as "per-channel better" or "inconclusive".
 
     Args:
         comparison: a row of `stats.contrasts`.
+        confounded: whether to say so of one that is.
     """
     verdict = verdict_of(comparison)
     if verdict in SHOWN:
@@ -98,7 +99,7 @@ def verdict_in_words(comparison: pd.Series) -> str:
     else:
         words = {"unknown": "not known"}.get(verdict, verdict)
         small = ""
-    return words + small + (", confounded" if comparison["confounded"] else "")
+    return words + small + (", confounded" if confounded and comparison["confounded"] else "")
 
 
 def comparison_labels(judged: pd.DataFrame) -> list[tuple[str, str]]:

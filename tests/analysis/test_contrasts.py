@@ -477,6 +477,27 @@ def test_the_forest_has_a_mark_a_contrast_open_where_inconclusive():
         plots.forest(stats.contrasts(table, [{"name": "x", "between": [{"segments": 4}, {"segments": 1}]}]), table)
 
 
+def test_the_forest_says_what_a_slope_does_and_what_is_not_known_or_not_there():
+    table = made_up(lambda c, a, s: 0.7 - 0.02 * (a == "relu") * math.log2(c) + NOISE[c, a, s] / 10)
+    asked = [
+        {"name": "slope", "between": RELU, "across": "segments", "confounded": True},
+        {"name": "interaction", "between": RELU, "across": ENDS},
+        {"name": "later", "between": [{"segments": 4}, {"segments": 1}]},
+    ]
+    judged = stats.contrasts(table, asked)
+    figure = plots.forest(judged, table)
+    assert [text.get_text() for text in figure.axes[0].texts][1::2] == ["falls", "higher for 1 segment"]
+    below = " ".join(" ".join(text.get_text() for text in figure.texts).split())
+    assert "bars: 95% CI; 1 not shown, for lack of runs" in below
+    single = table[table["seed"].eq(0)]
+    figure = plots.forest(stats.contrasts(single, asked[:2]), single)
+    assert [text.get_text() for text in figure.axes[0].texts][1::2] == ["not known"] * 2
+    assert [line.get_marker() for line in figure.axes[0].lines if len(line.get_xdata()) == 1] == ["X", "X"]
+    below = " ".join(" ".join(text.get_text() for text in figure.texts).split())
+    assert "cross: not known" in below
+    assert "bars" not in below
+
+
 def test_the_forest_says_the_sides_and_the_name_where_these_do_not_tell_or_where_the_caller_wants_it():
     table = made_up(noisy)
     asked = [
