@@ -127,6 +127,39 @@ def test_a_plan_lists_runs_and_writes_nothing(study, capsys):
 
 
 @pytest.mark.medium
+def test_a_plan_takes_off_the_runs_that_have_a_result(study, capsys):
+    assert run("run", "tiny.toml", "--workers", "1") == 0
+    capsys.readouterr()
+    assert run("plan", "tiny.toml") == 0
+    said = capsys.readouterr().out
+    assert "6 runs (3 configurations × 2 seeds). All have a result already.\n" in said
+    assert said.endswith("\nnext    spectrum report results/tiny\n")
+    rows = study / "results" / "tiny" / "results.jsonl"
+    rows.write_text("".join(rows.read_text().splitlines(keepends=True)[:4]))
+    assert run("plan", "tiny.toml") == 0
+    said = capsys.readouterr().out
+    assert "6 runs (3 configurations × 2 seeds); 2 of 6 are left: about " in said
+    assert said.endswith("\nnext    spectrum run tiny.toml\n")
+    assert run("plan", "tiny.toml", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["left"] == 2
+
+
+def test_a_plan_says_how_far_a_sweep_may_be_extended(study, capsys):
+    (study / "tuned.toml").write_text(TUNED + "extend = 2\n")
+    assert run("plan", "tuned.toml") == 0
+    assert "6 sweep runs, up to 18 if the grid is extended, then 6 final runs (" in capsys.readouterr().out
+
+
+def test_a_name_that_a_study_gives_does_not_command_the_terminal(study, capsys):
+    hidden = STUDY.replace("Does it run?", "Is it \\u001b[8mhidden?")
+    (study / "hidden.toml").write_text(hidden)
+    assert run("plan", "hidden.toml") == 0
+    said = capsys.readouterr().out
+    assert "\x1b" not in said
+    assert r"Is it \x1b[8mhidden?" in said
+
+
+@pytest.mark.medium
 def test_a_plan_says_the_run_with_its_own_flags(study, capsys):
     assert run("plan", "tiny.toml", "--width", "0.5", "--out", "a folder") == 0
     assert capsys.readouterr().out.endswith("\nnext    spectrum run tiny.toml --width 0.5 --out 'a folder'\n")
@@ -506,6 +539,10 @@ def test_a_search_says_what_it_chose_and_what_to_do_next(study, capsys):
     assert "figures/tuning.png" in said.out
     assert run("status", "results/tuned") == 0
     assert capsys.readouterr().out.endswith("next    spectrum run tuned.toml --confirm\n")
+    assert run("plan", "tuned.toml") == 0
+    said = capsys.readouterr().out
+    assert "6 sweep runs, then 6 final runs (3 configurations × 2 seeds); 6 of 12 are left: about" in said
+    assert said.endswith("next    spectrum run tuned.toml --confirm\n")
     assert run("run", "tuned.toml", "--workers", "2", "--confirm") == 0
     said = capsys.readouterr().out
     assert "accuracy" in said

@@ -13,7 +13,6 @@ import io
 import json
 import math
 import re
-import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +22,7 @@ import numpy as np
 import pandas as pd
 
 from spectrum._files import write_whole
+from spectrum._text import printable
 from spectrum.analysis.sentences import contrasts_as_text
 from spectrum.analysis.summary import as_text, summary_table
 from spectrum.analysis.table import studies_of
@@ -49,8 +49,6 @@ TEX = str.maketrans(
 )
 MARKDOWN = re.compile(r"[\\`|*<\[$~]|&(?=#?\w+;)|(?<![^\W_])_|_(?![^\W_])")  # an underscore within a word is plain
 BLOCK = re.compile(r"^(\d{1,9})(?=[.)])|^(?=[#>+=-])")  # what begins a list, a heading or a quotation
-UNPRINTED = ("Cc", "Cs", "Cf")  # kinds of characters that break or reorder a line, but for those that join letters
-JOINERS = "\u200c\u200d"
 LATIN = 0x250  # the first character that pdflatex may not have
 
 
@@ -343,7 +341,4 @@ def _markdown(text: str) -> str:
 
 def _on_one_line(text: str) -> str:
     """Text without line ends, and with what is not printed written out, such as \\x00."""
-    return "".join(
-        repr(one)[1:-1] if unicodedata.category(one) in UNPRINTED and one not in JOINERS else one
-        for one in " ".join(text.split())
-    )
+    return printable(" ".join(text.split()), keep="")

@@ -86,7 +86,7 @@ def _obey(words: Sequence[str]) -> int:
     command = parse(words)
     status = COMMANDS[type(command)](command)
     if isinstance(command, Plan) and not command.json:
-        print_next("run", *words[1:])
+        print_next(*studies.after_plan(command, words[1:]))
     return status
 
 

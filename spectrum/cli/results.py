@@ -74,8 +74,8 @@ def _print_standing(folder: Path, plan: FrozenPlan) -> Standing:
     """Print how many runs have ended how, and which failed; returns what that means as a whole."""
     rows = latest_rows(folder)
     statuses = [_status_of(rows, id) for id in plan.ids]
-    is_finished = bool(statuses) and not {"left", "failed"} & set(statuses)
-    if is_finished:
+    standing = standing_of(folder, plan)
+    if statuses and not {"left", "failed"} & set(statuses):
         out.print(f"{folder}: {_finished(plan, statuses)}")
     else:
         out.print(f"{folder}: {_counts(statuses)}")
@@ -93,9 +93,16 @@ def _print_standing(folder: Path, plan: FrozenPlan) -> Standing:
             out.print(f"  part-way: {name}, {counted(newest.step, 'step')} saved")
         if _status_of(rows, run.id) == "failed":
             out.print(f"  failed: {name}: {rows[run.id].get('reason')}")
-    if writer is not None:
+    return standing
+
+
+def standing_of(folder: Path, plan: FrozenPlan) -> Standing:
+    """Whether a study trains now, has runs left, failed ones among them, or has finished what is planned so far."""
+    if writer_of(folder) is not None:
         return "training"
-    return "finished" if is_finished else "left"
+    rows = latest_rows(folder)
+    statuses = {_status_of(rows, id) for id in plan.ids}
+    return "finished" if statuses and not {"left", "failed"} & statuses else "left"
 
 
 def _status_of(rows: Mapping[str, Row], id: str) -> str:
