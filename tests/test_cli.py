@@ -416,7 +416,7 @@ def test_the_table_of_a_study_is_exported_for_papers_and_pages(study, capsys):
     written(study / "a_b%&", "a_b%&", [0.9, 0.92])
     assert run("export", "a_b%&", "--to", "table.tex") == 0
     assert run("export", "a_b%&", "--to", "table.md") == 0
-    assert "table of 2 rows, a line per run, written to table.md" in capsys.readouterr().out
+    assert "table of 1 configuration written to table.md" in capsys.readouterr().out
     latex, markdown = ((study / name).read_text(encoding="utf-8") for name in ("table.tex", "table.md"))
     assert r"\caption{a\_b\%\&: digits, n = 2 runs per configuration, budget: width-matched.}" in latex
     assert r"1 & 2 & 1,000 & 9,000 & 91.00 $\pm$ 12.71 & 2.0 \\" in latex

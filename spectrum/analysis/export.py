@@ -25,7 +25,7 @@ from spectrum._files import write_whole
 from spectrum._text import printable
 from spectrum.analysis.sentences import contrasts_as_text
 from spectrum.analysis.summary import as_text, summary_table
-from spectrum.analysis.table import studies_of
+from spectrum.analysis.table import studies_of, unique_runs
 from spectrum.analysis.words import setting_words
 
 TEX = str.maketrans(
@@ -62,11 +62,12 @@ class Table:
     label: str
 
 
-def runs_table(results: pd.DataFrame) -> Table:
+def runs_table(results: pd.DataFrame, planned: int | None = None) -> Table:
     """Table of a study, a line per configuration: costs, and accuracy with its 95% CI.
 
     Args:
         results: rows of one study, from `load_results`.
+        planned: how many runs its plan has; the caption says where some have not ended.
 
     Raises ValueError where no run has an accuracy yet.
     """
@@ -74,7 +75,7 @@ def runs_table(results: pd.DataFrame) -> Table:
     if table.empty:
         raise ValueError(f"{_study(results)}: no run has an accuracy yet; nothing to tabulate")
     titles, rows = as_text(table)
-    return Table(titles, rows, _caption(results, table), f"tab:{_label(_study(results))}")
+    return Table(titles, rows, _caption(results, table, planned), f"tab:{_label(_study(results))}")
 
 
 def contrasts_table(judged: pd.DataFrame, results: pd.DataFrame) -> Table:
@@ -307,14 +308,19 @@ def _label(name: str) -> str:
     return re.sub("[^A-Za-z0-9_.-]+", "-", name)
 
 
-def _caption(results: pd.DataFrame, table: pd.DataFrame) -> str:
-    """Caption of a table: study, data set, runs per configuration, budget."""
+def _caption(results: pd.DataFrame, table: pd.DataFrame, planned: int | None) -> str:
+    """Caption of a table: study, data set, runs per configuration, budget; and what is not there."""
+    runs = unique_runs(results)
+    failed = int((runs["status"] == "failed").sum())
+    lost = f" {failed} of {len(runs)} runs failed and {'is' if failed == 1 else 'are'} left out." if failed else ""
+    if planned is not None and len(runs) < planned:
+        lost += f" Not complete: {len(runs)} of {planned} runs have ended."
     least, most = table["n"].min(), table["n"].max()
-    runs = f"{least}" if least == most else f"{least} to {most}"
+    count = f"{least}" if least == most else f"{least} to {most}"
     data = ", ".join(dict.fromkeys(results["dataset"]))
     budgets = ", ".join(setting_words("match", match) for match in dict.fromkeys(results["match"]))
-    each = f"{runs} {'run' if most == 1 else 'runs'} per configuration"
-    return f"{studies_of(results)}: {data}, n = {each}, budget: {budgets}."
+    each = f"{count} {'run' if most == 1 else 'runs'} per configuration"
+    return f"{studies_of(results)}: {data}, n = {each}, budget: {budgets}.{lost}"
 
 
 def _fonts_needed(table: Table) -> list[str]:

@@ -13,7 +13,7 @@ from spectrum.analysis.sides import LONGEST
 BOLD = "\x02"  # stands around the finding until its form is known
 LEAST_SHOWN = 1e-9  # pp; less is what sums of equal numbers differ by
 PER_DOUBLING = "pp per doubling of the segments"
-PLURAL = re.compile(r"(no )?([\w/-]+ )?(segments|channels|connections)\b")
+PLURAL = re.compile(r"(no )?([\w/-]+ )?(segments|channels|connections)$")
 
 
 def sentence(comparison: pd.Series, *, bold: str = "") -> str:

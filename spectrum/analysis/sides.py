@@ -48,12 +48,9 @@ def name_sides(
     pairs = [split] * split_known + [_both(name, between, rows) for name in names]
     pairs.append((several := _averages(rows, across, names, split_known), several))
     budget = _both("match", between, [results if part.empty else part for part in rows])
-    if budget == (budget_name("none"),) * 2:
-        budget = (None, None) if split[0] == split[1] or not _same_widths(rows) else budget
-    elif budget[0] == budget[1] and not any(part.empty for part in rows):
-        budget = _matched_or_counts(budget, rows)
-    pairs = [pair for pair in (*pairs, budget) if None not in pair and pair != ("", "")]
-    first, second = (", ".join(str(pair[side]) for pair in pairs if pair[0] != pair[1]) for side in (0, 1))
+    pairs.append(_matched(budget, rows, is_one_split=split[0] == split[1]))
+    pairs = [pair for pair in pairs if None not in pair and pair != ("", "")]
+    first, second = (_joined([str(pair[side]) for pair in pairs if pair[0] != pair[1]]) for side in (0, 1))
     shared = ", ".join(str(one) for one, other in pairs if one == other)
     settings = ["", ""] if across is None or isinstance(across, str) else list(map(side_words, across))
     return dict(zip(SIDE_COLUMNS, [first, second, shared, *settings], strict=True))
@@ -119,13 +116,28 @@ def _averages(
         return ""
     settings = _names_of(across)
     split_known |= across == "segments" or bool(set(settings) & set(SPLIT))
-    counts = {} if split_known else {"numbers of segments": keys(rows, SPLIT).nunique()}
+    splits = "splits" if "pointwise" in rows and rows["pointwise"].nunique() > 1 else "numbers of segments"
+    counts = {} if split_known else {splits: keys(rows, SPLIT).nunique()}
     for name in varied_settings(rows):
         if name not in (*names, *settings):
             what = "budgets" if name == "match" else f"values of {setting_name(name)}"
             counts[what] = rows[name].map(repr).nunique()
     means = [f"{count} {what}" for what, count in counts.items() if count > 1]
     return f"averaged over {' and '.join(means)}" if means else ""
+
+
+def _joined(parts: Sequence[str]) -> str:
+    """What a side is called; an option that is not set is named only where nothing else is."""
+    return ", ".join([part for part in parts if not part.endswith(" not set")] or parts)
+
+
+def _matched(budget: Pair, rows: Sequence[pd.DataFrame], *, is_one_split: bool) -> Pair:
+    """What is matched between the sides, in words; no words where it is not one thing, or goes without saying."""
+    if budget == (budget_name("none"),) * 2:
+        return (None, None) if is_one_split or not _same_widths(rows) else budget
+    if budget[0] != budget[1] or any(part.empty for part in rows):
+        return budget
+    return _matched_or_counts(budget, rows)
 
 
 def _matched_or_counts(budget: Pair, rows: Sequence[pd.DataFrame]) -> Pair:

@@ -184,14 +184,17 @@ def export(command: Export) -> int:
     rows = judge(results, read_plan(folder)) if command.contrasts else results
     if command.contrasts and rows.empty:
         raise SpecError(f"{folder}: no run of the study's [[contrasts]] is there yet; run the study first")
+    count = len(rows)
     if kind in ROW_FORMATS:
         ROW_FORMATS[kind](rows, command.to)
     else:
-        table = contrasts_table(rows, results) if command.contrasts else runs_table(results)
+        plan = find_plan(folder)
+        known = plan.count if plan is not None else None
+        table = contrasts_table(rows, results) if command.contrasts else runs_table(results, known)
         write_whole(command.to, TABLE_FORMATS[kind](table))
-    what = f"{len(rows)} {'contrasts' if command.contrasts else 'rows'}"
-    if kind in TABLE_FORMATS:
-        what = f"table of {what}" if command.contrasts else f"table of {what}, a line per run,"
+        count = len(table.rows)
+    each = "contrast" if command.contrasts else "row" if kind in ROW_FORMATS else "configuration"
+    what = f"{'table of ' if kind in TABLE_FORMATS else ''}{counted(count, each)}"
     out.print(f"{what} written to {command.to}")
     return 0
 

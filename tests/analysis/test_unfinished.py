@@ -4,13 +4,15 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from spectrum import stats
+from spectrum import plots, stats
 from spectrum.analysis.answer import answer, caveats, worst_mismatches
+from spectrum.analysis.export import runs_table
 from spectrum.analysis.page import page_of
-from spectrum.analysis.report import judge
+from spectrum.analysis.plots.frame import broken, inches_of_text
+from spectrum.analysis.report import draw_figures, judge
 from spectrum.analysis.sentences import pp, sentence, verdict_in_words
 from spectrum.analysis.summary import matrix, summary_table
-from tests.analysis.test_plots import results
+from tests.analysis.test_plots import results, said
 from tests.plans import plan_of
 
 NO_SEED = "no seed has a run of each configuration"
@@ -124,13 +126,13 @@ def test_a_configuration_with_fewer_seeds_than_the_others_is_counted():
 
 def test_all_that_share_the_highest_mean_are_named():
     table, _ = study(segments=(1, 2, 4))
-    for share, said in (
+    for share, words in (
         (table["segments"].notna(), "All 6 configurations have the mean accuracy 90.00%."),
         (table["segments"].ne(1), "Highest mean accuracy: 90.00%, of 4 of the 6 configurations."),
         (table["segments"].eq(2), "Highest mean accuracy: 2 segments, no activation; 2 segments, ReLU, each 90.00%."),
     ):
         tied = table.assign(test_accuracy=0.8 + 0.1 * share)
-        assert answer(tied, pd.DataFrame())[0] == said
+        assert answer(tied, pd.DataFrame())[0] == words
         columns = zip(*([cell.highest for cell in cells] for _, cells in matrix(tied).rows), strict=True)
         bold = [share[table["segments"].eq(s)].all() for s in (1, 2, 4)]
         assert [list(column) for column in columns] == [bold, bold]
@@ -229,3 +231,51 @@ def test_a_study_whose_runs_all_failed_says_so_in_its_comparisons():
     page = page_of(failed, plan, summary_table(failed), {}, judge(failed, plan))
     assert "Not judged: every run has failed." in page
     assert "no run yet" not in page
+
+
+def test_a_table_for_a_paper_says_what_failed_and_what_is_not_there():
+    table, plan = study()
+    failed = table.assign(
+        status=["failed", *["done"] * 11], test_accuracy=table["test_accuracy"].where(table.index > 0)
+    )
+    assert runs_table(table, plan.count).caption.endswith("budget: width-matched.")
+    assert runs_table(failed, plan.count).caption.endswith(" 1 of 12 runs failed and is left out.")
+    assert runs_table(table.iloc[:6], plan.count).caption.endswith(" Not complete: 6 of 12 runs have ended.")
+
+
+def test_one_epoch_is_no_learning_curve_and_one_split_no_spectrum():
+    table, _ = study(segments=(1,))
+    epochs = pd.DataFrame({"id": table["id"], "epoch": 1, "lr": 0.1, "val_accuracy": 0.5})
+    figures = draw_figures(table, epochs)
+    assert "learning" not in figures
+    assert figures["spectrum"][0] == figures["spectrum"][1].texts[0].get_text() == "Accuracy of each configuration"
+    assert "learning" in draw_figures(table, pd.concat([epochs, epochs.assign(epoch=2)]))
+    assert draw_figures(study()[0], epochs)["spectrum"][0] == "Accuracy along the spectrum"
+
+
+def test_open_marks_are_explained_where_there_are_any():
+    table, _ = study()
+    bare = table[table["segments"].eq(1)].assign(pointwise=False, id="b" + table["id"])
+    for rows, is_said in ((table, False), (pd.concat([table, bare], ignore_index=True), True)):
+        assert ("open: no 1×1" in said(plots.spectrum_curve(rows))) == is_said
+    judged = stats.contrasts(pd.concat([table, bare], ignore_index=True), [{"name": "x", "between": RELU}])
+    assert judged["where"].tolist() == ["averaged over 3 splits"]
+
+
+def test_a_word_that_no_line_holds_is_broken():
+    lines = broken("a " + "LO" * 40 + "NG name", 1.0, 8.0).splitlines()
+    assert "".join(lines).replace(" ", "") == "a" + "LO" * 40 + "NGname"
+    assert max(inches_of_text(line, 8.0) for line in lines) <= 1.0
+
+
+def test_a_configuration_of_several_settings_is_one_thing():
+    table, _ = study()
+    sides = [{"segments": 1, "activation": "none"}, {"segments": 4, "activation": "relu"}]
+    row = stats.contrasts(table, [{"name": "x", "between": sides}]).iloc[0]
+    winner = row["side_a"] if row["mean"] > 0 else row["side_b"]
+    assert f"{winner} is better by" in sentence(row)
+    mixed = table.assign(teacher_segments=table["activation"].map({"relu": 2}).astype(object))
+    mixed["dataset"] = mixed["activation"].map({"relu": "gaussian", "none": "digits"})
+    sides = [{"dataset": "digits"}, {"dataset": "gaussian", "teacher_segments": 2}]
+    row = stats.contrasts(mixed.drop(columns="activation"), [{"name": "x", "between": sides}]).iloc[0]
+    assert row["side_a"] == "digits"
