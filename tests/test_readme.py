@@ -108,7 +108,7 @@ def test_a_page_of_the_map_is_what_its_rows_say(template, readmes):
 @pytest.mark.medium
 def test_the_findings_on_front_pages_are_what_the_rows_say(readmes):
     for page in readmes.FRONT_PAGES:
-        assert page.read_text() == readmes.with_findings(page), "write it anew: make readmes"
+        assert page.read_text() == readmes.with_parts(page), "write it anew: make readmes"
         assert page.read_text().count("<!-- findings: make readmes -->") == 1
 
 
