@@ -79,23 +79,21 @@ def kernel_of(layer: SegmentedConv2d) -> Tensor:
     between = [part for part in layer.between.modules() if not isinstance(part, nn.Identity | nn.Sequential)]
     if between or layer.shuffle is not None:
         raise ValueError(f"{layer}: is not linear, or reorders channels between its convolutions")
-    weights = [
+    weights: list[Tensor] = [
         block
         for run, one in zip(layer.spatial.geometry.runs, layer.spatial.weights, strict=True)
         for block in one.split(run.out_size)
     ]
     places = _blocks(layer)
-    dense = weights[0].new_zeros(places[-1][0].stop, places[-1][1].stop, *layer.spatial.geometry.kernel_size)
+    dense: Tensor = weights[0].new_zeros(places[-1][0].stop, places[-1][1].stop, *layer.spatial.geometry.kernel_size)
     for (rows, columns), block in zip(places, weights, strict=True):
         dense[rows, columns] = block
     if layer.pointwise is None:
         return dense
-    matrix = layer.pointwise.weights[0][:, :, 0, 0]
+    matrix: Tensor = layer.pointwise.weights[0][:, :, 0, 0]
     if layer.order == "pointwise_first":
-        kernel: Tensor = torch.einsum("omhw,mi->oihw", dense, matrix)
-    else:
-        kernel = torch.einsum("om,mihw->oihw", matrix, dense)
-    return kernel
+        return dense.permute(0, 2, 3, 1).matmul(matrix).permute(0, 3, 1, 2)
+    return matrix.matmul(dense.flatten(1)).unflatten(1, dense.shape[1:])
 
 
 @torch.no_grad()

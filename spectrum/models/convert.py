@@ -110,6 +110,8 @@ def segment_model(
         }
         row |= {"in_channels": layer.in_channels, "out_channels": layer.out_channels, "params_before": _count(layer)}
         if why is None:
+            if init == "from_trained":
+                _check_weights(name, layer.weight)
             new = replacements[name] = wish.made_of(layer)
             row |= {"segments": new.segments, "params_after": _count(new), "mid_channels": new.mid_channels}
             row["energy_kept"] = energy_kept(layer, new) if init == "from_trained" else float("nan")
@@ -212,6 +214,14 @@ class _Wish:
         return new.train(layer.training)
 
 
+def _check_weights(name: str, weight: Tensor) -> None:
+    """Raise ValueError for weights that cannot be approximated."""
+    if weight.is_meta:
+        raise ValueError(f'{name}: the weights are on "meta" and have no numbers; load them first')
+    if not torch.isfinite(weight).all():
+        raise ValueError(f"{name}: the weights are not finite, so no approximation is best")
+
+
 def _padding_of(layer: nn.Conv2d) -> Any:
     return 0 if layer.padding == "valid" else layer.padding
 
@@ -260,7 +270,7 @@ def _output_errors(model: nn.Module, replacements: dict[str, SegmentedConv2d], b
 
     def watch(name: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
         def hook(layer: nn.Module, inputs: tuple[Tensor, ...], y: Tensor) -> None:
-            bias = 0 if layer.bias is None else layer.bias.view(-1, 1, 1)
+            bias = 0 if not isinstance(layer.bias, Tensor) else layer.bias.view(-1, 1, 1)
             new = replacements[name]
             ours: Tensor = new(inputs[0]) - (0 if new.bias is None else new.bias.view(-1, 1, 1))
             sums[name][0] += float((y - bias - ours).double().square().sum())
@@ -285,10 +295,10 @@ def _with(model: nn.Module, name: str, new: nn.Module) -> nn.Module:
     if not name:
         return new
     old = model.get_submodule(name)
-    for parent in list(model.modules()):
-        for last, child in list(parent.named_children()):
-            if child is old:
-                setattr(parent, last, new)
+    places = [place for place, layer in model.named_modules(remove_duplicate=False) if layer is old]
+    for place in places:
+        parent, _, last = place.rpartition(".")
+        setattr(model.get_submodule(parent), last, new)
     return model
 
 
