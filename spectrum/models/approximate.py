@@ -93,7 +93,7 @@ def kernel_of(layer: SegmentedConv2d) -> Tensor:
     matrix: Tensor = layer.pointwise.weights[0][:, :, 0, 0]
     if layer.order == "pointwise_first":
         return dense.permute(0, 2, 3, 1).matmul(matrix).permute(0, 3, 1, 2)
-    return matrix.matmul(dense.flatten(1)).unflatten(1, dense.shape[1:])
+    return matrix.matmul(dense.flatten(1)).view(-1, *dense.shape[1:])
 
 
 @torch.no_grad()
