@@ -96,9 +96,14 @@ def kernel_of(layer: SegmentedConv2d) -> Tensor:
     return matrix.matmul(dense.flatten(1)).view(-1, *dense.shape[1:])
 
 
+def energy_of(layer: nn.Conv2d) -> float:
+    """The sum of a kernel's squared weights."""
+    return float(layer.weight.detach().double().square().sum())
+
+
 @torch.no_grad()
 def energy_kept(layer: nn.Conv2d, new: SegmentedConv2d) -> float:
     """The part of a kernel's squared weights that a new layer reproduces: 1 − ‖W − Ŵ‖² / ‖W‖²; NaN for zeros."""
-    kernel = layer.weight.double()
-    energy = float(kernel.square().sum())
-    return 1 - float((kernel - kernel_of(new).double()).square().sum()) / energy if energy else float("nan")
+    energy = energy_of(layer)
+    lost = float((layer.weight.double() - kernel_of(new).double()).square().sum())
+    return 1 - lost / energy if energy else float("nan")

@@ -16,13 +16,13 @@ from torch import Tensor, nn
 from spectrum.conv.arguments import Order
 from spectrum.conv.segmented import SegmentedConv2d
 from spectrum.conv.segments import PER_CHANNEL, Segments, plain_segments, segments_of_width
-from spectrum.models.approximate import approximate, energy_kept
+from spectrum.models.approximate import approximate, energy_kept, energy_of
 
 Select = str | Sequence[str] | Callable[[str, nn.Conv2d], bool] | None
 Init = Literal["fresh", "from_trained"]
 LEAST_CHANNELS = 16
 COLUMNS = "layer replaced in_channels out_channels kernel_size segments mid_channels params_before params_after".split()
-KEPT = ("energy_kept", "output_error")
+KEPT = ("kernel_energy", "energy_kept", "output_error")
 
 
 class Conversion(NamedTuple):
@@ -70,9 +70,10 @@ def segment_model(
     "from_trained" keeps what lies in the blocks of the segments.
 
     Returns `model`, a converted copy, and `layers`, a table with a row per k×k convolution: its name, whether it was
-    replaced ("yes", or why not), channels, segments, middle channels, parameters before and after; `energy_kept`, the
-    part of the squared kernel that the new layers reproduce; and `output_error`, ‖y − ŷ‖² / ‖y‖² of the layer's output
-    without bias, on the inputs that the unchanged network gives it.
+    replaced ("yes", or why not), channels, segments, middle channels, and parameters before and after. With
+    "from_trained", `kernel_energy` is the sum of the squared weights, and `energy_kept` the part of it that the new
+    layers reproduce. `output_error` is ‖y − ŷ‖² / ‖y‖² of the layer's output without bias, on the inputs that the
+    unchanged network gives it.
 
     Raises ValueError for contradictory arguments, for a name or pattern that no k×k convolution has, and if no layer
     can be replaced.
@@ -114,7 +115,8 @@ def segment_model(
                 _check_weights(name, layer.weight)
             new = replacements[name] = wish.made_of(layer)
             row |= {"segments": new.segments, "params_after": _count(new), "mid_channels": new.mid_channels}
-            row["energy_kept"] = energy_kept(layer, new) if init == "from_trained" else float("nan")
+            if init == "from_trained":
+                row |= {"kernel_energy": energy_of(layer), "energy_kept": energy_kept(layer, new)}
         rows.append(row)
     if not replacements:
         reasons = "; ".join(dict.fromkeys(f"{row['layer']}: {row['replaced']}" for row in rows))
