@@ -1,4 +1,4 @@
-"""The command `segment`: what segments would do to a network of one's own."""
+"""The command `segment`: what segments would do to a network of your own."""
 
 from __future__ import annotations
 

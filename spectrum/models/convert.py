@@ -7,13 +7,13 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from spectrum.conv.arguments import Order
+from spectrum.conv.arguments import Order, choice
 from spectrum.conv.segmented import SegmentedConv2d
 from spectrum.conv.segments import PER_CHANNEL, Segments, plain_segments, segments_of_width
 from spectrum.models.approximate import approximate, energy_kept, energy_of
@@ -157,10 +157,13 @@ class _Wish:
             raise ValueError(f"segments={self.segments!r}: expected a number or 'per_channel', which fit every layer")
         if isinstance(self.segments, int) and self.segments < 1:
             raise ValueError(f"segments={self.segments}: expected at least 1")
-        if self.init not in ("fresh", "from_trained"):
-            raise ValueError(f"init={self.init!r}: expected 'fresh' or 'from_trained'")
+        choice("init", self.init, get_args(Init))
         if self.mid_channels is not None and not (self.pointwise and self.mid_channels > 0):
             raise ValueError(f"mid_channels={self.mid_channels!r}: expected a multiple above 0, and a 1×1 beside it")
+        self._check_between()
+
+    def _check_between(self) -> None:
+        """Raise ValueError where something between the two convolutions cannot be."""
         between = self.norm or self.activation not in (None, "none")
         if between and not self.pointwise:
             raise ValueError("activation, norm: need the 1×1, which pointwise=False leaves out")

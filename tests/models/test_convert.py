@@ -224,7 +224,7 @@ def test_too_few_channels_are_said():
     ({"segments": 0}, "segments=0"),
     ({"segments": (8, 8)}, "expected a number or 'per_channel'"),
     ({"segments": "all"}, "segments='all'"),
-    ({"segments": 4, "init": "svd"}, "init='svd': expected 'fresh' or 'from_trained'"),
+    ({"segments": 4, "init": "svd"}, "init='svd': unknown; try 'fresh' or 'from_trained'"),
     ({"segments": 4, "init": "from_trained", "activation": "relu"}, "nothing may stand between"),
     ({"segments": 4, "init": "from_trained", "norm": True}, "nothing may stand between"),
     ({"segments": 4, "pointwise": False, "norm": True}, "need the 1×1"),
