@@ -27,6 +27,7 @@ _HOME = {
     "load_weights": "spectrum.models.weights",
     "save_weights": "spectrum.models.weights",
     "register_model": "spectrum.models",
+    "segment_model": "spectrum.models.convert",
     "Arrays": "spectrum.design.own_data",
     "register_dataset": "spectrum.design.own_data",
     "Engine": "spectrum.engines.interface",
@@ -74,6 +75,7 @@ __all__ = [
     "register_model",
     "run_study",
     "save_weights",
+    "segment_model",
     "stats",
 ]
 
@@ -89,6 +91,7 @@ if TYPE_CHECKING:
     from spectrum.design.study_file import Study, load_study
     from spectrum.engines.interface import Engine, Outcome, register_engine
     from spectrum.models import build_model, list_models, register_model
+    from spectrum.models.convert import segment_model
     from spectrum.models.weights import load_keras_weights, load_weights, save_weights
     from spectrum.results import load_history, load_results, load_tuning
     from spectrum.study.driver import run_study

@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from spectrum._version import __version__
-from spectrum.cli import measures, results, studies
+from spectrum.cli import measures, results, segment, studies
 from spectrum.cli.arguments import (
     PRINT_COMPLETION,
     Audit,
@@ -30,6 +30,7 @@ from spectrum.cli.arguments import (
     Plan,
     Report,
     Run,
+    Segment,
     Status,
     completion_script,
     parse,
@@ -46,6 +47,7 @@ COMMANDS: dict[type, Callable[[Any], int]] = {
     Report: results.report,
     Export: results.export,
     Audit: measures.audit,
+    Segment: segment.segment,
     Bench: measures.bench,
 }
 

@@ -72,6 +72,10 @@ EXAMPLES = {
         "spectrum audit probe --segments 8 --layers",
         "spectrum audit xception --image-size 299 --classes 1000 --batch-size 1",
     ),
+    "segment": (
+        "spectrum segment torchvision.models:resnet18 --image-size 224",
+        "spectrum segment my_module:trained --segments 1 8 per_channel --mid-channels 2 --layers",
+    ),
     "bench": ("spectrum bench op", "spectrum bench steps --study results/quickstart"),
 }
 BENCHMARKS: dict[What, str] = {
@@ -252,6 +256,32 @@ class Audit:
 
 
 @dataclass
+class Segment:
+    """Show what segments would do to a network of yours: parameters, MACs, and how much of its kernels they keep."""
+
+    network: Annotated[str, tyro.conf.Positional]
+    """MODULE:FUNCTION, a function without arguments that returns the network, such as torchvision.models:resnet18."""
+    segments: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NUMBER [NUMBER ...]")] = ("1", "4", "16", "per_channel")
+    """Numbers of segments, or per_channel."""
+    select: Annotated[tuple[str, ...], tyro.conf.arg(metavar="PATTERN [PATTERN ...]", help_behavior_hint="")] = ()
+    """Names of layers to replace, such as 'layer3.*'; by default every k×k convolution with enough channels."""
+    order: Literal["pointwise_first", "spatial_first"] = "pointwise_first"
+    """Which of the two convolutions of a new layer comes first."""
+    pointwise: bool = True
+    """Whether a new layer has a 1×1 beside its segmented convolution."""
+    mid_channels: Annotated[float | None, tyro.conf.arg(metavar="FLOAT", help_behavior_hint="")] = None
+    """Channels between the two, as a multiple of a layer's default."""
+    image_size: int = 32
+    """Side of the images in pixels."""
+    channels: int = 3
+    """Channels of the images."""
+    time: bool = False
+    """Also measure the latency of one image; takes seconds for each number of segments."""
+    layers: bool = False
+    """Also list every k×k convolution, and why it is replaced or not."""
+
+
+@dataclass
 class Bench:
     """Measure speed on this machine: of the layer, of training, of a whole study. Takes minutes."""
 
@@ -394,6 +424,7 @@ def _commands() -> dict[str, Any]:
         "report": Report(tyro.MISSING),
         "export": Export(tyro.MISSING),
         "audit": Audit(tyro.MISSING),
+        "segment": Segment(tyro.MISSING),
         "bench": Bench(tyro.MISSING),
     }
 
