@@ -58,8 +58,9 @@ def finding(comparison: pd.Series, *, bold: str = "") -> str:
     parts = [_shown(comparison) if verdict_of(comparison) in SHOWN else _not_shown(comparison)]
     if comparison["left_out"]:
         seeds = ", ".join(map(str, comparison["left_out"]))
-        kind = comparison.get("pair", "Seed")
-        parts.append(f"{_plural(len(comparison['left_out']), kind)} {seeds} left out, for lack of a run.")
+        kind = str(comparison.get("pair", "seed"))
+        kind = _plural(len(comparison["left_out"]), kind[:1].upper() + kind[1:])
+        parts.append(f"{kind} {seeds} left out, for lack of a run.")
     if comparison["diverged"]:
         runs = _plural(comparison["diverged"], "run")
         parts.append(f"{comparison['diverged']} {runs} diverged and counted, at chance.")
@@ -167,7 +168,8 @@ def pp(value: float, *, sign: bool = False) -> str:
 
 def _unit(row: pd.Series) -> Unit:
     """The unit of a comparison; percentage points, unless its row has another."""
-    return row.get("unit", PP)
+    unit = row.get("unit")
+    return unit if isinstance(unit, Unit) else PP
 
 
 def _shown(row: pd.Series) -> str:

@@ -25,6 +25,7 @@ from spectrum.cli.arguments import (
     PRINT_COMPLETION,
     Audit,
     Bench,
+    Compare,
     Doctor,
     Export,
     Plan,
@@ -45,6 +46,7 @@ COMMANDS: dict[type, Callable[[Any], int]] = {
     Doctor: results.doctor,
     Report: results.report,
     Export: results.export,
+    Compare: results.compare,
     Audit: measures.audit,
     Bench: measures.bench,
 }
