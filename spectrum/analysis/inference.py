@@ -147,7 +147,7 @@ def unpaired_difference(
 
     >>> found = unpaired_difference([0.91, 0.92, 0.93], [0.90, 0.90, 0.91])
     >>> print(f"{found.mean:.4f}, {found.low:.4f} to {found.high:.4f}")
-    0.0167, -0.0033 to 0.0366
+    0.0167, -0.0038 to 0.0372
     """
     who, nan = "unpaired_difference", float("nan")
     x, y = _sample(first, who), _sample(second, who)

@@ -243,9 +243,9 @@ class Compare:
     """Columns whose values are the methods."""
     metric: Annotated[str, tyro.conf.arg(metavar="COLUMN")]
     """Column of results; a missing value is a failed run."""
-    pair: Annotated[tuple[str, ...], tyro.conf.arg(metavar="COLUMN [COLUMN ...]")] = ()
+    pair: Annotated[tuple[str, ...], tyro.conf.arg(metavar="COLUMN [COLUMN ...]", help_behavior_hint="")] = ()
     """Columns in which runs of two methods match, such as seed; without them, comparisons are unpaired."""
-    average_over: Annotated[tuple[str, ...], tyro.conf.arg(metavar="COLUMN [COLUMN ...]")] = ()
+    average_over: Annotated[tuple[str, ...], tyro.conf.arg(metavar="COLUMN [COLUMN ...]", help_behavior_hint="")] = ()
     """Columns, such as dataset, over whose values a pair's runs are averaged first."""
     against: Annotated[str | None, tyro.conf.arg(metavar="METHOD", help_behavior_hint="")] = None
     """Compare every method with this one only; by default each with each."""
