@@ -42,6 +42,8 @@ _HOME = {
     "load_tuning": "spectrum.results",
     "read_plan": "spectrum.study.store",
     "run_study": "spectrum.study.driver",
+    "compare": "spectrum.analysis.compare",
+    "read_runs": "spectrum.analysis.run_files",
     "plots": "spectrum.analysis.plots",
     "stats": "spectrum.analysis.stats",
     "progress": "spectrum.cli.progress",
@@ -56,6 +58,7 @@ __all__ = [
     "Study",
     "__version__",
     "build_model",
+    "compare",
     "list_backends",
     "list_models",
     "load_history",
@@ -69,6 +72,7 @@ __all__ = [
     "prefer_backend",
     "progress",
     "read_plan",
+    "read_runs",
     "register_backend",
     "register_dataset",
     "register_engine",
@@ -81,6 +85,8 @@ __all__ = [
 
 if TYPE_CHECKING:
     from spectrum.analysis import plots, stats
+    from spectrum.analysis.compare import compare
+    from spectrum.analysis.run_files import read_runs
     from spectrum.cli.progress import progress
     from spectrum.conv.backends.choice import list_backends, prefer_backend, register_backend
     from spectrum.conv.backends.interface import Backend

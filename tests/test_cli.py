@@ -333,7 +333,7 @@ def test_bash_completes_commands_flags_values_and_files(study, capsys):
         "spectrum run tin: tiny.toml",
         "spectrum -: -h --help",
         "spectrum bench o: op",
-        "spectrum : audit bench doctor export plan report run segment status",
+        "spectrum : audit bench compare doctor export plan report run segment status",
         "spectrum run : completion.bash tiny.toml",
         "spectrum run x --order : pointwise_first spatial_first",
         "spectrum bench : op train sweep models engine steps",

@@ -15,7 +15,13 @@ PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 PROJECT = PYPROJECT["project"]
 PACKAGES_OF = {"PIL": "pillow", "IPython": "ipykernel"}  # where a package has another name
 BY_NAME = {"fvcore"}  # cost/counters.py has other counters by their names
-EXTRAS = {"h5py": "keras", "keras": "keras", "ray": "ray", "ipykernel": "notebooks"}  # imported where they are used
+EXTRAS = {
+    "h5py": "keras",
+    "keras": "keras",
+    "ray": "ray",
+    "ipykernel": "notebooks",
+    "tensorboard": "tensorboard",
+}  # imported where they are used
 
 
 def declared(requirements: list[str]) -> set[str]:

@@ -237,3 +237,14 @@ def test_the_site_builds_strictly_names_every_command_and_fetches_nothing(tmp_pa
 
     assert len(list(built.glob("notebooks/*.html"))) == len(list(ROOT.glob("notebooks/*.ipynb")))
     assert len(list(built.glob("results/*/README.html"))) == len(list(ROOT.glob("results/*/README.md")))
+
+
+def test_the_comparison_of_the_recipe_prints_what_it_shows(tmp_path, monkeypatch, capsys):
+    from spectrum.cli import main
+
+    page = DOCS / "howto" / "compare_runs.md"
+    (tmp_path / "runs.csv").write_text(re.search(r"<!-- runs -->\n```\n(.*?)```", page.read_text(), re.DOTALL)[1])
+    monkeypatch.chdir(tmp_path)
+    command, shown = blocks(page, "console")[0].split("\n", 1)
+    assert main(command.removeprefix("$ spectrum ").split()) == 0
+    assert capsys.readouterr().out.split() == shown.split()

@@ -68,6 +68,10 @@ EXAMPLES = {
         "spectrum export results/quickstart --to runs.csv",
         "spectrum export results/curve --contrasts --to comparisons.tex",
     ),
+    "compare": (
+        "spectrum compare runs.csv --by method --pair seed --metric accuracy --margin 0.005",
+        "spectrum compare wandb.csv --by optimizer lr --pair seed --metric val_loss --lower-is-better",
+    ),
     "audit": (
         "spectrum audit probe --segments 8 --layers",
         "spectrum audit xception --image-size 299 --classes 1000 --batch-size 1",
@@ -231,6 +235,36 @@ class Export(Results):
     """File to write. Its ending decides: runs as .csv, .parquet or .json (lines), a table as .tex or .md."""
     contrasts: bool = False
     """Write the results of the comparisons ([[contrasts]]) instead of the runs."""
+
+
+@dataclass
+class Compare:
+    """Compare methods in a table of runs from anywhere: CSV, Parquet, JSON lines, W&B exports, TensorBoard folders."""
+
+    runs: File
+    """A file with a row per run, or a folder with TensorBoard's event files."""
+    by: Annotated[tuple[str, ...], tyro.conf.arg(metavar="COLUMN [COLUMN ...]")]
+    """Columns whose values are the methods."""
+    metric: Annotated[str, tyro.conf.arg(metavar="COLUMN")]
+    """Column of results; a missing value is a failed run."""
+    pair: Annotated[tuple[str, ...], tyro.conf.arg(metavar="COLUMN [COLUMN ...]", help_behavior_hint="")] = ()
+    """Columns in which runs of two methods match, such as seed; without them, comparisons are unpaired."""
+    average_over: Annotated[tuple[str, ...], tyro.conf.arg(metavar="COLUMN [COLUMN ...]", help_behavior_hint="")] = ()
+    """Columns, such as dataset, over whose values a pair's runs are averaged first."""
+    against: Annotated[str | None, tyro.conf.arg(metavar="METHOD", help_behavior_hint="")] = None
+    """Compare every method with this one only; by default each with each."""
+    margin: Annotated[float | None, tyro.conf.arg(metavar="FLOAT", help_behavior_hint="")] = None
+    """A difference below which methods count as equivalent, in the metric's unit: 0.005 is 0.5 pp of accuracy."""
+    lower_is_better: bool = False
+    """The better method has the lower metric, as for a loss."""
+    test_images: Annotated[int | None, tyro.conf.arg(metavar="INT", help_behavior_hint="")] = None
+    """Images that the accuracies were measured on, for the noise floor."""
+    pattern: Annotated[str | None, tyro.conf.arg(metavar="REGEX", help_behavior_hint="")] = None
+    """For runs with names: their parts as columns, such as '(?P<method>.+)-seed(?P<seed>[0-9]+)'."""
+    to: Folder = None
+    """Also write the comparisons, a row each, to this file: .csv, .parquet or .json (lines)."""
+    figure: Folder = None
+    """Also draw them, as a forest plot, to this file: .png, .pdf or .svg."""
 
 
 @dataclass
@@ -423,6 +457,7 @@ def _commands() -> dict[str, Any]:
         "doctor": Doctor(tyro.MISSING),
         "report": Report(tyro.MISSING),
         "export": Export(tyro.MISSING),
+        "compare": Compare(tyro.MISSING, tyro.MISSING, tyro.MISSING),
         "audit": Audit(tyro.MISSING),
         "segment": Segment(tyro.MISSING),
         "bench": Bench(tyro.MISSING),
