@@ -66,6 +66,12 @@ static int64_t packed_size(const Shape& s, const Taps& taps, bool turned) {
   return s.count * taps.rows * taps.columns * each * LANES;
 }
 
+// Threads for work on each weight: waiting for each other costs more than a few weights do.
+static int threads_for_weights(const Shape& s, int threads) {
+  constexpr int64_t few = 1 << 18;
+  return s.count * s.out_size * s.in_size * s.kernel * s.kernel > few ? threads : 1;
+}
+
 // The weights of some taps in the order in which the loops read them; `turned`: for the gradient of the input, in and out
 // exchanged.
 static Buffer pack(const Shape& s, const float* w, const Taps& taps, bool turned, int threads) {
@@ -79,7 +85,7 @@ static Buffer pack(const Shape& s, const float* w, const Taps& taps, bool turned
     read[k] = ((taps.row + row * taps.row_step) * s.kernel + taps.column + column * taps.column_step) * s.w_tap;
     written[k] = (narrow ? row * taps.columns * in + column : k * from) * step;
   }
-  share(s.count, threads, [&](int64_t, int64_t begin, int64_t end) {
+  share(s.count, threads_for_weights(s, threads), [&](int64_t, int64_t begin, int64_t end) {
     for (int64_t segment = begin; segment < end; segment++) {
       float* block = packed.data + (narrow ? segment / held : segment) * number * from * step;
       for (int64_t o = 0; o < out; o++)
@@ -349,7 +355,7 @@ static void sum_up(const Shape& s, const std::vector<Buffer>& sums, int64_t bloc
   const bool narrow = is_narrow(s);
   const int64_t step = narrow ? LANES : vectors(s.out_size) * LANES, taps = s.kernel * s.kernel;
   const int64_t held = narrow ? LANES / s.in_size : 1;  // segments in a block
-  share(s.count, threads, [&](int64_t, int64_t begin, int64_t end) {
+  share(s.count, threads_for_weights(s, threads), [&](int64_t, int64_t begin, int64_t end) {
     for (int64_t segment = begin; segment < end; segment++)
       for (int64_t o = 0; o < s.out_size; o++)
         for (int64_t i = 0; i < s.in_size; i++) {
