@@ -2,7 +2,7 @@
 
     native      torch's own grouped convolution, one call per run
     coalesced   several narrow segments as one wider group with a block-diagonal kernel
-    compiled    kernels of this project (conv/kernels/): 3×3, stride 1, float32, CPU
+    compiled    kernels of this project (conv/kernels/): 1×1 to 7×7, stride and dilation 1 or 2, CPU
 
 A layer's backend is, in this order: its argument `backend=`, `prefer_backend`, `$SPECTRUM_BACKEND`, "auto".
 "auto" follows the table below. The argument is binding: an input that its backend cannot compute is refused.
@@ -27,7 +27,7 @@ from torch import Tensor
 
 from spectrum._registry import Registry, calling_module, check_maker, hint
 from spectrum.conv.backends.coalesced import Coalesced, can_derive
-from spectrum.conv.backends.compiled import Compiled, takes_kernels
+from spectrum.conv.backends.compiled import Compiled, is_fastest, takes_convolution
 from spectrum.conv.backends.environment import VARIABLE, backend_of_environment
 from spectrum.conv.backends.interface import Backend, Geometry
 from spectrum.conv.backends.native import Native
@@ -46,7 +46,6 @@ BACKENDS: Registry[Backend] = Registry("backend", _BACKENDS)
 
 # The table, measured by `spectrum bench op` on CPUs (results/bench/). On other devices all is native: nothing was
 # measured there, and asking whether a result is finite would make a GPU wait.
-WIDEST_COMPILED = 32  # channels per segment; above it torch is as fast
 
 _preferred: ContextVar[str | None] = ContextVar("preferred backend", default=None)
 
@@ -172,11 +171,8 @@ def refusal(name: str, x_nchw: Tensor, geometry: Geometry) -> str | None:
 def _fastest_known(x_nchw: Tensor, geometry: Geometry) -> str:
     """The fastest backend for a type, layout and geometry; the batch is ignored, so a layer always has one backend."""
     last = is_channels_last(x_nchw)
-    if takes_kernels(x_nchw) and BACKENDS["compiled"].refusal_of(geometry) is None:
-        size = geometry.segment_channels
-        # Another layout must be converted there and back, which pays only where torch is slowest.
-        if size <= WIDEST_COMPILED and (last or 2 <= size <= 8):
-            return "compiled"
+    if takes_convolution(x_nchw) and BACKENDS["compiled"].refusal_of(geometry) is None and is_fastest(geometry, x_nchw):
+        return "compiled"
     if last and can_derive(x_nchw) and BACKENDS["coalesced"].refusal_of(geometry) is None:
         return "coalesced"
     return "native"
