@@ -185,6 +185,8 @@ def test_autocast_and_a_batch_of_gradients_are_those_of_torch(kernels):
 def test_what_the_kernels_cannot_compute_is_refused_and_a_preference_leaves_it_to_torch(kernels):
     with pytest.raises(ValueError, match="backend='triton': it computes only kernels with sides of 1, 3, 5 or 7"):
         SegmentedConv2d(8, 8, kernel_size=9, backend="triton")
+    with pytest.raises(ValueError, match="a 1×1 in one segment is a matrix product, which it leaves to torch"):
+        SegmentedConv2d(8, 8, kernel_size=1, pointwise=False, backend="triton")
     with pytest.raises(ValueError, match="strides and dilations of 1 or 2"):
         SegmentedConv2d(8, 8, stride=3, backend="triton")
     module = SegmentedConv2d(8, 8, segments=2, backend="triton").double()
@@ -195,6 +197,7 @@ def test_what_the_kernels_cannot_compute_is_refused_and_a_preference_leaves_it_t
         preferred = SegmentedConv2d(8, 8, segments=2).double()
     assert preferred.spatial.backend_for(x_nchw) == "native"
     assert preferred.float().spatial.backend_for(x_nchw.float()) == "triton"
+    assert preferred.pointwise.backend_for(x_nchw.float()) == "native"
 
 
 def test_more_pixels_than_the_kernels_count_are_refused(kernels):
