@@ -27,9 +27,9 @@ class Triton(Backend):
             raise ValueError(ABSENT)
 
     def refusal_of(self, geometry: Geometry) -> str | None:
-        if all(k in SIDES for k in geometry.kernel_size) and all(
-            n in STEPS for n in (*geometry.stride, *geometry.dilation)
-        ):
+        if geometry.kernel_size == (1, 1) and [run.count for run in geometry.runs] == [1]:
+            return "a 1×1 in one segment is a matrix product, which it leaves to torch"
+        if SIDES.issuperset(geometry.kernel_size) and STEPS.issuperset((*geometry.stride, *geometry.dilation)):
             return None
         return "it computes only kernels with sides of 1, 3, 5 or 7, with strides and dilations of 1 or 2"
 
