@@ -15,7 +15,7 @@ from spectrum.conv.backends.tracing import layout_of
 
 TYPES = (torch.float32, torch.float16, torch.bfloat16)
 SIDES, STEPS = frozenset({1, 3, 5, 7}), frozenset({1, 2})  # tested sides of a kernel; tested strides and dilations
-MOST_PIXELS = 2**31  # the kernels count pixels in 32 bits
+MOST_PIXELS = 2**30  # the kernels count pixels, and those of a last tile that are none, in 32 bits
 ABSENT = 'triton is not installed; pip install "convolution-spectrum[triton]"'
 
 
