@@ -41,11 +41,7 @@ class Compiled(Backend):
 
     def convolve(self, x_nchw: Tensor, weights: Sequence[Tensor], geometry: Geometry) -> Tensor:
         """Convolve in any layout; the result has the layout of the input."""
-        channels = sum(run.count * run.in_size for run in geometry.runs)
-        fits = x_nchw.dim() == 4 and x_nchw.shape[1] == channels
-        sides = zip(x_nchw.shape[2:], geometry.padding, strict=True) if fits else ()
-        fits = fits and all(side and side + 2 * pad >= 3 for side, pad in sides)
-        if not fits or any(weight.dtype != x_nchw.dtype or weight.device != x_nchw.device for weight in weights):
+        if not geometry.fits(x_nchw, weights):
             return native(x_nchw, weights, geometry)  # it raises the error
         y_nchw = segmented_conv2d(x_nchw, weights, geometry.runs, geometry.padding)
         return y_nchw.contiguous(memory_format=layout_of(x_nchw))
