@@ -322,7 +322,11 @@ class Bench:
     what: Annotated[What, tyro.conf.Positional]
     """The benchmark; what each measures is listed below."""
     out: Path = Path("results/bench")
-    """Folder for WHAT.csv and WHAT.machine.json."""
+    """Folder for WHAT.csv and WHAT.machine.json; on CUDA, a folder named after the card within it."""
+    device: Literal["cpu", "cuda"] = "cpu"
+    """op, train, sweep and models only: where to measure."""
+    dtype: Literal["float32", "float16", "bfloat16"] = "float32"
+    """op only: type of all tensors; any other than float32 becomes part of the table's name."""
     shape: Annotated[tuple[int, int, int, int] | None, tyro.conf.arg(metavar="N C H W", help_behavior_hint="")] = None
     """op only: one shape instead of the four standard ones."""
     study: Folder = None

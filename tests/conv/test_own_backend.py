@@ -422,7 +422,7 @@ def test_what_is_no_backend_is_refused():
     ]:
         with pytest.raises(ValueError, match=why):
             register_backend(name, pytest.fail)  # is not called for a name that cannot be
-    assert list_backends() == ["coalesced", "compiled", "native", "unfolded"]
+    assert list_backends() == ["coalesced", "compiled", "native", "triton", "unfolded"]
 
 
 def test_a_stored_layer_says_that_its_backend_is_not_registered():

@@ -3,6 +3,7 @@
     native      torch's own grouped convolution, one call per run
     coalesced   several narrow segments as one wider group with a block-diagonal kernel
     compiled    kernels of this project (conv/kernels/): 1×1 to 7×7, stride and dilation 1 or 2, CPU
+    triton      kernels of this project in Triton, on CUDA; needs the extra "triton", and "auto" never chooses it
 
 A layer's backend is, in this order: its argument `backend=`, `prefer_backend`, `$SPECTRUM_BACKEND`, "auto".
 "auto" follows the table below. The argument is binding: an input that its backend cannot compute is refused.
@@ -33,6 +34,7 @@ from spectrum.conv.backends.interface import Backend, Geometry
 from spectrum.conv.backends.native import Native
 from spectrum.conv.backends.own import Checked
 from spectrum.conv.backends.tracing import is_channels_last, is_plain, is_traced
+from spectrum.conv.backends.triton import Triton
 from spectrum.conv.kernels.build import library
 
 AUTO = "auto"
@@ -41,7 +43,12 @@ TAKEN = {  # names with another meaning
     "folded": "says, where backends are seen, that two convolutions were computed as one",
     "library": 'says, in rows of results, "auto" without kernels',
 }
-_BACKENDS: dict[str, Backend] = {"native": Native(), "coalesced": Coalesced(), "compiled": Compiled()}
+_BACKENDS: dict[str, Backend] = {
+    "native": Native(),
+    "coalesced": Coalesced(),
+    "compiled": Compiled(),
+    "triton": Triton(),
+}
 BACKENDS: Registry[Backend] = Registry("backend", _BACKENDS)
 
 # The table, measured by `spectrum bench op` on CPUs (results/bench/). On other devices all is native: nothing was

@@ -53,8 +53,7 @@ class Compiled(Backend):
     def convolve(self, x_nchw: Tensor, weights: Sequence[Tensor], geometry: Geometry) -> Tensor:
         """Convolve in any layout; the result has the layout of the input, and torch's type for it."""
         casts = torch.is_autocast_enabled("cpu")
-        alike = all(weight.dtype == x_nchw.dtype or casts for weight in weights)
-        if not (alike and _fits(x_nchw, weights, geometry)):
+        if not geometry.fits(x_nchw, weights, any_type=casts):
             return native(x_nchw, weights, geometry)  # it raises the error
         result = torch.bfloat16 if casts else x_nchw.dtype
         y_nchw = segmented_conv2d(
@@ -115,13 +114,3 @@ def _is_computed(geometry: Geometry) -> bool:
     (k, stride, dilation), others = zip(*pairs, strict=True)
     known = k in KERNELS and (k, stride, dilation) == others and max(stride, dilation) <= 2
     return known and max(geometry.padding) <= dilation * (k - 1)
-
-
-def _fits(x_nchw: Tensor, weights: Sequence[Tensor], geometry: Geometry) -> bool:
-    """Whether input and weights are what the geometry says, and give at least one pixel."""
-    channels = sum(run.count * run.in_size for run in geometry.runs)
-    if x_nchw.dim() != 4 or x_nchw.shape[1] != channels or any(w.device != x_nchw.device for w in weights):
-        return False
-    reach = geometry.dilation[0] * (geometry.kernel_size[0] - 1) + 1
-    sides = zip(x_nchw.shape[2:], geometry.padding, strict=True)
-    return all(side and side + 2 * pad >= reach for side, pad in sides)

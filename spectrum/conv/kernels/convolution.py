@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from spectrum.conv.kernels import torch_operation
+from spectrum.conv.kernels.derivatives import derivatives
 from spectrum.conv.kernels.torch_operation import LAST, operation
 from spectrum.conv.segments import Run
 
@@ -159,49 +160,24 @@ def _out_channels(sizes: list[int]) -> list[int]:
     return [count * out for count, out in zip(sizes[::3], sizes[2::3], strict=True)]
 
 
-def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    x, weight, ctx.sizes, ctx.window = inputs
-    ctx.save_for_backward(x, weight)
+def _forward(x: Tensor, weight: Tensor, *numbers: list[int]) -> Tensor:
+    y: Tensor = _convolve(x, weight, *numbers)
+    return y
 
 
-def _backward(ctx: Any, gy: Tensor) -> tuple[Tensor | None, ...]:
-    x, weight = ctx.saved_tensors
-    needs_x, needs_w = ctx.needs_input_grad[:2]
-    gx, gw = _convolve_backward(x, weight, gy, ctx.sizes, ctx.window, needs_x, needs_w)
-    return gx if needs_x else None, gw if needs_w else None, None, None
+def _backward(x: Tensor, weight: Tensor, gy: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+    gx, gw = _convolve_backward(x, weight, gy, *rest)
+    return gx, gw
 
 
-def _save_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    x, weight, gy, ctx.sizes, ctx.window, ctx.needs_x, ctx.needs_w = inputs
-    ctx.save_for_backward(x, weight, gy)
-
-
-def _backward_of_backward(ctx: Any, ggx: Tensor, ggw: Tensor) -> tuple[Tensor | None, ...]:
-    # gx is linear in (gy, w) and gw in (x, gy), so their derivatives are the same three operations.
-    x, weight, gy = ctx.saved_tensors
-    grad_x = grad_w = grad_gy = None
-    needs_x, needs_w, needs_gy = ctx.needs_input_grad[:3]
-    if ctx.needs_x:
-        if needs_w:
-            grad_w = _convolve_backward(ggx, weight, gy, ctx.sizes, ctx.window, False, True)[1]
-        if needs_gy:
-            grad_gy = _convolve(ggx, weight, ctx.sizes, ctx.window)
-    if ctx.needs_w:
-        if needs_x:
-            grad_x = _convolve_backward(x, ggw, gy, ctx.sizes, ctx.window, True, False)[0]
-        if needs_gy:
-            more = _convolve(x, ggw, ctx.sizes, ctx.window)
-            grad_gy = more if grad_gy is None else grad_gy + more
-    return grad_x, grad_w, grad_gy, None, None, None, None
-
-
-_convolve = operation("segmented_conv2d", _convolve_kernel, _convolve_like, _save, _backward)
+_autograd = derivatives(_forward, _backward)
+_convolve = operation("segmented_conv2d", _convolve_kernel, _convolve_like, _autograd.save, _autograd.backward)
 _convolve_backward = operation(
     "segmented_conv2d_backward",
     _convolve_backward_kernel,
     _convolve_backward_like,
-    _save_backward,
-    _backward_of_backward,
+    _autograd.save_backward,
+    _autograd.backward_of_backward,
 )
 
 
