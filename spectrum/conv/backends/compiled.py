@@ -84,22 +84,29 @@ def takes_convolution(x_nchw: Tensor) -> bool:
 
 
 def is_fastest(geometry: Geometry, x_nchw: Tensor) -> bool:
-    """Whether the kernels beat torch's own convolutions, for a geometry that they compute, and a layout.
+    """Whether the kernels beat torch's own convolutions, for a geometry that they compute, a type and a layout.
 
-    Measured on a processor with AVX-512 (docs/performance.md). Another layout than channels_last must be converted
-    there and back, which pays only where torch is slowest.
+    Measured on a processor with AVX-512 (docs/performance.md).
+    """
+    least, most = _sizes_won(geometry, layout_of(x_nchw) == torch.channels_last)
+    if x_nchw.dtype == torch.bfloat16 or torch.is_autocast_enabled("cpu"):
+        most = min(most, WIDEST_BFLOAT16)
+    return least <= geometry.segment_channels <= most
+
+
+def _sizes_won(geometry: Geometry, last: bool) -> tuple[int, int]:
+    """The least and most channels per segment for which the kernels beat torch in float32; (1, 0) if there are none.
+
+    last: whether the input is in channels_last. Another layout must be converted there and back, which pays only where
+    torch is slowest.
     """
     (k, _), (stride, _), (dilation, _) = geometry.kernel_size, geometry.stride, geometry.dilation
-    size, last = geometry.segment_channels, layout_of(x_nchw) == torch.channels_last
-    if (x_nchw.dtype == torch.bfloat16 or torch.is_autocast_enabled("cpu")) and size > WIDEST_BFLOAT16:
-        return False
     if (k, stride, dilation) == (3, 1, 1):
-        return size <= WIDEST if last else 2 <= size <= 8
+        return (1, WIDEST) if last else (2, 8)
+    least = 2 if k == 1 or (k == 3 and dilation == 1) else 1  # torch is as fast at 1 channel with so few products
     if not last:
-        return k > 1 and (size <= 7 if k > 3 or dilation > 1 else 2 <= size <= 7)
-    if stride == dilation == 2 and k > 1:  # few outputs for what torch does
-        return size <= WIDEST
-    return size <= 8 and (size > 1 or k > 3 or dilation > 1)  # torch is as fast at 1 channel with so few products
+        return (least, 7) if k > 1 else (1, 0)
+    return least, WIDEST if stride == dilation == 2 and k > 1 else 8
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
