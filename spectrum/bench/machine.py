@@ -17,6 +17,7 @@ import torch
 from spectrum._files import write_whole
 from spectrum._version import __version__
 from spectrum.conv.kernels.build import binding, library
+from spectrum.conv.machine import processor
 from spectrum.training.provenance import code_revision
 
 
@@ -27,7 +28,7 @@ def machine() -> dict[str, Any]:
     kernels = library()
     return {
         "date": datetime.now(UTC).date().isoformat(),
-        "processor": _processor(),
+        "processor": processor(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "system": platform.platform(terse=True),
         "python": platform.python_version(),
@@ -47,13 +48,3 @@ def save(table: pd.DataFrame, path: Path, **settings: Any) -> None:
     write_whole(path, table.to_csv(index=False, float_format="%.6g"))
     record = {**machine(), **settings}
     write_whole(path.with_suffix(".machine.json"), json.dumps(record, indent=1) + "\n")
-
-
-def _processor() -> str:
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine()
