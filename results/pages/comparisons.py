@@ -91,8 +91,8 @@ class Comparisons:
 
     @property
     def largest(self) -> float:
-        """The largest mean difference of all prespecified comparisons, without its sign."""
-        return max(abs(found.mean) for found in self.judged.values() if found.kind == "difference")
+        """The largest difference that any prespecified comparison leaves possible: the outer end of its 95% CI."""
+        return max(max(-found.low, found.high) for found in self.judged.values() if found.kind == "difference")
 
     def difference(
         self, first: Mapping[str, Any], second: Mapping[str, Any], among: Sequence[Any] | None = None
