@@ -34,7 +34,7 @@ from spectrum.conv.machine import machine_key
 CLASS_SECONDS, NETWORK_SECONDS = 1.0, 20.0  # most that one shape class, and one network, takes
 FEW_IMAGES, LOOKS = 4, 3  # images and passes of the first look at each candidate
 BLOCK_SECONDS = 0.005  # of one turn of a candidate
-SHARE = 0.05  # of the class's time that one pass may take; else fewer images are timed
+SHARE = 0.025  # of the class's time that one pass may take; else fewer images are timed
 ROUNDS, LEAST_ROUNDS = 31, 3
 FAR, CLEAR = 4.0, 1.2  # times the fastest, at which a candidate drops out: at the first look, and between turns
 TIE, MOST = 1.03, 0.75  # a candidate beats the guess if it is so many times as fast, in so many of the turns
