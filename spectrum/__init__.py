@@ -21,6 +21,8 @@ _HOME = {
     "list_backends": "spectrum.conv.backends.choice",
     "prefer_backend": "spectrum.conv.backends.choice",
     "register_backend": "spectrum.conv.backends.choice",
+    "tune": "spectrum.conv.tuning",
+    "use_choices": "spectrum.conv.tuning",
     "build_model": "spectrum.models",
     "list_models": "spectrum.models",
     "load_keras_weights": "spectrum.models.weights",
@@ -81,6 +83,8 @@ __all__ = [
     "save_weights",
     "segment_model",
     "stats",
+    "tune",
+    "use_choices",
 ]
 
 if TYPE_CHECKING:
@@ -91,6 +95,7 @@ if TYPE_CHECKING:
     from spectrum.conv.backends.choice import list_backends, prefer_backend, register_backend
     from spectrum.conv.backends.interface import Backend
     from spectrum.conv.segmented import SegmentedConv2d
+    from spectrum.conv.tuning import tune, use_choices
     from spectrum.cost.count import measure_cost
     from spectrum.design.own_data import Arrays, register_dataset
     from spectrum.design.run import RunConfig

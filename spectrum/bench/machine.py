@@ -18,6 +18,7 @@ import torch
 from spectrum._files import write_whole
 from spectrum._version import __version__
 from spectrum.conv.kernels.build import binding, library
+from spectrum.conv.machine import processor
 from spectrum.training.provenance import accelerator, code_revision
 
 
@@ -28,7 +29,7 @@ def machine() -> dict[str, Any]:
     kernels = library()
     return {
         "date": datetime.now(UTC).date().isoformat(),
-        "processor": _processor(),
+        "processor": processor(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "system": platform.platform(terse=True),
         "python": platform.python_version(),
@@ -55,13 +56,3 @@ def save(table: pd.DataFrame, path: Path, *, device: str = "cpu", **settings: An
     write_whole(path, table.to_csv(index=False, float_format="%.6g"))
     record = {**machine(), **accelerator(device), **settings}
     write_whole(path.with_suffix(".machine.json"), json.dumps(record, indent=1) + "\n")
-
-
-def _processor() -> str:
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine()

@@ -115,6 +115,7 @@ class _Forecast:
 def _forecast(study: Study, command: Plan, frozen: FrozenPlan | None) -> _Forecast:
     from spectrum.data.images import described, read_once
     from spectrum.engines.cores import available_cores
+    from spectrum.study.backends import asked_tune
     from spectrum.study.contrasts import examine
     from spectrum.study.forecast import LOOK, REPORT, share_of_a_core, start_seconds
     from spectrum.study.planning import plan_study
@@ -123,7 +124,8 @@ def _forecast(study: Study, command: Plan, frozen: FrozenPlan | None) -> _Foreca
     start = start_seconds()
     began = process_time()
     with read_once():
-        planned = plan_study(study, imports=command.imports, time_steps=True, frozen=frozen)
+        tunes = asked_tune(None) != "off"
+        planned = plan_study(study, imports=command.imports, time_steps=True, frozen=frozen, tune=tunes)
         images = described(one.run for one in planned)
     timing = LOOK * (1 + len({one.step_seconds for one in planned}))  # which `run` will not do
     workers = min(command.settings.workers or available_cores(), available_cores(), len(planned))

@@ -79,10 +79,10 @@ class SegmentedConv2d(nn.Module):
         bias: whether to add a per-channel bias to the output (as Keras' `SeparableConv2D` does).
         backend: backend of the spatial convolution, one of `list_backends()`; an input that it cannot compute is
             refused. The 1×1 and the normalisation use it if it can compute them, and torch otherwise. By default, and
-            with "auto", the fastest known for the layer's geometry and the input's type and layout; see
-            `prefer_backend`. torch's own convolutions always run while a tracer must see them (a counter, an exporter,
-            a transform of torch.func, forward-mode differentiation, a `TorchDispatchMode`), and for inputs of a
-            subclass of Tensor. `backends_seen` records what was used.
+            with "auto", the fastest that `tune` measured for the layer and its input on this machine, and a guess where
+            nothing was measured; see `prefer_backend`. torch's own convolutions always run while a tracer must see
+            them (a counter, an exporter, a transform of torch.func, forward-mode differentiation, a
+            `TorchDispatchMode`), and for inputs of a subclass of Tensor. `backends_seen` records what was used.
         device: device of parameters and buffers, as for torch's own layers.
         dtype: type of parameters and buffers, floating-point or complex.
 

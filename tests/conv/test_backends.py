@@ -14,8 +14,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from spectrum import SegmentedConv2d, measure_cost
 from spectrum.conv import grouped
-from spectrum.conv.backends.choice import BACKENDS, choose
-from spectrum.conv.backends.coalesced import coalesced
+from spectrum.conv.backends import choice as choices
+from spectrum.conv.backends.choice import BACKENDS, candidates, choose
+from spectrum.conv.backends.coalesced import BlockDiagonal, Coalesced
 from spectrum.conv.backends.derived import fold
 from spectrum.conv.backends.interface import Geometry
 from spectrum.conv.norm import BatchNormAct2d
@@ -95,7 +96,7 @@ def used(monkeypatch):
     def recording(name, function):
         return lambda *arguments: names.append(name) or function(*arguments)
 
-    for name in ("native", "coalesced", "compiled"):
+    for name in candidates():
         monkeypatch.setattr(BACKENDS[name], "convolve", recording(name, BACKENDS[name].convolve))
     return names
 
@@ -287,7 +288,8 @@ CHOSEN = {
 
 
 @pytest.mark.parametrize("row", CHOSEN.values(), ids=CHOSEN.keys())
-def test_the_backend_follows_from_shape_and_layout(row, used):
+def test_the_backend_follows_from_shape_and_layout(row, used, monkeypatch):
+    monkeypatch.setattr(choices, "maker", lambda: "AuthenticAMD")
     channels, segments, options, layout, expected = row
     x_nchw = images(2, channels, 9, 9, layout=layout)
     for choice in ("auto", "coalesced", "compiled"):
@@ -296,6 +298,14 @@ def test_the_backend_follows_from_shape_and_layout(row, used):
     with without("library"):
         assert [*used, choose("auto", x_nchw, geometry)] == expected.split()
     assert choose("native", x_nchw, geometry) == "native"
+
+
+@pytest.mark.parametrize(("maker", "widest"), [("AuthenticAMD", 32), ("GenuineIntel", 12), ("", 8), ("Another", 8)])
+def test_the_guess_knows_two_makers_and_is_careful_with_others(maker, widest, monkeypatch):
+    monkeypatch.setattr(choices, "maker", lambda: maker)
+    for channels, expected in [(widest, "compiled"), (widest + 1, "native")]:
+        geometry = Geometry((Run(2, channels, channels),), (3, 3), padding=(1, 1))
+        assert choose("auto", images(2, 2 * channels, 9, 9, layout="channels_last"), geometry) == expected
 
 
 @pytest.mark.parametrize(("segments", "expected"), [(4, "coalesced"), (2, "native")])
@@ -553,6 +563,7 @@ def test_folding_leaves_parameters_and_state_as_they_are(folds):
 # Coalescing: several segments in one group
 
 
+@pytest.mark.parametrize("backend", [Coalesced(), BlockDiagonal()], ids=["some together", "all together"])
 @pytest.mark.parametrize("layout", LAID_OUT)
 @pytest.mark.parametrize(
     "runs",
@@ -570,7 +581,7 @@ def test_folding_leaves_parameters_and_state_as_they_are(folds):
     ],
     ids=str,
 )
-def test_coalesced_segments_are_a_convolution_with_a_block_diagonal_kernel(runs, layout):
+def test_joined_segments_are_a_convolution_with_a_block_diagonal_kernel(runs, layout, backend):
     """Gradients too: they reach the blocks and nothing between them."""
     geometry = Geometry(runs, (3, 3), (2, 1), (1, 2), (1, 2))
     x_nchw = images(2, sum(run.count * run.in_size for run in runs), 8, 9, layout=layout)
@@ -582,9 +593,9 @@ def test_coalesced_segments_are_a_convolution_with_a_block_diagonal_kernel(runs,
         return F.conv2d(x_nchw, kernel, None, geometry.stride, geometry.padding, geometry.dilation)
 
     inputs = [x_nchw, *weights]
-    ours = with_gradients(lambda x, *weights: coalesced(x, weights, geometry), inputs)
+    ours = with_gradients(lambda x, *weights: backend.convolve(x, weights, geometry), inputs)
     assert_exact(ours, with_gradients(dense, doubled(inputs)), 2 * 8 * 9)
-    ours = with_second_gradients(lambda x, *weights: coalesced(x, weights, geometry), inputs)
+    ours = with_second_gradients(lambda x, *weights: backend.convolve(x, weights, geometry), inputs)
     assert_exact(ours, with_second_gradients(dense, doubled(inputs)), 4 * 2 * 8 * 9)
 
 

@@ -321,7 +321,7 @@ def test_a_bare_operation_cannot_be_per_channel_into_fewer_channels():
 
 def test_an_unknown_backend_is_refused(monkeypatch):
     monkeypatch.setenv("SPECTRUM_BACKEND", "magic")
-    with pytest.raises(ValueError, match="SPECTRUM_BACKEND=magic: no such backend; try 'auto', 'coalesced'"):
+    with pytest.raises(ValueError, match="SPECTRUM_BACKEND=magic: no such backend; try 'auto', 'block_diagonal'"):
         SegmentedConv2d(4, 4)
     monkeypatch.setenv("SPECTRUM_BACKEND", " auto")
     with pytest.raises(ValueError, match="SPECTRUM_BACKEND=' auto': no such backend; did you mean 'auto'"):

@@ -83,18 +83,19 @@ def takes_convolution(x_nchw: Tensor) -> bool:
     return takes and _has_kernels()
 
 
-def is_fastest(geometry: Geometry, x_nchw: Tensor) -> bool:
+def is_fastest(geometry: Geometry, x_nchw: Tensor, *, widest: int = WIDEST) -> bool:
     """Whether the kernels beat torch's own convolutions, for a geometry that they compute, a type and a layout.
 
-    Measured on a processor with AVX-512 (docs/performance.md).
+    Measured on a processor with AVX-512 (docs/performance.md). widest: channels per segment up to which they do for
+    3×3 with stride 1 in channels_last, which depends on the processor's maker.
     """
-    least, most = _sizes_won(geometry, layout_of(x_nchw) == torch.channels_last)
+    least, most = _sizes_won(geometry, layout_of(x_nchw) == torch.channels_last, widest)
     if x_nchw.dtype == torch.bfloat16 or torch.is_autocast_enabled("cpu"):
         most = min(most, WIDEST_BFLOAT16)
     return least <= geometry.segment_channels <= most
 
 
-def _sizes_won(geometry: Geometry, last: bool) -> tuple[int, int]:
+def _sizes_won(geometry: Geometry, last: bool, widest: int) -> tuple[int, int]:
     """The least and most channels per segment for which the kernels beat torch in float32; (1, 0) if there are none.
 
     last: whether the input is in channels_last. Another layout must be converted there and back, which pays only where
@@ -102,7 +103,7 @@ def _sizes_won(geometry: Geometry, last: bool) -> tuple[int, int]:
     """
     (k, _), (stride, _), (dilation, _) = geometry.kernel_size, geometry.stride, geometry.dilation
     if (k, stride, dilation) == (3, 1, 1):
-        return (1, WIDEST) if last else (2, 8)
+        return (1, widest) if last else (2, 8)
     least = 2 if k == 1 or (k == 3 and dilation == 1) else 1  # torch is as fast at 1 channel with so few products
     if not last:
         return (least, 7) if k > 1 else (1, 0)
