@@ -216,7 +216,9 @@ def compare(command: Compare) -> int:
         ROW_FORMATS[command.to.suffix](found.judged.drop(columns=["unit"]), command.to)
         out.print(f"{counted(len(found.judged), 'comparison')} written to {command.to}")
     if command.figure is not None:
-        found.plot().savefig(command.figure)
+        from spectrum.analysis.plots import compared as drawn
+
+        drawn(found).savefig(command.figure)
         out.print(f"figure written to {command.figure}")
     return 0
 

@@ -206,3 +206,20 @@ def test_what_cannot_be_compared_is_refused(change, asked, said):
 def test_one_pair_shows_nothing():
     runs = pd.DataFrame({"m": ["a", "b"], "s": [0, 0], "accuracy": [0.9, 0.8]})
     assert "one pair has no spread" in compare(runs, by="m", pair="s", metric="accuracy").sentences()[0]
+
+
+def test_the_figure_has_each_comparison_with_its_values_and_verdict(tmp_path):
+    from spectrum import plots
+
+    runs = runs_of(np.random.default_rng(7), 3, 5)
+    found = compare(runs, by="method", pair="seed", metric="accuracy", margin=0.005)
+    figure = plots.compared(found)
+    (ax,) = figure.axes
+    texts = [text.get_text() for text in ax.texts]
+    assert [label.get_text() for label in ax.get_yticklabels()] == list(found.judged["name"])
+    for text, (_, row) in zip(texts, found.judged.iterrows(), strict=True):
+        assert f"[{100 * row['low']:+.2f}, {100 * row['high']:+.2f}]".replace("-", "−") in text
+    assert ax.get_xlabel() == "A − B, accuracy, percentage points"
+    with pytest.raises(ValueError, match="no comparison has a run on both sides"):
+        plots.compared(compare(runs.assign(accuracy=runs["accuracy"].where(runs["method"] == "m0")), by="method",
+                               pair="seed", metric="accuracy"))  # fmt: skip

@@ -205,9 +205,9 @@ def guess(x_nchw: Tensor, geometry: Geometry) -> str:
     On other devices than the CPU it is native: asking whether a result is finite would make a GPU wait.
     """
     last = is_channels_last(x_nchw)
-    if takes_convolution(x_nchw) and BACKENDS["compiled"].refusal_of(geometry) is None:
-        if is_fastest(geometry, x_nchw, widest=widest_compiled(maker())):
-            return "compiled"
+    computes = takes_convolution(x_nchw) and BACKENDS["compiled"].refusal_of(geometry) is None
+    if computes and is_fastest(geometry, x_nchw, widest=widest_compiled(maker())):
+        return "compiled"
     if last and can_derive(x_nchw) and BACKENDS["coalesced"].refusal_of(geometry) is None:
         return "coalesced"
     return "native"
