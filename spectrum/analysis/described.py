@@ -69,9 +69,10 @@ def design(plan: Plan) -> list[tuple[str, str]]:
         seeds = _each(str(run.options.get("seed", "")) for run in plan.swept)
         design.append(("sweep", f"{grid}; seeds {seeds}; the same for every configuration, on validation images only"))
     design.append(("clamped layers", _clamped(plan)))
-    margins = [f"±{pp(one.margin)} ({one.name})" for one in plan.contrasts if one.margin]
+    margins = Counter(f"±{pp(one.margin)}" for one in plan.contrasts if one.margin)
     if margins:
-        design.append(("margins of equivalence, pp", "; ".join(margins)))
+        said = [f"{margin} ({count} comparison{'' if count == 1 else 's'})" for margin, count in margins.items()]
+        design.append(("margins of equivalence, pp", "; ".join(said)))
     return design
 
 

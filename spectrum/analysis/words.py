@@ -89,6 +89,7 @@ def _text(value: Any) -> str:
 SAID: dict[str, Callable[[Any], str]] = {  # settings whose values say by themselves what they are
     "activation": lambda value: ACTIVATIONS.get(value, _text(value)),
     "dataset": data_name,
+    "downsampling": lambda value: f"downsampling by {value}",
     "epochs": lambda value: f"{value} epochs",
     "match": lambda value: budget_name(str(value)),
     "model": str,

@@ -212,7 +212,8 @@ def _raise_without_contrasts(folder: Path, study: Study | None) -> None:
 def show_report(folder: Path, study: Study | None = None) -> None:
     """Write figures and page of a study's folder, print its table, and say where everything is.
 
-    Of a study that was renamed since its plan was frozen, the page says today's names.
+    Of a study whose file was renamed or reworded since its plan was frozen, the page says today's name and question,
+    and the question of the plan beside it.
     """
     import pandas as pd
 
@@ -227,7 +228,8 @@ def show_report(folder: Path, study: Study | None = None) -> None:
     results = load_results(folder) if plan.runs else pd.DataFrame()
     tuning = load_tuning(folder) if plan.tuning is not None else None
     try:
-        report = write_report(folder, results, load_history(folder), plan, tuning)
+        question = None if study is None else study.question
+        report = write_report(folder, results, load_history(folder), plan, tuning, question)
     except OSError as error:
         raise WriteError(f"{error.filename or folder}: the report cannot be written ({reason_of(error)})") from error
     _print_report(folder, report, "spectrum.png" if plan.runs else "tuning.png")
