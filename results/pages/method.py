@@ -6,9 +6,9 @@ from typing import Any
 
 import pandas as pd
 
-from pages.words import BUDGETS, configuration_in_words
+from pages.words import BUDGETS
 from spectrum import stats
-from spectrum.analysis.page import choice_name
+from spectrum.analysis.described import choice_name
 from spectrum.design.plan import Plan
 from spectrum.design.study_file import Study
 
@@ -68,7 +68,7 @@ class Method:
     def edges(self) -> list[str]:
         """Configurations whose chosen learning rate lies on the edge of the sweep's grid."""
         choices = self.plan.tuning.choices if self.plan.tuning is not None else ()
-        return [configuration_in_words(choice_name(self.plan, one)) for one in choices if one.edges]
+        return [choice_name(self.plan, one) for one in choices if one.edges]
 
     def only(self, name: str) -> Any:
         """The one value that a field has in all rows. Raises ValueError where it has several."""

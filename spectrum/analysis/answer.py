@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import pandas as pd
 
 from spectrum.analysis.along import optimum
-from spectrum.analysis.sentences import SHOWN, finding, pp, verdict_of
-from spectrum.analysis.sides import setting_words, split_words
+from spectrum.analysis.sentences import SHOWN, comparison_names, finding, pp, verdict_of
 from spectrum.analysis.summary import summarise
 from spectrum.analysis.table import SPLIT, keys, scored_metric, varied_settings, worst_mismatch
+from spectrum.analysis.words import configuration_words, setting_label
 from spectrum.design.plan import Plan
 
 FEW_SEEDS = 6
@@ -49,10 +47,8 @@ def caveats(results: pd.DataFrame, plan: Plan, judged: pd.DataFrame) -> list[str
         swept = plan.tuning is not None and not plan.runs
         return ["Only the learning-rate sweep has run: nothing is scored on the test set."] if swept else []
     found = [*_unfinished(results, plan), *_seeds(results), *_capacity(results), *_losses(results, plan, judged)]
-    confounded = [str(row["name"]) for _, row in judged.iterrows() if row["confounded"]]
-    if confounded:
-        names = "; ".join(f"“{name}”" for name in confounded)
-        found.append(f"Confounded, since several factors change at once: {names}.")
+    if len(judged) and judged["confounded"].any():
+        found.append(f"Confounded, since several factors change at once: {_quoted(judged, judged['confounded'])}.")
     edges = [one for one in (plan.tuning.choices if plan.tuning is not None else ()) if one.edges]
     if edges and plan.tuning is not None:
         found.append(
@@ -68,11 +64,6 @@ def worst_mismatches(results: pd.DataFrame, plan: Plan) -> dict[str, str]:
         return {}
     matches = [match for match in plan.budgets if match != "none"]
     return {match: f"{100 * worst_mismatch(results[results['match'] == match]):.2f}%" for match in matches}
-
-
-def configuration_words(row: Mapping[str, object] | pd.Series, names: list[str]) -> str:
-    """Name a configuration by its split and by the settings that vary."""
-    return ", ".join([split_words(row), *(setting_words(name, row[name]) for name in names)])
 
 
 def _verdicts(judged: pd.DataFrame) -> str:
@@ -119,7 +110,7 @@ def _optima(results: pd.DataFrame) -> str:
         return f"Mean accuracies of the {configurations} configurations range from {pp(low)}% to {pp(high)}%."
     said = []
     for values, curve in curves:
-        where = ", ".join(setting_words(name, value) for name, value in zip(names, values, strict=True))
+        where = setting_label(names, values)
         labels = ", ".join(curve[curve["in_set"]]["label"])
         said.append(f"{where + ': ' if where else ''}{labels}")
     return f"Possible optima (95% set of segments): {'; '.join(said)}."
@@ -166,12 +157,17 @@ def _losses(results: pd.DataFrame, plan: Plan, judged: pd.DataFrame) -> list[str
     if diverged:
         found.append(f"{_counted(diverged, 'run')} diverged and {'counts' if diverged == 1 else 'count'}, at chance.")
     if len(results) == len(plan.runs):
-        for _, row in judged.iterrows():
-            if row["left_out"]:
-                seeds = ", ".join(map(str, row["left_out"]))
-                word = "seeds" if len(row["left_out"]) > 1 else "seed"
-                found.append(f"Left out of “{row['name']}”, for lack of a run on some side: {word} {seeds}.")
+        for seeds in dict.fromkeys(filter(None, judged["left_out"] if len(judged) else ())):
+            these = judged["left_out"].map(lambda one, seeds=seeds: one == seeds)
+            where = f"all {len(judged)} comparisons" if these.all() and len(judged) > 1 else _quoted(judged, these)
+            listed = f"{'seeds' if len(seeds) > 1 else 'seed'} {', '.join(map(str, seeds))}"
+            found.append(f"Left out of {where}, for lack of a run on some side: {listed}.")
     return found
+
+
+def _quoted(judged: pd.DataFrame, which: pd.Series) -> str:
+    """Some of the comparisons, as tables call them."""
+    return "; ".join(f"“{name}”" for name, listed in zip(comparison_names(judged), which, strict=True) if listed)
 
 
 def _counted(count: int, word: str) -> str:

@@ -136,6 +136,15 @@ def comparison_labels(judged: pd.DataFrame) -> list[tuple[str, str]]:
     ]
 
 
+def comparison_names(judged: pd.DataFrame) -> list[str]:
+    """Name every comparison on one line, by its sides and what they share.
+
+    Args:
+        judged: from `stats.contrasts`.
+    """
+    return [", ".join(filter(None, label)) for label in comparison_labels(judged)]
+
+
 def contrasts_as_text(judged: pd.DataFrame) -> tuple[list[str], list[list[str]]]:
     """Titles and cells of a table of comparisons, in percentage points.
 
@@ -144,11 +153,11 @@ def contrasts_as_text(judged: pd.DataFrame) -> tuple[list[str], list[list[str]]]
     """
     titles = "A − B|seeds|difference, pp|95% CI|p|margin, pp|p, equivalence|verdict".split("|")
     rows = []
-    for label, (_, row) in zip(comparison_labels(judged), judged.iterrows(), strict=True):
+    for name, (_, row) in zip(comparison_names(judged), judged.iterrows(), strict=True):
         known = not math.isnan(row["low"])
         rows.append(
             [
-                ", ".join(filter(None, label)),
+                name,
                 str(row["n"]),
                 pp(row["mean"], sign=True) if row["n"] else "",
                 f"{pp(row['low'])} to {pp(row['high'])}" if known else "",

@@ -5,16 +5,13 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
-from spectrum.analysis.table import PER_CHANNEL, SPLIT, budget_name, has, keys, varied_settings
-from spectrum.models.position import Position
+from spectrum.analysis.table import SPLIT, budget_name, has, keys, varied_settings
+from spectrum.analysis.words import setting_name, setting_words, side_words, split_words
 
 LONGEST = 60  # characters of a side's name; a longer one is explained once and then called A or B
 UNKNOWN = object()  # the value of a setting that a side does not fix
-ACTIVATIONS = {"relu": "ReLU", "elu": "ELU", "gelu": "GELU", "silu": "SiLU", "none": "no activation"}
-SWITCHES = {"residual": "residual connections", "norm": "BN"}
 SIDE_COLUMNS = ("side_a", "side_b", "where", "setting_1", "setting_2")
 
 
@@ -53,7 +50,7 @@ def name_sides(
     pairs = [pair for pair in (*pairs, budget) if None not in pair and pair != ("", "")]
     first, second = (", ".join(str(pair[side]) for pair in pairs if pair[0] != pair[1]) for side in (0, 1))
     shared = ", ".join(str(one) for one, other in pairs if one == other)
-    settings = ["", ""] if across is None or isinstance(across, str) else [_setting(at) for at in across]
+    settings = ["", ""] if across is None or isinstance(across, str) else list(map(side_words, across))
     return dict(zip(SIDE_COLUMNS, [first, second, shared, *settings], strict=True))
 
 
@@ -80,58 +77,6 @@ def _settings_named(results: pd.DataFrame, named: Collection[str], changed: Coll
     return [name for name in names if name not in (*SPLIT, "match")]
 
 
-def setting_words(name: str, value: Any) -> str:
-    """Say a setting and its value, such as "ReLU", "no shuffle" or "learning rate 0.1"."""
-    if isinstance(value, bool | np.bool_):
-        switch = SWITCHES.get(name, name.replace("_", " "))
-        return switch if value else f"no {switch}"
-    if isinstance(value, tuple | list):
-        sizes = ":".join(map(str, value))
-        return f"segments sized {sizes}" if name == "segment_shares" else f"{name.replace('_', ' ')} {sizes}"
-    if name == "match":
-        return budget_name(str(value))
-    known = ACTIVATIONS.get(value) if name == "activation" and isinstance(value, str) else None
-    return known or _plain_words(name, value)
-
-
-def _plain_words(name: str, value: Any) -> str:
-    """The same of a text, a number or nothing."""
-    if isinstance(value, float) and value.is_integer():
-        value = int(value)
-    text = "not set" if value is None or value != value else str(value).replace("_", " ")
-    words = {
-        "activation": text,
-        "order": text.replace(" ", "-"),
-        "model": str(value),
-        "dataset": str(value),
-        "epochs": f"{text} epochs",
-        "lr": f"learning rate {text}",
-        "width": f"width ×{text}",
-        "segment_shares": f"{text} segments",
-        "teacher_segments": "per-channel teachers" if value == PER_CHANNEL else f"{text}-segment teachers",
-        "pointwise_segments": "whole 1×1" if value == 1 else f"1×1 in {text} segments",
-    }
-    return words.get(name, f"{name.replace('_', ' ')} {text}")
-
-
-def split_words(row: Mapping[str, Any] | pd.Series) -> str:
-    """Say how a row, or a run of a plan, splits its convolutions: "4 segments", "per-channel" or "plain 3×3"."""
-    position = Position.of(row)
-    if not position.pointwise and position.segments == 1:
-        return "plain 3×3"
-    if position.stage_segments is not None:
-        stages = "/".join("per-channel" if one == PER_CHANNEL else str(one) for one in position.stage_segments)
-        words = f"{stages} segments by stage"
-    elif position.segment_width is not None:
-        width = position.segment_width
-        words = "per-channel" if width == 1 else f"{width} channels per segment"
-    elif position.asked_of() == PER_CHANNEL:
-        words = "per-channel"
-    else:
-        words = _counted(position.asked_of(), "segment")
-    return words if position.pointwise else f"{words} without the 1×1"
-
-
 def _split(side: Mapping[str, Any], rows: pd.DataFrame) -> str | None:
     """The split that a side has throughout; None where it has several."""
     values = {name: _value(name, side, rows) for name in SPLIT}
@@ -153,11 +98,6 @@ def _value(name: str, side: Mapping[str, Any], rows: pd.DataFrame) -> Any:
     return rows[name].iloc[0]
 
 
-def _setting(at: Mapping[str, Any]) -> str:
-    words = [setting_words(name, value) for name, value in at.items() if name not in SPLIT]
-    return ", ".join([*([split_words(at)] if set(at) & set(SPLIT) else []), *words])
-
-
 def _names_of(across: Sequence[Mapping[str, Any]] | str | None) -> list[str]:
     return [] if across is None or isinstance(across, str) else [name for at in across for name in at]
 
@@ -177,7 +117,7 @@ def _averages(
     counts = {} if split_known else {"numbers of segments": keys(rows, SPLIT).nunique()}
     for name in varied_settings(rows):
         if name not in (*names, *settings):
-            what = "budgets" if name == "match" else f"values of {name.replace('_', ' ')}"
+            what = "budgets" if name == "match" else f"values of {setting_name(name)}"
             counts[what] = rows[name].map(repr).nunique()
     means = [f"{count} {what}" for what, count in counts.items() if count > 1]
     return f"averaged over {' and '.join(means)}" if means else ""
@@ -191,7 +131,3 @@ def _same_widths(rows: Sequence[pd.DataFrame]) -> bool:
 def _has(results: pd.DataFrame, side: Mapping[str, Any]) -> pd.Series:
     known = {name: value for name, value in side.items() if name in results}
     return has(results, known) if len(known) == len(side) else pd.Series(False, index=results.index)
-
-
-def _counted(count: Any, word: str) -> str:
-    return f"{count} {word}{'' if count == 1 else 's'}"

@@ -60,7 +60,7 @@ def status(command: Status) -> int:
 
 def _print_what_next(folder: Path, plan: FrozenPlan, standing: Standing) -> None:
     """The next command: the report of a study that is finished, else the run that goes on with it."""
-    from spectrum.analysis.page import run_command
+    from spectrum.analysis.described import run_command
 
     only_swept = standing == "finished" and plan.tuning is not None and not plan.runs
     if standing == "finished" and not only_swept:
@@ -246,7 +246,8 @@ def _raise_without_contrasts(folder: Path, study: Study | None) -> None:
 def show_report(folder: Path, study: Study | None = None) -> None:
     """Write figures and page of a study's folder, print its table, and say where everything is.
 
-    Of a study that was renamed since its plan was frozen, the page says today's names.
+    Of a study whose file was renamed or reworded since its plan was frozen, the page says today's name and question,
+    and the question of the plan beside it.
     """
     import pandas as pd
 
@@ -261,7 +262,8 @@ def show_report(folder: Path, study: Study | None = None) -> None:
     results = load_results(folder) if plan.runs else pd.DataFrame()
     tuning = load_tuning(folder) if plan.tuning is not None else None
     try:
-        report = write_report(folder, results, load_history(folder), plan, tuning)
+        question = None if study is None else study.question
+        report = write_report(folder, results, load_history(folder), plan, tuning, question)
     except OSError as error:
         raise WriteError(f"{error.filename or folder}: the report cannot be written ({reason_of(error)})") from error
     _print_report(folder, report, "spectrum.png" if plan.runs else "tuning.png")

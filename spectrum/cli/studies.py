@@ -344,7 +344,7 @@ def _print_counts(summary: Summary, seconds: float) -> None:
 
 
 def _print_choices(summary: Summary, frozen: FrozenPlan) -> None:
-    from spectrum.analysis.page import choice_name
+    from spectrum.analysis.described import choice_name
 
     kept = {choice.id: choice for choice in (frozen.tuning.choices if frozen.tuning is not None else ())}
     for choice in summary.choices:

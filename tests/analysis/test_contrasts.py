@@ -462,7 +462,11 @@ def test_the_forest_has_a_mark_a_contrast_open_where_inconclusive():
     marks = [line for line in ax.lines if line.get_marker() == "o"]
     assert [line.get_markerfacecolor() == "white" for line in marks] == [False, True]
     assert marks[0].get_xdata()[0] == pytest.approx(100 * stats.contrast(table, RELU).mean)
-    assert [text.get_text() for text in ax.get_yticklabels()] == ["relu", "slope\n(per doubling)\n(confounded)"]
+    names = [text.get_text() for text in ax.get_yticklabels()]
+    assert names == [
+        "ReLU − no activation\naveraged over 4 numbers of segments,\nparameter-matched",
+        "ReLU − no activation\nper doubling of the segments,\nparameter-matched\n(confounded)",
+    ]
     assert any("made-up 01234567" in text.get_text() for text in figure.texts)
     found = stats.contrast(table, RELU)
     values = f"{100 * found.mean:+.2f} [{100 * found.low:+.2f}, {100 * found.high:+.2f}]".replace("-", "−")
@@ -471,6 +475,20 @@ def test_the_forest_has_a_mark_a_contrast_open_where_inconclusive():
     assert beside[3] == "inconclusive"
     with pytest.raises(ValueError, match="no contrast has a run"):
         plots.forest(stats.contrasts(table, [{"name": "x", "between": [{"segments": 4}, {"segments": 1}]}]), table)
+
+
+def test_the_forest_says_the_sides_and_the_name_where_these_do_not_tell_or_where_the_caller_wants_it():
+    table = made_up(noisy)
+    asked = [
+        {"name": "one segment a channel, whatever", "between": [{"segments": 2}, {"segments": 1}]},
+        {"name": "first twin", "between": RELU},
+        {"name": "second twin", "between": RELU, "margin": 0.01},
+        {"name": "a swap", "between": [{"segments": 1, "activation": "relu"}, {"segments": 2, "activation": "none"}]},
+    ]
+    ax = plots.forest(stats.contrasts(table, asked), table, labels={"a swap": "the swap, as published"}).axes[0]
+    names = [text.get_text() for text in ax.get_yticklabels()]
+    assert names[0].startswith("2 segments − 1 segment\n")
+    assert names[1:] == ["first twin", "second twin", "the swap, as published"]
 
 
 def test_the_curve_of_differences_is_paired_at_each_place():
@@ -496,8 +514,8 @@ def test_several_pairs_are_a_curve_each_beside_one_another():
         alone = plots.difference_curve(table, pair).axes[0]
         (expected,) = [one for one in alone.lines if one.get_marker() == "o"]
         assert list(line.get_ydata()) == pytest.approx(list(expected.get_ydata()))
-    assert [text.get_text() for text in ax.get_legend().get_texts()] == ["activation relu", "activation elu"]
-    assert ax.get_ylabel().startswith("each − activation none")
+    assert [text.get_text() for text in ax.get_legend().get_texts()] == ["ReLU", "ELU"]
+    assert ax.get_ylabel().startswith("each − no activation")
 
 
 def test_a_curve_of_differences_leaves_out_what_has_no_pair_and_bare_convolutions():
