@@ -73,6 +73,7 @@ def render(template: Path) -> str:
         own=study_page(own) if whole else None,
         study=study_page,
         dataset=DATASETS.get(own, "Fashion-MNIST"),
+        dataset_of=lambda study: DATASETS.get(study.name, "Fashion-MNIST"),
         complete=complete,
         holds=holds,
         published=published,
@@ -83,7 +84,7 @@ def render(template: Path) -> str:
 PART = re.compile(r"(<!-- (findings|hero): make readmes -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
-FRONT_PAGES = (RESULTS.parent / "README.md", RESULTS.parent / "docs/index.md")  # with the hero's caption and the findings
+FRONT_PAGES = (RESULTS.parent / "README.md", RESULTS.parent / "docs/index.md")  # with the hero's caption, findings
 
 
 def with_parts(page: Path) -> str:

@@ -42,6 +42,20 @@ class Method:
         return f"{self.only('epochs')} epochs of {OPTIMISERS[self.only('optimizer')]}"
 
     @property
+    def steps(self) -> int:
+        """How many training steps a run took."""
+        run = self.results.iloc[0]
+        return round(run["train_seconds"] * run["images_per_second"] / run["batch_size"])
+
+    @property
+    def parameters(self) -> str:
+        """Fewest and most parameters of a network, to the nearest thousand; one number where they agree within 1%."""
+        few, many = self.results["params"].min(), self.results["params"].max()
+        if many <= 1.01 * few:
+            return f"{round(few, -3):,}"
+        return f"{round(few, -3):,} to {round(many, -3):,}"
+
+    @property
     def floor(self) -> float:
         """Half width of the binomial 95% CI of a single accuracy."""
         return stats.noise_floor(self.results["test_accuracy"].mean(), int(self.results["test_images"].iloc[0]))

@@ -30,6 +30,7 @@ CONTRASTS = {  # names in plans that do not say what is compared
 WORDING = {  # what plans and the library's labels say, and what pages say, in this order
     "one segment a channel": END,
     "one a channel": END,
+    ", twice as wide,": " (larger)",
     "at equal parameters": BUDGETS["params"],
     "at equal MACs": BUDGETS["macs"],
     "at equal step time": BUDGETS["step_time"],
@@ -54,7 +55,7 @@ SETTINGS = {  # settings in the library's names of configurations, as patterns, 
     r"residual False": "without residual connections",
     r"teacher_segments (\d+)": r"teacher of \1 segments",
     r"teacher_segments per_channel": "per-channel teacher",
-    r"width 2\.0": "twice the width",
+    r"width ×2": "larger student",
     r"segment_shares \[4, 2, 1\]": "4:2:1",
     r", pointwise_segments 1, shuffle False": "",
 }
