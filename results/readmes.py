@@ -12,6 +12,7 @@ from pathlib import Path
 from statistics import median
 
 from kernels import Steps
+from pages.bench import Benches
 from pages.study import complete, has_rows, study_page
 from pages.templates import environment
 from pages.words import (
@@ -39,10 +40,16 @@ def has_steps(folder: Path) -> bool:
     return (folder / "steps.csv").exists()
 
 
+def has_benches(folder: Path) -> bool:
+    """Whether a folder has the benchmarks of the machine."""
+    return (folder / "op.csv").exists()
+
+
 def templates() -> list[Path]:
-    """Templates of all pages whose studies have rows or step times."""
+    """Templates of all pages whose studies have rows or step times, of the benchmarks and of the summary."""
     found = sorted(RESULTS.rglob("README.md.jinja"))
-    return [path for path in found if path.parent == RESULTS or has_rows(path.parent) or has_steps(path.parent)]
+    known = (has_rows, has_steps, has_benches)
+    return [path for path in found if path.parent == RESULTS or any(has(path.parent) for has in known)]
 
 
 def render(template: Path) -> str:
@@ -78,6 +85,7 @@ def render(template: Path) -> str:
         holds=holds,
         published=published,
         steps=Steps(),
+        bench=Benches(),
     )
 
 

@@ -45,7 +45,7 @@ class Method:
     def steps(self) -> int:
         """How many training steps a run took."""
         run = self.results.iloc[0]
-        return round(run["train_seconds"] * run["images_per_second"] / run["batch_size"])
+        return round(float(run["train_seconds"] * run["images_per_second"] / run["batch_size"]))
 
     @property
     def parameters(self) -> str:
