@@ -104,7 +104,8 @@ def as_markdown(table: pd.DataFrame) -> str:
             quartiles = f"{row.ms_q1:.0f} to {row.ms_q3:.0f}"
             times = "" if row.way == OURS else f"{row.ms / ours:.2f}"
             lines.append(
-                f"| {row.task} | {IN_WORDS.get(way, way)} | {row.ms:.0f} | {quartiles} | {row.images_per_second:.2f} | {times} |"
+                f"| {row.task} | {IN_WORDS.get(way, way)} | {row.ms:.0f} | {quartiles} "
+                f"| {row.images_per_second:.2f} | {times} |"
             )
     return "\n".join(lines)
 
