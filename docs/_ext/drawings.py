@@ -18,8 +18,10 @@ from matplotlib.patches import Rectangle
 from repository import DOCS, ROOT, write
 from sphinx.application import Sphinx
 
-from spectrum import build_model, load_results, measure_cost, plots, stats
+from spectrum import build_model, load_results, load_study, measure_cost, plots, stats
 from spectrum.conv.segments import Segments, segment_sizes
+from spectrum.study.contrasts import examine
+from spectrum.study.planning import plan_study
 
 CHANNELS = 12
 SHOWN: list[tuple[Segments, str]] = [
@@ -119,6 +121,41 @@ def capacity() -> Iterator[str]:
     yield f"From one segment per channel to 1 segment, parameters grow {few.params / many.params:.1f}-fold and MACs"
     yield f"{few.macs / many.macs:.1f}-fold."
     yield "A curve of accuracy over this axis is a curve of capacity. The budget decides what it shows:"
+
+
+def confounded() -> Iterator[str]:
+    """What `spectrum plan experiments/bsconv.toml` prints of its first comparison.
+
+    The networks are planned for digits of the same size, with as many channels and classes: they come with the package.
+    """
+    from spectrum.cli.printing import out, print_contrast
+
+    study = load_study(ROOT / "experiments/bsconv.toml")
+    base = study.base.model_copy(update={"dataset": "digits", "train_images": None})
+    first = study.model_copy(update={"base": base, "contrasts": study.contrasts[:1], "axes": {"seed": (0,)}})
+    (examined,) = examine(first, plan_study(first))
+    with out.capture() as printed:
+        print_contrast(examined.record())
+    yield from ("```", *printed.get().splitlines(), "```")
+
+
+def floor() -> Iterator[str]:
+    """What is known of one accuracy from a number of test images."""
+    accuracy, images = 0.9, 10_000
+    half = 100 * stats.noise_floor(accuracy, images)
+    yield f"**Seeds are not images.** {images:,} test images leave ±{half:.2f} pp (95%, `stats.noise_floor`) around one"
+    yield f"accuracy of {accuracy:.0%}. More seeds do not remove this: all of them are tested on the same images."
+
+
+def optima() -> Iterator[str]:
+    """The possible optima under teachers."""
+    rows = load_results(ROOT / "results/teacher")
+    rows = rows[rows["width"] == 1.0]
+    many, one = (stats.optimum(rows[rows["teacher_segments"] == teacher]) for teacher in ("per_channel", 1))
+    possible = ", ".join(many.loc[many["in_set"], "label"])
+    yield "[results/teacher](../results/teacher/README.md) compares parameter-matched students. Under a per-channel"
+    yield f"teacher, the possible optima (95% set) are {{{possible}}}. Under a coupled teacher (1 segment),"
+    yield f"{one.loc[one['best'], 'label'].iloc[0]} segments have the highest mean (exploratory)."
 
 
 def matched() -> Iterator[str]:

@@ -83,7 +83,7 @@ def measure(
         table.append({"what": "point", **spread(seconds), "memory_gb": None})
         on_row(f"point   {table[-1]['ms']:8.1f} ms")
         if find_spec("ray") is None:
-            on_row('Ray is not installed, so it is left out; to include it: pip install "convolution-spectrum[ray]"')
+            on_row('Ray is not installed, so it is left out. To include it, in a checkout: pip install ".[ray]"')
         else:
             from spectrum.engines.ray import Cluster, RayEngine
 
