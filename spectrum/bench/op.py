@@ -33,6 +33,7 @@ UNEVEN = (3, 100)  # segments of 128 channels
 JOINED = 8  # channels per group, of narrower segments that are joined
 OURS, TRITON = "spectrum", "triton"
 PEERS = ("grouped, NCHW", "grouped", "torch.compile", "block-diagonal", "separate")
+IN_WORDS = {"grouped, NCHW": "grouped, default layout", "grouped": "grouped, channels_last"}
 PEERS_ON_CUDA = (*PEERS, "coalesced", TRITON)
 
 
@@ -244,13 +245,26 @@ def findings(table: pd.DataFrame) -> dict[str, Any]:
 
 def as_markdown(table: pd.DataFrame) -> str:
     """The table as Markdown: one row per shape and number of segments, ours next to the best other implementation."""
-    lines = ["| shape | segments | ms | quartiles | % of the roofline | best other way | ms | times as fast |"]
-    lines.append("|" + "---|" * 8)
+    lines = [
+        "| input, N×C×H×W | segments | channels per segment | ms | quartiles | % of the roofline "
+        "| fastest other implementation | ms | times as fast |"
+    ]
+    lines.append("|" + "---|" * 9)
     for (shape, segments), group in table.groupby(["shape", "segments"], sort=False):
         ours = group[group.way == OURS].iloc[0]
         best = group[group.way != OURS].sort_values("ms").iloc[0]
         lines.append(
-            f"| {shape} | {segments} | {ours.ms:.2f} | {ours.ms_q1:.2f} to {ours.ms_q3:.2f} | {ours.percent:.0f} "
-            f"| {best.way} | {best.ms:.2f} | {best.ms / ours.ms:.2f} |"
+            f"| {shape} | {segments} | {_channels(ours.channels_per_segment)} "
+            f"| {ours.ms:.2f} | {ours.ms_q1:.2f} to {ours.ms_q3:.2f} | {ours.percent:.0f} "
+            f"| {IN_WORDS.get(best.way, best.way)} | {best.ms:.2f} | {best.ms / ours.ms:.2f} |"
         )
     return "\n".join(lines)
+
+
+def _channels(mean: float) -> str:
+    """Channels per segment; the two sizes where segments are uneven.
+
+    >>> _channels(4.0), _channels(42.67)
+    ('4', '42 or 43')
+    """
+    return f"{mean:.0f}" if mean % 1 == 0 else f"{int(mean)} or {int(mean) + 1}"

@@ -112,7 +112,7 @@ def as_markdown(table: pd.DataFrame) -> str:
     """The table as Markdown: one row per configuration, each implementation's milliseconds, and our relative speed."""
     wide = along_the_curve(table, "ms")
     ways = [way for way in ON_CUDA if way in wide]
-    lines = [f"| where | {' | '.join(f'{way}, ms' for way in ways)} | data, % | × default loop | × best tuned |"]
+    lines = [f"| segments | {' | '.join(f'{way}, ms' for way in ways)} | data, % | × default loop | × best tuned |"]
     lines.append("|" + "---|" * (len(ways) + 4))
     data = table[table.way == OURS].data_percent
     for (where, row), share in zip(wide.iterrows(), data, strict=True):
@@ -125,9 +125,16 @@ def as_markdown(table: pd.DataFrame) -> str:
 
 def along_the_curve(table: pd.DataFrame, values: str) -> pd.DataFrame:
     """Pivot one column of a table: one labelled row per configuration, in order, and one column per implementation."""
-    where = table.segment_width.map(lambda width: "1 segment" if pd.isna(width) else f"{width:.0f} per segment")
+    where = table.segment_width.map(_segments_in_words)
     wide = table.assign(where=where).pivot(index="where", columns="way", values=values)
     return wide.loc[list(dict.fromkeys(where))]
+
+
+def _segments_in_words(width: Any) -> str:
+    """A configuration of the curve by its channels per segment; 1 segment has none said."""
+    if pd.isna(width):
+        return "1 segment"
+    return "per-channel" if width == 1 else f"{width:.0f} channels per segment"
 
 
 def _tuned(row: pd.Series) -> list[float]:

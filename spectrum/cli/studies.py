@@ -297,7 +297,7 @@ def _cluster(command: Run) -> Cluster:
             )
         return cluster
     if find_spec("ray") is None:
-        raise SpecError('--engine ray: Ray is not installed: pip install "convolution-spectrum[ray]"')
+        raise SpecError('--engine ray: Ray is not installed. In a checkout of the repository: pip install ".[ray]"')
     if not cluster.cpus > 0:
         raise SpecError(f"--run-cpus {cluster.cpus:g}: expected more than 0")
     if cluster.ranks < 1:

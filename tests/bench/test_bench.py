@@ -106,12 +106,12 @@ def test_conclusions_about_a_step_follow_from_its_table():
     ]
     found = train.findings(pd.DataFrame(rows))
     assert found["1 segment: times the default loop"] == 2
-    assert found["8 per segment: times the default loop"] == 3
-    assert found["8 per segment: times the best tuned loop"] == 2
+    assert found["8 channels per segment: times the default loop"] == 3
+    assert found["8 channels per segment: times the best tuned loop"] == 2
     assert not [name for name in found if "Triton" in name]
     by_triton = {"segments": 1, "segment_width": 8, "way": train.TRITON, "ms": 5, "data_percent": 4}
     whole = pd.DataFrame([row for row in rows if row["segment_width"] == 8] + [by_triton])
-    assert train.findings(whole)["8 per segment: times spectrum, by Triton"] == 2
+    assert train.findings(whole)["8 channels per segment: times spectrum, by Triton"] == 2
     assert "triton, ms" in train.as_markdown(whole)
     assert found["most of a step spent on data, percent"] == 2
 
@@ -175,7 +175,7 @@ def test_the_engine_and_a_folder_of_rows_are_measured(monkeypatch):
     assert list(table["rounds"]) == [3, 2, 2, 2]
     assert len(said) == 4
     found = engine.findings(table)
-    assert found["milliseconds a trivial point"] == table.ms[0]
+    assert found["milliseconds per trivial run"] == table.ms[0]
     assert found["seconds to load"] == table.ms[2] / 1e3
     assert found["most gigabytes of memory"] == table.memory_gb.max()
 
@@ -188,7 +188,7 @@ def test_ray_is_measured_where_it_is_installed():
     assert list(table.index) == ["point", "point on Ray", "busy", "status", "load", "resume"]
     assert table.ms["point on Ray"] > 0
     assert 30 < table.percent["busy"] <= 100
-    assert "| point on Ray |" in engine.as_markdown(table.reset_index())
+    assert "| a run of one step, Ray |" in engine.as_markdown(table.reset_index())
     assert engine.findings(table.reset_index())["percent of the time that workers are busy"] == table.percent["busy"]
 
 
@@ -254,7 +254,7 @@ def test_a_study_and_a_script_train_the_same_runs():
     assert table.test_accuracy.between(0, 1).all()
     found = sweep.findings(table)
     assert found["times the default loop, whole curve"] > 0
-    assert "| 4 per segment |" in sweep.as_markdown(table)
+    assert "| 4 channels per segment |" in sweep.as_markdown(table)
 
 
 @pytest.mark.parametrize(
