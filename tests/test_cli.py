@@ -239,7 +239,7 @@ def test_help_says_what_every_command_does(capsys, monkeypatch):
         "run": "Train every run",
         "status": "Count a study's runs",
         "doctor": "Check a study's folder",
-        "report": "Draw the figures",
+        "report": "Redraw the figures",
         "export": "Write a study's runs",
         "audit": "Count a network's parameters",
         "bench": "Measure speed",
@@ -268,7 +268,7 @@ def test_a_long_help_comes_in_two_lengths(capsys, monkeypatch, command):
     flags = [set(re.findall(r"^. (--[a-z][a-z-]+)", text, re.MULTILINE)) for text in (short, whole)]
     assert flags[0] < flags[1]
     if command != "audit":  # flags that override the file, and not the defaults
-        assert re.search(r"--activation.*?\(default: the file's\)", " ".join(whole.split()))
+        assert re.search(r"--activation.*?\(default: the study's value\)", " ".join(whole.split()))
     if command == "run":
         assert flags[0] >= {"--out", "--workers", "--device", "--epochs", "--confirm", "--engine", "--import"}
 

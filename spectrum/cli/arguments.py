@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields, make_dataclass
 from itertools import pairwise
@@ -91,6 +92,7 @@ BENCHMARKS: dict[What, str] = {
     "steps": "a training step of every network of a study (needs --study)",
 }
 File = Annotated[Path, tyro.conf.Positional]
+Switch = tyro.conf.FlagCreatePairsOff[bool]  # off by default, and so without a flag that turns it off
 Folder = Annotated[Path | None, tyro.conf.arg(metavar="PATH", help_behavior_hint="")]
 Imports = Annotated[tuple[str, ...], tyro.conf.arg(name="import", metavar="MODULE"), tyro.conf.UseAppendAction]
 
@@ -112,7 +114,9 @@ def _flags(record: type[BaseModel], fields: Sequence[str], hints: Mapping[str, s
                 Annotated[
                     known[name].annotation,
                     tyro.conf.arg(
-                        help=known[name].description,
+                        help=_without_default(known[name].description or "")
+                        if name in hints
+                        else known[name].description,
                         help_behavior_hint=hints.get(name, "" if known[name].default is None else None),
                         metavar=_metavar(known[name].annotation),
                     ),
@@ -122,6 +126,15 @@ def _flags(record: type[BaseModel], fields: Sequence[str], hints: Mapping[str, s
             for name in fields
         ],
     )
+
+
+def _without_default(description: str) -> str:
+    """What a field means, without the clause that names its default; a hint names another.
+
+    >>> _without_default("Train on a part, with this many images; by default on all of it.")
+    'Train on a part, with this many images.'
+    """
+    return re.sub(r"; by default[^;.]*(?=[;.])", "", description)
 
 
 def _metavar(annotation: Any) -> str | None:
@@ -134,7 +147,7 @@ def _metavar(annotation: Any) -> str | None:
 
 
 RunFields = _flags(
-    RunConfig, list(RunConfig.model_fields), dict.fromkeys(RunConfig.model_fields, "(default: the file's)")
+    RunConfig, list(RunConfig.model_fields), dict.fromkeys(RunConfig.model_fields, "(default: the study's value)")
 )
 NetworkFields = _flags(
     RunConfig,
@@ -170,17 +183,17 @@ class Plan(OnStudy):
     """Folder of the results, whose frozen plan is shown if it has one; by default results/NAME/."""
     settings: PlanSettings = field(default_factory=PlanFlags)
     """For the estimate of the time."""
-    json: bool = False
+    json: Switch = False
     """Print every number as JSON, for programs."""
 
 
 @dataclass
 class Run(OnStudy):
-    """Train every run that has no result yet; then print a table, draw the figures and write a page."""
+    """Train every run that has no result yet; then print a table, draw the figures and write report.html."""
 
     out: Folder = None
     """Folder of the results; by default results/NAME/ below the current folder."""
-    confirm: bool = False
+    confirm: Switch = False
     """After the learning-rate sweep of a study with [tune], train the final runs at the chosen values."""
     settings: RunSettings = field(default_factory=RunFlags)
     """Where and how to train."""
@@ -218,13 +231,13 @@ class Status(Results):
 class Doctor(Results):
     """Check a study's folder for faults; exit status 1 if there are any."""
 
-    repair: bool = False
+    repair: Switch = False
     """Move torn lines to results.bad; remove damaged checkpoints and leftover files."""
 
 
 @dataclass
 class Report(Results):
-    """Draw the figures and write the page again, from the runs that have a result."""
+    """Redraw the figures and rewrite report.html, from the runs that have a result. Train nothing."""
 
 
 @dataclass
@@ -233,7 +246,7 @@ class Export(Results):
 
     to: Path = Path("results.csv")
     """File to write. Its ending decides: runs as .csv, .parquet or .json (lines), a table as .tex or .md."""
-    contrasts: bool = False
+    contrasts: Switch = False
     """Write the results of the comparisons ([[contrasts]]) instead of the runs."""
 
 
@@ -281,7 +294,7 @@ class Audit:
     """Classes of the network."""
     batch_size: Annotated[int | None, tyro.conf.arg(metavar="INT", help_behavior_hint="")] = None
     """Also measure latency, and time and peak memory of a training step with this many images."""
-    layers: bool = False
+    layers: Switch = False
     """Also list every layer."""
     imports: Imports = ()
     """Import a module first, for models of your own."""
@@ -375,7 +388,7 @@ def _print_help(words: Sequence[str]) -> NoReturn:
 def _after_help(name: str | None, *, is_short: bool) -> list[str]:
     """Lines below the flags of a command: its benchmarks, where more flags are listed, examples."""
     if name is None:
-        return ["Help of one command: spectrum run --help"]
+        return ["Help of one command: spectrum run --help", "Example: spectrum run experiments/quickstart.toml"]
     lines = []
     if name == "bench":
         lines += ["Benchmarks:", *(f"  {what:7} {measures}" for what, measures in BENCHMARKS.items()), ""]
@@ -425,15 +438,15 @@ def _check_flags(words: Sequence[str]) -> None:
             )
 
 
-def _flags_of(command: Any) -> Iterator[str]:
-    """Every flag of a command, dashes included."""
+def _flags_of(command: Any, *, has_pairs: bool = False) -> Iterator[str]:
+    """Every flag of a command, dashes included; those of a run or network also turn an option off."""
     for one in fields(command):
         if one.name in NESTED:
-            yield from _flags_of(getattr(command, one.name))
+            yield from _flags_of(getattr(command, one.name), has_pairs=True)
             continue
         name = "import" if one.name == "imports" else one.name.replace("_", "-")
         yield f"--{name}"
-        if isinstance(one.default, bool):
+        if has_pairs and isinstance(one.default, bool):
             yield f"--no-{name}"
 
 
@@ -475,7 +488,8 @@ def _read(words: Sequence[str], commands: Mapping[str, Any] | None = None) -> An
             dict(commands), {name: type(command).__doc__ or "" for name, command in commands.items()}
         ),
         prog="spectrum",
-        description="Train networks along the spectrum from regular to depthwise separable convolutions, and compare.",
+        description="Train networks along the spectrum from regular to depthwise separable convolutions, and compare "
+        "them. A study is a TOML file that says which networks to train and what to compare.",
         args=words,
     )
 
