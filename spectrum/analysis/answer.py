@@ -8,10 +8,12 @@ from spectrum.analysis.along import optimum
 from spectrum.analysis.sentences import SHOWN, comparison_names, finding, pp, verdict_of
 from spectrum.analysis.summary import summarise
 from spectrum.analysis.table import SPLIT, keys, scored_metric, varied_settings, worst_mismatch
+from spectrum.analysis.unfinished import NOT_COMPLETE
 from spectrum.analysis.words import configuration_words, setting_label
 from spectrum.design.plan import Plan
 
 FEW_SEEDS = 6
+NO_SEED = "no seed has a run of each configuration"
 MOST_CURVES = 4  # whose possible optima a sentence can list
 
 
@@ -30,7 +32,7 @@ def answer(results: pd.DataFrame, judged: pd.DataFrame, *, bold: str = "") -> li
         return ["Not answered yet: no final run has finished."]
     if not results[scored_metric(results)].notna().any():
         return ["Not answered: every run has failed."]
-    if not len(judged) or not judged["n"].any():
+    if not len(judged) or not (judged["n"].any() or judged["verdict"].eq(NOT_COMPLETE).any()):
         return [_highest(results, bold), _optima(results)]
     return [finding(judged.iloc[0], bold=bold), _verdicts(judged) if len(judged) > 1 else _highest(results, "")]
 
@@ -70,12 +72,14 @@ def _verdicts(judged: pd.DataFrame) -> str:
     """How many comparisons show what."""
     verdicts = [verdict_of(row) for _, row in judged.iterrows()]
     shown = sum(verdict in SHOWN for verdict in verdicts)
-    equivalent, inconclusive, unknown = (verdicts.count(one) for one in ("equivalent", "inconclusive", "unknown"))
+    others = ("equivalent", "inconclusive", "unknown", NOT_COMPLETE)
+    equivalent, inconclusive, unknown, unfinished = (verdicts.count(one) for one in others)
     counts = [
         (shown, "show a difference" if shown > 1 else "shows a difference"),
         (equivalent, "show equivalence within the margin" if equivalent > 1 else "shows equivalence within the margin"),
         (inconclusive, "are inconclusive" if inconclusive > 1 else "is inconclusive"),
         (unknown, "lack runs or a spread" if unknown > 1 else "lacks runs or a spread"),
+        (unfinished, "are not complete" if unfinished > 1 else "is not complete"),
     ]
     said = [f"{count} {words}" for count, words in counts if count]
     listed = said[0] if len(said) == 1 else f"{', '.join(said[:-1])} and {said[-1]}"
@@ -108,10 +112,12 @@ def _optima(results: pd.DataFrame) -> str:
         means = results.groupby(keys(results, [*SPLIT, *names]))[metric].mean()
         low, high = means.min(), means.max()
         return f"Mean accuracies of the {configurations} configurations range from {pp(low)}% to {pp(high)}%."
+    if not groups["n"].any():
+        return f"Possible optima are not known: {NO_SEED}."
     said = []
     for values, curve in curves:
         where = setting_label(names, values)
-        labels = ", ".join(curve[curve["in_set"]]["label"])
+        labels = ", ".join(curve[curve["in_set"]]["label"]) if curve["n"].any() else f"not known, since {NO_SEED}"
         said.append(f"{where + ': ' if where else ''}{labels}")
     return f"Possible optima (95% set of segments): {'; '.join(said)}."
 

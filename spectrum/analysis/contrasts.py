@@ -21,7 +21,8 @@ from spectrum.analysis.pairing import (
 )
 from spectrum.analysis.sides import SIDE_COLUMNS, name_sides
 from spectrum.analysis.table import scored, scored_metric
-from spectrum.design.plan import PlannedContrast
+from spectrum.analysis.unfinished import NOT_COMPLETE, planned_table, runs_there
+from spectrum.design.plan import Plan, PlannedContrast
 
 
 @dataclass(frozen=True)
@@ -94,6 +95,7 @@ def contrasts(
     results: pd.DataFrame,
     asked: Sequence[PlannedContrast | Mapping[str, Any]],
     *,
+    plan: Plan | None = None,
     metric: str | None = None,
     alpha: float = ALPHA,
     power: float = 0.8,
@@ -104,6 +106,7 @@ def contrasts(
         results: from `load_results`.
         asked: name, between, and if wanted across and margin, as a study's file has them; or
             `read_plan(folder).contrasts`.
+        plan: of the study. With it, a comparison is judged only once all its planned runs have ended.
         metric: a column of accuracies from 0 to 1; by default the one that runs are scored on.
         alpha: the rate of any false claim in the whole family.
         power: that `more_seeds` is computed for.
@@ -118,12 +121,15 @@ def contrasts(
     one, and equivalence if there is none; without a margin, a difference as large as the one observed.
     `more_seeds_at_most` is the same if the spread is as large as its 80% upper limit, and `more_seeds_to_show` is for
     a difference as large as the one observed. Each is 0 where n seeds have that power. They plan a new study of n and
-    so many more seeds: added to the present ones, they would be a second look. A comparison whose sides have no rows
-    yet, or do not pair, has n = 0 and a `reason`.
+    so many more seeds: added to the present ones, they would be a second look.
+
+    A comparison whose sides have no rows yet, or do not pair, has n = 0 and a `reason`. The others are adjusted for it
+    all the same, as if its p were 1: the family is all that was asked, whatever has run so far.
 
     Verdicts: "higher", "lower" (the first side), "equivalent", "inconclusive"; "negligibly higher" and "negligibly
     lower" for a difference that is shown, and shown to be less than the margin; "unknown" below two seeds or where all
-    differences are equal. Raises ValueError for a table that would mislead, and for a comparison without name or sides.
+    differences are equal; "not complete" where a planned run has not ended. Raises ValueError for a table that would
+    mislead, and for a comparison without name or sides.
 
     >>> from spectrum import load_results
     >>> sides = [{"order": "pointwise_first"}, {"order": "spatial_first"}]
@@ -140,19 +146,24 @@ def contrasts(
     for one in named:
         if not {"name", "between"} <= one.keys():
             raise ValueError(f"contrasts: {dict(one)} lacks a name, or the two sides in between")
-    rows = [_asked(results, one, metric) for one in named]
+    planned = pd.DataFrame() if plan is None else planned_table(plan)
+    rows = [_asked(results, one, metric, planned) for one in named]
     judged = judge_family(rows, alpha=alpha, power=power)
     columns = f"""name n left_out diverged mean sd low high kind confounded margin p p_equivalent verdict
     {" ".join((*MORE_SEEDS, *SIDE_COLUMNS))} reason""".split()
     return pd.DataFrame(judged, columns=columns).astype(dict.fromkeys(MORE_SEEDS, "Int64"))
 
 
-def _asked(table: pd.DataFrame, asked: Mapping[str, Any], metric: str) -> dict[str, Any]:
+def _asked(table: pd.DataFrame, asked: Mapping[str, Any], metric: str, planned: pd.DataFrame) -> dict[str, Any]:
     between, across, margin = asked["between"], asked.get("across"), asked.get("margin")
     row: dict[str, Any] = {"name": asked["name"], "margin": margin if margin is not None else float("nan")}
     kind = "difference" if across is None else "slope" if across == "segments" else "interaction"
     row |= {"kind": kind, "confounded": bool(asked.get("confounded", False))}
-    row |= name_sides(table, between, across, _changed(asked) or ())
+    ended, due = runs_there(table, planned, lambda rows: _rows_of(rows, between, across))
+    row |= name_sides(planned if ended < due else table, between, across, _changed(asked) or ())
+    if ended < due:
+        reason = f"{NOT_COMPLETE}, {ended} of {due} runs have ended"
+        return row | _nothing(table, reason) | {"verdict": NOT_COMPLETE, "left_out": ()}
     try:
         sides = _rows_of(table, between, across)
     except NoRunsError:

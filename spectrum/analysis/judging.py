@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from spectrum.analysis.inference import holm, paired_freedom, seeds_for_difference, seeds_for_equivalence, upper_sd
 
@@ -17,19 +18,28 @@ def judge_family(rows: Sequence[Mapping[str, Any]], *, alpha: float, power: floa
 
     Args:
         rows: comparisons, each with n, mean, sd, margin (NaN if it has none), p and p_equivalent; and `freedom`, the
-            degrees of freedom with n seeds, where they are not those of paired differences.
+            degrees of freedom with n seeds, where they are not those of paired differences; and `verdict`, where one
+            stands already, such as "not complete".
         alpha: the rate of any false claim in the whole family.
         power: that the seeds are computed for.
     """
-    tests = [(number, row[name]) for number, row in enumerate(rows) for name in ("p", "p_equivalent")]
-    # of a comparison's two hypotheses, "no difference" and "at least the margin", at most one is true
-    both = holm([p for _, p in tests], [number for number, _ in tests])
+    both = _adjusted([(row["p"], row["p_equivalent"]) for row in rows])
     judged = []
-    for row, (p, p_equivalent) in zip(rows, both.reshape(-1, 2), strict=True):
+    for row, (p, p_equivalent) in zip(rows, both, strict=True):
         corrected = {**row, "p": p, "p_equivalent": p_equivalent}
-        corrected["verdict"] = _verdict(corrected, alpha)
+        corrected["verdict"] = row.get("verdict") or _verdict(corrected, alpha)
         judged.append(corrected | _seeds_to_decide(corrected, power, alpha / len(rows)))
     return judged
+
+
+def _adjusted(p_values: Sequence[tuple[float, float]]) -> NDArray[np.float64]:
+    """Both p-values of each comparison, adjusted for all; those of one without a test stay NaN, and count as 1."""
+    raw = np.asarray(p_values, dtype=float).reshape(-1, 2)
+    counted = raw.copy()
+    counted[np.isnan(raw[:, 0]), 0] = 1.0
+    # of a comparison's two hypotheses, "no difference" and "at least the margin", at most one is true
+    adjusted = holm(counted.ravel(), np.repeat(np.arange(len(raw)), 2).tolist()).reshape(-1, 2)
+    return np.where(np.isnan(raw), np.nan, adjusted)
 
 
 def _verdict(row: Mapping[str, Any], alpha: float) -> str:

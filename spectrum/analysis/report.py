@@ -101,4 +101,4 @@ def judge(results: pd.DataFrame, plan: Plan) -> pd.DataFrame:
     """What the comparisons of a study show; an empty table where it has none, or no run to judge them by."""
     if not plan.contrasts or not len(results) or not results[scored_metric(results)].notna().any():
         return pd.DataFrame()
-    return contrasts(results, plan.contrasts)
+    return contrasts(results, plan.contrasts, plan=plan)

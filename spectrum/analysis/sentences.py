@@ -54,7 +54,9 @@ def finding(comparison: pd.Series, *, bold: str = "") -> str:
         bold: what to put around the finding.
     """
     if not comparison["n"]:
-        return f"{_sides(comparison)[0]}: {comparison['reason']}."
+        name = ", ".join(filter(None, _label(comparison)))
+        head = name if name and comparison["kind"] != "difference" else _sides(comparison)[0]
+        return f"{head}: {comparison['reason']}."
     parts = [_shown(comparison) if verdict_of(comparison) in SHOWN else _not_shown(comparison)]
     if comparison["left_out"]:
         seeds = ", ".join(map(str, comparison["left_out"]))

@@ -353,12 +353,12 @@ def test_nothing_is_claimed_of_one_seed_or_of_no_spread(seeds, accuracy, says):
     assert says in sentence(row)
 
 
-def test_a_contrast_without_runs_is_told_and_counts_for_nothing():
+def test_a_contrast_without_runs_is_told_and_counts_in_the_family():
     table = made_up(noisy)
     asked = [{"name": "x", "between": RELU}, {"name": "later", "between": [{"segments": 4}, {"segments": 1}]}]
     both = stats.contrasts(table, asked)
     assert sentence(both.iloc[1]) == "4 segments vs 1 segment, parameter-matched: no seed has a run on every side."
-    assert both["p"][0] == pytest.approx(stats.contrast(table, RELU).p)
+    assert both["p"][0] == pytest.approx(2 * stats.contrast(table, RELU).p)
 
 
 def test_the_trend_is_the_mean_of_the_seeds_slopes():
@@ -696,6 +696,21 @@ def test_sides_are_named_by_what_differs_between_them_whatever_the_comparison_is
         "2 segments, ReLU", "1 segment, no activation",
     )  # fmt: skip
     assert names(table, *RELU, across="segments")[2] == "parameter-matched"
+
+
+def test_sides_under_budgets_of_different_size_are_not_called_matched():
+    table = made_up(noisy, segments=[1, "per_channel"]).assign(width=1.0, params=49_962)
+    wide = table.assign(width=2.0, params=187_054, id="w" + table["id"])
+    both = pd.concat([table, wide], ignore_index=True)
+    side, other = {"segments": "per_channel", "width": 1.0}, {"segments": 1, "width": 2.0}
+    assert names(both, side, other) == (
+        "per-channel, width ×1, 49,962 parameters", "1 segment, width ×2, 187,054 parameters",
+        "averaged over 2 values of activation",
+    )  # fmt: skip
+    assert names(both, {"segments": "per_channel"}, {"segments": 1})[2].endswith("parameter-matched")
+    timed = both.assign(match="step_time")
+    assert names(timed, side, other)[2].endswith("under different time budgets")
+    assert names(timed, {"segments": "per_channel"}, {"segments": 1})[2].endswith("time-matched")
 
 
 def test_a_winner_comes_first_and_its_difference_is_positive_whichever_side_it_is():

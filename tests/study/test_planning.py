@@ -1,6 +1,7 @@
 """Plans: widths solved for budgets, frozen, and what contrasts change."""
 
 import itertools
+from dataclasses import replace
 
 import pytest
 import torch
@@ -352,7 +353,34 @@ def test_a_contrast_of_segments_is_fair_at_an_equal_budget_only():
 def test_a_contrast_of_budgets_is_one_factor():
     sides = between({"match": "none", "segments": 1}, {"match": "params", "segments": 1})
     said = study(**sides, budget={"match": ["none", "params"], "reference": PER_CHANNEL})
+    (examined,) = examine(said, planned := plan_study(said))
+    params = {(one.match, one.asked.segments): one.params for one in planned}
+    wide, narrow = params["none", 1], params["params", 1]
+    assert wide > 2 * narrow
+    assert str(examined.factors[0]).startswith(f"budget: none → params ({wide:,} → {narrow:,} parameters; ")
+    assert str(examined.factors[0]).endswith(" MACs)")
     assert factors(said) == [["budget"]]
+
+
+@pytest.mark.parametrize("match", ["params", "macs", "step_time"])
+def test_sides_whose_budgets_differ_in_size_are_not_matched(match):
+    contrasts = [
+        {"name": "width", "between": [{"width": 2.0}, {"width": 1.0}]},
+        {"name": "split", "between": [{"segments": 1}, PER_CHANNEL]},
+    ]
+    counted = "params" if match == "step_time" else match  # to measure times would take a minute
+
+    def matched(budget):
+        axes = {"segments": [1, "per_channel"], "width": [1.0, 2.0]}
+        return study(axes=axes, budget={"match": budget, "reference": PER_CHANNEL}, contrasts=contrasts)
+
+    planned = [replace(one, match=match) for one in plan_study(matched(counted))]
+    width, split = examine(matched(match), planned)
+    word = {"params": "parameter", "macs": "MAC", "step_time": "time"}[match]
+    under = f", under {word} budgets of different size"
+    assert [factor.name for factor in width.factors] == ["width", f"parameters{under}", f"MACs{under}"]
+    assert width.confounded
+    assert not split.confounded
 
 
 def test_bsconvs_swap_is_flagged_factor_by_factor():
