@@ -92,7 +92,10 @@ def render(template: Path) -> str:
 PART = re.compile(r"(<!-- (findings|hero): make readmes -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
-FRONT_PAGES = (RESULTS.parent / "README.md", RESULTS.parent / "docs/index.md")  # with the hero's caption, findings
+FRONT_PAGES = (
+    RESULTS.parent / "README.md",
+    RESULTS.parent / "docs/index.md",
+)  # with the hero's caption and the findings
 
 
 def with_parts(page: Path) -> str:
