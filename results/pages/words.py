@@ -29,6 +29,7 @@ CONTRASTS = {  # names in plans that do not say what is compared
 WORDING = {  # what plans and the library's labels say, and what pages say, in this order
     "one segment a channel": END,
     "one a channel": END,
+    ", twice as wide,": " (larger)",
     "at equal parameters": BUDGETS["params"],
     "at equal MACs": BUDGETS["macs"],
     "at equal step time": BUDGETS["step_time"],

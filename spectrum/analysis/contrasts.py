@@ -6,21 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 
-from spectrum.analysis.inference import (
-    ALPHA,
-    Difference,
-    check_parts,
-    difference,
-    holm,
-    seeds_for_difference,
-    seeds_for_equivalence,
-    upper_sd,
-    zero_crossing,
-)
+from spectrum.analysis.inference import ALPHA, Difference, check_parts, difference, zero_crossing
+from spectrum.analysis.judging import MORE_SEEDS, judge_family
 from spectrum.analysis.pairing import (
     Across,
     NoRunsError,
@@ -159,26 +148,10 @@ def contrasts(
             raise ValueError(f"contrasts: {dict(one)} lacks a name, or the two sides in between")
     planned = pd.DataFrame() if plan is None else planned_table(plan)
     rows = [_asked(results, one, metric, planned) for one in named]
-    both = _adjusted([(row["p"], row["p_equivalent"]) for row in rows])
-    judged = []
-    for row, (p, p_equivalent) in zip(rows, both, strict=True):
-        row |= {"p": p, "p_equivalent": p_equivalent}
-        row["verdict"] = row.get("verdict") or _verdict(row, alpha)
-        row |= _seeds_to_decide(row, power, alpha / len(rows))
-        judged.append(row)
+    judged = judge_family(rows, alpha=alpha, power=power)
     columns = f"""name n left_out diverged mean sd low high kind confounded margin p p_equivalent verdict
     {" ".join((*MORE_SEEDS, *SIDE_COLUMNS))} reason""".split()
     return pd.DataFrame(judged, columns=columns).astype(dict.fromkeys(MORE_SEEDS, "Int64"))
-
-
-def _adjusted(p_values: Sequence[tuple[float, float]]) -> NDArray[np.float64]:
-    """Both p-values of each comparison, adjusted for all; those of one without a test stay NaN, and count as 1."""
-    raw = np.asarray(p_values, dtype=float).reshape(-1, 2)
-    counted = raw.copy()
-    counted[np.isnan(raw[:, 0]), 0] = 1.0
-    # of a comparison's two hypotheses, "no difference" and "at least the margin", at most one is true
-    adjusted = holm(counted.ravel(), np.repeat(np.arange(len(raw)), 2).tolist()).reshape(-1, 2)
-    return np.where(np.isnan(raw), np.nan, adjusted)
 
 
 def _asked(table: pd.DataFrame, asked: Mapping[str, Any], metric: str, planned: pd.DataFrame) -> dict[str, Any]:
@@ -227,37 +200,3 @@ def _changed(asked: Mapping[str, Any]) -> set[str] | None:
         | ({"segments", "segment_width", "stage_segments"} if "segments" in changed else set())
         | ({"match"} if "budget" in changed else set())
     )
-
-
-def _verdict(row: Mapping[str, Any], alpha: float) -> str:
-    if np.isnan(row["p"]):
-        return "unknown"
-    side = "higher" if row["mean"] > 0 else "lower"
-    if row["p_equivalent"] <= alpha:
-        return f"negligibly {side}" if row["p"] <= alpha else "equivalent"
-    return side if row["p"] <= alpha else "inconclusive"
-
-
-MORE_SEEDS = ("more_seeds", "more_seeds_at_most", "more_seeds_to_show")
-
-
-def _seeds_to_decide(row: Mapping[str, Any], power: float, alpha: float) -> dict[str, int | None]:
-    """How many more seeds would decide an inconclusive comparison, at the level of the first of its family."""
-    if row["verdict"] != "inconclusive":
-        return dict.fromkeys(MORE_SEEDS)
-
-    def more(*needed: int | None) -> int | None:
-        found = [n for n in needed if n is not None]
-        return max(0, max(found) - row["n"]) if len(found) == len(needed) else None
-
-    def to_show(difference: float, sd: float) -> int | None:
-        return seeds_for_difference(difference, sd, power=power, alpha=alpha)
-
-    def to_decide(sd: float) -> int | None:
-        if np.isnan(row["margin"]):
-            return more(to_show(row["mean"], sd))
-        equivalence = seeds_for_equivalence(row["margin"], sd, power=power, alpha=alpha)
-        return more(to_show(row["margin"], sd), equivalence)
-
-    sds = row["sd"], upper_sd(row["sd"], row["n"])
-    return dict(zip(MORE_SEEDS, [*map(to_decide, sds), more(to_show(row["mean"], row["sd"]))], strict=True))

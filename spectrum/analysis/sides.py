@@ -47,9 +47,8 @@ def name_sides(
     split_known = (bool(named & set(SPLIT)) or "segments" in changed) and None not in split
     pairs = [split] * split_known + [_both(name, between, rows) for name in names]
     pairs.append((several := _averages(rows, across, names, split_known), several))
-    budget = _both("match", between, [results if part.empty else part for part in rows])
-    pairs.append(_matched(budget, rows, is_one_split=split[0] == split[1]))
-    pairs = [pair for pair in pairs if None not in pair and pair != ("", "")]
+    budget = _both_budgets(results, between, rows, same_split=split[0] == split[1])
+    pairs = [pair for pair in (*pairs, budget) if None not in pair and pair != ("", "")]
     first, second = (_joined([str(pair[side]) for pair in pairs if pair[0] != pair[1]]) for side in (0, 1))
     shared = ", ".join(str(one) for one, other in pairs if one == other)
     settings = ["", ""] if across is None or isinstance(across, str) else list(map(side_words, across))
@@ -65,6 +64,18 @@ def _both(name: str, between: Sequence[Mapping[str, Any]], rows: Sequence[pd.Dat
         None if first is UNKNOWN else setting_words(name, first),
         None if second is UNKNOWN else setting_words(name, second),
     )
+
+
+def _both_budgets(
+    results: pd.DataFrame, between: Sequence[Mapping[str, Any]], rows: Sequence[pd.DataFrame], *, same_split: bool
+) -> Pair:
+    """What is matched on each side; counts where a budget has another size on the other side."""
+    budget = _both("match", between, [results if part.empty else part for part in rows])
+    if budget == (budget_name("none"),) * 2:
+        return (None, None) if same_split or not _same_widths(rows) else budget
+    if budget[0] == budget[1] and not any(part.empty for part in rows):
+        return _matched_or_counts(budget, rows)
+    return budget
 
 
 def _both_splits(between: Sequence[Mapping[str, Any]], rows: Sequence[pd.DataFrame]) -> Pair:
@@ -129,15 +140,6 @@ def _averages(
 def _joined(parts: Sequence[str]) -> str:
     """What a side is called; an option that is not set is named only where nothing else is."""
     return ", ".join([part for part in parts if not part.endswith(" not set")] or parts)
-
-
-def _matched(budget: Pair, rows: Sequence[pd.DataFrame], *, is_one_split: bool) -> Pair:
-    """What is matched between the sides, in words; no words where it is not one thing, or goes without saying."""
-    if budget == (budget_name("none"),) * 2:
-        return (None, None) if is_one_split or not _same_widths(rows) else budget
-    if budget[0] != budget[1] or any(part.empty for part in rows):
-        return budget
-    return _matched_or_counts(budget, rows)
 
 
 def _matched_or_counts(budget: Pair, rows: Sequence[pd.DataFrame]) -> Pair:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal
 
 from spectrum._files import reason_of, write_whole
 from spectrum._records import SpecError
-from spectrum.cli.arguments import Doctor, Export, Report, Status
+from spectrum.cli.arguments import Compare, Doctor, Export, Report, Status
 from spectrum.cli.printing import counted, err, out, print_next, print_table, run_name
 from spectrum.design.plan import Plan as FrozenPlan
 from spectrum.design.study_file import Study, load_study
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from spectrum.analysis.report import Report as Written
     from spectrum.study.doctor import Finding
 
+FIGURE_FORMATS = [".png", ".pdf", ".svg"]
 Standing = Literal["training", "left", "finished"]
 PLANNED = {"study", "question", "file", "overrides", "imports", "hash", "budget", "varied"}  # what a page needs
 
@@ -199,13 +200,46 @@ def export(command: Export) -> int:
     return 0
 
 
-def _check_target(path: Path, endings: Sequence[str]) -> None:
+def compare(command: Compare) -> int:
+    """Print what the runs of a table show of its methods; write them to a file if asked."""
+    from spectrum.analysis.compare import compare as compared
+    from spectrum.analysis.export import ROW_FORMATS
+
+    if command.to is not None:
+        _check_target(command.to, [*ROW_FORMATS])
+    if command.figure is not None:
+        _check_target(command.figure, FIGURE_FORMATS, "--figure")
+    found = compared(
+        command.runs,
+        by=command.by,
+        metric=command.metric,
+        pair=command.pair,
+        average_over=command.average_over,
+        against=command.against,
+        margin=command.margin,
+        lower_is_better=command.lower_is_better,
+        test_images=command.test_images,
+        pattern=command.pattern,
+    )
+    out.print(str(found))
+    if command.to is not None:
+        ROW_FORMATS[command.to.suffix](found.judged.drop(columns=["unit"]), command.to)
+        out.print(f"{counted(len(found.judged), 'comparison')} written to {command.to}")
+    if command.figure is not None:
+        from spectrum.analysis.plots import compared as drawn
+
+        drawn(found).savefig(command.figure)
+        out.print(f"figure written to {command.figure}")
+    return 0
+
+
+def _check_target(path: Path, endings: Sequence[str], flag: str = "--to") -> None:
     if path.suffix not in endings:
-        raise SpecError(f"--to {path}: expected a name that ends in {', '.join(endings[:-1])} or {endings[-1]}")
+        raise SpecError(f"{flag} {path}: expected a name that ends in {', '.join(endings[:-1])} or {endings[-1]}")
     if not path.parent.is_dir():
-        raise SpecError(f"--to {path}: no folder {path.parent}; make it first")
+        raise SpecError(f"{flag} {path}: no folder {path.parent}; make it first")
     if is_own(path):
-        raise SpecError(f"--to {path}: is a file that a study's folder lives on; give another name")
+        raise SpecError(f"{flag} {path}: is a file that a study's folder lives on; give another name")
 
 
 def _raise_without_contrasts(folder: Path, study: Study | None) -> None:

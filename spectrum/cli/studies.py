@@ -137,6 +137,7 @@ class _Forecast:
 def _forecast(study: Study, command: Plan, frozen: FrozenPlan | None, folder: Path) -> _Forecast:
     from spectrum.data.images import described, read_once
     from spectrum.engines.cores import available_cores
+    from spectrum.study.backends import asked_tune
     from spectrum.study.contrasts import examine
     from spectrum.study.forecast import LOOK, REPORT, share_of_a_core, start_seconds
     from spectrum.study.planning import plan_study
@@ -145,7 +146,8 @@ def _forecast(study: Study, command: Plan, frozen: FrozenPlan | None, folder: Pa
     start = start_seconds()
     began = process_time()
     with read_once():
-        planned = plan_study(study, imports=command.imports, time_steps=True, frozen=frozen)
+        tunes = asked_tune(None) != "off"
+        planned = plan_study(study, imports=command.imports, time_steps=True, frozen=frozen, tune=tunes)
         images = described(one.run for one in planned)
     timing = LOOK * (1 + len({one.step_seconds for one in planned}))  # which `run` will not do
     workers = min(command.settings.workers or available_cores(), available_cores(), len(planned))
@@ -354,7 +356,7 @@ def _cluster(command: Run) -> Cluster:
             )
         return cluster
     if find_spec("ray") is None:
-        raise SpecError('--engine ray: Ray is not installed: pip install "convolution-spectrum[ray]"')
+        raise SpecError('--engine ray: Ray is not installed. In a checkout of the repository: pip install ".[ray]"')
     if not cluster.cpus > 0:
         raise SpecError(f"--run-cpus {cluster.cpus:g}: expected more than 0")
     if cluster.ranks < 1:

@@ -184,21 +184,29 @@ def test_what_no_layer_can_have_is_refused(said):
         plan_study(study(base=said | {"widths": [16, 32, 32]}, axes={"seed": [0]}))
 
 
+FASTER = 0.7  # time of a step with measured backends, as a share of that with guessed ones
+
+
 @pytest.fixture
 def told_times(monkeypatch):
     """Times that are told, not measured, since machines are busy: a step takes as long as it has MACs, and noise."""
     noise = itertools.cycle([1.0, 1.01, 0.99])
     calls = []
 
-    def stepper(self, run, images):
-        return measure_cost(build(run, images), images.shape).macs
+    def stepper(self, run, images, *, tuned=False):
+        gains = FASTER if tuned and run.segments != "per_channel" else 1.0
+        return gains * measure_cost(build(run, images), images.shape).macs
 
     def ratio(step, standard, threads):
         calls.append(threads)
         return speed.Ratio(step / standard * next(noise), 1e-9 * standard)
 
     monkeypatch.setattr(planning._Planner, "_stepper", stepper)
-    monkeypatch.setattr(planning._Planner, "_time_step", lambda self, run, images: 1e-9 * stepper(self, run, images))
+    monkeypatch.setattr(
+        planning._Planner,
+        "_time_step",
+        lambda self, run, images, *, tuned: 1e-9 * stepper(self, run, images, tuned=tuned),
+    )
     monkeypatch.setattr(speed, "step_time_ratio", ratio)
     return calls
 
@@ -237,6 +245,31 @@ def test_step_times_are_matched_and_kept_whatever_else_changes(told_times):
     assert not told_times
     plan_study(study(axes=axes, budget=budget, base={"batch_size": 25}), frozen=frozen)
     assert told_times, "another batch, another time"
+
+
+@pytest.mark.medium
+def test_step_times_match_with_the_backends_that_training_will_have(told_times):
+    """Measured backends make all but the reference faster, so that they may be wider."""
+    said = study(axes={"segments": [1, 4, "per_channel"]}, budget={"match": "step_time", "reference": PER_CHANNEL})
+    *others, reference = plan_study(said, tune=True)
+    for one in others:
+        assert abs(FASTER * one.macs / reference.macs - 1) <= 0.05
+        assert abs(one.mismatch) <= 0.03
+
+
+@pytest.mark.medium
+def test_a_step_time_that_no_widths_match_as_measured_is_refused(told_times, monkeypatch):
+    """As on a machine whose backends are twice as fast or twice as slow as guessed, from one width to the next."""
+    guessed, jumps = planning._Planner._stepper, itertools.cycle([0.5, 2.0])
+
+    def stepper(self, run, images, *, tuned=False):
+        jump = next(jumps) if tuned and run.segments == 4 else 1.0
+        return jump * guessed(self, run, images)
+
+    monkeypatch.setattr(planning._Planner, "_stepper", stepper)
+    said = study(axes={"segments": [4]}, budget={"match": "step_time", "reference": PER_CHANNEL})
+    with pytest.raises(SpecError, match="with the backends that are fastest here; try --tune off"):
+        plan_study(said, tune=True)
 
 
 @pytest.mark.medium
