@@ -5,6 +5,7 @@
 # make docs    the documentation site, in docs/_build/html  make pictures  draw the tests' reference pictures anew
 # make readmes write the pages of the map from the rows      make golden   count all networks anew
 # make pages   write the report of every committed study anew
+# make gpu     with a card: its tests, then benchmarks into results/bench/CARD
 # make soak    two hundred kills over a study, a quarter of an hour
 # make audit   ask whether versions that are pinned have known vulnerabilities
 PYTHON ?= python3
@@ -13,7 +14,7 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --co
 PYTEST := $(BIN)/python -m pytest -n auto --dist worksteal
 STUDY ?= experiments/quickstart.toml
 
-.PHONY: study test test-slow test-all check lint types docs drawing notebooks pictures readmes pages golden audit cluster soak clean
+.PHONY: study test test-slow test-all check lint types docs drawing notebooks pictures readmes pages golden audit cluster gpu soak clean
 .DEFAULT_GOAL := check
 
 study: .venv/for-use
@@ -68,6 +69,11 @@ audit: .venv/for-development
 
 cluster: .venv/for-development
 	$(BIN)/python -m pytest -m cluster
+
+gpu: .venv/for-development
+	@$(BIN)/python -c 'import sys, torch; sys.exit(None if torch.cuda.is_available() else "make gpu: torch sees no CUDA card here, so nothing was tested or measured.")'
+	$(BIN)/python -m pytest -m gpu -rs
+	for bench in "op" "op --dtype float16" "train" "sweep" "models"; do $(BIN)/spectrum bench $$bench --device cuda || exit 1; done
 
 soak: .venv/for-development
 	$(BIN)/python -m pytest tests/soak.py -s

@@ -82,9 +82,14 @@ class Steps:
         return list(dict.fromkeys(there["segments"]))
 
     def slowest(self, way: str, match: str = "macs") -> tuple[str, float]:
-        """Segments whose step takes longest under a budget, and how many times as long as that of 1 segment."""
-        place = max(self.places(match), key=lambda segments: self.ms(way, segments, match))
-        return place, self.ms(way, place, match) / self.ms(way, 1, match)
+        """Segments whose step takes longest under a budget, and how many times as long as that of 1 segment.
+
+        Several where two passes do not rank their times, the slowest first.
+        """
+        places = sorted(self.places(match), key=lambda segments: -self.ms(way, segments, match))
+        longest = self.ms(way, places[0], match)
+        tied = [place for place in places if self.ms(way, place, match) * self.apart >= longest]
+        return " or ".join(tied), longest / self.ms(way, 1, match)
 
     def gone(self, place: object) -> tuple[float, float]:
         """Extra MAC-matched step time over 1 segment in the default loop: shares of layout and loop, and of kernels."""
@@ -97,13 +102,22 @@ class Steps:
         return runs.drop_duplicates(["label", "cost"])
 
     def front(self, way: str) -> list[str]:
-        """Labels on the Pareto frontier of mean accuracy against step time, from fast to slow."""
+        """Names on the Pareto frontier of mean accuracy against step time, from fast to slow, each with its budget.
+
+        A network stays out if a more accurate one takes so little longer that two passes do not rank their times.
+        """
         runs = self.runs(way)
-        return list(dict.fromkeys(runs.loc[runs["on_front"], "label"]))
+        front = runs[runs["on_front"]]
+        ranked = [
+            row
+            for _, row in front.iterrows()
+            if not ((front["cost"] > row["cost"]) & (front["cost"] <= self.apart * row["cost"])).any()
+        ]
+        return [row["label"] if row["label"] == END else f"{row['label']} ({BUDGETS[row['match']]})" for row in ranked]
 
     def between(self, way: str) -> list[str]:
         """Those on the frontier that are neither an end of the spectrum nor the plain 3×3."""
-        return [label for label in self.front(way) if label not in ("1", PLAIN, END)]
+        return [name for name in self.front(way) if name.partition(" (")[0] not in ("1", PLAIN, END)]
 
     @property
     def stale(self) -> float:

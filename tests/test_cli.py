@@ -127,6 +127,39 @@ def test_a_plan_lists_runs_and_writes_nothing(study, capsys):
 
 
 @pytest.mark.medium
+def test_a_plan_takes_off_the_runs_that_have_a_result(study, capsys):
+    assert run("run", "tiny.toml", "--workers", "1") == 0
+    capsys.readouterr()
+    assert run("plan", "tiny.toml") == 0
+    said = capsys.readouterr().out
+    assert "6 runs (3 configurations × 2 seeds). All have a result already.\n" in said
+    assert said.endswith("\nnext    spectrum report results/tiny\n")
+    rows = study / "results" / "tiny" / "results.jsonl"
+    rows.write_text("".join(rows.read_text().splitlines(keepends=True)[:4]))
+    assert run("plan", "tiny.toml") == 0
+    said = capsys.readouterr().out
+    assert "6 runs (3 configurations × 2 seeds); 2 of 6 are left: about " in said
+    assert said.endswith("\nnext    spectrum run tiny.toml\n")
+    assert run("plan", "tiny.toml", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["left"] == 2
+
+
+def test_a_plan_says_how_far_a_sweep_may_be_extended(study, capsys):
+    (study / "tuned.toml").write_text(TUNED + "extend = 2\n")
+    assert run("plan", "tuned.toml") == 0
+    assert "6 sweep runs, up to 18 if the grid is extended, then 6 final runs (" in capsys.readouterr().out
+
+
+def test_a_name_that_a_study_gives_does_not_command_the_terminal(study, capsys):
+    hidden = STUDY.replace("Does it run?", "Is it \\u001b[8mhidden?")
+    (study / "hidden.toml").write_text(hidden)
+    assert run("plan", "hidden.toml") == 0
+    said = capsys.readouterr().out
+    assert "\x1b" not in said
+    assert r"Is it \x1b[8mhidden?" in said
+
+
+@pytest.mark.medium
 def test_a_plan_says_the_run_with_its_own_flags(study, capsys):
     assert run("plan", "tiny.toml", "--width", "0.5", "--out", "a folder") == 0
     assert capsys.readouterr().out.endswith("\nnext    spectrum run tiny.toml --width 0.5 --out 'a folder'\n")
@@ -239,7 +272,7 @@ def test_help_says_what_every_command_does(capsys, monkeypatch):
         "run": "Train every run",
         "status": "Count a study's runs",
         "doctor": "Check a study's folder",
-        "report": "Draw the figures",
+        "report": "Redraw the figures",
         "export": "Write a study's runs",
         "audit": "Count a network's parameters",
         "bench": "Measure speed",
@@ -268,7 +301,7 @@ def test_a_long_help_comes_in_two_lengths(capsys, monkeypatch, command):
     flags = [set(re.findall(r"^. (--[a-z][a-z-]+)", text, re.MULTILINE)) for text in (short, whole)]
     assert flags[0] < flags[1]
     if command != "audit":  # flags that override the file, and not the defaults
-        assert re.search(r"--activation.*?\(default: the file's\)", " ".join(whole.split()))
+        assert re.search(r"--activation.*?\(default: the study's value\)", " ".join(whole.split()))
     if command == "run":
         assert flags[0] >= {"--out", "--workers", "--device", "--epochs", "--confirm", "--engine", "--import"}
 
@@ -333,7 +366,7 @@ def test_bash_completes_commands_flags_values_and_files(study, capsys):
         "spectrum run tin: tiny.toml",
         "spectrum -: -h --help",
         "spectrum bench o: op",
-        "spectrum : audit bench doctor export plan report run status",
+        "spectrum : audit bench compare doctor export plan report run segment status",
         "spectrum run : completion.bash tiny.toml",
         "spectrum run x --order : pointwise_first spatial_first",
         "spectrum bench : op train sweep models engine steps",
@@ -383,7 +416,7 @@ def test_the_table_of_a_study_is_exported_for_papers_and_pages(study, capsys):
     written(study / "a_b%&", "a_b%&", [0.9, 0.92])
     assert run("export", "a_b%&", "--to", "table.tex") == 0
     assert run("export", "a_b%&", "--to", "table.md") == 0
-    assert "table of 2 rows, a line per run, written to table.md" in capsys.readouterr().out
+    assert "table of 1 configuration written to table.md" in capsys.readouterr().out
     latex, markdown = ((study / name).read_text(encoding="utf-8") for name in ("table.tex", "table.md"))
     assert r"\caption{a\_b\%\&: digits, n = 2 runs per configuration, budget: width-matched.}" in latex
     assert r"1 & 2 & 1,000 & 9,000 & 91.00 $\pm$ 12.71 & 2.0 \\" in latex
@@ -506,6 +539,10 @@ def test_a_search_says_what_it_chose_and_what_to_do_next(study, capsys):
     assert "figures/tuning.png" in said.out
     assert run("status", "results/tuned") == 0
     assert capsys.readouterr().out.endswith("next    spectrum run tuned.toml --confirm\n")
+    assert run("plan", "tuned.toml") == 0
+    said = capsys.readouterr().out
+    assert "6 sweep runs, then 6 final runs (3 configurations × 2 seeds); 6 of 12 are left: about" in said
+    assert said.endswith("next    spectrum run tuned.toml --confirm\n")
     assert run("run", "tuned.toml", "--workers", "2", "--confirm") == 0
     said = capsys.readouterr().out
     assert "accuracy" in said
@@ -547,3 +584,52 @@ def test_a_plan_counts_clamped_layers_of_every_kind(study, capsys):
     assert "(4 of 6 layers clamped)" in said
     assert "(2 of 6 layers clamped)" in said
     assert "(5 of 6 layers clamped in pointwise_segments)" in said
+
+
+NETWORK = """
+from torch import nn
+def net():
+    return nn.Sequential(nn.Conv2d(3, 16, 3), nn.ReLU(), nn.Conv2d(16, 32, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+def other(size): ...
+def nothing(): ...
+"""
+
+
+@pytest.fixture
+def own_network(study, monkeypatch):
+    (study / "own_network.py").write_text(NETWORK)
+    yield "own_network"
+    sys.modules.pop("own_network", None)
+
+
+def test_segment_counts_and_approximates_a_network_of_ones_own(own_network, capsys):
+    from spectrum import measure_cost, segment_model
+
+    assert main(["segment", f"{own_network}:net", "--segments", "1", "8", "per_channel", "--layers"]) == 0
+    said = capsys.readouterr().out
+    model = sys.modules[own_network].net()
+    for segments in (1, 8, "per_channel"):
+        new, _ = segment_model(model, segments)
+        cost = measure_cost(new, (3, 32, 32))
+        label = str(segments).replace("_", "-")
+        assert re.search(rf"^{label} +1 of 2 +{cost.params:,} +{cost.macs:,} ", said, re.MULTILINE)
+    assert re.search(r"^1 .* 100\.0%$", said, re.MULTILINE)  # 32 middle channels hold any kernel of 16 inputs
+    assert "3 input channels, below least_channels=16" in said
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["own_network"], "expected MODULE:FUNCTION"),
+        (["own_network:missing"], "module own_network has no function missing"),
+        (["own_network:other"], "give a function without arguments"),
+        (["own_network:nothing"], "returned NoneType; expected a torch.nn.Module"),
+        (["no_such_module:net"], "no such module"),
+        (["own_network:net", "--segments", "0"], "--segments 0: expected a number of at least 1, or per_channel"),
+        (["own_network:net", "--channels", "1"], "give --channels and --image-size that it takes"),
+        (["own_network:net", "--select", "x"], "select='x': no k×k convolution has such a name"),
+    ],
+)
+def test_segment_refuses_what_it_cannot_convert(own_network, capsys, words, says):
+    assert main(["segment", *words]) == 2
+    assert says in capsys.readouterr().err

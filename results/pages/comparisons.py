@@ -85,14 +85,19 @@ class Comparisons:
         return sorted({found.margin for found in self.judged.values() if found.margin and found.margin > 0})
 
     @property
+    def tells_from_zero(self) -> bool:
+        """Whether the new study of any inconclusive comparison would tell no difference from one like the margin."""
+        return any("to tell 0" in found.new_study for found in self.judged.values())
+
+    @property
     def is_inconclusive(self) -> bool:
         """Whether any prespecified comparison is inconclusive."""
         return any(found.verdict == "inconclusive" for found in self.judged.values())
 
     @property
     def largest(self) -> float:
-        """The largest mean difference of all prespecified comparisons, without its sign."""
-        return max(abs(found.mean) for found in self.judged.values() if found.kind == "difference")
+        """The largest difference that any prespecified comparison leaves possible: the outer end of its 95% CI."""
+        return max(max(-found.low, found.high) for found in self.judged.values() if found.kind == "difference")
 
     def difference(
         self, first: Mapping[str, Any], second: Mapping[str, Any], among: Sequence[Any] | None = None
@@ -129,6 +134,10 @@ class Comparisons:
     def slope(self, **side: Any) -> pd.Series:
         """Of one curve: accuracy per doubling of the segments."""
         return stats.trend(self._rows(side)).iloc[0]
+
+    def rises(self, **side: Any) -> bool:
+        """Whether the mean accuracy of one curve rises with every step along the spectrum."""
+        return bool(stats.optimum(self._rows(side))["mean"].is_monotonic_increasing)
 
     def best(self, **side: Any) -> Best:
         """Of one curve."""
@@ -172,19 +181,19 @@ def _judged(row: pd.Series, sides: str) -> Judged:
 
 
 def _new_study(row: pd.Series) -> str:
-    """Seeds of a new study that would settle an inconclusive comparison with 80% power, and what it would show.
+    """Seeds with which a new study would settle an inconclusive comparison with 80% power, and what it would show.
 
-    In brackets: seeds where the spread is at its 80% upper limit.
+    The second number is for a spread at its 80% upper limit.
     """
     if row["verdict"] != "inconclusive":
         return ""
     is_beyond = pd.isna(row["margin"]) or abs(row["mean"]) > row["margin"]
     more = row["more_seeds_to_show" if is_beyond else "more_seeds"]
     if pd.isna(more):
-        return "more than 10,000 seeds"
-    aim = f"show {pp(abs(row['mean']))}" if is_beyond else f"tell 0 from ±{pp(row['margin'])}"
+        return "more than 10,000"
+    aim = f"to show a difference of {pp(abs(row['mean']))}" if is_beyond else f"to tell 0 from ±{pp(row['margin'])}"
     if is_beyond and not pd.isna(row["margin"]):
-        return f"{row['n'] + more:,} seeds to {aim}"
+        return f"{row['n'] + more:,}, {aim}"
     most = row["more_seeds_at_most"]
     safe = "more than 10,000" if pd.isna(most) else f"{row['n'] + most:,}"
-    return f"{row['n'] + more:,} ({safe}) seeds to {aim}"
+    return f"{row['n'] + more:,} to {safe}, {aim}"

@@ -7,6 +7,7 @@ from typing import Any
 
 import pandas as pd
 
+from pages.width import channels_of_stages
 from spectrum import stats
 from spectrum.analysis.table import has
 
@@ -44,6 +45,11 @@ class Costs:
     def worst_mismatch(self, *matches: str) -> float:
         """Largest relative distance of a network from its target, under some budgets."""
         return stats.worst_mismatch(self.results[self.results["match"].isin(matches)])
+
+    def widths(self, **side: Any) -> list[int]:
+        """Channels of the stages of the first network that has these values."""
+        row = self.results[has(self.results, side)].iloc[0]
+        return list(channels_of_stages(row["model"], row["width"], row["widths"]))
 
     def realised(self, **side: Any) -> list[int]:
         """The different numbers of segments that the layers of a network really have, from input to output."""

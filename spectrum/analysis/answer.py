@@ -7,11 +7,14 @@ import pandas as pd
 from spectrum.analysis.along import optimum
 from spectrum.analysis.sentences import SHOWN, comparison_names, finding, pp, verdict_of
 from spectrum.analysis.summary import summarise
-from spectrum.analysis.table import SPLIT, keys, scored_metric, varied_settings, worst_mismatch
+from spectrum.analysis.table import SPLIT, keys, scored_metric, unique_runs, varied_settings
+from spectrum.analysis.unfinished import NOT_COMPLETE
 from spectrum.analysis.words import configuration_words, setting_label
 from spectrum.design.plan import Plan
 
 FEW_SEEDS = 6
+NO_SEED = "no seed has a run of each configuration"
+MOST_TIED = 3  # configurations that a sentence lists
 MOST_CURVES = 4  # whose possible optima a sentence can list
 
 
@@ -30,7 +33,7 @@ def answer(results: pd.DataFrame, judged: pd.DataFrame, *, bold: str = "") -> li
         return ["Not answered yet: no final run has finished."]
     if not results[scored_metric(results)].notna().any():
         return ["Not answered: every run has failed."]
-    if not len(judged) or not judged["n"].any():
+    if not len(judged) or not (judged["n"].any() or judged["verdict"].eq(NOT_COMPLETE).any()):
         return [_highest(results, bold), _optima(results)]
     return [finding(judged.iloc[0], bold=bold), _verdicts(judged) if len(judged) > 1 else _highest(results, "")]
 
@@ -46,7 +49,7 @@ def caveats(results: pd.DataFrame, plan: Plan, judged: pd.DataFrame) -> list[str
     if not len(results):
         swept = plan.tuning is not None and not plan.runs
         return ["Only the learning-rate sweep has run: nothing is scored on the test set."] if swept else []
-    found = [*_unfinished(results, plan), *_seeds(results), *_capacity(results), *_losses(results, plan, judged)]
+    found = [*_unfinished(results, plan), *_seeds(results), *_capacity(results, plan), *_losses(results, plan, judged)]
     if len(judged) and judged["confounded"].any():
         found.append(f"Confounded, since several factors change at once: {_quoted(judged, judged['confounded'])}.")
     edges = [one for one in (plan.tuning.choices if plan.tuning is not None else ()) if one.edges]
@@ -58,24 +61,27 @@ def caveats(results: pd.DataFrame, plan: Plan, judged: pd.DataFrame) -> list[str
     return found
 
 
-def worst_mismatches(results: pd.DataFrame, plan: Plan) -> dict[str, str]:
-    """The largest relative distance of a run from each budget that is matched, in words."""
-    if not len(results):
-        return {}
-    matches = [match for match in plan.budgets if match != "none"]
-    return {match: f"{100 * worst_mismatch(results[results['match'] == match]):.2f}%" for match in matches}
+def worst_mismatches(plan: Plan) -> dict[str, str]:
+    """The largest relative distance of a planned run from each budget that is matched, in words."""
+    found: dict[str, float] = {}
+    for run in plan.known:
+        if run.match not in (None, "none") and run.mismatch is not None:
+            found[str(run.match)] = max(abs(run.mismatch), found.get(str(run.match), 0.0))
+    return {match: f"{100 * worst:.2f}%" for match, worst in found.items()}
 
 
 def _verdicts(judged: pd.DataFrame) -> str:
     """How many comparisons show what."""
     verdicts = [verdict_of(row) for _, row in judged.iterrows()]
     shown = sum(verdict in SHOWN for verdict in verdicts)
-    equivalent, inconclusive, unknown = (verdicts.count(one) for one in ("equivalent", "inconclusive", "unknown"))
+    others = ("equivalent", "inconclusive", "unknown", NOT_COMPLETE)
+    equivalent, inconclusive, unknown, unfinished = (verdicts.count(one) for one in others)
     counts = [
         (shown, "show a difference" if shown > 1 else "shows a difference"),
         (equivalent, "show equivalence within the margin" if equivalent > 1 else "shows equivalence within the margin"),
         (inconclusive, "are inconclusive" if inconclusive > 1 else "is inconclusive"),
         (unknown, "lack runs or a spread" if unknown > 1 else "lacks runs or a spread"),
+        (unfinished, "are not complete" if unfinished > 1 else "is not complete"),
     ]
     said = [f"{count} {words}" for count, words in counts if count]
     listed = said[0] if len(said) == 1 else f"{', '.join(said[:-1])} and {said[-1]}"
@@ -89,9 +95,23 @@ def _highest(results: pd.DataFrame, bold: str) -> str:
     seeds = "one seed" if best["n"] == 1 else f"{best['n']} seeds"
     interval = "" if best["low"] != best["low"] else f"95% CI {pp(best['low'])} to {pp(best['high'])}; "
     what = configuration_words(best, names)
+    tied = table[table["mean"].map(pp) == pp(best["mean"])]
+    if len(tied) > 1:
+        return _shared_highest(tied, len(table), names, bold)
     if len(table) == 1:
         return f"{what}: accuracy {bold}{pp(best['mean'])}%{bold} ({interval}{seeds})."
     return f"Highest mean accuracy: {bold}{what}, {pp(best['mean'])}%{bold} ({interval}{seeds})."
+
+
+def _shared_highest(tied: pd.DataFrame, count: int, names: list[str], bold: str) -> str:
+    """The highest mean accuracy of several configurations that share it."""
+    accuracy = f"{bold}{pp(tied['mean'].iloc[0])}%{bold}"
+    if len(tied) == count:
+        return f"{'Both' if count == 2 else f'All {count}'} configurations have the mean accuracy {accuracy}."
+    if len(tied) > MOST_TIED:
+        return f"Highest mean accuracy: {accuracy}, of {len(tied)} of the {count} configurations."
+    listed = "; ".join(configuration_words(row, names) for _, row in tied.iterrows())
+    return f"Highest mean accuracy: {bold}{listed}{bold}, each {accuracy}."
 
 
 def _optima(results: pd.DataFrame) -> str:
@@ -108,17 +128,20 @@ def _optima(results: pd.DataFrame) -> str:
         means = results.groupby(keys(results, [*SPLIT, *names]))[metric].mean()
         low, high = means.min(), means.max()
         return f"Mean accuracies of the {configurations} configurations range from {pp(low)}% to {pp(high)}%."
+    if not groups["n"].any():
+        return f"Possible optima are not known: {NO_SEED}."
     said = []
     for values, curve in curves:
         where = setting_label(names, values)
-        labels = ", ".join(curve[curve["in_set"]]["label"])
+        labels = ", ".join(curve[curve["in_set"]]["label"]) if curve["n"].any() else f"not known, since {NO_SEED}"
         said.append(f"{where + ': ' if where else ''}{labels}")
     return f"Possible optima (95% set of segments): {'; '.join(said)}."
 
 
 def _unfinished(results: pd.DataFrame, plan: Plan) -> list[str]:
-    planned, finished = len(plan.runs), int((results["status"] != "failed").sum())
-    if len(results) >= planned:
+    runs = unique_runs(results)
+    planned, finished = plan.count, int((runs["status"] != "failed").sum())
+    if len(runs) >= planned:
         return []
     return [f"{finished} of {planned} runs have finished; the numbers may still change."]
 
@@ -126,20 +149,29 @@ def _unfinished(results: pd.DataFrame, plan: Plan) -> list[str]:
 def _seeds(results: pd.DataFrame) -> list[str]:
     names = [*SPLIT, *varied_settings(results)]
     seeds = results[results[scored_metric(results)].notna()].groupby(keys(results, names))["seed"].nunique()
-    fewest = int(seeds.min()) if len(seeds) else 0
-    if fewest == 1:
+    if not len(seeds):
+        return []
+    alone, fewest, most = int(seeds.eq(1).sum()), int(seeds.min()), int(seeds.max())
+    found = []
+    if most == 1:
         return ["One seed per configuration has no interval: no difference can be told from chance."]
-    if 0 < fewest < FEW_SEEDS:
-        return [f"{fewest} seeds per configuration are few: intervals are wide and say little about small differences."]
-    return []
+    if alone:
+        found.append(f"{alone} of {len(seeds)} configurations {'has' if alone == 1 else 'have'} one seed: no interval.")
+        fewest = int(seeds[seeds.gt(1)].min())
+    if fewest < FEW_SEEDS:
+        counts = f"{fewest}" if fewest == most else f"{fewest} to {most}"
+        which = f"{counts} seeds per configuration" if not alone else f"The {counts} seeds of the others"
+        found.append(f"{which} are few: intervals are wide and say little about small differences.")
+    return found
 
 
-def _capacity(results: pd.DataFrame) -> list[str]:
+def _capacity(results: pd.DataFrame, plan: Plan) -> list[str]:
     """What the budgets leave free: capacity where none is matched, width where one is."""
     found = []
     unmatched, matched = results[results["match"] == "none"], results[results["match"] != "none"]
     if any(unmatched[count].nunique() > 1 for count in ("params", "macs") if count in unmatched):
-        where = "Where widths are matched, parameters" if len(matched) else "No budget is matched: parameters"
+        matches = len(matched) or set(plan.budgets) - {"none"}  # some may still be to come
+        where = "Where widths are matched, parameters" if matches else "No budget is matched: parameters"
         found.append(f"{where} and MACs vary between configurations. A difference in accuracy may be one of capacity.")
     if "widths" in matched and matched.groupby("match")["widths"].agg(lambda one: one.map(repr).nunique()).gt(1).any():
         found.append(
@@ -151,12 +183,13 @@ def _capacity(results: pd.DataFrame) -> list[str]:
 def _losses(results: pd.DataFrame, plan: Plan, judged: pd.DataFrame) -> list[str]:
     """Runs that failed or diverged, and seeds that a comparison lacks."""
     found = []
-    failed, diverged = (int(results["status"].eq(status).sum()) for status in ("failed", "diverged"))
+    runs = unique_runs(results)
+    failed, diverged = (int(runs["status"].eq(status).sum()) for status in ("failed", "diverged"))
     if failed:
         found.append(f"{_counted(failed, 'run')} failed and {'is' if failed == 1 else 'are'} left out.")
     if diverged:
         found.append(f"{_counted(diverged, 'run')} diverged and {'counts' if diverged == 1 else 'count'}, at chance.")
-    if len(results) == len(plan.runs):
+    if len(runs) == plan.count:
         for seeds in dict.fromkeys(filter(None, judged["left_out"] if len(judged) else ())):
             these = judged["left_out"].map(lambda one, seeds=seeds: one == seeds)
             where = f"all {len(judged)} comparisons" if these.all() and len(judged) > 1 else _quoted(judged, these)

@@ -11,12 +11,18 @@ import pandas as pd
 
 from spectrum.analysis.held import differing, held_equal
 from spectrum.analysis.sentences import pp
-from spectrum.analysis.table import SPLIT, varied_settings
+from spectrum.analysis.table import IMAGES, SPLIT, varied_settings
 from spectrum.analysis.words import configuration_words, setting_name, setting_words, split_words
 from spectrum.design.plan import Plan, PlannedChoice, PlannedRun
 from spectrum.models.position import Position
 
 SWEPT = {"lr": "learning rates", "weight_decay": "weight decays"}
+IMAGES_SEEN = (*IMAGES, "train_images", "validation_fraction", "normalisation")
+SEEN = {  # what a run sees → options that decide it
+    "images": IMAGES_SEEN,
+    "batches": (*IMAGES_SEEN, "batch_size"),
+    "augmentation": (*IMAGES_SEEN, "flip", "shift", "cutout"),
+}
 WORDS = {"lowering": "backend asked for", "lowerings": "backends"}  # of fields that rows call by earlier names
 
 
@@ -61,7 +67,7 @@ def design(plan: Plan) -> list[tuple[str, str]]:
         design.append(("what differs with it", "; ".join(follows)))
     if plan.runs:
         design.append(("seeds", _each(str(options.get("seed", "")) for options in asked)))
-    design.append(("runs", f"{len(plan.runs)}, each on the same images, batches and augmentation for one seed"))
+    design.append(("runs", f"{len({run.id for run in plan.known})}{_alike(plan)}"))
     if plan.tuning is not None:
         grid = "; ".join(
             f"{SWEPT[name]} {_each(f'{v:g}' for v in values)}" for name, values in plan.tuning.grid.items()
@@ -74,6 +80,25 @@ def design(plan: Plan) -> list[tuple[str, str]]:
         said = [f"{margin} ({count} comparison{'' if count == 1 else 's'})" for margin, count in margins.items()]
         design.append(("margins of equivalence, pp", "; ".join(said)))
     return design
+
+
+def _alike(plan: Plan) -> str:
+    """What all runs of one seed see alike, as far as no option that decides it differs."""
+    differ = set(differing(_runs(plan)))
+    alike = [word for word, options in SEEN.items() if not differ & set(options)]
+    if not alike:
+        return ""
+    listed = alike[0] if len(alike) == 1 else f"{', '.join(alike[:-1])} and {alike[-1]}"
+    return f", each on the same {listed} for one seed"
+
+
+def seeds_vary(plan: Plan) -> str:
+    """What differs between the seeds of a study, in a sentence."""
+    own = [options.get("teacher_seed") == "seed" for options in _runs(plan)]
+    if any(own):
+        where = "Seeds vary" if all(own) else "In some configurations seeds vary"
+        return f"{where} the teacher, its images (test images too) and the training together."
+    return "Seeds vary the training, not the test images."
 
 
 def _clamped(plan: Plan) -> str:

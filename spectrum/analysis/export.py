@@ -13,7 +13,6 @@ import io
 import json
 import math
 import re
-import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,9 +22,10 @@ import numpy as np
 import pandas as pd
 
 from spectrum._files import write_whole
+from spectrum._text import printable
 from spectrum.analysis.sentences import contrasts_as_text
 from spectrum.analysis.summary import as_text, summary_table
-from spectrum.analysis.table import studies_of
+from spectrum.analysis.table import studies_of, unique_runs
 from spectrum.analysis.words import setting_words
 
 TEX = str.maketrans(
@@ -49,8 +49,6 @@ TEX = str.maketrans(
 )
 MARKDOWN = re.compile(r"[\\`|*<\[$~]|&(?=#?\w+;)|(?<![^\W_])_|_(?![^\W_])")  # an underscore within a word is plain
 BLOCK = re.compile(r"^(\d{1,9})(?=[.)])|^(?=[#>+=-])")  # what begins a list, a heading or a quotation
-UNPRINTED = ("Cc", "Cs", "Cf")  # kinds of characters that break or reorder a line, but for those that join letters
-JOINERS = "\u200c\u200d"
 LATIN = 0x250  # the first character that pdflatex may not have
 
 
@@ -64,11 +62,12 @@ class Table:
     label: str
 
 
-def runs_table(results: pd.DataFrame) -> Table:
+def runs_table(results: pd.DataFrame, planned: int | None = None) -> Table:
     """Table of a study, a line per configuration: costs, and accuracy with its 95% CI.
 
     Args:
         results: rows of one study, from `load_results`.
+        planned: how many runs its plan has; the caption says where some have not ended.
 
     Raises ValueError where no run has an accuracy yet.
     """
@@ -76,7 +75,7 @@ def runs_table(results: pd.DataFrame) -> Table:
     if table.empty:
         raise ValueError(f"{_study(results)}: no run has an accuracy yet; nothing to tabulate")
     titles, rows = as_text(table)
-    return Table(titles, rows, _caption(results, table), f"tab:{_label(_study(results))}")
+    return Table(titles, rows, _caption(results, table, planned), f"tab:{_label(_study(results))}")
 
 
 def contrasts_table(judged: pd.DataFrame, results: pd.DataFrame) -> Table:
@@ -309,14 +308,19 @@ def _label(name: str) -> str:
     return re.sub("[^A-Za-z0-9_.-]+", "-", name)
 
 
-def _caption(results: pd.DataFrame, table: pd.DataFrame) -> str:
-    """Caption of a table: study, data set, runs per configuration, budget."""
+def _caption(results: pd.DataFrame, table: pd.DataFrame, planned: int | None) -> str:
+    """Caption of a table: study, data set, runs per configuration, budget; and what is not there."""
+    runs = unique_runs(results)
+    failed = int((runs["status"] == "failed").sum())
+    lost = f" {failed} of {len(runs)} runs failed and {'is' if failed == 1 else 'are'} left out." if failed else ""
+    if planned is not None and len(runs) < planned:
+        lost += f" Not complete: {len(runs)} of {planned} runs have ended."
     least, most = table["n"].min(), table["n"].max()
-    runs = f"{least}" if least == most else f"{least} to {most}"
+    count = f"{least}" if least == most else f"{least} to {most}"
     data = ", ".join(dict.fromkeys(results["dataset"]))
     budgets = ", ".join(setting_words("match", match) for match in dict.fromkeys(results["match"]))
-    each = f"{runs} {'run' if most == 1 else 'runs'} per configuration"
-    return f"{studies_of(results)}: {data}, n = {each}, budget: {budgets}."
+    each = f"{count} {'run' if most == 1 else 'runs'} per configuration"
+    return f"{studies_of(results)}: {data}, n = {each}, budget: {budgets}.{lost}"
 
 
 def _fonts_needed(table: Table) -> list[str]:
@@ -343,7 +347,4 @@ def _markdown(text: str) -> str:
 
 def _on_one_line(text: str) -> str:
     """Text without line ends, and with what is not printed written out, such as \\x00."""
-    return "".join(
-        repr(one)[1:-1] if unicodedata.category(one) in UNPRINTED and one not in JOINERS else one
-        for one in " ".join(text.split())
-    )
+    return printable(" ".join(text.split()), keep="")

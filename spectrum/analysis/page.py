@@ -13,7 +13,16 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 from spectrum.analysis.answer import answer, caveats, worst_mismatches
-from spectrum.analysis.described import choices, design, environment, problems, run_command, settings, value_words
+from spectrum.analysis.described import (
+    choices,
+    design,
+    environment,
+    problems,
+    run_command,
+    seeds_vary,
+    settings,
+    value_words,
+)
 from spectrum.analysis.sentences import (
     BOLD,
     comparison_labels,
@@ -24,7 +33,7 @@ from spectrum.analysis.sentences import (
     verdict_of,
 )
 from spectrum.analysis.summary import as_text, matrix
-from spectrum.analysis.table import scored_metric
+from spectrum.analysis.table import scored_metric, unique_runs
 from spectrum.analysis.words import setting_words
 from spectrum.design.plan import Plan
 
@@ -65,17 +74,18 @@ def page_of(
         study=plan.study,
         question=question or plan.question,
         hash=plan.hash,
-        planned=len(plan.runs),
-        finished=len(finished),
+        planned=plan.count,
+        finished=len(unique_runs(finished)) if len(finished) else 0,
         answer=[_strong(_begun(one, results, plan)) for one in answer(results, judged, bold=BOLD)],
         key=figures.get(key or ""),
         comparisons=_comparisons(results, plan, judged),
         power=_power(judged),
-        left_out=bool(len(judged)) and len(results) == len(plan.runs) and any(judged["left_out"]),
+        left_out=bool(len(judged)) and len(unique_runs(results)) == plan.count and any(judged["left_out"]),
         caveats=caveats(results, plan, judged),
         problems=problems(results),
-        mismatches=[(setting_words("match", match), worst) for match, worst in worst_mismatches(results, plan).items()],
-        seen="validation images" if len(results) and scored_metric(results) == "val_accuracy" else "the test set",
+        mismatches=[(setting_words("match", match), worst) for match, worst in worst_mismatches(plan).items()],
+        seen=_seen(results),
+        seeds_vary=seeds_vary(plan),
         matrix=matrix(results) if len(results) else None,
         columns=columns,
         rows=rows,
@@ -91,11 +101,19 @@ def page_of(
     )
 
 
+def _seen(results: pd.DataFrame) -> str:
+    """The images that accuracies are of, and when they were read."""
+    if len(results) and scored_metric(results) == "val_accuracy":
+        return "on validation images, which are read after every epoch"
+    return "on the test set, read once at the end of each run"
+
+
 def _comparisons(results: pd.DataFrame, plan: Plan, judged: pd.DataFrame) -> list[dict[str, Any]]:
     """What each comparison of a plan shows, and in what its sides differ."""
     if judged.empty:
         unknown = dict.fromkeys(("where", "interval", "p", "margin", "kind", "finding", "strip"), "")
-        return [unknown | {"sides": one.name, "plan": one, "verdict": "no run yet"} for one in plan.contrasts]
+        why = "every run has failed" if len(results) else "no run yet"
+        return [unknown | {"sides": one.name, "plan": one, "verdict": why} for one in plan.contrasts]
     _, cells = contrasts_as_text(judged)
     return [
         {

@@ -17,6 +17,7 @@ from spectrum.analysis import plots
 from spectrum.analysis.answer import answer, caveats
 from spectrum.analysis.contrasts import contrasts
 from spectrum.analysis.page import page_of
+from spectrum.analysis.plots.accuracy import spectrum_title
 from spectrum.analysis.sentences import sentence
 from spectrum.analysis.summary import summary_table
 from spectrum.analysis.table import scored_metric
@@ -42,13 +43,13 @@ def draw_figures(results: pd.DataFrame, history: pd.DataFrame) -> dict[str, tupl
     metric = scored_metric(results)
     if not results[metric].notna().any():
         return {}
-    figures = {"spectrum": ("Accuracy along the spectrum", plots.spectrum_curve(results, metric=metric))}
+    figures = {"spectrum": (spectrum_title(results), plots.spectrum_curve(results, metric=metric))}
     for cost, name in (("params", "parameters"), ("macs", "MACs")):
         if results["match"].ne(cost).any():  # else all runs stand on one line
             figures[cost] = (f"Accuracy against {name}", plots.accuracy_against(results, cost, metric=metric))
     if results["match"].nunique() > 1:
         figures["budgets"] = ("Accuracy along the spectrum, by budget", plots.budget_panels(results, metric=metric))
-    if len(history):
+    if len(history) and history["epoch"].max() > 1:  # one epoch is no curve
         figures["learning"] = ("Learning curves", plots.learning_curves(history, results))
     return figures
 
@@ -101,4 +102,4 @@ def judge(results: pd.DataFrame, plan: Plan) -> pd.DataFrame:
     """What the comparisons of a study show; an empty table where it has none, or no run to judge them by."""
     if not plan.contrasts or not len(results) or not results[scored_metric(results)].notna().any():
         return pd.DataFrame()
-    return contrasts(results, plan.contrasts)
+    return contrasts(results, plan.contrasts, plan=plan)

@@ -9,9 +9,11 @@ import pandas as pd
 
 from spectrum.analysis.table import SPLIT, budget_name, has, keys, varied_settings
 from spectrum.analysis.words import setting_name, setting_words, side_words, split_words
+from spectrum.design.budgets import BUDGETS, COUNTS, count_range, same_counts
 
 LONGEST = 60  # characters of a side's name; a longer one is explained once and then called A or B
 UNKNOWN = object()  # the value of a setting that a side does not fix
+OF_TIMED_BUDGETS = ("width", "batch_size", "optimizer", "autocast", "compile", "train_images", "dataset", "image_size")
 SIDE_COLUMNS = ("side_a", "side_b", "where", "setting_1", "setting_2")
 
 
@@ -30,7 +32,8 @@ def name_sides(
         changed: settings in which the sides differ without naming them, such as those that a plan lists.
 
     Keys: `side_a` and `side_b`, empty where nothing tells them apart; `where`, what they share, such as
-    "parameter-matched"; and `setting_1` and `setting_2`, between which an interaction compares.
+    "parameter-matched"; and `setting_1` and `setting_2`, between which an interaction compares. Sides under budgets of
+    one kind but of different size, as where each width has its own, are not called matched: each is named by its count.
 
     >>> from spectrum import load_results
     >>> orders = [{"order": "pointwise_first"}, {"order": "spatial_first"}]
@@ -44,11 +47,9 @@ def name_sides(
     split_known = (bool(named & set(SPLIT)) or "segments" in changed) and None not in split
     pairs = [split] * split_known + [_both(name, between, rows) for name in names]
     pairs.append((several := _averages(rows, across, names, split_known), several))
-    budget = _both("match", between, [results if part.empty else part for part in rows])
-    if budget == (budget_name("none"),) * 2 and (split[0] == split[1] or not _same_widths(rows)):
-        budget = (None, None)
+    budget = _both_budgets(results, between, rows, same_split=split[0] == split[1])
     pairs = [pair for pair in (*pairs, budget) if None not in pair and pair != ("", "")]
-    first, second = (", ".join(str(pair[side]) for pair in pairs if pair[0] != pair[1]) for side in (0, 1))
+    first, second = (_joined([str(pair[side]) for pair in pairs if pair[0] != pair[1]]) for side in (0, 1))
     shared = ", ".join(str(one) for one, other in pairs if one == other)
     settings = ["", ""] if across is None or isinstance(across, str) else list(map(side_words, across))
     return dict(zip(SIDE_COLUMNS, [first, second, shared, *settings], strict=True))
@@ -63,6 +64,18 @@ def _both(name: str, between: Sequence[Mapping[str, Any]], rows: Sequence[pd.Dat
         None if first is UNKNOWN else setting_words(name, first),
         None if second is UNKNOWN else setting_words(name, second),
     )
+
+
+def _both_budgets(
+    results: pd.DataFrame, between: Sequence[Mapping[str, Any]], rows: Sequence[pd.DataFrame], *, same_split: bool
+) -> Pair:
+    """What is matched on each side; counts where a budget has another size on the other side."""
+    budget = _both("match", between, [results if part.empty else part for part in rows])
+    if budget == (budget_name("none"),) * 2:
+        return (None, None) if same_split or not _same_widths(rows) else budget
+    if budget[0] == budget[1] and not any(part.empty for part in rows):
+        return _matched_or_counts(budget, rows)
+    return budget
 
 
 def _both_splits(between: Sequence[Mapping[str, Any]], rows: Sequence[pd.DataFrame]) -> Pair:
@@ -114,7 +127,8 @@ def _averages(
         return ""
     settings = _names_of(across)
     split_known |= across == "segments" or bool(set(settings) & set(SPLIT))
-    counts = {} if split_known else {"numbers of segments": keys(rows, SPLIT).nunique()}
+    splits = "splits" if "pointwise" in rows and rows["pointwise"].nunique() > 1 else "numbers of segments"
+    counts = {} if split_known else {splits: keys(rows, SPLIT).nunique()}
     for name in varied_settings(rows):
         if name not in (*names, *settings):
             what = "budgets" if name == "match" else f"values of {setting_name(name)}"
@@ -123,8 +137,34 @@ def _averages(
     return f"averaged over {' and '.join(means)}" if means else ""
 
 
+def _joined(parts: Sequence[str]) -> str:
+    """What a side is called; an option that is not set is named only where nothing else is."""
+    return ", ".join([part for part in parts if not part.endswith(" not set")] or parts)
+
+
+def _matched_or_counts(budget: Pair, rows: Sequence[pd.DataFrame]) -> Pair:
+    """The budget that both sides have; their counts, or that the times differ, where it is not as large for both."""
+    matches = set(rows[0]["match"]) if "match" in rows[0] else set()
+    if len(matches) != 1:
+        return budget
+    (match,) = matches
+    if match in BUDGETS and BUDGETS[match].is_timed:
+        same = all(_values_of(name, rows[0]) == _values_of(name, rows[1]) for name in OF_TIMED_BUDGETS)
+        return budget if same else ("under different time budgets",) * 2
+    if match not in COUNTS or match not in rows[0]:
+        return budget
+    first, second = ([int(count) for count in part[match].dropna()] for part in rows)
+    if not first or not second or same_counts(first, second):
+        return budget
+    return f"{count_range(first)} {COUNTS[match]}", f"{count_range(second)} {COUNTS[match]}"
+
+
+def _values_of(name: str, rows: pd.DataFrame) -> set[str]:
+    return set(rows[name].map(repr)) if name in rows else set()
+
+
 def _same_widths(rows: Sequence[pd.DataFrame]) -> bool:
-    widths = [set(part["width"].map(repr)) if "width" in part else set() for part in rows]
+    widths = [_values_of("width", part) for part in rows]
     return widths[0] == widths[1] != set()
 
 

@@ -18,9 +18,12 @@ from spectrum.analysis.table import (
     scored_metric,
     segments_label,
     studies_of,
+    unique_runs,
     varied_settings,
 )
 from spectrum.analysis.words import setting_words, split_words
+from spectrum.conv.segments import PER_CHANNEL
+from spectrum.models.position import END
 
 SUMMARISED = """study dataset match budget_mismatch params macs train_seconds realised_segments""".split()
 MOST_SHOWN = 60
@@ -113,6 +116,8 @@ def as_text(table: pd.DataFrame) -> tuple[list[str], list[list[str]]]:
             return ""
         if name == "match":
             return setting_words("match", value)
+        if isinstance(value, str) and value == PER_CHANNEL:
+            return END
         if name == "seconds":
             return f"{value:.1f}"
         if isinstance(value, bool | np.bool_):
@@ -135,7 +140,7 @@ class Cell:
     half: str
     """Half of the 95% CI."""
     highest: bool
-    """Whether it has the highest mean of its column."""
+    """Whether it has the highest mean of its column, to the decimals that are shown; several may."""
 
 
 @dataclass(frozen=True)
@@ -166,7 +171,8 @@ def matrix(results: pd.DataFrame) -> Matrix | None:
     scores = table[table[metric].notna()].groupby(["row", "column"], sort=False)[metric].agg(list)
     if len(splits) < 2 or len(values) < 2 or len(scores) < 0.6 * len(splits) * len(values):
         return None
-    highest = scores.map(lambda one: sum(one) / len(one)).groupby("column").idxmax().to_list()
+    means = scores.map(lambda one: round(100 * sum(one) / len(one), 2))  # as it is shown
+    highest = means.index[means.eq(means.groupby("column").transform("max"))]
     rows = []
     for _, split in splits.iterrows():
         cells: list[Cell] = []
@@ -211,6 +217,7 @@ def _data_of(results: pd.DataFrame) -> str:
 
 def _runs_of(results: pd.DataFrame) -> str:
     """How many runs a table is of; failed ones are counted separately."""
-    failed = int((results["status"] == "failed").sum())
+    runs = unique_runs(results)
+    failed = int((runs["status"] == "failed").sum())
     kinds = "validation images" if scored_metric(results) == "val_accuracy" else "the test set"
-    return f"{len(results) - failed} runs{f', {failed} failed' if failed else ''}, scored on {kinds}"
+    return f"{len(runs) - failed} runs{f', {failed} failed' if failed else ''}, scored on {kinds}"

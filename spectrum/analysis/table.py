@@ -142,6 +142,11 @@ def worst_mismatch(results: pd.DataFrame) -> float:
     return float(results["budget_mismatch"].astype(float).abs().max())
 
 
+def unique_runs(results: pd.DataFrame) -> pd.DataFrame:
+    """The rows with each training run once; one that meets several budgets has a row for each."""
+    return results.drop_duplicates("id") if "id" in results else results
+
+
 def spectrum_position(results: pd.DataFrame) -> pd.Series:
     """Where on the spectrum a row lies: the segments that its widest convolution really has."""
 

@@ -38,6 +38,13 @@ from spectrum.study.driver import run_study
 from spectrum.study.store import read_plan
 
 TRIVIAL: dict[str, Any] = {"train_images": 20, "batch_size": 20, "epochs": 1, "width": 0.1}
+IN_WORDS = {
+    "point": "a run of one step, local worker",
+    "point on Ray": "a run of one step, Ray",
+    "status": "`spectrum status`",
+    "load": "`load_results`",
+    "resume": "find the runs that are left to train",
+}
 WARM = 5  # runs that include the start of the worker
 CHECKS = {
     "status": "from spectrum.cli import main; main(['status', folder])",
@@ -66,7 +73,7 @@ def measure(
 
     Args:
         rows: number of rows in the folder.
-        points: number of trivial runs that a warm worker trains one after the other.
+        runs: number of trivial runs that a warm worker trains one after the other.
         rounds: number of rounds; each does every check of the folder once.
         simulated: number of workers in the simulated cluster, and of their tasks.
     """
@@ -76,7 +83,7 @@ def measure(
         table.append({"what": "point", **spread(seconds), "memory_gb": None})
         on_row(f"point   {table[-1]['ms']:8.1f} ms")
         if find_spec("ray") is None:
-            on_row('Ray is not installed, so it is left out; to include it: pip install "convolution-spectrum[ray]"')
+            on_row('Ray is not installed, so it is left out. To include it, in a checkout: pip install ".[ray]"')
         else:
             from spectrum.engines.ray import Cluster, RayEngine
 
@@ -102,9 +109,9 @@ def measure(
 def findings(table: pd.DataFrame) -> dict[str, Any]:
     """Seconds, and the peak memory of all measurements."""
     by_name = table.set_index("what")
-    found: dict[str, Any] = {"milliseconds a trivial point": float(by_name.ms["point"])}
+    found: dict[str, Any] = {"milliseconds per trivial run": float(by_name.ms["point"])}
     if "busy" in by_name.index:
-        found["milliseconds a trivial point on Ray"] = float(by_name.ms["point on Ray"])
+        found["milliseconds per trivial run on Ray"] = float(by_name.ms["point on Ray"])
         found["percent of the time that workers are busy"] = float(by_name.percent["busy"])
     found |= {f"seconds to {name}": float(by_name.ms[name]) / 1e3 for name in CHECKS}
     return found | {"most gigabytes of memory": float(table.memory_gb.max())}
@@ -115,7 +122,7 @@ def as_markdown(table: pd.DataFrame) -> str:
     lines = ["| what | ms | quartiles | most memory, GB |", "|---|---|---|---|"]
     for row in table[table.what != "busy"].itertuples():
         memory = f"{row.memory_gb:.2f}" if row.what in CHECKS else ""
-        lines.append(f"| {row.what} | {row.ms:.0f} | {row.ms_q1:.0f} to {row.ms_q3:.0f} | {memory} |")
+        lines.append(f"| {IN_WORDS[str(row.what)]} | {row.ms:.0f} | {row.ms_q1:.0f} to {row.ms_q3:.0f} | {memory} |")
     return "\n".join(lines)
 
 

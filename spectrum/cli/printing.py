@@ -9,13 +9,22 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from spectrum._text import printable
 from spectrum.design.plan import PlannedContrast
 from spectrum.models.position import PLACES
 
 
+class PlainConsole(Console):
+    """A console on which no text that a user wrote commands the terminal."""
+
+    def print(self, *objects: Any, **more: Any) -> None:
+        """Print as rich does, with characters that are not printed written out."""
+        super().print(*(printable(one) if isinstance(one, str) else one for one in objects), **more)
+
+
 def _console(stderr: bool) -> Console:
     """Plain text: what a user wrote is never markup, and off a terminal no table is squeezed."""
-    console = Console(stderr=stderr, highlight=False, markup=False, soft_wrap=True)
+    console = PlainConsole(stderr=stderr, highlight=False, markup=False, soft_wrap=True)
     if not console.is_terminal:
         console.width = 200
     return console
@@ -26,11 +35,11 @@ out, err = _console(stderr=False), _console(stderr=True)
 
 def print_table(titles: Sequence[str], rows: Sequence[Sequence[str]], *, heading: str | None = None) -> None:
     """Print rows of cells: the first column and prose to the left, numbers to the right."""
-    table = Table(title=heading, title_justify="left", box=None, pad_edge=False)
+    table = Table(title=None if heading is None else printable(heading), title_justify="left", box=None, pad_edge=False)
     for number, title in enumerate(titles):
-        table.add_column(title, justify="left" if number == 0 or title == "reasons" else "right")
+        table.add_column(printable(title), justify="left" if number == 0 or title == "reasons" else "right")
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*map(printable, row))
     out.print(table)
 
 

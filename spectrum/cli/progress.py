@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, SpinnerColumn, TextColumn
 from rich.progress import Progress as Bar
 
-from spectrum.cli.printing import duration, err, run_name
+from spectrum.cli.printing import PlainConsole, duration, err, run_name
 from spectrum.design.study_file import Study
 from spectrum.study.driver import FINAL, SWEEP
 
@@ -52,7 +52,7 @@ def _apart() -> Iterator[Console]:
     with open(own, "w", encoding=getattr(err.file, "encoding", None), errors="replace") as file:
         plain = {"highlight": False, "markup": False, "soft_wrap": True}
         width = None if err.is_terminal else err.width
-        console = Console(file=file, force_terminal=err.is_terminal, width=width, **plain)  # type: ignore[arg-type]
+        console = PlainConsole(file=file, force_terminal=err.is_terminal, width=width, **plain)  # type: ignore[arg-type]
         yield console
 
 

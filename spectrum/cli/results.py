@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal
 
 from spectrum._files import reason_of, write_whole
 from spectrum._records import SpecError
-from spectrum.cli.arguments import Doctor, Export, Report, Status
+from spectrum.cli.arguments import Compare, Doctor, Export, Report, Status
 from spectrum.cli.printing import counted, err, out, print_next, print_table, run_name
 from spectrum.design.plan import Plan as FrozenPlan
 from spectrum.design.study_file import Study, load_study
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from spectrum.analysis.report import Report as Written
     from spectrum.study.doctor import Finding
 
+FIGURE_FORMATS = [".png", ".pdf", ".svg"]
 Standing = Literal["training", "left", "finished"]
 PLANNED = {"study", "question", "file", "overrides", "imports", "hash", "budget", "varied"}  # what a page needs
 
@@ -74,8 +75,8 @@ def _print_standing(folder: Path, plan: FrozenPlan) -> Standing:
     """Print how many runs have ended how, and which failed; returns what that means as a whole."""
     rows = latest_rows(folder)
     statuses = [_status_of(rows, id) for id in plan.ids]
-    is_finished = bool(statuses) and not {"left", "failed"} & set(statuses)
-    if is_finished:
+    standing = standing_of(folder, plan)
+    if statuses and not {"left", "failed"} & set(statuses):
         out.print(f"{folder}: {_finished(plan, statuses)}")
     else:
         out.print(f"{folder}: {_counts(statuses)}")
@@ -93,9 +94,16 @@ def _print_standing(folder: Path, plan: FrozenPlan) -> Standing:
             out.print(f"  part-way: {name}, {counted(newest.step, 'step')} saved")
         if _status_of(rows, run.id) == "failed":
             out.print(f"  failed: {name}: {rows[run.id].get('reason')}")
-    if writer is not None:
+    return standing
+
+
+def standing_of(folder: Path, plan: FrozenPlan) -> Standing:
+    """Whether a study trains now, has runs left, failed ones among them, or has finished what is planned so far."""
+    if writer_of(folder) is not None:
         return "training"
-    return "finished" if is_finished else "left"
+    rows = latest_rows(folder)
+    statuses = {_status_of(rows, id) for id in plan.ids}
+    return "finished" if statuses and not {"left", "failed"} & statuses else "left"
 
 
 def _status_of(rows: Mapping[str, Row], id: str) -> str:
@@ -177,25 +185,61 @@ def export(command: Export) -> int:
     rows = judge(results, read_plan(folder)) if command.contrasts else results
     if command.contrasts and rows.empty:
         raise SpecError(f"{folder}: no run of the study's [[contrasts]] is there yet; run the study first")
+    count = len(rows)
     if kind in ROW_FORMATS:
         ROW_FORMATS[kind](rows, command.to)
     else:
-        table = contrasts_table(rows, results) if command.contrasts else runs_table(results)
+        plan = find_plan(folder)
+        known = plan.count if plan is not None else None
+        table = contrasts_table(rows, results) if command.contrasts else runs_table(results, known)
         write_whole(command.to, TABLE_FORMATS[kind](table))
-    what = f"{len(rows)} {'contrasts' if command.contrasts else 'rows'}"
-    if kind in TABLE_FORMATS:
-        what = f"table of {what}" if command.contrasts else f"table of {what}, a line per run,"
+        count = len(table.rows)
+    each = "contrast" if command.contrasts else "row" if kind in ROW_FORMATS else "configuration"
+    what = f"{'table of ' if kind in TABLE_FORMATS else ''}{counted(count, each)}"
     out.print(f"{what} written to {command.to}")
     return 0
 
 
-def _check_target(path: Path, endings: Sequence[str]) -> None:
+def compare(command: Compare) -> int:
+    """Print what the runs of a table show of its methods; write them to a file if asked."""
+    from spectrum.analysis.compare import compare as compared
+    from spectrum.analysis.export import ROW_FORMATS
+
+    if command.to is not None:
+        _check_target(command.to, [*ROW_FORMATS])
+    if command.figure is not None:
+        _check_target(command.figure, FIGURE_FORMATS, "--figure")
+    found = compared(
+        command.runs,
+        by=command.by,
+        metric=command.metric,
+        pair=command.pair,
+        average_over=command.average_over,
+        against=command.against,
+        margin=command.margin,
+        lower_is_better=command.lower_is_better,
+        test_images=command.test_images,
+        pattern=command.pattern,
+    )
+    out.print(str(found))
+    if command.to is not None:
+        ROW_FORMATS[command.to.suffix](found.judged.drop(columns=["unit"]), command.to)
+        out.print(f"{counted(len(found.judged), 'comparison')} written to {command.to}")
+    if command.figure is not None:
+        from spectrum.analysis.plots import compared as drawn
+
+        drawn(found).savefig(command.figure)
+        out.print(f"figure written to {command.figure}")
+    return 0
+
+
+def _check_target(path: Path, endings: Sequence[str], flag: str = "--to") -> None:
     if path.suffix not in endings:
-        raise SpecError(f"--to {path}: expected a name that ends in {', '.join(endings[:-1])} or {endings[-1]}")
+        raise SpecError(f"{flag} {path}: expected a name that ends in {', '.join(endings[:-1])} or {endings[-1]}")
     if not path.parent.is_dir():
-        raise SpecError(f"--to {path}: no folder {path.parent}; make it first")
+        raise SpecError(f"{flag} {path}: no folder {path.parent}; make it first")
     if is_own(path):
-        raise SpecError(f"--to {path}: is a file that a study's folder lives on; give another name")
+        raise SpecError(f"{flag} {path}: is a file that a study's folder lives on; give another name")
 
 
 def _raise_without_contrasts(folder: Path, study: Study | None) -> None:

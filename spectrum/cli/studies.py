@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
+from pathlib import Path
 from time import monotonic, process_time
 from typing import TYPE_CHECKING, Any
 
 from spectrum.cli.arguments import OnStudy, Plan, Run
 from spectrum.cli.printing import counted, duration, err, out, print_contrast, print_table
 from spectrum.cli.progress import progress
-from spectrum.cli.results import show_report
+from spectrum.cli.results import show_report, standing_of
 from spectrum.design.budgets import budget_name
 from spectrum.design.plan import Plan as FrozenPlan
 from spectrum.design.study_file import Match, Study, load_study
 from spectrum.models.position import PLACES, Position
 from spectrum.study.identity import check_not_other, folder_of
-from spectrum.study.store import find_plan, read_plan
+from spectrum.study.store import find_plan, latest_rows, read_plan
 
 if TYPE_CHECKING:
     from spectrum.engines.interface import Engine
@@ -46,7 +49,7 @@ def plan(command: Plan) -> int:
     check_not_other(folder, study)
     frozen = find_plan(folder)
     with err.status("counting and timing …") if err.is_terminal else contextlib.nullcontext():
-        forecast = _forecast(study, command, frozen)
+        forecast = _forecast(study, command, frozen, folder)
     if command.json:
         print(json.dumps(forecast.entry(study), indent=1))
         return 0
@@ -60,6 +63,25 @@ def plan(command: Plan) -> int:
     for one in forecast.examined:
         print_contrast(one.record())
     return 0
+
+
+def after_plan(command: Plan, words: Sequence[str]) -> list[str]:
+    """The command that goes on after `plan`: `run`, or `report` where nothing is left to train.
+
+    Args:
+        command: the plan that was shown.
+        words: the study and the flags that it was given.
+    """
+    study = _study(command)
+    folder = folder_of(study, command.out)
+    frozen = find_plan(folder)
+    if frozen is None or not frozen.is_of(study.hash):
+        return ["run", *words]
+    finished = standing_of(folder, frozen) == "finished"
+    if finished and frozen.runs:
+        return ["report", str(folder)]
+    swept = frozen.tuning is not None and (finished or bool(frozen.runs))
+    return ["run", *words, *(["--confirm"] if swept else [])]
 
 
 def _print_images(images: Sequence[dict[str, Any]], when: str = "") -> None:
@@ -77,6 +99,9 @@ class _Forecast:
 
     planned: Sequence[CostedRun]
     swept: Sequence[CostedRun]
+    left: Sequence[CostedRun]  # final runs without a result, each once
+    left_swept: Sequence[CostedRun]
+    sweep_runs: int  # of the sweep as it stands: its grid may have been extended
     examined: Sequence[Examined]
     workers: int
     images: Sequence[dict[str, Any]]  # what is known of each data set
@@ -84,16 +109,12 @@ class _Forecast:
     share: float  # of a core that each worker gets
 
     @property
-    def trained(self) -> list[CostedRun]:
-        """The runs, one that meets several budgets once."""
-        return list({one.run.id: one for one in [*self.swept, *self.planned]}.values())
-
-    @property
     def seconds(self) -> float:
-        """From the command to its page, as busy as the machine is now."""
+        """From the command to its page, as busy as the machine is now; of what has no result yet."""
         from spectrum.study.forecast import makespan
 
-        return (self.overhead + makespan([one.seconds or 0 for one in self.trained], self.workers)) / self.share
+        left = [one.seconds or 0 for one in (*self.left_swept, *self.left)]
+        return (self.overhead + makespan(left, self.workers)) / self.share
 
     def entry(self, study: Study) -> dict[str, Any]:
         """The output of `plan --json`."""
@@ -106,15 +127,17 @@ class _Forecast:
             ],
             "contrasts": [one.record().entry() for one in self.examined],
             "images": self.images,
-            "searched": len(self.swept),
+            "searched": self.sweep_runs,
+            "left": len(self.left_swept) + len(self.left),
             "workers": self.workers,
             "seconds": self.seconds,
         }
 
 
-def _forecast(study: Study, command: Plan, frozen: FrozenPlan | None) -> _Forecast:
+def _forecast(study: Study, command: Plan, frozen: FrozenPlan | None, folder: Path) -> _Forecast:
     from spectrum.data.images import described, read_once
     from spectrum.engines.cores import available_cores
+    from spectrum.study.backends import asked_tune
     from spectrum.study.contrasts import examine
     from spectrum.study.forecast import LOOK, REPORT, share_of_a_core, start_seconds
     from spectrum.study.planning import plan_study
@@ -123,19 +146,42 @@ def _forecast(study: Study, command: Plan, frozen: FrozenPlan | None) -> _Foreca
     start = start_seconds()
     began = process_time()
     with read_once():
-        planned = plan_study(study, imports=command.imports, time_steps=True, frozen=frozen)
+        tunes = asked_tune(None) != "off"
+        planned = plan_study(study, imports=command.imports, time_steps=True, frozen=frozen, tune=tunes)
         images = described(one.run for one in planned)
     timing = LOOK * (1 + len({one.step_seconds for one in planned}))  # which `run` will not do
     workers = min(command.settings.workers or available_cores(), available_cores(), len(planned))
+    swept = sweep(planned, study.tune.grid(), study.tune.seeds) if study.tune else []
+    started = frozen if frozen is not None and frozen.is_of(study.hash) else None
+    left, left_swept = _without_result(planned, swept, started, folder)
     return _Forecast(
         planned=planned,
-        swept=sweep(planned, study.tune.grid(), study.tune.seeds) if study.tune else [],
+        swept=swept,
+        left=left,
+        left_swept=left_swept,
+        sweep_runs=len(swept) if started is None else len(started.swept),
         examined=examine(study, planned),
         workers=workers,
         images=images,
         overhead=2 * start + max(0.0, process_time() - began - timing) + REPORT,
         share=share_of_a_core(workers),
     )
+
+
+def _without_result(
+    planned: Sequence[CostedRun], swept: Sequence[CostedRun], frozen: FrozenPlan | None, folder: Path
+) -> tuple[list[CostedRun], list[CostedRun]]:
+    """The final runs and those of the sweep that have no result yet, failed ones among them, each once."""
+    rows = latest_rows(folder) if frozen is not None else {}
+    ended = {id for id, row in rows.items() if row["status"] != "failed"}
+    final = {run.key: run.id for run in (frozen.runs if frozen is not None else ())}
+    ids = {final.get((one.asked.id, one.match), one.run.id): one for one in planned}
+    left = [one for id, one in ids.items() if id not in ended]
+    if frozen is None or not swept:
+        return left, list(swept)
+    # what an extended grid adds takes about as long as what the file has
+    of_grid = itertools.cycle(swept)
+    return left, [one for run, one in zip(frozen.swept, of_grid, strict=False) if run.id not in ended]
 
 
 def _show_forecast(study: Study, forecast: _Forecast) -> None:
@@ -154,17 +200,32 @@ def _show_forecast(study: Study, forecast: _Forecast) -> None:
 
 
 def _training(study: Study, forecast: _Forecast) -> str:
-    """How many runs of which kind, and how long they take."""
+    """How many runs of which kind, how many of them are left, and how long these take."""
     planned = {one.run.id: one for one in forecast.planned}  # one that meets several budgets is trained once
     count, networks = len(planned), len({one.run.model_copy(update={"seed": 0}).id for one in planned.values()})
     seeds, rest = divmod(count, networks)
     of = f" ({counted(networks, 'configuration')} × {counted(seeds, 'seed')})" if not rest and count > 1 else ""
-    sweep = f"{counted(len(forecast.swept), 'sweep run')}, then " if study.tune is not None else ""
-    runs = counted(count, "final run" if study.tune is not None else "run")
+    runs = f"{_sweep(study, forecast)}{counted(count, 'final run' if study.tune is not None else 'run')}{of}"
+    total, left = count + forecast.sweep_runs, len(forecast.left_swept) + len(forecast.left)
+    if not left:
+        return f"{runs}. {'It has' if total == 1 else 'All have'} a result already."
     cores = counted(forecast.workers, "CPU core")
     idle = f", {duration(forecast.seconds * forecast.share)} if nothing else ran on them"
     busy = idle if forecast.share < BUSY else ""
-    return f"{sweep}{runs}{of}: about {duration(forecast.seconds)} on {cores}{busy}."
+    part = f"; {left:,} of {total:,} are left" if left < total else ""
+    return f"{runs}{part}: about {duration(forecast.seconds)} on {cores}{busy}."
+
+
+def _sweep(study: Study, forecast: _Forecast) -> str:
+    """The runs of the sweep, and how many there may be where its grid is extended; empty for a study without one."""
+    if study.tune is None:
+        return ""
+    grid = study.tune.grid()
+    runs = len(forecast.swept)
+    most = runs * math.prod(1 + 2 * study.tune.extend / len(values) for values in grid.values() if len(values) > 1)
+    may_grow = forecast.left_swept and round(most) > forecast.sweep_runs == runs
+    more = f", up to {round(most):,} if the grid is extended" if may_grow else ""
+    return f"{counted(forecast.sweep_runs, 'sweep run')}{more}, then "
 
 
 def _print_configurations(study: Study, planned: Sequence[CostedRun]) -> None:
@@ -295,7 +356,7 @@ def _cluster(command: Run) -> Cluster:
             )
         return cluster
     if find_spec("ray") is None:
-        raise SpecError('--engine ray: Ray is not installed: pip install "convolution-spectrum[ray]"')
+        raise SpecError('--engine ray: Ray is not installed. In a checkout of the repository: pip install ".[ray]"')
     if not cluster.cpus > 0:
         raise SpecError(f"--run-cpus {cluster.cpus:g}: expected more than 0")
     if cluster.ranks < 1:

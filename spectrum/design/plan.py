@@ -185,6 +185,8 @@ class Plan(_Record):
     runs: tuple[PlannedRun, ...] = _key("points")
     """The study's own; empty while its sweep alone has run."""
     tuning: PlannedTuning | None = None
+    backends: dict[str, dict[str, str]] = {}
+    """As measured: machine key → shape class → backend. Ids do not depend on them."""
 
     @classmethod
     def from_json(cls, text: str | bytes) -> Self:
@@ -223,6 +225,11 @@ class Plan(_Record):
     def ids(self) -> list[str]:
         """Of all runs, those of the sweep first; one that meets several budgets once."""
         return list(dict.fromkeys(run.id for run in (*self.swept, *self.runs)))
+
+    @property
+    def count(self) -> int:
+        """How many final runs are trained; one that meets several budgets counts once."""
+        return len({run.id for run in self.runs})
 
     @property
     def tuned(self) -> tuple[str, ...]:

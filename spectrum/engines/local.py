@@ -61,6 +61,10 @@ class LocalEngine(Engine):
     """Worker processes on this machine, each with an equal share of the cores: one per core, or one per GPU that it
     alone sees."""
 
+    def threads(self, work: Work) -> int | None:
+        """On the CPU; workers with a GPU of their own measure on it, and this process does not touch it."""
+        return Workers(work).threads if work.device == "cpu" else None
+
     def run(self, runs: Iterable[RunConfig], work: Work) -> Generator[Outcome, None, None]:
         """Train all runs, as `Engine.run` says.
 

@@ -38,6 +38,7 @@ from spectrum.engines.interface import (
 )
 from spectrum.engines.saving import LOGS
 from spectrum.models import registered_in
+from spectrum.study.backends import StudyBackends, asked_tune
 from spectrum.study.contrasts import examine
 from spectrum.study.identity import check_not_other, folder_of
 from spectrum.study.pace import Pace
@@ -118,7 +119,8 @@ def run_study(
         on_progress: called at the start of each phase and after every run.
         on_note: called with a sentence for what a reader of the plan should know, before anything is trained; by
             default a warning.
-        **settings: fields of `EngineSettings`: workers, device, imports, checkpoint_minutes, run_minutes, memory_gb.
+        **settings: fields of `EngineSettings`: workers, device, imports, checkpoint_minutes, run_minutes, memory_gb,
+            tune.
 
     A run that was cut short goes on from its latest checkpoint, below checkpoints/ in the folder, to the same weights
     as without the cut. A run that fails gets a row with status "failed" and the reason; it is tried again by the next
@@ -133,6 +135,7 @@ def run_study(
     (21, 0, 0)
     """
     study, asked = as_study(study), EngineSettings(**settings)
+    asked = asked.model_copy(update={"tune": asked_tune(asked.tune)})
     if confirm and study.tune is None:
         raise SpecError(
             "confirm: this study has no [tune], so there is no learning-rate sweep to confirm; leave it out"
@@ -152,12 +155,15 @@ def run_study(
     images = list(frozen.images) if frozen is not None and planned is not None else []
     if planned is None or not _all_finished(folder, frozen, study, confirm):
         asked = _prepared(study, frozen, trainer, asked, needed)
-        planned, images = _planned(study, folder, frozen, planned, on_note)
+        tunes = asked_tune(asked.tune) != "off"
+        planned, images = _planned(study, folder, frozen, planned, on_note, tunes)
     _check_same_models(folder, models)
     with Store(folder) as store:
         check_not_other(folder, study)  # once more, now that no other run can write here
         work = Work(**dict(asked), folder=folder)
-        return _Run(store, study, planned, images, trainer, work, on_progress).run(frozen, confirm=confirm)
+        kept = {} if frozen is None else frozen.backends
+        backends = StudyBackends(asked_tune(asked.tune), planned, images, kept)
+        return _Run(store, study, planned, images, backends, trainer, work, on_progress).run(frozen, confirm=confirm)
 
 
 def _prepared(
@@ -206,6 +212,7 @@ def _planned(
     frozen: Plan | None,
     known: Sequence[CostedRun] | None,
     on_note: Callable[[str], None],
+    tunes: bool,
 ) -> tuple[Sequence[CostedRun], list[dict[str, Any]]]:
     """The study's runs, planned anew where the frozen plan is of other images, and what is known of the images."""
     from spectrum.data.images import described, read_once
@@ -214,7 +221,7 @@ def _planned(
     with read_once():
         if frozen is not None and known is not None and _is_of_other_images(folder, frozen, known):
             known = None
-        planned = known or plan_study(study, frozen=frozen)
+        planned = known or plan_study(study, frozen=frozen, tune=tunes)
         _check_same_images(folder, planned)
         images = described(one.run for one in planned)
     for note in coincidences(study, planned):
@@ -240,12 +247,14 @@ class _Run:
         study: Study,
         planned: Sequence[CostedRun],
         images: list[dict[str, Any]],
+        backends: StudyBackends,
         engine: Engine,
         work: Work,
         on_progress: Callable[[Progress], None] | None,
     ) -> None:
         self.store, self.study, self.planned = store, study, planned
         self.images = images  # what the plan says of them
+        self.backends = backends
         self.engine, self.work, self.on_progress = engine, work, on_progress
         self.base = study.base.model_dump(mode="json")
         self.counts: Counter[str] = Counter()
@@ -307,6 +316,8 @@ class _Run:
                 runs=tuple(one.record() for one in swept),
                 choices=tuple(choice.record() for choice in choices),
             )
+        if self.backends.kept:
+            known["backends"] = self.backends.kept
         plan = Plan(
             study=study.name,
             question=study.question,
@@ -323,6 +334,12 @@ class _Run:
         )
         self.store.freeze(plan)
 
+    def keep_backends(self) -> None:
+        """Write the measured backends into the frozen plan."""
+        plan = find_plan(self.store.folder)
+        if plan is not None and plan.backends != self.backends.kept:
+            self.store.freeze(plan.model_copy(update={"backends": self.backends.kept}))
+
     def train(self, planned: Sequence[CostedRun]) -> dict[str, Row]:
         """Train those that have no finished row; all finished rows by id."""
         finished = _finished(self.store.folder)
@@ -337,12 +354,15 @@ class _Run:
         self._remove_checkpoints(finished)
         if not left:
             return finished
-        work = self.work.model_copy(update={"runs": len(by_id)})
+        work = self.backends.work(self.work.model_copy(update={"runs": len(by_id)}), self.engine, left)
+        self.keep_backends()
         with closing(outcomes_of(self.engine, left, work)) as outcomes:
             for outcome in outcomes:
                 changed = self._images_changed(outcome)
                 if changed is not None:
                     outcome = Outcome(outcome.run, None, changed, outcome.attempts)
+                if outcome.result is not None and self.backends.note(outcome.result["provenance"]):
+                    self.keep_backends()
                 row = self._write(outcome, by_id[outcome.run.id])
                 if row["status"] in FINISHED:
                     finished[row["id"]] = row

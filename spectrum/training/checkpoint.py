@@ -39,6 +39,8 @@ class TrainingProgress:
     lowerings: dict[str, str] = field(default_factory=dict)
     history: list[dict[str, Any]] = field(default_factory=list)
     resumed: list[dict[str, Any]] = field(default_factory=list)  # at which step, and what was otherwise before
+    machine: str = ""  # key of the machine that took the last step
+    choices: dict[str, str] = field(default_factory=dict)  # shape class → backend, as that machine measured it
 
 
 class Checkpoints:

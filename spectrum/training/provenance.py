@@ -28,7 +28,7 @@ def provenance(images: Images, device: str) -> dict[str, Any]:
         "python": platform.python_version(),
         "processor": torch.backends.cpu.get_cpu_capability(),
         "device": device,
-        **_accelerator(device),
+        **accelerator(device),
         "threads": torch.get_num_threads(),
         "layout": "channels_last",
         "lowering": recorded_choice(on_cpu=device == "cpu"),
@@ -36,8 +36,8 @@ def provenance(images: Images, device: str) -> dict[str, Any]:
     }
 
 
-def _accelerator(device: str) -> dict[str, Any]:
-    """Of a run on CUDA: the card, its libraries, and whether float32 convolutions round their inputs to TF32."""
+def accelerator(device: str) -> dict[str, Any]:
+    """On CUDA: the card, its libraries, and whether float32 convolutions round their inputs to TF32; else nothing."""
     if torch.device(device).type != "cuda":
         return {}
     return {

@@ -353,12 +353,12 @@ def test_nothing_is_claimed_of_one_seed_or_of_no_spread(seeds, accuracy, says):
     assert says in sentence(row)
 
 
-def test_a_contrast_without_runs_is_told_and_counts_for_nothing():
+def test_a_contrast_without_runs_is_told_and_counts_in_the_family():
     table = made_up(noisy)
     asked = [{"name": "x", "between": RELU}, {"name": "later", "between": [{"segments": 4}, {"segments": 1}]}]
     both = stats.contrasts(table, asked)
     assert sentence(both.iloc[1]) == "4 segments vs 1 segment, parameter-matched: no seed has a run on every side."
-    assert both["p"][0] == pytest.approx(stats.contrast(table, RELU).p)
+    assert both["p"][0] == pytest.approx(2 * stats.contrast(table, RELU).p)
 
 
 def test_the_trend_is_the_mean_of_the_seeds_slopes():
@@ -477,12 +477,25 @@ def test_the_forest_has_a_mark_a_contrast_open_where_inconclusive():
         plots.forest(stats.contrasts(table, [{"name": "x", "between": [{"segments": 4}, {"segments": 1}]}]), table)
 
 
-def test_the_forest_says_of_a_slope_that_it_falls_and_of_an_interaction_where_it_is_higher():
-    table = made_up(lambda count, activation, seed: 0.8 - (activation == "relu") * 0.01 * math.log2(count) * (1 + seed))
-    across = [{"segments": 1}, {"segments": 8}]
-    asked = [{"name": "a slope", "between": RELU, "across": "segments"}, {"name": "an interaction", "between": RELU}]
-    ax = plots.forest(stats.contrasts(table, [asked[0], asked[1] | {"across": across}]), table).axes[0]
-    assert [text.get_text() for text in ax.texts][1::2] == ["falls", "higher"]
+def test_the_forest_says_what_a_slope_does_and_what_is_not_known_or_not_there():
+    table = made_up(lambda c, a, s: 0.7 - 0.02 * (a == "relu") * math.log2(c) + NOISE[c, a, s] / 10)
+    asked = [
+        {"name": "slope", "between": RELU, "across": "segments", "confounded": True},
+        {"name": "interaction", "between": RELU, "across": ENDS},
+        {"name": "later", "between": [{"segments": 4}, {"segments": 1}]},
+    ]
+    judged = stats.contrasts(table, asked)
+    figure = plots.forest(judged, table)
+    assert [text.get_text() for text in figure.axes[0].texts][1::2] == ["falls", "higher for 1 segment"]
+    below = " ".join(" ".join(text.get_text() for text in figure.texts).split())
+    assert "bars: 95% CI; 1 not shown, for lack of runs" in below
+    single = table[table["seed"].eq(0)]
+    figure = plots.forest(stats.contrasts(single, asked[:2]), single)
+    assert [text.get_text() for text in figure.axes[0].texts][1::2] == ["not known"] * 2
+    assert [line.get_marker() for line in figure.axes[0].lines if len(line.get_xdata()) == 1] == ["X", "X"]
+    below = " ".join(" ".join(text.get_text() for text in figure.texts).split())
+    assert "cross: not known" in below
+    assert "bars" not in below
 
 
 def test_the_forest_says_the_sides_and_the_name_where_these_do_not_tell_or_where_the_caller_wants_it():
@@ -704,6 +717,21 @@ def test_sides_are_named_by_what_differs_between_them_whatever_the_comparison_is
         "2 segments, ReLU", "1 segment, no activation",
     )  # fmt: skip
     assert names(table, *RELU, across="segments")[2] == "parameter-matched"
+
+
+def test_sides_under_budgets_of_different_size_are_not_called_matched():
+    table = made_up(noisy, segments=[1, "per_channel"]).assign(width=1.0, params=49_962)
+    wide = table.assign(width=2.0, params=187_054, id="w" + table["id"])
+    both = pd.concat([table, wide], ignore_index=True)
+    side, other = {"segments": "per_channel", "width": 1.0}, {"segments": 1, "width": 2.0}
+    assert names(both, side, other) == (
+        "per-channel, width ×1, 49,962 parameters", "1 segment, width ×2, 187,054 parameters",
+        "averaged over 2 values of activation",
+    )  # fmt: skip
+    assert names(both, {"segments": "per_channel"}, {"segments": 1})[2].endswith("parameter-matched")
+    timed = both.assign(match="step_time")
+    assert names(timed, side, other)[2].endswith("under different time budgets")
+    assert names(timed, {"segments": "per_channel"}, {"segments": 1})[2].endswith("time-matched")
 
 
 def test_a_winner_comes_first_and_its_difference_is_positive_whichever_side_it_is():

@@ -32,7 +32,18 @@ from spectrum.analysis.table import IMAGES, SPLIT, spectrum_position, split_labe
 from spectrum.analysis.words import setting_label, setting_name
 
 TITLE = "Accuracy along the spectrum"
+OF_EACH = "Accuracy of each configuration"
 MARKS = "mean and 95% CI; dots: runs"
+
+
+def spectrum_title(results: pd.DataFrame) -> str:
+    """What `spectrum_curve` of a table is called: there is no spectrum where all runs have one split."""
+    return OF_EACH if len(set(split_labels(results))) == 1 and len(varied_settings(results)) else TITLE
+
+
+def _marks(table: pd.DataFrame) -> str:
+    """What is drawn; marks are open where a 1×1 is left out at a place that has one with it too."""
+    return MARKS if table["pointwise"].all() else f"{MARKS}; open: no 1×1"
 
 
 @styled
@@ -83,14 +94,14 @@ def spectrum_curve(
     if len(curves) > 1 and len(set(split_labels(table))) == 1:
         ax = axes_or_new(ax)
         _listed(ax, table, metric, names, curves, wishes)
-        say(ax, table, names, MARKS, wishes=wishes, title="Accuracy of each configuration", foot=foot)
+        say(ax, table, names, MARKS, wishes=wishes, title=OF_EACH, foot=foot)
         return figure_of(ax)
     if ax is None and len(curves) > MOST_NAMED and len(telling) > 1:
         return _panels(results, table, metric, telling, wishes, foot)
     ax = axes_or_new(ax)
     _draw_curves(ax, results, table, metric, (names, telling), curves, wishes)
     name_curves(ax)
-    say(ax, table, names, MARKS, wishes=wishes, title=TITLE, foot=foot)
+    say(ax, table, names, _marks(table), wishes=wishes, title=TITLE, foot=foot)
     return figure_of(ax)
 
 
@@ -150,7 +161,7 @@ def _panels(
         title_panel(ax, wishes.called(setting_label([over], [value])))
     tidy(panels)
     share_legend(figure, [sample(wishes.called(label), look) for label, look in looks.items()])
-    facts = f"{seeds_label(table, names)} · {budgets_of(table)} · {MARKS}"
+    facts = f"{seeds_label(table, names)} · {budgets_of(table)} · {_marks(table)}"
     say_of_all(figure, table, facts, wishes=wishes, title=TITLE, foot=foot)
     return figure
 
@@ -249,7 +260,7 @@ def budget_panels(
         handles, _ = panels[0].get_legend_handles_labels()
         share_legend(figure, handles)
     say_of_all(
-        figure, table, MARKS, wishes=wishes, title=f"{TITLE}, by budget", foot=along_label(telling, along)
+        figure, table, _marks(table), wishes=wishes, title=f"{TITLE}, by budget", foot=along_label(telling, along)
     )  # fmt: skip
     return figure
 

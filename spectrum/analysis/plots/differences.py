@@ -29,7 +29,7 @@ from spectrum.analysis.plots.drawing import (
 )
 from spectrum.analysis.plots.frame import broken, inches_of_text, legend_beside, say, shortened
 from spectrum.analysis.plots.words import Wishes
-from spectrum.analysis.sentences import SHOWN, SLOPE, comparison_labels, verdict_of
+from spectrum.analysis.sentences import SHOWN, comparison_labels, pp, verdict_in_words, verdict_of
 from spectrum.analysis.table import SPLIT, has, varied_settings
 from spectrum.analysis.words import side_words
 
@@ -41,6 +41,7 @@ VERDICTS = {  # what a verdict is called beside its values, and how it looks
     "equivalent": ("equivalent", "#007355", True),
 }
 OPEN = ("inconclusive", "0.4", False)
+UNKNOWN = ("not known", "0.4", True)  # without a spread, and so without an interval: a cross
 LABEL = 2.5  # inches of the names of comparisons
 
 
@@ -71,9 +72,10 @@ def forest(
     not tell it: where they have no words, or the same as another comparison. A name that says more than the sides, such
     as that of a published design, comes by `labels`.
 
-    A difference is of A minus B; "better" says that A has the higher accuracy, "rises" that the difference does, along
-    the spectrum, and "higher" that it is so for the first of two settings. Open marks are inconclusive. Comparisons
-    without runs are left out. Raises ValueError when none is left.
+    A difference is of A minus B; "better" says that A has the higher accuracy. A slope rises or falls, and an
+    interaction is higher for one of its settings. Open marks are inconclusive; crosses have no interval, as with one
+    seed. Comparisons without runs, or that are not complete, are left out, and the caption counts them. Raises
+    ValueError when none is left.
     """
     if not {"n", "verdict"} <= set(contrasts):
         raise ValueError("forest: expected a table of stats.contrasts first, then the results that it is of")
@@ -93,10 +95,32 @@ def forest(
     ax.axvline(0, color="0.4", lw=0.8)
     ax.grid(axis="y", visible=False)
     ax.set_xlabel(wishes.called("A − B, percentage points"))
-    margin = "; grey: margin" if table["margin"].notna().any() else ""
-    marks = f"bars: 95% CI{margin}; open: inconclusive"
+    marks = "; ".join(word for word, is_drawn in _key(contrasts).items() if is_drawn)
     say(ax, results, varied_settings(results), marks, wishes=wishes, title="Comparisons, with their verdicts")
     return figure_of(ax)
+
+
+def _key(contrasts: pd.DataFrame) -> dict[str, bool]:
+    """What a mark stands for → whether it is in the picture."""
+    left_out = int(contrasts["n"].eq(0).sum())
+    table = contrasts[contrasts["n"] > 0]
+    return {
+        "bars: 95% CI": bool(table["low"].notna().any()),
+        "grey: margin": bool(table["margin"].notna().any()),
+        "open: inconclusive": bool(table["verdict"].eq("inconclusive").any()),
+        "cross: not known": bool(table["verdict"].eq("unknown").any()),
+        f"{left_out} not shown, for lack of runs": left_out > 0,
+    }
+
+
+def _verdict(row: pd.Series) -> tuple[str, str, bool]:
+    """What the verdict on one comparison is called, its color, and whether its mark is full."""
+    if row["verdict"] == "unknown":
+        return UNKNOWN
+    word, color, full = VERDICTS.get(row["verdict"], OPEN)
+    if row["kind"] != "difference" and verdict_of(row) in SHOWN:
+        word = verdict_in_words(row, confounded=False)
+    return word, color, full
 
 
 def _called(contrasts: pd.DataFrame, wishes: Wishes) -> list[str]:
@@ -115,20 +139,19 @@ def _called(contrasts: pd.DataFrame, wishes: Wishes) -> list[str]:
 
 def _comparison(ax: Axes, place: int, row: pd.Series, wishes: Wishes) -> None:
     """One row: margin, interval, mean, and at the right the values and the verdict."""
-    word, color, full = VERDICTS.get(row["verdict"], OPEN)
-    if (verdict := verdict_of(row)) in SHOWN and row["kind"] != "difference":
-        word = word.replace(VERDICTS[verdict][0], SLOPE[verdict] if row["kind"] == "slope" else verdict)
+    word, color, full = _verdict(row)
     own = wishes.color(place, row["name"])
     color = color if own is None else own
     if row["margin"] == row["margin"]:
         band = (place - 0.32, place + 0.32)
         ax.fill_betweenx(band, -100 * row["margin"], 100 * row["margin"], color="0.9", lw=0, zorder=1)
-    values = f"{100 * row['mean']:+.2f}"
+    values = pp(row["mean"], sign=True)
     if row["low"] == row["low"]:
         ax.plot([100 * row["low"], 100 * row["high"]], [place, place], color=color, marker="", ls="-", lw=2, zorder=3)
-        values += f" [{100 * row['low']:+.2f}, {100 * row['high']:+.2f}]"
+        values += f" [{pp(row['low'], sign=True)}, {pp(row['high'], sign=True)}]"
     face = color if full else "white"
-    ax.plot(100 * row["mean"], place, marker="o", ms=6, mfc=face, mec=color, ls="", zorder=4)
+    mark = "X" if row["verdict"] == "unknown" else "o"
+    ax.plot(100 * row["mean"], place, marker=mark, ms=6, mfc=face, mec=color, ls="", zorder=4)
     size = small()
     beside: Any = {
         "xycoords": ("axes fraction", "data"),
@@ -136,7 +159,7 @@ def _comparison(ax: Axes, place: int, row: pd.Series, wishes: Wishes) -> None:
         "va": "center",
         "fontsize": size,
     }
-    ax.annotate(values.replace("-", "−"), (1, place), (8, 0), annotation_clip=False, **beside)
+    ax.annotate(values, (1, place), (8, 0), annotation_clip=False, **beside)
     at = (14 + 11.5 * size, 0)
     ax.annotate(wishes.called(word), (1, place), at, color=color, weight="bold", annotation_clip=False, **beside)
 

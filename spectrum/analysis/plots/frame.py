@@ -119,6 +119,9 @@ def _height(text: str, size: float) -> float:
     return len(text.splitlines()) * 1.22 * size / 72 + 0.05
 
 
+LONGEST_WORD = 24  # letters
+
+
 @lru_cache(maxsize=4096)
 def inches_of_text(text: str, size: float, weight: str = "normal") -> float:
     font = FontProperties(family=mpl.rcParams["font.family"], size=size, weight=weight)
@@ -127,11 +130,11 @@ def inches_of_text(text: str, size: float, weight: str = "normal") -> float:
 
 
 def broken(text: str, inches: float, size: float, weight: str = "normal") -> str:
-    """Text on lines that are no longer than so many inches, as it is printed."""
+    """Text on lines that are no longer than so many inches, as it is printed; only very long words are broken."""
     lines: list[str] = []
     for part in text.splitlines():
         line = ""
-        for word in part.split():
+        for word in (piece for whole in part.split() for piece in _pieces(whole, inches, size, weight)):
             longer = f"{line} {word}".strip()
             if line and inches_of_text(longer, size, weight) > inches:
                 lines.append(line)
@@ -139,6 +142,16 @@ def broken(text: str, inches: float, size: float, weight: str = "normal") -> str
             line = longer
         lines.append(line)
     return "\n".join(lines)
+
+
+def _pieces(word: str, inches: float, size: float, weight: str) -> list[str]:
+    """A word; of one longer than any of a language, parts that fit on a line each."""
+    pieces = [""]
+    for letter in word if len(word) > LONGEST_WORD and inches_of_text(word, size, weight) > inches else ():
+        if pieces[-1] and inches_of_text(pieces[-1] + letter, size, weight) > inches:
+            pieces.append("")
+        pieces[-1] += letter
+    return pieces if pieces[0] else [word]
 
 
 def shortened(text: str, inches: float, size: float, most: int) -> str:

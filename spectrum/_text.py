@@ -1,0 +1,23 @@
+"""Text that people gave, such as names and questions, before it goes to a terminal or into a table."""
+
+from __future__ import annotations
+
+import unicodedata
+
+UNPRINTED = ("Cc", "Cs", "Cf")  # kinds of characters that break, hide or reorder a line
+KEPT = "\u200c\u200d"  # of these, those that join letters
+
+
+def printable(text: str, keep: str = "\n\t") -> str:
+    """Text in which characters that are not printed are written out, such as \\x1b, which commands a terminal.
+
+    Args:
+        text: on any number of lines.
+        keep: characters to leave as they are.
+
+    >>> printable("a name" + chr(27) + "[8m")
+    'a name\\\\x1b[8m'
+    """
+    return "".join(
+        repr(one)[1:-1] if unicodedata.category(one) in UNPRINTED and one not in (*KEPT, *keep) else one for one in text
+    )
