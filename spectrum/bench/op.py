@@ -160,38 +160,41 @@ def _backend(shape: Shape, segments: int) -> str:
 
 
 def findings(table: pd.DataFrame) -> dict[str, Any]:
-    """Summarise the table: the worst and the best of each comparison, from the medians."""
+    """Summarise the table: the lowest and the highest value of each comparison, from the medians."""
     by = ["shape", "segments"]
     ours = table[table.way == OURS].set_index(by)
     best = table[table.way != OURS].groupby(by).ms.min()
     even = ours[ours.channels_per_segment % 1 == 0]
     speedup = (best / ours.ms).rename("speedup")
     found: dict[str, Any] = {
-        "least percent of the roofline": float(even.percent.min()),
+        "lowest percent of the roofline": float(even.percent.min()),
         "median percent of the roofline": float(even.percent.median()),
         "measurements below 50%": int((even.percent < 50).sum()),
-        "points": len(even),
-        "slowest against the best peer": float(1 / speedup.min()),
+        "measurements with equal segments": len(even),
+        "largest slowdown vs the best other implementation": float(1 / speedup.min()),
     }
     for width in (1, 2, 4, 8, 16):
         chosen = speedup[ours.channels_per_segment == width]
         if len(chosen):
-            found[f"times the best peer at {width} per segment"] = [float(chosen.min()), float(chosen.max())]
+            found[f"speedup over the best other at {width} per segment"] = [float(chosen.min()), float(chosen.max())]
     for shape, count, ms in ours[ours.channels_per_segment % 1 != 0].ms.reset_index().to_numpy().tolist():
         neighbours = even.ms.loc[shape]
         below, above = neighbours[neighbours.index < count], neighbours[neighbours.index > count]
         slower = max(float(side.iloc[at]) for side, at in ((below, -1), (above, 0)) if len(side))
-        found[f"{count} segments against the slower even neighbour"] = ms / slower
+        found[f"{count} unequal segments: time relative to the slower equal neighbour"] = ms / slower
     times = {(shape, count): ms for shape, count, ms in even.ms.reset_index().to_numpy().tolist()}
     doubled = [times[shape, 2 * count] / ms for (shape, count), ms in times.items() if (shape, 2 * count) in times]
     if doubled:
-        found["most that time rises as segments double"] = float(max(doubled))
+        found["largest time ratio when segments double"] = float(max(doubled))
     return found
 
 
 def as_markdown(table: pd.DataFrame) -> str:
     """The table as Markdown: one row per shape and number of segments, ours next to the best other implementation."""
-    lines = ["| shape | segments | ms | quartiles | % of the roofline | best other way | ms | times as fast |"]
+    lines = [
+        "| shape | segments | median ms | quartiles | % of the roofline "
+        "| best other implementation | median ms | speedup |"
+    ]
     lines.append("|" + "---|" * 8)
     for (shape, segments), group in table.groupby(["shape", "segments"], sort=False):
         ours = group[group.way == OURS].iloc[0]

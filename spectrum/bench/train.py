@@ -81,21 +81,24 @@ def measure(
 
 
 def findings(table: pd.DataFrame) -> dict[str, Any]:
-    """Speed relative to each other implementation, for each configuration."""
+    """Speedup over each other implementation, for each configuration."""
     found: dict[str, Any] = {}
     for where, row in along_the_curve(table, "ms").iterrows():
-        found[f"{where}: times the default loop"] = float(row[DEFAULT] / row[OURS])
+        found[f"{where}: speedup over the default loop"] = float(row[DEFAULT] / row[OURS])
         if tuned := _tuned(row):
-            found[f"{where}: times the best tuned loop"] = min(tuned) / float(row[OURS])
-    found["most of a step spent on data, percent"] = float(table[table.way == OURS].data_percent.max())
+            found[f"{where}: speedup over the best tuned loop"] = min(tuned) / float(row[OURS])
+    found["highest share of a step spent on data, percent"] = float(table[table.way == OURS].data_percent.max())
     return found
 
 
 def as_markdown(table: pd.DataFrame) -> str:
-    """The table as Markdown: one row per configuration, each implementation's milliseconds, and our relative speed."""
+    """The table as Markdown: one row per configuration, with each implementation's milliseconds and our speedups."""
     wide = along_the_curve(table, "ms")
     ways = [way for way in WAYS if way in wide]
-    lines = [f"| where | {' | '.join(f'{way}, ms' for way in ways)} | data, % | × default loop | × best tuned |"]
+    lines = [
+        f"| configuration | {' | '.join(f'{way}, ms' for way in ways)} | data, % "
+        "| speedup vs default loop | speedup vs best tuned loop |"
+    ]
     lines.append("|" + "---|" * (len(ways) + 4))
     data = table[table.way == OURS].data_percent
     for (where, row), share in zip(wide.iterrows(), data, strict=True):

@@ -44,13 +44,13 @@ def test_conclusions_about_the_operation_follow_from_its_table():
     rows += [op_row(s, "grouped", ms) for s, ms in ((1, 1.9), (2, 1.6), (3, 9.0), (4, 4.0), (8, 1.5))]
     rows += [op_row(s, "separate", 8.0) for s in (1, 2, 3, 4, 8)]
     found = op.findings(pd.DataFrame(rows))
-    assert found["least percent of the roofline"] == 50
+    assert found["lowest percent of the roofline"] == 50
     assert found["measurements below 50%"] == 0
-    assert found["points"] == 4, "uneven segments are another comparison"
-    assert found["slowest against the best peer"] == pytest.approx(2.0 / 1.9)
-    assert found["times the best peer at 2 per segment"] == [4.0, 4.0]
-    assert found["3 segments against the slower even neighbour"] == pytest.approx(1.8 / 1.6)
-    assert found["most that time rises as segments double"] == 1.25
+    assert found["measurements with equal segments"] == 4, "uneven segments are another comparison"
+    assert found["largest slowdown vs the best other implementation"] == pytest.approx(2.0 / 1.9)
+    assert found["speedup over the best other at 2 per segment"] == [4.0, 4.0]
+    assert found["3 unequal segments: time relative to the slower equal neighbour"] == pytest.approx(1.8 / 1.6)
+    assert found["largest time ratio when segments double"] == 1.25
 
 
 def test_conclusions_about_a_step_follow_from_its_table():
@@ -60,10 +60,10 @@ def test_conclusions_about_a_step_follow_from_its_table():
         for way, ms, data in zip(train.WAYS, times, (9, 3, 4, 2), strict=True)
     ]
     found = train.findings(pd.DataFrame(rows))
-    assert found["1 segment: times the default loop"] == 2
-    assert found["8 per segment: times the default loop"] == 3
-    assert found["8 per segment: times the best tuned loop"] == 2
-    assert found["most of a step spent on data, percent"] == 2
+    assert found["1 segment: speedup over the default loop"] == 2
+    assert found["8 per segment: speedup over the default loop"] == 3
+    assert found["8 per segment: speedup over the best tuned loop"] == 2
+    assert found["highest share of a step spent on data, percent"] == 2
 
 
 def test_conclusions_about_a_network_follow_from_its_table():
@@ -73,12 +73,12 @@ def test_conclusions_about_a_network_follow_from_its_table():
         for way, ms in zip(models.WAYS, times, strict=True)
     ]
     assert models.findings(pd.DataFrame(rows)) == {
-        "inference: times torch.nn": 1.5,
-        "inference: times torch.nn, NHWC": 1.0,
-        "inference: times Keras on torch": 2.5,
-        "training step: times torch.nn": 1.0,
-        "training step: times torch.nn, NHWC": 1.5,
-        "training step: times Keras on torch": 0.5,
+        "inference: speedup vs torch.nn": 1.5,
+        "inference: speedup vs torch.nn, NHWC": 1.0,
+        "inference: speedup vs Keras on torch": 2.5,
+        "training step: speedup vs torch.nn": 1.0,
+        "training step: speedup vs torch.nn, NHWC": 1.5,
+        "training step: speedup vs Keras on torch": 0.5,
     }
 
 
@@ -125,9 +125,9 @@ def test_the_engine_and_a_folder_of_rows_are_measured(monkeypatch):
     assert list(table["rounds"]) == [3, 2, 2, 2]
     assert len(said) == 4
     found = engine.findings(table)
-    assert found["milliseconds a trivial point"] == table.ms[0]
+    assert found["milliseconds per trivial run"] == table.ms[0]
     assert found["seconds to load"] == table.ms[2] / 1e3
-    assert found["most gigabytes of memory"] == table.memory_gb.max()
+    assert found["highest peak memory, GB"] == table.memory_gb.max()
 
 
 @pytest.mark.cluster
@@ -138,7 +138,7 @@ def test_ray_is_measured_where_it_is_installed():
     assert list(table.index) == ["point", "point on Ray", "busy", "status", "load", "resume"]
     assert table.ms["point on Ray"] > 0
     assert 30 < table.percent["busy"] <= 100
-    assert "| point on Ray |" in engine.as_markdown(table.reset_index())
+    assert "| run on Ray |" in engine.as_markdown(table.reset_index())
     assert engine.findings(table.reset_index())["percent of the time that workers are busy"] == table.percent["busy"]
 
 
@@ -162,7 +162,10 @@ def test_the_operation_is_measured_beside_its_peers(tmp_path, capsys):
     record = json.loads((tmp_path / "op.machine.json").read_text())
     assert record["threads"] == 1
     assert record["torch"]
-    assert "measurements below 50%" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "measurements below 50%" in said
+    assert said.split()[:4] == ["shape", "segments", "channels_per_segment", "implementation"]
+    assert "yardstick" not in said
 
 
 @pytest.mark.slow
@@ -203,7 +206,7 @@ def test_a_study_and_a_script_train_the_same_runs():
     assert len(table) == 4
     assert table.test_accuracy.between(0, 1).all()
     found = sweep.findings(table)
-    assert found["times the default loop, whole curve"] > 0
+    assert found["speedup over the default loop, whole curve"] > 0
     assert "| 4 per segment |" in sweep.as_markdown(table)
 
 
