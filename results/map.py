@@ -17,7 +17,7 @@ from spectrum.analysis.plots.drawing import CAPTION_CHARACTERS, wrapped
 from spectrum.analysis.table import studies_of
 
 RESULTS = Path(__file__).parent
-TYPE = 7.5  # points, of legends and captions
+TYPE = 7.5  # font size of legends and captions, in points
 EFFECTS: dict[
     str, tuple[list[tuple[dict[str, Any], dict[str, Any]]], float]
 ] = {  # pairs that a study compares, and its margin
@@ -33,7 +33,7 @@ TITLES = {
     "order": "Pointwise-first minus spatial-first,\nMAC-matched",
     "residual": "With minus without residual connections,\nparameter-matched",
 }
-WORDS = {  # what the library's figures say, and what this one says
+WORDS = {  # labels of the library's figures, and those of this figure
     "dataset fashion mnist": "Fashion-MNIST",
     "dataset cifar10": "CIFAR-10",
     "ShuffleNet, of its 1×1": "ShuffleNet (of the 1×1)",
@@ -45,12 +45,12 @@ WORDS = {  # what the library's figures say, and what this one says
     "activation silu": "SiLU",
     "per\nchannel": "per-\nchannel",
 }
-WIDTH, HEIGHT = 7.0, 2.4  # inches, of the figure and of a row: type keeps its size in a column of text
+WIDTH, HEIGHT = 7.0, 2.4  # inches, of the figure and of a row; fixed, so that text keeps its size on a page
 
 
 @plots.style()
 def draw() -> Figure:
-    """All studies of the map that have rows: the curves, gains beside published ones, and what one change adds."""
+    """Draw all finished studies of the map: the curves, gains next to published ones, and effects of one change."""
     curves = [name for name in CURVES if complete(name)]
     effects = [name for name in EFFECTS if complete(name)]
     more = (2 + len(effects)) // 2  # rows below the curves: gains, then a panel for each effect
@@ -90,7 +90,7 @@ def draw() -> Figure:
 
 
 def _in_plain_words(ax: Axes, title: str) -> None:
-    """The title, the axes and the ticks of a panel, as pages call them."""
+    """Set the title, axes and ticks of a panel in the wording of the pages."""
     ax.set_title(title, fontsize=8.5, loc="left")
     ax.set_xlabel("segments of the 3×3")
     ax.set_ylabel("pp")
@@ -99,13 +99,13 @@ def _in_plain_words(ax: Axes, title: str) -> None:
 
 
 def _named(ax: Axes) -> tuple[list[Artist], list[str]]:
-    """What is drawn on a panel and has a name, in the words of pages."""
+    """Legend handles of a panel, and their labels in the wording of the pages."""
     handles, labels = ax.get_legend_handles_labels()
     return list(handles), [WORDS.get(label, in_plain_words(label)) for label in labels]
 
 
 def _unnamed(*panels: Axes) -> None:
-    """Remove the names that the library wrote: they take too much of a narrow panel."""
+    """Remove the library's labels, which take too much space in a narrow panel."""
     for ax in panels:
         for text in list(ax.texts):
             text.remove()
@@ -114,7 +114,7 @@ def _unnamed(*panels: Axes) -> None:
 
 
 def _legend(ax: Axes, where: Literal["upper left", "lower left"], share: float) -> None:
-    """A legend in room of its own, a share of the range of the data."""
+    """Add a legend in extra space beyond the data, whose height is a share of the range of the data."""
     _unnamed(ax)
     low, high = ax.get_ylim()
     room = share * (high - low)

@@ -1,7 +1,7 @@
 """Write the pages of the studies and of the map from their templates: `make readmes`.
 
-Each results/STUDY/README.md.jinja is prose with expressions. Every measured number is computed here from the rows.
-A claim that the rows do not bear out is an error. The tests render the pages again and compare.
+Each results/STUDY/README.md.jinja is prose with expressions. Every measured number is computed here from the rows. A
+claim that the rows contradict is an error. The tests render the pages again and compare.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def templates() -> list[Path]:
 
 
 def render(template: Path) -> str:
-    """A page, rendered from today's rows."""
+    """Render a page from today's rows."""
     pages_of = environment()
     pages_of.filters |= {
         "pp": pp,
@@ -83,11 +83,11 @@ def render(template: Path) -> str:
 FINDINGS = re.compile(r"(<!-- findings: make readmes -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
-FRONT_PAGES = (RESULTS.parent / "README.md", RESULTS.parent / "docs/index.md")  # which list the findings
+FRONT_PAGES = (RESULTS.parent / "README.md", RESULTS.parent / "docs/index.md")  # pages that list the findings
 
 
 def with_findings(page: Path) -> str:
-    """A front page with the findings as the rows say them today."""
+    """A front page with the findings computed from today's rows."""
     up = "../" * len(page.relative_to(RESULTS.parent).parents[1:])
     findings = render(RESULTS / "findings.md.jinja").replace("(results/", f"({up}results/")
     return FINDINGS.sub(lambda found: found[1] + findings + found[2], page.read_text(encoding="utf-8"))
@@ -102,5 +102,5 @@ def pages() -> Iterator[tuple[Path, str]]:
 
 
 if __name__ == "__main__":
-    for path, text in list(pages()):  # all or none
+    for path, text in list(pages()):  # all pages are rendered before one is written
         write_whole(path, text)

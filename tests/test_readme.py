@@ -181,7 +181,7 @@ def test_what_width_explains_is_what_a_regression_on_the_table_of_rows_says(name
 
 def test_a_claim_that_the_rows_do_not_bear_out_is_no_page(readmes):
     assert readmes.holds(True, "so it is") == "so it is"
-    with pytest.raises(ValueError, match="the rows do not say: so it is"):
+    with pytest.raises(ValueError, match="the rows contradict this claim: so it is"):
         readmes.holds(False, "so it is")
 
 

@@ -1,4 +1,4 @@
-"""Numbers and configurations in words, and claims that the rows must bear out."""
+"""Numbers and configurations in words, and claims that the rows must support."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from spectrum.design import budgets
 
 PLAIN, END = "plain 3×3", "per-channel"
 BUDGETS = {str(match): kind.words for match, kind in budgets.BUDGETS.items()}
-CONTRASTS = {  # names in plans that do not say what is compared
+CONTRASTS = {  # names in plans that do not say what is compared, and names that do
     "BSConv's swap, as published": "MobileNet's block vs BSConv's, as published",
     "BSConv's swap, at equal MACs": "MobileNet's block vs BSConv's, MAC-matched",
     "without the ReLU between the halves": "with vs without the ReLU between the 3×3 and the 1×1",
@@ -27,7 +27,7 @@ CONTRASTS = {  # names in plans that do not say what is compared
     "what residual connections give, along the spectrum": "with vs without residual connections, per doubling of the "
     "segments",
 }
-WORDING = {  # what plans and the library's labels say, and what pages say, in this order
+WORDING = {  # wording of plans and of the library, and wording of the pages; replaced in this order
     "one segment a channel": END,
     "one a channel": END,
     "at equal parameters": BUDGETS["params"],
@@ -41,7 +41,7 @@ WORDING = {  # what plans and the library's labels say, and what pages say, in t
     " less the ": " minus the ",
     "residual connections, ": "with vs without residual connections, ",
 }
-SETTINGS = {  # settings in the library's names of configurations, as patterns, and what pages say
+SETTINGS = {  # patterns of settings in the library's names of configurations, and wording of the pages
     r"^1(?=$|, (?!\d|per))": "1 segment",
     r"^(\d+)(?=$|, (?!\d|per))": r"\1 segments",
     r", depth not set": "",
@@ -62,7 +62,7 @@ REVERSED = {"higher": "lower", "lower": "higher"}
 
 
 class HasInterval(Protocol):
-    """What has a mean and the ends of its interval."""
+    """Anything with a mean and the ends of its interval."""
 
     @property
     def mean(self) -> float: ...
@@ -88,14 +88,14 @@ def with_interval(found: HasInterval) -> str:
 
 
 def ahead(found: HasInterval) -> str:
-    """By how much the winner is ahead, with the 95% CI. Raises ValueError where the first side has the lower mean."""
+    """The winner's lead with its 95% CI. Raises ValueError if the first side has the lower mean."""
     if not found.mean > 0:
         raise ValueError(f"a difference of {with_interval(found)}: name the winner first")
     return f"{pp(found.mean)} {interval(found)}"
 
 
 def reversed_verdict(verdict: str) -> str:
-    """A verdict in words where the sides are exchanged.
+    """Verdict in words for exchanged sides.
 
     >>> reversed_verdict("negligibly lower"), reversed_verdict("equivalent")
     ('negligibly higher', 'equivalent')
@@ -104,12 +104,12 @@ def reversed_verdict(verdict: str) -> str:
 
 
 def p_value(p: float) -> str:
-    """A p-value in a table; empty where a comparison has none."""
+    """A p-value for a table; empty if a comparison has none."""
     return "" if math.isnan(p) else "< 0.001" if p < 0.001 else f"{p:.3f}"
 
 
 def in_plain_words(text: str) -> str:
-    """A name in a plan, a label or a table of the library, as pages print it."""
+    """A name in a plan, a label or a table of the library, in the wording of the pages."""
     if text in CONTRASTS:
         return CONTRASTS[text]
     for said, plain in WORDING.items():
@@ -118,7 +118,7 @@ def in_plain_words(text: str) -> str:
 
 
 def configuration_in_words(name: str) -> str:
-    """The library's name of a configuration, settings included, as pages print it.
+    """The library's name of a configuration, settings included, in the wording of the pages.
 
     >>> configuration_in_words("4, model vgg, depth 1")
     '4 segments, `vgg`, depth 1'
@@ -135,19 +135,19 @@ def as_set(labels: Iterable[str]) -> str:
 
 
 def listed(words: Sequence[object]) -> str:
-    """Words with commas, the last with "and"."""
+    """Words separated by commas, the last one by "and"."""
     texts = [str(word) for word in words]
     return texts[0] if len(texts) == 1 else f"{', '.join(texts[:-1])} and {texts[-1]}"
 
 
 def holds(condition: bool, text: str) -> str:
-    """A claim in words, which the rows must bear out. Raises ValueError where they do not."""
+    """A claim in words that the rows must support. Raises ValueError if they contradict it."""
     if not condition:
-        raise ValueError(f"the rows do not say: {text}")
+        raise ValueError(f"the rows contradict this claim: {text}")
     return text
 
 
 def published(work: str, segments: int) -> str:
-    """What a work reports that so many segments gain over its own 1 segment, in percentage points of top-1 error."""
+    """Gain that a work reports for a number of segments over its own 1 segment, in percentage points of top-1 error."""
     found = literature().set_index(["work", "segments"])["gain"]
     return pp(found[work, segments] / 100)

@@ -119,7 +119,7 @@ class Stored:
             ) from error
         except (OSError, SyntaxError, TypeError, KeyError, ValueError, Image.DecompressionBombError) as error:
             why = "no known image format" if isinstance(error, UnidentifiedImageError) else error
-            raise DataError(f"{which} cannot be decoded ({why}); mend or remove it") from error
+            raise DataError(f"{which} cannot be decoded ({why}); fix or remove it") from error
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,7 @@ from spectrum.data.digits import read_digits
 from spectrum.data.images import described
 from spectrum.data.load import load_images
 from spectrum.data.pixels import DataError
-from spectrum.data.splits import Images, describe, make_images, record
+from spectrum.data.splits import Images, describe, make_images, record, summarise
 from spectrum.design.run import RunConfig
 from tests.data.stored import Pixels, as_nchw, encoded, random_pixels, write_folder, write_parquet
 
@@ -809,6 +809,28 @@ def test_how_many_images_a_run_trains_and_validates_on_is_said(train_images, use
     (known,) = described([RunConfig(train_images=train_images, seed=seed) for seed in (0, 1)])
     assert known["used"] == [used]
     assert f"a run trains on {used[0]:,} and validates on {used[1]} of them" in describe("digits", known)
+    images = f"{used[0]:,} training, 149 validation and 299 test images"
+    assert summarise("digits", known)[0] == f"digits: 10 classes · 8×8 pixels, 1 channel · {images}"
+
+
+def test_a_summary_has_the_span_of_several_subsets():
+    (known,) = described([RunConfig(train_images=train_images) for train_images in (200, 500)])
+    assert "· 200 to 500 training, 149 validation and" in summarise("digits", known)[0]
+
+
+def test_a_summary_is_short_and_omits_no_note_and_no_file_left_out(data_root: Path) -> None:
+    write_folder(data_root / "flowers", random_pixels(13), ["a", "b"])
+    Image.fromarray(random_pixels(1)[0]).save(data_root / "flowers" / "loose.png")
+    known = record(load_images("flowers"))
+    known["notes"] = ["1 of 2 test images is a training image too"]
+    first, *others = summarise("flowers", known)
+    assert len(first) <= 100
+    assert "training and " in first, "without `used` there is no validation split to name"
+    assert others == [
+        f"test images: {known['test']}",
+        "1 of 2 test images is a training image too",
+        "left out: 1 image in no class folder (loose.png)",
+    ]
 
 
 # Nothing twice, and nothing that has changed

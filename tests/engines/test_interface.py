@@ -205,7 +205,7 @@ class Gives(Engine):
     [
         (lambda outcomes: None, 0, "its run gave NoneType; yield an Outcome for each run"),
         (lambda outcomes: outcomes[:1], 1, "gave no outcome for 1 of 2 runs; yield one for each"),
-        (lambda outcomes: [outcomes[0], outcomes[0]], 1, "yielded run .* twice, or was not asked for it"),
+        (lambda outcomes: [outcomes[0], outcomes[0]], 1, "yielded run .*, which is done or was not asked for"),
         (lambda outcomes: [vars(outcomes[0])], 0, "yielded dict; yield an Outcome for each run"),
         (
             lambda outcomes: [Outcome(outcomes[0].run, {"test_accuracy": 0.5}, None, 1)],

@@ -269,7 +269,7 @@ def test_no_cut_and_no_flip_is_restored(tmp_path: Path) -> None:
         latest.write_bytes(data)
         state, again = small_state(9), kept_in(tmp_path)
         assert again.restore(state).step == 1, "the one before it"
-        assert again.troubles == ["the checkpoint at step 2 was passed over: its bytes have changed"]
+        assert again.troubles == ["the checkpoint at step 2 was skipped: its bytes have changed"]
 
 
 def test_where_all_are_damaged_the_run_starts_anew_and_says_so(digits: Images, tmp_path: Path) -> None:
@@ -328,7 +328,7 @@ def test_a_checkpoint_of_another_network_run_or_data_is_passed_over(tmp_path: Pa
     saved_one(tmp_path)
     other = Checkpoints(tmp_path, {"point": "b"}, ENVIRONMENT)
     assert other.restore(small_state()) == TrainingProgress()
-    assert other.troubles == ["the checkpoint at step 1 was passed over: it is of other images or another run"]
+    assert other.troubles == ["the checkpoint at step 1 was skipped: it belongs to another run or to other images"]
     wider = nn.Sequential(nn.Conv2d(2, 4, 3), nn.BatchNorm2d(4))
     state = State(wider, None, make_optimizer(RunConfig(), wider))
     before, again = state.tensors(), kept_in(tmp_path)
