@@ -81,13 +81,17 @@ class Steps:
         return list(dict.fromkeys(there["segments"]))
 
     def slowest(self, way: str, match: str = "macs") -> tuple[str, float]:
-        """Segments with the longest step at one budget, and its time divided by that of 1 segment."""
-        place = max(self.places(match), key=lambda segments: self.ms(way, segments, match))
-        return place, self.ms(way, place, match) / self.ms(way, 1, match)
+        """Segments with the longest step at one budget, and its time divided by that of 1 segment.
+
+        Several segments if two passes do not rank their times, the slowest first.
+        """
+        places = sorted(self.places(match), key=lambda segments: -self.ms(way, segments, match))
+        longest = self.ms(way, places[0], match)
+        tied = [place for place in places if self.ms(way, place, match) * self.apart >= longest]
+        return " or ".join(tied), longest / self.ms(way, 1, match)
 
     def gone(self, place: object) -> tuple[float, float]:
-        """Shares of the extra MAC-matched step time over 1 segment in the default loop: of layout and loop, and of
-        kernels."""
+        """Shares of layout and loop, and of kernels, in the extra MAC-matched step time over 1 segment."""
         more = [self.ms(way, place) / self.ms(way, 1) - 1 for way in WAYS]
         return 1 - more[1] / more[0], (more[1] - more[2]) / more[0]
 
@@ -97,13 +101,22 @@ class Steps:
         return runs.drop_duplicates(["label", "cost"])
 
     def front(self, way: str) -> list[str]:
-        """Labels on the Pareto frontier of mean accuracy against step time, from fast to slow."""
+        """Names on the Pareto frontier of mean accuracy against step time, from fast to slow, each with its budget.
+
+        A network is left out if two passes do not rank its time before that of a more accurate one.
+        """
         runs = self.runs(way)
-        return list(dict.fromkeys(runs.loc[runs["on_front"], "label"]))
+        front = runs[runs["on_front"]]
+        ranked = [
+            row
+            for _, row in front.iterrows()
+            if not ((front["cost"] > row["cost"]) & (front["cost"] <= self.apart * row["cost"])).any()
+        ]
+        return [row["label"] if row["label"] == END else f"{row['label']} ({BUDGETS[row['match']]})" for row in ranked]
 
     def between(self, way: str) -> list[str]:
-        """Labels on the frontier that are neither an end of the spectrum nor the plain 3×3."""
-        return [label for label in self.front(way) if label not in ("1", PLAIN, END)]
+        """Names on the frontier that are neither an end of the spectrum nor the plain 3×3."""
+        return [name for name in self.front(way) if name.partition(" (")[0] not in ("1", PLAIN, END)]
 
     @property
     def stale(self) -> float:

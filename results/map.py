@@ -28,7 +28,7 @@ EFFECTS: dict[
 TITLES = {
     "curve": "Fashion-MNIST",
     "curve_cifar10": "CIFAR-10 (JPEG re-encodings)",
-    "gain": "Gain over 1 segment, MAC-matched;\ngrey: published, on ImageNet",
+    "gain": "Gain over 1 segment: ours MAC-matched;\ngrey: published, each its own budget",
     "activation": "Activation between 1×1 and 3×3 minus none,\nparameter-matched",
     "order": "Pointwise-first minus spatial-first,\nMAC-matched",
     "residual": "With minus without residual connections,\nparameter-matched",

@@ -80,17 +80,24 @@ def render(template: Path) -> str:
     )
 
 
-FINDINGS = re.compile(r"(<!-- findings: make readmes -->\n).*?(<!-- end -->)", re.DOTALL)
+PART = re.compile(r"(<!-- (findings|hero): make readmes -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
-FRONT_PAGES = (RESULTS.parent / "README.md", RESULTS.parent / "docs/index.md")  # pages that list the findings
+FRONT_PAGES = (
+    RESULTS.parent / "README.md",
+    RESULTS.parent / "docs/index.md",
+)  # pages with the hero's caption and the findings
 
 
-def with_findings(page: Path) -> str:
-    """A front page with the findings computed from today's rows."""
+def with_parts(page: Path) -> str:
+    """A front page with the hero's caption and the findings, computed from today's rows."""
     up = "../" * len(page.relative_to(RESULTS.parent).parents[1:])
-    findings = render(RESULTS / "findings.md.jinja").replace("(results/", f"({up}results/")
-    return FINDINGS.sub(lambda found: found[1] + findings + found[2], page.read_text(encoding="utf-8"))
+
+    def written(found: re.Match[str]) -> str:
+        text = render(RESULTS / f"{found[2]}.md.jinja").replace("(results/", f"({up}results/")
+        return found[1] + text + found[3]
+
+    return PART.sub(written, page.read_text(encoding="utf-8"))
 
 
 def pages() -> Iterator[tuple[Path, str]]:
@@ -98,7 +105,7 @@ def pages() -> Iterator[tuple[Path, str]]:
     for template in templates():
         yield template.with_suffix(""), render(template)
     for page in FRONT_PAGES:
-        yield page, with_findings(page)
+        yield page, with_parts(page)
 
 
 if __name__ == "__main__":

@@ -91,8 +91,8 @@ class Comparisons:
 
     @property
     def largest(self) -> float:
-        """Largest absolute mean difference of the prespecified comparisons."""
-        return max(abs(found.mean) for found in self.judged.values() if found.kind == "difference")
+        """Largest absolute difference within the 95% CI of any prespecified comparison."""
+        return max(max(-found.low, found.high) for found in self.judged.values() if found.kind == "difference")
 
     def difference(
         self, first: Mapping[str, Any], second: Mapping[str, Any], among: Sequence[Any] | None = None
