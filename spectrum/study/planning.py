@@ -412,7 +412,7 @@ def _check_own(run: RunConfig, images: Images) -> None:
     if not isinstance(scores_nk, torch.Tensor) or tuple(scores_nk.shape) != expected:
         raise SpecError(
             f"{name}: gives {_described(scores_nk)} for 2 images of {images.classes} classes; "
-            f"return one tensor of shape {expected}, with arch.num_classes scores an image"
+            f"return one tensor of shape {expected}, with arch.num_classes scores per image"
         )
     if not scores_nk.is_floating_point():
         raise SpecError(f"{name}: gives scores of type {scores_nk.dtype}; return floating-point ones")
