@@ -2,8 +2,8 @@
 
 Each entry of WORDS is a phrase that only this project used, with the plain words for it. Code in Markdown and names of
 code are left out. Phrases are narrow, so that ordinary uses of a word stay possible: "half of the images" passes, and
-"the spatial half" fails. In the code of the package, docstrings, messages and comments are read; in that of the pages
-and tables, docstrings and comments, since their strings translate phrases of early plans; in study files, comments.
+"the spatial half" fails. In the code of the package, docstrings, messages and comments are read; in scripts and tests,
+docstrings and comments, since their strings hold phrases of early plans; in study files, comments.
 """
 
 import ast
@@ -23,6 +23,7 @@ ROOT = Path(__file__).parents[1]
 COMMAND_NAMES = tuple(command.__name__.lower() for command in COMMANDS)
 # Names of code that contain a phrase
 NAMES = {"lowering", "lowerings"}
+SCRIPTS = ("results", "docs/_ext", "notebooks", "tests")  # folders of code in which docstrings and comments are read
 
 
 class Word(NamedTuple):
@@ -273,7 +274,7 @@ WORDS = (
         "a value that cannot be, such as",
     ),
     Word(
-        r"\b(?:what|that|which) is none(?! of)\b",
+        r"\b(?:what|that|which) is (?-i:none)(?! of)\b",
         "“is not …”, “invalid”",
         "for a name that is none",
     ),
@@ -351,7 +352,8 @@ def notebooks() -> Iterator[Text]:
 
 
 def code(*folders: str) -> Iterator[Path]:
-    return (file for folder in folders for file in sorted(ROOT.glob(f"{folder}/**/*.py")))
+    found = (file for folder in folders for file in sorted(ROOT.glob(f"{folder}/**/*.py")))
+    return (file for file in found if file != Path(__file__))  # which lists the phrases
 
 
 def strings() -> Iterator[Text]:
@@ -363,8 +365,8 @@ def strings() -> Iterator[Text]:
 
 
 def docstrings() -> Iterator[Text]:
-    """Docstrings of the scripts that make pages and the reference."""
-    for file in code("results", "docs/_ext"):
+    """Docstrings of scripts and tests."""
+    for file in code(*SCRIPTS):
         for node in ast.walk(ast.parse(file.read_text())):
             if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node):
                 (first, *_) = node.body
@@ -373,7 +375,7 @@ def docstrings() -> Iterator[Text]:
 
 def comments() -> Iterator[Text]:
     """Comments of code and of study files; those on successive lines are one text."""
-    for file in (*code("spectrum", "results", "docs/_ext"), *sorted(ROOT.glob("experiments/*.toml"))):
+    for file in (*code("spectrum", *SCRIPTS), *sorted(ROOT.glob("experiments/*.toml"))):
         for line, words in blocks(comments_of(file)):
             yield Text(str(file.relative_to(ROOT)), line, without_code(words))
 

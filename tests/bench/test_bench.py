@@ -1,4 +1,4 @@
-"""Benchmarks measure what they say: small ones run to their end, and conclusions follow from tables."""
+"""Small benchmarks run to their end, and summaries follow from tables."""
 
 import json
 

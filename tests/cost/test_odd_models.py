@@ -1,4 +1,4 @@
-"""`audit` and `plan` of networks of one's own: what is not counted is said, and what takes no image is refused."""
+"""`audit` and `plan` of your own networks: they name what is not counted, and refuse networks that take no image."""
 
 import json
 

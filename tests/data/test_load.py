@@ -1,4 +1,4 @@
-"""Data sets as they come: where they are found, what becomes of their pixels and labels, and the cache."""
+"""Loading data sets: where they are found, how pixels and labels are read, and the cache."""
 
 import base64
 import gzip
@@ -356,7 +356,7 @@ def test_a_label_that_training_never_shows_is_an_error(data_root: Path) -> None:
         load_images("flowers")
 
 
-# What is said of a data set
+# Description of a data set
 
 
 def said_of(name: str, *how: Any) -> str:
@@ -458,7 +458,7 @@ def test_a_test_split_that_lacks_a_class_is_refused_by_name(data_root: Path) -> 
         load_images("flowers")
 
 
-# Files that would run something, if they were let
+# Files that would run a program if allowed
 
 
 class Canary:

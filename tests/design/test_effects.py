@@ -1,4 +1,4 @@
-"""Options that change nothing are refused, and configurations that train one network are told, before they run."""
+"""Options without effect are refused, and configurations that train the same network are reported, before a run."""
 
 import json
 
@@ -128,7 +128,7 @@ def test_a_plan_that_is_frozen_is_read_as_it_is():
     assert planned.run == run
 
 
-# What only the networks tell
+# Checks that need the networks
 
 
 @pytest.mark.medium
@@ -203,7 +203,7 @@ def test_what_is_told_trains_to_the_same_weights(tmp_path):
 
 
 class Flat(nn.Module):
-    """A classifier of pixels that looks at no option; what it gives passes through a function."""
+    """A classifier of pixels that ignores all options; a function changes its output."""
 
     def __init__(self, arch, after=lambda scores_nk: scores_nk):
         super().__init__()
@@ -216,7 +216,7 @@ class Flat(nn.Module):
 
 @pytest.fixture
 def own(monkeypatch):
-    """Registers a family for the time of a test, and gives its name."""
+    """Registers an architecture for the duration of a test, and returns its name."""
     restored(monkeypatch, FAMILIES)
 
     def register(builder, **more):

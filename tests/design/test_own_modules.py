@@ -1,4 +1,4 @@
-"""Models of one's own: named by a study's file, found by every process that trains, or refused in a sentence."""
+"""Your own models: named in a study's file, found by every process that trains, or refused with the reason."""
 
 import json
 import subprocess

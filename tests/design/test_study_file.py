@@ -332,7 +332,7 @@ def test_a_run_survives_json():
     assert RunConfig(**fields) == run
 
 
-# What a family has of its own
+# Defaults of an architecture
 
 
 def test_a_run_has_its_familys_own_values_where_it_says_nothing():

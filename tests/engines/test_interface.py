@@ -1,4 +1,4 @@
-"""The door of engines: a study runs on any, built in or one's own, and what all are told is checked in one place."""
+"""Interface of engines: a study runs on any, built in or your own, and their settings are checked in one module."""
 
 import subprocess
 import sys
@@ -43,7 +43,7 @@ register_engine("alone", Alone)
 
 
 class Mine(Engine):
-    """In this process, one run after the other; remembers what it was told."""
+    """Runs in this process, one after the other; records the settings that it was given."""
 
     starts_processes = False
 

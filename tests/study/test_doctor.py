@@ -1,4 +1,4 @@
-"""What is wrong in a folder is named, what can be mended is mended, and a sound folder is called sound."""
+"""Faults of a folder are named, repairs repair them, and an intact folder has none."""
 
 import json
 import shutil

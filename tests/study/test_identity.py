@@ -1,4 +1,4 @@
-"""Whose results a folder holds: one rule for all commands and for `run_study`."""
+"""The study to which a folder belongs: one rule for all commands and for `run_study`."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""One run on several ranks, by real processes and gloo, against the same run on one."""
+"""One run on several ranks, with real processes and gloo, against the same run on one."""
 
 import json
 import os
