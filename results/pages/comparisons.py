@@ -123,7 +123,7 @@ class Comparisons:
         return Interval(row["mean"], row["low"], row["high"])
 
     def crossing(self, between: Sequence[Mapping[str, Any]]) -> stats.Crossing:
-        """Where the difference of two sides crosses zero."""
+        """The crossing of zero by the difference of two sides."""
         return stats.crossing(self.results, between)
 
     def slope(self, **side: Any) -> pd.Series:

@@ -55,7 +55,7 @@ class Split:
     train_y: Tensor
     validation_x: Pixels
     validation_y: Tensor
-    mean: Tensor  # of pixels from 0 to 255, per channel
+    mean: Tensor  # mean of pixels from 0 to 255, per channel
     std: Tensor
 
     def normalise(self, x_nchw: Tensor) -> Tensor:

@@ -222,7 +222,7 @@ class Plan(_Record):
 
     @property
     def ids(self) -> list[str]:
-        """Of all runs, those of the sweep first; one that meets several budgets once."""
+        """Ids of all runs, those of the sweep first; a run that meets several budgets counts once."""
         return list(dict.fromkeys(run.id for run in (*self.swept, *self.runs)))
 
     @property
@@ -235,5 +235,5 @@ class Plan(_Record):
         return self.hash == hash
 
     def lacks(self, keys: Iterable[str]) -> list[str]:
-        """Which of these keys its file does not have, in order of the alphabet."""
+        """Keys among these that the plan's file lacks, in alphabetical order."""
         return sorted(set(keys) - self.model_fields_set)

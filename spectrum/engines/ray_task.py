@@ -34,7 +34,7 @@ LOG_BYTES = 200_000  # largest part of a run's log that is sent, from its end
 
 @dataclass(frozen=True)
 class Orders:
-    """What a task needs to know besides its run."""
+    """Instructions for a task, besides its run."""
 
     work: Work
     threads: int

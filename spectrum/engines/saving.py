@@ -1,4 +1,4 @@
-"""Where and how often the runs of a study save checkpoints, and where they log."""
+"""Folders and frequency of a study's checkpoints, and the files of its logs."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ LOGS = "logs"  # subfolder of a study's folder
 
 @dataclass(frozen=True)
 class Saving:
-    """Where and how often runs save checkpoints, and where they log."""
+    """Folder and frequency of checkpoints, and the folder of logs."""
 
     folder: Path  # the study's folder
     minutes: float = 1.0  # shortest time between two checkpoints

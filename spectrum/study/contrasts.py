@@ -1,10 +1,14 @@
 """Check what a comparison changes: a fair one changes a single factor.
 
-Factors are the options in which the two sides differ, and four differences that no option names. These are parameters
-and MACs where no budget matches them, 1×1 convolutions that run at other resolutions, added or removed norms and
-non-linearities, and sides whose runs do not pair. A consequence is listed with its option: batch norms with `norm`, or
-with `depth`. An interaction compares differences. It therefore has two sets of factors: those of each difference, and
-those of the settings between which it compares.
+Factors are options in which the two sides differ, and differences that no option names:
+
+    parameters and MACs that no budget matches
+    1×1 convolutions that run at other resolutions
+    norms and non-linearities that are added or removed
+    sides whose runs do not pair
+
+A consequence is listed with its option: batch norms with `norm`, or with `depth`. An interaction compares differences.
+It therefore has two sets of factors: those of each difference, and those of the settings between which it compares.
 """
 
 from __future__ import annotations

@@ -147,7 +147,7 @@ def _check_axes(study: Study, cells: Sequence[Cell], first_of: Mapping[str, str]
 
 
 def _place_of(study: Study, field: str, alone: Sequence[str]) -> str:
-    """Where a study sets a field: as an axis of one value, as a flag, or in its base."""
+    """Name of the setting of a field in a study: an axis of one value, a flag, or an option of its base."""
     if field in alone:
         return f"axes.{field}"
     return field if field in study.overrides else f"base.{field}"

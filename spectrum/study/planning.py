@@ -135,9 +135,9 @@ def plan_study(
         time_steps: also time training steps of each network, which takes about half a second each.
         frozen: an earlier plan; widths solved in it for the same budget are reused.
 
-    Raises SpecError for a run whose network cannot be built or cannot meet its budget, for an option or an axis that
-    changes nothing (unless the plan is frozen), and for a network of your own that returns no scores; DataError for a
-    missing data set.
+    Raises SpecError for a run whose network cannot be built or cannot meet its budget, and for a network of your own
+    that returns no scores. Unless the plan is frozen, an option or an axis that changes nothing raises it, too. Raises
+    DataError for a missing data set.
 
     >>> from spectrum import load_study
     >>> planned = plan_study(load_study("experiments/quickstart.toml"))

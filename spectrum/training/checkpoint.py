@@ -1,8 +1,8 @@
 """Checkpoints of a run: written atomically, verified when read, and resumed bit for bit.
 
 The two latest are kept. A file holds the tensors of network, average, optimiser and generators, and the progress of the
-run as JSON. Reading it executes nothing: it contains no pickle. A file is skipped for the one before it if its bytes do
-not match the hash in its name, or if it belongs to another run or to other images.
+run as JSON. Reading it executes nothing: it contains no pickle. A file is skipped if its bytes do not match the hash in
+its name, or if it belongs to another run or to other images. The file before it is then read.
 """
 
 from __future__ import annotations
