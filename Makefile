@@ -5,6 +5,7 @@
 # make test-all   both
 # make cluster    tests of a Ray cluster and of several ranks
 # make soak       kill a study two hundred times, in a quarter of an hour
+# make gpu        tests that need a graphics card, then benchmarks into results/bench/CARD
 # make docs       build the documentation site in docs/_build/html
 # make drawing    draw the packages and their imports
 # make notebooks  execute the notebooks on the committed results
@@ -19,7 +20,7 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --co
 PYTEST := $(BIN)/python -m pytest -n auto --dist worksteal
 STUDY ?= experiments/quickstart.toml
 
-.PHONY: study test test-slow test-all check lint types docs drawing notebooks pictures readmes pages golden audit cluster soak clean
+.PHONY: study test test-slow test-all check lint types docs drawing notebooks pictures readmes pages golden audit cluster gpu soak clean
 .DEFAULT_GOAL := check
 
 study: .venv/for-use
@@ -74,6 +75,11 @@ audit: .venv/for-development
 
 cluster: .venv/for-development
 	$(BIN)/python -m pytest -m cluster
+
+gpu: .venv/for-development
+	@$(BIN)/python -c 'import sys, torch; sys.exit(None if torch.cuda.is_available() else "make gpu: torch sees no CUDA card here, so nothing was tested or measured.")'
+	$(BIN)/python -m pytest -m gpu -rs
+	for bench in "op" "op --dtype float16" "train" "sweep" "models"; do $(BIN)/spectrum bench $$bench --device cuda || exit 1; done
 
 soak: .venv/for-development
 	$(BIN)/python -m pytest tests/soak.py -s

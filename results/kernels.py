@@ -16,12 +16,13 @@ from typing import Any
 import matplotlib as mpl
 import pandas as pd
 from matplotlib.figure import Figure
-from pages.words import BUDGETS, END, PLAIN
+from pages.words import BUDGETS
 
 from spectrum import load_results, plots, stats
 from spectrum.analysis.plots.drawing import look_of, shades_of
 from spectrum.bench.steps import WAYS
 from spectrum.bench.train import DEFAULT, NATIVE, OURS
+from spectrum.models.position import END, PLAIN
 
 RESULTS = Path(__file__).parent
 STUDY = RESULTS / "curve_cifar10"

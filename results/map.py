@@ -10,10 +10,10 @@ from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from pages.study import CURVES, complete
-from pages.words import in_plain_words
 
 from spectrum import load_results, plots
-from spectrum.analysis.plots.drawing import CAPTION_CHARACTERS, wrapped
+from spectrum.analysis.plots.drawing import CAPTION_CHARACTERS, spectrum_axis, wrapped
+from spectrum.analysis.plots.words import Wishes
 from spectrum.analysis.table import studies_of
 
 RESULTS = Path(__file__).parent
@@ -33,18 +33,7 @@ TITLES = {
     "order": "Pointwise-first minus spatial-first,\nMAC-matched",
     "residual": "With minus without residual connections,\nparameter-matched",
 }
-WORDS = {  # labels of the library's figures, and those of this figure
-    "dataset fashion mnist": "Fashion-MNIST",
-    "dataset cifar10": "CIFAR-10",
-    "ShuffleNet, of its 1×1": "ShuffleNet (of the 1×1)",
-    "no 1×1 (bare)": "plain 3×3",
-    "margin, ±0.5 pp": "±0.5 pp",
-    "activation relu": "ReLU",
-    "activation elu": "ELU",
-    "activation gelu": "GELU",
-    "activation silu": "SiLU",
-    "per\nchannel": "per-\nchannel",
-}
+WORDS = {"ShuffleNet, of its 1×1": "ShuffleNet (of the 1×1)", "margin, ±0.5 pp": "±0.5 pp"}  # shorter, for legends
 WIDTH, HEIGHT = 7.0, 2.4  # inches, of the figure and of a row; fixed, so that text keeps its size on a page
 
 
@@ -61,65 +50,60 @@ def draw() -> Figure:
     used = [load_results(RESULTS / name) for name in (*curves, *effects)]
     for name, table, ax in zip(curves, used, above, strict=False):
         plots.spectrum_curve(table, ax=ax, caption=False)
-        _in_plain_words(ax, f"{TITLES[name]}, n = {table['seed'].nunique()}")
+        named = _unnamed(ax)
+        _title(ax, f"{TITLES[name]}, n = {table['seed'].nunique()}", table)
         ax.set_ylabel("test accuracy, %" if ax is above[0] else "")
-    handles, labels = _named(above[0])
-    rows[0].legend(handles, labels, loc="outside upper center", ncols=4, fontsize=TYPE, columnspacing=1.2)
-    _unnamed(*above)
+    rows[0].legend(*named, loc="outside upper center", ncols=4, fontsize=TYPE, columnspacing=1.2)
     matched = pd.concat([table[table["match"] == "macs"] for table in used[: len(curves)]])
     plots.literature_curve(matched, ax=below[0], caption=False)
-    _in_plain_words(below[0], TITLES["gain"])
     _legend(below[0], "upper left", 1.1)
+    _title(below[0], TITLES["gain"], matched[matched["pointwise"].astype(bool)])
     below[0].set_yticks([0, 5, 10])
     for name, table, ax in zip(effects, used[len(curves) :], below[1:], strict=False):
         pairs, margin = EFFECTS[name]
         plots.difference_curve(table, pairs, margin=margin, ax=ax, caption=False)
-        _in_plain_words(ax, f"{TITLES[name]}, n = {table['seed'].nunique()}")
         if len(pairs) > 1:
             _legend(ax, "lower left", 0.6)
         else:
             _unnamed(ax)  # the caption says what is grey
+        _title(ax, f"{TITLES[name]}, n = {table['seed'].nunique()}", table[table["pointwise"].astype(bool)])
     for ax in below[1 + len(effects) :]:
         ax.set_axis_off()
     studies = ", ".join(studies_of(table) for table in used)
     said = "pp: percentage points of test accuracy · bars: 95% CIs; differences paired by seed"
-    band = "hollow: plain 3×3 · grey band: margin of ±0.5 pp"
+    band = "grey band: margin of ±0.5 pp"
     caption = wrapped(f"{said} · {band} · studies {studies}", round(WIDTH * CAPTION_CHARACTERS))
     figure.suptitle(caption, color="0.25", fontsize=TYPE)
     return figure
 
 
-def _in_plain_words(ax: Axes, title: str) -> None:
-    """Set the title, axes and ticks of a panel in the wording of the pages."""
+def _title(ax: Axes, title: str, table: pd.DataFrame) -> None:
+    """Set the title and the axes of a panel, with as many ticks as fit without names of curves next to it."""
     ax.set_title(title, fontsize=8.5, loc="left")
+    spectrum_axis(ax, table, Wishes())
     ax.set_xlabel("segments of the 3×3")
     ax.set_ylabel("pp")
-    ticks = [label.get_text() for label in ax.get_xticklabels()]
-    ax.set_xticks(ax.get_xticks(), [WORDS.get(text, text) for text in ticks])
 
 
-def _named(ax: Axes) -> tuple[list[Artist], list[str]]:
-    """Legend handles of a panel, and their labels in the wording of the pages."""
+def _unnamed(ax: Axes) -> tuple[list[Artist], list[str]]:
+    """Remove the library's labels, which take too much space in a narrow panel. Returns marks and labels."""
     handles, labels = ax.get_legend_handles_labels()
-    return list(handles), [WORDS.get(label, in_plain_words(label)) for label in labels]
-
-
-def _unnamed(*panels: Axes) -> None:
-    """Remove the library's labels, which take too much space in a narrow panel."""
-    for ax in panels:
-        for text in list(ax.texts):
-            text.remove()
-        if (legend := ax.get_legend()) is not None:
-            legend.remove()
+    for text in list(ax.texts):
+        text.remove()
+    if (legend := ax.get_legend()) is not None:
+        legend.remove()
+    for handle in handles:
+        handle.set_label("")
+    return list(handles), [WORDS.get(label, label) for label in labels]
 
 
 def _legend(ax: Axes, where: Literal["upper left", "lower left"], share: float) -> None:
     """Add a legend in extra space beyond the data, whose height is a share of the range of the data."""
-    _unnamed(ax)
+    named = _unnamed(ax)
     low, high = ax.get_ylim()
     room = share * (high - low)
     ax.set_ylim(low - room * where.startswith("lower"), high + room * where.startswith("upper"))
-    ax.legend(*_named(ax), loc=where, ncols=2 if where.startswith("lower") else 1, fontsize=TYPE)
+    ax.legend(*named, loc=where, ncols=2 if where.startswith("lower") else 1, fontsize=TYPE)
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from pathlib import Path
 from statistics import median
 
 from kernels import Steps
+from pages.bench import Benches
 from pages.study import complete, has_rows, study_page
 from pages.templates import environment
 from pages.words import (
@@ -39,10 +40,16 @@ def has_steps(folder: Path) -> bool:
     return (folder / "steps.csv").exists()
 
 
+def has_benches(folder: Path) -> bool:
+    """Whether a folder has the benchmarks of the machine."""
+    return (folder / "op.csv").exists()
+
+
 def templates() -> list[Path]:
-    """Templates of all pages whose studies have rows or step times."""
+    """Templates of all pages whose studies have rows or step times, of the benchmarks and of the summary."""
     found = sorted(RESULTS.rglob("README.md.jinja"))
-    return [path for path in found if path.parent == RESULTS or has_rows(path.parent) or has_steps(path.parent)]
+    known = (has_rows, has_steps, has_benches)
+    return [path for path in found if path.parent == RESULTS or any(has(path.parent) for has in known)]
 
 
 def render(template: Path) -> str:
@@ -73,20 +80,19 @@ def render(template: Path) -> str:
         own=study_page(own) if whole else None,
         study=study_page,
         dataset=DATASETS.get(own, "Fashion-MNIST"),
+        dataset_of=lambda study: DATASETS.get(study.name, "Fashion-MNIST"),
         complete=complete,
         holds=holds,
         published=published,
         steps=Steps(),
+        bench=Benches(),
     )
 
 
 PART = re.compile(r"(<!-- (findings|hero): make readmes -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
-FRONT_PAGES = (
-    RESULTS.parent / "README.md",
-    RESULTS.parent / "docs/index.md",
-)  # pages with the hero's caption and the findings
+FRONT_PAGES = (RESULTS.parent / "README.md", RESULTS.parent / "docs/index.md")  # with the hero's caption, findings
 
 
 def with_parts(page: Path) -> str:

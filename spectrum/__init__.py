@@ -21,12 +21,15 @@ _HOME = {
     "list_backends": "spectrum.conv.backends.choice",
     "prefer_backend": "spectrum.conv.backends.choice",
     "register_backend": "spectrum.conv.backends.choice",
+    "tune": "spectrum.conv.tuning",
+    "use_choices": "spectrum.conv.tuning",
     "build_model": "spectrum.models",
     "list_models": "spectrum.models",
     "load_keras_weights": "spectrum.models.weights",
     "load_weights": "spectrum.models.weights",
     "save_weights": "spectrum.models.weights",
     "register_model": "spectrum.models",
+    "segment_model": "spectrum.models.convert",
     "Arrays": "spectrum.design.own_data",
     "register_dataset": "spectrum.design.own_data",
     "Engine": "spectrum.engines.interface",
@@ -41,6 +44,8 @@ _HOME = {
     "load_tuning": "spectrum.results",
     "read_plan": "spectrum.study.store",
     "run_study": "spectrum.study.driver",
+    "compare": "spectrum.analysis.compare",
+    "read_runs": "spectrum.analysis.run_files",
     "plots": "spectrum.analysis.plots",
     "stats": "spectrum.analysis.stats",
     "progress": "spectrum.cli.progress",
@@ -55,6 +60,7 @@ __all__ = [
     "Study",
     "__version__",
     "build_model",
+    "compare",
     "list_backends",
     "list_models",
     "load_history",
@@ -68,27 +74,35 @@ __all__ = [
     "prefer_backend",
     "progress",
     "read_plan",
+    "read_runs",
     "register_backend",
     "register_dataset",
     "register_engine",
     "register_model",
     "run_study",
     "save_weights",
+    "segment_model",
     "stats",
+    "tune",
+    "use_choices",
 ]
 
 if TYPE_CHECKING:
     from spectrum.analysis import plots, stats
+    from spectrum.analysis.compare import compare
+    from spectrum.analysis.run_files import read_runs
     from spectrum.cli.progress import progress
     from spectrum.conv.backends.choice import list_backends, prefer_backend, register_backend
     from spectrum.conv.backends.interface import Backend
     from spectrum.conv.segmented import SegmentedConv2d
+    from spectrum.conv.tuning import tune, use_choices
     from spectrum.cost.count import measure_cost
     from spectrum.design.own_data import Arrays, register_dataset
     from spectrum.design.run import RunConfig
     from spectrum.design.study_file import Study, load_study
     from spectrum.engines.interface import Engine, Outcome, register_engine
     from spectrum.models import build_model, list_models, register_model
+    from spectrum.models.convert import segment_model
     from spectrum.models.weights import load_keras_weights, load_weights, save_weights
     from spectrum.results import load_history, load_results, load_tuning
     from spectrum.study.driver import run_study

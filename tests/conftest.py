@@ -8,6 +8,9 @@ import torch
 from hypothesis import settings
 
 torch.set_num_threads(1)  # tests run side by side
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")  # read when triton is imported, which `import torch` does not do
+os.environ.setdefault("SPECTRUM_TUNE", "off")  # what is measured depends on the machine, and tests do not
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as a shell starts what runs in the background
     signal.signal(signal.SIGINT, signal.default_int_handler)  # commands that tests interrupt inherit it
 settings.register_profile("spectrum", deadline=None, print_blob=True)  # no timed tests: machines are busy

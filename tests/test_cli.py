@@ -246,7 +246,7 @@ def test_help_says_what_every_command_does(capsys, monkeypatch):
         "run": "Train every run",
         "status": "Count a study's runs",
         "doctor": "Check a study's folder",
-        "report": "Draw the figures",
+        "report": "Redraw the figures",
         "export": "Write a study's runs",
         "audit": "Count a network's parameters",
         "bench": "Measure speed",
@@ -275,7 +275,7 @@ def test_a_long_help_comes_in_two_lengths(capsys, monkeypatch, command):
     flags = [set(re.findall(r"^. (--[a-z][a-z-]+)", text, re.MULTILINE)) for text in (short, whole)]
     assert flags[0] < flags[1]
     if command != "audit":  # flags that override the file, and not the defaults
-        assert re.search(r"--activation.*?\(default: the file's\)", " ".join(whole.split()))
+        assert re.search(r"--activation.*?\(default: the study's value\)", " ".join(whole.split()))
     if command == "run":
         assert flags[0] >= {"--out", "--workers", "--device", "--epochs", "--confirm", "--engine", "--import"}
 
@@ -340,7 +340,7 @@ def test_bash_completes_commands_flags_values_and_files(study, capsys):
         "spectrum run tin: tiny.toml",
         "spectrum -: -h --help",
         "spectrum bench o: op",
-        "spectrum : audit bench doctor export plan report run status",
+        "spectrum : audit bench compare doctor export plan report run segment status",
         "spectrum run : completion.bash tiny.toml",
         "spectrum run x --order : pointwise_first spatial_first",
         "spectrum bench : op train sweep models engine steps",
@@ -554,3 +554,52 @@ def test_a_plan_counts_clamped_layers_of_every_kind(study, capsys):
     assert "(4 of 6 layers clamped)" in said
     assert "(2 of 6 layers clamped)" in said
     assert "(5 of 6 layers clamped in pointwise_segments)" in said
+
+
+NETWORK = """
+from torch import nn
+def net():
+    return nn.Sequential(nn.Conv2d(3, 16, 3), nn.ReLU(), nn.Conv2d(16, 32, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+def other(size): ...
+def nothing(): ...
+"""
+
+
+@pytest.fixture
+def own_network(study, monkeypatch):
+    (study / "own_network.py").write_text(NETWORK)
+    yield "own_network"
+    sys.modules.pop("own_network", None)
+
+
+def test_segment_counts_and_approximates_a_network_of_ones_own(own_network, capsys):
+    from spectrum import measure_cost, segment_model
+
+    assert main(["segment", f"{own_network}:net", "--segments", "1", "8", "per_channel", "--layers"]) == 0
+    said = capsys.readouterr().out
+    model = sys.modules[own_network].net()
+    for segments in (1, 8, "per_channel"):
+        new, _ = segment_model(model, segments)
+        cost = measure_cost(new, (3, 32, 32))
+        label = str(segments).replace("_", "-")
+        assert re.search(rf"^{label} +1 of 2 +{cost.params:,} +{cost.macs:,} ", said, re.MULTILINE)
+    assert re.search(r"^1 .* 100\.0%$", said, re.MULTILINE)  # 32 middle channels hold any kernel of 16 inputs
+    assert "3 input channels, below least_channels=16" in said
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["own_network"], "expected MODULE:FUNCTION"),
+        (["own_network:missing"], "module own_network has no function missing"),
+        (["own_network:other"], "give a function without arguments"),
+        (["own_network:nothing"], "returned NoneType; expected a torch.nn.Module"),
+        (["no_such_module:net"], "no such module"),
+        (["own_network:net", "--segments", "0"], "--segments 0: expected a number of at least 1, or per_channel"),
+        (["own_network:net", "--channels", "1"], "give --channels and --image-size that it takes"),
+        (["own_network:net", "--select", "x"], "select='x': no k×k convolution has such a name"),
+    ],
+)
+def test_segment_refuses_what_it_cannot_convert(own_network, capsys, words, says):
+    assert main(["segment", *words]) == 2
+    assert says in capsys.readouterr().err

@@ -15,7 +15,11 @@ PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 PROJECT = PYPROJECT["project"]
 PACKAGES_OF = {"PIL": "pillow", "IPython": "ipykernel"}  # where a package has another name
 BY_NAME = {"fvcore"}  # cost/counters.py has other counters by their names
-EXTRAS = {"h5py": "keras", "keras": "keras", "ray": "ray", "ipykernel": "notebooks"}  # imported where they are used
+EXTRAS = {  # imported where they are used
+    **{"h5py": "keras", "keras": "keras", "ray": "ray", "ipykernel": "notebooks"},
+    **{"tensorboard": "tensorboard", "triton": "triton"},
+}
+WRITTEN_IN = {"spectrum.conv.kernels.triton_kernels": "triton", "spectrum.conv.kernels.triton_convolution": "triton"}
 
 
 def declared(requirements: list[str]) -> set[str]:
@@ -50,7 +54,19 @@ def test_what_a_module_imports_is_declared(path: Path) -> None:
 def test_extras_are_imported_where_they_are_used(path: Path) -> None:
     body = ast.parse(path.read_text()).body
     at_import = set().union(*(imports(node) for node in body if isinstance(node, ast.Import | ast.ImportFrom)))
-    assert not at_import & set(EXTRAS)
+    name = ".".join(path.relative_to(ROOT).with_suffix("").parts)
+    assert at_import & set(EXTRAS) <= {WRITTEN_IN.get(name)}
+
+
+@pytest.mark.parametrize("path", FILES, ids=[str(path.relative_to(ROOT)) for path in FILES])
+def test_modules_written_in_an_extra_are_imported_where_they_are_used(path: Path) -> None:
+    """At the head of a file only by each other."""
+    if ".".join(path.relative_to(ROOT).with_suffix("").parts) in WRITTEN_IN:
+        return
+    heads = [node for node in ast.parse(path.read_text()).body if isinstance(node, ast.ImportFrom)]
+    named = {f"{node.module}.{alias.name}" for node in heads for alias in node.names}
+    assert not {node.module for node in heads} & set(WRITTEN_IN)
+    assert not named & set(WRITTEN_IN)
 
 
 @pytest.mark.parametrize("name", EXTRAS)

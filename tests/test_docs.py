@@ -1,6 +1,7 @@
 """The documentation: statements of its pages that a test can check, and a site that builds strictly and fetches
 nothing."""
 
+import inspect
 import os
 import re
 import subprocess
@@ -13,6 +14,9 @@ import torch
 
 import spectrum
 from spectrum import build_model, models
+from spectrum.cli import main
+from spectrum.cost import budget, speed
+from spectrum.data.teacher import noise_ceiling
 from spectrum.design import own_data
 from spectrum.design.study_file import Budget, parse_study
 from spectrum.models.families import FAMILIES
@@ -98,6 +102,53 @@ def test_the_tutorial_shows_the_study_that_it_runs():
     assert (ROOT / "experiments/quickstart.toml").read_text() in blocks(DOCS / "tutorial.md", "toml")
 
 
+def quoted(page, command):
+    """What a page shows of a command's output, without lines of times and what stands for more."""
+    block = next(text for text in blocks(page, "console") if text.startswith(f"$ {command}\n"))
+    return [line for line in block.splitlines()[1:] if line and line != "…" and " about " not in line]
+
+
+def test_the_tutorial_shows_what_plan_prints(tmp_path, monkeypatch, capsys):
+    studies = {"experiments/quickstart.toml": (ROOT / "experiments/quickstart.toml").read_text()}
+    (studies["two_ends.toml"],) = [text for text in blocks(DOCS / "tutorial.md", "toml") if "between" in text]
+    monkeypatch.chdir(tmp_path)
+    for name, text in studies.items():
+        file = tmp_path / name
+        file.parent.mkdir(exist_ok=True)
+        file.write_text(text)
+        assert main(["plan", name]) == 0
+        printed = [re.sub(r" +[\d.]+ *$", "", line).rstrip() for line in capsys.readouterr().out.splitlines()]
+        for line in quoted(DOCS / "tutorial.md", f"spectrum plan {name}"):
+            assert re.sub(r" +[\d.]+ *$", "", line).rstrip() in printed, "without the seconds of a run"
+
+
+def test_the_tutorial_says_the_same_of_its_runs_throughout():
+    text = (DOCS / "tutorial.md").read_text()
+    mean, low, high = re.search(r"better by ([\d.]+) pp \(95% CI ([\d.]+) to ([\d.]+)", text).groups()
+    assert f"\n+{mean} pp, {low} to {high}\n" in text
+    table = quoted(DOCS / "tutorial.md", "spectrum run experiments/quickstart.toml")
+    found = {line.split()[0]: line.split()[4:7] for line in table if " ± " in line and line[0] in "p1234568"}
+    frame = re.findall(r"^\d +(\w+) +3 +([\d.]+) +([\d.]+) +([\d.]+) +\d+$", text, re.MULTILINE)
+    assert len(frame) == len(found) == 7
+    for segments, *values in frame:
+        mean, low, high = (100 * float(value) for value in values)
+        shown, sign, half = found[segments.replace("_", "-")]
+        assert sign == "±"
+        assert (float(shown), float(half)) == pytest.approx((mean, mean - low), abs=0.011)
+        assert high == pytest.approx(min(100, mean + float(half)), abs=0.011)
+
+
+def test_tolerances_that_pages_state_are_those_of_the_code():
+    pages = [(DOCS / f"{name}.md").read_text() for name in ("fairness", "howto/equal_budgets")]
+    fairness, recipe = (" ".join(page.split()) for page in pages)
+    assert f"match within {budget.COUNT_BOUND:.0%}, and within {budget.COUNT_AIM:.1%} where" in fairness
+    assert f"**Step time** matches within {budget.TIME_BOUND:.0%}" in fairness
+    assert inspect.signature(speed.step_time_ratio).parameters["rounds"].default == 9
+    assert "take turns for nine rounds" in fairness
+    assert f"{noise_ceiling(0.1, 10):.0%} for 0.1 and ten" in fairness
+    assert f"match within {budget.COUNT_BOUND:.0%}, step times within {budget.TIME_BOUND:.0%}" in recipe
+
+
 def test_pages_have_no_machine_paths_and_nothing_to_be_filled_in():
     for page in PAGES:
         assert not re.search(r"/work/|/home/|/tmp/|@@|TODO", page.read_text()), page
@@ -175,7 +226,8 @@ def test_every_public_name_has_an_entry_in_the_reference(reference):
 def test_an_entry_has_a_signature_a_table_of_parameters_and_links(reference):
     (page,) = [text for page, text in reference.pages() if page.name == "statistics.md"]
     entry = page.split('<a id="spectrum.stats.contrasts"></a>')[1].split("<a id=")[0]
-    assert "stats.contrasts(results, asked, *, metric=None, alpha=0.05, power=0.8) -> DataFrame" in entry
+    signature = "stats.contrasts( results, asked, *, plan=None, metric=None, alpha=0.05, power=0.8, ) -> DataFrame"
+    assert signature in " ".join(entry.split())
     assert "| `metric` | `str \\| None` | `None` |" in entry
     assert "| `results` | `DataFrame` | required | From [`load_results`](results.md#load_results). |" in entry
     known = reference.entries()
@@ -238,3 +290,14 @@ def test_the_site_builds_strictly_names_every_command_and_fetches_nothing(tmp_pa
 
     assert len(list(built.glob("notebooks/*.html"))) == len(list(ROOT.glob("notebooks/*.ipynb")))
     assert len(list(built.glob("results/*/README.html"))) == len(list(ROOT.glob("results/*/README.md")))
+
+
+def test_the_comparison_of_the_recipe_prints_what_it_shows(tmp_path, monkeypatch, capsys):
+    from spectrum.cli import main
+
+    page = DOCS / "howto" / "compare_runs.md"
+    (tmp_path / "runs.csv").write_text(re.search(r"<!-- runs -->\n```\n(.*?)```", page.read_text(), re.DOTALL)[1])
+    monkeypatch.chdir(tmp_path)
+    command, shown = blocks(page, "console")[0].split("\n", 1)
+    assert main(command.removeprefix("$ spectrum ").split()) == 0
+    assert capsys.readouterr().out.split() == shown.split()

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
 PAGES = [
     *sorted((ROOT / "docs/reference").glob("*.md")),
-    *(ROOT / f"docs/{name}.md" for name in ("results", "explanation/spectrum")),
+    *(ROOT / f"docs/{name}.md" for name in ("results", "fairness", "explanation/spectrum")),
 ]
 BLOCK = re.compile(r"(<!-- (api|names|fields|commands|costs|studies|numbers):?(.*?) -->\n).*?(<!-- end -->)", re.DOTALL)
 PREFIX = re.compile(r"\b(?:pd|np|nn|pathlib|numpy|collections\.abc|typing|(?:torch|spectrum)(?:\.\w+)*)\.(?=[A-Z]\w)")

@@ -19,6 +19,7 @@ from spectrum.analysis.inference import Difference
 from spectrum.analysis.sentences import pp
 from spectrum.analysis.table import has
 from spectrum.design.plan import PlannedContrast
+from spectrum.models.position import END
 
 
 @dataclass(frozen=True)
@@ -85,6 +86,11 @@ class Comparisons:
         return sorted({found.margin for found in self.judged.values() if found.margin and found.margin > 0})
 
     @property
+    def tells_from_zero(self) -> bool:
+        """Whether the new study of any inconclusive comparison would tell no difference from one like the margin."""
+        return any("to tell 0" in found.new_study for found in self.judged.values())
+
+    @property
     def is_inconclusive(self) -> bool:
         """Whether any prespecified comparison is inconclusive."""
         return any(found.verdict == "inconclusive" for found in self.judged.values())
@@ -130,6 +136,10 @@ class Comparisons:
         """Accuracy per doubling of the segments, along one curve."""
         return stats.trend(self._rows(side)).iloc[0]
 
+    def rises(self, **side: Any) -> bool:
+        """Whether the mean accuracy of one curve rises with every step along the spectrum."""
+        return bool(stats.optimum(self._rows(side))["mean"].is_monotonic_increasing)
+
     def best(self, **side: Any) -> Best:
         """Best configuration of one curve."""
         found = stats.optimum(self._rows(side))
@@ -138,7 +148,7 @@ class Comparisons:
 
     def table(self, **side: Any) -> str:
         """Summary table of the rows with these values."""
-        return in_plain_words(markdown_rows(runs_table(self._rows(side))))
+        return in_plain_words(markdown_rows(runs_table(self._rows(side)))).replace("| per_channel |", f"| {END} |")
 
     def _rows(self, side: Mapping[str, Any]) -> pd.DataFrame:
         return self.results[has(self.results, side)]
@@ -172,19 +182,19 @@ def _judged(row: pd.Series) -> Judged:
 
 
 def _new_study(row: pd.Series) -> str:
-    """Seeds of a new study that would settle an inconclusive comparison with 80% power, and what it would show.
+    """Seeds with which a new study would settle an inconclusive comparison with 80% power, and what it would show.
 
-    In brackets: the number of seeds if the spread is at its 80% upper limit.
+    The second number is for a spread at its 80% upper limit.
     """
     if row["verdict"] != "inconclusive":
         return ""
     is_beyond = pd.isna(row["margin"]) or abs(row["mean"]) > row["margin"]
     more = row["more_seeds_to_show" if is_beyond else "more_seeds"]
     if pd.isna(more):
-        return "more than 10,000 seeds"
-    aim = f"show {pp(abs(row['mean']))}" if is_beyond else f"tell 0 from ±{pp(row['margin'])}"
+        return "more than 10,000"
+    aim = f"to show a difference of {pp(abs(row['mean']))}" if is_beyond else f"to tell 0 from ±{pp(row['margin'])}"
     if is_beyond and not pd.isna(row["margin"]):
-        return f"{row['n'] + more:,} seeds to {aim}"
+        return f"{row['n'] + more:,}, {aim}"
     most = row["more_seeds_at_most"]
     safe = "more than 10,000" if pd.isna(most) else f"{row['n'] + most:,}"
-    return f"{row['n'] + more:,} ({safe}) seeds to {aim}"
+    return f"{row['n'] + more:,} to {safe}, {aim}"

@@ -7,6 +7,7 @@ from typing import Any
 
 import pandas as pd
 
+from pages.width import channels_of_stages
 from spectrum import stats
 from spectrum.analysis.table import has
 
@@ -44,6 +45,11 @@ class Costs:
     def worst_mismatch(self, *matches: str) -> float:
         """Largest relative mismatch of a network with its budget, among some budgets."""
         return stats.worst_mismatch(self.results[self.results["match"].isin(matches)])
+
+    def widths(self, **side: Any) -> list[int]:
+        """Channels of the stages of the first network that has these values."""
+        row = self.results[has(self.results, side)].iloc[0]
+        return list(channels_of_stages(row["model"], row["width"], row["widths"]))
 
     def realised(self, **side: Any) -> list[int]:
         """Distinct actual numbers of segments in the layers of a network, from input to output."""

@@ -6,9 +6,9 @@ from typing import Any
 
 import pandas as pd
 
-from pages.words import BUDGETS, configuration_in_words
+from pages.words import BUDGETS
 from spectrum import stats
-from spectrum.analysis.page import choice_name
+from spectrum.analysis.described import choice_name
 from spectrum.design.plan import Plan
 from spectrum.design.study_file import Study
 
@@ -42,6 +42,20 @@ class Method:
         return f"{self.only('epochs')} epochs of {OPTIMISERS[self.only('optimizer')]}"
 
     @property
+    def steps(self) -> int:
+        """How many training steps a run took."""
+        run = self.results.iloc[0]
+        return round(float(run["train_seconds"] * run["images_per_second"] / run["batch_size"]))
+
+    @property
+    def parameters(self) -> str:
+        """Fewest and most parameters of a network, to the nearest thousand; one number where they agree within 1%."""
+        few, many = self.results["params"].min(), self.results["params"].max()
+        if many <= 1.01 * few:
+            return f"{round(few, -3):,}"
+        return f"{round(few, -3):,} to {round(many, -3):,}"
+
+    @property
     def floor(self) -> float:
         """Half width of the binomial 95% CI of a single accuracy."""
         return stats.noise_floor(self.results["test_accuracy"].mean(), int(self.results["test_images"].iloc[0]))
@@ -68,7 +82,8 @@ class Method:
     def edges(self) -> list[str]:
         """Configurations whose chosen learning rate is at an edge of the sweep's grid."""
         choices = self.plan.tuning.choices if self.plan.tuning is not None else ()
-        return [configuration_in_words(choice_name(self.plan, one)) for one in choices if one.edges]
+        names = [choice_name(self.plan, one) for one in choices if one.edges]
+        return [name.replace("width ×2", "larger student") for name in names]  # widths differ in one study only
 
     def only(self, name: str) -> Any:
         """The one value of a field in all rows. Raises ValueError if there are several."""

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Iterable, Sequence
 from typing import Protocol
 
 from spectrum.analysis.plots import literature
 from spectrum.analysis.sentences import pp
 from spectrum.design import budgets
+from spectrum.models.position import END
 
-PLAIN, END = "plain 3×3", "per-channel"
 BUDGETS = {str(match): kind.words for match, kind in budgets.BUDGETS.items()}
 CONTRASTS = {  # names in plans that do not say what is compared, and names that do
     "BSConv's swap, as published": "MobileNet's block vs BSConv's, as published",
@@ -30,6 +29,7 @@ CONTRASTS = {  # names in plans that do not say what is compared, and names that
 WORDING = {  # wording of plans and of the library, and wording of the pages; replaced in this order
     "one segment a channel": END,
     "one a channel": END,
+    ", twice as wide,": " (larger)",
     "at equal parameters": BUDGETS["params"],
     "at equal MACs": BUDGETS["macs"],
     "at equal step time": BUDGETS["step_time"],
@@ -40,23 +40,6 @@ WORDING = {  # wording of plans and of the library, and wording of the pages; re
     " less under ": " minus under ",
     " less the ": " minus the ",
     "residual connections, ": "with vs without residual connections, ",
-}
-SETTINGS = {  # patterns of settings in the library's names of configurations, and wording of the pages
-    r"^1(?=$|, (?!\d|per))": "1 segment",
-    r"^(\d+)(?=$|, (?!\d|per))": r"\1 segments",
-    r", depth not set": "",
-    r"model (\w+)": r"`\1`",
-    r"activation none": "no activation",
-    r"activation relu": "ReLU",
-    r"activation gelu": "GELU",
-    r"activation silu": "SiLU",
-    r"residual True": "with residual connections",
-    r"residual False": "without residual connections",
-    r"teacher_segments (\d+)": r"teacher of \1 segments",
-    r"teacher_segments per_channel": "per-channel teacher",
-    r"width 2\.0": "twice the width",
-    r"segment_shares \[4, 2, 1\]": "4:2:1",
-    r", pointwise_segments 1, shuffle False": "",
 }
 REVERSED = {"higher": "lower", "lower": "higher"}
 
@@ -114,18 +97,6 @@ def in_plain_words(text: str) -> str:
         return CONTRASTS[text]
     for said, plain in WORDING.items():
         text = text.replace(said, plain)
-    return text
-
-
-def configuration_in_words(name: str) -> str:
-    """The library's name of a configuration, settings included, in the wording of the pages.
-
-    >>> configuration_in_words("4, model vgg, depth 1")
-    '4 segments, `vgg`, depth 1'
-    """
-    text = in_plain_words(name)
-    for pattern, plain in SETTINGS.items():
-        text = re.sub(pattern, plain, text)
     return text
 
 

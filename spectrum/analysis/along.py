@@ -24,7 +24,8 @@ def trend(results: pd.DataFrame, *, metric: str | None = None, confidence: float
     likewise the quadratic coefficient of a parabola, below zero where the middle lies above the ends. Both are in
     accuracy, from 0 to 1, and have t-intervals over seeds (`low`, `high`, `curvature_low`, `curvature_high`). Plain
     convolutions, without a 1×1, are left out, and so are numbers of segments at which every run has failed. With two
-    numbers of segments the curvature is NaN. Raises ValueError below two, and for a table that would mislead.
+    numbers of segments the curvature is NaN. A curve of which no seed has every run is left out. Raises ValueError
+    where none is left, or below two numbers of segments, and for a table that would mislead.
 
     >>> from spectrum import load_results
     >>> trend(load_results("results/order"))[["order", "n", "slope", "low", "high"]].round(4)
@@ -36,7 +37,7 @@ def trend(results: pd.DataFrame, *, metric: str | None = None, confidence: float
     scored(results, metric, needs=["realised_segments"])  # refuses what would mislead
     rows = []
     for settings, curve, _ in _curves(results, metric):
-        if len(curve.columns) < 2:
+        if len(curve.columns) < 2 or curve.empty:
             continue
         slope, low, high = t_interval(leading(curve, 1), confidence)
         row = settings | {"n": len(curve), "slope": slope, "low": low, "high": high, "curvature": float("nan")}
@@ -45,7 +46,7 @@ def trend(results: pd.DataFrame, *, metric: str | None = None, confidence: float
             row |= dict(zip(("curvature", "curvature_low", "curvature_high"), bent, strict=True))
         rows.append(row)
     if not rows:
-        raise ValueError("trend: a slope needs at least two numbers of segments")
+        raise ValueError("trend: a slope needs at least two numbers of segments, and a seed with a run of each")
     return pd.DataFrame(rows)
 
 
@@ -61,8 +62,9 @@ def optimum(results: pd.DataFrame, *, metric: str | None = None, confidence: flo
     are a confidence set: the true optimum is among them with this confidence. A configuration is excluded only if
     another is shown to be better, by one-sided t-tests of differences paired by seed, at a level divided by the number
     of rivals. With few seeds the set is large; with one seed it is everything. A configuration whose runs have all
-    failed has n = 0, no mean, and is in the set, since nothing excludes it. The idea is that of comparisons with the
-    best (Hsu 1981), here with the spread of each pair. Raises ValueError for a table that would mislead.
+    failed has n = 0, no mean, and is in the set, since nothing excludes it; so is all of a curve of which no seed has
+    every run. The idea is that of comparisons with the best (Hsu 1981), here with the spread of each pair. Raises
+    ValueError for a table that would mislead.
 
     >>> from spectrum import load_results
     >>> found = optimum(load_results("results/order"))
@@ -72,8 +74,12 @@ def optimum(results: pd.DataFrame, *, metric: str | None = None, confidence: flo
     check_parts("optimum", confidence=confidence)
     metric = scored_metric(results) if metric is None else metric
     scored(results, metric, needs=["realised_segments"])  # refuses what would mislead
-    rows = []
+    rows: list[dict[str, Any]] = []
     for settings, curve, failed in _curves(results, metric, bare=True):
+        unknown = {"n": 0, "mean": float("nan"), "best": False, "in_set": True}
+        if curve.empty:
+            rows.extend(settings | {"label": label} | unknown for label in [*curve.columns, *failed])
+            continue
         values = curve.to_numpy(dtype=float)
         level = (1 - confidence) / max(1, values.shape[1] + len(failed) - 1)
         means = values.mean(axis=0)
@@ -83,7 +89,6 @@ def optimum(results: pd.DataFrame, *, metric: str | None = None, confidence: flo
             rows.append(
                 settings | {"label": label, "n": len(curve), "mean": means[place], "best": best, "in_set": not beaten}
             )
-        unknown = {"n": 0, "mean": float("nan"), "best": False, "in_set": True}
         rows.extend(settings | {"label": label} | unknown for label in failed)
     return pd.DataFrame(rows)
 
@@ -93,7 +98,8 @@ def _curves(
 ) -> list[tuple[dict[str, Any], pd.DataFrame, list[Any]]]:
     """Of every combination of settings: accuracies, a row per complete seed, a column per position on the log₂ axis.
 
-    Last come the positions without accuracies, since every run there has failed. With `bare` columns are labels, and
+    Without rows where no seed has every run. Last come the positions without accuracies, since every run there has
+    failed; a curve of these alone is left out. With `bare` columns are labels, and
     plain convolutions are there too.
     """
     names = varied_settings(table)
@@ -109,7 +115,7 @@ def _curves(
         curve = curve[list(dict.fromkeys(part[column]))]
         failed = curve.columns[curve.isna().all()]
         curve = curve.drop(columns=failed).dropna()
-        if curve.size:
+        if len(curve.columns):
             curves.append((dict(zip(names, values, strict=True)), curve, list(failed)))
     return curves
 

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import pandas as pd
 
 from spectrum.analysis.along import optimum
-from spectrum.analysis.sentences import SHOWN, finding, pp, verdict_of
-from spectrum.analysis.sides import setting_words, split_words
+from spectrum.analysis.sentences import SHOWN, comparison_names, finding, pp, verdict_of
 from spectrum.analysis.summary import summarise
 from spectrum.analysis.table import SPLIT, keys, scored_metric, varied_settings, worst_mismatch
+from spectrum.analysis.unfinished import NOT_COMPLETE
+from spectrum.analysis.words import configuration_words, setting_label
 from spectrum.design.plan import Plan
 
 FEW_SEEDS = 6
+NO_SEED = "no seed has a run of each configuration"
 MOST_CURVES = 4  # whose possible optima a sentence can list
 
 
@@ -32,7 +32,7 @@ def answer(results: pd.DataFrame, judged: pd.DataFrame, *, bold: str = "") -> li
         return ["Not answered yet: no final run has finished."]
     if not results[scored_metric(results)].notna().any():
         return ["Not answered: every run has failed."]
-    if not len(judged) or not judged["n"].any():
+    if not len(judged) or not (judged["n"].any() or judged["verdict"].eq(NOT_COMPLETE).any()):
         return [_highest(results, bold), _optima(results)]
     return [finding(judged.iloc[0], bold=bold), _verdicts(judged) if len(judged) > 1 else _highest(results, "")]
 
@@ -49,10 +49,8 @@ def caveats(results: pd.DataFrame, plan: Plan, judged: pd.DataFrame) -> list[str
         swept = plan.tuning is not None and not plan.runs
         return ["Only the learning-rate sweep has run: nothing is scored on the test set."] if swept else []
     found = [*_unfinished(results, plan), *_seeds(results), *_capacity(results), *_losses(results, plan, judged)]
-    confounded = [str(row["name"]) for _, row in judged.iterrows() if row["confounded"]]
-    if confounded:
-        names = "; ".join(f"“{name}”" for name in confounded)
-        found.append(f"Confounded, since several factors change at once: {names}.")
+    if len(judged) and judged["confounded"].any():
+        found.append(f"Confounded, since several factors change at once: {_quoted(judged, judged['confounded'])}.")
     edges = [one for one in (plan.tuning.choices if plan.tuning is not None else ()) if one.edges]
     if edges and plan.tuning is not None:
         found.append(
@@ -70,21 +68,18 @@ def worst_mismatches(results: pd.DataFrame, plan: Plan) -> dict[str, str]:
     return {match: f"{100 * worst_mismatch(results[results['match'] == match]):.2f}%" for match in matches}
 
 
-def configuration_words(row: Mapping[str, object] | pd.Series, names: list[str]) -> str:
-    """Name a configuration by its split and by the settings that vary."""
-    return ", ".join([split_words(row), *(setting_words(name, row[name]) for name in names)])
-
-
 def _verdicts(judged: pd.DataFrame) -> str:
     """How many comparisons show what."""
     verdicts = [verdict_of(row) for _, row in judged.iterrows()]
     shown = sum(verdict in SHOWN for verdict in verdicts)
-    equivalent, inconclusive, unknown = (verdicts.count(one) for one in ("equivalent", "inconclusive", "unknown"))
+    others = ("equivalent", "inconclusive", "unknown", NOT_COMPLETE)
+    equivalent, inconclusive, unknown, unfinished = (verdicts.count(one) for one in others)
     counts = [
         (shown, "show a difference" if shown > 1 else "shows a difference"),
         (equivalent, "show equivalence within the margin" if equivalent > 1 else "shows equivalence within the margin"),
         (inconclusive, "are inconclusive" if inconclusive > 1 else "is inconclusive"),
         (unknown, "lack runs or a spread" if unknown > 1 else "lacks runs or a spread"),
+        (unfinished, "are not complete" if unfinished > 1 else "is not complete"),
     ]
     said = [f"{count} {words}" for count, words in counts if count]
     listed = said[0] if len(said) == 1 else f"{', '.join(said[:-1])} and {said[-1]}"
@@ -117,10 +112,12 @@ def _optima(results: pd.DataFrame) -> str:
         means = results.groupby(keys(results, [*SPLIT, *names]))[metric].mean()
         low, high = means.min(), means.max()
         return f"Mean accuracies of the {configurations} configurations range from {pp(low)}% to {pp(high)}%."
+    if not groups["n"].any():
+        return f"Possible optima are not known: {NO_SEED}."
     said = []
     for values, curve in curves:
-        where = ", ".join(setting_words(name, value) for name, value in zip(names, values, strict=True))
-        labels = ", ".join(curve[curve["in_set"]]["label"])
+        where = setting_label(names, values)
+        labels = ", ".join(curve[curve["in_set"]]["label"]) if curve["n"].any() else f"not known, since {NO_SEED}"
         said.append(f"{where + ': ' if where else ''}{labels}")
     return f"Possible optima (95% set of segments): {'; '.join(said)}."
 
@@ -166,12 +163,17 @@ def _losses(results: pd.DataFrame, plan: Plan, judged: pd.DataFrame) -> list[str
     if diverged:
         found.append(f"{_counted(diverged, 'run')} diverged and {'counts' if diverged == 1 else 'count'}, at chance.")
     if len(results) == len(plan.runs):
-        for _, row in judged.iterrows():
-            if row["left_out"]:
-                seeds = ", ".join(map(str, row["left_out"]))
-                word = "seeds" if len(row["left_out"]) > 1 else "seed"
-                found.append(f"Left out of “{row['name']}”, for lack of a run on some side: {word} {seeds}.")
+        for seeds in dict.fromkeys(filter(None, judged["left_out"] if len(judged) else ())):
+            these = judged["left_out"].map(lambda one, seeds=seeds: one == seeds)
+            where = f"all {len(judged)} comparisons" if these.all() and len(judged) > 1 else _quoted(judged, these)
+            listed = f"{'seeds' if len(seeds) > 1 else 'seed'} {', '.join(map(str, seeds))}"
+            found.append(f"Left out of {where}, for lack of a run on some side: {listed}.")
     return found
+
+
+def _quoted(judged: pd.DataFrame, which: pd.Series) -> str:
+    """Some of the comparisons, as tables call them."""
+    return "; ".join(f"“{name}”" for name, listed in zip(comparison_names(judged), which, strict=True) if listed)
 
 
 def _counted(count: int, word: str) -> str:

@@ -6,20 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
-from spectrum.analysis.inference import (
-    ALPHA,
-    Difference,
-    check_parts,
-    difference,
-    holm,
-    seeds_for_difference,
-    seeds_for_equivalence,
-    upper_sd,
-    zero_crossing,
-)
+from spectrum.analysis.inference import ALPHA, Difference, check_parts, difference, zero_crossing
+from spectrum.analysis.judging import MORE_SEEDS, judge_family
 from spectrum.analysis.pairing import (
     Across,
     NoRunsError,
@@ -31,7 +21,8 @@ from spectrum.analysis.pairing import (
 )
 from spectrum.analysis.sides import SIDE_COLUMNS, name_sides
 from spectrum.analysis.table import scored, scored_metric
-from spectrum.design.plan import PlannedContrast
+from spectrum.analysis.unfinished import NOT_COMPLETE, planned_table, runs_there
+from spectrum.design.plan import Plan, PlannedContrast
 
 
 @dataclass(frozen=True)
@@ -104,6 +95,7 @@ def contrasts(
     results: pd.DataFrame,
     asked: Sequence[PlannedContrast | Mapping[str, Any]],
     *,
+    plan: Plan | None = None,
     metric: str | None = None,
     alpha: float = ALPHA,
     power: float = 0.8,
@@ -114,6 +106,7 @@ def contrasts(
         results: from `load_results`.
         asked: name, between, and if wanted across and margin, as a study's file has them; or
             `read_plan(folder).contrasts`.
+        plan: of the study. With it, a comparison is judged only once all its planned runs have ended.
         metric: a column of accuracies from 0 to 1; by default the one that runs are scored on.
         alpha: the rate of any false claim in the whole family.
         power: that `more_seeds` is computed for.
@@ -128,12 +121,15 @@ def contrasts(
     one, and equivalence if there is none; without a margin, a difference as large as the one observed.
     `more_seeds_at_most` is the same if the spread is as large as its 80% upper limit, and `more_seeds_to_show` is for
     a difference as large as the one observed. Each is 0 where n seeds have that power. They plan a new study of n and
-    so many more seeds: added to the present ones, they would be a second look. A comparison whose sides have no rows
-    yet, or do not pair, has n = 0 and a `reason`.
+    so many more seeds: added to the present ones, they would be a second look.
+
+    A comparison whose sides have no rows yet, or do not pair, has n = 0 and a `reason`. The others are adjusted for it
+    all the same, as if its p were 1: the family is all that was asked, whatever has run so far.
 
     Verdicts: "higher", "lower" (the first side), "equivalent", "inconclusive"; "negligibly higher" and "negligibly
     lower" for a difference that is shown, and shown to be less than the margin; "unknown" below two seeds or where all
-    differences are equal. Raises ValueError for a table that would mislead, and for a comparison without name or sides.
+    differences are equal; "not complete" where a planned run has not ended. Raises ValueError for a table that would
+    mislead, and for a comparison without name or sides.
 
     >>> from spectrum import load_results
     >>> sides = [{"order": "pointwise_first"}, {"order": "spatial_first"}]
@@ -150,27 +146,24 @@ def contrasts(
     for one in named:
         if not {"name", "between"} <= one.keys():
             raise ValueError(f"contrasts: {dict(one)} lacks a name, or the two sides in between")
-    rows = [_asked(results, one, metric) for one in named]
-    tests = [(number, row[name]) for number, row in enumerate(rows) for name in ("p", "p_equivalent")]
-    # of a contrast's two hypotheses, "no difference" and "at least the margin", at most one is true
-    both = holm([p for _, p in tests], [number for number, _ in tests])
-    judged = []
-    for row, (p, p_equivalent) in zip(rows, both.reshape(-1, 2), strict=True):
-        row |= {"p": p, "p_equivalent": p_equivalent}
-        row["verdict"] = _verdict(row, alpha)
-        row |= _seeds_to_decide(row, power, alpha / len(rows))
-        judged.append(row)
+    planned = pd.DataFrame() if plan is None else planned_table(plan)
+    rows = [_asked(results, one, metric, planned) for one in named]
+    judged = judge_family(rows, alpha=alpha, power=power)
     columns = f"""name n left_out diverged mean sd low high kind confounded margin p p_equivalent verdict
     {" ".join((*MORE_SEEDS, *SIDE_COLUMNS))} reason""".split()
     return pd.DataFrame(judged, columns=columns).astype(dict.fromkeys(MORE_SEEDS, "Int64"))
 
 
-def _asked(table: pd.DataFrame, asked: Mapping[str, Any], metric: str) -> dict[str, Any]:
+def _asked(table: pd.DataFrame, asked: Mapping[str, Any], metric: str, planned: pd.DataFrame) -> dict[str, Any]:
     between, across, margin = asked["between"], asked.get("across"), asked.get("margin")
     row: dict[str, Any] = {"name": asked["name"], "margin": margin if margin is not None else float("nan")}
     kind = "difference" if across is None else "slope" if across == "segments" else "interaction"
     row |= {"kind": kind, "confounded": bool(asked.get("confounded", False))}
-    row |= name_sides(table, between, across, _changed(asked) or ())
+    ended, due = runs_there(table, planned, lambda rows: _rows_of(rows, between, across))
+    row |= name_sides(planned if ended < due else table, between, across, _changed(asked) or ())
+    if ended < due:
+        reason = f"{NOT_COMPLETE}, {ended} of {due} runs have ended"
+        return row | _nothing(table, reason) | {"verdict": NOT_COMPLETE, "left_out": ()}
     try:
         sides = _rows_of(table, between, across)
     except NoRunsError:
@@ -207,37 +200,3 @@ def _changed(asked: Mapping[str, Any]) -> set[str] | None:
         | ({"segments", "segment_width", "stage_segments"} if "segments" in changed else set())
         | ({"match"} if "budget" in changed else set())
     )
-
-
-def _verdict(row: Mapping[str, Any], alpha: float) -> str:
-    if np.isnan(row["p"]):
-        return "unknown"
-    side = "higher" if row["mean"] > 0 else "lower"
-    if row["p_equivalent"] <= alpha:
-        return f"negligibly {side}" if row["p"] <= alpha else "equivalent"
-    return side if row["p"] <= alpha else "inconclusive"
-
-
-MORE_SEEDS = ("more_seeds", "more_seeds_at_most", "more_seeds_to_show")
-
-
-def _seeds_to_decide(row: Mapping[str, Any], power: float, alpha: float) -> dict[str, int | None]:
-    """How many more seeds would decide an inconclusive comparison, at the level of the first of its family."""
-    if row["verdict"] != "inconclusive":
-        return dict.fromkeys(MORE_SEEDS)
-
-    def more(*needed: int | None) -> int | None:
-        found = [n for n in needed if n is not None]
-        return max(0, max(found) - row["n"]) if len(found) == len(needed) else None
-
-    def to_show(difference: float, sd: float) -> int | None:
-        return seeds_for_difference(difference, sd, power=power, alpha=alpha)
-
-    def to_decide(sd: float) -> int | None:
-        if np.isnan(row["margin"]):
-            return more(to_show(row["mean"], sd))
-        equivalence = seeds_for_equivalence(row["margin"], sd, power=power, alpha=alpha)
-        return more(to_show(row["margin"], sd), equivalence)
-
-    sds = row["sd"], upper_sd(row["sd"], row["n"])
-    return dict(zip(MORE_SEEDS, [*map(to_decide, sds), more(to_show(row["mean"], row["sd"]))], strict=True))

@@ -11,8 +11,8 @@ import pandas as pd
 
 from spectrum.analysis.held import differing, held_equal
 from spectrum.analysis.sentences import pp
-from spectrum.analysis.sides import setting_words, split_words
 from spectrum.analysis.table import SPLIT, varied_settings
+from spectrum.analysis.words import configuration_words, setting_name, setting_words, split_words
 from spectrum.design.plan import Plan, PlannedChoice, PlannedRun
 from spectrum.models.position import Position
 
@@ -31,7 +31,7 @@ def problems(results: pd.DataFrame) -> list[dict[str, str]]:
     names = varied_settings(results)
     return [
         {
-            "name": ", ".join([split_words(row), *(setting_words(n, row[n]) for n in names), f"seed {row['seed']}"]),
+            "name": f"{configuration_words(row, names)}, seed {row['seed']}",
             "status": row["status"],
             "reason": "a loss that is not finite; scored at chance" if row["status"] == "diverged" else row["reason"],
         }
@@ -43,7 +43,7 @@ def design(plan: Plan) -> list[tuple[str, str]]:
     """What a study compares, with how many runs, and what was decided beforehand."""
     asked = [run.asked_options for run in plan.known]
     varied = [
-        (name.replace("_", " "), _each(_value(name, options) for options in asked))
+        (setting_name(name), _each(_value(name, options) for options in asked))
         for name in plan.varied
         if name not in (*SPLIT, "match")
     ]
@@ -53,7 +53,7 @@ def design(plan: Plan) -> list[tuple[str, str]]:
         varied.append(("budget", ", ".join(setting_words("match", match) for match in plan.budgets)))
     design = [("what varies", "; ".join(f"{name}: {values}" for name, values in varied) or "nothing but the seed")]
     follows = [
-        f"{name.replace('_', ' ')}: {_each(map(_words, values))}"
+        f"{setting_name(name)}: {_each(map(_words, values))}"
         for name, values in differing(_runs(plan)).items()
         if name not in (*plan.varied, *SPLIT, *_solved(plan))
     ]
@@ -69,9 +69,10 @@ def design(plan: Plan) -> list[tuple[str, str]]:
         seeds = _each(str(run.options.get("seed", "")) for run in plan.swept)
         design.append(("sweep", f"{grid}; seeds {seeds}; the same for every configuration, on validation images only"))
     design.append(("clamped layers", _clamped(plan)))
-    margins = [f"±{pp(one.margin)} ({one.name})" for one in plan.contrasts if one.margin]
+    margins = Counter(f"±{pp(one.margin)}" for one in plan.contrasts if one.margin)
     if margins:
-        design.append(("margins of equivalence, pp", "; ".join(margins)))
+        said = [f"{margin} ({count} comparison{'' if count == 1 else 's'})" for margin, count in margins.items()]
+        design.append(("margins of equivalence, pp", "; ".join(said)))
     return design
 
 
@@ -195,7 +196,6 @@ def value_words(value: Any) -> str:
 
 
 def _name(plan: Plan, options: Mapping[str, Any], match: str | None) -> str:
-    hidden = (*SPLIT, "match", *(["width"] if options.get("width") is None else []))
-    settings = [setting_words(name, options.get(name)) for name in plan.varied if name not in hidden]
-    budget = [setting_words("match", match)] if len(plan.budgets) > 1 and match is not None else []
-    return ", ".join([split_words(options), *settings, *budget])
+    names = [name for name in plan.varied if name not in (*SPLIT, "match") and name in options]
+    budget = ["match"] if len(plan.budgets) > 1 else []
+    return configuration_words({**options, "match": match}, [*names, *budget])

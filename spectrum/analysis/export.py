@@ -24,9 +24,9 @@ import pandas as pd
 
 from spectrum._files import write_whole
 from spectrum.analysis.sentences import contrasts_as_text
-from spectrum.analysis.sides import setting_words
 from spectrum.analysis.summary import as_text, summary_table
 from spectrum.analysis.table import studies_of
+from spectrum.analysis.words import setting_words
 
 TEX = str.maketrans(
     {

@@ -18,6 +18,7 @@ from scipy import integrate, special, stats
 ALPHA = 0.05  # error rate of a family of tests, by default
 FEWEST_FOR_BOOTSTRAP = 20
 MOST_SEEDS = 10_000
+_ROUNDING = 1e-12  # a spread below this part of the values is rounding
 
 
 def t_interval(values: ArrayLike, confidence: float = 0.95) -> tuple[float, float, float]:
@@ -119,17 +120,63 @@ def difference(values: ArrayLike, margin: float | None = None, confidence: float
     Raises ValueError for a margin that is not above zero.
     """
     x = _sample(values, "difference")
-    if margin is not None and not margin > 0:
-        raise ValueError(f"difference: margin={margin}; expected a difference above zero")
-    mean, low, high = t_interval(x, confidence)
-    nan = float("nan")
+    _check_margin("difference", margin)
+    check_parts("difference", confidence=confidence)
+    mean, nan = float(x.mean()), float("nan")
     sd = float(x.std(ddof=1)) if len(x) > 1 else nan
-    if not sd > 1e-12 * max(1.0, abs(mean)):
+    if not sd > _ROUNDING * max(1.0, abs(mean)):
         return Difference(len(x), mean, sd, nan, nan, nan, nan)
-    error, freedom = sd / np.sqrt(len(x)), len(x) - 1
+    return _tested(len(x), mean, sd, sd / np.sqrt(len(x)), len(x) - 1, margin, confidence)
+
+
+def unpaired_difference(
+    first: ArrayLike, second: ArrayLike, margin: float | None = None, confidence: float = 0.95
+) -> Difference:
+    """What two independent samples show of the difference of their means, first minus second, by Welch's tests.
+
+    Args:
+        first: one value per run of the first side.
+        second: one value per run of the second side; the samples may differ in size and in spread.
+        margin: a difference below which the sides count as equivalent, set before the runs; without it p_equivalent is
+            NaN.
+        confidence: of the interval.
+
+    The result's n is the size of the smaller sample, and its sd that of the difference of two runs, √(sd₁² + sd₂²).
+    Without two values on each side, or without any spread, all but the mean is NaN. Welch (1947) has the degrees of
+    freedom; equivalence is shown as in `difference`. Raises ValueError as `difference` does.
+
+    >>> found = unpaired_difference([0.91, 0.92, 0.93], [0.90, 0.90, 0.91])
+    >>> print(f"{found.mean:.4f}, {found.low:.4f} to {found.high:.4f}")
+    0.0167, -0.0038 to 0.0372
+    """
+    who, nan = "unpaired_difference", float("nan")
+    x, y = _sample(first, who), _sample(second, who)
+    _check_margin(who, margin)
+    check_parts(who, confidence=confidence)
+    n, mean = min(len(x), len(y)), float(x.mean() - y.mean())
+    if n < 2:
+        return Difference(n, mean, nan, nan, nan, nan, nan)
+    parts = np.array([x.var(ddof=1) / len(x), y.var(ddof=1) / len(y)])  # of the mean's variance
+    sd, error = float(np.sqrt(x.var(ddof=1) + y.var(ddof=1))), float(np.sqrt(parts.sum()))
+    if not sd > _ROUNDING * max(1.0, abs(x).max(), abs(y).max()):
+        return Difference(n, mean, sd, nan, nan, nan, nan)
+    freedom = float(parts.sum() ** 2 / (parts**2 / [len(x) - 1, len(y) - 1]).sum())
+    return _tested(n, mean, sd, error, freedom, margin, confidence)
+
+
+def _tested(
+    n: int, mean: float, sd: float, error: float, freedom: float, margin: float | None, confidence: float
+) -> Difference:
+    """Interval and tests of a mean whose standard error is known with so many degrees of freedom."""
+    half = float(special.stdtrit(freedom, (1 + confidence) / 2)) * error
     p = 2 * _beyond(abs(mean) / error, freedom)
-    p_equivalent = nan if margin is None else _beyond((margin - abs(mean)) / error, freedom)
-    return Difference(len(x), mean, sd, low, high, p, p_equivalent)
+    p_equivalent = float("nan") if margin is None else _beyond((margin - abs(mean)) / error, freedom)
+    return Difference(n, mean, sd, mean - half, mean + half, p, p_equivalent)
+
+
+def _check_margin(who: str, margin: float | None) -> None:
+    if margin is not None and not margin > 0:
+        raise ValueError(f"{who}: margin={margin}; expected a difference above zero")
 
 
 def holm(p_values: ArrayLike, exclusive: Sequence[Hashable] | None = None) -> NDArray[np.float64]:
@@ -164,7 +211,31 @@ def holm(p_values: ArrayLike, exclusive: Sequence[Hashable] | None = None) -> ND
     return adjusted
 
 
-def seeds_for_difference(difference: float, sd: float, *, power: float = 0.8, alpha: float = ALPHA) -> int | None:
+def paired_freedom(n: int) -> float:
+    """Degrees of freedom of a test of n paired differences: n − 1."""
+    return n - 1
+
+
+def welch_freedom(first_sd: float, second_sd: float) -> Callable[[int], float]:
+    """Degrees of freedom of Welch's test with n runs on each side, as a function of n.
+
+    Args:
+        first_sd: standard deviation of the first side's runs.
+        second_sd: of the second side's; not both are zero.
+    """
+    first, second = first_sd**2, second_sd**2
+    share = (first + second) ** 2 / (first**2 + second**2)
+    return lambda n: (n - 1) * share
+
+
+def seeds_for_difference(
+    difference: float,
+    sd: float,
+    *,
+    power: float = 0.8,
+    alpha: float = ALPHA,
+    freedom: Callable[[int], float] = paired_freedom,
+) -> int | None:
     """Seeds with which a two-sided paired t-test finds a difference with this power; None beyond 10,000.
 
     Args:
@@ -172,6 +243,7 @@ def seeds_for_difference(difference: float, sd: float, *, power: float = 0.8, al
         sd: their standard deviation.
         power: how often the test is to find it.
         alpha: level of the test; for the first of a family of m, the family's level over m.
+        freedom: degrees of freedom with n seeds; `welch_freedom` for runs that do not pair, whose sd is √(sd₁² + sd₂²).
 
     Exact, by integration over what the sample's standard deviation may be.
 
@@ -183,10 +255,10 @@ def seeds_for_difference(difference: float, sd: float, *, power: float = 0.8, al
     _check_numbers("seeds_for_difference", least=0, sd=sd)
     if difference == 0:
         return None
-    return _fewest(lambda n: difference_power(n, difference, sd, alpha), power) if sd else 2
+    return _fewest(lambda n: difference_power(n, difference, sd, alpha, freedom(n)), power) if sd else 2
 
 
-def difference_power(n: int, difference: float, sd: float, alpha: float = ALPHA) -> float:
+def difference_power(n: int, difference: float, sd: float, alpha: float = ALPHA, freedom: float | None = None) -> float:
     """Power of the two-sided paired t-test with n seeds.
 
     Args:
@@ -194,6 +266,7 @@ def difference_power(n: int, difference: float, sd: float, alpha: float = ALPHA)
         difference: the true mean of the paired differences.
         sd: their standard deviation, above zero.
         alpha: level of the test.
+        freedom: degrees of freedom of the test; by default n − 1.
 
     The tails of scipy's noncentral t are NaN for some of the few seeds that matter here; this is the same integral.
     """
@@ -201,13 +274,14 @@ def difference_power(n: int, difference: float, sd: float, alpha: float = ALPHA)
     _check_whole("difference_power", least=2, n=n)
     _check_numbers("difference_power", difference=difference)
     _check_numbers("difference_power", above=0, sd=sd)
-    shift, critical = np.sqrt(n) * abs(difference) / sd, special.stdtrit(n - 1, 1 - alpha / 2)
+    freedom = _freedom_of("difference_power", n, freedom)
+    shift, critical = np.sqrt(n) * abs(difference) / sd, special.stdtrit(freedom, 1 - alpha / 2)
 
     def beyond(ratio: float) -> float:
         given = special.ndtr(shift - critical * ratio) + special.ndtr(-shift - critical * ratio)
-        return float(given * np.exp(_log_density(np.float64(ratio), n)))
+        return float(given * np.exp(_log_density(np.float64(ratio), freedom)))
 
-    low, high = _where_the_ratio_lies(n)
+    low, high = _where_the_ratio_lies(freedom)
     turn = shift / critical  # where the test goes from rejecting to not
     edges = sorted(
         {low, high, *(edge for edge in (turn - 8 / critical, turn, turn + 8 / critical) if low < edge < high)}
@@ -216,7 +290,13 @@ def difference_power(n: int, difference: float, sd: float, alpha: float = ALPHA)
 
 
 def seeds_for_equivalence(
-    margin: float, sd: float, *, difference: float = 0.0, power: float = 0.8, alpha: float = ALPHA
+    margin: float,
+    sd: float,
+    *,
+    difference: float = 0.0,
+    power: float = 0.8,
+    alpha: float = ALPHA,
+    freedom: Callable[[int], float] = paired_freedom,
 ) -> int | None:
     """Seeds with which two one-sided t-tests show equivalence with this power; None beyond 10,000, or if never.
 
@@ -226,6 +306,7 @@ def seeds_for_equivalence(
         difference: the true mean; at the margin and beyond no number of seeds is enough.
         power: how often the test is to show equivalence.
         alpha: level of each one-sided test.
+        freedom: degrees of freedom with n seeds, as for `seeds_for_difference`.
 
     >>> seeds_for_equivalence(0.5, 1.0)
     36
@@ -236,10 +317,17 @@ def seeds_for_equivalence(
     _check_numbers("seeds_for_equivalence", least=0, sd=sd)
     if abs(difference) >= margin:
         return None
-    return _fewest(lambda n: equivalence_power(n, margin, sd, difference, alpha), power) if sd else 2
+    return _fewest(lambda n: equivalence_power(n, margin, sd, difference, alpha, freedom(n)), power) if sd else 2
 
 
-def equivalence_power(n: int, margin: float, sd: float, difference: float = 0.0, alpha: float = ALPHA) -> float:
+def equivalence_power(
+    n: int,
+    margin: float,
+    sd: float,
+    difference: float = 0.0,
+    alpha: float = ALPHA,
+    freedom: float | None = None,
+) -> float:
     """Power of the two one-sided t-tests with n seeds: both reject, given the sample's sd, averaged over what that is.
 
     Args:
@@ -248,6 +336,7 @@ def equivalence_power(n: int, margin: float, sd: float, difference: float = 0.0,
         sd: standard deviation of the paired differences, above zero.
         difference: their true mean.
         alpha: level of each one-sided test.
+        freedom: degrees of freedom of the tests; by default n − 1.
 
     Exact, by integration over the chi distribution of the sample's sd (Phillips 1990).
     """
@@ -255,9 +344,10 @@ def equivalence_power(n: int, margin: float, sd: float, difference: float = 0.0,
     _check_whole("equivalence_power", least=2, n=n)
     _check_numbers("equivalence_power", difference=difference)
     _check_numbers("equivalence_power", above=0, margin=margin, sd=sd)
-    critical, error = special.stdtrit(n - 1, 1 - alpha), sd / np.sqrt(n)
+    freedom = _freedom_of("equivalence_power", n, freedom)
+    critical, error = special.stdtrit(freedom, 1 - alpha), sd / np.sqrt(n)
     most = margin / (critical * error)  # of the sample's sd over the true one: beyond, the interval is too wide
-    low, high = _where_the_ratio_lies(n)
+    low, high = _where_the_ratio_lies(freedom)
     high = min(most, high)
     if high <= low:
         return 0.0
@@ -265,21 +355,28 @@ def equivalence_power(n: int, margin: float, sd: float, difference: float = 0.0,
     def inside(ratio: NDArray[np.float64]) -> NDArray[np.float64]:
         reach = margin - critical * error * ratio
         given = special.ndtr((reach - difference) / error) - special.ndtr((-reach - difference) / error)
-        return np.asarray(given * np.exp(_log_density(ratio, n)))
+        return np.asarray(given * np.exp(_log_density(ratio, freedom)))
 
     return _probability(integrate.fixed_quad(inside, low, high, n=200)[0])
 
 
-def _log_density(ratio: Any, n: int) -> Any:
-    """Of the sample's standard deviation over the true one: chi, with n − 1 degrees of freedom, over its root."""
-    scale = np.sqrt(n - 1)
-    density = special.xlogy(n - 2, ratio * scale) - (ratio * scale) ** 2 / 2 - special.gammaln((n - 1) / 2)
-    return density - ((n - 1) / 2 - 1) * np.log(2) + np.log(scale)
+def _freedom_of(who: str, n: int, freedom: float | None) -> float:
+    if freedom is None:
+        return paired_freedom(n)
+    _check_numbers(who, above=0, freedom=freedom)
+    return freedom
 
 
-def _where_the_ratio_lies(n: int) -> tuple[float, float]:
+def _log_density(ratio: Any, freedom: float) -> Any:
+    """Of the sample's standard deviation over the true one: chi, with these degrees of freedom, over its root."""
+    scale = np.sqrt(freedom)
+    density = special.xlogy(freedom - 1, ratio * scale) - (ratio * scale) ** 2 / 2 - special.gammaln(freedom / 2)
+    return density - (freedom / 2 - 1) * np.log(2) + np.log(scale)
+
+
+def _where_the_ratio_lies(freedom: float) -> tuple[float, float]:
     """Ends of the range about 1 in which all of the density is."""
-    spread = 12 / np.sqrt(2 * (n - 1))
+    spread = 12 / np.sqrt(2 * freedom)
     return max(0.0, 1 - spread), 1 + spread
 
 
@@ -357,7 +454,7 @@ def _fewest(power_with: Callable[[int], float], wanted: float) -> int | None:
     return high
 
 
-def _beyond(t: float, freedom: int) -> float:
+def _beyond(t: float, freedom: float) -> float:
     """Probability of a larger t."""
     return float(special.stdtr(freedom, -t))
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,26 +13,25 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 from spectrum.analysis.answer import answer, caveats, worst_mismatches
-from spectrum.analysis.described import choice_name as choice_name
-from spectrum.analysis.described import choices, design, environment, problems, settings, value_words
-from spectrum.analysis.described import run_command as run_command
+from spectrum.analysis.described import choices, design, environment, problems, run_command, settings, value_words
 from spectrum.analysis.sentences import (
     BOLD,
     comparison_labels,
+    comparison_names,
     contrasts_as_text,
     finding,
     power_note,
     verdict_of,
 )
-from spectrum.analysis.sides import setting_words
 from spectrum.analysis.summary import as_text, matrix
 from spectrum.analysis.table import scored_metric
+from spectrum.analysis.words import setting_words
 from spectrum.design.plan import Plan
 
 SORT = Path(__file__).with_name("sort.js")
 LARGEST_DRAWING = 1_000_000  # bytes; a larger SVG, as of many curves, is shown as PNG
 KEY_FIGURES = ("budgets", "spectrum")  # the first that there is stands below the answer
-WIDE = 2.2  # width over height
+STRIP_EDGE = 4.0  # percent of a strip that are left free at either end
 CLASSES = {"higher": "shown", "lower": "shown", "equivalent": "same"}
 
 
@@ -43,6 +41,7 @@ def page_of(
     table: pd.DataFrame,
     pictures: Mapping[str, Path],
     judged: pd.DataFrame,
+    question: str | None = None,
 ) -> str:
     """The page as HTML.
 
@@ -52,12 +51,11 @@ def page_of(
         table: its `summary_table`.
         pictures: SVG files that exist, by their titles.
         judged: what its comparisons show, from `stats.contrasts`; empty where it has none.
+        question: as the study's file asks it today; by default the plan's. Where they differ, the page says both.
     """
     finished = results[results["status"] != "failed"] if len(results) else results
     columns, rows = as_text(table)
-    figures = {
-        path.stem: {"title": title, "src": _source(path), "wide": _is_wide(path)} for title, path in pictures.items()
-    }
+    figures = {path.stem: {"title": title, "src": _source(path)} for title, path in pictures.items()}
     key = next((stem for stem in KEY_FIGURES if stem in figures), None)
     script = SORT.read_text(encoding="utf-8")
     templates = Environment(
@@ -65,14 +63,13 @@ def page_of(
     )
     return templates.get_template("report.html.jinja").render(
         study=plan.study,
-        question=plan.question,
+        question=question or plan.question,
         hash=plan.hash,
         planned=len(plan.runs),
         finished=len(finished),
-        answer=[_strong(_begun(one)) for one in answer(results, judged, bold=BOLD)],
+        answer=[_strong(_begun(one, results, plan)) for one in answer(results, judged, bold=BOLD)],
         key=figures.get(key or ""),
-        comparisons=_comparisons(plan, judged),
-        forest=figures.get("contrasts"),
+        comparisons=_comparisons(results, plan, judged),
         power=_power(judged),
         left_out=bool(len(judged)) and len(results) == len(plan.runs) and any(judged["left_out"]),
         caveats=caveats(results, plan, judged),
@@ -82,10 +79,10 @@ def page_of(
         matrix=matrix(results) if len(results) else None,
         columns=columns,
         rows=rows,
-        figures=[one for stem, one in figures.items() if stem not in (key, "contrasts", "tuning")],
+        figures=[one for stem, one in figures.items() if stem not in (key, "tuning")],
         choices=choices(plan),
         sweep=figures.get("tuning"),
-        design=design(plan),
+        design=design(plan) + _frozen(plan, question),
         settings=[(name, value_words(value)) for name, value in settings(plan).items()],
         environment=environment(finished),
         command=run_command(plan),
@@ -94,11 +91,11 @@ def page_of(
     )
 
 
-def _comparisons(plan: Plan, judged: pd.DataFrame) -> list[dict[str, Any]]:
+def _comparisons(results: pd.DataFrame, plan: Plan, judged: pd.DataFrame) -> list[dict[str, Any]]:
     """What each comparison of a plan shows, and in what its sides differ."""
     if judged.empty:
-        unknown = {"where": "", "interval": "", "p": "", "verdict": "no run yet", "kind": "", "finding": ""}
-        return [{"sides": one.name, "plan": one} | unknown for one in plan.contrasts]
+        unknown = dict.fromkeys(("where", "interval", "p", "margin", "kind", "finding", "strip"), "")
+        return [unknown | {"sides": one.name, "plan": one, "verdict": "no run yet"} for one in plan.contrasts]
     _, cells = contrasts_as_text(judged)
     return [
         {
@@ -106,27 +103,55 @@ def _comparisons(plan: Plan, judged: pd.DataFrame) -> list[dict[str, Any]]:
             "where": where,
             "interval": f"{line[2]} [{line[3].replace(' to ', ', ')}]" if line[3] else line[2],
             "p": line[4],
+            "margin": line[5],
             "verdict": line[7],
             "kind": CLASSES.get(verdict_of(row), "") if not row["confounded"] else "",
-            "finding": _strong(finding(row, bold=BOLD)),
+            "finding": _strong(_begun(finding(row, bold=BOLD), results, plan)),
+            "strip": strip,
             "plan": one,
         }
-        for one, (sides, where), line, (_, row) in zip(
-            plan.contrasts, comparison_labels(judged), cells, judged.iterrows(), strict=True
+        for one, (sides, where), line, strip, (_, row) in zip(
+            plan.contrasts, comparison_labels(judged), cells, strips(judged), judged.iterrows(), strict=True
         )
     ]
+
+
+def strips(judged: pd.DataFrame) -> list[dict[str, float] | None]:
+    """Where each comparison's zero, mean, interval and margin lie on one axis for all, in percent of its width.
+
+    Args:
+        judged: from `stats.contrasts`.
+
+    None for a comparison without a run; without an interval, `low` and `high` are the mean, and without a margin,
+    `from` and `to` are zero.
+    """
+    rows = judged[["low", "mean", "high"]].assign(zero=0.0, to=judged["margin"].fillna(0.0))
+    rows["low"], rows["high"] = rows["low"].fillna(rows["mean"]), rows["high"].fillna(rows["mean"])
+    rows["from"] = -rows["to"]
+    first, last = rows.min().min(), rows.max().max()
+    room = (100 - 2 * STRIP_EDGE) / (last - first or 1.0)
+    places = (STRIP_EDGE + room * (rows - first)).round(2)
+    return [place.to_dict() if n else None for (_, place), n in zip(places.iterrows(), judged["n"], strict=True)]
 
 
 def _power(judged: pd.DataFrame) -> list[dict[str, str]]:
     """What would decide each inconclusive comparison."""
     notes = [power_note(row) for _, row in judged.iterrows()]
-    labels = [", ".join(filter(None, label)) for label in comparison_labels(judged)]
-    return [{"label": label, "note": note} for label, note in zip(labels, notes, strict=True) if note]
+    return [{"label": name, "note": note} for name, note in zip(comparison_names(judged), notes, strict=True) if note]
 
 
-def _begun(sentence: str) -> str:
-    """A sentence that begins a paragraph; names that a study gave keep their first letter."""
-    return sentence[0].upper() + sentence[1:] if sentence.startswith(("per-channel", "plain")) else sentence
+def _frozen(plan: Plan, question: str | None) -> list[tuple[str, str]]:
+    """The question as it was frozen, where the study's file words it otherwise today."""
+    if not question or plan.question in (None, question):
+        return []
+    return [("question in the frozen plan", plan.question)]
+
+
+def _begun(sentence: str, results: pd.DataFrame, plan: Plan) -> str:
+    """A sentence that begins a paragraph; names that people gave keep their first letter."""
+    given = [one.name for one in plan.contrasts]
+    given += [str(value) for name in ("model", "dataset") if name in results for value in results[name].unique()]
+    return sentence if sentence.startswith(tuple(given)) else sentence[0].upper() + sentence[1:]
 
 
 def _strong(text: str) -> Markup:
@@ -143,9 +168,3 @@ def _source(path: Path) -> str:
     if drawing.exists() and drawing.stat().st_size <= LARGEST_DRAWING:
         return "data:image/svg+xml;base64," + base64.b64encode(drawing.read_bytes()).decode()
     return "data:image/png;base64," + base64.b64encode(path.with_suffix(".png").read_bytes()).decode()
-
-
-def _is_wide(path: Path) -> bool:
-    """Whether a picture has panels side by side, which a narrow screen would make too small to read."""
-    size = re.search(r'<svg[^>]* viewBox="0 0 ([\d.]+) ([\d.]+)"', path.read_text(encoding="utf-8")[:1000])
-    return size is not None and float(size[1]) > WIDE * float(size[2])

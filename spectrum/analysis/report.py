@@ -59,6 +59,7 @@ def write_report(
     history: pd.DataFrame,
     plan: Plan,
     tuning: pd.DataFrame | None = None,
+    question: str | None = None,
 ) -> Report:
     """Write figures/ and report.html into a study's folder.
 
@@ -68,6 +69,7 @@ def write_report(
         history: its epochs, from `load_history`.
         plan: its frozen plan, from `read_plan`.
         tuning: its sweep, from `load_tuning`, if it has one.
+        question: as the study's file asks it today; by default the plan's.
 
     Raises OSError, which names the file, where one cannot be written; an old file is then as it was.
     """
@@ -83,11 +85,11 @@ def write_report(
     ]
     pictures = {title: folder / "figures" / f"{stem}.svg" for stem, (title, _) in drawn.items()}
     page = folder / "report.html"
-    write_whole(page, page_of(results, plan, table, pictures, judged))
+    write_whole(page, page_of(results, plan, table, pictures, judged, question))
     return Report(
         page,
         paths,
-        plan.question or "",
+        question or plan.question or "",
         answer(results, judged),
         [sentence(row) for _, row in judged.iterrows()],
         caveats(results, plan, judged),
@@ -99,4 +101,4 @@ def judge(results: pd.DataFrame, plan: Plan) -> pd.DataFrame:
     """What the comparisons of a study show; an empty table where it has none, or no run to judge them by."""
     if not plan.contrasts or not len(results) or not results[scored_metric(results)].notna().any():
         return pd.DataFrame()
-    return contrasts(results, plan.contrasts)
+    return contrasts(results, plan.contrasts, plan=plan)

@@ -5,11 +5,32 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
+from dataclasses import dataclass
 
 import pandas as pd
 
 from spectrum.analysis.sides import LONGEST
 
+
+@dataclass(frozen=True)
+class Unit:
+    """How a difference is printed: multiplied by `scale`, with so many decimals, and followed by the unit's name."""
+
+    name: str = "pp"
+    scale: float = 100
+    decimals: int = 2
+
+    def number(self, value: float, *, sign: bool = False) -> str:
+        """The value alone; what rounds to zero has no sign."""
+        text = f"{self.scale * value:{'+' if sign else ''}.{self.decimals}f}"
+        return text.lstrip("+-") if float(text) == 0 else text.replace("-", "−")
+
+    def amount(self, value: float) -> str:
+        """The value and its unit."""
+        return f"{self.number(value)} {self.name}".rstrip()
+
+
+PP = Unit()
 BOLD = "\x02"  # stands around the finding until its form is known
 PER_DOUBLING = "pp per doubling of the segments"
 PLURAL = re.compile(r"(no )?([\w/-]+ )?(segments|channels|connections)\b")
@@ -33,11 +54,15 @@ def finding(comparison: pd.Series, *, bold: str = "") -> str:
         bold: what to put around the finding.
     """
     if not comparison["n"]:
-        return f"{_sides(comparison)[0]}: {comparison['reason']}."
+        name = ", ".join(filter(None, _label(comparison)))
+        head = name if name and comparison["kind"] != "difference" else _sides(comparison)[0]
+        return f"{head}: {comparison['reason']}."
     parts = [_shown(comparison) if verdict_of(comparison) in SHOWN else _not_shown(comparison)]
     if comparison["left_out"]:
         seeds = ", ".join(map(str, comparison["left_out"]))
-        parts.append(f"{_plural(len(comparison['left_out']), 'Seed')} {seeds} left out, for lack of a run.")
+        kind = str(comparison.get("pair", "seed"))
+        kind = _plural(len(comparison["left_out"]), kind[:1].upper() + kind[1:])
+        parts.append(f"{kind} {seeds} left out, for lack of a run.")
     if comparison["diverged"]:
         runs = _plural(comparison["diverged"], "run")
         parts.append(f"{comparison['diverged']} {runs} diverged and counted, at chance.")
@@ -56,8 +81,10 @@ def power_note(comparison: pd.Series) -> str:
     if row["verdict"] != "inconclusive":
         return ""
     beyond = math.isnan(row["margin"]) or abs(row["mean"]) > row["margin"]
-    unit = PER_DOUBLING if row["kind"] == "slope" else "pp"
-    what = f"show a difference of {pp(abs(row['mean']))} {unit}" if beyond else f"tell 0 from ±{pp(row['margin'])} pp"
+    unit = _unit(row)
+    per = PER_DOUBLING.removeprefix("pp") if row["kind"] == "slope" else ""
+    what = f"show a difference of {unit.amount(abs(row['mean']))}{per}"
+    what = what if beyond else f"tell 0 from ±{unit.amount(row['margin'])}"
     more = row["more_seeds_to_show" if beyond else "more_seeds"]
     if pd.isna(more):
         return f"To {what} with 80% power, a new study would need more than 10,000 seeds."
@@ -66,7 +93,7 @@ def power_note(comparison: pd.Series) -> str:
         most = row["n"] + row["more_seeds_at_most"]
         safe = f" ({'more than 10,000' if pd.isna(most) else f'{most:,}'} to be safe)"
     between = "" if beyond else " A difference in between may stay inconclusive."
-    return f"To {what} with 80% power, run a new study with {row['n'] + more:,} seeds{safe}.{between}"
+    return f"To {what} with 80% power, run a new study with {row['n'] + more:,} {_sampled(row)}{safe}.{between}"
 
 
 SHOWN = ("higher", "lower")
@@ -85,8 +112,7 @@ def verdict_in_words(comparison: pd.Series) -> str:
     """
     verdict = verdict_of(comparison)
     if verdict in SHOWN:
-        first, second = _short_names(comparison)
-        winner = first if verdict == "higher" else second
+        winner = _better_and_other(comparison)[0]
         words = {
             "slope": "rises" if verdict == "higher" else "falls",
             "interaction": f"higher for {comparison.get('setting_1' if verdict == 'higher' else 'setting_2')}",
@@ -112,6 +138,15 @@ def comparison_labels(judged: pd.DataFrame) -> list[tuple[str, str]]:
     ]
 
 
+def comparison_names(judged: pd.DataFrame) -> list[str]:
+    """Name every comparison on one line, by its sides and what they share.
+
+    Args:
+        judged: from `stats.contrasts`.
+    """
+    return [", ".join(filter(None, label)) for label in comparison_labels(judged)]
+
+
 def contrasts_as_text(judged: pd.DataFrame) -> tuple[list[str], list[list[str]]]:
     """Titles and cells of a table of comparisons, in percentage points.
 
@@ -120,11 +155,11 @@ def contrasts_as_text(judged: pd.DataFrame) -> tuple[list[str], list[list[str]]]
     """
     titles = "A − B|seeds|difference, pp|95% CI|p|margin, pp|p, equivalence|verdict".split("|")
     rows = []
-    for label, (_, row) in zip(comparison_labels(judged), judged.iterrows(), strict=True):
+    for name, (_, row) in zip(comparison_names(judged), judged.iterrows(), strict=True):
         known = not math.isnan(row["low"])
         rows.append(
             [
-                ", ".join(filter(None, label)),
+                name,
                 str(row["n"]),
                 pp(row["mean"], sign=True) if row["n"] else "",
                 f"{pp(row['low'])} to {pp(row['high'])}" if known else "",
@@ -139,63 +174,78 @@ def contrasts_as_text(judged: pd.DataFrame) -> tuple[list[str], list[list[str]]]
 
 def pp(value: float, *, sign: bool = False) -> str:
     """An accuracy from 0 to 1, or a difference of two, in percentage points; what rounds to zero has no sign."""
-    text = f"{100 * value:+.2f}" if sign else f"{100 * value:.2f}"
-    return text.lstrip("+-") if float(text) == 0 else text.replace("-", "−")
+    return PP.number(value, sign=sign)
+
+
+def _unit(row: pd.Series) -> Unit:
+    """The unit of a comparison; percentage points, unless its row has another."""
+    unit = row.get("unit")
+    return unit if isinstance(unit, Unit) else PP
 
 
 def _shown(row: pd.Series) -> str:
     """A difference that is shown, the higher side first."""
-    higher, amount = row["mean"] > 0, pp(abs(row["mean"]))
+    unit = _unit(row)
+    higher, amount = row["mean"] > 0, unit.amount(abs(row["mean"]))
     head, settings = _sides(row, winner_first=row["kind"] == "difference")
     if row["kind"] == "slope":
-        said = f"{'rises' if higher else 'falls'} by {amount} {PER_DOUBLING}"
+        said = f"{'rises' if higher else 'falls'} by {amount} {PER_DOUBLING.removeprefix('pp ')}"
     elif row["kind"] == "interaction":
-        said = f"higher by {amount} pp for {settings[0]} than for {settings[1]}"
+        said = f"higher by {amount} for {settings[0]} than for {settings[1]}"
     else:
-        winner = _winner_and_other(row)[0]
-        said = f"{winner} {'are' if PLURAL.match(winner) else 'is'} better by {amount} pp"
+        winner = _better_and_other(row)[0]
+        said = f"{winner} {'are' if PLURAL.match(winner) else 'is'} better by {amount}"
     if str(row["verdict"]).startswith("negligibly"):
         both = f"p {_p(row['p'])}; equivalence p {_p(row['p_equivalent'])}"
-        return f"{head}: {BOLD}{said}{BOLD}, less than the margin of {pp(row['margin'])} pp ({_evidence(row)}; {both})."
+        less = f"less than the margin of {unit.amount(row['margin'])}"
+        return f"{head}: {BOLD}{said}{BOLD}, {less} ({_evidence(row)}; {both})."
     return f"{head}: {BOLD}{said}{BOLD} ({_evidence(row)}; p {_p(row['p'])})."
 
 
 def _not_shown(row: pd.Series) -> str:
     """A difference that is not shown, and what that means."""
     head, settings = _sides(row, minus=True)
-    amount = pp(abs(row["mean"]))
+    unit = _unit(row)
+    amount = unit.amount(abs(row["mean"]))
     if row["kind"] == "slope":
         estimate = f"{pp(row['mean'], sign=True)} {PER_DOUBLING}"
     elif row["kind"] == "interaction":
-        estimate = f"{amount} pp higher for {settings[0]} than for {settings[1]}"
+        estimate = f"{amount} higher for {settings[0]} than for {settings[1]}"
     else:
-        estimate = f"{amount} pp"
-    margin = pp(row["margin"])
+        estimate = amount
+    margin = unit.amount(row["margin"])
     if row["verdict"] == "unknown":
-        why = "one seed has no spread" if row["n"] == 1 else "all differences are equal"
+        alone = {"pairs": "one pair", "runs on each side": "a side with one run"}.get(_sampled(row), "one seed")
+        why = f"{alone} has no spread" if row["n"] == 1 else "all differences are equal"
         verdict = f"{BOLD}Nothing is shown{BOLD}: {why}."
     elif row["verdict"] == "equivalent":
-        verdict = f"{BOLD}Equivalent within ±{margin} pp{BOLD} (p {_p(row['p_equivalent'])})."
+        verdict = f"{BOLD}Equivalent within ±{margin}{BOLD} (p {_p(row['p_equivalent'])})."
     elif math.isnan(row["margin"]):
         verdict = f"{BOLD}Inconclusive{BOLD}: no difference is shown (p {_p(row['p'])})."
     else:
         verdict = (
             f"{BOLD}Inconclusive{BOLD}: neither different (p {_p(row['p'])}) "
-            f"nor equivalent within ±{margin} pp (p {_p(row['p_equivalent'])})."
+            f"nor equivalent within ±{margin} (p {_p(row['p_equivalent'])})."
         )
     return f"{head}: {estimate} ({_evidence(row)}). {verdict}"
 
 
 def _evidence(row: pd.Series) -> str:
     """The interval, turned as the sentence is, and the seeds."""
-    seeds = f"{row['n']} paired seeds" if row["n"] > 1 else "one seed"
+    seeds = row.get("sample") or (f"{row['n']} paired seeds" if row["n"] > 1 else "one seed")
     if math.isnan(row["low"]):
         return seeds
     low, high = row["low"], row["high"]
     inconclusive_slope = row["kind"] == "slope" and verdict_of(row) not in SHOWN
     if row["mean"] < 0 and not inconclusive_slope:
         low, high = -high, -low
-    return f"95% CI {pp(low)} to {pp(high)}; {seeds}"
+    unit = _unit(row)
+    return f"95% CI {unit.number(low)} to {unit.number(high)}; {seeds}"
+
+
+def _sampled(row: pd.Series) -> str:
+    """What the n of a comparison counts."""
+    return str(row.get("sampled") or "seeds")
 
 
 def _short_names(row: pd.Series) -> tuple[str, str]:
@@ -204,9 +254,15 @@ def _short_names(row: pd.Series) -> tuple[str, str]:
     return (first, second) if first and second and max(len(first), len(second)) <= LONGEST else ("A", "B")
 
 
-def _winner_and_other(row: pd.Series) -> tuple[str, str]:
+def _larger_and_other(row: pd.Series) -> tuple[str, str]:
     first, second = _short_names(row)
     return (first, second) if not row["mean"] < 0 else (second, first)
+
+
+def _better_and_other(row: pd.Series) -> tuple[str, str]:
+    """The side with the higher mean first, of a metric such as loss the one with the lower."""
+    larger, other = _larger_and_other(row)
+    return (other, larger) if row.get("lower_is_better", False) else (larger, other)
 
 
 def _sides(row: pd.Series, *, winner_first: bool = False, minus: bool = False) -> tuple[str, tuple[str, str]]:
@@ -216,7 +272,10 @@ def _sides(row: pd.Series, *, winner_first: bool = False, minus: bool = False) -
     if not row.get("side_a") or not row.get("side_b"):
         return f"{row['name']}, A − B", settings
     minus |= row["kind"] != "difference"
-    names = _winner_and_other(row) if (winner_first or row["kind"] == "difference") else _short_names(row)
+    if row["kind"] == "difference":
+        names = _better_and_other(row) if winner_first else _larger_and_other(row)
+    else:
+        names = _short_names(row)
     where = f", {row['where']}" if row.get("where") else ""
     explained = f" (A: {row['side_a']}; B: {row['side_b']})" if names[0] in ("A", "B") else ""
     return f"{names[0]} {'minus' if minus else 'vs'} {names[1]}{explained}{where}", settings

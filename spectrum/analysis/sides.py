@@ -5,16 +5,15 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
-from spectrum.analysis.table import PER_CHANNEL, SPLIT, budget_name, has, keys, varied_settings
-from spectrum.models.position import Position
+from spectrum.analysis.table import SPLIT, budget_name, has, keys, varied_settings
+from spectrum.analysis.words import setting_name, setting_words, side_words, split_words
+from spectrum.design.budgets import BUDGETS, COUNTS, count_range, same_counts
 
 LONGEST = 60  # characters of a side's name; a longer one is explained once and then called A or B
 UNKNOWN = object()  # the value of a setting that a side does not fix
-ACTIVATIONS = {"relu": "ReLU", "elu": "ELU", "gelu": "GELU", "silu": "SiLU", "none": "no activation"}
-SWITCHES = {"residual": "residual connections", "norm": "BN"}
+OF_TIMED_BUDGETS = ("width", "batch_size", "optimizer", "autocast", "compile", "train_images", "dataset", "image_size")
 SIDE_COLUMNS = ("side_a", "side_b", "where", "setting_1", "setting_2")
 
 
@@ -33,7 +32,8 @@ def name_sides(
         changed: settings in which the sides differ without naming them, such as those that a plan lists.
 
     Keys: `side_a` and `side_b`, empty where nothing tells them apart; `where`, what they share, such as
-    "parameter-matched"; and `setting_1` and `setting_2`, between which an interaction compares.
+    "parameter-matched"; and `setting_1` and `setting_2`, between which an interaction compares. Sides under budgets of
+    one kind but of different size, as where each width has its own, are not called matched: each is named by its count.
 
     >>> from spectrum import load_results
     >>> orders = [{"order": "pointwise_first"}, {"order": "spatial_first"}]
@@ -47,13 +47,11 @@ def name_sides(
     split_known = (bool(named & set(SPLIT)) or "segments" in changed) and None not in split
     pairs = [split] * split_known + [_both(name, between, rows) for name in names]
     pairs.append((several := _averages(rows, across, names, split_known), several))
-    budget = _both("match", between, [results if part.empty else part for part in rows])
-    if budget == (budget_name("none"),) * 2 and (split[0] == split[1] or not _same_widths(rows)):
-        budget = (None, None)
+    budget = _both_budgets(results, between, rows, same_split=split[0] == split[1])
     pairs = [pair for pair in (*pairs, budget) if None not in pair and pair != ("", "")]
     first, second = (", ".join(str(pair[side]) for pair in pairs if pair[0] != pair[1]) for side in (0, 1))
     shared = ", ".join(str(one) for one, other in pairs if one == other)
-    settings = ["", ""] if across is None or isinstance(across, str) else [_setting(at) for at in across]
+    settings = ["", ""] if across is None or isinstance(across, str) else list(map(side_words, across))
     return dict(zip(SIDE_COLUMNS, [first, second, shared, *settings], strict=True))
 
 
@@ -68,6 +66,18 @@ def _both(name: str, between: Sequence[Mapping[str, Any]], rows: Sequence[pd.Dat
     )
 
 
+def _both_budgets(
+    results: pd.DataFrame, between: Sequence[Mapping[str, Any]], rows: Sequence[pd.DataFrame], *, same_split: bool
+) -> Pair:
+    """What is matched on each side; counts where a budget has another size on the other side."""
+    budget = _both("match", between, [results if part.empty else part for part in rows])
+    if budget == (budget_name("none"),) * 2:
+        return (None, None) if same_split or not _same_widths(rows) else budget
+    if budget[0] == budget[1] and not any(part.empty for part in rows):
+        return _matched_or_counts(budget, rows)
+    return budget
+
+
 def _both_splits(between: Sequence[Mapping[str, Any]], rows: Sequence[pd.DataFrame]) -> Pair:
     first, second = (_split(side, part) for side, part in zip(between, rows, strict=True))
     return first, second
@@ -78,58 +88,6 @@ def _settings_named(results: pd.DataFrame, named: Collection[str], changed: Coll
     varied = varied_settings(results) if len(results) else []
     names = [name for name in dict.fromkeys([*varied, *sorted(named)]) if name in named or name in changed]
     return [name for name in names if name not in (*SPLIT, "match")]
-
-
-def setting_words(name: str, value: Any) -> str:
-    """Say a setting and its value, such as "ReLU", "no shuffle" or "learning rate 0.1"."""
-    if isinstance(value, bool | np.bool_):
-        switch = SWITCHES.get(name, name.replace("_", " "))
-        return switch if value else f"no {switch}"
-    if isinstance(value, tuple | list):
-        sizes = ":".join(map(str, value))
-        return f"segments sized {sizes}" if name == "segment_shares" else f"{name.replace('_', ' ')} {sizes}"
-    if name == "match":
-        return budget_name(str(value))
-    known = ACTIVATIONS.get(value) if name == "activation" and isinstance(value, str) else None
-    return known or _plain_words(name, value)
-
-
-def _plain_words(name: str, value: Any) -> str:
-    """The same of a text, a number or nothing."""
-    if isinstance(value, float) and value.is_integer():
-        value = int(value)
-    text = "not set" if value is None or value != value else str(value).replace("_", " ")
-    words = {
-        "activation": text,
-        "order": text.replace(" ", "-"),
-        "model": str(value),
-        "dataset": str(value),
-        "epochs": f"{text} epochs",
-        "lr": f"learning rate {text}",
-        "width": f"width ×{text}",
-        "segment_shares": f"{text} segments",
-        "teacher_segments": "per-channel teachers" if value == PER_CHANNEL else f"{text}-segment teachers",
-        "pointwise_segments": "whole 1×1" if value == 1 else f"1×1 in {text} segments",
-    }
-    return words.get(name, f"{name.replace('_', ' ')} {text}")
-
-
-def split_words(row: Mapping[str, Any] | pd.Series) -> str:
-    """Say how a row, or a run of a plan, splits its convolutions: "4 segments", "per-channel" or "plain 3×3"."""
-    position = Position.of(row)
-    if not position.pointwise and position.segments == 1:
-        return "plain 3×3"
-    if position.stage_segments is not None:
-        stages = "/".join("per-channel" if one == PER_CHANNEL else str(one) for one in position.stage_segments)
-        words = f"{stages} segments by stage"
-    elif position.segment_width is not None:
-        width = position.segment_width
-        words = "per-channel" if width == 1 else f"{width} channels per segment"
-    elif position.asked_of() == PER_CHANNEL:
-        words = "per-channel"
-    else:
-        words = _counted(position.asked_of(), "segment")
-    return words if position.pointwise else f"{words} without the 1×1"
 
 
 def _split(side: Mapping[str, Any], rows: pd.DataFrame) -> str | None:
@@ -153,11 +111,6 @@ def _value(name: str, side: Mapping[str, Any], rows: pd.DataFrame) -> Any:
     return rows[name].iloc[0]
 
 
-def _setting(at: Mapping[str, Any]) -> str:
-    words = [setting_words(name, value) for name, value in at.items() if name not in SPLIT]
-    return ", ".join([*([split_words(at)] if set(at) & set(SPLIT) else []), *words])
-
-
 def _names_of(across: Sequence[Mapping[str, Any]] | str | None) -> list[str]:
     return [] if across is None or isinstance(across, str) else [name for at in across for name in at]
 
@@ -177,21 +130,38 @@ def _averages(
     counts = {} if split_known else {"numbers of segments": keys(rows, SPLIT).nunique()}
     for name in varied_settings(rows):
         if name not in (*names, *settings):
-            what = "budgets" if name == "match" else f"values of {name.replace('_', ' ')}"
+            what = "budgets" if name == "match" else f"values of {setting_name(name)}"
             counts[what] = rows[name].map(repr).nunique()
     means = [f"{count} {what}" for what, count in counts.items() if count > 1]
     return f"averaged over {' and '.join(means)}" if means else ""
 
 
+def _matched_or_counts(budget: Pair, rows: Sequence[pd.DataFrame]) -> Pair:
+    """The budget that both sides have; their counts, or that the times differ, where it is not as large for both."""
+    matches = set(rows[0]["match"]) if "match" in rows[0] else set()
+    if len(matches) != 1:
+        return budget
+    (match,) = matches
+    if match in BUDGETS and BUDGETS[match].is_timed:
+        same = all(_values_of(name, rows[0]) == _values_of(name, rows[1]) for name in OF_TIMED_BUDGETS)
+        return budget if same else ("under different time budgets",) * 2
+    if match not in COUNTS or match not in rows[0]:
+        return budget
+    first, second = ([int(count) for count in part[match].dropna()] for part in rows)
+    if not first or not second or same_counts(first, second):
+        return budget
+    return f"{count_range(first)} {COUNTS[match]}", f"{count_range(second)} {COUNTS[match]}"
+
+
+def _values_of(name: str, rows: pd.DataFrame) -> set[str]:
+    return set(rows[name].map(repr)) if name in rows else set()
+
+
 def _same_widths(rows: Sequence[pd.DataFrame]) -> bool:
-    widths = [set(part["width"].map(repr)) if "width" in part else set() for part in rows]
+    widths = [_values_of("width", part) for part in rows]
     return widths[0] == widths[1] != set()
 
 
 def _has(results: pd.DataFrame, side: Mapping[str, Any]) -> pd.Series:
     known = {name: value for name, value in side.items() if name in results}
     return has(results, known) if len(known) == len(side) else pd.Series(False, index=results.index)
-
-
-def _counted(count: Any, word: str) -> str:
-    return f"{count} {word}{'' if count == 1 else 's'}"

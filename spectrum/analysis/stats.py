@@ -22,7 +22,9 @@ from spectrum.analysis.inference import (
     seeds_for_difference,
     seeds_for_equivalence,
     t_interval,
+    unpaired_difference,
     upper_sd,
+    welch_freedom,
 )
 from spectrum.analysis.landscape import at_equal_cost, common_costs, split_slopes, width_slopes
 from spectrum.analysis.pairing import NoRunsError, differences_by_seed
@@ -76,8 +78,10 @@ __all__ = [
     "summarise",
     "t_interval",
     "trend",
+    "unpaired_difference",
     "upper_sd",
     "varied_settings",
+    "welch_freedom",
     "width_slopes",
     "worst_mismatch",
 ]  # fmt: skip

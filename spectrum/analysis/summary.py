@@ -11,7 +11,6 @@ import pandas as pd
 from markupsafe import Markup
 
 from spectrum.analysis.inference import t_interval
-from spectrum.analysis.sides import setting_words, split_words
 from spectrum.analysis.table import (
     SPLIT,
     check,
@@ -21,6 +20,7 @@ from spectrum.analysis.table import (
     studies_of,
     varied_settings,
 )
+from spectrum.analysis.words import setting_words, split_words
 
 SUMMARISED = """study dataset match budget_mismatch params macs train_seconds realised_segments""".split()
 MOST_SHOWN = 60

@@ -47,13 +47,13 @@ class FlipsAndCrops(Dataset[tuple[Tensor, int]]):
 class DefaultLoop:
     """Train a run in the baseline's loop, step by step or as a whole."""
 
-    def __init__(self, run: RunConfig, images: Images) -> None:
+    def __init__(self, run: RunConfig, images: Images, device: str = "cpu") -> None:
         torch.manual_seed(run.seed)
-        self.run, self.images = run, images
+        self.run, self.images, self.device = run, images, device
         self.data = split(images, run.validation_fraction, run.train_images)
         channels, side, _ = images.shape
         with prefer_backend("native"):
-            self.model = build_model(run.model, run.network_options(channels, images.classes, side))
+            self.model = build_model(run.model, run.network_options(channels, images.classes, side)).to(device)
         trained = list(self.model.parameters())
         groups = [
             {"params": [p for p in trained if p.ndim > 1], "weight_decay": run.weight_decay},
@@ -69,7 +69,7 @@ class DefaultLoop:
         self.loader = DataLoader(dataset, batch_size=run.batch_size, shuffle=True, drop_last=True)
 
     def step(self, x_nchw: Tensor, y_n: Tensor) -> None:
-        loss = cross_entropy(self.model(x_nchw), y_n)
+        loss = cross_entropy(self.model(x_nchw.to(self.device)), y_n.to(self.device))
         self.optimizer.zero_grad()
         loss.backward()
         self.optimizer.step()
@@ -93,6 +93,6 @@ class DefaultLoop:
         self.model.eval()
         correct = 0
         for x, y in zip(x_nchw.split(500), y_n.split(500), strict=True):
-            logits: Tensor = self.model(self.data.normalise(x.contiguous()))
-            correct += int((logits.argmax(1) == y).sum())
+            logits: Tensor = self.model(self.data.normalise(x.contiguous().to(self.device)))
+            correct += int((logits.argmax(1) == y.to(self.device)).sum())
         return correct / len(y_n)

@@ -30,7 +30,6 @@ import numpy as np
 import pandas as pd
 
 from spectrum.bench.rounds import spread
-from spectrum.bench.titles import MEASUREMENTS
 from spectrum.design.run import RunConfig
 from spectrum.design.study_file import Study
 from spectrum.engines.cores import available_cores
@@ -40,6 +39,13 @@ from spectrum.study.driver import run_study
 from spectrum.study.store import read_plan
 
 TRIVIAL: dict[str, Any] = {"train_images": 20, "batch_size": 20, "epochs": 1, "width": 0.1}
+IN_WORDS = {
+    "point": "a run of one step, local worker",
+    "point on Ray": "a run of one step, Ray",
+    "status": "`spectrum status`",
+    "load": "`load_results`",
+    "resume": "find the runs that are left to train",
+}
 WARM = 5  # runs that include the start of the worker
 CHECKS = {
     "status": "from spectrum.cli import main; main(['status', folder])",
@@ -79,7 +85,7 @@ def measure(
         table.append({"what": "point", **spread(seconds), "memory_gb": None})
         on_row(f"run     {table[-1]['ms']:8.1f} ms")
         if find_spec("ray") is None:
-            on_row('Ray is not installed, so it is left out; to include it: pip install "convolution-spectrum[ray]"')
+            on_row('Ray is not installed, so it is left out. To include it, in a checkout: pip install ".[ray]"')
         else:
             from spectrum.engines.ray import Cluster, RayEngine
 
@@ -116,9 +122,9 @@ def findings(table: pd.DataFrame) -> dict[str, Any]:
 def as_markdown(table: pd.DataFrame) -> str:
     """The table as Markdown."""
     lines = ["| measurement | median ms | quartiles | peak memory, GB |", "|---|---|---|---|"]
-    for row in table[table.what != "busy"].replace({"what": MEASUREMENTS}).itertuples():
+    for row in table[table.what != "busy"].itertuples():
         memory = f"{row.memory_gb:.2f}" if row.what in CHECKS else ""
-        lines.append(f"| {row.what} | {row.ms:.0f} | {row.ms_q1:.0f} to {row.ms_q3:.0f} | {memory} |")
+        lines.append(f"| {IN_WORDS[str(row.what)]} | {row.ms:.0f} | {row.ms_q1:.0f} to {row.ms_q3:.0f} | {memory} |")
     return "\n".join(lines)
 
 

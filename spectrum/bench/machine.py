@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import re
 import shutil
 import subprocess
 from datetime import UTC, datetime
@@ -17,7 +18,8 @@ import torch
 from spectrum._files import write_whole
 from spectrum._version import __version__
 from spectrum.conv.kernels.build import binding, library
-from spectrum.training.provenance import code_revision
+from spectrum.conv.machine import processor
+from spectrum.training.provenance import accelerator, code_revision
 
 
 def machine() -> dict[str, Any]:
@@ -27,7 +29,7 @@ def machine() -> dict[str, Any]:
     kernels = library()
     return {
         "date": datetime.now(UTC).date().isoformat(),
-        "processor": _processor(),
+        "processor": processor(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "system": platform.platform(terse=True),
         "python": platform.python_version(),
@@ -41,19 +43,16 @@ def machine() -> dict[str, Any]:
     }
 
 
-def save(table: pd.DataFrame, path: Path, **settings: Any) -> None:
-    """Write a table as CSV, and NAME.machine.json with the machine and the settings."""
+def folder_of(device: str, out: Path) -> Path:
+    """The folder for tables of a device: on CUDA one named after the card, within `out`."""
+    if device == "cpu":
+        return out
+    return out / re.sub(r"[^a-z0-9]+", "-", torch.cuda.get_device_name(device).lower()).strip("-")
+
+
+def save(table: pd.DataFrame, path: Path, *, device: str = "cpu", **settings: Any) -> None:
+    """Write a table as CSV, and NAME.machine.json with the machine, the device's card if it has one, and settings."""
     path.parent.mkdir(parents=True, exist_ok=True)
     write_whole(path, table.to_csv(index=False, float_format="%.6g"))
-    record = {**machine(), **settings}
+    record = {**machine(), **accelerator(device), **settings}
     write_whole(path.with_suffix(".machine.json"), json.dumps(record, indent=1) + "\n")
-
-
-def _processor() -> str:
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine()

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from spectrum.bench.plain_xception import PlainXception
-from spectrum.bench.rounds import alternate, spread
+from spectrum.bench.rounds import alternate, clock_of, spread
 from spectrum.design.run import RunConfig
 from spectrum.models import build_model
 from spectrum.training.optimisation import make_optimizer
@@ -31,6 +31,11 @@ from spectrum.training.step import keep_freed_memory, training_step
 OURS, KERAS = "ours", "Keras on torch"
 PLAIN = {"torch.nn": torch.contiguous_format, "torch.nn, NHWC": torch.channels_last}
 WAYS = (OURS, *PLAIN, KERAS)
+IN_WORDS = {
+    OURS: "this package",
+    "torch.nn": "torch.nn, default layout",
+    "torch.nn, NHWC": "torch.nn, channels_last",
+}
 TASKS = ("inference", "training step")
 CLASSES = 1000
 
@@ -41,6 +46,7 @@ def measure(
     ways: Sequence[str] = WAYS,
     *,
     threads: int = 2,
+    device: str = "cpu",
     image_size: int = 299,
     batch_size: int = 8,
     rounds: int = 9,
@@ -51,6 +57,7 @@ def measure(
     Args:
         ways: implementations, from WAYS; Keras is left out with a message if it is not installed.
         threads: threads that torch may use.
+        device: "cpu" or "cuda"; Keras uses a card wherever torch sees one.
         image_size: side of the images in pixels.
         batch_size: images per batch.
         rounds: number of rounds; in each, every implementation does every task once.
@@ -65,10 +72,12 @@ def measure(
         keep_freed_memory()
         torch.manual_seed(0)
         x_nchw, y_n = torch.rand(batch_size, 3, image_size, image_size) * 2 - 1, torch.randint(CLASSES, (batch_size,))
+        x_nchw, y_n = x_nchw.to(device), y_n.to(device)
         calls = {way: _calls(way, x_nchw, y_n) for way in ways}
+        clock = clock_of(device)
         rows = []
         for task in TASKS:
-            times = alternate({way: calls[way][task] for way in ways}, least=rounds, most=rounds)
+            times = alternate({way: calls[way][task] for way in ways}, least=rounds, most=rounds, clock=clock)
             for way in ways:
                 row = {"task": task, "way": way, **spread(times[way])}
                 rows.append(row | {"images_per_second": batch_size / pd.Series(times[way]).median()})
@@ -90,16 +99,18 @@ def findings(table: pd.DataFrame) -> dict[str, Any]:
 def as_markdown(table: pd.DataFrame) -> str:
     """The table as Markdown."""
     lines = [
-        "| task | implementation | median ms | quartiles | images per second | speedup of ours |",
+        "| task | implementation | median ms | quartiles | images per second | speedup of this package |",
         "|" + "---|" * 6,
     ]
     for _, part in table.groupby("task", sort=False):
         ours = part.set_index("way").ms[OURS]
         for row in part.itertuples():
+            way = str(row.way)
             quartiles = f"{row.ms_q1:.0f} to {row.ms_q3:.0f}"
             times = "" if row.way == OURS else f"{row.ms / ours:.2f}"
             lines.append(
-                f"| {row.task} | {row.way} | {row.ms:.0f} | {quartiles} | {row.images_per_second:.2f} | {times} |"
+                f"| {row.task} | {IN_WORDS.get(way, way)} | {row.ms:.0f} | {quartiles} "
+                f"| {row.images_per_second:.2f} | {times} |"
             )
     return "\n".join(lines)
 
@@ -109,7 +120,7 @@ def _calls(way: str, x_nchw: Tensor, y_n: Tensor) -> dict[str, Call]:
         return _calls_of_keras(x_nchw, y_n)
     layout = torch.channels_last if way == OURS else PLAIN[way]
     network = build_model("xception", image_size=x_nchw.shape[2], num_classes=CLASSES) if way == OURS else None
-    model = (network or PlainXception(CLASSES)).to(memory_format=layout)  # type: ignore[call-overload]
+    model = (network or PlainXception(CLASSES)).to(x_nchw.device, memory_format=layout)  # type: ignore[call-overload]
     return calls_of_torch(model, x_nchw.contiguous(memory_format=layout), y_n)
 
 
@@ -140,7 +151,7 @@ def _calls_of_keras(x_nchw: Tensor, y_n: Tensor) -> dict[str, Call]:
     model = keras.applications.Xception(weights=None, input_shape=(*x_nchw.shape[2:], 3), classes=CLASSES)
     optimizer = keras.optimizers.SGD(learning_rate=0.045, momentum=0.9)
     model.compile(optimizer, loss="sparse_categorical_crossentropy")
-    x_nhwc, y = x_nchw.permute(0, 2, 3, 1).contiguous().numpy(), y_n.numpy()
+    x_nhwc, y = x_nchw.permute(0, 2, 3, 1).contiguous().cpu().numpy(), y_n.cpu().numpy()
     return {
         "inference": lambda: model.predict_on_batch(x_nhwc),
         "training step": lambda: model.train_on_batch(x_nhwc, y),

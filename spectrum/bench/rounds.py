@@ -1,4 +1,4 @@
-"""Time several functions in alternating rounds until each has enough measurements."""
+"""Time several functions in alternating rounds until each has enough measurements, by the clock of their device."""
 
 from __future__ import annotations
 
@@ -7,6 +7,37 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
+import torch
+
+Clock = Callable[[Callable[[], Any], int], float]
+"""Times a function that is called a number of times; returns seconds per call."""
+
+
+def by_wall(run: Callable[[], Any], calls: int) -> float:
+    """Seconds per call, by the clock on the wall."""
+    started = time.perf_counter()
+    for _ in range(calls):
+        run()
+    return (time.perf_counter() - started) / calls
+
+
+def by_events(run: Callable[[], Any], calls: int) -> float:
+    """Seconds per call on the current CUDA card, between two of its events."""
+    first, last = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    first.record()
+    for _ in range(calls):
+        run()
+    last.record()
+    last.synchronize()
+    return float(first.elapsed_time(last)) / 1e3 / calls
+
+
+def clock_of(device: str) -> Clock:
+    """The clock of a device, "cpu" or "cuda"; on CUDA, cuDNN tries its algorithms from now on and keeps the fastest."""
+    if device == "cpu":
+        return by_wall
+    torch.backends.cudnn.benchmark = True
+    return by_events
 
 
 def alternate(
@@ -16,6 +47,7 @@ def alternate(
     most: int = 31,
     seconds: float = 1.5,
     block_seconds: float = 0.02,
+    clock: Clock = by_wall,
 ) -> dict[str, list[float]]:
     """Time functions; return seconds per call, one value per round and function.
 
@@ -26,17 +58,12 @@ def alternate(
     calls = {}
     for name, run in things.items():
         run()
-        started = time.perf_counter()
-        run()
-        calls[name] = max(1, min(50, round(block_seconds / (time.perf_counter() - started))))
+        calls[name] = max(1, min(50, round(block_seconds / clock(run, 1))))
     times: dict[str, list[float]] = {name: [] for name in things}
     active = dict(things)
     while active:
         for name, run in list(active.items()):
-            started = time.perf_counter()
-            for _ in range(calls[name]):
-                run()
-            times[name].append((time.perf_counter() - started) / calls[name])
+            times[name].append(clock(run, calls[name]))
             enough = len(times[name]) >= least and sum(times[name]) * calls[name] >= seconds
             if enough or len(times[name]) >= most:
                 del active[name]

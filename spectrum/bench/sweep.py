@@ -2,7 +2,7 @@
 
 Both train the same runs on the same images with the same batch size and schedule, and test them at the end. The script
 uses two threads, the study two processes of one thread each. The script's time starts when its images are in memory;
-the study's time includes everything, also the start of its processes.
+the study's time includes everything, also the start of its processes. On CUDA the study trains one run at a time.
 """
 
 from __future__ import annotations
@@ -37,13 +37,15 @@ def measure(
     epochs: int = 2,
     seeds: int = 2,
     cores: int = 2,
+    device: str = "cpu",
     on_row: Callable[[str], None] = lambda line: None,
 ) -> pd.DataFrame:
     """Measure; one row per configuration and implementation: seconds per run, and mean test accuracy over the seeds.
 
     For `spectrum run`, the seconds of a run are its training seconds divided by the number of runs trained at once;
-    `wall_seconds_a_point` is the total time divided by the number of runs.
+    `wall_seconds_a_point` is the total time divided by the number of runs. `device`: "cpu" or "cuda".
     """
+    at_once = cores if device == "cpu" else 1
     base = RunConfig(dataset=dataset, train_images=train_images, epochs=epochs, flip=True, shift=4, lr=0.1)
     study = Study(name="bench", base=base, axes={"seed": tuple(range(seeds))}, cases=tuple(curve))
     runs = study.runs()
@@ -52,16 +54,16 @@ def measure(
 
     with tempfile.TemporaryDirectory() as folder:
         started = time.perf_counter()
-        run_study(study, Path(folder) / "bench", workers=cores, device="cpu")
+        run_study(study, Path(folder) / "bench", workers=at_once, device=device)
         wall = time.perf_counter() - started
         trained = latest_rows(Path(folder) / "bench")
         for row in (trained[run.id] for run in runs):
-            seconds, accuracy = row["train_seconds"] / cores, row["test_accuracy"]
+            seconds, accuracy = row["train_seconds"] / at_once, row["test_accuracy"]
             rows.append(_row(row, OURS, seconds, accuracy, wall / len(runs)))
         on_row(f"{OURS}: {len(runs)} runs in {wall:.0f} s")
 
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-        answers = pool.submit(_script, [run.model_dump() for run in runs], dataset, cores).result()
+        answers = pool.submit(_script, [run.model_dump() for run in runs], dataset, cores, device).result()
     wall = sum(answer["seconds"] for answer in answers)
     for run, answer in zip(runs, answers, strict=True):
         rows.append(_row(run.model_dump(), SCRIPT, answer["seconds"], answer["test_accuracy"], wall / len(runs)))
@@ -89,7 +91,7 @@ def findings(table: pd.DataFrame) -> dict[str, Any]:
 def as_markdown(table: pd.DataFrame) -> str:
     """The table as Markdown: one row per configuration, with seconds per run and mean test accuracy of both."""
     seconds, accuracy = along_the_curve(table, "seconds"), 100 * along_the_curve(table, "test_accuracy")
-    lines = [f"| configuration | {SCRIPT}, s | {OURS}, s | speedup | {SCRIPT}, % | {OURS}, % |", "|" + "---|" * 6]
+    lines = [f"| segments | {SCRIPT}, s | {OURS}, s | speedup | {SCRIPT}, % | {OURS}, % |", "|" + "---|" * 6]
     for (where, row), (_, right) in zip(seconds.iterrows(), accuracy.iterrows(), strict=True):
         lines.append(
             f"| {where} | {row[SCRIPT]:.1f} | {row[OURS]:.1f} | {row[SCRIPT] / row[OURS]:.2f} "
@@ -109,7 +111,7 @@ def _row(run: dict[str, Any], way: str, seconds: float, accuracy: float, wall: f
     }
 
 
-def _script(runs: list[dict[str, Any]], dataset: str, threads: int) -> list[dict[str, Any]]:
+def _script(runs: list[dict[str, Any]], dataset: str, threads: int, device: str) -> list[dict[str, Any]]:
     torch.set_num_threads(threads)
     images = load_images(dataset)
-    return [DefaultLoop(RunConfig(**run), images).train() for run in runs]
+    return [DefaultLoop(RunConfig(**run), images, device).train() for run in runs]

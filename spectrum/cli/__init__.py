@@ -20,16 +20,18 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from spectrum._version import __version__
-from spectrum.cli import measures, results, studies
+from spectrum.cli import measures, results, segment, studies
 from spectrum.cli.arguments import (
     PRINT_COMPLETION,
     Audit,
     Bench,
+    Compare,
     Doctor,
     Export,
     Plan,
     Report,
     Run,
+    Segment,
     Status,
     completion_script,
     parse,
@@ -45,7 +47,9 @@ COMMANDS: dict[type, Callable[[Any], int]] = {
     Doctor: results.doctor,
     Report: results.report,
     Export: results.export,
+    Compare: results.compare,
     Audit: measures.audit,
+    Segment: segment.segment,
     Bench: measures.bench,
 }
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields, make_dataclass
 from itertools import pairwise
@@ -69,9 +70,17 @@ EXAMPLES = {
         "spectrum export results/quickstart --to runs.csv",
         "spectrum export results/curve --contrasts --to comparisons.tex",
     ),
+    "compare": (
+        "spectrum compare runs.csv --by method --pair seed --metric accuracy --margin 0.005",
+        "spectrum compare wandb.csv --by optimizer lr --pair seed --metric val_loss --lower-is-better",
+    ),
     "audit": (
         "spectrum audit probe --segments 8 --layers",
         "spectrum audit xception --image-size 299 --classes 1000 --batch-size 1",
+    ),
+    "segment": (
+        "spectrum segment torchvision.models:resnet18 --image-size 224",
+        "spectrum segment my_module:trained --segments 1 8 per_channel --mid-channels 2 --layers",
     ),
     "bench": ("spectrum bench op", "spectrum bench steps --study results/quickstart"),
 }
@@ -84,6 +93,7 @@ BENCHMARKS: dict[What, str] = {
     "steps": "a training step of every network of a study (needs --study)",
 }
 File = Annotated[Path, tyro.conf.Positional]
+Switch = tyro.conf.FlagCreatePairsOff[bool]  # off by default, and so without a flag that turns it off
 Folder = Annotated[Path | None, tyro.conf.arg(metavar="PATH", help_behavior_hint="")]
 Imports = Annotated[tuple[str, ...], tyro.conf.arg(name="import", metavar="MODULE"), tyro.conf.UseAppendAction]
 
@@ -105,7 +115,9 @@ def _flags(record: type[BaseModel], fields: Sequence[str], hints: Mapping[str, s
                 Annotated[
                     known[name].annotation,
                     tyro.conf.arg(
-                        help=known[name].description,
+                        help=_without_default(known[name].description or "")
+                        if name in hints
+                        else known[name].description,
                         help_behavior_hint=hints.get(name, "" if known[name].default is None else None),
                         metavar=_metavar(known[name].annotation),
                     ),
@@ -115,6 +127,15 @@ def _flags(record: type[BaseModel], fields: Sequence[str], hints: Mapping[str, s
             for name in fields
         ],
     )
+
+
+def _without_default(description: str) -> str:
+    """What a field means, without the clause that names its default; a hint names another.
+
+    >>> _without_default("Train on a part, with this many images; by default on all of it.")
+    'Train on a part, with this many images.'
+    """
+    return re.sub(r"; by default[^;.]*(?=[;.])", "", description)
 
 
 def _metavar(annotation: Any) -> str | None:
@@ -127,7 +148,7 @@ def _metavar(annotation: Any) -> str | None:
 
 
 RunFields = _flags(
-    RunConfig, list(RunConfig.model_fields), dict.fromkeys(RunConfig.model_fields, "(default: the file's)")
+    RunConfig, list(RunConfig.model_fields), dict.fromkeys(RunConfig.model_fields, "(default: the study's value)")
 )
 NetworkFields = _flags(
     RunConfig,
@@ -164,7 +185,7 @@ class Plan(OnStudy):
     """Folder of the results; its frozen plan is used if there is one. By default results/NAME/."""
     settings: PlanSettings = field(default_factory=PlanFlags)
     """Settings for the estimate of the time."""
-    json: bool = False
+    json: Switch = False
     """Print every number as JSON, for programs."""
     verbose: bool = False
     """Describe each data set completely: images per class, source, and origin of the test images."""
@@ -172,11 +193,11 @@ class Plan(OnStudy):
 
 @dataclass
 class Run(OnStudy):
-    """Train every run that has no result yet; then print a table, draw the figures and write a page."""
+    """Train every run that has no result yet; then print a table, draw the figures and write report.html."""
 
     out: Folder = None
     """Folder of the results; by default results/NAME/ in the current folder."""
-    confirm: bool = False
+    confirm: Switch = False
     """After the learning-rate sweep of a study with [tune], train the final runs at the chosen values."""
     verbose: bool = False
     """Describe each data set completely: images per class, source, and origin of the test images."""
@@ -216,13 +237,13 @@ class Status(Results):
 class Doctor(Results):
     """Check a study's folder for faults; exit status 1 if there are any."""
 
-    repair: bool = False
+    repair: Switch = False
     """Move torn lines to results.bad; remove damaged checkpoints and leftover files."""
 
 
 @dataclass
 class Report(Results):
-    """Draw the figures and write the page again, from the runs that have a result."""
+    """Redraw the figures and rewrite report.html, from the runs that have a result. Train nothing."""
 
 
 @dataclass
@@ -231,8 +252,38 @@ class Export(Results):
 
     to: Path = Path("results.csv")
     """File to write. Its ending decides: runs as .csv, .parquet or .json (lines), a table as .tex or .md."""
-    contrasts: bool = False
+    contrasts: Switch = False
     """Write the results of the comparisons ([[contrasts]]) instead of the runs."""
+
+
+@dataclass
+class Compare:
+    """Compare methods in a table of runs from anywhere: CSV, Parquet, JSON lines, W&B exports, TensorBoard folders."""
+
+    runs: File
+    """A file with a row per run, or a folder with TensorBoard's event files."""
+    by: Annotated[tuple[str, ...], tyro.conf.arg(metavar="COLUMN [COLUMN ...]")]
+    """Columns whose values are the methods."""
+    metric: Annotated[str, tyro.conf.arg(metavar="COLUMN")]
+    """Column of results; a missing value is a failed run."""
+    pair: Annotated[tuple[str, ...], tyro.conf.arg(metavar="COLUMN [COLUMN ...]", help_behavior_hint="")] = ()
+    """Columns in which runs of two methods match, such as seed; without them, comparisons are unpaired."""
+    average_over: Annotated[tuple[str, ...], tyro.conf.arg(metavar="COLUMN [COLUMN ...]", help_behavior_hint="")] = ()
+    """Columns, such as dataset, over whose values a pair's runs are averaged first."""
+    against: Annotated[str | None, tyro.conf.arg(metavar="METHOD", help_behavior_hint="")] = None
+    """Compare every method with this one only; by default each with each."""
+    margin: Annotated[float | None, tyro.conf.arg(metavar="FLOAT", help_behavior_hint="")] = None
+    """A difference below which methods count as equivalent, in the metric's unit: 0.005 is 0.5 pp of accuracy."""
+    lower_is_better: bool = False
+    """The better method has the lower metric, as for a loss."""
+    test_images: Annotated[int | None, tyro.conf.arg(metavar="INT", help_behavior_hint="")] = None
+    """Images that the accuracies were measured on, for the noise floor."""
+    pattern: Annotated[str | None, tyro.conf.arg(metavar="REGEX", help_behavior_hint="")] = None
+    """For runs with names: their parts as columns, such as '(?P<method>.+)-seed(?P<seed>[0-9]+)'."""
+    to: Folder = None
+    """Also write the comparisons, a row each, to this file: .csv, .parquet or .json (lines)."""
+    figure: Folder = None
+    """Also draw them, as a forest plot, to this file: .png, .pdf or .svg."""
 
 
 @dataclass
@@ -249,12 +300,38 @@ class Audit:
     """Classes of the network."""
     batch_size: Annotated[int | None, tyro.conf.arg(metavar="INT", help_behavior_hint="")] = None
     """Also measure latency, and time and peak memory of a training step with this many images."""
-    layers: bool = False
+    layers: Switch = False
     """Also list every layer."""
     imports: Imports = ()
     """Import a module first, for models of your own."""
     run: NetworkOverrides = field(default_factory=NetworkFields)
     """Options of the network."""
+
+
+@dataclass
+class Segment:
+    """Show what segments would do to a network of yours: parameters, MACs, and how much of its kernels they keep."""
+
+    network: Annotated[str, tyro.conf.Positional]
+    """MODULE:FUNCTION, a function without arguments that returns the network, such as torchvision.models:resnet18."""
+    segments: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NUMBER [NUMBER ...]")] = ("1", "4", "16", "per_channel")
+    """Numbers of segments, or per_channel."""
+    select: Annotated[tuple[str, ...], tyro.conf.arg(metavar="PATTERN [PATTERN ...]", help_behavior_hint="")] = ()
+    """Names of layers to replace, such as 'layer3.*'; by default every k×k convolution with enough channels."""
+    order: Literal["pointwise_first", "spatial_first"] = "pointwise_first"
+    """Which of the two convolutions of a new layer comes first."""
+    pointwise: bool = True
+    """Whether a new layer has a 1×1 beside its segmented convolution."""
+    mid_channels: Annotated[float | None, tyro.conf.arg(metavar="FLOAT", help_behavior_hint="")] = None
+    """Channels between the two, as a multiple of a layer's default."""
+    image_size: int = 32
+    """Side of the images in pixels."""
+    channels: int = 3
+    """Channels of the images."""
+    time: bool = False
+    """Also measure the latency of one image; takes seconds for each number of segments."""
+    layers: bool = False
+    """Also list every k×k convolution, and why it is replaced or not."""
 
 
 @dataclass
@@ -264,7 +341,11 @@ class Bench:
     what: Annotated[What, tyro.conf.Positional]
     """The benchmark; what each measures is listed below."""
     out: Path = Path("results/bench")
-    """Folder for WHAT.csv and WHAT.machine.json."""
+    """Folder for WHAT.csv and WHAT.machine.json; on CUDA, a folder named after the card within it."""
+    device: Literal["cpu", "cuda"] = "cpu"
+    """op, train, sweep and models only: where to measure."""
+    dtype: Literal["float32", "float16", "bfloat16"] = "float32"
+    """op only: type of all tensors; any other than float32 becomes part of the table's name."""
     shape: Annotated[tuple[int, int, int, int] | None, tyro.conf.arg(metavar="N C H W", help_behavior_hint="")] = None
     """op only: one shape instead of the four standard ones."""
     study: Folder = None
@@ -313,7 +394,7 @@ def _print_help(words: Sequence[str]) -> NoReturn:
 def _after_help(name: str | None, *, is_short: bool) -> list[str]:
     """Lines below the flags of a command: its benchmarks, where more flags are listed, examples."""
     if name is None:
-        return ["Help of one command: spectrum run --help"]
+        return ["Help of one command: spectrum run --help", "Example: spectrum run experiments/quickstart.toml"]
     lines = []
     if name == "bench":
         lines += ["Benchmarks:", *(f"  {what:7} {measures}" for what, measures in BENCHMARKS.items()), ""]
@@ -363,15 +444,15 @@ def _check_flags(words: Sequence[str]) -> None:
             )
 
 
-def _flags_of(command: Any) -> Iterator[str]:
-    """Every flag of a command, with its dashes."""
+def _flags_of(command: Any, *, has_pairs: bool = False) -> Iterator[str]:
+    """Every flag of a command, with its dashes; those of a run or network also turn an option off."""
     for one in fields(command):
         if one.name in NESTED:
-            yield from _flags_of(getattr(command, one.name))
+            yield from _flags_of(getattr(command, one.name), has_pairs=True)
             continue
         name = "import" if one.name == "imports" else one.name.replace("_", "-")
         yield f"--{name}"
-        if isinstance(one.default, bool):
+        if has_pairs and isinstance(one.default, bool):
             yield f"--no-{name}"
 
 
@@ -399,7 +480,9 @@ def _commands() -> dict[str, Any]:
         "doctor": Doctor(tyro.MISSING),
         "report": Report(tyro.MISSING),
         "export": Export(tyro.MISSING),
+        "compare": Compare(tyro.MISSING, tyro.MISSING, tyro.MISSING),
         "audit": Audit(tyro.MISSING),
+        "segment": Segment(tyro.MISSING),
         "bench": Bench(tyro.MISSING),
     }
 
@@ -411,7 +494,8 @@ def _read(words: Sequence[str], commands: Mapping[str, Any] | None = None) -> An
             dict(commands), {name: type(command).__doc__ or "" for name, command in commands.items()}
         ),
         prog="spectrum",
-        description="Train networks along the spectrum from regular to depthwise separable convolutions, and compare.",
+        description="Train networks along the spectrum from regular to depthwise separable convolutions, and compare "
+        "them. A study is a TOML file that says which networks to train and what to compare.",
         args=words,
     )
 

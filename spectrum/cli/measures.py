@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from importlib import import_module
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from spectrum._records import SpecError
 from spectrum.cli.arguments import Audit, Bench
@@ -114,14 +114,15 @@ def _print_speed(speed: Speed) -> None:
 
 def bench(command: Bench) -> int:
     """Measure, save the table with a description of the machine, and print the table and its summary."""
-    from spectrum.bench.machine import save
+    from spectrum.bench.machine import folder_of, save
     from spectrum.bench.titles import titled
 
     _check_bench(command)
     table = _measured(command)
-    path = command.out / f"{command.what}.csv"
+    name = command.what if command.dtype == "float32" else f"{command.what}_{command.dtype}"
+    path = folder_of(command.device, command.out) / f"{name}.csv"
     try:
-        save(table, path, threads=command.threads)
+        save(table, path, device=command.device, threads=command.threads)
     except OSError as error:
         raise WriteError(f"{path}: cannot be written ({error.strerror})") from error
     out.print(titled(table).to_string(index=False, float_format="%.3g", na_rep=""))
@@ -142,6 +143,7 @@ def _check_bench(command: Bench) -> None:
         raise SpecError(
             f"bench {command.what} --shape {given}: only op takes --shape, four whole numbers of at least 1: N C H W"
         )
+    _check_device(command)
     if command.study is None and command.what == "steps":
         raise SpecError("bench steps: needs --study FOLDER, a study's results, such as results/quickstart")
     if command.study is not None and command.what != "steps":
@@ -150,19 +152,44 @@ def _check_bench(command: Bench) -> None:
         raise SpecError(f"--out {command.out}: is a file; give a folder")
 
 
+def _check_device(command: Bench) -> None:
+    from spectrum.training.provenance import check_device
+
+    if command.dtype != "float32" and command.what != "op":
+        raise SpecError(f"bench {command.what} --dtype {command.dtype}: only op takes --dtype; leave it out")
+    if command.device == "cpu":
+        return
+    if command.what not in ("op", "train", "sweep", "models"):
+        raise SpecError(
+            f"bench {command.what} --device {command.device}: only op, train, sweep and models take --device; "
+            "leave it out"
+        )
+    try:
+        check_device(command.device)
+    except ValueError as error:
+        raise SpecError(
+            f"bench {command.what} --device {command.device}: torch sees no card here; leave --device out to measure "
+            "on the CPU"
+        ) from error
+
+
 def _measured(command: Bench) -> pd.DataFrame:
+    import torch
+
     from spectrum.bench import engine, models, op, steps, sweep, train
 
     if command.what == "op":
-        shapes = op.SHAPES if command.shape is None else (command.shape,)
-        return op.measure(shapes, threads=command.threads, on_row=err.print)
+        shapes = None if command.shape is None else (command.shape,)
+        on: dict[str, Any] = {"device": command.device, "dtype": getattr(torch, command.dtype)}
+        return op.measure(shapes, threads=command.threads, on_row=err.print, **on)
     if command.what == "engine":
         return engine.measure(on_row=err.print)
     if command.what == "models":
-        return models.measure(threads=command.threads, on_row=err.print)
+        return models.measure(threads=command.threads, device=command.device, on_row=err.print)
     if command.what == "steps":
         assert command.study is not None
         return steps.measure(command.study, threads=command.threads, on_row=err.print)
     if command.what == "train":
-        return train.measure(threads=command.threads, on_row=err.print)
-    return sweep.measure(cores=command.threads, on_row=err.print)
+        return train.measure(threads=command.threads, device=command.device, on_row=err.print)
+    curve = train.CURVE if command.device == "cpu" else train.CURVE_ON_CUDA
+    return sweep.measure(curve, cores=command.threads, device=command.device, on_row=err.print)

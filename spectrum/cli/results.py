@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal
 
 from spectrum._files import reason_of, write_whole
 from spectrum._records import SpecError
-from spectrum.cli.arguments import Doctor, Export, Report, Status
+from spectrum.cli.arguments import Compare, Doctor, Export, Report, Status
 from spectrum.cli.printing import counted, err, out, print_next, print_table, run_name
 from spectrum.design.plan import Plan as FrozenPlan
 from spectrum.design.study_file import Study, load_study
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from spectrum.analysis.report import Report as Written
     from spectrum.study.doctor import Finding
 
+FIGURE_FORMATS = [".png", ".pdf", ".svg"]
 Standing = Literal["training", "left", "finished"]
 # keys of the plan that a page needs
 PLANNED = {"study", "question", "file", "overrides", "imports", "hash", "budget", "varied"}
@@ -61,7 +62,7 @@ def status(command: Status) -> int:
 
 def _print_what_next(folder: Path, plan: FrozenPlan, standing: Standing) -> None:
     """Print the next command: the report of a finished study, else the run that continues it."""
-    from spectrum.analysis.page import run_command
+    from spectrum.analysis.described import run_command
 
     only_swept = standing == "finished" and plan.tuning is not None and not plan.runs
     if standing == "finished" and not only_swept:
@@ -189,13 +190,46 @@ def export(command: Export) -> int:
     return 0
 
 
-def _check_target(path: Path, endings: Sequence[str]) -> None:
+def compare(command: Compare) -> int:
+    """Print what the runs of a table show of its methods; write them to a file if asked."""
+    from spectrum.analysis.compare import compare as compared
+    from spectrum.analysis.export import ROW_FORMATS
+
+    if command.to is not None:
+        _check_target(command.to, [*ROW_FORMATS])
+    if command.figure is not None:
+        _check_target(command.figure, FIGURE_FORMATS, "--figure")
+    found = compared(
+        command.runs,
+        by=command.by,
+        metric=command.metric,
+        pair=command.pair,
+        average_over=command.average_over,
+        against=command.against,
+        margin=command.margin,
+        lower_is_better=command.lower_is_better,
+        test_images=command.test_images,
+        pattern=command.pattern,
+    )
+    out.print(str(found))
+    if command.to is not None:
+        ROW_FORMATS[command.to.suffix](found.judged.drop(columns=["unit"]), command.to)
+        out.print(f"{counted(len(found.judged), 'comparison')} written to {command.to}")
+    if command.figure is not None:
+        from spectrum.analysis.plots import compared as drawn
+
+        drawn(found).savefig(command.figure)
+        out.print(f"figure written to {command.figure}")
+    return 0
+
+
+def _check_target(path: Path, endings: Sequence[str], flag: str = "--to") -> None:
     if path.suffix not in endings:
-        raise SpecError(f"--to {path}: expected a name that ends in {', '.join(endings[:-1])} or {endings[-1]}")
+        raise SpecError(f"{flag} {path}: expected a name that ends in {', '.join(endings[:-1])} or {endings[-1]}")
     if not path.parent.is_dir():
-        raise SpecError(f"--to {path}: no folder {path.parent}; create it first")
+        raise SpecError(f"{flag} {path}: no folder {path.parent}; create it first")
     if is_own(path):
-        raise SpecError(f"--to {path}: is a file of a study's folder; give another name")
+        raise SpecError(f"{flag} {path}: is a file of a study's folder; give another name")
 
 
 def _raise_without_contrasts(folder: Path, study: Study | None) -> None:
@@ -212,7 +246,8 @@ def _raise_without_contrasts(folder: Path, study: Study | None) -> None:
 def show_report(folder: Path, study: Study | None = None) -> None:
     """Write figures and page of a study's folder, print its table and the paths of the files.
 
-    If the study was renamed since its plan was frozen, the page shows the new name.
+    If the file was renamed or reworded since the plan was frozen, the page shows today's name and question, and the
+    question of the plan next to it.
     """
     import pandas as pd
 
@@ -227,7 +262,8 @@ def show_report(folder: Path, study: Study | None = None) -> None:
     results = load_results(folder) if plan.runs else pd.DataFrame()
     tuning = load_tuning(folder) if plan.tuning is not None else None
     try:
-        report = write_report(folder, results, load_history(folder), plan, tuning)
+        question = None if study is None else study.question
+        report = write_report(folder, results, load_history(folder), plan, tuning, question)
     except OSError as error:
         raise WriteError(f"{error.filename or folder}: the report cannot be written ({reason_of(error)})") from error
     _print_report(folder, report, "spectrum.png" if plan.runs else "tuning.png")

@@ -119,6 +119,7 @@ class _Forecast:
 def _forecast(study: Study, command: Plan, frozen: FrozenPlan | None) -> _Forecast:
     from spectrum.data.images import described, read_once
     from spectrum.engines.cores import available_cores
+    from spectrum.study.backends import asked_tune
     from spectrum.study.contrasts import examine
     from spectrum.study.forecast import LOOK, REPORT, share_of_a_core, start_seconds
     from spectrum.study.planning import plan_study
@@ -127,7 +128,8 @@ def _forecast(study: Study, command: Plan, frozen: FrozenPlan | None) -> _Foreca
     start = start_seconds()
     began = process_time()
     with read_once():
-        planned = plan_study(study, imports=command.imports, time_steps=True, frozen=frozen)
+        tunes = asked_tune(None) != "off"
+        planned = plan_study(study, imports=command.imports, time_steps=True, frozen=frozen, tune=tunes)
         images = described(one.run for one in planned)
     timing = LOOK * (1 + len({one.step_seconds for one in planned}))  # part of `plan` only
     workers = min(command.settings.workers or available_cores(), available_cores(), len(planned))
@@ -299,7 +301,7 @@ def _cluster(command: Run) -> Cluster:
             )
         return cluster
     if find_spec("ray") is None:
-        raise SpecError('--engine ray: Ray is not installed: pip install "convolution-spectrum[ray]"')
+        raise SpecError('--engine ray: Ray is not installed. In a checkout of the repository: pip install ".[ray]"')
     if not cluster.cpus > 0:
         raise SpecError(f"--run-cpus {cluster.cpus:g}: expected more than 0")
     if cluster.ranks < 1:
@@ -346,7 +348,7 @@ def _print_counts(summary: Summary, seconds: float) -> None:
 
 
 def _print_choices(summary: Summary, frozen: FrozenPlan) -> None:
-    from spectrum.analysis.page import choice_name
+    from spectrum.analysis.described import choice_name
 
     kept = {choice.id: choice for choice in (frozen.tuning.choices if frozen.tuning is not None else ())}
     for choice in summary.choices:

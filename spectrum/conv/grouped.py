@@ -11,12 +11,15 @@ from spectrum.conv.arguments import LARGEST, InputError, Pair
 from spectrum.conv.backends.choice import BACKENDS, Choice, choose, refusal
 from spectrum.conv.backends.derived import Folded, Window, convolve, fold
 from spectrum.conv.backends.interface import Geometry
+from spectrum.conv.backends.table import NOTHING, Measured
 from spectrum.conv.backends.tracing import is_of_fx, is_plain, is_traced
 from spectrum.conv.segments import Run
 
 
 class GroupedConv2d(nn.Module):
     """A convolution inside each segment; segments may differ in size. One weight tensor per run of equal segments."""
+
+    measured: Measured = NOTHING  # by `tune`, for this layer
 
     def __init__(
         self,
@@ -76,7 +79,7 @@ class GroupedConv2d(nn.Module):
         if not all(map(is_plain, weights)):
             return "native"
         if not binding or is_traced(x_nchw) or x_nchw.is_meta:
-            return choose(name, x_nchw, self.geometry)
+            return choose(name, x_nchw, self.geometry, self.measured)
         why = refusal(name, x_nchw, self.geometry)
         if why is not None:
             raise InputError(

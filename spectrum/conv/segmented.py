@@ -38,7 +38,7 @@ from spectrum.conv.between import between, named_activation, shuffled
 from spectrum.conv.grouped import GroupedConv2d
 from spectrum.conv.norm import BatchNormAct2d
 from spectrum.conv.padding import is_as_torchs, pad_same
-from spectrum.conv.segments import Segments, interleaved, segment_runs, segment_sizes, spatial_sizes
+from spectrum.conv.segments import PER_CHANNEL, Segments, interleaved, segment_runs, segment_sizes, spatial_sizes
 
 FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.complex64, torch.complex128)
 
@@ -49,24 +49,29 @@ class SegmentedConv2d(nn.Module):
     """A 1×1 and a spatial convolution, the latter separate in each of `segments` groups of channels.
 
     Args:
-        in_channels: channels of the input. Spatial-first, these are the C channels that are split into segments.
-        out_channels: channels of the output. Pointwise-first, these are the C channels that are split into segments.
+        in_channels: channels of the input.
+        out_channels: channels of the output.
         kernel_size: side of the spatial kernel, or (height, width).
         stride: stride of the spatial convolution, one number or (vertical, horizontal); the 1×1 always has stride 1.
         dilation: dilation of the spatial convolution, one number or (vertical, horizontal).
         padding: padding of the spatial convolution. "same" pads dilation·(k−1)/2 zeros on each side. "tf_same" pads for
             ⌈H/stride⌉ outputs, an odd pixel at the bottom and the right, like "same" in Keras. Or a number of pixels
             (0 is "valid" in Keras), or (vertical, horizontal).
-        segments: 1 … C, divisible or not (sizes then differ by at most one), `"per_channel"`, or explicit sizes
-            that sum to C.
+        segments: number of segments of the spatial convolution, 1 … C, divisible or not (sizes then differ by at most
+            one); `"per_channel"`, which means C; or explicit sizes that sum to its input channels. C is the smaller of
+            the spatial convolution's input and output channels. By default both are `out_channels` pointwise-first, and
+            `in_channels` spatial-first.
         order: `"pointwise_first"` (1×1 first, as in Inception) or `"spatial_first"` (as in a depthwise separable
             convolution).
         activation: non-linearity between the 1×1 and the spatial convolution: None (or "none"), "relu", "elu", "gelu",
             "silu"; a module, which becomes a submodule and is not copied; a class of modules, made without arguments;
             or a function of a tensor.
         norm: whether to apply batch normalisation between the two convolutions, before the activation.
+        mid_channels: channels between the two convolutions, so that a layer's inner width differs from its outer one
+            (as in ResNeXt). By default `out_channels` pointwise-first and `in_channels` spatial-first. With
+            `m * in_channels`, spatial-first and per-channel, m is the `depth_multiplier` of Keras.
         pointwise: False leaves out the 1×1, which gives a plain spatial convolution; with `segments=1` it is
-            `nn.Conv2d`. Input and output channels are then both split, so C is the smaller of the two.
+            `nn.Conv2d`. Input and output channels are then both split.
         pointwise_segments: number of segments of the 1×1 itself.
         shuffle: whether to interleave channels between the two convolutions, so that neighbouring channels of the
             spatial one come from different segments of the 1×1. Needs pointwise_segments > 1: after a dense 1×1 it only
@@ -74,10 +79,10 @@ class SegmentedConv2d(nn.Module):
         bias: whether to add a per-channel bias to the output (as Keras' `SeparableConv2D` does).
         backend: backend of the spatial convolution, one of `list_backends()`; an input that it cannot compute is
             refused. The 1×1 and the normalisation use it if it can compute them, and torch otherwise. By default, and
-            with "auto", the fastest known for the layer's geometry and the input's type and layout; see
-            `prefer_backend`. torch's own convolutions always run while a tracer must see them (a counter, an exporter,
-            a transform of torch.func, forward-mode differentiation, a `TorchDispatchMode`), and for inputs of a
-            subclass of Tensor. `backends_seen` records what was used.
+            with "auto", the fastest that `tune` measured for the layer and its input on this machine, and a guess where
+            nothing was measured; see `prefer_backend`. torch's own convolutions always run while a tracer must see
+            them (a counter, an exporter, a transform of torch.func, forward-mode differentiation, a
+            `TorchDispatchMode`), and for inputs of a subclass of Tensor. `backends_seen` records what was used.
         device: device of parameters and buffers, as for torch's own layers.
         dtype: type of parameters and buffers, floating-point or complex.
 
@@ -127,6 +132,12 @@ class SegmentedConv2d(nn.Module):
         """Whether there is batch normalisation between the 1×1 and the spatial convolution."""
         return isinstance(self.between, nn.Sequential) and isinstance(self.between[0], BatchNormAct2d)
 
+    @property
+    def mid_channels(self) -> int:
+        """Channels between the two convolutions."""
+        runs, pointwise_first = self.spatial.geometry.runs, self.order == "pointwise_first"
+        return sum(run.count * (run.in_size if pointwise_first else run.out_size) for run in runs)
+
     def __init__(
         self,
         in_channels: int,
@@ -140,6 +151,7 @@ class SegmentedConv2d(nn.Module):
         order: Order = "pointwise_first",
         activation: str | nn.Module | type[nn.Module] | Callable[[Tensor], Tensor] | None = None,
         norm: bool = False,
+        mid_channels: int | None = None,
         pointwise: bool = True,
         pointwise_segments: int = 1,
         shuffle: bool = False,
@@ -160,11 +172,15 @@ class SegmentedConv2d(nn.Module):
         bias = flag("bias", bias)
         activation = named_activation(activation)
         made: dict[str, Any] = {"device": _device(device), "dtype": _dtype(dtype)}
-        _check_pointwise(pointwise, pointwise_segments, norm, activation, shuffle, min(in_channels, out_channels))
-
         self.in_channels, self.out_channels, self.order = in_channels, out_channels, order
-        spatial_in, spatial_out = _spatial_channels(in_channels, out_channels, order if pointwise else None)
-        in_sizes, out_sizes = spatial_sizes(spatial_in, spatial_out, segments)
+        mid_channels = _mid_channels(mid_channels, in_channels, out_channels, order, pointwise)
+        spatial_channels, pointwise_channels = (in_channels, mid_channels), (mid_channels, out_channels)
+        if order == "pointwise_first":
+            spatial_channels, pointwise_channels = pointwise_channels, spatial_channels
+        _check_pointwise(pointwise, pointwise_segments, norm, activation, shuffle, min(pointwise_channels))
+        if pointwise and isinstance(segments, str) and segments == PER_CHANNEL:
+            segments = min(spatial_channels)
+        in_sizes, out_sizes = spatial_sizes(*spatial_channels, segments)
         self.segments, self.segment_sizes = len(in_sizes), in_sizes
         if isinstance(padding, str) and padding == "tf_same":
             self.pads_first, padding = not is_as_torchs(kernel_size, stride), "same"
@@ -183,9 +199,9 @@ class SegmentedConv2d(nn.Module):
         self.pointwise: GroupedConv2d | None = None
         self.between: nn.Module = nn.Identity()
         if pointwise:
-            runs = segment_runs(*(segment_sizes(c, pointwise_segments) for c in (in_channels, out_channels)))
+            runs = segment_runs(*(segment_sizes(c, pointwise_segments) for c in pointwise_channels))
             self.pointwise = GroupedConv2d(runs, (1, 1), choice=Choice(of_spatial.name), **made)
-            self.between = between(spatial_in, norm, activation, backend, made)
+            self.between = between(mid_channels, norm, activation, backend, made)
 
         # Two dense convolutions with nothing between them equal one convolution.
         has_nothing_between = pointwise and not norm and activation == "none"
@@ -219,7 +235,7 @@ class SegmentedConv2d(nn.Module):
         """The shuffle: position c of the spatial convolution belongs to segment c mod P of the 1×1, in either order."""
         assert self.pointwise is not None
         segments = sum(run.count for run in self.pointwise.geometry.runs)
-        permutation = torch.tensor(interleaved(sum(self.segment_sizes), segments), device="cpu")
+        permutation = torch.tensor(interleaved(self.mid_channels, segments), device="cpu")
         return (permutation if self.order == "pointwise_first" else permutation.argsort()).to(device)
 
     def _compute_shuffle(self) -> None:
@@ -308,15 +324,20 @@ class SegmentedConv2d(nn.Module):
         return y_nchw
 
     def extra_repr(self) -> str:
-        return f"{self.in_channels}, {self.out_channels}, segments={self.segments}, order={self.order!r}"
+        text = f"{self.in_channels}, {self.out_channels}, segments={self.segments}, order={self.order!r}"
+        usual = _mid_channels(None, self.in_channels, self.out_channels, self.order, self.pointwise is not None)
+        return text if self.mid_channels == usual else f"{text}, mid_channels={self.mid_channels}"
 
 
-def _spatial_channels(in_channels: int, out_channels: int, order: Order | None) -> Pair:
-    """Input and output channels of the spatial convolution; `order` is None if there is no 1×1."""
-    if order is None:
-        return in_channels, out_channels
-    channels = out_channels if order == "pointwise_first" else in_channels
-    return channels, channels
+def _mid_channels(asked: Any, in_channels: int, out_channels: int, order: Order, pointwise: bool) -> int:
+    """Channels between the two convolutions. Without a 1×1, those with which the spatial convolution has all others."""
+    if not pointwise:
+        if asked is not None:
+            raise ValueError("mid_channels: needs the 1×1, which pointwise=False leaves out; leave mid_channels out")
+        return in_channels if order == "pointwise_first" else out_channels
+    if asked is None:
+        return out_channels if order == "pointwise_first" else in_channels
+    return whole("mid_channels", asked, most=MOST_CHANNELS)
 
 
 def _after_loading(module: SegmentedConv2d, incompatible: Any) -> None:

@@ -5,6 +5,7 @@ To add one, add its name to `Match` and its entry here; add to `_count_of` in `s
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -28,6 +29,30 @@ BUDGETS: dict[Match, BudgetKind] = {
     "macs": BudgetKind("MAC-matched"),
     "step_time": BudgetKind("time-matched", is_timed=True),
 }
+
+
+COUNTS = {"params": "parameters", "macs": "MACs"}  # what networks are counted by, in words
+EQUAL = 0.01  # counts that differ by no more are matched
+
+
+def same_counts(first: Sequence[float], second: Sequence[float]) -> bool:
+    """Whether the networks of two sides have the same counts: each of a side has one on the other within 1%.
+
+    >>> same_counts([50_000, 14_000], [14_100, 50_100]), same_counts([50_000, 14_000], [50_000])
+    (True, False)
+    """
+    pairs = ((first, second), (second, first))
+    return all(any(abs(b / a - 1) <= EQUAL for b in others) for ones, others in pairs for a in ones)
+
+
+def count_range(counts: Sequence[int]) -> str:
+    """Counts of several networks in words: the least and the most, or one number where all are equal.
+
+    >>> count_range([49_962, 49_962]), count_range([14_234, 49_962])
+    ('49,962', '14,234 … 49,962')
+    """
+    least, most = min(counts), max(counts)
+    return f"{least:,}" if least == most else f"{least:,} … {most:,}"
 
 
 def budget_name(match: str) -> str:

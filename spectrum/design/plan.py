@@ -186,6 +186,8 @@ class Plan(_Record):
     runs: tuple[PlannedRun, ...] = _key("points")
     """The study's own runs; empty while only the sweep has run."""
     tuning: PlannedTuning | None = None
+    backends: dict[str, dict[str, str]] = {}
+    """As measured: machine key → shape class → backend. Ids do not depend on them."""
 
     @classmethod
     def from_json(cls, text: str | bytes) -> Self:

@@ -50,6 +50,9 @@ class EngineSettings(Record):
     """Longest time for one run, from its start or its latest checkpoint; a run that takes longer fails."""
     memory_gb: Annotated[float, Field(gt=0)] | None = None
     """Largest private memory of one worker in GB, images included; a run that needs more fails."""
+    tune: Literal["auto", "on", "off"] | None = None
+    """Measure the fastest backend of each layer before training: on, off, or auto, which measures for studies that
+    train much longer than that takes; by default $SPECTRUM_TUNE, else auto."""
 
 
 class Work(EngineSettings):
@@ -61,6 +64,9 @@ class Work(EngineSettings):
     """Number of runs of the whole study, finished ones included. If it is below the number of workers, each worker gets
     more threads. Runs left over are not counted instead, because the number of threads decides the last bits of the
     weights."""
+    choices: dict[str, dict[str, str]] = Field(default_factory=dict)
+    """Backends in the study's plan: machine key → shape class → name. A worker on another machine measures its own if
+    `tune` is "on"."""
 
     @property
     def saving(self) -> Saving | None:
@@ -124,6 +130,16 @@ class Engine(ABC):
         from spectrum.training.provenance import check_device
 
         return check_device(asked)
+
+    def threads(self, work: Work) -> int | None:
+        """Threads of each worker, if workers are of this machine's CPU, where backends are then measured before them.
+
+        Args:
+            work: settings, with a device that is no longer "auto".
+
+        None, the default, lets each worker measure before its first step.
+        """
+        return None
 
     @abstractmethod
     def run(self, runs: Iterable[RunConfig], work: Work) -> Generator[Outcome, None, None]:

@@ -63,6 +63,10 @@ class LocalEngine(Engine):
     There is one per core, or one per GPU, and each then sees only its own GPU.
     """
 
+    def threads(self, work: Work) -> int | None:
+        """On the CPU; workers with a GPU of their own measure on it, and this process does not touch it."""
+        return Workers(work).threads if work.device == "cpu" else None
+
     def run(self, runs: Iterable[RunConfig], work: Work) -> Generator[Outcome, None, None]:
         """Train all runs, as described in `Engine.run`.
 

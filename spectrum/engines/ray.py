@@ -351,5 +351,5 @@ def _ray(cluster: Cluster) -> Any:
     try:
         import ray
     except ImportError:
-        raise EngineError('Ray is not installed: pip install "convolution-spectrum[ray]"') from None
+        raise EngineError('Ray is not installed. In a checkout of the repository: pip install ".[ray]"') from None
     return ray

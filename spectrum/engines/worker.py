@@ -66,7 +66,7 @@ def train_one(
     try:
         with _logged(None if saving is None else saving.log_of(run.id)):
             _prepare(threads, work.imports)
-            return _trained(run, work.device, saving, stop, on_saved, ranks)
+            return _trained(run, work, saving, stop, on_saved, ranks)
     except Exception as error:
         one: BaseException | None = error
         while one is not None:  # else the process keeps the network of a failed run until the next one ends
@@ -171,7 +171,7 @@ def _flush(*streams: Any) -> None:
 
 def _trained(
     run: RunConfig,
-    device: str,
+    work: Work,
     saving: Saving | None,
     stop: Callable[[], bool],
     on_saved: Callable[[Path], None] | None,
@@ -183,19 +183,25 @@ def _trained(
     from spectrum.training.loop import train
     from spectrum.training.provenance import provenance
     from spectrum.training.ranks import ALONE
+    from spectrum.training.tuned import choices_for
 
+    device, together = work.device, ranks or ALONE
     images = _or_out_of_memory(lambda: images_of(run))
     code = code_of(run.model)
     environment = provenance(images, device) | ({} if ranks is None else {"ranks": ranks.count})
     environment |= {} if code is None else {"model_code": code}
+    choices = choices_for(run, images, device, work.choices, measures=work.tune == "on", ranks=together)
+    environment["machine"] = choices.machine
     checkpoints = None
     if saving is not None:
         identity = {"point": run.id, "images": images.fingerprint} | ({} if code is None else {"model": code})
         folder = saving.checkpoints_of(run.id)
         checkpoints = Checkpoints(folder, identity, environment, minutes=saving.minutes, stop=stop, on_saved=on_saved)
     _reset_peak_memory()
-    result = _or_out_of_memory(lambda: train(run, images, device=device, checkpoints=checkpoints, ranks=ranks or ALONE))
-    seen = {"lowerings": result.lowerings, "resumed": result.resumed, "troubles": result.troubles}
+    result = _or_out_of_memory(
+        lambda: train(run, images, device=device, checkpoints=checkpoints, ranks=together, choices=choices)
+    )
+    seen = {name: getattr(result, name) for name in ("lowerings", "choices", "resumed", "troubles")}
     return {
         **asdict(result),
         "peak_memory_mb": _peak_memory_mb(),

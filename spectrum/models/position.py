@@ -2,6 +2,7 @@
 
     Position.of(row) → position.segments_of(channels, stage) → SegmentedConv2d
                      → position.label                        → tables, figures, pages
+                     → position.words                        → sentences
 
 Pure Python, so that tables of results are labelled without torch.
 """
@@ -17,6 +18,7 @@ from spectrum.conv.segments import PER_CHANNEL, clamp_segments, proportional_siz
 Count = int | Literal["per_channel"]
 PLACES = ("segments", "segment_width", "stage_segments")  # options of which at most one is set
 POSITION = (*PLACES, "segment_shares", "pointwise")
+PLAIN, END = "plain 3×3", "per-channel"  # what both ends of the spectrum are called
 
 
 @dataclass(frozen=True)
@@ -108,15 +110,40 @@ class Position:
         return _called(self.asked_of()) if self.segment_width is None else f"width {self.segment_width}"
 
     @property
+    def is_plain(self) -> bool:
+        """Whether it is a plain 3×3: one segment, and no 1×1."""
+        return not self.pointwise and self.split == "1"
+
+    @property
     def label(self) -> str:
         """The label of the position in tables and on axes."""
-        if self.pointwise:
-            return self.split
-        return "plain 3×3" if self.split == "1" else f"{self.split}, no 1×1"
+        if self.is_plain:
+            return PLAIN
+        return self.split if self.pointwise else f"{self.split}, no 1×1"
+
+    @property
+    def words(self) -> str:
+        """The position in a sentence.
+
+        >>> Position(segments=4).words, Position(segment_width=4).words, Position(stage_segments=(1, 8)).words
+        ('4 segments', '4 channels per segment', '1/8 segments by stage')
+        >>> Position(segment_width=1).words, Position(segments=1, pointwise=False).words
+        ('per-channel', 'plain 3×3')
+        """
+        if self.is_plain:
+            return PLAIN
+        if self.stage_segments is not None:
+            words = f"{'/'.join(map(_called, self.stage_segments))} segments by stage"
+        elif self.segment_width not in (None, 1):
+            words = f"{self.segment_width} channels per segment"
+        else:
+            count = PER_CHANNEL if self.segment_width == 1 else self.asked_of()
+            words = END if count == PER_CHANNEL else f"{count} segment{'' if count == 1 else 's'}"
+        return words if self.pointwise else f"{words} without the 1×1"
 
 
 def _called(count: Count) -> str:
-    return "per-channel" if count == PER_CHANNEL else str(count)
+    return END if count == PER_CHANNEL else str(count)
 
 
 def _count(value: Any) -> Count | None:

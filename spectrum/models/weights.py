@@ -157,7 +157,7 @@ def _layers_of(path: Path) -> list[_Layer]:
     try:
         import h5py
     except ImportError:
-        raise WeightsError('h5py is not installed: pip install "convolution-spectrum[keras]"') from None
+        raise WeightsError('h5py is not installed. In a checkout of the repository: pip install ".[keras]"') from None
 
     if _is_keras_archive(path):
         raise WeightsError(f"{path}: is a complete Keras model, not a file of weights; {REMEDY}")

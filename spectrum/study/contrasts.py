@@ -2,21 +2,23 @@
 
 Factors are options in which the two sides differ, and differences that no option names:
 
-    parameters and MACs that no budget matches
+    parameters and MACs that no budget matches, or of sides with budgets of different size
     1×1 convolutions that run at other resolutions
     norms and non-linearities that are added or removed
     sides whose runs do not pair
 
-A consequence is listed with its option: batch norms with `norm`, or with `depth`. An interaction compares differences.
-It therefore has two sets of factors: those of each difference, and those of the settings between which it compares.
+A consequence is listed with its option: batch norms with `norm`, or with `depth`; counts with the budget. An
+interaction compares differences. It therefore has two sets of factors: those of each difference, and those of the
+settings between which it compares.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+from spectrum.design.budgets import BUDGETS, COUNTS, budget_name, count_range, same_counts
 from spectrum.design.plan import PlannedContrast
 from spectrum.design.run import RunConfig
 from spectrum.design.study_checks import select
@@ -24,8 +26,7 @@ from spectrum.design.study_file import Contrast, Study
 from spectrum.models.position import PLACES, Position
 from spectrum.study.planning import CostedRun
 
-EQUAL = 0.01  # largest relative difference of counts that are matched
-WORDS = {"params": "parameters", "macs": "MACs", "step_time": "step time"}
+WORDS = {**COUNTS, "step_time": "step time"}
 CAUSES = {  # differences that no option names, and the options that may cause them
     "batch normalisations": ("norm", "depth", "residual", "model", "widths"),
     "non-linearities": ("activation", "depth", "model", "widths"),
@@ -125,16 +126,36 @@ def _ends(planned: Side) -> list[list[CostedRun]]:
     return [[one for one in planned if _segments(one.asked) == end] for end in (fewest, most)]
 
 
-def _unheld_counts(first: Side, second: Side) -> Iterator[tuple[str, Factor]]:
-    """Counts in which the sides differ at a budget that does not match them, each with the name of that budget."""
+def _unheld_counts(study: Study, first: Side, second: Side) -> Iterator[tuple[bool, Factor]]:
+    """Counts in which the sides differ at a budget of both, and whether each only follows from what is matched."""
     for match in sorted({plan.match for plan in first} & {plan.match for plan in second}):
-        verb = "is" if match == "step_time" else "are"
-        held = ", not matched" if match == "none" else f" differ although {WORDS.get(match, match)} {verb} matched"
-        for count in ("params", "macs"):
-            values = [[getattr(plan, count) for plan in side if plan.match == match] for side in (first, second)]
-            if count != match and not _equal(*values):
-                change = "" if match == "none" else _change(*values)
-                yield match, Factor(f"{WORDS[count]}{held}", _range(values[0]), f"{_range(values[1])}{change}")
+        sides = [[plan for plan in side if plan.match == match] for side in (first, second)]
+        if match == "none":
+            held = ", not matched"
+        elif not _same_budgets(study, *sides):
+            held = f", under {budget_name(match).removesuffix('-matched')} budgets of different size"
+        else:
+            held = f" differ although {WORDS[match]} {'is' if match == 'step_time' else 'are'} matched"
+        is_note = held.startswith(" ")
+        for count in COUNTS:
+            values = [[getattr(plan, count) for plan in side] for side in sides]
+            if not (is_note and count == match) and not same_counts(*values):
+                change = _change(*values) if is_note else ""
+                yield (
+                    is_note,
+                    Factor(f"{WORDS[count]}{held}", count_range(values[0]), f"{count_range(values[1])}{change}"),
+                )
+
+
+def _same_budgets(study: Study, first: Side, second: Side) -> bool:
+    """Whether both sides are held to as large a budget; of measured times, whether it is set by the same networks."""
+    if BUDGETS[first[0].match].is_timed:
+        one, other = (
+            {study.budget.reference_of(study.base, plan.asked).model_copy(update={"seed": 0}).id for plan in side}
+            for side in (first, second)
+        )
+        return one == other
+    return same_counts(*([float(plan.budget or 0) for plan in side] for side in (first, second)))
 
 
 def _factors(study: Study, first: Side, second: Side) -> tuple[list[Factor], list[str]]:
@@ -149,12 +170,14 @@ def _factors(study: Study, first: Side, second: Side) -> tuple[list[Factor], lis
         if field not in ("seed", *PLACES):
             compared(field, lambda plan, field=field: _as_words(getattr(plan.asked, field)))  # type: ignore[misc]
     compared("budget", lambda plan: plan.match)
+    if "budget" in found:
+        found["budget"] = replace(found["budget"], consequences=tuple(_counts_that_change(first, second)))
     notes = []
-    for match, factor in _unheld_counts(first, second):
-        if match == "none":
-            found[factor.name] = factor
-        else:
+    for is_note, factor in _unheld_counts(study, first, second):
+        if is_note:
             notes.append(str(factor))
+        else:
+            found[factor.name] = factor
     derived: dict[str, Callable[[CostedRun], str]] = {
         "batch normalisations": lambda plan: str(plan.norms),
         "non-linearities": lambda plan: str(plan.nonlinearities),
@@ -191,9 +214,12 @@ def _trained(plan: CostedRun) -> tuple[Any, ...]:
     return plan.run.model_copy(update=unnamed).id, plan.realised_segments
 
 
-def _equal(first: Sequence[int], second: Sequence[int]) -> bool:
-    one, other = sorted(set(first)), sorted(set(second))
-    return len(one) == len(other) and all(abs(b / a - 1) <= EQUAL for a, b in zip(one, other, strict=True))
+def _counts_that_change(first: Side, second: Side) -> Iterator[str]:
+    """What another budget does to the networks."""
+    for count, word in COUNTS.items():
+        values = [[getattr(plan, count) for plan in side] for side in (first, second)]
+        if not same_counts(*values):
+            yield f"{count_range(values[0])} → {count_range(values[1])} {word}"
 
 
 def _change(first: Sequence[int], second: Sequence[int]) -> str:
@@ -212,8 +238,3 @@ def _as_words(value: object) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     return str(value).replace("_", " ")
-
-
-def _range(values: Sequence[int]) -> str:
-    least, most = min(values), max(values)
-    return f"{least:,}" if least == most else f"{least:,} … {most:,}"

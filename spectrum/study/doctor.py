@@ -29,7 +29,7 @@ from spectrum.study.store import (
 from spectrum.training.checkpoint_files import CHECKPOINTS, CheckpointFile, checkpoint_files, half_written
 
 # on CPUs, weights are identical between runs that share these
-ENVIRONMENT = ("torch", "processor", "device", "card", "threads", "layout", "lowering")
+ENVIRONMENT = ("torch", "processor", "device", "card", "threads", "layout", "lowering", "machine")
 
 
 @dataclass(frozen=True)

@@ -38,6 +38,7 @@ from spectrum.engines.interface import (
 )
 from spectrum.engines.saving import LOGS
 from spectrum.models import registered_in
+from spectrum.study.backends import StudyBackends, asked_tune
 from spectrum.study.contrasts import examine
 from spectrum.study.identity import check_not_other, folder_of
 from spectrum.study.pace import Pace
@@ -117,7 +118,8 @@ def run_study(
             later calls with the same folder then do so too.
         on_progress: called at the start of each phase and after every run.
         on_note: called before training with each sentence that a reader of the plan should know; by default, a warning.
-        **settings: fields of `EngineSettings`: workers, device, imports, checkpoint_minutes, run_minutes, memory_gb.
+        **settings: fields of `EngineSettings`: workers, device, imports, checkpoint_minutes, run_minutes, memory_gb,
+            tune.
 
     An interrupted run resumes from its latest checkpoint, in checkpoints/ of the folder, and ends with the same weights
     as without the interruption. A failed run gets a row with status "failed" and the reason; the next call tries it
@@ -132,6 +134,7 @@ def run_study(
     (21, 0, 0)
     """
     study, asked = as_study(study), EngineSettings(**settings)
+    asked = asked.model_copy(update={"tune": asked_tune(asked.tune)})
     if confirm and study.tune is None:
         raise SpecError(
             "confirm: this study has no [tune], so there is no learning-rate sweep to confirm; leave it out"
@@ -151,12 +154,15 @@ def run_study(
     images = list(frozen.images) if frozen is not None and planned is not None else []
     if planned is None or not _all_finished(folder, frozen, study, confirm):
         asked = _prepared(study, frozen, trainer, asked, needed)
-        planned, images = _planned(study, folder, frozen, planned, on_note)
+        tunes = asked_tune(asked.tune) != "off"
+        planned, images = _planned(study, folder, frozen, planned, on_note, tunes)
     _check_same_models(folder, models)
     with Store(folder) as store:
         check_not_other(folder, study)  # checked again, now that no other run can write here
         work = Work(**dict(asked), folder=folder)
-        return _Run(store, study, planned, images, trainer, work, on_progress).run(frozen, confirm=confirm)
+        kept = {} if frozen is None else frozen.backends
+        backends = StudyBackends(asked_tune(asked.tune), planned, images, kept)
+        return _Run(store, study, planned, images, backends, trainer, work, on_progress).run(frozen, confirm=confirm)
 
 
 def _prepared(
@@ -205,6 +211,7 @@ def _planned(
     frozen: Plan | None,
     known: Sequence[CostedRun] | None,
     on_note: Callable[[str], None],
+    tunes: bool,
 ) -> tuple[Sequence[CostedRun], list[dict[str, Any]]]:
     """Runs of the study and records of their images; planned anew if the frozen plan was made for other images."""
     from spectrum.data.images import described, read_once
@@ -213,7 +220,7 @@ def _planned(
     with read_once():
         if frozen is not None and known is not None and _is_of_other_images(folder, frozen, known):
             known = None
-        planned = known or plan_study(study, frozen=frozen)
+        planned = known or plan_study(study, frozen=frozen, tune=tunes)
         _check_same_images(folder, planned)
         images = described(one.run for one in planned)
     for note in coincidences(study, planned):
@@ -239,12 +246,14 @@ class _Run:
         study: Study,
         planned: Sequence[CostedRun],
         images: list[dict[str, Any]],
+        backends: StudyBackends,
         engine: Engine,
         work: Work,
         on_progress: Callable[[Progress], None] | None,
     ) -> None:
         self.store, self.study, self.planned = store, study, planned
         self.images = images  # their entries in the plan
+        self.backends = backends
         self.engine, self.work, self.on_progress = engine, work, on_progress
         self.base = study.base.model_dump(mode="json")
         self.counts: Counter[str] = Counter()
@@ -308,6 +317,8 @@ class _Run:
                 runs=tuple(one.record() for one in swept),
                 choices=tuple(choice.record() for choice in choices),
             )
+        if self.backends.kept:
+            known["backends"] = self.backends.kept
         plan = Plan(
             study=study.name,
             question=study.question,
@@ -324,6 +335,12 @@ class _Run:
         )
         self.store.freeze(plan)
 
+    def keep_backends(self) -> None:
+        """Write the measured backends into the frozen plan."""
+        plan = find_plan(self.store.folder)
+        if plan is not None and plan.backends != self.backends.kept:
+            self.store.freeze(plan.model_copy(update={"backends": self.backends.kept}))
+
     def train(self, planned: Sequence[CostedRun]) -> dict[str, Row]:
         """Train the runs without a finished row. Returns all finished rows by id."""
         finished = _finished(self.store.folder)
@@ -338,12 +355,15 @@ class _Run:
         self._remove_checkpoints(finished)
         if not left:
             return finished
-        work = self.work.model_copy(update={"runs": len(by_id)})
+        work = self.backends.work(self.work.model_copy(update={"runs": len(by_id)}), self.engine, left)
+        self.keep_backends()
         with closing(outcomes_of(self.engine, left, work)) as outcomes:
             for outcome in outcomes:
                 changed = self._images_changed(outcome)
                 if changed is not None:
                     outcome = Outcome(outcome.run, None, changed, outcome.attempts)
+                if outcome.result is not None and self.backends.note(outcome.result["provenance"]):
+                    self.keep_backends()
                 row = self._write(outcome, by_id[outcome.run.id])
                 if row["status"] in FINISHED:
                     finished[row["id"]] = row

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from spectrum.data.splits import Images
 
 THREADS = 1  # threads of timed steps
+TRIES = 4  # attempts to match a step time with measured backends
 
 
 @dataclass(frozen=True)
@@ -126,6 +127,7 @@ def plan_study(
     imports: Sequence[str] = (),
     time_steps: bool = False,
     frozen: Plan | None = None,
+    tune: bool = False,
 ) -> list[CostedRun]:
     """Solve the widths of every run and count its cost. Trains nothing and writes nothing.
 
@@ -134,6 +136,8 @@ def plan_study(
         imports: modules to import first, for models of your own.
         time_steps: also time training steps of each network, which takes about half a second each.
         frozen: an earlier plan; widths solved in it for the same budget are reused.
+        tune: where step times are matched, measure the fastest backends of the solved network, and match again with
+            them. The solver itself uses default backends.
 
     Raises SpecError for a run whose network cannot be built or cannot meet its budget, and for a network of your own
     that returns no scores. Unless the plan is frozen, an option or an axis that changes nothing raises it, too. Raises
@@ -151,7 +155,7 @@ def plan_study(
     is_new = frozen is None or not frozen.is_of(study.hash)
     if is_new:
         check_effects(study)
-    planner = _Planner(study, frozen)
+    planner = _Planner(study, frozen, tune)
     with read_once():
         planned = [planner.plan(wanted, time_steps=time_steps) for wanted in study.wanted()]
         if frozen is not None and not is_new:
@@ -172,8 +176,8 @@ def _wall_seconds(function: Callable[[], object], threads: int) -> float:
 class _Planner:
     """Plan runs one after the other; repeated networks are counted and timed once."""
 
-    def __init__(self, study: Study, frozen: Plan | None) -> None:
-        self.study = study
+    def __init__(self, study: Study, frozen: Plan | None, tunes: bool) -> None:
+        self.study, self.tunes = study, tunes
         self.before = {
             run.solved_for: run for run in (frozen.asked if frozen else ()) if run.solved_for and run.counted
         }
@@ -216,7 +220,7 @@ class _Planner:
                            step_seconds=kept.step_seconds, solved_for=solved_for)  # fmt: skip
         if network_of(reference) == network_of(run):
             planned = _counted(run, images)
-            seconds = self._time_step(run, images) if BUDGETS[match].is_timed else None
+            seconds = self._time_step(run, images, tuned=self.tunes) if BUDGETS[match].is_timed else None
             budget = seconds if BUDGETS[match].is_timed else getattr(planned, match)
             planned = replace(planned, asked=run, match=match, budget=budget, solved_for=solved_for)
             return replace(planned, mismatch=0.0, step_seconds=seconds)
@@ -277,15 +281,48 @@ class _Planner:
             budgets.append(measured.standard)
             return measured.ratio
 
-        return solve_ratio(ratio, _stage_widths(run, images)), sorted(budgets)[len(budgets) // 2]
+        solution = solve_ratio(ratio, _stage_widths(run, images))
+        if self.tunes:
+            return self._matched_as_tuned(run, reference, images, ratio, solution)
+        return solution, sorted(budgets)[len(budgets) // 2]
 
-    def _stepper(self, run: RunConfig, images: Images) -> Callable[[], object]:
+    def _matched_as_tuned(
+        self,
+        run: RunConfig,
+        reference: RunConfig,
+        images: Images,
+        guessed: Callable[[Widths], float],
+        solution: Solution,
+    ) -> tuple[Solution, float]:
+        """The solution with the backends that training will have, and seconds per step of the reference with its own.
+
+        Only the network that was found is measured. If it misses the budget, widths are solved again by the guess,
+        corrected by how much faster or slower the measured backends were.
+        """
+        from spectrum.cost.budget import TIME_BOUND, BudgetError, Solution, solve_ratio
+        from spectrum.cost.speed import step_time_ratio
+
+        base, factor, standard = _stage_widths(run, images), 1.0, self._stepper(reference, images, tuned=True)
+        for _ in range(TRIES):
+            step = self._stepper(_with_widths(run, solution.widths), images, tuned=True)
+            measured = step_time_ratio(step, standard, THREADS)
+            if abs(measured.ratio - 1) <= TIME_BOUND:
+                return Solution(solution.widths, measured.ratio, measured.ratio - 1), measured.standard
+            factor *= measured.ratio / solution.cost
+            solution = solve_ratio(_corrected(guessed, factor), base)
+        raise BudgetError(
+            f"cannot be met within {TIME_BOUND:.0%} with the backends that are fastest here; try --tune off"
+        )
+
+    def _stepper(self, run: RunConfig, images: Images, *, tuned: bool = False) -> Callable[[], object]:
         from spectrum.cost.speed import random_batch
         from spectrum.training.optimisation import make_optimizer
         from spectrum.training.step import compiled, keep_freed_memory, training_step
 
         keep_freed_memory()  # as in training
         model = build(run, images)
+        if tuned:
+            self._tune(run, images, model)
         called = compiled(model) if run.compile else model
         optimizer = make_optimizer(run, model)
         x_nchw, y_n = random_batch(
@@ -293,11 +330,31 @@ class _Planner:
         )
         return lambda: training_step(run, called, optimizer, x_nchw, y_n)
 
+    @staticmethod
+    def _tune(run: RunConfig, images: Images, model: nn.Module) -> None:
+        """Give the network the backends that are measured for its run, with as many threads as steps are timed with."""
+        import torch
+
+        from spectrum.conv.tuning import use_choices
+        from spectrum.training.tuned import tune_run
+
+        before = torch.get_num_threads()
+        torch.set_num_threads(THREADS)
+        try:
+            use_choices(model, tune_run(run, images, "cpu", {}).backends)
+        finally:
+            torch.set_num_threads(before)
+
     def _time_step(
-        self, run: RunConfig, images: Images, clock: Callable[[Callable[[], object], int], float] = _wall_seconds
+        self,
+        run: RunConfig,
+        images: Images,
+        clock: Callable[[Callable[[], object], int], float] = _wall_seconds,
+        *,
+        tuned: bool = False,
     ) -> float:
         try:
-            return clock(self._stepper(run, images), THREADS)
+            return clock(self._stepper(run, images, tuned=tuned), THREADS)
         except Exception as error:  # from a user's own model or backend
             if not registered([run.model]):
                 raise
@@ -316,6 +373,10 @@ class _Planner:
         if key not in self.data:
             self.data[key] = data_seconds(run, images)
         return self.data[key]
+
+
+def _corrected(ratio: Callable[[Widths], float], factor: float) -> Callable[[Widths], float]:
+    return lambda widths: factor * ratio(widths)
 
 
 def network_of(run: RunConfig) -> list[Any]:

@@ -40,6 +40,8 @@ class TrainingProgress:
     history: list[dict[str, Any]] = field(default_factory=list)
     # steps at which the run resumed, with what differed in the environment
     resumed: list[dict[str, Any]] = field(default_factory=list)
+    machine: str = ""  # key of the machine that took the last step
+    choices: dict[str, str] = field(default_factory=dict)  # shape class → backend, as that machine measured it
 
 
 class Checkpoints:

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from spectrum.conv.seen import backends_seen
+from spectrum.conv.tuning import use_choices
 from spectrum.data.augment import batches
 from spectrum.data.pixels import Pixels
 from spectrum.data.splits import Images, split
@@ -33,6 +34,7 @@ from spectrum.training.evaluation import evaluate, hash_weights
 from spectrum.training.optimisation import exponential_average, in_epochs, learning_rate, make_optimizer
 from spectrum.training.ranks import ALONE, Ranks
 from spectrum.training.step import compiled, keep_freed_memory, training_step
+from spectrum.training.tuned import Choices
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,7 @@ class Result:
     images_per_second: float
     weights_sha256: str  # hash of the weights and buffers that were scored
     lowerings: dict[str, str] = field(default_factory=dict)  # backend of each segmented convolution in the first step
+    choices: dict[str, str] = field(default_factory=dict)  # shape class → backend, if measured
     history: list[dict[str, Any]] = field(default_factory=list)  # one entry per epoch
     resumed: list[dict[str, Any]] = field(default_factory=list)  # steps at which the run resumed from a checkpoint
     troubles: list[str] = field(default_factory=list)  # problems with checkpoints
@@ -63,14 +66,15 @@ def train(
     on_epoch: Callable[[dict[str, Any]], None] | None = None,
     checkpoints: Checkpoints | None = None,
     ranks: Ranks = ALONE,
+    choices: Choices | None = None,
 ) -> Result:
     """Train one run, from its latest checkpoint if it has one.
 
-    With several ranks, each calls this with the same arguments, except that only the first has the checkpoints; all
-    return the same result. Raises ValueError if the network cannot be built for these images, and Interrupted if the
-    checkpoints are asked to stop.
+    Layers use the backends in `choices`, or those in a checkpoint of the same machine. With several ranks, each calls
+    this with the same arguments, except that only the first has the checkpoints; all return the same result. Raises
+    ValueError if the network cannot be built for these images, and Interrupted if the checkpoints are asked to stop.
     """
-    training = _Training(run, images, torch.device(device), checkpoints, ranks)
+    training = _Training(run, images, torch.device(device), checkpoints, ranks, choices)
     for epoch in range(training.at.epoch, run.epochs):
         entry = training.epoch(epoch)
         if on_epoch is not None:
@@ -84,7 +88,13 @@ class _Training:
     """A run in training: its network, its data, and its progress."""
 
     def __init__(
-        self, run: RunConfig, images: Images, device: torch.device, checkpoints: Checkpoints | None, ranks: Ranks
+        self,
+        run: RunConfig,
+        images: Images,
+        device: torch.device,
+        checkpoints: Checkpoints | None,
+        ranks: Ranks,
+        choices: Choices | None,
     ) -> None:
         self.run, self.images, self.device = run, images, device
         self.checkpoints, self.ranks = checkpoints, ranks
@@ -109,6 +119,10 @@ class _Training:
         self.state = State(self.model, self.average, self.optimizer)
         at = TrainingProgress() if checkpoints is None else checkpoints.restore(self.state)
         self.at = _broadcast(ranks, self.state, at)
+        if choices is not None and (self.at.machine != choices.machine or not self.at.step):
+            self.at.machine, self.at.choices = choices.machine, choices.backends
+        for network in self.state.modules.values():
+            self.at.choices = use_choices(network, self.at.choices)
         self.loss, self.val_loss, self.val_accuracy = math.nan, math.nan, 0.0
         self.diverged, self.seen = False, False
 
@@ -220,6 +234,7 @@ class _Training:
             images_per_second=at.step * self.batch / at.train_seconds,
             weights_sha256=sha256,
             lowerings=at.lowerings,
+            choices=at.choices,
             history=at.history,
             resumed=at.resumed,
             troubles=[] if self.checkpoints is None else self.checkpoints.troubles,

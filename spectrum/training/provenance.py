@@ -28,7 +28,7 @@ def provenance(images: Images, device: str) -> dict[str, Any]:
         "python": platform.python_version(),
         "processor": torch.backends.cpu.get_cpu_capability(),
         "device": device,
-        **_accelerator(device),
+        **accelerator(device),
         "threads": torch.get_num_threads(),
         "layout": "channels_last",
         "lowering": recorded_choice(on_cpu=device == "cpu"),
@@ -36,8 +36,8 @@ def provenance(images: Images, device: str) -> dict[str, Any]:
     }
 
 
-def _accelerator(device: str) -> dict[str, Any]:
-    """Graphics card of a run on CUDA, its libraries, and whether float32 convolutions round their inputs to TF32."""
+def accelerator(device: str) -> dict[str, Any]:
+    """Graphics card on CUDA, its libraries, and whether float32 convolutions round inputs to TF32; empty elsewhere."""
     if torch.device(device).type != "cuda":
         return {}
     return {

@@ -353,12 +353,12 @@ def test_nothing_is_claimed_of_one_seed_or_of_no_spread(seeds, accuracy, says):
     assert says in sentence(row)
 
 
-def test_a_contrast_without_runs_is_told_and_counts_for_nothing():
+def test_a_contrast_without_runs_is_told_and_counts_in_the_family():
     table = made_up(noisy)
     asked = [{"name": "x", "between": RELU}, {"name": "later", "between": [{"segments": 4}, {"segments": 1}]}]
     both = stats.contrasts(table, asked)
     assert sentence(both.iloc[1]) == "4 segments vs 1 segment, parameter-matched: no seed has a run on every side."
-    assert both["p"][0] == pytest.approx(stats.contrast(table, RELU).p)
+    assert both["p"][0] == pytest.approx(2 * stats.contrast(table, RELU).p)
 
 
 def test_the_trend_is_the_mean_of_the_seeds_slopes():
@@ -462,7 +462,11 @@ def test_the_forest_has_a_mark_a_contrast_open_where_inconclusive():
     marks = [line for line in ax.lines if line.get_marker() == "o"]
     assert [line.get_markerfacecolor() == "white" for line in marks] == [False, True]
     assert marks[0].get_xdata()[0] == pytest.approx(100 * stats.contrast(table, RELU).mean)
-    assert [text.get_text() for text in ax.get_yticklabels()] == ["relu", "slope\n(per doubling)\n(confounded)"]
+    names = [text.get_text() for text in ax.get_yticklabels()]
+    assert names == [
+        "ReLU − no activation\naveraged over 4 numbers of segments,\nparameter-matched",
+        "ReLU − no activation\nper doubling of the segments,\nparameter-matched\n(confounded)",
+    ]
     assert any("made-up 01234567" in text.get_text() for text in figure.texts)
     found = stats.contrast(table, RELU)
     values = f"{100 * found.mean:+.2f} [{100 * found.low:+.2f}, {100 * found.high:+.2f}]".replace("-", "−")
@@ -471,6 +475,20 @@ def test_the_forest_has_a_mark_a_contrast_open_where_inconclusive():
     assert beside[3] == "inconclusive"
     with pytest.raises(ValueError, match="no contrast has a run"):
         plots.forest(stats.contrasts(table, [{"name": "x", "between": [{"segments": 4}, {"segments": 1}]}]), table)
+
+
+def test_the_forest_says_the_sides_and_the_name_where_these_do_not_tell_or_where_the_caller_wants_it():
+    table = made_up(noisy)
+    asked = [
+        {"name": "one segment a channel, whatever", "between": [{"segments": 2}, {"segments": 1}]},
+        {"name": "first twin", "between": RELU},
+        {"name": "second twin", "between": RELU, "margin": 0.01},
+        {"name": "a swap", "between": [{"segments": 1, "activation": "relu"}, {"segments": 2, "activation": "none"}]},
+    ]
+    ax = plots.forest(stats.contrasts(table, asked), table, labels={"a swap": "the swap, as published"}).axes[0]
+    names = [text.get_text() for text in ax.get_yticklabels()]
+    assert names[0].startswith("2 segments − 1 segment\n")
+    assert names[1:] == ["first twin", "second twin", "the swap, as published"]
 
 
 def test_the_curve_of_differences_is_paired_at_each_place():
@@ -496,8 +514,8 @@ def test_several_pairs_are_a_curve_each_beside_one_another():
         alone = plots.difference_curve(table, pair).axes[0]
         (expected,) = [one for one in alone.lines if one.get_marker() == "o"]
         assert list(line.get_ydata()) == pytest.approx(list(expected.get_ydata()))
-    assert [text.get_text() for text in ax.get_legend().get_texts()] == ["activation relu", "activation elu"]
-    assert ax.get_ylabel().startswith("each − activation none")
+    assert [text.get_text() for text in ax.get_legend().get_texts()] == ["ReLU", "ELU"]
+    assert ax.get_ylabel().startswith("each − no activation")
 
 
 def test_a_curve_of_differences_leaves_out_what_has_no_pair_and_bare_convolutions():
@@ -678,6 +696,21 @@ def test_sides_are_named_by_what_differs_between_them_whatever_the_comparison_is
         "2 segments, ReLU", "1 segment, no activation",
     )  # fmt: skip
     assert names(table, *RELU, across="segments")[2] == "parameter-matched"
+
+
+def test_sides_under_budgets_of_different_size_are_not_called_matched():
+    table = made_up(noisy, segments=[1, "per_channel"]).assign(width=1.0, params=49_962)
+    wide = table.assign(width=2.0, params=187_054, id="w" + table["id"])
+    both = pd.concat([table, wide], ignore_index=True)
+    side, other = {"segments": "per_channel", "width": 1.0}, {"segments": 1, "width": 2.0}
+    assert names(both, side, other) == (
+        "per-channel, width ×1, 49,962 parameters", "1 segment, width ×2, 187,054 parameters",
+        "averaged over 2 values of activation",
+    )  # fmt: skip
+    assert names(both, {"segments": "per_channel"}, {"segments": 1})[2].endswith("parameter-matched")
+    timed = both.assign(match="step_time")
+    assert names(timed, side, other)[2].endswith("under different time budgets")
+    assert names(timed, {"segments": "per_channel"}, {"segments": 1})[2].endswith("time-matched")
 
 
 def test_a_winner_comes_first_and_its_difference_is_positive_whichever_side_it_is():

@@ -10,8 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from spectrum import RunConfig, load_results
+from spectrum.analysis.described import choice_name
 from spectrum.analysis.held import differing, held_equal
-from spectrum.analysis.page import choice_name, page_of
+from spectrum.analysis.page import page_of
 from spectrum.design.options import without_effect
 from spectrum.design.study_file import parse_study
 from spectrum.study.planning import CostedRun

@@ -96,9 +96,9 @@ def test_schedules_by_stage_stand_side_by_side_after_the_even_runs():
 def test_the_curve_draws_one_line_a_setting_that_varies():
     table = results(activation=["none", "relu"], lr=[0.1, 0.2])
     labels = plots.spectrum_curve(table).axes[0].get_legend_handles_labels()[1]
-    assert labels == [f"activation {a}, learning rate {lr}" for a in ("none", "relu") for lr in (0.1, 0.2)]
+    assert labels == [f"{a}, learning rate {lr}" for a in ("no activation", "ReLU") for lr in (0.1, 0.2)]
     only = plots.spectrum_curve(table, by="activation").axes[0].get_legend_handles_labels()[1]
-    assert only == ["activation none", "activation relu"]
+    assert only == ["no activation", "ReLU"]
 
 
 def test_curves_are_called_by_what_tells_them_apart_and_the_rest_is_said_once():
@@ -106,7 +106,7 @@ def test_curves_are_called_by_what_tells_them_apart_and_the_rest_is_said_once():
         [results(model=["probe"], norm=[False], depth=[None]), results(model=["vgg"], norm=[True], depth=[1])]
     )
     figure = plots.spectrum_curve(table)
-    assert figure.axes[0].get_legend_handles_labels()[1] == ["model probe", "model vgg"]
+    assert figure.axes[0].get_legend_handles_labels()[1] == ["probe", "vgg"]
     assert "depth, norm change with the model" in said(figure)
 
 
@@ -137,16 +137,16 @@ def test_more_than_five_curves_stand_in_a_panel_per_teacher_and_the_sixth_axes_i
     table = results(teacher_segments=[1, 2, "per_channel"], width=[1.0, 2.0])
     figure = plots.spectrum_curve(table)
     titles = [ax.get_title(loc="left") for ax in figure.axes]
-    assert titles == ["1-segment teacher", "2-segment teacher", "per-channel teacher"]
+    assert titles == ["1-segment teachers", "2-segment teachers", "per-channel teachers"]
     for ax in figure.axes:
-        assert ax.get_legend_handles_labels()[1] == ["width 1", "width 2"]
+        assert ax.get_legend_handles_labels()[1] == ["width ×1", "width ×2"]
     assert len({ax.get_xlim() for ax in figure.axes}) == len({ax.get_ylim() for ax in figure.axes}) == 1
 
 
 def test_configurations_of_one_split_are_a_row_each():
     figure = plots.spectrum_curve(results(segments=["per_channel"], activation=["none", "relu"]))
     rows = [label.get_text() for label in figure.axes[0].get_yticklabels()]
-    assert rows == ["activation none", "activation relu"]
+    assert rows == ["no activation", "ReLU"]
 
 
 def test_a_bare_convolution_stands_beside_the_curve():
@@ -206,6 +206,52 @@ def test_learning_curves_survive_a_setting_that_the_history_has_too():
     assert len(plots.learning_curves(history(table), table).axes[0].lines) == 8
 
 
+def test_of_one_split_learning_curves_differ_in_colour():
+    table = results(segments=["per_channel"], order=["pointwise_first", "spatial_first"])
+    first, second = plots.learning_curves(history(table), table).axes[0].lines
+    assert first.get_color() != second.get_color()
+
+
+MANY = {
+    "order": ["pointwise_first", "spatial_first"],
+    "downsampling": ["stride", "pool"],
+    "activation": ["none", "relu"],
+}
+
+
+@pytest.mark.parametrize("kind", ["learning", "tuning", "budgets"])
+def test_long_names_of_settings_do_not_touch_and_leave_panels_their_width(kind):
+    if kind == "tuning":
+        table = results(match=["none", "macs"], lr=[0.05, 0.1, 0.2, 0.4], **MANY).assign(weight_decay=0.0, chosen=False)
+        figure = plots.tuning_map(table)
+    elif kind == "learning":
+        table = results(segments=[1, 2, "per_channel"], **MANY)
+        figure = plots.learning_curves(history(table), table)
+    else:
+        figure = plots.budget_panels(results(match=["none", "macs"], **MANY))
+    figure.savefig(io.BytesIO(), dpi=figure.dpi)
+    panels = [ax for ax in figure.axes if ax.get_title(loc="left")]
+    assert len(panels) == {"tuning": 2, "learning": 8, "budgets": 2}[kind]
+    assert all(ax.get_window_extent().width > 0.8 * figure.dpi for ax in panels)
+    titles = [ax._left_title.get_window_extent() for ax in panels]
+    assert not any(one.overlaps(other) for one, other in itertools.combinations(titles, 2))
+    cells = [text.get_window_extent() for ax in panels for text in ax.texts if text.get_text()]
+    assert not any(one.overlaps(other) for one, other in itertools.combinations(cells, 2))
+    assert max(title.x1 for title in titles) < figure.bbox.x1
+
+
+def test_settings_that_go_along_with_another_are_said_at_the_foot_of_a_sweep_and_of_learning_curves():
+    probe, vgg = ({"model": ["probe"], "depth": [None]}, {"model": ["vgg"], "depth": [1]})
+    sweep = pd.concat([results(**one, lr=[0.1, 0.2]) for one in (probe, vgg)], ignore_index=True)
+    figure = plots.tuning_map(sweep.assign(weight_decay=0.0, chosen=False))
+    assert [ax.get_title(loc="left") for ax in figure.axes[:2]] == ["probe", "vgg"]
+    assert [text.get_text() for text in figure.axes[0].get_yticklabels()] == ["1", "2", "3", "per-channel"]
+    table = pd.concat([results(**probe), results(**vgg).assign(id=lambda part: "v" + part["id"])], ignore_index=True)
+    curves = plots.learning_curves(history(table), table)
+    for drawn_figure in (figure, curves):
+        assert any("depth change with the model" in text.get_text() for text in drawn_figure.texts)
+
+
 def test_the_page_on_figures_for_a_paper_makes_them(tmp_path, monkeypatch):
     root = Path(__file__).parents[2]
     page = (root / "docs/howto/figures_for_a_paper.md").read_text()
@@ -229,9 +275,9 @@ def test_ones_own_settings_hold_on_ones_own_axes():
         assert mpl.rcParams["font.size"] == 13
     (ax,) = figure.axes
     assert ax.xaxis.label.get_fontsize() == 15
-    assert line(ax, "activation none")[0].get_linewidth() == 5
+    assert line(ax, "no activation")[0].get_linewidth() == 5
     assert ax.get_title(loc="left") == "Which?"
-    assert said(figure) == "Which? activation none activation relu"
+    assert said(figure) == "Which? no activation ReLU"
     assert tuple(figure.get_size_inches()) == (3.4, 2.6)
 
 

@@ -15,7 +15,7 @@ from markupsafe import escape
 
 from spectrum import plots, stats
 from spectrum.analysis.answer import answer, caveats
-from spectrum.analysis.page import page_of
+from spectrum.analysis.page import page_of, strips
 from spectrum.analysis.report import judge, write_report
 from spectrum.analysis.sentences import finding
 from spectrum.analysis.summary import as_text, matrix, summary_table
@@ -116,7 +116,7 @@ def test_the_design_says_what_varies_how_often_and_what_was_decided_before(tmp_p
         "<dt>seeds</dt><dd>0, 1</dd>",
         "8, each on the same images, batches and augmentation for one seed",
         "learning rates 0.1, 0.2; seeds 1000; the same for every configuration, on validation images only",
-        "±0.50 (2 against 1)",
+        "±0.50 (1 comparison)",
         "All 8 runs ended, and all count",
     ):
         assert said in page
@@ -129,7 +129,7 @@ def test_seeds_that_a_contrast_leaves_out_are_named(tmp_path, plan):
     table = provenance(results(seed=[0, 1, 2]))
     table.loc[(table["segments"] == 2) & (table["seed"] == 1), ["status", "test_accuracy"]] = ["failed", None]
     page = write_report(tmp_path, table, history(table), plan_of(plan)).page.read_text()
-    assert "Left out of “2 against 1”, for lack of a run on some side: seed 1." in page
+    assert "Left out of “2 segments − 1 segment”, for lack of a run on some side: seed 1." in page
 
 
 @pytest.mark.medium
@@ -192,6 +192,36 @@ def test_contrasts_are_said_drawn_and_warned_of(tmp_path, plan):
     assert (tmp_path / "figures/contrasts.svg").exists()
 
 
+def test_strips_are_on_one_axis_and_fill_it():
+    table = budgets()
+    sides = [{"segments": 2, "match": "params"}, {"segments": 1, "match": "params"}]
+    asked = [
+        {"name": "first", "between": sides, "margin": 0.2},
+        {"name": "turned", "between": sides[::-1]},
+        {"name": "none", "between": [{"segments": 64}, {"segments": 1}]},
+    ]
+    first, turned, none = strips(stats.contrasts(table, asked))
+    assert none is None
+    assert first["zero"] == turned["zero"] == pytest.approx(50)
+    assert (first["from"], first["to"]) == (4, 96), "the margin is the widest"
+    assert turned["from"] == turned["to"] == turned["zero"], "without a margin"
+    assert turned["low"] - 50 == pytest.approx(50 - first["high"], abs=0.02)
+    assert first["low"] < first["mean"] < first["high"]
+
+
+def test_the_question_of_today_stands_above_and_that_of_the_plan_beside_the_design(plan):
+    table, said = provenance(results()), plan_of(plan)
+
+    def page(question):
+        return page_of(table, said, summary_table(table), {}, judge(table, said), question)
+
+    assert "<h1>What is between?</h1>" in page("What is between?")
+    assert "<dt>question in the frozen plan</dt><dd>What lies between?</dd>" in page("What is between?")
+    for same in (None, "What lies between?"):
+        assert "<h1>What lies between?</h1>" in page(same)
+        assert "in the frozen plan" not in page(same)
+
+
 @pytest.mark.medium
 def test_the_policy_comes_before_the_one_script_and_has_its_hash(tmp_path, plan):
     page = Tags(write_report(tmp_path, provenance(results()), history(results()), plan_of(plan)).page.read_text())
@@ -222,7 +252,7 @@ def test_a_click_on_a_title_sorts_the_table_and_no_other_script_runs(tmp_path, p
         path.write_text(text.replace("</body>", f"{click}</body>"))
         browser = ["chromium", "--headless", "--no-sandbox", "--disable-gpu", "--dump-dom", path.as_uri()]
         seen = subprocess.run(browser, capture_output=True, text=True, timeout=120, check=True).stdout
-        return re.findall(r"<tr><td>(.*?)</td>", seen.partition("<tbody>")[2].partition("</tbody>")[0]), seen
+        return re.findall(r"<tr><td[^>]*>(.*?)</td>", seen.partition("<tbody>")[2].partition("</tbody>")[0]), seen
 
     order, seen = first_cells(page.replace(policy, ""))
     assert order == ["per-channel", "10", "2", "1"]  # by MACs, which are 100,000 over the segments
@@ -230,6 +260,40 @@ def test_a_click_on_a_title_sorts_the_table_and_no_other_script_runs(tmp_path, p
     order, seen = first_cells(page)  # the policy keeps out what was put in
     assert order == ["1", "2", "10", "per-channel"]
     assert "<title>ran</title>" not in seen
+
+
+NARROW = """<!doctype html><meta charset="utf-8">
+<iframe style="border: 0; width: 400px; height: 900px" srcdoc="{}"></iframe>
+<script>addEventListener("load", () => {{
+  const inner = document.querySelector("iframe").contentDocument, root = inner.documentElement, found = []
+  for (const one of inner.querySelectorAll("details")) one.open = true
+  for (const one of inner.querySelectorAll("html, .wide, figure"))
+    if (one.scrollWidth > one.clientWidth + 1) found.push(one.className + " " + one.scrollWidth)
+  for (const one of inner.querySelectorAll(".comparisons td"))
+    if (one.textContent && one.getBoundingClientRect().right > root.clientWidth) found.push(one.textContent)
+  const seen = inner.querySelectorAll(".comparisons td, .matrix td, .sortable td").length
+  document.title = seen + " cells at " + root.clientWidth + ": " + found.join("; ")
+}})</script>"""
+
+
+@pytest.mark.skipif(shutil.which("chromium") is None, reason="needs chromium")
+def test_on_a_narrow_screen_nothing_scrolls_sideways(tmp_path, plan):
+    matches = ["none", "params", "macs", "step_time"]
+    table = provenance(results(match=matches, seed=[0, 1, 2]))
+    table["test_accuracy"] += np.random.default_rng(0).normal(0, 0.001, len(table))
+    table.loc[0, ["status", "test_accuracy", "reason"]] = ["failed", None, "Sizes of tensors must match " * 9]
+    sides = [{"segments": "per_channel", "match": "params"}, {"segments": 1, "match": "params"}]
+    contrast = {"name": "ends", "between": sides, "margin": 0.005, "factors": [], "notes": [], "confounded": False}
+    plan |= {"contrasts": [contrast], "points": [{}] * len(table)}
+    text = write_report(tmp_path, table, history(table), plan_of(plan)).page.read_text()
+    inner = re.sub(r'<meta http-equiv="Content-Security-Policy"[^>]*>', "", text)
+    page = tmp_path / "narrow.html"
+    page.write_text(NARROW.format(escape(inner)))
+    browser = ["chromium", "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--dump-dom"]
+    seen = subprocess.run([*browser, page.as_uri()], capture_output=True, text=True, timeout=120, check=True).stdout
+    cells, said = re.search(r"<title>(\d+) cells at (400: .*?)</title>", seen).groups()
+    assert said == "400: ", "what is wider than its box"
+    assert int(cells) > 100
 
 
 @pytest.mark.skipif(shutil.which("chromium") is None, reason="needs chromium")

@@ -8,9 +8,12 @@ import torch
 
 from spectrum import build_model
 from spectrum.bench import engine, models, op, steps, sweep, train
+from spectrum.bench.machine import folder_of
 from spectrum.bench.plain_xception import PlainXception
-from spectrum.bench.rounds import alternate, spread
+from spectrum.bench.rounds import alternate, clock_of, spread
 from spectrum.cli import main
+
+no_card = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a card")
 
 
 def test_rounds_take_turns_until_each_thing_has_enough():
@@ -23,6 +26,48 @@ def test_rounds_take_turns_until_each_thing_has_enough():
 
 def test_spread_is_in_milliseconds():
     assert spread([0.001, 0.002, 0.003, 0.004, 0.005]) == {"ms": 3.0, "ms_q1": 2.0, "ms_q3": 4.0, "rounds": 5}
+
+
+class Event:
+    """Stands in for an event of a card, whose clock counts the calls that came before, a millisecond each."""
+
+    made, calls = [], 0
+
+    def __init__(self, enable_timing):
+        assert enable_timing
+        self.made.append(self)
+
+    def record(self):
+        self.at = Event.calls
+
+    def synchronize(self):
+        assert self is self.made[-1], "the last one, or times are taken too early"
+
+    def elapsed_time(self, later):
+        return later.at - self.at
+
+
+def test_on_a_card_time_is_that_between_two_of_its_events(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", False)
+
+    def call():
+        Event.calls += 1
+
+    clock = clock_of("cuda")
+    assert torch.backends.cudnn.benchmark
+    assert clock(call, 5) == pytest.approx(0.001)
+    assert Event.calls == 5
+    assert clock_of("cpu")(call, 5) < 0.001
+    times = alternate({"a": call}, least=2, most=3, seconds=1e9, block_seconds=0.01, clock=clock)
+    assert times["a"] == pytest.approx([0.001] * 3)
+    assert Event.calls == 10 + 2 + 3 * 10, "as many calls as fit into a block"
+
+
+def test_a_card_has_its_own_folder_of_tables(monkeypatch, tmp_path):
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA H100 80GB HBM3")
+    assert folder_of("cuda", tmp_path) == tmp_path / "nvidia-h100-80gb-hbm3"
+    assert folder_of("cpu", tmp_path) == tmp_path
 
 
 def op_row(segments, way, ms, shape="1×8×4×4", channels=8):
@@ -61,8 +106,13 @@ def test_conclusions_about_a_step_follow_from_its_table():
     ]
     found = train.findings(pd.DataFrame(rows))
     assert found["1 segment: speedup over the default loop"] == 2
-    assert found["8 per segment: speedup over the default loop"] == 3
-    assert found["8 per segment: speedup over the best tuned loop"] == 2
+    assert found["8 channels per segment: speedup over the default loop"] == 3
+    assert found["8 channels per segment: speedup over the best tuned loop"] == 2
+    assert not [name for name in found if "Triton" in name]
+    by_triton = {"segments": 1, "segment_width": 8, "way": train.TRITON, "ms": 5, "data_percent": 4}
+    whole = pd.DataFrame([row for row in rows if row["segment_width"] == 8] + [by_triton])
+    assert train.findings(whole)["8 channels per segment: speedup by Triton"] == 2
+    assert "triton, ms" in train.as_markdown(whole)
     assert found["highest share of a step spent on data, percent"] == 2
 
 
@@ -138,7 +188,7 @@ def test_ray_is_measured_where_it_is_installed():
     assert list(table.index) == ["point", "point on Ray", "busy", "status", "load", "resume"]
     assert table.ms["point on Ray"] > 0
     assert 30 < table.percent["busy"] <= 100
-    assert "| run on Ray |" in engine.as_markdown(table.reset_index())
+    assert "| a run of one step, Ray |" in engine.as_markdown(table.reset_index())
     assert engine.findings(table.reset_index())["percent of the time that workers are busy"] == table.percent["busy"]
 
 
@@ -207,7 +257,7 @@ def test_a_study_and_a_script_train_the_same_runs():
     assert table.test_accuracy.between(0, 1).all()
     found = sweep.findings(table)
     assert found["speedup over the default loop, whole curve"] > 0
-    assert "| 4 per segment |" in sweep.as_markdown(table)
+    assert "| 4 channels per segment |" in sweep.as_markdown(table)
 
 
 @pytest.mark.parametrize(
@@ -219,6 +269,9 @@ def test_a_study_and_a_script_train_the_same_runs():
         (["op", "--study", "results/curve"], "bench op --study results/curve: only steps takes --study; leave it out"),
         (["steps", "--study", "nowhere"], "--study nowhere: no plan.json with runs"),
         (["train", "--shape", "1", "2", "3", "4"], "bench train --shape 1 2 3 4: only op takes --shape"),
+        (["train", "--dtype", "float16"], "bench train --dtype float16: only op takes --dtype"),
+        (["engine", "--device", "cuda"], "bench engine --device cuda: only op, train, sweep and models take --device"),
+        pytest.param(["op", "--device", "cuda"], "bench op --device cuda: torch sees no card here", marks=no_card),
     ],
 )
 def test_wrong_input_is_named_and_measures_nothing(words, says, tmp_path, capsys, monkeypatch):

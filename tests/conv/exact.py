@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch._dynamo.backends.debugging import aot_eager
 
 from spectrum.conv.backends import compiled
-from spectrum.conv.backends.choice import Choice
+from spectrum.conv.backends.choice import Choice, candidates
 from spectrum.conv.grouped import GroupedConv2d
 from spectrum.conv.kernels import torch_operation
 from spectrum.conv.norm import BatchNormAct2d
@@ -97,7 +97,7 @@ LAYOUTS = {
 GRADIENT_LAYOUTS = {**LAYOUTS, "expanded": lambda gradient: gradient.new_ones(()).expand(gradient.shape)}
 
 
-CHOICES = ("auto", "native", "coalesced", "compiled")  # what a layer may be made with
+CHOICES = ("auto", *candidates())  # what a layer may be made with
 
 
 def chosen(module, choice):

@@ -9,12 +9,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.testing import assert_close
 from torch.utils.flop_counter import FlopCounterMode
 
 from spectrum import SegmentedConv2d, measure_cost
 from spectrum.conv import grouped
-from spectrum.conv.backends.choice import BACKENDS, choose
-from spectrum.conv.backends.coalesced import coalesced
+from spectrum.conv.backends import choice as choices
+from spectrum.conv.backends.choice import BACKENDS, candidates, choose
+from spectrum.conv.backends.coalesced import BlockDiagonal, Coalesced
 from spectrum.conv.backends.derived import fold
 from spectrum.conv.backends.interface import Geometry
 from spectrum.conv.norm import BatchNormAct2d
@@ -94,7 +96,7 @@ def used(monkeypatch):
     def recording(name, function):
         return lambda *arguments: names.append(name) or function(*arguments)
 
-    for name in ("native", "coalesced", "compiled"):
+    for name in candidates():
         monkeypatch.setattr(BACKENDS[name], "convolve", recording(name, BACKENDS[name].convolve))
     return names
 
@@ -242,20 +244,43 @@ CHOSEN = {
     "4 channels, planes": (16, 4, {}, "contiguous", "compiled coalesced compiled native"),
     "8 channels, planes": (16, 2, {}, "contiguous", "compiled native compiled native"),
     "9 channels, planes": (18, 2, {}, "contiguous", "native native compiled native"),
-    "stride 2": (16, 4, {"stride": 2}, "channels_last", "coalesced coalesced native coalesced"),
+    "stride 2": (16, 4, {"stride": 2}, "channels_last", "compiled coalesced compiled coalesced"),
     "stride (1, 2)": (16, 4, {"stride": (1, 2)}, "channels_last", "coalesced coalesced native coalesced"),
-    "dilation 2": (16, 4, {"dilation": 2}, "channels_last", "coalesced coalesced native coalesced"),
-    "5×5": (16, 4, {"kernel_size": 5}, "channels_last", "coalesced coalesced native coalesced"),
+    "dilation 2": (16, 4, {"dilation": 2}, "channels_last", "compiled coalesced compiled coalesced"),
+    "dilation 3": (16, 4, {"dilation": 3}, "channels_last", "coalesced coalesced native coalesced"),
+    "5×5": (16, 4, {"kernel_size": 5}, "channels_last", "compiled coalesced compiled coalesced"),
+    "7×7 with stride 2": (
+        16,
+        4,
+        {"kernel_size": 7, "stride": 2},
+        "channels_last",
+        "compiled coalesced compiled coalesced",
+    ),
+    "9×9": (16, 4, {"kernel_size": 9}, "channels_last", "coalesced coalesced native coalesced"),
+    "1×1": (16, 4, {"kernel_size": 1}, "channels_last", "compiled coalesced compiled coalesced"),
+    "1×1, 33 channels": (66, 2, {"kernel_size": 1}, "channels_last", "native native native native"),
+    "5×5, 1 channel": (16, 16, {"kernel_size": 5}, "channels_last", "compiled native compiled native"),
+    "5×5, 1 channel, planes": (16, 16, {"kernel_size": 5}, "contiguous", "compiled native compiled native"),
+    "stride 2, 1 channel": (16, 16, {"stride": 2}, "channels_last", "native native compiled native"),
+    "5×5, 9 channels": (18, 2, {"kernel_size": 5}, "channels_last", "native native compiled native"),
+    "stride and dilation 2, 16 channels": (
+        32,
+        2,
+        {"stride": 2, "dilation": 2},
+        "channels_last",
+        "compiled native compiled native",
+    ),
     "1×3": (16, 4, {"kernel_size": (1, 3)}, "channels_last", "coalesced coalesced native coalesced"),
     "padding 3": (16, 4, {"padding": 3}, "channels_last", "coalesced coalesced native coalesced"),
-    "stride 2, 8 channels": (16, 2, {"stride": 2}, "channels_last", "native native native native"),
-    "5×5, 8 channels": (16, 2, {"kernel_size": 5}, "channels_last", "native native native native"),
-    "stride 2, planes": (16, 4, {"stride": 2}, "contiguous", "native coalesced native native"),
-    "stride 2, a prime number of segments": (14, 7, {"stride": 2}, "channels_last", "native native native native"),
-    "stride 2, one run of two is narrow": (
+    "stride 2, 8 channels": (16, 2, {"stride": 2}, "channels_last", "compiled native compiled native"),
+    "5×5, 8 channels": (16, 2, {"kernel_size": 5}, "channels_last", "compiled native compiled native"),
+    "5×5, 8 channels, planes": (16, 2, {"kernel_size": 5}, "contiguous", "native native compiled native"),
+    "stride 2, planes": (16, 4, {"stride": 2}, "contiguous", "compiled coalesced compiled native"),
+    "stride 3, a prime number of segments": (14, 7, {"stride": 3}, "channels_last", "native native native native"),
+    "stride 3, one run of two is narrow": (
         14,
         (2, 2, 10),
-        {"stride": 2},
+        {"stride": 3},
         "channels_last",
         "coalesced coalesced native coalesced",
     ),
@@ -263,7 +288,8 @@ CHOSEN = {
 
 
 @pytest.mark.parametrize("row", CHOSEN.values(), ids=CHOSEN.keys())
-def test_the_backend_follows_from_shape_and_layout(row, used):
+def test_the_backend_follows_from_shape_and_layout(row, used, monkeypatch):
+    monkeypatch.setattr(choices, "maker", lambda: "AuthenticAMD")
     channels, segments, options, layout, expected = row
     x_nchw = images(2, channels, 9, 9, layout=layout)
     for choice in ("auto", "coalesced", "compiled"):
@@ -274,14 +300,62 @@ def test_the_backend_follows_from_shape_and_layout(row, used):
     assert choose("native", x_nchw, geometry) == "native"
 
 
+@pytest.mark.parametrize(("maker", "widest"), [("AuthenticAMD", 32), ("GenuineIntel", 12), ("", 8), ("Another", 8)])
+def test_the_guess_knows_two_makers_and_is_careful_with_others(maker, widest, monkeypatch):
+    monkeypatch.setattr(choices, "maker", lambda: maker)
+    for channels, expected in [(widest, "compiled"), (widest + 1, "native")]:
+        geometry = Geometry((Run(2, channels, channels),), (3, 3), padding=(1, 1))
+        assert choose("auto", images(2, 2 * channels, 9, 9, layout="channels_last"), geometry) == expected
+
+
 @pytest.mark.parametrize(("segments", "expected"), [(4, "coalesced"), (2, "native")])
-def test_other_numbers_than_float32_are_the_librarys(segments, expected, used):
+def test_float64_and_float16_are_the_librarys(segments, expected, used):
     module, x_nchw = bare("auto", 16, segments), images(2, 16, 9, 9)
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast("cpu", torch.float16):
         module(x_nchw)
     copy.deepcopy(module).double()(x_nchw.double())
-    module.bfloat16()(x_nchw.bfloat16())
+    module.half()(x_nchw.half())
     assert used == 3 * [expected]
+
+
+@pytest.mark.parametrize(("segments", "expected"), [(4, "compiled"), (2, "native")])
+def test_narrow_segments_in_bfloat16_keep_their_kernels(segments, expected, used):
+    module, x_nchw = bare("auto", 16, segments), images(2, 16, 9, 9)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert module(x_nchw).dtype == torch.bfloat16
+        assert module(x_nchw.bfloat16()).dtype == torch.bfloat16
+    assert module.bfloat16()(x_nchw.bfloat16()).dtype == torch.bfloat16
+    assert used == 3 * [expected]
+
+
+@pytest.mark.parametrize("layout", LAID_OUT)
+@pytest.mark.parametrize("options", [{}, {"kernel_size": 5, "stride": 2}], ids=str)
+@pytest.mark.parametrize("autocast", [False, True])
+def test_bfloat16_is_rounded_once(options, autocast, layout):
+    """The kernels compute in float32, so a result is bfloat16's nearest number to float32's, gradients included."""
+    module, x_nchw = bare("compiled", 16, (4, 4, 4, 2, 2), **options), images(2, 16, 9, 9, layout=layout).bfloat16()
+    module = module.bfloat16().float()  # weights that bfloat16 holds
+    exact = with_gradients(function_of(module), inputs_of(module, x_nchw.float()))
+    if not autocast:
+        module.bfloat16()
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        ours = with_gradients(function_of(module), inputs_of(module, x_nchw))
+    assert [part.dtype for part in ours[:2]] == 2 * [torch.bfloat16]
+    assert torch.equal(ours[0], exact[0].bfloat16())
+    for mine, true in zip(ours[1:], exact[1:], strict=True):  # of an output's gradient that was rounded
+        assert_close(mine.float(), true, rtol=0.02, atol=0.02 * true.abs().max().item())
+
+
+def test_infinite_weights_under_autocast_give_what_autocast_gives():
+    module, x_nchw = bare("compiled", 16, 4), images(2, 16, 9, 9)
+    with torch.no_grad():
+        module.spatial.weights[0][3, 0, 0, 0] = torch.inf
+    with torch.autocast("cpu", torch.bfloat16):
+        y_nchw = module(x_nchw)
+    exact = module(x_nchw)
+    assert y_nchw.dtype == torch.bfloat16
+    assert torch.equal(y_nchw.isfinite(), exact.isfinite())
+    assert not exact.isfinite().all()
 
 
 @pytest.mark.medium
@@ -314,7 +388,7 @@ def test_segments_lie_together_in_the_widest_group_that_divides_their_number():
         (4, 5, "native"),
         (1, 2, "native"),
     ]:
-        geometry = Geometry((Run(count, size, size),), (3, 3), (2, 2), (1, 1))
+        geometry = Geometry((Run(count, size, size),), (3, 3), (3, 3), (1, 1))
         assert choose("auto", x_nchw, geometry) == expected, (count, size)
 
 
@@ -489,6 +563,7 @@ def test_folding_leaves_parameters_and_state_as_they_are(folds):
 # Coalescing: several segments in one group
 
 
+@pytest.mark.parametrize("backend", [Coalesced(), BlockDiagonal()], ids=["some together", "all together"])
 @pytest.mark.parametrize("layout", LAID_OUT)
 @pytest.mark.parametrize(
     "runs",
@@ -506,7 +581,7 @@ def test_folding_leaves_parameters_and_state_as_they_are(folds):
     ],
     ids=str,
 )
-def test_coalesced_segments_are_a_convolution_with_a_block_diagonal_kernel(runs, layout):
+def test_joined_segments_are_a_convolution_with_a_block_diagonal_kernel(runs, layout, backend):
     """Gradients too: they reach the blocks and nothing between them."""
     geometry = Geometry(runs, (3, 3), (2, 1), (1, 2), (1, 2))
     x_nchw = images(2, sum(run.count * run.in_size for run in runs), 8, 9, layout=layout)
@@ -518,9 +593,9 @@ def test_coalesced_segments_are_a_convolution_with_a_block_diagonal_kernel(runs,
         return F.conv2d(x_nchw, kernel, None, geometry.stride, geometry.padding, geometry.dilation)
 
     inputs = [x_nchw, *weights]
-    ours = with_gradients(lambda x, *weights: coalesced(x, weights, geometry), inputs)
+    ours = with_gradients(lambda x, *weights: backend.convolve(x, weights, geometry), inputs)
     assert_exact(ours, with_gradients(dense, doubled(inputs)), 2 * 8 * 9)
-    ours = with_second_gradients(lambda x, *weights: coalesced(x, weights, geometry), inputs)
+    ours = with_second_gradients(lambda x, *weights: backend.convolve(x, weights, geometry), inputs)
     assert_exact(ours, with_second_gradients(dense, doubled(inputs)), 4 * 2 * 8 * 9)
 
 

@@ -79,3 +79,19 @@ def test_on_odd_kernels_without_a_stride_both_kinds_of_same_are_one() -> None:
     assert SegmentedConv2d(4, 4, padding="tf_same").spatial.geometry == SegmentedConv2d(4, 4).spatial.geometry
     with pytest.raises(ValueError, match="tf_same"):
         SegmentedConv2d(4, 4, padding="valid")  # type: ignore[arg-type]
+
+
+@pytest.mark.medium
+@pytest.mark.parametrize("multiplier", [2, 3])
+def test_an_inner_width_is_the_depth_multiplier_of_keras(keras: Any, multiplier: int) -> None:
+    theirs = keras.layers.SeparableConv2D(
+        7, 3, padding="same", depth_multiplier=multiplier, use_bias=False, data_format="channels_last"
+    )
+    theirs.build((None, None, None, 5))
+    ours = SegmentedConv2d(5, 7, segments="per_channel", order="spatial_first", mid_channels=5 * multiplier)
+    assert ours.pointwise is not None
+    with torch.no_grad():  # kernel (3, 3, in, m): channel c·m + j of the middle is input c's j-th filter
+        ours.spatial.weights[0].copy_(theirs.depthwise_kernel.value.permute(2, 3, 0, 1).reshape(-1, 1, 3, 3))
+        ours.pointwise.weights[0].copy_(theirs.pointwise_kernel.value.permute(3, 2, 0, 1))
+    x_nchw = torch.randn(2, 5, 9, 8)
+    assert_close(ours(x_nchw), theirs(x_nchw.permute(0, 2, 3, 1)).permute(0, 3, 1, 2), rtol=1e-4, atol=1e-5)

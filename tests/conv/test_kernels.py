@@ -34,31 +34,40 @@ class Convolution(NamedTuple):
     weights: list[Tensor]
     runs: list[Run]
     padding: tuple[int, int]
+    stride: int = 1
+    dilation: int = 1
 
     @property
     def terms(self):
         """Products in the longest sum: of a window's taps, or of a kernel's gradient over all pixels."""
         n, _, h, w = self.x_nchw.shape
-        return max(n * (h + 4) * (w + 4), *(9 * max(run.in_size, run.out_size) for run in self.runs))
+        taps = self.weights[0][0, 0].numel()
+        return max(n * (h + 4) * (w + 4), *(taps * max(run.in_size, run.out_size) for run in self.runs))
 
     def ours(self, x_nchw, *weights):
-        return kernel.segmented_conv2d(x_nchw, weights, self.runs, self.padding)
+        return kernel.segmented_conv2d(x_nchw, weights, self.runs, self.padding, self.stride, self.dilation)
 
     def exact(self, x_nchw, *weights):
         parts = x_nchw.split([run.count * run.in_size for run in self.runs], dim=1)
         return torch.cat(
             [
-                F.conv2d(part, weight, padding=self.padding, groups=run.count)
+                F.conv2d(part, weight, None, self.stride, self.padding, self.dilation, run.count)
                 for part, weight, run in zip(parts, weights, self.runs, strict=True)
             ],
             dim=1,
         )
 
 
-def convolution(runs, batch=2, height=6, width=5, padding=(1, 1), layout="channels_last"):
+def convolution(runs, batch=2, height=6, width=5, padding=(1, 1), layout="channels_last", k=3, stride=1, dilation=1):
     x_nchw = torch.randn(batch, sum(run.count * run.in_size for run in runs), height, width)
-    weights = [torch.randn(run.count * run.out_size, run.in_size, 3, 3) for run in runs]
-    return Convolution(LAYOUTS[layout](x_nchw), weights, runs, padding)
+    weights = [torch.randn(run.count * run.out_size, run.in_size, k, k) for run in runs]
+    return Convolution(LAYOUTS[layout](x_nchw), weights, runs, padding, stride, dilation)
+
+
+def windowed(runs, k, stride, dilation, padding=None, batch=2, height=17, width=15):
+    """The same with another window; padding "same" unless it is given."""
+    same = dilation * (k - 1) // 2
+    return convolution(runs, batch, height, width, padding or (same, same), k=k, stride=stride, dilation=dilation)
 
 
 def assert_convolves_exactly(case, gradient="contiguous"):
@@ -91,10 +100,17 @@ def convolutions(draw):
         in_size = draw(size)
         most = 6 if in_size > 1 else 70  # several vectors of segments of one channel
         runs.append(Run(draw(st.integers(1, most)), in_size, in_size if draw(st.booleans()) else draw(size)))
-    padding = draw(st.integers(0, 2)), draw(st.integers(0, 2))
-    height, width = (draw(st.integers(max(1, 3 - 2 * p), 14)) for p in padding)
+    k, stride, dilation = draw(st.sampled_from([3, *kernel.KERNELS])), draw(st.integers(1, 2)), draw(st.integers(1, 2))
+    reach = dilation * (k - 1)
+    padding = draw(st.integers(0, reach)), draw(st.integers(0, reach))
+    height, width = (draw(st.integers(max(1, reach + 1 - 2 * p), reach + 12)) for p in padding)
     torch.manual_seed(draw(st.integers(0, 2**20)))
-    return convolution(runs, draw(st.integers(1, 4)), height, width, padding, draw(st.sampled_from(list(LAYOUTS))))
+    layout, batch = draw(st.sampled_from(list(LAYOUTS))), draw(st.integers(1, 4))
+    return convolution(runs, batch, height, width, padding, layout, k, stride, dilation)
+
+
+WINDOWS = [(k, stride, dilation) for k in kernel.KERNELS for stride in (1, 2) for dilation in (1, 2)]
+every_window = pytest.mark.parametrize("window", WINDOWS, ids=lambda w: f"{w[0]}x{w[0]}-stride{w[1]}-dilation{w[2]}")
 
 
 @pytest.mark.medium
@@ -109,6 +125,83 @@ def test_any_segments_of_any_image_are_convolved_exactly(case, gradient):
 def test_one_channel_a_segment_is_convolved_exactly_in_rows_of_any_length(padding, channels):
     for width in range(3, 20):
         assert_convolves_exactly(convolution([Run(channels, 1, 1)], 2, 3 + width % 4, width, padding))
+
+
+@every_window
+@pytest.mark.parametrize("size", [1, 3, 5, 8, 13, 20])
+def test_every_window_is_convolved_exactly(window, size):
+    """Also without padding and with as much as there may be, and of unequal segments."""
+    reach = window[2] * (window[0] - 1)
+    runs = [Run(19 if size == 1 else 3, size, size), Run(2, size, 21 - size)]
+    for padding in (None, (0, reach), (reach, 0)):
+        assert_convolves_exactly(windowed(runs, *window, padding))
+
+
+@every_window
+@pytest.mark.parametrize("size", [1, 4, 20])
+def test_every_window_is_convolved_exactly_in_images_smaller_than_it(window, size):
+    k, _, dilation = window
+    reach = dilation * (k - 1)
+    for height, width in ((1, 1), (1, 9), (9, 2)):
+        padding = tuple(min(reach, reach // 2 + 1) for _ in range(2))
+        assert_convolves_exactly(windowed([Run(3, size, size)], *window, padding, height=height, width=width))
+
+
+@every_window
+def test_every_window_of_an_image_that_is_cut_into_strips_is_convolved_exactly(window):
+    """Half a megabyte holds 58 rows of 35 pixels of 64 channels."""
+    assert_convolves_exactly(windowed([Run(16, 4, 4)], *window, batch=1, height=151, width=31))
+
+
+@every_window
+def test_second_derivatives_are_exact_for_every_window(window):
+    case = windowed([Run(3, 4, 2), Run(2, 5, 5)], *window, batch=1, height=9, width=10)
+    inputs = [case.x_nchw, *case.weights]
+    ours, exact = with_second_gradients(case.ours, inputs), with_second_gradients(case.exact, doubled(inputs))
+    assert_exact(ours, exact, 4 * case.terms)
+
+
+@every_window
+@pytest.mark.parametrize("number", [1, 2])
+def test_the_same_threads_give_the_same_bits_for_every_window(window, number):
+    case = windowed([Run(20, 1, 1), Run(6, 4, 4), Run(2, 12, 12)], *window, batch=3)
+    with threads(number):
+        first, second = (with_gradients(case.ours, [case.x_nchw, *case.weights]) for _ in range(2))
+    assert all(map(torch.equal, first, second))
+
+
+@every_window
+def test_an_empty_batch_of_every_window_has_gradients_of_zero(window):
+    assert_convolves_exactly(windowed([Run(2, 4, 4), Run(1, 3, 3)], *window, batch=0))
+
+
+@every_window
+@pytest.mark.parametrize("strange", [torch.nan, torch.inf])
+@pytest.mark.parametrize("of", ["input", "weight", "gradient"])
+def test_what_is_not_a_number_stays_in_its_segment_in_every_window(window, strange, of):
+    case = windowed([Run(18, 1, 1), Run(3, 4, 4), Run(2, 9, 9)], *window)
+    channels = [3, 22, 38]  # of each run
+    with torch.no_grad():
+        if of == "input":
+            case.x_nchw[1, channels, 4, 4] = strange
+        if of == "weight":
+            for weight in case.weights:
+                weight[1, 0, 0, -1] = strange
+
+    def arrange(gradient):
+        if of == "gradient":
+            gradient[1, channels, 1, 2] = strange
+        return gradient
+
+    inputs = [case.x_nchw, *case.weights]
+    ours, exact = (with_gradients(f, t, arrange) for f, t in ((case.ours, inputs), (case.exact, doubled(inputs))))
+    # In float32, for its choice of what to leave out; but not of 1×1 kernels, which leave nothing out: see
+    # uxlfoundation/oneDNN issue 6035.
+    library = exact if window[0] == 1 else with_gradients(case.exact, inputs, arrange)
+    assert not all(part.isfinite().all() for part in exact)
+    for mine, true in zip(ours, library, strict=True):
+        assert torch.equal(mine.isnan(), true.isnan())
+        assert torch.equal(mine.isinf(), true.isinf())
 
 
 @pytest.mark.parametrize("size", [4, 15])
@@ -258,23 +351,24 @@ def test_summing_a_hundred_thousand_pixels_stays_as_exact_as_the_librarys(number
 @pytest.mark.medium
 def test_the_operations_are_what_torch_asks_of_operations():
     case = convolution([Run(2, 3, 3)], batch=1)
-    sizes, flat = [2, 3, 3], case.weights[0].flatten()
+    sizes, window, flat = [2, 3, 3], [3, 1, 1, 1, 1, 0], case.weights[0].flatten()
     x, weight, bias = torch.randn(2, 6, 3, 4).contiguous(memory_format=LAST), torch.rand(6) + 1, torch.rand(6)
     added = torch.randn_like(x)
     library = torch.ops.spectrum
     with_grad = [t.clone().requires_grad_() for t in (case.x_nchw, flat)]
-    torch.library.opcheck(library.segmented_conv2d, (*with_grad, sizes, [1, 1]))
+    torch.library.opcheck(library.segmented_conv2d, (*with_grad, sizes, window))
     gy = case.ours(case.x_nchw, *case.weights).requires_grad_()
-    torch.library.opcheck(library.segmented_conv2d_backward, (*with_grad, gy, sizes, [1, 1], True, True))
-    torch.library.opcheck(library.segmented_conv2d_backward, (*with_grad, gy, sizes, [1, 1], False, True))
+    torch.library.opcheck(library.segmented_conv2d_backward, (*with_grad, gy, sizes, window, True, True))
+    torch.library.opcheck(library.segmented_conv2d_backward, (*with_grad, gy, sizes, window, False, True))
     norm = [t.requires_grad_() for t in (x, added, weight, bias)]
     torch.library.opcheck(library.batch_norm_act, (*norm, 1e-5, True))
     torch.library.opcheck(library.batch_norm_act, (x, None, weight, bias, 1e-5, False))
 
 
+@pytest.mark.parametrize("window", [(3, 1, 1), (5, 2, 1), (3, 2, 2)], ids=str)
 @pytest.mark.parametrize("bound", [True, False])
-def test_bound_or_called_from_python_the_kernels_give_the_same_bits(bound, monkeypatch):
-    case = convolution([Run(3, 4, 4), Run(2, 5, 3)], 2, 7, 9)
+def test_bound_or_called_from_python_the_kernels_give_the_same_bits(bound, window, monkeypatch):
+    case = windowed([Run(3, 4, 4), Run(2, 5, 3)], *window, height=7, width=9)
     x, added, weight, bias = (t.contiguous(memory_format=LAST) if t.dim() > 1 else t for t in norm_inputs())
     both = {
         "convolution": (case.ours, [case.x_nchw, *case.weights]),
@@ -314,6 +408,12 @@ def check_library(library):
         for size in SIZES:
             assert_convolves_exactly(widths_case(size, size))
             assert_convolves_exactly(widths_case(size, 21 - size if size < 21 else 5, (size % 3, 2)))
+        for window in WINDOWS:
+            for size in (1, 3, 4, 8, 13, 33):
+                assert_convolves_exactly(windowed([Run(3, size, size), Run(19 // size + 1, size, size)], *window))
+                assert_convolves_exactly(
+                    windowed([Run(2, size, 5)], *window, (0, window[2] * (window[0] - 1)), batch=1)
+                )
         for channels, width in ((16, 9), (35, 13), (150, 3)):
             for padding in ((1, 1), (2, 0)):
                 assert_convolves_exactly(convolution([Run(channels, 1, 1)], 2, 5, width, padding))

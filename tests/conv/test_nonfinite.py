@@ -217,7 +217,7 @@ def test_segments_that_lie_together_are_apart_in_every_type(dtype):
     assert_alike(results(own, x_nchw, gy_nchw), results(chosen(module, "native"), x_nchw, gy_nchw), rtol=0.05, atol=0.2)
     with backends_seen(own) as seen:
         own(x_nchw)
-    assert seen == {"": "coalesced"}
+    assert seen == {"": "compiled" if dtype == torch.bfloat16 else "coalesced"}
     with torch.autocast("cpu", torch.bfloat16):
         y_nchw = chosen(module.float(), "auto")(x_nchw.float())
     assert [c for c in range(8) if not y_nchw[:, c].isfinite().all()] == [2, 3]

@@ -56,7 +56,11 @@ def operations(draw):
     }
     smaller = min(in_channels, out_channels)
     if pointwise:
-        channels = out_channels if order == "pointwise_first" else in_channels
+        outer = (out_channels, in_channels) if order == "pointwise_first" else (in_channels, out_channels)
+        mid = draw(st.none() | st.integers(1, 9))
+        options["mid_channels"] = mid
+        channels = outer[0] if mid is None else min(outer[0], mid)
+        smaller = min(in_channels, out_channels) if mid is None else min(outer[1], mid)
         options["activation"] = draw(st.sampled_from([None, "none", "relu", "elu", "gelu", "silu"]))
         options["norm"] = draw(st.booleans())
         options["pointwise_segments"] = draw(st.integers(1, smaller))
@@ -64,7 +68,7 @@ def operations(draw):
     else:
         channels = smaller
     kind = draw(st.sampled_from(["count", "per_channel", "sizes"]))
-    if kind == "sizes" and (pointwise or in_channels == out_channels):
+    if kind == "sizes" and (options.get("mid_channels") is None if pointwise else in_channels == out_channels):
         options["segments"] = draw(sizes_of(channels))
     elif kind == "per_channel" and (pointwise or out_channels >= in_channels):
         options["segments"] = "per_channel"
@@ -317,8 +321,38 @@ def test_a_bare_operation_cannot_be_per_channel_into_fewer_channels():
 
 def test_an_unknown_backend_is_refused(monkeypatch):
     monkeypatch.setenv("SPECTRUM_BACKEND", "magic")
-    with pytest.raises(ValueError, match="SPECTRUM_BACKEND=magic: no such backend; try 'auto', 'coalesced'"):
+    with pytest.raises(ValueError, match="SPECTRUM_BACKEND=magic: no such backend; try 'auto', 'block_diagonal'"):
         SegmentedConv2d(4, 4)
     monkeypatch.setenv("SPECTRUM_BACKEND", " auto")
     with pytest.raises(ValueError, match="SPECTRUM_BACKEND=' auto': no such backend; did you mean 'auto'"):
         SegmentedConv2d(4, 4)
+
+
+@pytest.mark.parametrize(("mid_channels", "segments"), [(4, "per_channel"), (12, "per_channel"), (7, 3), (20, 5)])
+@pytest.mark.parametrize("order", ORDERS)
+def test_an_inner_width_is_that_of_two_convolutions_of_torch(order, mid_channels, segments):
+    ours = SegmentedConv2d(6, 10, segments=segments, order=order, mid_channels=mid_channels, activation="relu").double()
+    first, second = ((6, mid_channels), (mid_channels, 10))
+    inner = second if order == "pointwise_first" else first
+    count = min(inner) if segments == "per_channel" else segments
+    dense = reference.block_diagonal(reference.kernels_by_segment(ours.spatial))
+    assert ours.segments == count
+    assert dense.shape[:2] == inner[::-1]
+    x, pointwise = torch.randn(2, 6, 8, 8, dtype=torch.float64), ours.pointwise.weights[0]
+    if order == "pointwise_first":
+        y = nn.functional.conv2d(nn.functional.conv2d(x, pointwise).relu(), dense, padding=1)
+    else:
+        y = nn.functional.conv2d(nn.functional.conv2d(x, dense, padding=1).relu(), pointwise)
+    assert_close(ours(x), y)
+    assert ours.mid_channels == mid_channels
+    assert f"mid_channels={mid_channels}" in repr(ours)
+
+
+def test_wrong_inner_widths_are_refused():
+    for mid, said in ((0, "mid_channels=0: expected a whole"), ("8", "without quotes"), (2.5, "mid_channels=2.5")):
+        with pytest.raises(ValueError, match=said):
+            SegmentedConv2d(4, 4, mid_channels=mid)
+    with pytest.raises(ValueError, match="mid_channels: needs the 1×1"):
+        SegmentedConv2d(4, 4, mid_channels=8, pointwise=False)
+    with pytest.raises(ValueError, match="segments=5: more than the 3 channels"):
+        SegmentedConv2d(4, 8, mid_channels=3, segments=5)

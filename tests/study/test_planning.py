@@ -1,6 +1,7 @@
 """Plans: widths solved for budgets, frozen, and what contrasts change."""
 
 import itertools
+from dataclasses import replace
 
 import pytest
 import torch
@@ -183,21 +184,29 @@ def test_what_no_layer_can_have_is_refused(said):
         plan_study(study(base=said | {"widths": [16, 32, 32]}, axes={"seed": [0]}))
 
 
+FASTER = 0.7  # time of a step with measured backends, as a share of that with guessed ones
+
+
 @pytest.fixture
 def told_times(monkeypatch):
     """Times that are told, not measured, since machines are busy: a step takes as long as it has MACs, and noise."""
     noise = itertools.cycle([1.0, 1.01, 0.99])
     calls = []
 
-    def stepper(self, run, images):
-        return measure_cost(build(run, images), images.shape).macs
+    def stepper(self, run, images, *, tuned=False):
+        gains = FASTER if tuned and run.segments != "per_channel" else 1.0
+        return gains * measure_cost(build(run, images), images.shape).macs
 
     def ratio(step, standard, threads):
         calls.append(threads)
         return speed.Ratio(step / standard * next(noise), 1e-9 * standard)
 
     monkeypatch.setattr(planning._Planner, "_stepper", stepper)
-    monkeypatch.setattr(planning._Planner, "_time_step", lambda self, run, images: 1e-9 * stepper(self, run, images))
+    monkeypatch.setattr(
+        planning._Planner,
+        "_time_step",
+        lambda self, run, images, *, tuned: 1e-9 * stepper(self, run, images, tuned=tuned),
+    )
     monkeypatch.setattr(speed, "step_time_ratio", ratio)
     return calls
 
@@ -236,6 +245,31 @@ def test_step_times_are_matched_and_kept_whatever_else_changes(told_times):
     assert not told_times
     plan_study(study(axes=axes, budget=budget, base={"batch_size": 25}), frozen=frozen)
     assert told_times, "another batch, another time"
+
+
+@pytest.mark.medium
+def test_step_times_match_with_the_backends_that_training_will_have(told_times):
+    """Measured backends make all but the reference faster, so that they may be wider."""
+    said = study(axes={"segments": [1, 4, "per_channel"]}, budget={"match": "step_time", "reference": PER_CHANNEL})
+    *others, reference = plan_study(said, tune=True)
+    for one in others:
+        assert abs(FASTER * one.macs / reference.macs - 1) <= 0.05
+        assert abs(one.mismatch) <= 0.03
+
+
+@pytest.mark.medium
+def test_a_step_time_that_no_widths_match_as_measured_is_refused(told_times, monkeypatch):
+    """As on a machine whose backends are twice as fast or twice as slow as guessed, from one width to the next."""
+    guessed, jumps = planning._Planner._stepper, itertools.cycle([0.5, 2.0])
+
+    def stepper(self, run, images, *, tuned=False):
+        jump = next(jumps) if tuned and run.segments == 4 else 1.0
+        return jump * guessed(self, run, images)
+
+    monkeypatch.setattr(planning._Planner, "_stepper", stepper)
+    said = study(axes={"segments": [4]}, budget={"match": "step_time", "reference": PER_CHANNEL})
+    with pytest.raises(SpecError, match="with the backends that are fastest here; try --tune off"):
+        plan_study(said, tune=True)
 
 
 @pytest.mark.medium
@@ -319,7 +353,34 @@ def test_a_contrast_of_segments_is_fair_at_an_equal_budget_only():
 def test_a_contrast_of_budgets_is_one_factor():
     sides = between({"match": "none", "segments": 1}, {"match": "params", "segments": 1})
     said = study(**sides, budget={"match": ["none", "params"], "reference": PER_CHANNEL})
+    (examined,) = examine(said, planned := plan_study(said))
+    params = {(one.match, one.asked.segments): one.params for one in planned}
+    wide, narrow = params["none", 1], params["params", 1]
+    assert wide > 2 * narrow
+    assert str(examined.factors[0]).startswith(f"budget: none → params ({wide:,} → {narrow:,} parameters; ")
+    assert str(examined.factors[0]).endswith(" MACs)")
     assert factors(said) == [["budget"]]
+
+
+@pytest.mark.parametrize("match", ["params", "macs", "step_time"])
+def test_sides_whose_budgets_differ_in_size_are_not_matched(match):
+    contrasts = [
+        {"name": "width", "between": [{"width": 2.0}, {"width": 1.0}]},
+        {"name": "split", "between": [{"segments": 1}, PER_CHANNEL]},
+    ]
+    counted = "params" if match == "step_time" else match  # to measure times would take a minute
+
+    def matched(budget):
+        axes = {"segments": [1, "per_channel"], "width": [1.0, 2.0]}
+        return study(axes=axes, budget={"match": budget, "reference": PER_CHANNEL}, contrasts=contrasts)
+
+    planned = [replace(one, match=match) for one in plan_study(matched(counted))]
+    width, split = examine(matched(match), planned)
+    word = {"params": "parameter", "macs": "MAC", "step_time": "time"}[match]
+    under = f", under {word} budgets of different size"
+    assert [factor.name for factor in width.factors] == ["width", f"parameters{under}", f"MACs{under}"]
+    assert width.confounded
+    assert not split.confounded
 
 
 def test_bsconvs_swap_is_flagged_factor_by_factor():

@@ -5,6 +5,7 @@ plots.spectrum_curve(load_results("results/order"))
 """
 
 from spectrum.analysis.plots.accuracy import budget_panels, spectrum_curve
+from spectrum.analysis.plots.compared import compared
 from spectrum.analysis.plots.costs import accuracy_against, cost_by_layer, roofline_curve, time_against_macs
 from spectrum.analysis.plots.differences import difference_curve, forest
 from spectrum.analysis.plots.drawing import save_figure, style
@@ -16,6 +17,7 @@ from spectrum.analysis.plots.maps import setting_map, tuning_map
 __all__ = [
     "accuracy_against",
     "budget_panels",
+    "compared",
     "cost_by_layer",
     "difference_curve",
     "forest",

@@ -25,10 +25,11 @@ from spectrum.analysis.plots.drawing import (
     spectrum_axis,
     styled,
 )
-from spectrum.analysis.plots.frame import MOST_NAMED, name_curves, sample, say, say_of_all, share_legend
-from spectrum.analysis.plots.words import Wishes, budgets_of, seeds_label, setting_label, setting_name
+from spectrum.analysis.plots.frame import MOST_NAMED, name_curves, sample, say, say_of_all, share_legend, title_panel
+from spectrum.analysis.plots.words import Wishes, budgets_of, seeds_label
 from spectrum.analysis.summary import summarise
 from spectrum.analysis.table import IMAGES, SPLIT, spectrum_position, split_labels, varied_settings
+from spectrum.analysis.words import setting_label, setting_name
 
 TITLE = "Accuracy along the spectrum"
 MARKS = "mean and 95% CI; dots: runs"
@@ -57,7 +58,7 @@ def spectrum_curve(
         title: what the picture answers or finds; by default its task.
         caption: whether to say data set, seeds, budget and study.
         colors: of the curves, in their order or by their labels.
-        labels: your words for labels, such as {"activation relu": "ReLU"}.
+        labels: your words for labels, such as {"no activation": "linear"}.
 
     Configurations stand at the segments that their widest layer really has, per-channel at one place, and a plain 3×3
     left of 1 segment. More than five curves stand in panels, one for each teacher, data set or other setting. Where
@@ -139,14 +140,14 @@ def _panels(
     rest = [name for name in names if name != over]
     parts = list(results[results[metric].notna()].groupby(over, sort=False, dropna=False))
     figure, panels = grid_of(len(parts), 2.35, 2.3)
-    called = list(dict.fromkeys(setting_label(rest, values) for values in _combinations(table, rest)))
+    called = list(dict.fromkeys(setting_label(rest, values) for values in combinations(table, rest)))
     looks = dict(zip(called, looks_of([None] * len(called), called, wishes), strict=True))
     for (value, part), ax in zip(parts, panels, strict=True):
         curves = list(part.groupby(rest, sort=False, dropna=False))
         there = [setting_label(rest, values) for values, _ in curves]
         own = Wishes(colors={label: looks[label]["color"] for label in there}, labels=wishes.labels)
         _draw_curves(ax, results, table, metric, (rest, rest), curves, own)
-        ax.set_title(wishes.called(setting_label([over], [value])), fontsize=9)
+        title_panel(ax, wishes.called(setting_label([over], [value])))
     tidy(panels)
     share_legend(figure, [sample(wishes.called(label), look) for label, look in looks.items()])
     facts = f"{seeds_label(table, names)} · {budgets_of(table)} · {MARKS}"
@@ -161,14 +162,15 @@ def _panel_setting(table: pd.DataFrame, names: Sequence[str]) -> str:
         return images[0]
 
     def crowd(name: str) -> tuple[bool, int, int]:
-        combinations = [values[names.index(name)] for values in _combinations(table, names)]
-        most = max(map(combinations.count, combinations))
-        return most > MOST_NAMED, len(set(map(repr, combinations))), most
+        values_of = [values[names.index(name)] for values in combinations(table, names)]
+        most = max(map(values_of.count, values_of))
+        return most > MOST_NAMED, len(set(map(repr, values_of))), most
 
     return min(names, key=crowd)
 
 
-def _combinations(table: pd.DataFrame, names: Sequence[str]) -> list[tuple[Any, ...]]:
+def combinations(table: pd.DataFrame, names: Sequence[str]) -> list[tuple[Any, ...]]:
+    """The values of some settings that occur together, in the order of the table."""
     return list(table[list(names)].drop_duplicates().itertuples(index=False, name=None))
 
 
@@ -230,7 +232,7 @@ def budget_panels(
     names = [name for name in varied_settings(table) if name != "match"]
     figure, panels = grid_of(len(matches), 2.9, 2.1)
     called = [setting_label(["match"], [match]) for match in matches]
-    every = [()] if not names else _combinations(table, names)
+    every = [()] if not names else combinations(table, names)
     telling, along = telling_apart(names, every)
     budget_looks = looks_of(matches, called, wishes)
     for match, label, look, ax in zip(matches, called, budget_looks, panels, strict=True):
@@ -241,7 +243,7 @@ def budget_panels(
             _side_by_side(ax, table, metric, names or ["match"], curves, own, named=bool(names))
         else:
             _draw_curves(ax, table, table, metric, (names or ["match"], telling or ["match"]), curves, own)
-        ax.set_title(f"{wishes.called(label)}, {seeds_label(part, names)}", fontsize=9)
+        title_panel(ax, f"{wishes.called(label)}, {seeds_label(part, names)}")
     tidy(panels)
     if names:
         handles, _ = panels[0].get_legend_handles_labels()

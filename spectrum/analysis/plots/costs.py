@@ -31,8 +31,9 @@ from spectrum.analysis.plots.drawing import (
     wrapped,
 )
 from spectrum.analysis.plots.frame import frame, inches_of_text, legend_beside, name_curves, sample, say
-from spectrum.analysis.plots.words import Wishes, setting_label
+from spectrum.analysis.plots.words import Wishes
 from spectrum.analysis.table import IMAGES, SPLIT, budget_name, split_labels, varied_settings
+from spectrum.analysis.words import setting_label
 
 if TYPE_CHECKING:  # it needs torch, which reading and drawing a table do not
     from spectrum.cost.count import Cost, LayerCost

@@ -27,9 +27,11 @@ from spectrum.analysis.plots.drawing import (
     spectrum_axis,
     styled,
 )
-from spectrum.analysis.plots.frame import broken, legend_beside, say, shortened
-from spectrum.analysis.plots.words import Wishes, setting_label
+from spectrum.analysis.plots.frame import broken, inches_of_text, legend_beside, say, shortened
+from spectrum.analysis.plots.words import Wishes
+from spectrum.analysis.sentences import comparison_labels
 from spectrum.analysis.table import SPLIT, has, varied_settings
+from spectrum.analysis.words import side_words
 
 VERDICTS = {  # what a verdict is called beside its values, and how it looks
     "higher": ("better", "#0072B2", True),
@@ -39,6 +41,7 @@ VERDICTS = {  # what a verdict is called beside its values, and how it looks
     "equivalent": ("equivalent", "#007355", True),
 }
 OPEN = ("inconclusive", "0.4", False)
+LABEL = 2.5  # inches of the names of comparisons
 
 
 @styled
@@ -61,11 +64,15 @@ def forest(
         title: what the picture answers or finds; by default its task.
         caption: whether to say data set, seeds, budget and study.
         colors: of the comparisons, in their order or by their names.
-        labels: your words for labels, such as the name of a comparison, and a shorter one.
+        labels: your words for labels; for a comparison by its name, such as {"ReLU or none": "with − without ReLU"}.
 
-    A difference is of the first side minus the second; "better" says that the first has the higher accuracy. Open marks
-    are inconclusive. Slopes are in percentage points per doubling of the segments, and say so. Comparisons without
-    runs are left out. Raises ValueError when none is left.
+    Each comparison is labelled by its sides, "A − B", and by what they share, as in tables; so the label says what was
+    compared, in the words of today, whatever a plan called it when it was frozen. Its name stands only where sides do
+    not tell it: where they have no words, or the same as another comparison. A name that says more than the sides, such
+    as that of a published design, comes by `labels`.
+
+    A difference is of A minus B; "better" says that A has the higher accuracy. Open marks are inconclusive. Comparisons
+    without runs are left out. Raises ValueError when none is left.
     """
     if not {"n", "verdict"} <= set(contrasts):
         raise ValueError("forest: expected a table of stats.contrasts first, then the results that it is of")
@@ -74,22 +81,35 @@ def forest(
         raise ValueError("forest: no contrast has a run on every side")
     ax = axes_or_new(ax)
     wishes = Wishes(title, caption, colors, labels)
+    names = [shortened(name, LABEL, small(), 4) for name in _called(contrasts, wishes)]
     if isinstance(figure_of(ax), ShownFigure):
-        figure_of(ax).set_size_inches(7.2, 0.9 + 0.36 * len(table))
+        lines = max(len(name.splitlines()) for name in names)
+        figure_of(ax).set_size_inches(7.2, 0.9 + max(0.36, 0.1 + 0.0167 * small() * lines) * len(table))
     for place, (_, row) in enumerate(table.iterrows()):
         _comparison(ax, place, row, wishes)
-    notes = table["kind"].map({"slope": "\n(per doubling)"}).fillna("")
-    notes += table["confounded"].map({True: "\n(confounded)", False: ""})
-    names = [f"{wishes.called(name)}{note}" for name, note in zip(table["name"], notes, strict=True)]
-    ax.set_yticks(range(len(table)), [shortened(name, 2.5, small(), 4) for name in names], fontsize=small())
+    ax.set_yticks(range(len(table)), names, fontsize=small())
     ax.set_ylim(len(table) - 0.5, -0.5)
     ax.axvline(0, color="0.4", lw=0.8)
     ax.grid(axis="y", visible=False)
-    ax.set_xlabel(wishes.called("first minus second, percentage points"))
+    ax.set_xlabel(wishes.called("A − B, percentage points"))
     margin = "; grey: margin" if table["margin"].notna().any() else ""
     marks = f"bars: 95% CI{margin}; open: inconclusive"
     say(ax, results, varied_settings(results), marks, wishes=wishes, title="Comparisons, with their verdicts")
     return figure_of(ax)
+
+
+def _called(contrasts: pd.DataFrame, wishes: Wishes) -> list[str]:
+    """What each comparison that has runs is called, on lines: its sides, what they share, and what else to know."""
+    found = []
+    for label, (_, row) in zip(comparison_labels(contrasts), contrasts.iterrows(), strict=True):
+        own = wishes.called(row["name"])
+        by_name = own != row["name"] or label == (row["name"], "")
+        per_doubling = "(per doubling)" if by_name and row["kind"] == "slope" else ""
+        sides = label[0] if inches_of_text(label[0], small()) < LABEL else label[0].replace(" − ", " −\n")
+        lines = [own if by_name else sides, "" if by_name else label[1], per_doubling]
+        if row["n"]:
+            found.append("\n".join(filter(None, [*lines, "(confounded)" if row["confounded"] else ""])))
+    return found
 
 
 def _comparison(ax: Axes, place: int, row: pd.Series, wishes: Wishes) -> None:
@@ -146,7 +166,7 @@ def difference_curve(
         title: what the picture answers or finds; by default its task.
         caption: whether to say data set, seeds, budget and study.
         colors: of the curves, in their order or by their labels.
-        labels: your words for labels, such as {"activation relu": "ReLU"}.
+        labels: your words for labels, such as {"no activation": "linear"}.
 
     An interval that lies within the band shows equivalence at that place, at 2.5% and by itself. The pairs of runs are
     drawn as dots where there is one curve. Convolutions without a 1×1 are left out, and so are places where no
@@ -163,7 +183,7 @@ def difference_curve(
     if margin is not None:
         ax.axhspan(-100 * margin, 100 * margin, color="0.9", lw=0, zorder=0, label=f"margin, ±{100 * margin:g} pp")
     ax.axhline(0, color="0.4", lw=0.8)
-    words_of = [[setting_label(list(side), list(side.values())) for side in pair] for pair in pairs]
+    words_of = [list(map(side_words, pair)) for pair in pairs]
     for number, (differences, words) in enumerate(zip(found, words_of, strict=True)):
         label = wishes.called(words[0]) if len(pairs) > 1 else None
         moved = {place * offset_of(number, len(pairs)): one for place, one in differences.items()}

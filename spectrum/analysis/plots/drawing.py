@@ -20,8 +20,10 @@ from matplotlib.figure import Figure, SubFigure
 
 from spectrum._files import write_whole
 from spectrum.analysis.inference import t_interval
-from spectrum.analysis.plots.words import PLAIN, Wishes, data_name
+from spectrum.analysis.plots.words import Wishes
 from spectrum.analysis.table import scored, segments_label, spectrum_position, split_labels
+from spectrum.analysis.words import data_name
+from spectrum.models.position import PLAIN
 
 STYLE = Path(__file__).with_name("spectrum.mplstyle")
 LEAST_POINTS = 7.0  # of type
@@ -258,7 +260,7 @@ def spectrum_axis(ax: Axes, table: pd.DataFrame, wishes: Wishes) -> None:
 
 
 def _with_room(ax: Axes, names: dict[float, str], doublings: float) -> list[float]:
-    """The places whose labels do not lie on each other: the first and the last, then what has room between."""
+    """The places whose labels do not lie on each other: both ends, then what has room between, powers of two first."""
     inches = 0.92 * max(0.8, inches_of(ax)[0] - _inches_beside(ax)) / doublings
     places = sorted(names)
 
@@ -268,7 +270,8 @@ def _with_room(ax: Axes, names: dict[float, str], doublings: float) -> list[floa
 
     first = next((place for place in places if place >= 1), places[0])
     shown = [first]
-    for place in (places[-1], places[0], *places[1:-1]):
+    between = sorted(places[1:-1], key=lambda place: not np.log2(place).is_integer())
+    for place in (places[-1], places[0], *between):
         if place not in shown and all(apart(place, other) for other in shown):
             shown.append(place)
     return sorted(shown)

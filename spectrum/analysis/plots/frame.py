@@ -223,8 +223,16 @@ def legend_beside(ax: Axes, handles: Sequence[Any], title: str | None = None) ->
     )
 
 
+def title_panel(panel: Axes, title: str) -> None:
+    """The title of one of several panels, on lines no longer than the panel is wide."""
+    size = 9.0
+    panel.set_title(broken(title, inches_of(panel)[0], size), fontsize=size)
+
+
 def share_legend(figure: Figure, handles: Sequence[Any], title: str | None = None) -> None:
-    """One legend right of all panels."""
+    """One legend right of all panels; the figure grows for names that would take more than an inch from them."""
+    longest = max(inches_of_text(str(handle.get_label()), small()) for handle in handles)
+    figure.set_figwidth(figure.get_figwidth() + max(0.0, longest - 1.0))
     figure.legend(handles=list(handles), title=title, loc="outside right center", frameon=False, fontsize=small())
 
 

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from spectrum.analysis.plots.accuracy import grid_of, tidy
+from spectrum.analysis.plots.accuracy import along_label, combinations, grid_of, telling_apart, tidy
 from spectrum.analysis.plots.drawing import (
     axes_or_new,
     drawable,
@@ -20,9 +20,11 @@ from spectrum.analysis.plots.drawing import (
     styled,
     wished_shades,
 )
-from spectrum.analysis.plots.frame import name_curves, sample, say, say_of_all, share_legend
-from spectrum.analysis.plots.words import PLAIN, Wishes, budgets_of, seeds_label, setting_label
+from spectrum.analysis.plots.frame import name_curves, sample, say, say_of_all, share_legend, title_panel
+from spectrum.analysis.plots.words import Wishes, budgets_of, seeds_label
 from spectrum.analysis.table import spectrum_position, split_labels, varied_settings
+from spectrum.analysis.words import setting_label
+from spectrum.models.position import PLAIN
 
 MOST_LINES = 12  # in one picture
 MARKS = "mean over seeds"
@@ -58,14 +60,16 @@ def learning_curves(
     table = drawable(results, needs=["id", "status"])
     if metric not in history:
         raise ValueError(f"learning_curves: the history has no column {metric}; expected a table from load_history")
-    names = varied_settings(table)
+    varied = varied_settings(table)
+    names, along = telling_apart(varied, combinations(table, varied))
+    foot = along_label(names, along)
     known = table.assign(position=spectrum_position(table), label=split_labels(table))
     joined = history[["id", "epoch", metric]].merge(known[["id", "status", "position", "label", *names]], on="id")
     if joined.empty:
         raise ValueError("learning_curves: no epoch of these results is in the history")
     wishes = Wishes(title, caption, colors, labels)
     shades = wished_shades(known, wishes)
-    order: list[Any] = list(known[names].drop_duplicates().itertuples(index=False, name=None)) if names else [()]
+    order: list[Any] = combinations(known, names) if names else [()]
     groups = dict(iter(joined.groupby(names, sort=False, dropna=False))) if names else {(): joined}
     kinds = sorted(groups.items(), key=lambda kind: order.index(kind[0]) if kind[0] in order else len(order))
     if ax is not None or joined.groupby([*names, "label"], dropna=False, sort=False).ngroups <= MOST_LINES:
@@ -74,13 +78,13 @@ def learning_curves(
             _lines(ax, kind, metric, shades, look_of(number), setting_label(names, values), wishes)
         metric_axis(ax, metric, table, wishes)
         name_curves(ax, title="segments")
-        say(ax, table, names, MARKS, wishes=wishes, title="Learning curves")
+        say(ax, table, names, MARKS, wishes=wishes, title="Learning curves", foot=foot)
         return figure_of(ax)
     figure, panels = grid_of(len(kinds), 2.35, 1.9)
     for (values, kind), panel in zip(kinds, panels, strict=True):
         _lines(panel, kind, metric, shades, look_of(0), "", wishes)
         metric_axis(panel, metric, table, wishes)
-        panel.set_title(wishes.called(setting_label(names, values)), fontsize=8.5, wrap=True)
+        title_panel(panel, wishes.called(setting_label(names, values)))
     tidy(panels)
     handles = [
         sample(wishes.called(label), {"color": shade, "linestyle": ":" if label == PLAIN else "-", "marker": ""})
@@ -89,7 +93,7 @@ def learning_curves(
     share_legend(figure, handles, "segments")
     budget = f"{budgets_of(table)} · " if "match" not in names else ""
     facts = f"{seeds_label(table, names)} · {budget}{MARKS}"
-    say_of_all(figure, table, facts, wishes=wishes, title="Learning curves")
+    say_of_all(figure, table, facts, wishes=wishes, title="Learning curves", foot=foot)
     return figure
 
 
@@ -102,13 +106,13 @@ def _lines(
     setting: str,
     wishes: Wishes,
 ) -> None:
-    """A line per split, of one combination of settings."""
+    """A line per split, of one combination of settings; of a study of one split, in the colours of its settings."""
     for label, group in kind.sort_values("position", kind="stable").groupby("label", sort=False):
         mean = _mean_by_epoch(group, metric)
         ax.plot(
             mean.index,
             100 * mean,
-            color=shades[str(label)],
+            color=shades[str(label)] if len(shades) > 1 else look["color"],
             marker="" if len(mean) > 1 else look["marker"],
             ls=":" if str(label) == PLAIN else look["linestyle"],
             label=", ".join(filter(None, [wishes.called(str(label)), wishes.called(setting)])),

@@ -21,8 +21,9 @@ from spectrum.analysis.plots.drawing import (
     styled,
 )
 from spectrum.analysis.plots.frame import legend_beside, say
-from spectrum.analysis.plots.words import Wishes, setting_label
+from spectrum.analysis.plots.words import Wishes
 from spectrum.analysis.table import SPLIT, varied_settings
+from spectrum.analysis.words import setting_label
 
 # Top-1 errors in percent on ImageNet, as published: ResNeXt (Xie et al. 2017, arXiv 1611.05431), IGCV1 (Zhang et al.
 # 2017, arXiv 1707.02725), ShuffleNet (Zhang et al. 2018, arXiv 1707.01083).

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import matplotlib as mpl
@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 
-from spectrum.analysis.plots.accuracy import grid_of, tidy
+from spectrum.analysis.plots.accuracy import along_label, combinations, grid_of, telling_apart, tidy
 from spectrum.analysis.plots.drawing import (
     ShownFigure,
     axes_or_new,
@@ -23,10 +23,11 @@ from spectrum.analysis.plots.drawing import (
     small,
     styled,
 )
-from spectrum.analysis.plots.frame import inches_of_text, say, say_of_all
-from spectrum.analysis.plots.words import Wishes, seeds_label, setting_label, setting_name
+from spectrum.analysis.plots.frame import inches_of_text, say, say_of_all, title_panel
+from spectrum.analysis.plots.words import Wishes, seeds_label
 from spectrum.analysis.summary import summarise
 from spectrum.analysis.table import IMAGES, SPLIT, spectrum_position, split_label, split_labels, varied_settings
+from spectrum.analysis.words import setting_label, setting_name, setting_words
 
 SWEPT = {"lr": "peak learning rate", "weight_decay": "weight decay"}
 FRAME = "#d55e00"
@@ -55,7 +56,7 @@ def setting_map(
         title: what the picture answers or finds; by default its task.
         caption: whether to say data set, seeds, budget and study.
         colors: a colour map of matplotlib.
-        labels: your words for labels, such as {"relu": "ReLU"}.
+        labels: your words for labels, such as {"no activation": "linear"}.
 
     Raises ValueError where a further setting varies: a cell would be a mean over different things.
     """
@@ -79,7 +80,7 @@ def setting_map(
         ink = _ink(image, mean)
         ax.text(across, down, text if mean == mean else "", ha="center", va="center", fontsize=small(), color=ink)
     ax.set_xticks(range(len(columns)), list(map(wishes.called, columns)))
-    ax.set_yticks(range(len(rows)), [wishes.called(f"{row!s}".replace("_", " ")) for row in rows])
+    ax.set_yticks(range(len(rows)), [wishes.called(setting_words(setting, row)) for row in rows])
     ax.grid(False)
     ax.set_xlabel(wishes.called("segments of the 3×3 convolution"))
     ax.set_ylabel(wishes.called(setting_name(setting)))
@@ -128,6 +129,7 @@ def tuning_map(
     task = "Learning-rate sweep" if grid == ["lr"] else f"Sweep of {' and '.join(map(setting_name, grid))}"
     marks = "validation accuracy, %; framed: chosen"
     others = [name for name in varied_settings(table) if name not in grid]
+    others, along = telling_apart(others, combinations(table, others))
     if ax is not None or not others:
         ax = axes_or_new(ax)
         table = _named_rows(table, others)
@@ -136,26 +138,33 @@ def tuning_map(
         rows = list(dict.fromkeys(table["row"]))
         image = _sweep(ax, table, grid, rows, _furthest(table, [], grid), wishes, colors)
         _scale(figure_of(ax), image, [ax])
-        say(ax, table, grid, marks, wishes=wishes, title=task)
+        say(ax, table, grid, marks, wishes=wishes, title=task, foot=along_label(others, along))
         return figure_of(ax)
     over = [name for name in others if name in ("match", *IMAGES)] or others[:1]
     table = _named_rows(table, [name for name in others if name not in over])
     rows, furthest = list(dict.fromkeys(table["row"])), _furthest(table, over, grid)
     parts = list(table.groupby(over, sort=False, dropna=False))
-    width, height = 2.0 + 0.42 * table[grid].drop_duplicates().shape[0], _size(table, grid)[1]
-    figure, panels = grid_of(len(parts), width - 1.4, height - 0.2)
+    columns, height = table[grid].drop_duplicates().shape[0], _size(table, grid)[1]
+    figure, panels = grid_of(len(parts), 0.6 + 0.42 * columns, height - 0.2)
+    figure.set_figwidth(figure.get_figwidth() + _more_for(rows))
     for (values, part), panel in zip(parts, panels, strict=True):
-        panel.set_title(wishes.called(setting_label(over, values)), fontsize=9)
+        title_panel(panel, wishes.called(setting_label(over, values)))
         image = _sweep(panel, part, grid, rows, furthest, wishes, colors)
     tidy(panels)
     _scale(figure, image, panels)
-    say_of_all(figure, table, f"{seeds_label(table, grid)} per cell · {marks}", wishes=wishes, title=task)
+    facts = f"{seeds_label(table, grid)} per cell · {marks}"
+    say_of_all(figure, table, facts, wishes=wishes, title=task, foot=along_label(others, along))
     return figure
 
 
 def _size(table: pd.DataFrame, grid: Sequence[str]) -> tuple[float, float]:
     columns = table.groupby(list(grid), dropna=False).ngroups
-    return max(4.2, 2.0 + 0.42 * columns), max(1.9, 0.8 + 0.21 * table["row"].nunique())
+    return max(4.2, 2.0 + _more_for(table["row"]) + 0.42 * columns), max(1.9, 0.8 + 0.21 * table["row"].nunique())
+
+
+def _more_for(rows: Iterable[str]) -> float:
+    """Inches that the longest name of a row takes beyond one that says its segments alone."""
+    return max(0.0, max(inches_of_text(row, small()) for row in rows) - 0.8)
 
 
 def _scale(figure: Figure, image: AxesImage, panels: Sequence[Axes]) -> None:

@@ -1,13 +1,17 @@
 """The registry of backends, and the rule that chooses one for a layer and its input.
 
-    native      torch's own grouped convolution, one call per run
-    coalesced   several narrow segments as one wider group with a block-diagonal kernel
-    compiled    kernels of this project (conv/kernels/): 3×3, stride 1, float32, CPU
+    native            torch's own grouped convolution, one call per run
+    converted         the same in the layout that the input does not have
+    separate          torch's own convolution, one call per segment
+    coalesced         several narrow segments as one wider group with a block-diagonal kernel
+    block_diagonal    all segments as one dense convolution with a block-diagonal kernel
+    compiled          kernels of this project (conv/kernels/): 1×1 to 7×7, stride and dilation 1 or 2, CPU
+    triton            kernels of this project in Triton, on CUDA; needs the extra "triton"
 
 A layer's backend is, in this order: its argument `backend=`, `prefer_backend`, `$SPECTRUM_BACKEND`, "auto".
-"auto" follows the table below. The argument is binding: an input that its backend cannot compute is refused.
-`prefer_backend` and `$SPECTRUM_BACKEND` are preferences for a whole network or process: torch's own convolution
-computes what the named backend cannot.
+"auto" takes what was measured for the layer on this machine (conv/tuning.py); without that it guesses. The argument is
+binding: an input that its backend cannot compute is refused. `prefer_backend` and `$SPECTRUM_BACKEND` are preferences
+for a whole network or process: torch's own convolution computes what the named backend cannot.
 
 A counter, an exporter, a function transform or a dispatch mode must see the true convolutions. While one is active, and
 for subclasses of Tensor, native is always used. `groups`, torch's word for equal segments, appears in this package and
@@ -26,27 +30,37 @@ import torch
 from torch import Tensor
 
 from spectrum._registry import Registry, calling_module, check_maker, hint
-from spectrum.conv.backends.coalesced import Coalesced, can_derive
-from spectrum.conv.backends.compiled import Compiled, takes_kernels
+from spectrum.conv.backends.coalesced import BlockDiagonal, Coalesced
+from spectrum.conv.backends.compiled import Compiled, is_fastest, takes_convolution
+from spectrum.conv.backends.converted import Converted
+from spectrum.conv.backends.derived import can_derive
 from spectrum.conv.backends.environment import VARIABLE, backend_of_environment
 from spectrum.conv.backends.interface import Backend, Geometry
 from spectrum.conv.backends.native import Native
 from spectrum.conv.backends.own import Checked
+from spectrum.conv.backends.separate import Separate
+from spectrum.conv.backends.table import NOTHING, Measured, lookup, widest_compiled
 from spectrum.conv.backends.tracing import is_channels_last, is_plain, is_traced
+from spectrum.conv.backends.triton import Triton
 from spectrum.conv.kernels.build import library
+from spectrum.conv.machine import maker
 
 AUTO = "auto"
 TAKEN = {  # names with another meaning
-    AUTO: "means that the fastest known one is chosen",
+    AUTO: "means that the fastest one is chosen",
     "folded": "says, where backends are seen, that two convolutions were computed as one",
     "library": 'says, in rows of results, "auto" without kernels',
 }
-_BACKENDS: dict[str, Backend] = {"native": Native(), "coalesced": Coalesced(), "compiled": Compiled()}
+_BACKENDS: dict[str, Backend] = {
+    "native": Native(),
+    "converted": Converted(),
+    "separate": Separate(),
+    "coalesced": Coalesced(),
+    "block_diagonal": BlockDiagonal(),
+    "compiled": Compiled(),
+    "triton": Triton(),
+}
 BACKENDS: Registry[Backend] = Registry("backend", _BACKENDS)
-
-# The table, measured by `spectrum bench op` on CPUs (results/bench/). On other devices all is native: nothing was
-# measured there, and asking whether a result is finite would make a GPU wait.
-WIDEST_COMPILED = 32  # channels per segment; above it torch is as fast
 
 _preferred: ContextVar[str | None] = ContextVar("preferred backend", default=None)
 
@@ -62,7 +76,7 @@ def list_backends() -> list[str]:
     """Names of all backends, built in and registered. "auto" chooses among the built-in ones.
 
     >>> list_backends()[:3]
-    ['coalesced', 'compiled', 'native']
+    ['block_diagonal', 'coalesced', 'compiled']
     """
     return BACKENDS.names()
 
@@ -154,12 +168,22 @@ def recorded_choice(*, on_cpu: bool = True) -> str:
     return "library" if on_cpu and name == AUTO and library() is None else name
 
 
-def choose(name: str, x_nchw: Tensor, geometry: Geometry) -> str:
-    """The name of the backend that computes this input, by "auto" or by a preference."""
+def choose(name: str, x_nchw: Tensor, geometry: Geometry, measured: Measured = NOTHING) -> str:
+    """The name of the backend that computes this input, by "auto" or by a preference.
+
+    Args:
+        name: "auto", or the preferred backend.
+        x_nchw: input (N, C, H, W).
+        geometry: of the layer.
+        measured: what was measured for the layer, for "auto".
+    """
     if name == "native" or is_traced(x_nchw):
         return "native"
     if name == AUTO:
-        return _fastest_known(x_nchw, geometry)
+        found = lookup(measured, x_nchw) if measured else None
+        # A network that was moved to another machine may not have the backend there.
+        can = found is not None and found in BACKENDS and refusal(found, x_nchw, geometry) is None
+        return found if found is not None and can else guess(x_nchw, geometry)
     return name if refusal(name, x_nchw, geometry) is None else "native"
 
 
@@ -169,14 +193,21 @@ def refusal(name: str, x_nchw: Tensor, geometry: Geometry) -> str | None:
     return backend.refusal_of(geometry) or backend.refusal(x_nchw, geometry)
 
 
-def _fastest_known(x_nchw: Tensor, geometry: Geometry) -> str:
-    """The fastest backend for a type, layout and geometry; the batch is ignored, so a layer always has one backend."""
+def candidates() -> list[str]:
+    """Names of the built-in backends, of which "auto" chooses the fastest."""
+    own = BACKENDS.own()
+    return [name for name in BACKENDS.names() if name not in own]
+
+
+def guess(x_nchw: Tensor, geometry: Geometry) -> str:
+    """The backend for an input for which nothing was measured, by type, layout, geometry and the processor's maker.
+
+    On other devices than the CPU it is native: asking whether a result is finite would make a GPU wait.
+    """
     last = is_channels_last(x_nchw)
-    if takes_kernels(x_nchw) and BACKENDS["compiled"].refusal_of(geometry) is None:
-        size = geometry.segment_channels
-        # Another layout must be converted there and back, which pays only where torch is slowest.
-        if size <= WIDEST_COMPILED and (last or 2 <= size <= 8):
-            return "compiled"
+    computes = takes_convolution(x_nchw) and BACKENDS["compiled"].refusal_of(geometry) is None
+    if computes and is_fastest(geometry, x_nchw, widest=widest_compiled(maker())):
+        return "compiled"
     if last and can_derive(x_nchw) and BACKENDS["coalesced"].refusal_of(geometry) is None:
         return "coalesced"
     return "native"

@@ -1,10 +1,13 @@
-"""One convolution in place of several, with a kernel derived from theirs; exact for every input.
+"""A convolution in place of another, with a kernel derived from its weights; exact for every input.
 
-    Blocks    several narrow segments joined into one wider group, with zeros between them
-    Folded    a 1×1 and a spatial convolution, in either order, as one convolution
+    Blocks      several narrow segments joined into one wider group, with zeros between them
+    Folded      a 1×1 and a spatial convolution, in either order, as one convolution
+    Turned      the same convolution in the other memory layout
+    OneByOne    the same convolution, segment by segment
 
 Zero times infinity is NaN, and infinities cancel differently in two successive convolutions than in the folded one. So
-a result that is not finite is computed again by its definition, and so are gradients. One pass over the output is
+a result that is not finite is computed again by its definition, and so are gradients. (torch's own convolution also
+treats infinities at the border differently in different layouts.) One pass over the output is
 enough: a value that is not finite and reaches another segment's output also reaches that of its own segment. For the
 gradient of the output, the small gradient of the kernel is checked instead.
 
@@ -14,9 +17,10 @@ Shapes: x (N, C_in, H, W); result (N, C_out, H', W').
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
 from dataclasses import astuple, dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -37,26 +41,37 @@ class Window:
     dilation: Pair
 
 
-class _Form(Protocol):
+class _Form(ABC):
     """A derived kernel: its gradient as gradients of the weights, and the convolutions that it replaces."""
 
-    @property
-    def window(self) -> Window: ...
+    window: Window
 
     @property
+    @abstractmethod
     def groups(self) -> int: ...
 
+    @abstractmethod
     def gradients(self, weights: Sequence[Tensor], gkernel: Tensor) -> tuple[Tensor, ...]: ...
 
+    @abstractmethod
     def by_definition(self, x_nchw: Tensor, weights: Sequence[Tensor]) -> Tensor: ...
 
+    @abstractmethod
     def gradients_by_definition(
         self, x: Tensor, weights: Sequence[Tensor], gy: Tensor, needs: Sequence[bool]
     ) -> list[Tensor | None]: ...
 
+    def by_kernel(self, x: Tensor, kernel: Tensor) -> Tensor:
+        """The convolution with the derived kernel."""
+        return _conv2d(x, kernel, self.window, self.groups)
+
+    def gradients_by_kernel(self, x: Tensor, kernel: Tensor, gy: Tensor, needs: Sequence[bool]) -> list[Tensor | None]:
+        """Gradients of x and the derived kernel, where needed."""
+        return _conv2d_backward(gy, x, kernel, self.window, self.groups, needs)
+
 
 @dataclass(frozen=True)
-class Blocks:
+class Blocks(_Form):
     """`together` neighbouring segments of a run in each group. Weights: one, (count·out, in, kh, kw)."""
 
     run: Run
@@ -102,7 +117,70 @@ class Blocks:
 
 
 @dataclass(frozen=True)
-class Folded:
+class Turned(_Form):
+    """The run's own convolution in another layout than `last` says, of x and of the kernel. Weights: one."""
+
+    run: Run
+    last: bool  # whether the definition is in channels_last
+    window: Window
+
+    @property
+    def groups(self) -> int:
+        return self.run.count
+
+    def gradients(self, weights: Sequence[Tensor], gkernel: Tensor) -> tuple[Tensor, ...]:
+        return (torch.empty_like(weights[0]).copy_(gkernel),)
+
+    def by_definition(self, x_nchw: Tensor, weights: Sequence[Tensor]) -> Tensor:
+        return _conv2d(self._laid(x_nchw), weights[0], self.window, self.groups)
+
+    def gradients_by_definition(
+        self, x: Tensor, weights: Sequence[Tensor], gy: Tensor, needs: Sequence[bool]
+    ) -> list[Tensor | None]:
+        return _conv2d_backward(self._laid(gy), self._laid(x), weights[0], self.window, self.groups, needs)
+
+    def _laid(self, tensor: Tensor) -> Tensor:
+        return tensor.contiguous(memory_format=torch.channels_last if self.last else torch.contiguous_format)
+
+
+@dataclass(frozen=True)
+class OneByOne(_Form):
+    """One convolution per segment of a run. Weights: one, which is the kernel too."""
+
+    run: Run
+    window: Window
+
+    @property
+    def groups(self) -> int:
+        return self.run.count
+
+    def by_kernel(self, x: Tensor, kernel: Tensor) -> Tensor:
+        return torch.cat([_conv2d(part, one, self.window) for part, one in self._apart(x, kernel)], dim=-3)
+
+    def gradients_by_kernel(self, x: Tensor, kernel: Tensor, gy: Tensor, needs: Sequence[bool]) -> list[Tensor | None]:
+        apart = zip(gy.split(self.run.out_size, dim=-3), self._apart(x, kernel), strict=True)
+        found = [_conv2d_backward(gradient, part, one, self.window, 1, needs) for gradient, (part, one) in apart]
+        gx, gkernel = ([one for one in of if one is not None] for of in zip(*found, strict=True))
+        return [torch.cat(gx, dim=-3) if gx else None, torch.cat(gkernel) if gkernel else None]
+
+    def gradients(self, weights: Sequence[Tensor], gkernel: Tensor) -> tuple[Tensor, ...]:
+        return (gkernel,)
+
+    def by_definition(self, x_nchw: Tensor, weights: Sequence[Tensor]) -> Tensor:
+        return _conv2d(x_nchw, weights[0], self.window, self.groups)
+
+    def gradients_by_definition(
+        self, x: Tensor, weights: Sequence[Tensor], gy: Tensor, needs: Sequence[bool]
+    ) -> list[Tensor | None]:
+        return _conv2d_backward(gy, x, weights[0], self.window, self.groups, needs)
+
+    def _apart(self, x: Tensor, kernel: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        """Input and kernel of each segment."""
+        return zip(x.split(self.run.in_size, dim=-3), kernel.split(self.run.out_size), strict=True)
+
+
+@dataclass(frozen=True)
+class Folded(_Form):
     """Two dense convolutions as one. Weights: the first's (mid, in, ·, ·) and the second's (out, mid, ·, ·)."""
 
     window: Window
@@ -149,7 +227,7 @@ def fold(first: Tensor, second: Tensor) -> Tensor:
     return torch.einsum("om,mihw->oihw", second[:, :, 0, 0], first).contiguous()
 
 
-def convolve(form: Blocks | Folded, x_nchw: Tensor, weights: Sequence[Tensor], kernel: Tensor) -> Tensor:
+def convolve(form: _Form, x_nchw: Tensor, weights: Sequence[Tensor], kernel: Tensor) -> Tensor:
     """Convolve with a kernel derived from the weights as defined by `form`, on the CPU.
 
     Differentiable with respect to x and the weights, to any order; torch.compile supports it.
@@ -164,6 +242,16 @@ def convolve(form: Blocks | Folded, x_nchw: Tensor, weights: Sequence[Tensor], k
     return y_nchw
 
 
+def can_derive(x_nchw: Tensor) -> bool:
+    """Whether a derived kernel is exact and faster for this tensor: floating point, on the CPU."""
+    return x_nchw.device.type == "cpu" and x_nchw.is_floating_point()
+
+
+def types_fit(x_nchw: Tensor, weight: Tensor) -> bool:
+    """Whether input and weight have one type, or autocast gives them one; else torch raises its own error."""
+    return x_nchw.dtype == weight.dtype or torch.is_autocast_enabled("cpu")
+
+
 def is_finite(tensor: Tensor) -> bool:
     """Whether every value is finite, in one pass. May also be False if their sum overflows."""
     wider = torch.float32 if tensor.dtype == torch.float16 else None
@@ -173,7 +261,7 @@ def is_finite(tensor: Tensor) -> bool:
 class _Function(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, form: _Form, x: Tensor, kernel: Tensor, *weights: Tensor) -> Tensor:
-        y = _by_kernel(form, x, kernel)
+        y = form.by_kernel(x, kernel)
         ctx.form, ctx.is_by_definition = form, not is_finite(y)
         ctx.save_for_backward(x, kernel, *weights)
         return form.by_definition(x, weights) if ctx.is_by_definition else y
@@ -191,15 +279,11 @@ class _Function(torch.autograd.Function):
         return None, gx, None, *gweights
 
 
-def _by_kernel(form: _Form, x: Tensor, kernel: Tensor) -> Tensor:
-    return _conv2d(x, kernel, form.window, form.groups)
-
-
 def _gradients(
     form: _Form, x: Tensor, kernel: Tensor, weights: Sequence[Tensor], gy: Tensor, needs: Sequence[bool]
 ) -> list[Tensor | None]:
     """Gradients of x and each weight, where needed. The kernel is finite."""
-    gx, gkernel = _conv2d_backward(gy, x, kernel, form.window, form.groups, (needs[0], any(needs[1:])))
+    gx, gkernel = form.gradients_by_kernel(x, kernel, gy, (needs[0], any(needs[1:])))
     shown = gx if gkernel is None else gkernel
     if shown is not None and not is_finite(shown):
         return form.gradients_by_definition(x, weights, gy, needs)
@@ -222,21 +306,30 @@ def _followed_gradients(
 # A torch operation, opaque to torch.compile: whether values are finite is unknown while it compiles.
 
 
-def _code(form: Blocks | Folded) -> list[int]:
-    """The form as plain numbers, which a torch operation can take."""
+def _code(form: _Form) -> list[int]:
+    """The form as plain numbers, which a torch operation can take: its window, its kind, and what else it has."""
     window = [number for pair in astuple(form.window) for number in pair]
-    return [*window, *astuple(form.run), form.together] if isinstance(form, Blocks) else window
+    if isinstance(form, Blocks):
+        return [*window, 0, *astuple(form.run), form.together]
+    if isinstance(form, Turned):
+        return [*window, 1, *astuple(form.run), int(form.last)]
+    return [*window, 2, *astuple(form.run)] if isinstance(form, OneByOne) else window
 
 
-def _form(code: Sequence[int]) -> Blocks | Folded:
+def _form(code: Sequence[int]) -> _Form:
     window = Window((code[0], code[1]), (code[2], code[3]), (code[4], code[5]))
-    return Blocks(Run(*code[6:9]), code[9], window) if len(code) > 6 else Folded(window)
+    if len(code) == 6:
+        return Folded(window)
+    kind, run = code[6], Run(*code[7:10])
+    if kind == 2:
+        return OneByOne(run, window)
+    return Blocks(run, code[10], window) if kind == 0 else Turned(run, bool(code[10]), window)
 
 
 @torch.library.custom_op("spectrum::derived_conv2d", mutates_args=(), device_types="cpu")
 def _operation(x: Tensor, kernel: Tensor, weights: list[Tensor], code: list[int]) -> Tensor:
     form = _form(code)
-    y = _by_kernel(form, x, kernel)
+    y = form.by_kernel(x, kernel)
     return _laid_like(x, y if is_finite(y) else form.by_definition(x, weights))
 
 

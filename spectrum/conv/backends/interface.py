@@ -44,6 +44,18 @@ class Geometry:
         size = [(side + 2 * pad - dilation * (k - 1) - 1) // step + 1 for side, k, step, pad, dilation in sides]
         return (*shape[:-3], channels, *size)
 
+    def fits(self, x_nchw: Tensor, weights: Sequence[Tensor], *, any_type: bool = False) -> bool:
+        """Whether a batch and weights fit this geometry and each other; if not, torch's convolution raises the error.
+
+        An image may also be smaller than the kernel, or have no batch. Under autocast types may differ (`any_type`).
+        """
+        channels = sum(run.count * run.in_size for run in self.runs)
+        if x_nchw.dim() != 4 or x_nchw.shape[1] != channels or 0 in x_nchw.shape[2:]:
+            return False
+        same_type = any_type or all(weight.dtype == x_nchw.dtype for weight in weights)
+        alike = same_type and all(weight.device == x_nchw.device for weight in weights)
+        return alike and min(self.output_shape(x_nchw.shape)[2:]) > 0
+
 
 class Backend(ABC):
     """An exact implementation of a segmented convolution. Subclass it for your own; only `convolve` is required.

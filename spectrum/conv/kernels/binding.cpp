@@ -54,7 +54,7 @@ Tensor last(const Tensor& tensor) { return tensor.resolve_neg().contiguous(LAST)
 
 Tensor evenly_laid(const Tensor& given) {
   const Tensor weight = given.resolve_neg();
-  const bool even = weight.dim() == 4 && weight.stride(2) == 3 * weight.stride(3) &&
+  const bool even = weight.dim() == 4 && weight.stride(2) == weight.size(3) * weight.stride(3) &&
                     (weight.is_contiguous() || weight.is_contiguous(LAST));
   return even ? weight : weight.contiguous();
 }
@@ -68,19 +68,27 @@ bool is_followed(const Tensor& grad) {
 
 float* at_element(const Tensor& tensor, int64_t past = 0) { return tensor.data_ptr<float>() + past; }
 
+// What `window` of convolution.py holds.
+struct Window {
+  int64_t kernel, stride, dilation, pad_h, pad_w;
+  explicit Window(at::IntArrayRef w) : kernel(w[0]), stride(w[1]), dilation(w[2]), pad_h(w[3]), pad_w(w[4]) {}
+  int64_t outputs(int64_t side, int64_t pad) const { return (side + 2 * pad - dilation * (kernel - 1) - 1) / stride + 1; }
+};
+
 // run(shape, elements before the run's first channel of x, first weight, first channel of y) for each run.
 template <typename Do>
-void for_runs(const Tensor& x, const Tensor& weight, const Tensor& y, at::IntArrayRef sizes, at::IntArrayRef padding,
+void for_runs(const Tensor& x, const Tensor& weight, const Tensor& y, at::IntArrayRef sizes, const Window& window,
               Do run) {
   int64_t x_past = 0, w_past = 0, y_past = 0;
+  const int64_t taps = window.kernel * window.kernel;
   for (size_t i = 0; i + 2 < sizes.size(); i += 3) {
     const int64_t count = sizes[i], in = sizes[i + 1], out = sizes[i + 2];
     const bool four = weight.dim() == 4;
     const Shape shape{x.size(0), x.size(2), x.size(3), y.size(2), y.size(3), x.size(1), y.size(1), count, in, out,
-                      padding[0], padding[1], four ? weight.stride(0) : 9 * in, four ? weight.stride(1) : 9,
-                      four ? weight.stride(3) : 1};
+                      window.kernel, window.stride, window.dilation, window.pad_h, window.pad_w,
+                      four ? weight.stride(0) : taps * in, four ? weight.stride(1) : taps, four ? weight.stride(3) : 1};
     run(shape, x_past, w_past, y_past);
-    x_past += count * in, y_past += count * out, w_past += 9 * count * in * out;
+    x_past += count * in, y_past += count * out, w_past += taps * count * in * out;
   }
 }
 
@@ -92,37 +100,39 @@ auto in_python(const char* name) {
 
 struct Convolution : torch::autograd::Function<Convolution> {
   static Tensor forward(AutogradContext* ctx, const Tensor& given, const Tensor& weight, std::vector<int64_t> sizes,
-                        std::vector<int64_t> padding) {
+                        std::vector<int64_t> window) {
     const Tensor x = last(given), w = evenly_laid(weight);
     int64_t channels = 0;
     for (size_t i = 0; i + 2 < sizes.size(); i += 3) channels += sizes[i] * sizes[i + 2];
-    const Tensor y = at::empty({x.size(0), channels, x.size(2) + 2 * padding[0] - 2, x.size(3) + 2 * padding[1] - 2},
+    const Window steps(window);
+    const Tensor y = at::empty({x.size(0), channels, steps.outputs(x.size(2), steps.pad_h),
+                                steps.outputs(x.size(3), steps.pad_w)},
                                x.options(), LAST);
     bool made = true;
     if (x.numel() && y.numel())
-      for_runs(x, w, y, sizes, padding, [&](const Shape& shape, int64_t x_past, int64_t w_past, int64_t y_past) {
+      for_runs(x, w, y, sizes, steps, [&](const Shape& shape, int64_t x_past, int64_t w_past, int64_t y_past) {
         made = made && kernels.forward(&shape, at_element(x, x_past), at_element(w, w_past), at_element(y, y_past),
                                        at::get_num_threads());
       });
     ctx->save_for_backward({given, weight});
     ctx->saved_data["sizes"] = sizes;
-    ctx->saved_data["padding"] = padding;
+    ctx->saved_data["window"] = window;
     if (made) return y;
     static const auto again =
         in_python<Tensor(const Tensor&, const Tensor&, at::IntArrayRef, at::IntArrayRef)>("spectrum::segmented_conv2d");
-    return again.call(given, weight, sizes, padding);
+    return again.call(given, weight, sizes, window);
   }
 
   static tensor_list backward(AutogradContext* ctx, const tensor_list& grads) {
     const tensor_list saved = ctx->get_saved_variables();
     const std::vector<int64_t> sizes = ctx->saved_data["sizes"].toIntVector();
-    const std::vector<int64_t> padding = ctx->saved_data["padding"].toIntVector();
+    const std::vector<int64_t> window = ctx->saved_data["window"].toIntVector();
     const bool needs_x = ctx->needs_input_grad(0), needs_w = ctx->needs_input_grad(1);
     const auto by_python = [&]() -> tensor_list {
       static const auto again =
           in_python<std::tuple<Tensor, Tensor>(const Tensor&, const Tensor&, const Tensor&, at::IntArrayRef,
                                                at::IntArrayRef, bool, bool)>("spectrum::segmented_conv2d_backward");
-      const auto [gx, gw] = again.call(saved[0], saved[1], grads[0], sizes, padding, needs_x, needs_w);
+      const auto [gx, gw] = again.call(saved[0], saved[1], grads[0], sizes, window, needs_x, needs_w);
       return {needs_x ? gx : Tensor(), needs_w ? gw : Tensor(), Tensor(), Tensor()};
     };
     if (is_followed(grads[0])) return by_python();
@@ -132,7 +142,7 @@ struct Convolution : torch::autograd::Function<Convolution> {
     const Tensor gx = needs_x ? room(x) : Tensor(), gw = needs_w ? room(w) : Tensor();
     bool made = true;
     if (!nothing)
-      for_runs(x, w, gy, sizes, padding, [&](const Shape& shape, int64_t x_past, int64_t w_past, int64_t y_past) {
+      for_runs(x, w, gy, sizes, Window(window), [&](const Shape& shape, int64_t x_past, int64_t w_past, int64_t y_past) {
         made = made && kernels.backward(&shape, at_element(x, x_past), at_element(w, w_past), at_element(gy, y_past),
                                         needs_x ? at_element(gx, x_past) : nullptr,
                                         needs_w ? at_element(gw, w_past) : nullptr, at::get_num_threads());
@@ -141,8 +151,8 @@ struct Convolution : torch::autograd::Function<Convolution> {
   }
 };
 
-Tensor convolve(const Tensor& x, const Tensor& weight, at::IntArrayRef sizes, at::IntArrayRef padding) {
-  return Convolution::apply(x, weight, sizes.vec(), padding.vec());
+Tensor convolve(const Tensor& x, const Tensor& weight, at::IntArrayRef sizes, at::IntArrayRef window) {
+  return Convolution::apply(x, weight, sizes.vec(), window.vec());
 }
 
 Norm norm_of(const Tensor& x, double eps, bool relu) {
@@ -228,7 +238,7 @@ Tensor evaluate(const Tensor& given, const std::optional<Tensor>& added, const T
 
 TORCH_LIBRARY(spectrum_eager, m) {
   m.def("use(int[] addresses) -> ()", &use);
-  m.def("segmented_conv2d(Tensor x, Tensor weight, int[] sizes, int[] padding) -> Tensor", &convolve);
+  m.def("segmented_conv2d(Tensor x, Tensor weight, int[] sizes, int[] window) -> Tensor", &convolve);
   m.def(
       "batch_norm_act(Tensor x, Tensor? added, Tensor weight, Tensor bias, float eps, bool relu) "
       "-> (Tensor, Tensor, Tensor, Tensor)",

@@ -39,7 +39,7 @@ from spectrum._cache import cache_folder, is_our_own
 from spectrum._files import write_whole
 
 SOURCES = ("segmented.cpp", "norm.cpp")
-HEADERS = ("interface.h", "vector.h", "planes.h", "convolve.h", "gradient.h", "direct.h")
+HEADERS = ("interface.h", "vector.h", "planes.h", "convolve.h", "gradient.h", "direct.h", "parts.h")
 BINDING, BINDING_HEADERS = ("binding.cpp",), ("interface.h",)
 FLAGS = ("-std=c++17", "-O2", "-ftree-vectorize", "-march=native", "-fPIC", "-fvisibility=default")
 FOLDER = Path(__file__).parent

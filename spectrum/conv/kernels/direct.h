@@ -25,12 +25,12 @@ static inline int64_t first_channel(int64_t block, int64_t channels) { return st
 template <bool INSIDE, int ROWS, int TILE, typename Visit>
 static inline __attribute__((always_inline)) void each_input(const Padded& x, int64_t h, int64_t w, int64_t c, Visit visit) {
   constexpr int64_t ahead = 8;  // pixels, by which the rows that are new are called for
-  const int64_t pixel = x.image.channels;
+  const int64_t pixel = x.image.pixel;
 #pragma GCC unroll 4
   for (int i = 0; i < ROWS + 2; i++) {
     const int64_t row = h + i - x.top;
     if (row < 0 || row >= x.image.height) continue;
-    const float* from = x.image.data + (row * x.image.width + w - x.left) * pixel + c;
+    const float* from = x.image.data + row * x.image.row + (w - x.left) * pixel + c;
     if (i >= 2)
 #pragma GCC unroll 8
       for (int j = 0; j < TILE; j++) __builtin_prefetch(from + (j + ahead) * pixel);
@@ -65,7 +65,7 @@ static void convolve_rows(const Padded& x, const float* taps, const Result& y, i
         for (int r = 0; r < ROWS; r++)
 #pragma GCC unroll 8
           for (int t = 0; t < TILE; t++)
-            store(y.data + ((h + r) * y.width + w + t) * y.channels + c, sums[r][t]);
+            store(y.data + (h + r) * y.row + (w + t) * y.pixel + c, sums[r][t]);
       }
 }
 
@@ -81,7 +81,7 @@ static void add_taps_of_rows(const Padded& x, const Image& gy, float* sums, int6
 #pragma GCC unroll 2
       for (int r = 0; r < ROWS; r++)
 #pragma GCC unroll 8
-        for (int t = 0; t < TILE; t++) g[r][t] = load(gy.data + ((h + r) * gy.width + w + t) * gy.channels + c);
+        for (int t = 0; t < TILE; t++) g[r][t] = load(gy.data + (h + r) * gy.row + (w + t) * gy.pixel + c);
       const auto add = [&](int i, int j, Vector v) __attribute__((always_inline)) {
 #pragma GCC unroll 2
         for (int r = 0; r < ROWS; r++)
@@ -112,7 +112,7 @@ static void in_direct_tiles(int64_t h, int64_t height, int64_t width, Run run) {
 }
 
 static void convolve_direct(const Padded& x, const float* taps, Result y, int64_t h, int64_t channels) {
-  in_direct_tiles(h, y.rows, y.width, [&](auto rows, auto tile, int64_t begin, int64_t end) {
+  in_direct_tiles(h, y.rows, y.end, [&](auto rows, auto tile, int64_t begin, int64_t end) {
     y.begin = begin, y.end = end;
     convolve_rows<rows, tile>(x, taps, y, h, channels);
   });

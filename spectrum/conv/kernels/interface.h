@@ -4,14 +4,15 @@
 
 #include <cstdint>
 
-// One run of `count` equal segments of a 3×3 convolution with stride 1. x: (images, height, width, in_channels) in
-// memory; y likewise; the pointers that go with this point at the run's first channels. The weights (count · out_size,
-// in_size, 3, 3) may lie in any order of which a row of taps is three steps of a tap.
+// One run of `count` equal segments of a convolution. x: (images, height, width, in_channels) in memory; y likewise; the
+// pointers that go with this point at the run's first channels. The weights (count · out_size, in_size, kernel, kernel)
+// may lie in any order of which a row of taps is `kernel` steps of a tap. Kernels are square: 1, 3, 5 or 7; stride and
+// dilation are 1 or 2; padding is at most dilation · (kernel − 1).
 struct Shape {
   int64_t images, height, width, out_height, out_width;
   int64_t in_channels, out_channels;  // of the whole tensors
   int64_t count, in_size, out_size;
-  int64_t pad_h, pad_w;
+  int64_t kernel, stride, dilation, pad_h, pad_w;
   int64_t w_out, w_in, w_tap;  // distances in the weights and their gradient
 };
 

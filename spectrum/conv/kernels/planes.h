@@ -18,10 +18,10 @@ struct Planes {
   int64_t row() const { return pitch * pixel; }
 };
 
-// An image, or a block of its channels: `channels` from the first pixel's first to the next pixel's.
+// An image, or a block of its channels: pixels and rows lie this many floats apart.
 struct Image {
   const float* data;
-  int64_t channels, height, width;
+  int64_t pixel, row, height, width;
 };
 
 // Rows [first, end) of `blocks` neighbouring blocks into planes, from column `left` on; rows outside the image become
@@ -31,17 +31,17 @@ static void fill(const Planes& p, const Image& x, int64_t first, int64_t end, in
   constexpr int64_t ahead = 8;  // pixels, by which cache lines are called for: a part of the channels is no plain stream
   const int64_t plane = p.plane(), rounded = vectors(p.channels) * LANES;
   for (int64_t h = first; h < end; h++) {
-    float* row = p.data + ((h - first) * p.pitch + left) * p.pixel;
+    float* row = p.data + (h - first) * p.row() + left * p.pixel;
     if (h < 0 || h >= x.height) {
       if (p.clean) continue;
       for (int64_t b = 0; b < blocks; b++) std::memset(row + b * plane, 0, x.width * p.pixel * sizeof(float));
       continue;
     }
-    const float* from = x.data + h * x.width * x.channels;
+    const float* from = x.data + h * x.row;
     if (p.pixel == LANES) {  // a vector a pixel; what it holds beside its block's channels is never stored
       const int64_t whole = std::min(blocks, readable >= LANES ? (readable - LANES) / p.channels + 1 : 0);
-      for (int64_t w = 0; w < x.width; w++, from += x.channels, row += LANES) {
-        for (int64_t b = 0; b < whole; b += 16 / LANES) __builtin_prefetch(from + ahead * x.channels + b * p.channels);
+      for (int64_t w = 0; w < x.width; w++, from += x.pixel, row += LANES) {
+        for (int64_t b = 0; b < whole; b += 16 / LANES) __builtin_prefetch(from + ahead * x.pixel + b * p.channels);
         for (int64_t b = 0; b < whole; b++) store(row + b * plane, load(from + b * p.channels));
         for (int64_t b = whole; b < blocks; b++)
           std::memcpy(row + b * plane, from + b * p.channels,
@@ -51,7 +51,7 @@ static void fill(const Planes& p, const Image& x, int64_t first, int64_t end, in
       // Whole vectors: what one writes past its pixel's channels, the next pixel's write over. The last pixels of a row
       // have none behind them that would.
       const int64_t whole = std::min(blocks, readable >= rounded ? (readable - rounded) / p.channels + 1 : 0);
-      for (int64_t w = 0; w < x.width; w++, from += x.channels, row += p.pixel) {
+      for (int64_t w = 0; w < x.width; w++, from += x.pixel, row += p.pixel) {
         const int64_t vectored = (x.width - w) * p.channels >= rounded ? whole : 0;
         for (int64_t b = 0; b < vectored; b++)
           for (int64_t c = 0; c < rounded; c += LANES) store(row + b * plane + c, load(from + b * p.channels + c));

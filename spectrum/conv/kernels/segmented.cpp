@@ -1,8 +1,10 @@
-// The spatial half of a segmented convolution: 3×3, stride 1, channels last, float32; forward and backward.
+// The spatial half of a segmented convolution: channels last, float32; forward and backward.
 //
 // Threads share images and groups of channels; each copies a strip of rows into planes and works on them. Segments of one
-// channel need no copy: there threads share bands of rows. The gradient of the input is the convolution of gy with the
-// kernels turned round; that of the weights needs gy too, so one pass makes both. Sums over images are taken in an order that depends on the number of threads alone.
+// channel with 3×3 kernels and stride 1 need no copy: there threads share bands of rows. The gradient of the input is a
+// convolution of gy with the kernels turned round, one for each remainder of its pixels by the stride; that of the weights
+// needs gy too, so one pass makes both. Sums over images are taken in an order that depends on the number of threads
+// alone.
 
 #include <vector>
 
@@ -10,29 +12,30 @@
 #include "direct.h"
 #include "gradient.h"
 #include "interface.h"
-
-// Segments of which a vector holds several, or is filled by one.
-constexpr int NARROW = LANES == 16 ? 8 : 4;
+#include "parts.h"
 
 static bool is_narrow(const Shape& s) { return s.in_size == s.out_size && s.in_size <= NARROW; }
 
-// run(size) with a narrow segment's size as a constant.
-template <int SIZE = 1, typename Run>
-static void with_size(int64_t size, Run run) {
-  if constexpr (SIZE < NARROW) {
-    if (size > SIZE) return with_size<SIZE + 1>(size, run);
+// run(columns) with the number of taps in a row as a constant: of kernels, and of the parts of one that strides make.
+template <typename Run>
+static void with_columns(int64_t columns, Run run) {
+  switch (columns) {
+    case 1: return run(std::integral_constant<int, 1>());
+    case 2: return run(std::integral_constant<int, 2>());
+    case 3: return run(std::integral_constant<int, 3>());
+    case 4: return run(std::integral_constant<int, 4>());
+    case 5: return run(std::integral_constant<int, 5>());
+    case 7: return run(std::integral_constant<int, 7>());
   }
-  run(std::integral_constant<int, SIZE>());
 }
 
-// How the work is cut: blocks of channels (what a vector holds, or a segment), groups of blocks that are copied together,
-// strips of rows.
+// How the channels are cut: blocks (what a vector holds, or a segment), and groups of blocks that are copied together.
 struct Cut {
-  int64_t in_block, out_block, blocks, group, groups, strips;
+  int64_t in_block, out_block, blocks, group, groups;
 };
 
-static Cut cut(const Shape& s, int operands) {
-  constexpr int64_t most_channels = 64, most_floats = 128 * 1024;  // of a group; half a megabyte, what L2 caches hold
+static Cut cut(const Shape& s) {
+  constexpr int64_t most_channels = 64;  // of a group
   Cut c;
   if (is_narrow(s)) {
     c.in_block = c.out_block = LANES / s.in_size * s.in_size;
@@ -45,92 +48,125 @@ static Cut cut(const Shape& s, int operands) {
   c.group = std::max<int64_t>(1, (c.blocks + fewest - 1) / fewest);
   if (channels == LANES) c.group = std::min((c.group + 1) / 2 * 2, c.blocks);  // whole cache lines
   c.groups = (c.blocks + c.group - 1) / c.group;
-  const int64_t height = std::max(s.height, s.out_height), width = std::max(s.width, s.out_width) + 2;
-  const int64_t rows = std::max<int64_t>(4, most_floats / operands / (width * channels * c.group) - 2);
-  c.strips = std::max<int64_t>(1, (height + rows - 1) / rows);
   return c;
 }
 
-static Planes planes_of(const Shape& s, const Cut& c, int64_t block, int64_t width, int64_t out_width, int64_t pad,
-                        int64_t rows) {
-  return {nullptr, block, is_narrow(s) ? LANES : block, std::max(width + 2 * pad, out_width + 2), rows, c.strips == 1};
+// Rows of a strip, of `rows` that there are, so that its planes fit a cache near the core: `floats` for each row, and
+// for each of the `more` rows that windows reach beyond.
+static int64_t strip_of(int64_t rows, int64_t floats, int64_t more) {
+  constexpr int64_t most_floats = 128 * 1024;  // half a megabyte, what L2 caches hold
+  const int64_t most = std::max<int64_t>(4, most_floats / std::max<int64_t>(1, floats) - more);
+  const int64_t strips = std::max<int64_t>(1, up(rows, most));
+  return std::max<int64_t>(1, up(rows, strips));
 }
 
-static int64_t packed_size(const Shape& s, bool turned) {
-  if (is_narrow(s)) return cut(s, 1).blocks * 9 * s.in_size * LANES;
-  return s.count * 9 * (turned ? s.out_size * vectors(s.in_size) : s.in_size * vectors(s.out_size)) * LANES;
+static int64_t packed_size(const Shape& s, const Taps& taps, bool turned) {
+  if (is_narrow(s)) return cut(s).blocks * taps.rows * taps.columns * s.in_size * LANES;
+  const int64_t each = turned ? s.out_size * vectors(s.in_size) : s.in_size * vectors(s.out_size);
+  return s.count * taps.rows * taps.columns * each * LANES;
 }
 
-// The weights in the order in which the loops read them; `turned`: for the gradient of the input, kernels turned round
-// and in and out exchanged.
-static Buffer pack(const Shape& s, const float* w, bool turned) {
-  Buffer packed(packed_size(s, turned));
-  const int64_t in = s.in_size, out = s.out_size;
-  if (is_narrow(s)) {
-    const int64_t held = LANES / in * in;
-    for (int64_t c = 0; c < s.count * in; c++)
-      for (int64_t r = 0; r < in; r++) {
-        const int64_t i = c % in, other = (i + r) % in;
-        const float* kernel = turned ? w + (c - i + other) * s.w_out + i * s.w_in : w + c * s.w_out + other * s.w_in;
-        float* to = packed.data + (c / held * 9 * in + r * 3) * LANES + c % held;
-        for (int64_t k = 0; k < 9; k++)
-          to[(k / 3 * 3 * in + k % 3) * LANES] = kernel[(turned ? 8 - k : k) * s.w_tap];
-      }
-    return packed;
+// Threads for work on each weight: waiting for each other costs more than a few weights do.
+static int threads_for_weights(const Shape& s, int threads) {
+  constexpr int64_t few = 1 << 18;
+  return s.count * s.out_size * s.in_size * s.kernel * s.kernel > few ? threads : 1;
+}
+
+// The weights of some taps in the order in which the loops read them; `turned`: for the gradient of the input, in and out
+// exchanged.
+static Buffer pack(const Shape& s, const float* w, const Taps& taps, bool turned, int threads) {
+  Buffer packed(packed_size(s, taps, turned));
+  const int64_t in = s.in_size, out = s.out_size, number = taps.rows * taps.columns, held = LANES / in;
+  const bool narrow = is_narrow(s);
+  const int64_t from = turned ? out : in, step = narrow ? LANES : vectors(turned ? in : out) * LANES;
+  std::vector<int64_t> read(number), written(number);
+  for (int64_t k = 0; k < number; k++) {
+    const int64_t row = k / taps.columns, column = k % taps.columns;
+    read[k] = ((taps.row + row * taps.row_step) * s.kernel + taps.column + column * taps.column_step) * s.w_tap;
+    written[k] = (narrow ? row * taps.columns * in + column : k * from) * step;
   }
-  const int64_t from = turned ? out : in, step = vectors(turned ? in : out) * LANES;
-  for (int64_t s0 = 0; s0 < s.count; s0++)
-    for (int64_t o = 0; o < out; o++)
-      for (int64_t i = 0; i < in; i++)
-        for (int64_t k = 0; k < 9; k++)
-          packed.data[turned ? ((s0 * 9 + 8 - k) * from + o) * step + i : ((s0 * 9 + k) * from + i) * step + o] =
-              w[(s0 * out + o) * s.w_out + i * s.w_in + k * s.w_tap];
+  share(s.count, threads_for_weights(s, threads), [&](int64_t, int64_t begin, int64_t end) {
+    for (int64_t segment = begin; segment < end; segment++) {
+      float* block = packed.data + (narrow ? segment / held : segment) * number * from * step;
+      for (int64_t o = 0; o < out; o++)
+        for (int64_t i = 0; i < in; i++) {
+          const float* kernel = w + (segment * out + o) * s.w_out + i * s.w_in;
+          const int64_t input = turned ? o : i, output = turned ? i : o;
+          float* to = block + input * step + output;
+          if (narrow) {  // output lane c of turn r has the weight of input c + r
+            const int64_t turn = input >= output ? input - output : input - output + in;
+            to = block + turn * taps.columns * LANES + segment % held * in + output;
+          }
+          for (int64_t k = 0; k < number; k++) to[written[k]] = kernel[read[k]];
+        }
+    }
+  });
   return packed;
 }
 
-template <int SIZE>
-static void narrow_tiles(const Planes& x, const float* w, Result y, int64_t blocks, int64_t made) {
-  in_tiles<4, 8>(y.width, [&](auto tile, int64_t begin, int64_t end) {
+template <int SIZE, int COLUMNS, int STRIDE>
+static void narrow_tiles(const Planes& x, const Turns& turns, int64_t rows, const float* w, Result y, int64_t blocks,
+                         int64_t made) {
+  in_tiles<4, 8>(y.end, [&](auto tile, int64_t begin, int64_t end) {
     y.begin = begin, y.end = end;
-    convolve_narrow<SIZE, tile <= 4 ? 2 : 1, tile>(x, w, y, blocks, made);
+    convolve_narrow<SIZE, COLUMNS, STRIDE, tile <= 4 ? 2 : 1, tile>(x, turns, rows, w, y, blocks, made);
   });
 }
 
-// SIZE: as in convolve_column. One vector of outputs needs many pixels at a time to hide the processor's latency.
-template <int SIZE>
-static void wide_tiles(const Planes& x, const float* w, Result y, int64_t segments, int64_t out) {
-  constexpr int least = SIZE ? 4 : 3, most = SIZE ? 12 : 6;
-  in_tiles<least, most>(y.width, [&](auto tile, int64_t begin, int64_t end) {
+// PIXEL, INPUTS: as in convolve_column. One vector of outputs needs many pixels at a time to hide the processor's latency.
+template <int PIXEL, int INPUTS = 0>
+static void wide_tiles(const Planes& x, const Steps& taps, const float* w, Result y, int64_t segments, int64_t out) {
+  constexpr int least = PIXEL ? 4 : 3, most = PIXEL ? 12 : 6;
+  in_tiles<least, most>(y.end, [&](auto tile, int64_t begin, int64_t end) {
     y.begin = begin, y.end = end;
-    convolve_wide<SIZE, 2 * tile <= most ? 2 : 1, tile>(x, w, y, segments, out);
+    convolve_wide<PIXEL, INPUTS, 2 * tile <= most ? 2 : 1, tile>(x, taps, w, y, segments, out);
   });
 }
 
 // `blocks` blocks of planes into y, `made` channels of it.
-static void convolve(const Shape& s, bool turned, const Planes& x, const float* w, const Result& y, int64_t blocks,
-                     int64_t made) {
+static void convolve(const Shape& s, bool turned, const Steps& taps, const Planes& x, const float* w, const Result& y,
+                     int64_t blocks, int64_t made) {
   const int64_t in = turned ? s.out_size : s.in_size, out = turned ? s.in_size : s.out_size;
-  if (is_narrow(s)) return with_size(in, [&](auto size) { narrow_tiles<size>(x, w, y, blocks, made); });
+  if (is_narrow(s))
+    return with_columns(taps.columns, [&](auto columns) {
+      constexpr int odd = columns % 2 ? 2 : 1;  // no stride meets an even number of taps in a row
+      const Turns& turns = turns_of(in);
+      if (taps.stride > 1) return narrow_tiles<0, columns, odd>(x, turns, taps.rows, w, y, blocks, made);
+      if (columns == 3 && taps.rows == 3)
+        return with_size(in, [&](auto size) { narrow_tiles<size, 3, 1>(x, turns, taps.rows, w, y, blocks, made); });
+      narrow_tiles<0, columns, 1>(x, turns, taps.rows, w, y, blocks, made);
+    });
   if (out <= LANES) {
-    switch (in) {
-      case 5: return wide_tiles<5>(x, w, y, blocks, out);
-      case 6: return wide_tiles<6>(x, w, y, blocks, out);
-      case 7: return wide_tiles<7>(x, w, y, blocks, out);
-      case 8: return wide_tiles<8>(x, w, y, blocks, out);
+    const bool plain = taps.rows == 3 && taps.columns == 3 && taps.stride == 1;
+    switch (in * taps.stride) {
+      case 5: return plain ? wide_tiles<5, 15>(x, taps, w, y, blocks, out) : wide_tiles<5>(x, taps, w, y, blocks, out);
+      case 6: return plain ? wide_tiles<6, 18>(x, taps, w, y, blocks, out) : wide_tiles<6>(x, taps, w, y, blocks, out);
+      case 7: return plain ? wide_tiles<7, 21>(x, taps, w, y, blocks, out) : wide_tiles<7>(x, taps, w, y, blocks, out);
+      case 8: return plain ? wide_tiles<8, 24>(x, taps, w, y, blocks, out) : wide_tiles<8>(x, taps, w, y, blocks, out);
     }
   }
-  wide_tiles<0>(x, w, y, blocks, out);
+  wide_tiles<0>(x, taps, w, y, blocks, out);
 }
 
 static void add_gradient(const Shape& s, const Pair& p, float* sums) {
-  if (!is_narrow(s)) return add_wide(p, s.in_size, s.out_size, sums);
-  with_size(s.in_size, [&](auto size) { add_narrow<size>(p, sums); });
+  with_columns(s.kernel, [&](auto columns) {
+    if constexpr (columns % 2) {
+      if (is_narrow(s)) return add_narrow<columns>(p, turns_of(s.in_size), sums);
+      add_wide<columns>(p, s.in_size, s.out_size, sums);
+    }
+  });
 }
 
-// Of a run's weights, or their gradient, which lie without gaps.
-static bool is_finite(const Shape& s, const float* w) { return all_finite(w, s.count * s.out_size * s.in_size * 9); }
+// Of a run's weights, or their gradient, which lie without gaps. No 1×1 kernel reaches outside the image, so there nothing
+// is left out by the library, and nothing depends on this.
+static bool is_finite(const Shape& s, const float* w) {
+  return s.kernel == 1 || all_finite(w, s.count * s.out_size * s.in_size * s.kernel * s.kernel);
+}
 
-static bool is_direct(const Shape& s) { return s.in_size == 1 && s.out_size == 1 && s.count >= LANES; }
+static bool is_direct(const Shape& s) {
+  const bool plain = s.kernel == 3 && (s.stride == 1 || s.dilation > 1);
+  return plain && s.in_size == 1 && s.out_size == 1 && s.count >= LANES;
+}
 
 // The nine taps of each vector of channels: [block][tap][LANES].
 static Buffer pack_taps(const Shape& s, const float* w, bool turned) {
@@ -143,49 +179,196 @@ static Buffer pack_taps(const Shape& s, const float* w, bool turned) {
   return packed;
 }
 
-static Image image_of(const float* data, int64_t n, int64_t channels, int64_t height, int64_t width) {
-  return {data + n * height * width * channels, channels, height, width};
+// Image `n` of x, or of y, from its first pixel of a part on; tensors of `channels` channels.
+static Image x_of(const Shape& s, const Part& p, const float* x, int64_t n) {
+  return image_of(x + n * s.height * s.width * s.in_channels, x_grid(s, p), p.h.size, p.w.size);
 }
 
-static void forward_direct(const Shape& s, const float* x, const float* w, float* y, int threads) {
+static Image y_of(const Shape& s, const Part& p, const float* y, int64_t n) {
+  return image_of(y + n * s.out_height * s.out_width * s.out_channels, y_grid(s, p), p.h.out_size, p.w.out_size);
+}
+
+static float* written(const Image& image) { return const_cast<float*>(image.data); }
+
+static void forward_direct(const Shape& s, const Part& part, const float* x, const float* w, float* y, int threads) {
   const Buffer taps = pack_taps(s, w, false);
-  const int64_t bands = (s.out_height + DIRECT_ROWS - 1) / DIRECT_ROWS;
+  const int64_t bands = up(part.h.out_size, DIRECT_ROWS);
   share(s.images * bands, threads, [&](int64_t, int64_t begin, int64_t end) {
     for (int64_t item = begin; item < end; item++) {
       const int64_t n = item / bands;
-      const Padded from{image_of(x, n, s.in_channels, s.height, s.width), s.pad_h, s.pad_w};
-      float* to = y + n * s.out_height * s.out_width * s.out_channels;
-      convolve_direct(from, taps.data, {to, s.out_channels, s.out_height, s.out_width, 0, 0}, item % bands * DIRECT_ROWS,
-                      s.count);
+      const Image to = y_of(s, part, y, n);
+      convolve_direct({x_of(s, part, x, n), part.h.pad, part.w.pad}, taps.data,
+                      {written(to), to.pixel, to.row, to.height, 0, to.width}, item % bands * DIRECT_ROWS, s.count);
     }
   });
 }
 
-static void backward_direct(const Shape& s, const float* x, const float* w, const float* gy, float* gx, float* gw,
-                            int threads) {
+static void backward_direct(const Shape& s, const Part& part, const float* x, const float* w, const float* gy, float* gx,
+                            const std::vector<Buffer>& sums, int threads) {
   const Buffer taps = gx ? pack_taps(s, w, true) : Buffer(0);
-  const int64_t bands = (std::max(s.height, s.out_height) + DIRECT_ROWS - 1) / DIRECT_ROWS;
-  std::vector<Buffer> sums;
-  for (int t = 0; gw && t < threads; t++) sums.emplace_back(vectors(s.count) * 9 * LANES);
+  const int64_t bands = up(std::max(part.h.size, part.h.out_size), DIRECT_ROWS);
   share(s.images * bands, threads, [&](int64_t thread, int64_t begin, int64_t end) {
     for (int64_t item = begin; item < end; item++) {
       const int64_t n = item / bands, h = item % bands * DIRECT_ROWS;
-      const Image image = image_of(x, n, s.in_channels, s.height, s.width);
-      const Image grad = image_of(gy, n, s.out_channels, s.out_height, s.out_width);
-      float* to = gx + (gx ? n * s.height * s.width * s.in_channels : 0);
-      if (gx)
-        convolve_direct({grad, 2 - s.pad_h, 2 - s.pad_w}, taps.data, {to, s.in_channels, s.height, s.width, 0, 0}, h,
-                        s.count);
-      if (gw) add_taps_direct({image, s.pad_h, s.pad_w}, grad, sums[thread].data, h, s.count);
+      const Image grad = y_of(s, part, gy, n);
+      if (gx && part.w.size) {
+        const Image to = x_of(s, part, gx, n);
+        convolve_direct({grad, 2 - part.h.pad, 2 - part.w.pad}, taps.data,
+                        {written(to), to.pixel, to.row, to.height, 0, to.width}, h, s.count);
+      }
+      if (!sums.empty() && grad.width)
+        add_taps_direct({x_of(s, part, x, n), part.h.pad, part.w.pad}, grad, sums[thread].data, h, s.count);
     }
   });
-  for (int64_t b = 0; gw && b < vectors(s.count); b++)
+}
+
+static void sum_direct(const Shape& s, const std::vector<Buffer>& sums, float* gw) {
+  for (int64_t b = 0; b < vectors(s.count); b++)
     for (int64_t lane = 0; lane < LANES; lane++)
       for (int64_t k = 0; k < 9; k++) {
         float sum = 0;
         for (const Buffer& part : sums) sum += part.data[(b * 9 + k) * LANES + lane];
         gw[(first_channel(b, s.count) + lane) * s.w_out + k * s.w_tap] = sum;
       }
+}
+
+// Which channels of a run an item of work has: image and group of blocks.
+struct Item {
+  int64_t image, first, blocks, in_first, in_left, out_first, out_left;
+  int64_t used, made;  // channels of the input, of the output
+};
+
+static Item item_of(const Shape& s, const Cut& c, int64_t item) {
+  Item i;
+  i.image = item / c.groups, i.first = item % c.groups * c.group, i.blocks = std::min(c.group, c.blocks - i.first);
+  i.in_first = i.first * c.in_block, i.in_left = s.count * s.in_size - i.in_first;
+  i.out_first = i.first * c.out_block, i.out_left = s.count * s.out_size - i.out_first;
+  i.used = std::min(i.blocks * c.in_block, i.in_left), i.made = std::min(i.blocks * c.out_block, i.out_left);
+  return i;
+}
+
+static Planes planes_of(const Shape& s, int64_t block, int64_t pitch, int64_t rows, bool clean) {
+  return {nullptr, block, is_narrow(s) ? LANES : block, pitch, rows, clean};
+}
+
+// Memory for a group's planes: tiles read past the end, at most 8 pixels of stride 2.
+static Buffer room_for(Planes& p, int64_t group) {
+  Buffer room(p.plane() * group + 16 * p.pixel);
+  p.data = room.data;
+  return room;
+}
+
+static void forward_part(const Shape& s, const Part& part, const float* x, const float* packed, float* y, int threads) {
+  const Cut c = cut(s);
+  const Taps taps = all_taps(s.kernel);
+  const Side &h = part.h, &w = part.w;
+  const int64_t pitch = std::max(w.size + w.pad, (w.out_size - 1) * part.stride + s.kernel);
+  const int64_t block_weights = packed_size(s, taps, false) / c.blocks;
+  const int64_t row = planes_of(s, c.in_block, pitch, 1, true).row() * c.group;
+  const int64_t strip = strip_of(h.out_size, part.stride * row, s.kernel / part.stride);
+  share(s.images * c.groups, threads, [&](int64_t, int64_t begin, int64_t end) {
+    Planes p = planes_of(s, c.in_block, pitch, (strip - 1) * part.stride + s.kernel, strip == h.out_size);
+    const Buffer room = room_for(p, c.group);
+    for (int64_t item = begin; item < end; item++) {
+      const Item i = item_of(s, c, item);
+      const Image image = x_of(s, part, x + i.in_first, i.image), to = y_of(s, part, y + i.out_first, i.image);
+      for (int64_t first = 0; first < h.out_size; first += strip) {
+        const int64_t rows = std::min(strip, h.out_size - first), top = first * part.stride - h.pad;
+        fill(p, image, top, top + (rows - 1) * part.stride + s.kernel, w.pad, i.blocks, i.used, i.in_left);
+        convolve(s, false, {taps.rows, taps.columns, part.stride}, p, packed + i.first * block_weights,
+                 {written(to) + first * to.row, to.pixel, to.row, rows, 0, w.out_size}, i.blocks, i.made);
+      }
+    }
+  });
+}
+
+// What gy gives of gx: every stride-th pixel, from padded place (a, b) on.
+struct Share {
+  int64_t a, b;
+  Taps taps;
+  Buffer packed;
+};
+
+// Places u of a side with 0 ≤ stride · u + a − pad < size: from the first to the last but one.
+static int64_t first_place(const Side& side, int64_t stride, int64_t a) { return up(side.pad - a, stride); }
+static int64_t end_place(const Side& side, int64_t stride, int64_t a) { return up(side.size + side.pad - a, stride); }
+
+// gx's rows whose places are in [u0, u1). pg holds gy from row `top` on, with `left` columns before it.
+static void add_share(const Shape& s, const Part& part, const Cut& c, const Share& share, const Item& i, const Planes& pg,
+                      int64_t top, int64_t left, int64_t u0, int64_t u1, const Image& to) {
+  const Side &h = part.h, &w = part.w;
+  const int64_t stride = part.stride, row = std::max(u0, first_place(h, stride, share.a));
+  const int64_t rows = std::min(u1, end_place(h, stride, share.a)) - row, column = first_place(w, stride, share.b);
+  const int64_t columns = end_place(w, stride, share.b) - column;
+  if (rows <= 0 || columns <= 0) return;
+  Planes from = pg;
+  const int64_t reach = std::max<int64_t>(share.taps.rows, 1) - 1;
+  from.data += (row - reach - top) * pg.row() + (left + column - share.taps.columns + 1) * pg.pixel;
+  float* first = written(to) + (stride * row + share.a - h.pad) * to.row + (stride * column + share.b - w.pad) * to.pixel;
+  convolve(s, true, {share.taps.rows, share.taps.columns, 1}, from,
+           share.packed.data + i.first * (packed_size(s, share.taps, true) / c.blocks),
+           {first, stride * to.pixel, stride * to.row, rows, 0, columns}, i.blocks, i.used);
+}
+
+static void backward_part(const Shape& s, const Part& part, const float* x, const std::vector<Share>& shares,
+                          const float* gy, float* gx, const std::vector<Buffer>& sums, int64_t block_sums, int threads) {
+  const Cut c = cut(s);
+  const Side &h = part.h, &w = part.w;
+  const int64_t stride = part.stride, reach = up(s.kernel, stride) - 1;  // rows and columns of gy before a place
+  const int64_t places = std::max(h.out_size, end_place(h, stride, 0));
+  const int64_t x_pitch = std::max(w.size + w.pad, (w.out_size - 1) * stride + s.kernel);
+  const int64_t pitch = reach + std::max(w.out_size, end_place(w, stride, 0));
+  const bool makes_gw = !sums.empty();
+  int64_t row = planes_of(s, c.out_block, pitch, 1, true).row();
+  if (makes_gw) row += stride * planes_of(s, c.in_block, x_pitch, 1, true).row();
+  const int64_t strip = strip_of(places, row * c.group, reach);
+  share(s.images * c.groups, threads, [&](int64_t thread, int64_t begin, int64_t end) {
+    const bool whole = strip == places;
+    Planes px = planes_of(s, c.in_block, x_pitch, makes_gw ? (strip - 1) * stride + s.kernel : 0, whole);
+    Planes pg = planes_of(s, c.out_block, pitch, strip + reach, whole);
+    const Buffer x_room = room_for(px, c.group), gy_room = room_for(pg, c.group);
+    for (int64_t item = begin; item < end; item++) {
+      const Item i = item_of(s, c, item);
+      const Image image = x_of(s, part, x + i.in_first, i.image), grad = y_of(s, part, gy + i.out_first, i.image);
+      for (int64_t u0 = 0; u0 < places; u0 += strip) {
+        const int64_t u1 = std::min(u0 + strip, places), top = u0 - reach;
+        fill(pg, grad, top, u1, reach, i.blocks, i.made, i.out_left);
+        for (const Share& each : shares)
+          add_share(s, part, c, each, i, pg, top, reach, u0, u1, x_of(s, part, gx + i.in_first, i.image));
+        const int64_t rows = std::min(u1, h.out_size) - u0;
+        if (!makes_gw || rows <= 0) continue;
+        const int64_t x_top = u0 * stride - h.pad;
+        fill(px, image, x_top, x_top + (rows - 1) * stride + s.kernel, w.pad, i.blocks, i.used, i.in_left);
+        for (int64_t b = 0; b < i.blocks; b++)
+          add_gradient(s,
+                       {px.data + b * px.plane(), pg.data + b * pg.plane() + reach * pg.row() + reach * pg.pixel, px.pixel,
+                        px.row(), stride * px.pixel, stride * px.row(), pg.pixel, pg.row(), rows,
+                        w.out_size},
+                       sums[thread].data + (i.first + b) * block_sums);
+      }
+    }
+  });
+}
+
+// The threads' sums into the gradient of the weights.
+static void sum_up(const Shape& s, const std::vector<Buffer>& sums, int64_t block_sums, float* gw, int threads) {
+  const bool narrow = is_narrow(s);
+  const int64_t step = narrow ? LANES : vectors(s.out_size) * LANES, taps = s.kernel * s.kernel;
+  const int64_t held = narrow ? LANES / s.in_size : 1;  // segments in a block
+  share(s.count, threads_for_weights(s, threads), [&](int64_t, int64_t begin, int64_t end) {
+    for (int64_t segment = begin; segment < end; segment++)
+      for (int64_t o = 0; o < s.out_size; o++)
+        for (int64_t i = 0; i < s.in_size; i++) {
+          const int64_t turn = o >= i ? o - i : o - i + s.in_size, lane = segment % held * s.in_size + i;
+          const int64_t at = segment / held * block_sums + (narrow ? turn * taps * LANES + lane : i * taps * step + o);
+          float* to = gw + (segment * s.out_size + o) * s.w_out + i * s.w_in;
+          for (int64_t k = 0; k < taps; k++) {
+            float sum = 0;
+            for (const Buffer& part : sums) sum += part.data[at + k * step];
+            to[k * s.w_tap] = sum;
+          }
+        }
+  });
 }
 
 extern "C" {
@@ -195,33 +378,12 @@ int spectrum_lanes() { return LANES; }
 int spectrum_forward(const Shape* shape, const float* x, const float* w, float* y, int threads) {
   const Shape& s = *shape;
   if (!is_finite(s, w)) return 0;
-  if (is_direct(s)) {
-    forward_direct(s, x, w, y, threads);
-    return 1;
-  }
-  const Cut c = cut(s, 1);
-  const Buffer packed = pack(s, w, false);
-  const int64_t block_weights = packed_size(s, false) / c.blocks;
-  const int64_t strip = (s.out_height + c.strips - 1) / c.strips;
-  share(s.images * c.groups, threads, [&](int64_t, int64_t begin, int64_t end) {
-    Planes p = planes_of(s, c, c.in_block, s.width, s.out_width, s.pad_w, strip + 2);
-    const Buffer copy(p.plane() * c.group + 8 * p.pixel);
-    p.data = copy.data;
-    for (int64_t item = begin; item < end; item++) {
-      const int64_t n = item / c.groups, first = item % c.groups * c.group;
-      const int64_t blocks = std::min(c.group, c.blocks - first);
-      const int64_t in_first = first * c.in_block, in_left = s.count * s.in_size - in_first;
-      const int64_t out_first = first * c.out_block, out_left = s.count * s.out_size - out_first;
-      const Image image{x + n * s.height * s.width * s.in_channels + in_first, s.in_channels, s.height, s.width};
-      for (int64_t h = 0; h < s.out_height; h += strip) {
-        const int64_t rows = std::min(strip, s.out_height - h);
-        fill(p, image, h - s.pad_h, h - s.pad_h + rows + 2, s.pad_w, blocks, std::min(blocks * c.in_block, in_left),
-             in_left);
-        float* to = y + (n * s.out_height + h) * s.out_width * s.out_channels + out_first;
-        convolve(s, false, p, packed.data + first * block_weights, {to, s.out_channels, rows, s.out_width, 0, 0}, blocks,
-                 std::min(blocks * c.out_block, out_left));
-      }
-    }
+  const bool direct = is_direct(s);
+  const Buffer packed = direct ? Buffer(0) : pack(s, w, all_taps(s.kernel), false, threads);
+  each_part(s, [&](const Part& part) {
+    if (part.h.out_size == 0 || part.w.out_size == 0) return;
+    if (direct) return forward_direct(s, part, x, w, y, threads);
+    forward_part(s, part, x, packed.data, y, threads);
   });
   return 1;
 }
@@ -230,75 +392,30 @@ int spectrum_backward(const Shape* shape, const float* x, const float* w, const 
                       int threads) {
   const Shape& s = *shape;
   if (gx && !is_finite(s, w)) return 0;
-  if (is_direct(s)) {
-    backward_direct(s, x, w, gy, gx, gw, threads);
-    return !gw || is_finite(s, gw);
-  }
-  const bool narrow = is_narrow(s);
-  const Cut c = cut(s, gw ? 2 : 1);
-  const Buffer packed = gx ? pack(s, w, true) : Buffer(0);
-  const int64_t block_weights = packed_size(s, true) / c.blocks;
-  const int64_t step = vectors(s.out_size) * LANES;
-  const int64_t block_sums = 9 * s.in_size * (narrow ? LANES : step);
-  const int64_t turned_h = 2 - s.pad_h, turned_w = 2 - s.pad_w;  // padding of the input's gradient
-  const int64_t strip = (std::max(s.height, s.out_height) + c.strips - 1) / c.strips;
-
+  const bool direct = is_direct(s);
+  const int64_t step = is_narrow(s) ? LANES : vectors(s.out_size) * LANES;
+  const int64_t block_sums = s.kernel * s.kernel * s.in_size * step;
+  const int64_t all_sums = direct ? vectors(s.count) * 9 * LANES : cut(s).blocks * block_sums;
   std::vector<Buffer> sums;
-  for (int t = 0; gw && t < threads; t++) sums.emplace_back(c.blocks * block_sums);
-  share(s.images * c.groups, threads, [&](int64_t thread, int64_t begin, int64_t end) {
-    Planes px = planes_of(s, c, c.in_block, s.width, s.out_width, s.pad_w, strip + 2);
-    Planes pg = planes_of(s, c, c.out_block, s.out_width, s.width, turned_w, strip + 4);  // serves gx and gw
-    const Buffer x_copy(gw ? px.plane() * c.group + 8 * px.pixel : 0), gy_copy(pg.plane() * c.group + 8 * pg.pixel);
-    px.data = x_copy.data, pg.data = gy_copy.data;
-    for (int64_t item = begin; item < end; item++) {
-      const int64_t n = item / c.groups, first = item % c.groups * c.group;
-      const int64_t blocks = std::min(c.group, c.blocks - first);
-      const int64_t in_first = first * c.in_block, in_left = s.count * s.in_size - in_first;
-      const int64_t out_first = first * c.out_block, out_left = s.count * s.out_size - out_first;
-      const int64_t used = std::min(blocks * c.in_block, in_left), made = std::min(blocks * c.out_block, out_left);
-      const Image image{x + n * s.height * s.width * s.in_channels + in_first, s.in_channels, s.height, s.width};
-      const Image grad{gy + n * s.out_height * s.out_width * s.out_channels + out_first, s.out_channels, s.out_height,
-                       s.out_width};
-      for (int64_t k = 0; k < c.strips; k++) {
-        const int64_t y0 = std::min(k * strip, s.out_height), y1 = std::min(y0 + strip, s.out_height);
-        const int64_t x0 = std::min(k * strip, s.height), x1 = std::min(x0 + strip, s.height);
-        const bool makes_gx = gx && x0 < x1, makes_gw = gw && y0 < y1;
-        if (!makes_gx && !makes_gw) continue;
-        int64_t row0 = makes_gx ? x0 - turned_h : y0, row1 = makes_gx ? x1 - turned_h + 2 : y1;
-        if (makes_gw) row0 = std::min(row0, y0), row1 = std::max(row1, y1);
-        fill(pg, grad, row0, row1, turned_w, blocks, made, out_left);
-        if (makes_gx) {
-          Planes from = pg;
-          from.data += (x0 - turned_h - row0) * pg.row();
-          float* to = gx + (n * s.height + x0) * s.width * s.in_channels + in_first;
-          convolve(s, true, from, packed.data + first * block_weights, {to, s.in_channels, x1 - x0, s.width, 0, 0}, blocks,
-                   used);
-        }
-        if (makes_gw) {
-          fill(px, image, y0 - s.pad_h, y1 - s.pad_h + 2, s.pad_w, blocks, used, in_left);
-          for (int64_t b = 0; b < blocks; b++)
-            add_gradient(s,
-                         {px.data + b * px.plane(),
-                          pg.data + b * pg.plane() + (y0 - row0) * pg.row() + turned_w * pg.pixel, px.pixel, px.row(),
-                          pg.pixel, pg.row(), y1 - y0, s.out_width},
-                         sums[thread].data + (first + b) * block_sums);
-        }
-      }
-    }
+  for (int t = 0; gw && t < threads; t++) sums.emplace_back(all_sums);
+  std::vector<Share> shares;
+  const int64_t stride = s.dilation > 1 ? 1 : s.stride;
+  for (int64_t k = 0; gx && !direct && k < stride * stride; k++) {
+    const Taps taps = turned_taps(s.kernel, stride, k / stride, k % stride);
+    shares.push_back({k / stride, k % stride, taps, pack(s, w, taps, true, threads)});
+  }
+  if (gx && s.stride > 1 && s.dilation > 1)  // most pixels meet no output
+    for (int64_t pixel = 0; pixel < s.images * s.height * s.width; pixel++)
+      std::memset(gx + pixel * s.in_channels, 0, s.count * s.in_size * sizeof(float));
+  each_part(s, [&](const Part& part) {
+    if (direct) return backward_direct(s, part, x, w, gy, gx, sums, threads);
+    backward_part(s, part, x, shares, gy, gx, sums, block_sums, threads);
   });
   if (!gw) return 1;
-  const int64_t held = narrow ? c.in_block / s.in_size : 1;  // segments in a block
-  for (int64_t segment = 0; segment < s.count; segment++)
-    for (int64_t o = 0; o < s.out_size; o++)
-      for (int64_t i = 0; i < s.in_size; i++) {
-        const int64_t turn = (o - i + s.in_size) % s.in_size, lane = segment % held * s.in_size + i;
-        const int64_t at = segment / held * block_sums + (narrow ? turn * 9 * LANES + lane : i * 9 * step + o);
-        for (int64_t k = 0; k < 9; k++) {
-          float sum = 0;
-          for (const Buffer& part : sums) sum += part.data[at + k * (narrow ? LANES : step)];
-          gw[(segment * s.out_size + o) * s.w_out + i * s.w_in + k * s.w_tap] = sum;
-        }
-      }
+  if (direct)
+    sum_direct(s, sums, gw);
+  else
+    sum_up(s, sums, block_sums, gw, threads);
   return is_finite(s, gw);
 }
 }
