@@ -39,7 +39,7 @@ PEERS_ON_CUDA = (*PEERS, "coalesced", TRITON)
 
 @dataclass(frozen=True)
 class Setting:
-    """Where and in which type the operation is measured, and how large the measured rates' operands are."""
+    """Device and type of the measured operation, and sizes of the operands of the measured rates."""
 
     device: str = "cpu"
     dtype: torch.dtype = torch.float32
@@ -51,15 +51,15 @@ class Setting:
 
     @property
     def copied(self) -> int:
-        """Numbers that are copied; no cache holds them."""
+        """Number of values that are copied, too many for any cache."""
         return 2**24 if self.device == "cpu" else 2**27
 
     def normal(self, *shape: int) -> Tensor:
-        """Random numbers."""
+        """Random numbers of this type on this device."""
         return torch.randn(shape, dtype=self.dtype, device=self.device)
 
     def placed(self, module: nn.Module, layout: torch.memory_format = torch.channels_last) -> nn.Module:
-        """The module, moved here."""
+        """The module, moved to the device and converted to the type."""
         return module.to(self.device, self.dtype, memory_format=layout)  # type: ignore[call-overload, no-any-return]
 
 
@@ -168,7 +168,7 @@ def _ways(shape: Shape, segments: int, setting: Setting) -> dict[str, tuple[Call
 
 
 def _on_cuda(shape: Shape, ours: SegmentedConv2d, setting: Setting) -> dict[str, nn.Module]:
-    """What is measured on CUDA only: narrow segments joined in groups, and Triton where it can compute them."""
+    """Implementations that are measured on CUDA only: joined narrow segments, and Triton where it supports them."""
     channels, sizes = shape[1], set(ours.segment_sizes)
     found: dict[str, nn.Module] = {}
     if max(sizes) < JOINED and all(JOINED % size == 0 for size in sizes) and channels % JOINED == 0:

@@ -134,7 +134,7 @@ def along_the_curve(table: pd.DataFrame, values: str) -> pd.DataFrame:
 
 
 def _segments_in_words(width: Any) -> str:
-    """A configuration of the curve by its channels per segment; 1 segment has none said."""
+    """A configuration of the curve in words: its channels per segment, or 1 segment."""
     if pd.isna(width):
         return "1 segment"
     return "per-channel" if width == 1 else f"{width:.0f} channels per segment"

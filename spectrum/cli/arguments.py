@@ -187,7 +187,7 @@ class Plan(OnStudy):
     """Settings for the estimate of the time."""
     json: Switch = False
     """Print every number as JSON, for programs."""
-    verbose: bool = False
+    verbose: Switch = False
     """Describe each data set completely: images per class, source, and origin of the test images."""
 
 
@@ -199,7 +199,7 @@ class Run(OnStudy):
     """Folder of the results; by default results/NAME/ in the current folder."""
     confirm: Switch = False
     """After the learning-rate sweep of a study with [tune], train the final runs at the chosen values."""
-    verbose: bool = False
+    verbose: Switch = False
     """Describe each data set completely: images per class, source, and origin of the test images."""
     settings: RunSettings = field(default_factory=RunFlags)
     """Where and how to train."""
