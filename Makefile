@@ -1,13 +1,19 @@
-# make study   accuracy along the spectrum, in minutes        make notebooks  execute them on the committed results
-# make check   lint, types, fast tests: 2 minutes             make test       and the documentation: 8 minutes
-# make test-slow  long products of cases, injected faults     make test-all   both
-# make drawing draw the packages and their imports anew
-# make docs    the documentation site, in docs/_build/html  make pictures  draw the tests' reference pictures anew
-# make readmes write the pages of the map from the rows      make golden   count all networks anew
-# make pages   write the report of every committed study anew
-# make gpu     with a card: its tests, then benchmarks into results/bench/CARD
-# make soak    two hundred kills over a study, a quarter of an hour
-# make audit   ask whether versions that are pinned have known vulnerabilities
+# make study      train the quickstart study, in minutes
+# make check      lint, types and fast tests, in 2 minutes
+# make test       the same with medium tests and the documentation, in 8 minutes
+# make test-slow  tests with many cases and injected faults
+# make test-all   both
+# make cluster    tests of a Ray cluster and of several ranks
+# make soak       kill a study two hundred times, in a quarter of an hour
+# make gpu        tests that need a graphics card, then benchmarks into results/bench/CARD
+# make docs       build the documentation site in docs/_build/html
+# make drawing    draw the packages and their imports
+# make notebooks  execute the notebooks on the committed results
+# make readmes    write all pages and pictures that are computed from rows
+# make pages      write the report of every committed study
+# make pictures   draw the reference pictures of the tests
+# make golden     count all networks for the reference counts of the tests
+# make audit      check pinned versions for known vulnerabilities
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt

@@ -39,7 +39,7 @@ def execute(notebook: Any, folder: Path = FOLDER) -> None:
             data = output.get("data", {})
             plain, whole = data.get("text/plain", ""), data.get("text/html", "")
             if whole and (len(plain) > len(whole) or SOME_COLUMNS.search(plain)):
-                # It is longer than the table in HTML, or cut short where that is whole.
+                # longer than the table in HTML, or shortened although that is complete.
                 del data["text/plain"]
 
 

@@ -1,7 +1,7 @@
-"""Draw what the dial does, results/hero_light.png and hero_dark.png: `make readmes`.
+"""Draw the project's main picture, results/hero_light.png and hero_dark.png: `make readmes`.
 
-Above: which input channels each output channel of the 3×3 sees. Below: accuracy on CIFAR-10 along the dial, once with
-equal parameters (a finer split pays for a wider network) and once with equal widths.
+Above: the input channels that each output channel of the 3×3 reads. Below: accuracy on CIFAR-10 against the number of
+segments, parameter-matched (a finer split pays for a wider network) and width-matched.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ from spectrum._files import write_whole
 
 RESULTS = Path(__file__).parent
 STUDY = "curve_cifar10"
-CHANNELS = 32  # of the drawn layer
+CHANNELS = 32  # channels of the drawn layer
 KERNELS = {1: "regular\n(1 segment)", 4: "Inception-like\n(4 segments)", 16: "in between\n(16 segments)"}
 DEPTHWISE = "depthwise\n(one per channel)"
-PLAIN_AT = -0.75  # along the axis, left of 1 segment
+PLAIN_AT = -0.75  # position on the axis, left of 1 segment
 COLOURS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00")
 
 
 @dataclass(frozen=True)
 class Theme:
-    """Colours of ground, text, what is faint, and the two curves."""
+    """Colours of background, text, secondary text, and the main curve."""
 
     ground: str
     ink: str
@@ -45,7 +45,7 @@ THEMES = {
 
 
 def draw(theme: Theme) -> Figure:
-    """The hero picture in one theme."""
+    """Draw the picture in one theme."""
     with plots.style():
         figure = Figure(figsize=(7.2, 5.0), facecolor=theme.ground)
         figure.set_layout_engine("none")
@@ -58,7 +58,7 @@ def draw(theme: Theme) -> Figure:
 
 
 def means() -> dict[str, pd.DataFrame]:
-    """By what is matched: mean and interval of each configuration, from the plain 3×3 to the per-channel end."""
+    """Mean and interval of each configuration, from the plain 3×3 to the per-channel end, by budget."""
     table = stats.summarise(study_page(STUDY).results, ["match", "segments", "pointwise"])
     table["plain"] = ~table["pointwise"].astype(bool)
     last = 1 + pd.to_numeric(table["segments"], errors="coerce").max()
@@ -67,7 +67,7 @@ def means() -> dict[str, pd.DataFrame]:
 
 
 def _curve(ax: Axes, theme: Theme) -> int:
-    """Draw both curves. Returns where the per-channel end is along the axis."""
+    """Draw both curves. Returns the position of the per-channel end on the axis."""
     found = means()
     split = found["params"][~found["params"]["plain"]]
     places = {str(segments): number for number, segments in enumerate(split["segments"])}
@@ -94,7 +94,7 @@ def _curve(ax: Axes, theme: Theme) -> int:
 
 
 def _words(ax: Axes, found: dict[str, pd.DataFrame], theme: Theme) -> None:
-    """Name both curves, and say how far each rises from 1 segment to the per-channel end."""
+    """Label both curves with their gain from 1 segment to the per-channel end."""
     split = {match: table[~table["plain"]] for match, table in found.items()}
     gain = {match: 100 * (table["mean"].iloc[-1] - table["mean"].iloc[0]) for match, table in split.items()}
     more = split["none"]["params"].iloc[0] / split["params"]["params"].iloc[0]
@@ -116,7 +116,7 @@ def _signed(pp: float) -> str:
 
 
 def _kernels(figure: Figure, ax: Axes, end: int, theme: Theme) -> None:
-    """Small matrices above the curve, each over its number of segments."""
+    """Draw small matrices above the curve, each above its number of segments."""
     at = {1: 0, 4: 3, 16: 5, CHANNELS: end}
     for segments, place in at.items():
         left, right = ax.get_xlim()

@@ -1,9 +1,9 @@
-"""The curve on CIFAR-10 against measured step time, with torch's kernels and with this package's: `make readmes`.
+"""Draw accuracy on CIFAR-10 against measured step time, with torch's kernels and with this package's: `make readmes`.
 
-    results/curve_cifar10            accuracies of its networks, under all four budgets
-    results/kernels/steps.csv        what a training step of each takes: `spectrum bench steps`
+    results/curve_cifar10            accuracies of the networks, with all four budgets
+    results/kernels/steps.csv        time of a training step of each network, from `spectrum bench steps`
 
-Accuracies are the same with all kernels, since every implementation computes the same function; only the time moves.
+Every implementation computes the same function, so accuracies do not depend on the kernels; only times do.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ TITLES = {
 
 
 class Steps:
-    """Accuracies and step times of the curve's networks."""
+    """Accuracies and step times of the networks in the study."""
 
     @cached_property
     def times(self) -> pd.DataFrame:
@@ -46,23 +46,23 @@ class Steps:
 
     @property
     def machine(self) -> dict[str, Any]:
-        """What the steps were measured on."""
+        """Description of the machine that measured the steps."""
         said: dict[str, Any] = json.loads((RESULTS / "kernels/steps.machine.json").read_text())
         return said
 
     @property
     def apart(self) -> float:
-        """How many times as long the slower of two passes took, at most, with ours or torch's kernels."""
+        """Largest ratio between the times of two passes, for ours and torch's kernels."""
         return float(self.times.loc[self.times["way"] != DEFAULT, "apart"].max())
 
     def timed(self, way: str) -> pd.DataFrame:
-        """The rows, each with the milliseconds of a step of its network."""
+        """Rows of the study, each with the milliseconds per step of its network."""
         ms = self.times[self.times["way"] == way].set_index(["match", "segments", "pointwise"])["ms"]
         places = self.results[["match", "segments", "pointwise"]].astype({"segments": str})
         return self.results.assign(step_ms=ms.loc[list(places.itertuples(index=False, name=None))].to_numpy())
 
     def ms(self, way: str, segments: object, match: str = "macs") -> float:
-        """Milliseconds of a step of one network with a 1×1."""
+        """Milliseconds per step of one network with a 1×1."""
         there = self.times[
             (self.times["way"] == way)
             & (self.times["match"] == match)
@@ -77,14 +77,14 @@ class Steps:
         return float(rows.loc[rows["segments"].astype(str) == place, "test_accuracy"].mean())
 
     def places(self, match: str = "macs") -> list[str]:
-        """Segments of the networks under one budget, with a 1×1."""
+        """Segments of the networks with a 1×1 and one budget."""
         there = self.times[(self.times["match"] == match) & self.times["pointwise"]]
         return list(dict.fromkeys(there["segments"]))
 
     def slowest(self, way: str, match: str = "macs") -> tuple[str, float]:
-        """Segments whose step takes longest under a budget, and how many times as long as that of 1 segment.
+        """Segments with the longest step at one budget, and its time divided by that of 1 segment.
 
-        Several where two passes do not rank their times, the slowest first.
+        Several segments if two passes do not rank their times, the slowest first.
         """
         places = sorted(self.places(match), key=lambda segments: -self.ms(way, segments, match))
         longest = self.ms(way, places[0], match)
@@ -92,19 +92,19 @@ class Steps:
         return " or ".join(tied), longest / self.ms(way, 1, match)
 
     def gone(self, place: object) -> tuple[float, float]:
-        """Extra MAC-matched step time over 1 segment in the default loop: shares of layout and loop, and of kernels."""
+        """Shares of layout and loop, and of kernels, in the extra MAC-matched step time over 1 segment."""
         more = [self.ms(way, place) / self.ms(way, 1) - 1 for way in WAYS]
         return 1 - more[1] / more[0], (more[1] - more[2]) / more[0]
 
     def runs(self, way: str) -> pd.DataFrame:
-        """Every network once, by rising step time, and whether its mean is on the Pareto frontier."""
+        """Every network once, in order of step time, and whether its mean is on the Pareto frontier."""
         runs = stats.pareto_table(self.timed(way), "step_ms").sort_values("cost", kind="stable")
         return runs.drop_duplicates(["label", "cost"])
 
     def front(self, way: str) -> list[str]:
         """Names on the Pareto frontier of mean accuracy against step time, from fast to slow, each with its budget.
 
-        A network stays out if a more accurate one takes so little longer that two passes do not rank their times.
+        A network is left out if two passes do not rank its time before that of a more accurate one.
         """
         runs = self.runs(way)
         front = runs[runs["on_front"]]
@@ -116,22 +116,22 @@ class Steps:
         return [row["label"] if row["label"] == END else f"{row['label']} ({BUDGETS[row['match']]})" for row in ranked]
 
     def between(self, way: str) -> list[str]:
-        """Those on the frontier that are neither an end of the spectrum nor the plain 3×3."""
+        """Names on the frontier that are neither an end of the spectrum nor the plain 3×3."""
         return [name for name in self.front(way) if name.partition(" (")[0] not in ("1", PLAIN, END)]
 
     @property
     def stale(self) -> float:
-        """Largest relative mismatch of time-matched networks today: they were solved with earlier kernels."""
+        """Largest mismatch of time-matched networks with today's kernels; their widths were solved with older ones."""
         end = self.ms(OURS, "per_channel", "step_time")
         return max(abs(self.ms(OURS, place, "step_time") / end - 1) for place in self.places("step_time"))
 
     def end_ms(self, way: str) -> float:
-        """Milliseconds of a per-channel step."""
+        """Milliseconds per per-channel step."""
         return self.ms(way, "per_channel")
 
 
 def draw(steps: Steps) -> Figure:
-    """Accuracy against step time in three panels, one per implementation, each with its Pareto frontier."""
+    """Draw accuracy against step time in three panels, one per implementation, each with its Pareto frontier."""
     matches = list(dict.fromkeys(steps.results["match"]))
     with plots.style():
         shades = shades_of(steps.results[steps.results["pointwise"].astype(bool)]) | {PLAIN: "#cc79a7"}

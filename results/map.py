@@ -17,7 +17,7 @@ from spectrum.analysis.plots.words import Wishes
 from spectrum.analysis.table import studies_of
 
 RESULTS = Path(__file__).parent
-TYPE = 7.5  # points, of legends and captions
+TYPE = 7.5  # font size of legends and captions, in points
 EFFECTS: dict[
     str, tuple[list[tuple[dict[str, Any], dict[str, Any]]], float]
 ] = {  # pairs that a study compares, and its margin
@@ -34,12 +34,12 @@ TITLES = {
     "residual": "With minus without residual connections,\nparameter-matched",
 }
 WORDS = {"ShuffleNet, of its 1×1": "ShuffleNet (of the 1×1)", "margin, ±0.5 pp": "±0.5 pp"}  # shorter, for legends
-WIDTH, HEIGHT = 7.0, 2.4  # inches, of the figure and of a row: type keeps its size in a column of text
+WIDTH, HEIGHT = 7.0, 2.4  # inches, of the figure and of a row; fixed, so that text keeps its size on a page
 
 
 @plots.style()
 def draw() -> Figure:
-    """All studies of the map that have rows: the curves, gains beside published ones, and what one change adds."""
+    """Draw all finished studies of the map: the curves, gains next to published ones, and effects of one change."""
     curves = [name for name in CURVES if complete(name)]
     effects = [name for name in EFFECTS if complete(name)]
     more = (2 + len(effects)) // 2  # rows below the curves: gains, then a panel for each effect
@@ -78,7 +78,7 @@ def draw() -> Figure:
 
 
 def _title(ax: Axes, title: str, table: pd.DataFrame) -> None:
-    """The title of a panel and its axes, with as many ticks as it has room for without names of curves beside it."""
+    """Set the title and the axes of a panel, with as many ticks as fit without names of curves next to it."""
     ax.set_title(title, fontsize=8.5, loc="left")
     spectrum_axis(ax, table, Wishes())
     ax.set_xlabel("segments of the 3×3")
@@ -86,7 +86,7 @@ def _title(ax: Axes, title: str, table: pd.DataFrame) -> None:
 
 
 def _unnamed(ax: Axes) -> tuple[list[Artist], list[str]]:
-    """Remove the names that the library wrote, which take too much of a narrow panel. Returns marks and names."""
+    """Remove the library's labels, which take too much space in a narrow panel. Returns marks and labels."""
     handles, labels = ax.get_legend_handles_labels()
     for text in list(ax.texts):
         text.remove()
@@ -98,7 +98,7 @@ def _unnamed(ax: Axes) -> tuple[list[Artist], list[str]]:
 
 
 def _legend(ax: Axes, where: Literal["upper left", "lower left"], share: float) -> None:
-    """A legend in room of its own, a share of the range of the data."""
+    """Add a legend in extra space beyond the data, whose height is a share of the range of the data."""
     named = _unnamed(ax)
     low, high = ax.get_ylim()
     room = share * (high - low)

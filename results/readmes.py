@@ -1,7 +1,7 @@
 """Write the pages of the studies and of the map from their templates: `make readmes`.
 
-Each results/STUDY/README.md.jinja is prose with expressions. Every measured number is computed here from the rows.
-A claim that the rows do not bear out is an error. The tests render the pages again and compare.
+Each results/STUDY/README.md.jinja is prose with expressions. Every measured number is computed here from the rows. A
+claim that the rows contradict is an error. The tests render the pages again and compare.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def templates() -> list[Path]:
 
 
 def render(template: Path) -> str:
-    """A page, rendered from today's rows."""
+    """Render a page from today's rows."""
     pages_of = environment()
     pages_of.filters |= {
         "pp": pp,
@@ -94,7 +94,7 @@ FRONT_PAGES = (RESULTS.parent / "README.md", RESULTS.parent / "docs/index.md")  
 
 
 def with_parts(page: Path) -> str:
-    """A front page with the hero's caption and the findings as the rows say them today."""
+    """A front page with the hero's caption and the findings, computed from today's rows."""
     up = "../" * len(page.relative_to(RESULTS.parent).parents[1:])
 
     def written(found: re.Match[str]) -> str:
@@ -113,5 +113,5 @@ def pages() -> Iterator[tuple[Path, str]]:
 
 
 if __name__ == "__main__":
-    for path, text in list(pages()):  # all or none
+    for path, text in list(pages()):  # all pages are rendered before one is written
         write_whole(path, text)

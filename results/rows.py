@@ -2,7 +2,7 @@
 
     results/*/results.jsonl  →  rows.parquet, rows.md
 
-The table joins what `load_results` and `load_tuning` return for each study, with the provenance in separate columns.
+The table joins the results of `load_results` and `load_tuning` for each study, with the provenance in separate columns.
 The card's numbers are counted; tests compare both with the rows.
 """
 
@@ -23,7 +23,7 @@ from spectrum.study.store import ROWS, StoreError, find_plan
 
 RESULTS = Path(__file__).parent
 TABLE, CARD = RESULTS / "rows.parquet", RESULTS / "rows.md"
-PROVENANCE = {  # fields that have a column, and their meaning
+PROVENANCE = {  # fields with a column, and their meaning
     "spectrum": "version of this package",
     "revision": "its commit",
     "torch": "version",
@@ -79,7 +79,7 @@ MEASURED = {
     "searched": "fields that a sweep tuned, such as lr; empty in rows of the sweep itself",
 }
 
-BESIDE = {"segments": ("segments_number",), "widths": ("widths_said",)}  # columns that stand after another
+BESIDE = {"segments": ("segments_number",), "widths": ("widths_said",)}  # columns that follow another column
 
 
 def collected() -> pd.DataFrame:
@@ -89,7 +89,7 @@ def collected() -> pd.DataFrame:
     table = pd.concat(parts, ignore_index=True)
     table = _completed(table)
     table = table[[name for name in described() if name in table]].dropna(axis=1, how="all")
-    return table.convert_dtypes()  # whole numbers and truths that may be empty stay what they are
+    return table.convert_dtypes()  # keeps integers and booleans with missing values as such
 
 
 def described() -> dict[str, str]:
@@ -132,7 +132,7 @@ def _epochs(folder: Path) -> pd.DataFrame:
 def _step_seconds(folder: Path) -> dict[tuple[str, str], float]:
     """Measured step times from the study's plan, by the id and the budget of a run.
 
-    Runs that differ only in seed and learning rate share a network, and so its time.
+    Runs that differ only in seed and learning rate share a network, and therefore its time.
     """
     plan = find_plan(folder)
     runs = () if plan is None else (*plan.runs, *plan.swept)
@@ -145,7 +145,7 @@ def _of_study(folder: Path) -> list[pd.DataFrame]:
     for kind, load in (("scored", load_results), ("search", load_tuning)):
         try:
             rows = pd.DataFrame(load(folder))
-        except StoreError:  # no row of this kind yet
+        except StoreError:  # the study has no row of this kind yet
             continue
         rows["study"] = folder.relative_to(RESULTS).as_posix()
         said = rows.pop("provenance")
@@ -162,7 +162,7 @@ def _plain(value: Any) -> Any:
 
 
 def card(table: pd.DataFrame) -> str:
-    """The card, from its template."""
+    """Render the card from its template."""
     runs = table.drop_duplicates(["study", "id"])
     studies = runs.groupby("study", sort=False)
     return (

@@ -21,7 +21,7 @@ SHADES = "viridis_r"
 
 
 def draw() -> Figure:
-    """A panel for each curve: every configuration under every budget, with the line of those that have a 1×1."""
+    """Draw a panel for each curve: every configuration with every budget, and the line through those with a 1×1."""
     with plots.style():
         figure = Figure(figsize=(7.0, 3.6))
         panels = figure.subplots(1, len(CURVES))

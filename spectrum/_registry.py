@@ -143,7 +143,7 @@ def check_maker(name: str, maker: object, gives: str, *, takes: tuple[str, ...] 
         raise ValueError(f"{expected}; this class has no {missing}")
     try:
         signature = inspect.signature(maker)
-    except ValueError:  # of built-in functions
+    except ValueError:  # built-in functions may have no signature
         return
     try:
         signature.bind(*takes)
@@ -192,9 +192,9 @@ def _is_being_imported(home: str | None) -> bool:
 
 
 def _place(maker: object) -> str | None:
-    """Where a module defines a function or a class; None for an object that is not defined at its top level.
+    """Module-level definition of a function or a class, by module and name; None for any other object.
 
-    A method of an object has the place of its class's, which does not identify the object.
+    A method of an object has the definition of its class's method, which does not identify the object.
     """
     of = getattr(maker, "__self__", None)
     name = getattr(maker, "__qualname__", None)

@@ -88,7 +88,7 @@ def sequence_number(node: Any) -> int:
 
 
 def version(tensor: Tensor) -> int:
-    """How often a tensor was changed in place; 0 where torch does not count, as in inference mode."""
+    """Number of in-place changes of a tensor; 0 where torch does not count, as in inference mode."""
     return 0 if tensor.is_inference() else int(tensor._version)
 
 

@@ -1,4 +1,4 @@
-"""A study's folder as tables, which show themselves in a notebook as the study's table."""
+"""Read a study's folder as tables; a notebook shows a table of runs as the study's summary."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ from spectrum.study.store import (
 
 
 class Results(pd.DataFrame):
-    """Rows of runs: an ordinary DataFrame, which a notebook shows as its summary, one row per run.
+    """Rows of runs: a DataFrame that a notebook shows as its summary, one row per run.
 
-    A table without the columns for it, such as two that were picked, is shown as pandas does.
+    A table without the necessary columns, for example with two columns selected, is shown as in pandas.
     """
 
     @property
@@ -44,16 +44,16 @@ class Results(pd.DataFrame):
 
 @without_collection()
 def load_results(folder: str | Path, *, all_runs: bool = False) -> Results:
-    """A study's rows as a table, one row per run.
+    """Load a study's rows as a table, one row per run.
 
     Args:
         folder: where `spectrum run` wrote, such as "results/quickstart".
-        all_runs: also of its learning-rate sweep, and runs that an earlier version of the study had.
+        all_runs: whether to include the runs of its learning-rate sweep, and runs of an earlier version of the study.
 
-    Columns: every field of `RunConfig`, with its default in a row older than it; `status` (done, diverged, failed),
-    `study_hash` (of its plan), `searched` (options that the sweep chose, separated by spaces), accuracies from 0 to 1,
-    params, macs, seconds, provenance. A failed run has no accuracy; a diverged one is scored at chance. Raises
-    StoreError where there is no such folder or no row.
+    Columns: every field of `RunConfig` (its default in rows older than the field); `status` (done, diverged, failed);
+    `study_hash` (hash of the plan); `searched` (options that the sweep chose, separated by spaces); accuracies from 0
+    to 1; params, macs, seconds, provenance. A failed run has no accuracy; a diverged run has the accuracy of chance.
+    Raises StoreError if there is no such folder or no row.
 
     >>> results = load_results("results/order")
     >>> results.groupby("segments", sort=False)["test_accuracy"].mean().round(4)
@@ -92,9 +92,9 @@ def load_results(folder: str | Path, *, all_runs: bool = False) -> Results:
 
 @without_collection()
 def load_tuning(folder: str | Path) -> Results:
-    """The runs of a study's learning-rate sweep as a table, one row per run, and whether each was `chosen`.
+    """Load the runs of a study's learning-rate sweep as a table, one row per run, with whether each was `chosen`.
 
-    `val_accuracy` is what decides; the columns of the test set are empty. Raises StoreError where there is none.
+    The sweep decides by `val_accuracy`; the columns of the test set are empty. Raises StoreError if there is no sweep.
 
     >>> sweep = load_tuning("results/curve")
     >>> chosen = sweep[sweep["chosen"] & (sweep["match"] == "params") & sweep["segments"].isin([1, 4, 16])]
@@ -113,7 +113,7 @@ def load_tuning(folder: str | Path) -> Results:
 
 
 def _as_table(rows: Iterable[Row]) -> Results:
-    """Column by column as rows come: from a list of records pandas takes three times as long."""
+    """Build the table column by column, which takes a third of the time that pandas needs for a list of records."""
     later = {name: field.default for name, field in RunConfig.model_fields.items() if not field.is_required()}
     columns: dict[str, list[Any]] = {}
     count = 0
@@ -122,7 +122,8 @@ def _as_table(rows: Iterable[Row]) -> Results:
             column = columns.get(name)
             if column is None:
                 column = columns[name] = [later.get(name)] * (count - 1)
-            column.append(tuple(value) if isinstance(value, list) else value)  # lists cannot be grouped by
+            # tuples, since pandas cannot group by lists
+            column.append(tuple(value) if isinstance(value, list) else value)
         if len(row) < len(columns):
             for name in columns.keys() - row.keys():
                 columns[name].append(later.get(name))
@@ -132,23 +133,23 @@ def _as_table(rows: Iterable[Row]) -> Results:
 
 
 def _is_of_integers(column: Sequence[Any]) -> bool:
-    """Whether there are integers only, and some are missing: pandas would make floats of them, and round large ones."""
+    """Whether a column has only integers and missing values, which pandas would convert to floats and round."""
     kinds = set(map(type, column))
     return kinds == {int, type(None)}
 
 
 def _planned(row: Row, run: PlannedRun, searched: str = "") -> Row:
-    """A row as one run of a plan has it, since one network may serve several budgets."""
-    if run.match is None:  # a plan of an earlier version
+    """A row with the values of one entry of the plan, since one run may serve several budgets."""
+    if run.match is None:  # from a plan of an earlier version
         return row | {"searched": searched}
     asked = {"match": run.match, "budget_mismatch": run.mismatch, "width": run.width}
     return row | asked | {"searched": searched}
 
 
 def load_history(folder: str | Path) -> pd.DataFrame:
-    """The epochs of all runs: id, epoch, lr, train_loss (nats), val_loss, val_accuracy (0 to 1), train_seconds.
+    """Load the epochs of all runs: id, epoch, lr, train_loss (nats), val_loss, val_accuracy (0 to 1), train_seconds.
 
-    An empty table where there are none yet. Raises StoreError for what is no results folder.
+    The table is empty if there are no epochs yet. Raises StoreError if this is no results folder.
 
     >>> history = load_history("results/order")
     >>> list(history.columns)

@@ -1,4 +1,4 @@
-"""Small studies, runs of them in processes of their own, and what those leave: for the tests of this folder."""
+"""Small studies, their runs in separate processes, and the files that these leave: for the tests of this folder."""
 
 import subprocess
 import sys

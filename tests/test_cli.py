@@ -116,9 +116,13 @@ def test_a_plan_lists_runs_and_writes_nothing(study, capsys):
     assert "Does it run?" in said
     assert re.search(r"\n6 runs \(3 configurations × 2 seeds\): about .+ s on \d+ CPU cores?[.,]", said)
     assert budget_name("none")[1:] in said
-    assert "data: digits: 1,498 training and 299 test images · 10 classes, training/test: 0 148/30, " in said
-    assert "8×8 pixels, 1 channel · test images: a fixed sixth of the images, carved off" in said
+    counts = "100 training, 149 validation and 299 test images"
+    assert f"\ndata: digits: 10 classes · 8×8 pixels, 1 channel · {counts}\n  test images: a fixed sixth of " in said
     assert said.endswith("\nnext    spectrum run tiny.toml\n")
+    assert run("plan", "tiny.toml", "--verbose") == 0
+    complete = capsys.readouterr().out
+    assert "data: digits: 1,498 training and 299 test images · 10 classes, training/test: 0 148/30, " in complete
+    assert "8×8 pixels, 1 channel · test images: a fixed sixth of the images, carved off" in complete
     assert run("plan", "tiny.toml", "--json") == 0
     assert len(json.loads(capsys.readouterr().out)["points"]) == 6
     assert run("status", "tiny.toml") == 0
@@ -229,7 +233,10 @@ def test_an_override_reaches_the_plan(study, capsys):
         (["export", "tiny.toml", "--contrast"], "did you mean --contrasts?"),
         (["status", "tiny.toml", "--fly"], "--fly: spectrum status has no such flag."),
         (["run", "tiny.toml", "--width", "1e9"], "width: input should be less than"),
-        (["run", "tiny.toml", "--device", "mps" if torch.cuda.is_available() else "cuda"], "torch has none here"),
+        (
+            ["run", "tiny.toml", "--device", "mps" if torch.cuda.is_available() else "cuda"],
+            "torch cannot use it on this machine",
+        ),
         (["plan", "tiny.toml", "--workers", "-3"], "workers: input should be greater than or equal to 1 (got -3)"),
         (["run", "tiny.toml", "--import", "broken_module"], "--import broken_module: SyntaxError"),
         (["run", "tiny.toml", "--workers", "0"], "workers: input should be greater than or equal to 1 (got 0)"),
@@ -409,7 +416,7 @@ def written(folder, name, accuracies):
 def test_a_file_in_no_folder_is_refused(study, capsys):
     written(study / "here", "here", [0.9, 0.92])
     assert run("export", "here", "--to", "nowhere/rows.csv") == 2
-    assert capsys.readouterr().err == "spectrum: --to nowhere/rows.csv: no folder nowhere; make it first\n"
+    assert capsys.readouterr().err == "spectrum: --to nowhere/rows.csv: no folder nowhere; create it first\n"
 
 
 def test_the_table_of_a_study_is_exported_for_papers_and_pages(study, capsys):
@@ -430,7 +437,7 @@ def test_an_export_never_replaces_what_a_study_lives_on(study, capsys, to):
     (study / "link.json").symlink_to(study / "made up" / "plan.json")
     before = {path: path.read_bytes() for path in (study / "made up").iterdir()}
     assert run("export", "made up", "--to", to) == 2
-    assert f"--to {to}: is a file that a study's folder lives on" in " ".join(capsys.readouterr().err.split())
+    assert f"--to {to}: is a file of a study's folder" in " ".join(capsys.readouterr().err.split())
     assert {path: path.read_bytes() for path in (study / "made up").iterdir()} == before
 
 
@@ -535,7 +542,7 @@ def test_a_search_says_what_it_chose_and_what_to_do_next(study, capsys):
     said = capsys.readouterr()
     assert said.out.count("chosen for") == 3
     assert "of the grid; a better value may lie beyond it" in said.err
-    assert "at these values: the same command with --confirm" in said.out
+    assert "at these values, repeat the command with --confirm" in said.out
     assert "figures/tuning.png" in said.out
     assert run("status", "results/tuned") == 0
     assert capsys.readouterr().out.endswith("next    spectrum run tuned.toml --confirm\n")

@@ -1,4 +1,5 @@
-"""The documentation: its pages are true where a test can tell, and the site builds strictly and fetches nothing."""
+"""The documentation: statements of its pages that a test can check, and a site that builds strictly and fetches
+nothing."""
 
 import inspect
 import os

@@ -1,4 +1,4 @@
-"""Examples in docstrings run, and public names say what they are and what their parameters mean."""
+"""Examples in docstrings run, and public names and their parameters are documented."""
 
 import doctest
 import inspect

@@ -159,7 +159,7 @@ def test_what_is_said_after_ctrl_c_is_true_of_the_command(study, capsys, monkeyp
     kind = next(kind for kind in COMMANDS if kind.__name__.lower() == command)
     monkeypatch.setitem(COMMANDS, kind, stop)
     assert run(command, "tiny.toml") == 130
-    kept = "; finished runs are kept, run the same command again to go on"
+    kept = "; finished runs are kept; run the same command again to resume"
     assert capsys.readouterr().err == f"stopped{kept if command == 'run' else ''}\n"
 
 
@@ -169,7 +169,7 @@ def test_a_run_that_is_terminated_says_what_is_kept(study, capsys, monkeypatch):
 
     monkeypatch.setitem(COMMANDS, Run, stop)
     assert run("run", "tiny.toml") == 143
-    assert capsys.readouterr().err == "stopped; finished runs are kept, run the same command again to go on\n"
+    assert capsys.readouterr().err == "stopped; finished runs are kept; run the same command again to resume\n"
 
 
 def test_ctrl_c_in_a_plan_says_nothing_of_runs(study):

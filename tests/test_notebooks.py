@@ -1,4 +1,4 @@
-"""Every notebook: committed as its cells make it from the committed results; and what it retrains runs and learns."""
+"""Every notebook is committed as its cells make it from the committed results, and its training cells run and learn."""
 
 import re
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""What spectrum/_torch.py takes from inside of torch still does what it says, and nothing else takes from there."""
+"""The private names of torch in spectrum/_torch.py still behave as described there, and no other module reads any."""
 
 import ast
 import re

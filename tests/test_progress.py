@@ -1,4 +1,4 @@
-"""Where a run stands, as a program, a terminal and a notebook show it."""
+"""Progress of a run, as shown to a program, on a terminal and in a notebook."""
 
 import io
 from pathlib import Path

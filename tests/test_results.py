@@ -1,4 +1,4 @@
-"""A study's folder as tables: which rows they have, and what a notebook shows of them."""
+"""A study's folder as tables: their rows, and their display in a notebook."""
 
 import re
 from pathlib import Path

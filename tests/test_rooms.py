@@ -1,4 +1,4 @@
-"""Dependencies run one way: a module imports only from rooms above its own."""
+"""Dependencies run one way: a module imports only from its own package and from packages above it."""
 
 import ast
 import runpy
@@ -12,7 +12,7 @@ import spectrum
 
 PACKAGE = Path(__file__).parents[1] / "spectrum"
 ROOMS = ("conv", "models", "cost", "design", "data", "training", "engines", "study", "analysis", "bench", "cli")
-# analysis reads tables of results and knows nothing of training
+# analysis reads tables of results and does not depend on training
 FORBIDDEN = {"analysis": ("data", "training", "engines", "study", "bench")}
 FILES = sorted(PACKAGE.rglob("*.py"))
 
@@ -28,7 +28,7 @@ def imports_of_spectrum(path):
         modules = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
         if isinstance(node, ast.ImportFrom) and node.module:
             modules = [node.module]
-            if node.module == "spectrum":  # through the front door
+            if node.module == "spectrum":  # through the package itself
                 modules = [spectrum._HOME.get(alias.name, f"spectrum.{alias.name}") for alias in node.names]
         yield from (module.split(".")[1:] for module in modules if module.split(".")[0] == "spectrum")
 
@@ -37,7 +37,7 @@ def imports_of_spectrum(path):
 def test_a_module_imports_only_from_rooms_above_it(path):
     own = room(path.relative_to(PACKAGE).parts)
     if own is None:
-        return  # the package's front door may open every room
+        return  # the package itself may import every package
     for imported in imports_of_spectrum(path):
         theirs = room(imported)
         assert theirs is None or theirs <= own, f"{path} imports from {ROOMS[theirs]}, which is below"
@@ -45,7 +45,7 @@ def test_a_module_imports_only_from_rooms_above_it(path):
 
 
 def test_modules_beside_the_packages_serve_all_of_them_or_none():
-    """Those with an underscore import from no package; `results` is for the front door and the command."""
+    """Those with an underscore import from no package; `results` is for the package itself and the command."""
     for path in FILES:
         parts = path.relative_to(PACKAGE).parts
         imported = list(imports_of_spectrum(path))

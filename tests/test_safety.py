@@ -1,4 +1,4 @@
-"""What comes from files and from people is data: never code, never a path, never markup."""
+"""Input from files and users is data: never code, never a path, never markup."""
 
 import ast
 import json
@@ -40,7 +40,7 @@ HARMLESS = {  # loads that make numbers, text and pixels of a file, and nothing 
     *("tomllib.load", "tomllib.loads", "pandas.read_csv", "pandas.read_parquet", "numpy.loadtxt"),
     *("datasets.load_dataset", "jinja2.PackageLoader", "jinja2.FileSystemLoader", "torch.utils.data.DataLoader"),
 }
-PLACES = {  # what must be looked at where it stands: our own compiled kernels, libc, and HDF5, which holds no code
+PLACES = {  # calls to inspect one by one: our own compiled kernels, libc, and HDF5, which holds no code
     ("spectrum/conv/kernels/build.py", "ctypes.CDLL"),
     ("spectrum/conv/kernels/build.py", "torch.ops.load_library"),
     ("spectrum/conv/kernels/torch_operation.py", "ctypes.CDLL"),

@@ -1,13 +1,16 @@
-"""Prose uses the standard terms of the field: README, documentation, pages, notebooks, help, docstrings and messages.
+"""Prose uses the standard terms of the field: README, documentation, pages, notebooks, help, code and study files.
 
 Each entry of WORDS is a phrase that only this project used, with the plain words for it. Code in Markdown and names of
 code are left out. Phrases are narrow, so that ordinary uses of a word stay possible: "half of the images" passes, and
-"the spatial half" fails.
+"the spatial half" fails. In the code of the package, docstrings, messages and comments are read; in scripts and tests,
+docstrings and comments, since their strings hold phrases of early plans; in study files, comments.
 """
 
 import ast
+import io
 import json
 import re
+import tokenize
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -20,6 +23,7 @@ ROOT = Path(__file__).parents[1]
 COMMAND_NAMES = tuple(command.__name__.lower() for command in COMMANDS)
 # Names of code that contain a phrase
 NAMES = {"lowering", "lowerings"}
+SCRIPTS = ("results", "docs/_ext", "notebooks", "tests")  # folders of code in which docstrings and comments are read
 
 
 class Word(NamedTuple):
@@ -223,6 +227,82 @@ WORDS = (
         "“implementation”",
         "exact ways to compute a convolution",
     ),
+    Word(
+        r"\bwhere (?:it|they|this|the run|a run|runs) stands?\b",
+        "“progress”, “a checkpoint”",
+        "it saves where it stands",
+    ),
+    Word(
+        r"\bpassed over\b",
+        "“skipped”",
+        "the file is passed over",
+    ),
+    Word(
+        r"\bcut short\b",
+        "“interrupted”",
+        "a run that was cut short",
+    ),
+    Word(
+        r"\b(?:goes|go|going) on from\b|\bwent on (?:from|in)\b",
+        "“resumes from”",
+        "it goes on from a checkpoint",
+    ),
+    Word(
+        r"\b(?:made|done) on the spot\b",
+        "“generated”",
+        "images made on the spot",
+    ),
+    Word(
+        r"\bha(?:s|ve) no use for\b",
+        "“does not use”",
+        "the schedule has no use for it",
+    ),
+    Word(
+        r"\btrivial points?\b|\bpoints an? (?:second|minute|hour)\b",
+        "“runs”, “runs per hour”",
+        "818 points an hour",
+    ),
+    Word(
+        r"\b(?:images|entry|entries|rows?|scores?|pixels|values?|milliseconds|steps?|ms) an? (?:second|epoch|image|side"
+        r"|fault|step|process|row|finished|hour|batch)\b|\b(?:once|twice) an? (?:process|run|epoch|step|row)\b",
+        "“per second”, “per epoch”",
+        "milliseconds a step",
+    ),
+    Word(
+        r"\bthat cannot be(?=[.,;:)]| and | or |$)",
+        "“invalid”, “impossible”",
+        "a value that cannot be, such as",
+    ),
+    Word(
+        r"\b(?:what|that|which) is (?-i:none)(?! of)\b",
+        "“is not …”, “invalid”",
+        "for a name that is none",
+    ),
+    Word(
+        r"\bstands? beside (?:it|them|the curve|the others)\b",
+        "“is next to”, “is also shown”",
+        "the plain 3×3 stands beside it",
+    ),
+    Word(
+        r"\b(?:has|have|had) (?:had )?(?:all of )?(?:its|their) time\b",
+        "“exceeded the time limit”",
+        "a run that had its time",
+    ),
+    Word(
+        r"\bwhoever\b",
+        "“the caller”, “any user”",
+        "by whoever calls it",
+    ),
+    Word(
+        r"\bin whose place\b",
+        "“that it replaces”",
+        "the layer in whose place it comes",
+    ),
+    Word(
+        r"\bbest (?:of the )?other ways?\b|\bother ways (?:take turns|run)\b",
+        "“implementation”",
+        "the best other way",
+    ),
 )
 
 
@@ -271,12 +351,52 @@ def notebooks() -> Iterator[Text]:
                 yield Text(name, 1, without_code("".join(cell["source"])))
 
 
+def code(*folders: str) -> Iterator[Path]:
+    found = (file for folder in folders for file in sorted(ROOT.glob(f"{folder}/**/*.py")))
+    return (file for file in found if file != Path(__file__))  # which lists the phrases
+
+
 def strings() -> Iterator[Text]:
     """Docstrings and other string literals of the package."""
-    for file in sorted(ROOT.glob("spectrum/**/*.py")):
+    for file in code("spectrum"):
         for node in ast.walk(ast.parse(file.read_text())):
             if isinstance(node, ast.Constant) and isinstance(node.value, str) and node.value not in NAMES:
                 yield Text(str(file.relative_to(ROOT)), node.lineno, without_code(node.value))
+
+
+def docstrings() -> Iterator[Text]:
+    """Docstrings of scripts and tests."""
+    for file in code(*SCRIPTS):
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node):
+                (first, *_) = node.body
+                yield Text(str(file.relative_to(ROOT)), first.lineno, without_code(ast.get_docstring(node) or ""))
+
+
+def comments() -> Iterator[Text]:
+    """Comments of code and of study files; those on successive lines are one text."""
+    for file in (*code("spectrum", *SCRIPTS), *sorted(ROOT.glob("experiments/*.toml"))):
+        for line, words in blocks(comments_of(file)):
+            yield Text(str(file.relative_to(ROOT)), line, without_code(words))
+
+
+def comments_of(file: Path) -> dict[int, str]:
+    """Comments by the number of their line."""
+    text = file.read_text()
+    if file.suffix == ".py":
+        tokens = tokenize.generate_tokens(io.StringIO(text).readline)
+        return {token.start[0]: token.string[1:] for token in tokens if token.type == tokenize.COMMENT}
+    found = (re.search(r"(?:^|\s)#(.*)", line) for line in text.splitlines())
+    return {number: match[1] for number, match in enumerate(found, 1) if match}
+
+
+def blocks(lines: dict[int, str]) -> Iterator[tuple[int, str]]:
+    first = last = 0
+    for number in [*lines, 0]:
+        if first and number != last + 1:
+            yield first, "\n".join(lines[one] for one in range(first, last + 1))
+            first = 0
+        first, last = first or number, number
 
 
 def faults(texts: Iterator[Text]) -> list[str]:
@@ -291,10 +411,18 @@ def faults(texts: Iterator[Text]) -> list[str]:
     )
 
 
-@pytest.mark.parametrize("texts", [pages, notebooks, strings])
+@pytest.mark.parametrize("texts", [pages, notebooks, strings, docstrings, comments])
 def test_prose_uses_plain_words(texts):
     found = faults(texts())
     assert not found, "\n".join(["", *found])
+
+
+def test_comments_on_successive_lines_are_one_text(tmp_path):
+    code, study = tmp_path / "a.py", tmp_path / "a.toml"
+    code.write_text('x = "# no comment"  # one\n# two\n\n# three\n')
+    study.write_text('question = "#1"  # one\n# two\n\n[axes]  # three\n')
+    for file, last in ((code, 4), (study, 4)):
+        assert list(blocks(comments_of(file))) == [(1, " one\n two"), (last, " three")]
 
 
 @pytest.mark.parametrize("command", ["", *COMMAND_NAMES])
@@ -334,6 +462,8 @@ def test_a_phrase_is_found_in_a_sentence_and_not_in_code(word, monkeypatch):
         "One way to compute it is slower; there are two ways to go. Ask for help, as the message says.",
         "Less than 1 segment per channel is impossible. We argue against one large kernel.",
         "In front of the stem stands nothing, and the channels lie side by side.",
+        "It passes over the training images twice per run, and takes a second step a minute later.",
+        "Training goes on until the last epoch; a split that is none of these cannot be read.",
     ],
 )
 def test_ordinary_sentences_pass(sentence):

@@ -141,7 +141,7 @@ def with_directives(text: str) -> str:
 
 
 def with_dark_twins(text: str) -> str:
-    """Markdown in which a picture x_light.svg stands beside x_dark.svg; the theme shows the one that fits."""
+    """Markdown with a picture x_dark.svg next to x_light.svg; the theme shows the one that fits."""
     return PAIR.sub(r"\1(\2_light.\3){.only-light}\1(\2_dark.\3){.only-dark}", text)
 
 

@@ -1,6 +1,6 @@
-"""Which configurations are better than which, and by how much.
+"""Comparisons for the pages: which configurations are better, and by how much.
 
-A configuration is given by its number of segments, "per_channel", or "plain": the plain 3×3, without a 1×1.
+A configuration is given by its number of segments, "per_channel", or "plain" for the plain 3×3 without a 1×1.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ class Interval:
 
     @property
     def reversed(self) -> Interval:
-        """With its sides exchanged."""
+        """The interval with its sides exchanged."""
         return Interval(-self.mean, -self.high, -self.low)
 
 
 @dataclass(frozen=True)
 class Judged(Interval):
-    """What a prespecified comparison shows, by its sides; `kind` is difference, slope or interaction."""
+    """Result of a prespecified comparison, named in plain words; `kind` is difference, slope or interaction."""
 
     sides: str
     kind: str
@@ -51,7 +51,7 @@ class Judged(Interval):
 
 @dataclass(frozen=True)
 class Best:
-    """Of one curve: the label with the highest mean, and the 95% set of possible optima."""
+    """Best configuration of a curve: the label with the highest mean, and the 95% set of possible optima."""
 
     label: str
     mean: float
@@ -59,7 +59,7 @@ class Best:
 
 
 class Comparisons:
-    """Of one study's rows. All but `contrast` are exploratory: they were not prespecified."""
+    """Comparisons of one study's rows. All except `judged` and `contrast` are exploratory, not prespecified."""
 
     def __init__(self, results: pd.DataFrame, contrasts: Sequence[PlannedContrast]) -> None:
         self.results, self.planned = results, contrasts
@@ -76,12 +76,12 @@ class Comparisons:
         return self.judged[name]
 
     def verdicts(self, within: str) -> list[str]:
-        """Verdicts of all comparisons whose names in the plan contain some words."""
+        """Verdicts of all comparisons whose names in the plan contain `within`."""
         return [found.verdict for name, found in self.judged.items() if within in name]
 
     @property
     def margins(self) -> list[float]:
-        """Margins of equivalence that the prespecified comparisons have."""
+        """Margins of equivalence of the prespecified comparisons."""
         return sorted({found.margin for found in self.judged.values() if found.margin and found.margin > 0})
 
     @property
@@ -96,43 +96,43 @@ class Comparisons:
 
     @property
     def largest(self) -> float:
-        """The largest difference that any prespecified comparison leaves possible: the outer end of its 95% CI."""
+        """Largest absolute difference within the 95% CI of any prespecified comparison."""
         return max(max(-found.low, found.high) for found in self.judged.values() if found.kind == "difference")
 
     def difference(
         self, first: Mapping[str, Any], second: Mapping[str, Any], among: Sequence[Any] | None = None
     ) -> Difference:
-        """One side minus another; among some segments alone."""
+        """One side minus another, optionally restricted to some numbers of segments."""
         return stats.contrast(self._among(among), [first, second])
 
     def at(self, match: str, first: Any, second: Any) -> Difference:
-        """One configuration minus another under a budget."""
+        """One configuration minus another at one budget."""
         return self.difference(_side(first, match), _side(second, match))
 
     def ends(self, match: str) -> Difference:
-        """Per-channel minus 1 segment, both with their 1×1, under one budget."""
+        """Per-channel minus 1 segment, both with their 1×1, at one budget."""
         return self.at(match, "per_channel", 1)
 
     def is_ahead(self, first: Any, others: Sequence[Any], matches: Sequence[str]) -> bool:
-        """Whether one configuration is better than all others under all budgets: every interval is above zero."""
+        """Whether one configuration beats all others at all budgets, with every interval above zero."""
         return all(self.at(match, first, other).low > 0 for match in matches for other in others)
 
     def highest_means(self, matches: Sequence[str]) -> list[str]:
-        """Labels that have the highest mean under some budgets."""
+        """Labels with the highest mean at some of the budgets."""
         return list(dict.fromkeys(self.best(match=match).label for match in matches))
 
     def interaction(self, between: Sequence[Any], across: Any, among: Sequence[Any] | None = None) -> Interval:
-        """By how much a difference changes across two settings or, across "segments", a doubling of them."""
+        """Change of a difference between two settings or, with across "segments", per doubling of the segments."""
         asked = [{"name": "interaction", "between": between, "across": across}]
         (row,) = stats.contrasts(self._among(among), asked).to_dict("records")
         return Interval(row["mean"], row["low"], row["high"])
 
     def crossing(self, between: Sequence[Mapping[str, Any]]) -> stats.Crossing:
-        """Where the difference of two sides crosses zero."""
+        """The crossing of zero by the difference of two sides."""
         return stats.crossing(self.results, between)
 
     def slope(self, **side: Any) -> pd.Series:
-        """Of one curve: accuracy per doubling of the segments."""
+        """Accuracy per doubling of the segments, along one curve."""
         return stats.trend(self._rows(side)).iloc[0]
 
     def rises(self, **side: Any) -> bool:
@@ -140,7 +140,7 @@ class Comparisons:
         return bool(stats.optimum(self._rows(side))["mean"].is_monotonic_increasing)
 
     def best(self, **side: Any) -> Best:
-        """Of one curve."""
+        """Best configuration of one curve."""
         found = stats.optimum(self._rows(side))
         first = found[found["best"]].iloc[0]
         return Best(first["label"], first["mean"], found.loc[found["in_set"], "label"].tolist())
@@ -157,7 +157,7 @@ class Comparisons:
 
 
 def _side(which: Any, match: str) -> dict[str, Any]:
-    """A configuration under a budget, as the values that its rows have."""
+    """Values of the rows of a configuration at a budget."""
     if which == "plain":
         return {"match": match, "pointwise": False}
     return {"match": match, "pointwise": True, "segments": which}

@@ -1,4 +1,4 @@
-"""What a study's networks cost, and how close they come to their budgets."""
+"""Costs of a study's networks, and how closely they meet their budgets."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ ORDERS = ("pointwise_first", "spatial_first")
 
 
 class Costs:
-    """Of one study's rows. `cost` is a column of them, such as "params" or "macs"."""
+    """Costs of one study's networks. `cost` is a column of its rows, such as "params" or "macs"."""
 
     def __init__(self, results: pd.DataFrame) -> None:
         self.results = results
 
     def of(self, cost: str, **side: Any) -> float:
-        """Of the first row that has these values."""
+        """Cost of the first row with these values."""
         return float(self.results[has(self.results, side)][cost].iloc[0])
 
     def times(self, cost: str, first: Mapping[str, Any], second: Mapping[str, Any]) -> float:
@@ -38,12 +38,12 @@ class Costs:
         return float(costs.max() / costs.min())
 
     def more_params(self, segments: Any) -> float:
-        """By how many per cent pointwise-first has more parameters than spatial-first."""
+        """How many percent more parameters pointwise-first has than spatial-first."""
         first, second = ({"segments": segments, "order": order} for order in ORDERS)
         return 100 * (self.times("params", first, second) - 1)
 
     def worst_mismatch(self, *matches: str) -> float:
-        """Largest relative distance of a network from its target, under some budgets."""
+        """Largest relative mismatch of a network with its budget, among some budgets."""
         return stats.worst_mismatch(self.results[self.results["match"].isin(matches)])
 
     def widths(self, **side: Any) -> list[int]:
@@ -52,5 +52,5 @@ class Costs:
         return list(channels_of_stages(row["model"], row["width"], row["widths"]))
 
     def realised(self, **side: Any) -> list[int]:
-        """The different numbers of segments that the layers of a network really have, from input to output."""
+        """Distinct actual numbers of segments in the layers of a network, from input to output."""
         return list(dict.fromkeys(self.results[has(self.results, side)]["realised_segments"].iloc[0]))

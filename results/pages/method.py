@@ -1,4 +1,4 @@
-"""How a study's networks were trained and scored."""
+"""Method of a study: training and scoring of its networks."""
 
 from __future__ import annotations
 
@@ -16,29 +16,29 @@ OPTIMISERS = {"sgd": "SGD", "adamw": "AdamW", "rmsprop": "RMSprop"}
 
 
 class Method:
-    """Of one study: its budgets, images, training, seeds and learning-rate sweep."""
+    """Method of one study: its budgets, images, training, seeds and learning-rate sweep."""
 
     def __init__(self, study: Study, plan: Plan, results: pd.DataFrame) -> None:
         self.study, self.plan, self.results = study, plan, results
 
     @property
     def budgets(self) -> dict[str, str]:
-        """The study's budgets, and what they are called."""
+        """Budgets of the study, with their names for readers."""
         return {match: BUDGETS[match] for match in self.study.budget.match}
 
     @property
     def images(self) -> str:
-        """How many training images a run saw."""
+        """Number of training images of a run."""
         return f"{self.only('train_images'):,}"
 
     @property
     def test_images(self) -> str:
-        """How many test images an accuracy is of."""
+        """Number of test images."""
         return f"{int(self.only('test_images')):,}"
 
     @property
     def training(self) -> str:
-        """How long a run trained, and by which optimiser."""
+        """Epochs and optimiser of a run."""
         return f"{self.only('epochs')} epochs of {OPTIMISERS[self.only('optimizer')]}"
 
     @property
@@ -67,12 +67,12 @@ class Method:
 
     @property
     def seeds(self) -> int:
-        """How many seeds the study has."""
+        """Number of seeds."""
         return int(self.results["seed"].nunique())
 
     @property
     def paired_seeds(self) -> str:
-        """Seeds of each configuration in words, where some have fewer."""
+        """Number of paired seeds in words; a range if some configurations have fewer."""
         names = [*stats.SPLIT, *stats.varied_settings(self.results)]
         sizes = self.results.groupby(names, dropna=False, sort=False).size()
         few, many = sizes.min(), sizes.max()
@@ -80,12 +80,12 @@ class Method:
 
     @property
     def edges(self) -> list[str]:
-        """Configurations whose chosen learning rate lies on the edge of the sweep's grid."""
+        """Configurations whose chosen learning rate is at an edge of the sweep's grid."""
         choices = self.plan.tuning.choices if self.plan.tuning is not None else ()
         names = [choice_name(self.plan, one) for one in choices if one.edges]
         return [name.replace("width ×2", "larger student") for name in names]  # widths differ in one study only
 
     def only(self, name: str) -> Any:
-        """The one value that a field has in all rows. Raises ValueError where it has several."""
+        """The one value of a field in all rows. Raises ValueError if there are several."""
         (value,) = set(self.results[name])
         return value

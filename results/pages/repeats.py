@@ -1,4 +1,4 @@
-"""The same networks trained again: at other learning rates, and in another study."""
+"""Networks that were trained twice: at other learning rates, or in another study."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 class Repeats:
-    """Compares one study's networks with the same networks in the curves."""
+    """Compare one study's networks with the same networks in the curves."""
 
     def __init__(self, page: StudyPage, curves: Sequence[StudyPage]) -> None:
         self.page, self.curves = page, curves
@@ -25,7 +25,7 @@ class Repeats:
 
     @cached_property
     def runner_up(self) -> list[float]:
-        """How far each network's second-best learning rate is behind its best, in validation accuracy of the sweep."""
+        """Validation accuracy of each network's best learning rate minus that of its second best, in the sweep."""
         grid, search = list(self._tuned), self.page.search
         names = [*stats.SPLIT, *(name for name in stats.varied_settings(search) if name not in grid)]
         means = search.groupby([*names, *grid], sort=False, dropna=False)["val_accuracy"].mean()
@@ -44,17 +44,17 @@ class Repeats:
 
     @property
     def at_another_rate(self) -> list[float]:
-        """Distances of means of networks that a curve also trained, at another learning rate, over shared seeds."""
+        """Differences between means of networks that a curve trained at another learning rate, over shared seeds."""
         return [apart for apart, same in self._again if not same]
 
     @property
     def at_the_same_rate(self) -> list[float]:
-        """Such distances at the same learning rate, trained by another version of the code."""
+        """Such differences at the same learning rate, trained by another version of the code."""
         return [apart for apart, same in self._again if same]
 
     @cached_property
     def _again(self) -> list[tuple[float, bool]]:
-        """Of networks that a curve also trained: distance of the means over shared seeds, and whether rates agree."""
+        """For each network that a curve trained too: difference of means over shared seeds, and whether rates agree."""
         found = []
         own = self.page.results.assign(network=self.page.results["id"].map(self.networks))
         for curve in self.curves:
@@ -68,7 +68,7 @@ class Repeats:
 
     @cached_property
     def networks(self) -> dict[str, str]:
-        """Options of each run as text, without its seed and what the sweep chose."""
+        """Options of each run as text, without its seed and the values that the sweep chose."""
         return {
             run.id: str(sorted((k, str(v)) for k, v in run.options.items() if k not in {"seed", *self._tuned}))
             for run in self.page.plan.runs

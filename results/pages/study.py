@@ -1,4 +1,4 @@
-"""A study as its page sees it: plan, rows and statistics."""
+"""A study for its page: plan, rows and statistics."""
 
 from __future__ import annotations
 
@@ -60,15 +60,15 @@ class StudyPage:
 
     @property
     def missing(self) -> int:
-        """How many planned runs have no accuracy yet."""
+        """Number of planned runs without an accuracy."""
         return len(self.plan.runs) - int(self.results["test_accuracy"].notna().sum())
 
     def rows(self, **side: Any) -> pd.DataFrame:
-        """Rows that have these values."""
+        """Rows with these values."""
         return self.results[has(self.results, side)]
 
 
-CURVES = ("curve", "curve_cifar10")  # other studies train some of their networks again
+CURVES = ("curve", "curve_cifar10")  # studies whose networks other studies train again
 
 
 @cache

@@ -1,4 +1,4 @@
-"""The templates of the pages of this folder; a name that is not known is an error."""
+"""Templates of the pages in this folder; an unknown name in a template is an error."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ RESULTS = Path(__file__).parents[1]
 
 
 def environment() -> Environment:
-    """A new one, to which filters may be added."""
+    """A new environment, to which filters can be added."""
     return Environment(
         loader=FileSystemLoader(RESULTS), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True,
         keep_trailing_newline=True,

@@ -1,4 +1,4 @@
-"""How much of accuracy the width of a network explains, and how much is left for the segments."""
+"""Share of accuracy that the width of a network explains, and the rest that is left for the segments."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from spectrum.models import NetworkOptions, stage_widths
 
 
 def channels_of_stages(model: str, width: float, widths: Any) -> tuple[int, ...]:
-    """Channels of each stage of the network that a run builds: its own where it names some, else the factor's."""
+    """Channels of each stage of a run's network: its `widths` if given, else those of its factor `width`."""
     is_missing = widths is None or widths is pd.NA or isinstance(widths, float)
     return stage_widths(model, NetworkOptions(width=width) if is_missing else NetworkOptions(widths=tuple(widths)))
 
 
 class Widths:
-    """Compares each configuration's mean accuracy with its width, in one study. All of it is exploratory.
+    """Compare each configuration's mean accuracy with its width, in one study. All of it is exploratory.
 
     The width of a network is the geometric mean of the channels of its stages. A configuration that several budgets
     share counts once.
@@ -47,7 +47,7 @@ class Widths:
 
     @property
     def with_1x1(self) -> pd.DataFrame:
-        """Configurations on the curve; the plain 3×3 stands beside it."""
+        """Configurations with a 1×1, without the plain 3×3."""
         return self.configurations[~self.configurations["plain"]]
 
     def explained(self, by: str) -> float:
@@ -67,7 +67,7 @@ class Widths:
 
     @property
     def above_line(self) -> list[float]:
-        """How far each plain 3×3 lies above that line, in accuracy."""
+        """Distance in accuracy of each plain 3×3 above that line."""
         slope, start = self.line
         plain = self.configurations[self.configurations["plain"]]
         return [float(one) for one in plain["accuracy"] - slope * np.log2(plain["width"]) - start]

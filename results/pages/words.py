@@ -1,4 +1,4 @@
-"""Numbers and configurations in words, and claims that the rows must bear out."""
+"""Numbers and configurations in words, and claims that the rows must support."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ REVERSED = {"higher": "lower", "lower": "higher"}
 
 
 class HasInterval(Protocol):
-    """What has a mean and the ends of its interval."""
+    """Anything with a mean and the ends of its interval."""
 
     @property
     def mean(self) -> float: ...
@@ -41,14 +41,14 @@ def with_interval(found: HasInterval) -> str:
 
 
 def ahead(found: HasInterval) -> str:
-    """By how much the winner is ahead, with the 95% CI. Raises ValueError where the first side has the lower mean."""
+    """The winner's lead with its 95% CI. Raises ValueError if the first side has the lower mean."""
     if not found.mean > 0:
         raise ValueError(f"a difference of {with_interval(found)}: name the winner first")
     return f"{pp(found.mean)} {interval(found)}"
 
 
 def reversed_verdict(verdict: str) -> str:
-    """A verdict in words where the sides are exchanged.
+    """Verdict in words for exchanged sides.
 
     >>> reversed_verdict("negligibly lower"), reversed_verdict("equivalent")
     ('negligibly higher', 'equivalent')
@@ -57,7 +57,7 @@ def reversed_verdict(verdict: str) -> str:
 
 
 def p_value(p: float) -> str:
-    """A p-value in a table; empty where a comparison has none."""
+    """A p-value for a table; empty if a comparison has none."""
     return "" if math.isnan(p) else "< 0.001" if p < 0.001 else f"{p:.3f}"
 
 
@@ -67,19 +67,19 @@ def as_set(labels: Iterable[str]) -> str:
 
 
 def listed(words: Sequence[object]) -> str:
-    """Words with commas, the last with "and"."""
+    """Words separated by commas, the last one by "and"."""
     texts = [str(word) for word in words]
     return texts[0] if len(texts) == 1 else f"{', '.join(texts[:-1])} and {texts[-1]}"
 
 
 def holds(condition: bool, text: str) -> str:
-    """A claim in words, which the rows must bear out. Raises ValueError where they do not."""
+    """A claim in words that the rows must support. Raises ValueError if they contradict it."""
     if not condition:
-        raise ValueError(f"the rows do not say: {text}")
+        raise ValueError(f"the rows contradict this claim: {text}")
     return text
 
 
 def published(work: str, segments: int) -> str:
-    """What a work reports that so many segments gain over its own 1 segment, in percentage points of top-1 error."""
+    """Gain that a work reports for a number of segments over its own 1 segment, in percentage points of top-1 error."""
     found = literature().set_index(["work", "segments"])["gain"]
     return pp(found[work, segments] / 100)

@@ -12,7 +12,7 @@ from spectrum.analysis.inference import shown_better
 from spectrum.analysis.summary import summarise
 from spectrum.analysis.table import IMAGES, SPLIT, scored, scored_metric, split_labels, varied_settings
 
-SAME_COST = 1.01  # costs within one per cent count as equal, as budgets hold them
+SAME_COST = 1.01  # costs within 1% count as equal, which is the tolerance of a budget
 
 
 def configurations_against(table: pd.DataFrame, cost: str, metric: str, confidence: float = 0.95) -> pd.DataFrame:

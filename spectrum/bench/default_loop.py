@@ -1,4 +1,4 @@
-"""The baseline: the training loop of most scripts, in NCHW, eager, with a `DataLoader` of random flips and crops.
+"""The baseline: a training loop as in most scripts, in NCHW, eager, with a `DataLoader` of random flips and crops.
 
 It trains the same networks with torch's own operations, on the same images and with the same schedule.
 """
@@ -45,7 +45,7 @@ class FlipsAndCrops(Dataset[tuple[Tensor, int]]):
 
 
 class DefaultLoop:
-    """A run trained in that loop, step by step or as a whole."""
+    """Train a run in the baseline's loop, step by step or as a whole."""
 
     def __init__(self, run: RunConfig, images: Images, device: str = "cpu") -> None:
         torch.manual_seed(run.seed)

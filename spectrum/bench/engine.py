@@ -1,14 +1,15 @@
-"""The overhead of a study: an engine's overhead per run, and reading a folder of very many rows.
+"""Benchmark the overhead of a study: of an engine per run, and of reading a folder with very many rows.
 
     point            seconds between the ends of two trivial runs in one warm worker, training included
     point on Ray     the same on a Ray cluster of this machine that trains one run at a time
+    busy             percentage of time that workers of a simulated cluster spend in successful tasks
     status           `spectrum status` on a folder of `rows` finished rows, in its own process
     load             `load_results` of the folder, in its own process
-    resume           the same for finding the runs left to train: read rows, look for torn ones, take the writer's lock
+    resume           finding the runs left to train, in its own process: lock the folder, check and read its rows
 
-Rows are those of one trivial run, with other ids and seeds, and no history. `busy` is measured with 64 workers of a Ray
-cluster, all on this machine: their tasks sleep for two to six seconds, and one in fifty ends its process instead.
-Without Ray, its lines are left out.
+The rows are copies of one trivial run with other ids and seeds, without history. `busy` is measured with 64 workers of
+a Ray cluster, all on this machine: their tasks sleep for two to six seconds, and one in fifty ends its process instead.
+Without Ray, both measurements on Ray are left out. Tables print a `point` as a run.
 """
 
 from __future__ import annotations
@@ -75,13 +76,14 @@ def measure(
         rows: number of rows in the folder.
         runs: number of trivial runs that a warm worker trains one after the other.
         rounds: number of rounds; each does every check of the folder once.
-        simulated: number of workers in the simulated cluster, and of their tasks.
+        simulated: number of workers in the simulated cluster, and number of their tasks.
+        on_row: called with one line of text for each measurement.
     """
     table = []
     with TemporaryDirectory() as root:
         seconds = overheads(LocalEngine(), Work(workers=1, device="cpu", folder=Path(root, "trivial")), runs)
         table.append({"what": "point", **spread(seconds), "memory_gb": None})
-        on_row(f"point   {table[-1]['ms']:8.1f} ms")
+        on_row(f"run     {table[-1]['ms']:8.1f} ms")
         if find_spec("ray") is None:
             on_row('Ray is not installed, so it is left out. To include it, in a checkout: pip install ".[ray]"')
         else:
@@ -92,7 +94,7 @@ def measure(
             table.append({"what": "point on Ray", **spread(seconds), "memory_gb": None})
             on_row(f"on Ray  {table[-1]['ms']:8.1f} ms")
             table.append({"what": "busy", "percent": 100 * busy(*simulated)})
-            on_row(f"busy    {table[-1]['percent']:8.1f} % of {simulated[0]} workers")
+            on_row(f"busy    {table[-1]['percent']:8.1f}% of {simulated[0]} workers")
         folder = Path(root, "many")
         write_many(folder, rows)
         found: dict[str, list[tuple[float, float]]] = {name: [] for name in CHECKS}
@@ -107,19 +109,19 @@ def measure(
 
 
 def findings(table: pd.DataFrame) -> dict[str, Any]:
-    """Seconds, and the peak memory of all measurements."""
+    """Summarise the table: overheads and reading times, and the highest peak memory."""
     by_name = table.set_index("what")
     found: dict[str, Any] = {"milliseconds per trivial run": float(by_name.ms["point"])}
     if "busy" in by_name.index:
         found["milliseconds per trivial run on Ray"] = float(by_name.ms["point on Ray"])
         found["percent of the time that workers are busy"] = float(by_name.percent["busy"])
     found |= {f"seconds to {name}": float(by_name.ms[name]) / 1e3 for name in CHECKS}
-    return found | {"most gigabytes of memory": float(table.memory_gb.max())}
+    return found | {"highest peak memory, GB": float(table.memory_gb.max())}
 
 
 def as_markdown(table: pd.DataFrame) -> str:
     """The table as Markdown."""
-    lines = ["| what | ms | quartiles | most memory, GB |", "|---|---|---|---|"]
+    lines = ["| measurement | median ms | quartiles | peak memory, GB |", "|---|---|---|---|"]
     for row in table[table.what != "busy"].itertuples():
         memory = f"{row.memory_gb:.2f}" if row.what in CHECKS else ""
         lines.append(f"| {IN_WORDS[str(row.what)]} | {row.ms:.0f} | {row.ms_q1:.0f} to {row.ms_q3:.0f} | {memory} |")
@@ -134,7 +136,7 @@ def overheads(engine: Engine, work: Work, runs: int) -> list[float]:
 
 
 def busy(workers: int, runs: int) -> float:
-    """The fraction of time that workers spend in successful tasks, between the first and last time all are busy."""
+    """Fraction of time that workers spend in successful tasks, from the first to the last time when all are busy."""
     from spectrum.engines.ray import Cluster, RayEngine
 
     engine = RayEngine(Cluster(cpus=available_cores() / workers))

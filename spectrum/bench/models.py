@@ -52,7 +52,7 @@ def measure(
     rounds: int = 9,
     on_row: Callable[[str], None] = lambda line: None,
 ) -> pd.DataFrame:
-    """Measure; one row per task and implementation: median and quartiles in milliseconds of one batch.
+    """Measure; one row per task and implementation: median and quartiles in milliseconds per batch.
 
     Args:
         ways: implementations, from WAYS; Keras is left out with a message if it is not installed.
@@ -61,6 +61,7 @@ def measure(
         image_size: side of the images in pixels.
         batch_size: images per batch.
         rounds: number of rounds; in each, every implementation does every task once.
+        on_row: called with one line of text for each row.
     """
     if KERAS in ways and find_spec("keras") is None:
         on_row("Keras is not installed, so it is left out; to include it: pip install keras")
@@ -87,18 +88,18 @@ def measure(
 
 
 def findings(table: pd.DataFrame) -> dict[str, Any]:
-    """Speed relative to each other implementation, for each task."""
+    """Speedup over each other implementation, for each task."""
     found: dict[str, Any] = {}
     for task, part in table.groupby("task", sort=False):
         ms = part.set_index("way").ms
-        found |= {f"{task}: times {way}": float(ms[way] / ms[OURS]) for way in ms.index if way != OURS}
+        found |= {f"{task}: speedup vs {way}": float(ms[way] / ms[OURS]) for way in ms.index if way != OURS}
     return found
 
 
 def as_markdown(table: pd.DataFrame) -> str:
     """The table as Markdown."""
     lines = [
-        "| task | implementation | ms | quartiles | images per second | this package is … times as fast |",
+        "| task | implementation | median ms | quartiles | images per second | speedup of this package |",
         "|" + "---|" * 6,
     ]
     for _, part in table.groupby("task", sort=False):

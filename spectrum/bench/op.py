@@ -39,7 +39,7 @@ PEERS_ON_CUDA = (*PEERS, "coalesced", TRITON)
 
 @dataclass(frozen=True)
 class Setting:
-    """Where and in which type the operation is measured, and how large the measured rates' operands are."""
+    """Device and type of the measured operation, and sizes of the operands of the measured rates."""
 
     device: str = "cpu"
     dtype: torch.dtype = torch.float32
@@ -51,15 +51,15 @@ class Setting:
 
     @property
     def copied(self) -> int:
-        """Numbers that are copied; no cache holds them."""
+        """Number of values that are copied, too many for any cache."""
         return 2**24 if self.device == "cpu" else 2**27
 
     def normal(self, *shape: int) -> Tensor:
-        """Random numbers."""
+        """Random numbers of this type on this device."""
         return torch.randn(shape, dtype=self.dtype, device=self.device)
 
     def placed(self, module: nn.Module, layout: torch.memory_format = torch.channels_last) -> nn.Module:
-        """The module, moved here."""
+        """The module, moved to the device and converted to the type."""
         return module.to(self.device, self.dtype, memory_format=layout)  # type: ignore[call-overload, no-any-return]
 
 
@@ -168,7 +168,7 @@ def _ways(shape: Shape, segments: int, setting: Setting) -> dict[str, tuple[Call
 
 
 def _on_cuda(shape: Shape, ours: SegmentedConv2d, setting: Setting) -> dict[str, nn.Module]:
-    """What is measured on CUDA only: narrow segments joined in groups, and Triton where it can compute them."""
+    """Implementations that are measured on CUDA only: joined narrow segments, and Triton where it supports them."""
     channels, sizes = shape[1], set(ours.segment_sizes)
     found: dict[str, nn.Module] = {}
     if max(sizes) < JOINED and all(JOINED % size == 0 for size in sizes) and channels % JOINED == 0:
@@ -214,40 +214,40 @@ def _backend(shape: Shape, segments: int, setting: Setting) -> str:
 
 
 def findings(table: pd.DataFrame) -> dict[str, Any]:
-    """Summarise the table: the worst and the best of each comparison, from the medians."""
+    """Summarise the table: the lowest and the highest value of each comparison, from the medians."""
     by = ["shape", "segments"]
     ours = table[table.way == OURS].set_index(by)
     best = table[table.way != OURS].groupby(by).ms.min()
     even = ours[ours.channels_per_segment % 1 == 0]
     speedup = (best / ours.ms).rename("speedup")
     found: dict[str, Any] = {
-        "least percent of the roofline": float(even.percent.min()),
+        "lowest percent of the roofline": float(even.percent.min()),
         "median percent of the roofline": float(even.percent.median()),
         "measurements below 50%": int((even.percent < 50).sum()),
-        "points": len(even),
-        "slowest against the best peer": float(1 / speedup.min()),
+        "measurements with equal segments": len(even),
+        "largest slowdown vs the best other implementation": float(1 / speedup.min()),
     }
     for width in (1, 2, 4, 8, 16):
         chosen = speedup[ours.channels_per_segment == width]
         if len(chosen):
-            found[f"times the best peer at {width} per segment"] = [float(chosen.min()), float(chosen.max())]
+            found[f"speedup over the best other at {width} per segment"] = [float(chosen.min()), float(chosen.max())]
     for shape, count, ms in ours[ours.channels_per_segment % 1 != 0].ms.reset_index().to_numpy().tolist():
         neighbours = even.ms.loc[shape]
         below, above = neighbours[neighbours.index < count], neighbours[neighbours.index > count]
         slower = max(float(side.iloc[at]) for side, at in ((below, -1), (above, 0)) if len(side))
-        found[f"{count} segments against the slower even neighbour"] = ms / slower
+        found[f"{count} unequal segments: time relative to the slower equal neighbour"] = ms / slower
     times = {(shape, count): ms for shape, count, ms in even.ms.reset_index().to_numpy().tolist()}
     doubled = [times[shape, 2 * count] / ms for (shape, count), ms in times.items() if (shape, 2 * count) in times]
     if doubled:
-        found["most that time rises as segments double"] = float(max(doubled))
+        found["largest time ratio when segments double"] = float(max(doubled))
     return found
 
 
 def as_markdown(table: pd.DataFrame) -> str:
     """The table as Markdown: one row per shape and number of segments, ours next to the best other implementation."""
     lines = [
-        "| input, N×C×H×W | segments | channels per segment | ms | quartiles | % of the roofline "
-        "| fastest other implementation | ms | times as fast |"
+        "| input, N×C×H×W | segments | channels per segment | median ms | quartiles | % of the roofline "
+        "| fastest other implementation | median ms | speedup |"
     ]
     lines.append("|" + "---|" * 9)
     for (shape, segments), group in table.groupby(["shape", "segments"], sort=False):

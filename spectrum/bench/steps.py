@@ -89,14 +89,14 @@ def measure(
 
 
 def findings(table: pd.DataFrame) -> dict[str, Any]:
-    """Speed relative to each other implementation: least, median and most over the networks."""
+    """Speedup over each other implementation: lowest, median and highest over the networks."""
     wide = table.pivot_table(index=_names(table), columns="way", values="ms", dropna=False).dropna()
     found: dict[str, Any] = {
-        f"times {way}, least, median, most": [float(q) for q in (wide[way] / wide[OURS]).quantile([0, 0.5, 1])]
+        f"speedup vs {way}: lowest, median, highest": [float(q) for q in (wide[way] / wide[OURS]).quantile([0, 0.5, 1])]
         for way in wide
         if way != OURS
     }
-    return {**found, "two passes apart, median, most": [float(q) for q in table["apart"].quantile([0.5, 1])]}
+    return {**found, "ratio of two passes: median, highest": [float(q) for q in table["apart"].quantile([0.5, 1])]}
 
 
 def _names(table: pd.DataFrame) -> list[str]:
@@ -104,7 +104,7 @@ def _names(table: pd.DataFrame) -> list[str]:
 
 
 def _networks(plan: Plan) -> dict[tuple[tuple[str, Any], ...], PlannedRun]:
-    """One run for every combination of what varies, except the seed."""
+    """One run for every combination of varied values, except the seed."""
     found: dict[tuple[tuple[str, Any], ...], PlannedRun] = {}
     names = [name for name in plan.varied if name != "match"]
     for run in plan.runs:
@@ -119,7 +119,7 @@ def _plain(value: Any) -> Any:
 
 
 def _rest(run: RunConfig) -> dict[str, Any]:
-    """Other fields that a step depends on."""
+    """Other options on which the time of a step depends."""
     told = {"seed", "lr", "weight_decay", "segments", "segment_width", "width", "widths", "train_images"}
     return run.model_dump(mode="json", exclude=told)
 

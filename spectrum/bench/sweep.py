@@ -74,15 +74,15 @@ def measure(
 
 
 def findings(table: pd.DataFrame) -> dict[str, Any]:
-    """Runs per hour, and the speed relative to the script, over all runs and for each configuration."""
+    """Runs per hour, and the speedup over the script, for all runs and for each configuration."""
     wall = table.groupby("way").wall_seconds_a_point.first()
     seconds = along_the_curve(table, "seconds")
     accuracy = table.groupby("way").test_accuracy.mean()
     return {
         "runs per hour, spectrum run": float(3600 / wall[OURS]),
         "runs per hour, default loop": float(3600 / wall[SCRIPT]),
-        "times the default loop, whole curve": float(wall[SCRIPT] / wall[OURS]),
-        **{f"{at}: times the default loop": float(row[SCRIPT] / row[OURS]) for at, row in seconds.iterrows()},
+        "speedup over the default loop, whole curve": float(wall[SCRIPT] / wall[OURS]),
+        **{f"{at}: speedup over the default loop": float(row[SCRIPT] / row[OURS]) for at, row in seconds.iterrows()},
         "mean test accuracy, spectrum run": float(accuracy[OURS]),
         "mean test accuracy, default loop": float(accuracy[SCRIPT]),
     }
@@ -91,7 +91,7 @@ def findings(table: pd.DataFrame) -> dict[str, Any]:
 def as_markdown(table: pd.DataFrame) -> str:
     """The table as Markdown: one row per configuration, with seconds per run and mean test accuracy of both."""
     seconds, accuracy = along_the_curve(table, "seconds"), 100 * along_the_curve(table, "test_accuracy")
-    lines = [f"| segments | {SCRIPT}, s | {OURS}, s | times as fast | {SCRIPT}, % | {OURS}, % |", "|" + "---|" * 6]
+    lines = [f"| segments | {SCRIPT}, s | {OURS}, s | speedup | {SCRIPT}, % | {OURS}, % |", "|" + "---|" * 6]
     for (where, row), (_, right) in zip(seconds.iterrows(), accuracy.iterrows(), strict=True):
         lines.append(
             f"| {where} | {row[SCRIPT]:.1f} | {row[OURS]:.1f} | {row[SCRIPT] / row[OURS]:.2f} "

@@ -96,23 +96,26 @@ def measure(
 
 
 def findings(table: pd.DataFrame) -> dict[str, Any]:
-    """Speed relative to each other implementation, for each configuration."""
+    """Speedup over each other implementation, for each configuration."""
     found: dict[str, Any] = {}
     for where, row in along_the_curve(table, "ms").iterrows():
-        found[f"{where}: times the default loop"] = float(row[DEFAULT] / row[OURS])
+        found[f"{where}: speedup over the default loop"] = float(row[DEFAULT] / row[OURS])
         if tuned := _tuned(row):
-            found[f"{where}: times the best tuned loop"] = min(tuned) / float(row[OURS])
+            found[f"{where}: speedup over the best tuned loop"] = min(tuned) / float(row[OURS])
         if TRITON in row:
-            found[f"{where}: times spectrum, by Triton"] = float(row[OURS] / row[TRITON])
-    found["most of a step spent on data, percent"] = float(table[table.way == OURS].data_percent.max())
+            found[f"{where}: speedup by Triton"] = float(row[OURS] / row[TRITON])
+    found["highest share of a step spent on data, percent"] = float(table[table.way == OURS].data_percent.max())
     return found
 
 
 def as_markdown(table: pd.DataFrame) -> str:
-    """The table as Markdown: one row per configuration, each implementation's milliseconds, and our relative speed."""
+    """The table as Markdown: one row per configuration, with each implementation's milliseconds and our speedups."""
     wide = along_the_curve(table, "ms")
     ways = [way for way in ON_CUDA if way in wide]
-    lines = [f"| segments | {' | '.join(f'{way}, ms' for way in ways)} | data, % | × default loop | × best tuned |"]
+    lines = [
+        f"| segments | {' | '.join(f'{way}, ms' for way in ways)} | data, % "
+        "| speedup vs default loop | speedup vs best tuned loop |"
+    ]
     lines.append("|" + "---|" * (len(ways) + 4))
     data = table[table.way == OURS].data_percent
     for (where, row), share in zip(wide.iterrows(), data, strict=True):
@@ -131,7 +134,7 @@ def along_the_curve(table: pd.DataFrame, values: str) -> pd.DataFrame:
 
 
 def _segments_in_words(width: Any) -> str:
-    """A configuration of the curve by its channels per segment; 1 segment has none said."""
+    """A configuration of the curve in words: its channels per segment, or 1 segment."""
     if pd.isna(width):
         return "1 segment"
     return "per-channel" if width == 1 else f"{width:.0f} channels per segment"

@@ -7,7 +7,7 @@ Exit status:
     2     wrong input; nothing was done
     3     a file could not be written, as on a full disk; what was finished before is kept
     70    an error of this program, with its traceback
-    130   stopped by Ctrl-C, 143 by SIGTERM; 141 whoever read the output has gone
+    130   stopped by Ctrl-C, 143 by SIGTERM; 141 the reader of the output has closed it
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ COMMANDS: dict[type, Callable[[Any], int]] = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; returns the exit status."""
+    """Run the command and return the exit status."""
     words = list(sys.argv[1:] if argv is None else argv)
     if words == ["--version"]:
         out.print(f"spectrum {__version__}")
@@ -85,7 +85,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _obey(words: Sequence[str]) -> int:
     if words[:1] == [PRINT_COMPLETION]:
-        print(completion_script(" ".join(words[1:])))  # rich would expand its tabs
+        print(completion_script(" ".join(words[1:])))  # not rich, which would expand its tabs
         return 0
     command = parse(words)
     status = COMMANDS[type(command)](command)
@@ -95,7 +95,7 @@ def _obey(words: Sequence[str]) -> int:
 
 
 def _say_stopped(words: Sequence[str]) -> None:
-    kept = "; finished runs are kept, run the same command again to go on" if words[:1] == ["run"] else ""
+    kept = "; finished runs are kept; run the same command again to resume" if words[:1] == ["run"] else ""
     err.print(f"stopped{kept}")
 
 
@@ -106,7 +106,7 @@ def _refuse(why: str, status: int) -> int:
 
 @contextlib.contextmanager
 def _stopped_by_signals() -> Iterator[None]:
-    """SIGTERM ends the command as Ctrl-C does, workers included, with status 143."""
+    """End the command on SIGTERM as on Ctrl-C, workers included, with status 143."""
 
     def terminate(number: int, frame: object) -> None:
         sys.exit(TERMINATED)

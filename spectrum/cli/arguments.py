@@ -1,7 +1,7 @@
-"""The arguments of each command: one record per command, read from the words of the command line.
+"""Arguments of each command: one record per command, filled from the command line.
 
-Flags that override a study's base run, or describe a network, are the fields of `RunConfig`, with the same help.
-`--help` of a long command shows the flags that most users need, `--help-all` shows all of them.
+Flags that override a study's base run, or describe a network, are fields of `RunConfig`, with the same help. `--help`
+of a long command shows the flags that most users need; `--help-all` shows all of them.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ from spectrum.models.families import OWN
 PRINT_COMPLETION = "--tyro-print-completion"
 SHELLS = ("bash", "zsh", "fish")
 What = Literal["op", "train", "sweep", "models", "engine", "steps"]
-# tyro does not complete positional words. Those of bench are known; every other one is a study's file or folder.
-# Flags are offered once a dash is typed, or an empty word would never offer a file. fish puts this into double quotes,
-# so it has none.
+# tyro does not complete positional words. The words of bench are known; every other one is the file or folder of a
+# study. Flags are offered once a dash is typed, else an empty word would never offer a file. fish puts this code into
+# double quotes, so it contains none.
 OFFERED = f"""
 def offered(words, current_index):
     word = words[current_index] if current_index < len(words) else ''
@@ -43,14 +43,15 @@ def offered(words, current_index):
 COMPLETED = {  # parts of tyro's script and their replacements
     "= get_completions(words, current_index, COMPLETION_SPEC)": "= offered(words, current_index)",
     "\ndef main() -> None:": f"{OFFERED}\ndef main() -> None:",
-    'compgen -f -- "$cur"': 'compgen -f -- "$2"',  # tyro's own joins the word to the one before it
-    "complete -F": "complete -o filenames -F",  # a folder then ends in a slash
+    'compgen -f -- "$cur"': 'compgen -f -- "$2"',  # tyro would join the word to the one before it
+    "complete -F": "complete -o filenames -F",  # completes a folder with a slash at its end
 }
 HELP, HELP_ALL = ("-h", "--help"), "--help-all"
 SHOWN = {  # flags in the short help
-    "run": ("out", "imports", "workers", "device", "engine", "confirm",
+    "run": ("out", "imports", "workers", "device", "engine", "confirm", "verbose",
             "dataset", "train_images", "model", "epochs", "batch_size", "lr"),
-    "plan": ("out", "imports", "workers", "json", "dataset", "train_images", "model", "epochs", "batch_size", "lr"),
+    "plan": ("out", "imports", "workers", "json", "verbose",
+             "dataset", "train_images", "model", "epochs", "batch_size", "lr"),
     "audit": ("image_size", "channels", "classes", "batch_size", "layers", "imports", "depth", "segments", "width"),
 }  # fmt: skip
 EXAMPLES = {
@@ -84,11 +85,11 @@ EXAMPLES = {
     "bench": ("spectrum bench op", "spectrum bench steps --study results/quickstart"),
 }
 BENCHMARKS: dict[What, str] = {
-    "op": "the layer's 3×3 at every number of segments, next to PyTorch's own",
-    "train": "a training step, next to other training loops",
-    "sweep": "a whole study, next to a plain script",
-    "models": "Xception, next to Keras and torch.nn",
-    "engine": "what a study takes beside its training: start-up, planning, files",
+    "op": "the 3×3 at every number of segments, compared with PyTorch's own",
+    "train": "a training step, compared with other training loops",
+    "sweep": "a whole study, compared with a plain script",
+    "models": "Xception, compared with Keras and torch.nn",
+    "engine": "overhead per run, and time to read a folder of 100,000 rows",
     "steps": "a training step of every network of a study (needs --study)",
 }
 File = Annotated[Path, tyro.conf.Positional]
@@ -98,12 +99,12 @@ Imports = Annotated[tuple[str, ...], tyro.conf.arg(name="import", metavar="MODUL
 
 
 def _flags(record: type[BaseModel], fields: Sequence[str], hints: Mapping[str, str] | None = None) -> type:
-    """A record with fields of another one, for the command line to fill: not checked yet, and help for each.
+    """Make a record with fields of another record, for the command line to fill: without checks, with help per field.
 
     Args:
-        record: whose fields they are.
-        fields: their names.
-        hints: by field, what holds if the flag is not given, if that is not the default.
+        record: record with the fields.
+        fields: names of the fields.
+        hints: by field, what help shows as the default, if that is not the field's own.
     """
     known, hints = record.model_fields, hints or {}
     return make_dataclass(
@@ -138,7 +139,7 @@ def _without_default(description: str) -> str:
 
 
 def _metavar(annotation: Any) -> str | None:
-    """How help names the value of an optional number; None leaves it to tyro."""
+    """Name of an optional number's value in help; None leaves it to tyro."""
     alternatives = get_args(annotation)
     if len(alternatives) != 2 or type(None) not in alternatives:
         return None
@@ -155,10 +156,11 @@ NetworkFields = _flags(
     dict.fromkeys(OWN, "(default: the architecture's own)"),
 )
 PlanFlags = _flags(EngineSettings, ["workers"])
-RunFlags = _flags(EngineSettings, [name for name in EngineSettings.model_fields if name != "imports"])  # has its own
+# `imports` is a field of the command itself
+RunFlags = _flags(EngineSettings, [name for name in EngineSettings.model_fields if name != "imports"])
 PlanSettings = Annotated[Any, tyro.conf.OmitArgPrefixes, tyro.conf.arg(constructor=PlanFlags)]
 RunSettings = Annotated[Any, tyro.conf.OmitArgPrefixes, tyro.conf.arg(constructor=RunFlags)]
-NESTED = ("run", "settings")  # fields of a command that hold a record of flags
+NESTED = ("run", "settings")  # fields of a command that contain a record of flags
 Overrides = Annotated[Any, tyro.conf.OmitArgPrefixes, tyro.conf.arg(constructor=RunFields)]
 NetworkOverrides = Annotated[Any, tyro.conf.OmitArgPrefixes, tyro.conf.arg(constructor=NetworkFields)]
 
@@ -180,11 +182,13 @@ class Plan(OnStudy):
     """List a study's configurations, their cost, the training time, and what each comparison changes. Write nothing."""
 
     out: Folder = None
-    """Folder of the results, whose frozen plan is shown if it has one; by default results/NAME/."""
+    """Folder of the results; its frozen plan is used if there is one. By default results/NAME/."""
     settings: PlanSettings = field(default_factory=PlanFlags)
-    """For the estimate of the time."""
+    """Settings for the estimate of the time."""
     json: Switch = False
     """Print every number as JSON, for programs."""
+    verbose: Switch = False
+    """Describe each data set completely: images per class, source, and origin of the test images."""
 
 
 @dataclass
@@ -192,16 +196,18 @@ class Run(OnStudy):
     """Train every run that has no result yet; then print a table, draw the figures and write report.html."""
 
     out: Folder = None
-    """Folder of the results; by default results/NAME/ below the current folder."""
+    """Folder of the results; by default results/NAME/ in the current folder."""
     confirm: Switch = False
     """After the learning-rate sweep of a study with [tune], train the final runs at the chosen values."""
+    verbose: Switch = False
+    """Describe each data set completely: images per class, source, and origin of the test images."""
     settings: RunSettings = field(default_factory=RunFlags)
     """Where and how to train."""
     engine: str = "local"
-    """local: processes of this machine; ray: a Ray cluster; torchrun: all ranks of torchrun train each run together;
-    or the name of an engine that a module of --import registers."""
+    """local: processes of this machine; ray: a Ray cluster; torchrun: all ranks of torchrun train each run together. Or
+    the name of an engine that a module of --import registers."""
     address: str | None = None
-    """ray only: HOST:PORT of a cluster, or auto for the one of this machine; by default one is started here."""
+    """ray only: HOST:PORT of a cluster, or auto for that of this machine; by default a new one is started here."""
     run_cpus: float = 1.0
     """ray only: CPUs per run."""
     run_gpus: float = 0.0
@@ -343,15 +349,15 @@ class Bench:
     shape: Annotated[tuple[int, int, int, int] | None, tyro.conf.arg(metavar="N C H W", help_behavior_hint="")] = None
     """op only: one shape instead of the four standard ones."""
     study: Folder = None
-    """steps only: folder of a study that has been planned."""
+    """steps only: folder of a planned study."""
     threads: int = 2
     """Threads that torch may use; for sweep, processes."""
 
 
 def parse(words: Sequence[str]) -> Any:
-    """The command that was given; for plan, run and audit, `run` holds just the fields that the words name.
+    """Parse the command line into the record of its command; in plan, run and audit, `run` only has the given options.
 
-    Raises SpecError for an unknown command or flag; wrong values leave through SystemExit, with status 2.
+    Raises SpecError for an unknown command or flag; wrong values end the process by SystemExit, with status 2.
     """
     if words[:1] == ["help"]:
         words = [*words[1:], "--help"]
@@ -372,7 +378,7 @@ def parse(words: Sequence[str]) -> Any:
 
 
 def _print_help(words: Sequence[str]) -> NoReturn:
-    """Print the help of a command, or of all, and leave with status 0."""
+    """Print the help of one command, or the overview, and end with status 0."""
     name = next((word for word in words if word in _commands()), None)
     commands = _commands()
     if HELP_ALL not in words:
@@ -382,7 +388,7 @@ def _print_help(words: Sequence[str]) -> NoReturn:
     except SystemExit:
         print("\n".join(_after_help(name, is_short=HELP_ALL not in words)))
         raise
-    raise AssertionError("help leaves")
+    raise AssertionError("printing help ends the process")
 
 
 def _after_help(name: str | None, *, is_short: bool) -> list[str]:
@@ -398,7 +404,7 @@ def _after_help(name: str | None, *, is_short: bool) -> list[str]:
 
 
 def _shortened(name: str, command: Any) -> Any:
-    """The same command with the flags of its short help alone; others have all of theirs."""
+    """The same command with the flags of its short help; other commands keep all flags."""
     if name not in SHOWN:
         return command
     kind = type(command)
@@ -423,7 +429,7 @@ def _shortened(name: str, command: Any) -> Any:
 
 
 def _check_flags(words: Sequence[str]) -> None:
-    """Raise SpecError for a flag that the command does not have, with the nearest that it has."""
+    """Raise SpecError for an unknown flag, with the most similar known one."""
     command = _commands().get(words[0])
     if command is None:
         return
@@ -439,7 +445,7 @@ def _check_flags(words: Sequence[str]) -> None:
 
 
 def _flags_of(command: Any, *, has_pairs: bool = False) -> Iterator[str]:
-    """Every flag of a command, dashes included; those of a run or network also turn an option off."""
+    """Every flag of a command, with its dashes; those of a run or network also turn an option off."""
     for one in fields(command):
         if one.name in NESTED:
             yield from _flags_of(getattr(command, one.name), has_pairs=True)
@@ -451,7 +457,7 @@ def _flags_of(command: Any, *, has_pairs: bool = False) -> Iterator[str]:
 
 
 def completion_script(shell: str) -> str:
-    """The script by which a shell completes the words of this command, made by tyro.
+    """Script that completes the words of this command in a shell, made by tyro.
 
     Raises SpecError for an unsupported shell.
     """
@@ -495,14 +501,14 @@ def _read(words: Sequence[str], commands: Mapping[str, Any] | None = None) -> An
 
 
 def _named_fields(run: Any, words: Sequence[str]) -> dict[str, Any]:
-    """The fields that the words name, also where they say the default."""
+    """Options given on the command line, even if their value is the default."""
     flags = {word.partition("=")[0].replace("_", "-") for word in words}
     dashed = {name: name.replace("_", "-") for name in vars(run)}
     return {name: getattr(run, name) for name, flag in dashed.items() if {f"--{flag}", f"--no-{flag}"} & flags}
 
 
 def _import_first(words: Sequence[str]) -> None:
-    """Modules named by --import, which may register the models that the study's file names."""
+    """Import modules given by --import, which may register the models in the study's file."""
     modules = [following for word, following in pairwise(words) if word == "--import"]
     modules += [word.removeprefix("--import=") for word in words if word.startswith("--import=")]
     if modules:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 def audit(command: Audit) -> int:
-    """Print what a network costs, and what other counters say."""
+    """Print the cost of a network, and the counts of other counters."""
     from spectrum.cost.audit import as_prose, as_rows
     from spectrum.cost.audit import audit as audited
     from spectrum.cost.speed import measure_speed
@@ -37,7 +37,7 @@ def audit(command: Audit) -> int:
             f"--{option.replace('_', '-')}: no layer of {command.model!r} has enough channels; give a smaller number"
         )
     for option, count in clamped_layers(model).items():
-        out.print(f"{option}: clamped in {count} layers, which have fewer channels than it asks for")
+        out.print(f"{option}: clamped in {count} layers, which have too few channels for it")
     shape = (command.channels, command.image_size, command.image_size)
     cost = _counted(command.model, model, shape)
     if command.batch_size is not None:
@@ -60,7 +60,7 @@ def audit(command: Audit) -> int:
 
 
 def _built(command: Audit) -> nn.Module:
-    """Raises ValueError for options that cannot be, and for a network of your own that cannot be built."""
+    """Build the network. Raises ValueError for invalid options, and for a network of your own that cannot be built."""
     from spectrum.cost.count import first_line
     from spectrum.models import build_model
 
@@ -69,8 +69,8 @@ def _built(command: Audit) -> nn.Module:
         return build_model(command.model, architecture)
     except ValueError:
         raise
-    except Exception as error:  # whatever a network of your own raises
-        raise SpecError(f"model {command.model!r} cannot be built: {first_line(error)}; mend it") from error
+    except Exception as error:  # any error of your own network
+        raise SpecError(f"model {command.model!r} cannot be built: {first_line(error)}; fix it") from error
 
 
 def _counted(name: str, model: nn.Module, shape: tuple[int, int, int]) -> Cost:
@@ -78,10 +78,10 @@ def _counted(name: str, model: nn.Module, shape: tuple[int, int, int]) -> Cost:
 
     try:
         return measure_cost(model, shape)
-    except Exception as error:  # whatever a network of your own raises
+    except Exception as error:  # any error of your own network
         raise SpecError(
             f"model {name!r} does not take one image of {'×'.join(map(str, shape))}: {first_line(error)}; "
-            "give --channels and --image-size that it takes, or count it in Python: "
+            "set --channels and --image-size to what it takes, or count it in Python: "
             "measure_cost(model, example_inputs=…)"
         ) from error
 
@@ -113,8 +113,9 @@ def _print_speed(speed: Speed) -> None:
 
 
 def bench(command: Bench) -> int:
-    """Measure, save the table with the machine that it was measured on, and print what it says."""
+    """Measure, save the table with a description of the machine, and print the table and its summary."""
     from spectrum.bench.machine import folder_of, save
+    from spectrum.bench.titles import titled
 
     _check_bench(command)
     table = _measured(command)
@@ -124,7 +125,7 @@ def bench(command: Bench) -> int:
         save(table, path, device=command.device, threads=command.threads)
     except OSError as error:
         raise WriteError(f"{path}: cannot be written ({error.strerror})") from error
-    out.print(table.to_string(index=False, float_format="%.3g", na_rep=""))
+    out.print(titled(table).to_string(index=False, float_format="%.3g", na_rep=""))
     out.print()
     measured_by = import_module(f"spectrum.bench.{command.what}")
     for name, value in measured_by.findings(table).items():

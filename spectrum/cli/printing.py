@@ -1,4 +1,4 @@
-"""How the command writes: two consoles, plain tables, durations, comparisons."""
+"""Output of the command: two consoles, plain tables, durations, comparisons."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class PlainConsole(Console):
 
 
 def _console(stderr: bool) -> Console:
-    """Plain text: what a user wrote is never markup, and off a terminal no table is squeezed."""
+    """A console for plain text: input of users is never markup, and tables outside of a terminal keep their width."""
     console = PlainConsole(stderr=stderr, highlight=False, markup=False, soft_wrap=True)
     if not console.is_terminal:
         console.width = 200
@@ -34,7 +34,7 @@ out, err = _console(stderr=False), _console(stderr=True)
 
 
 def print_table(titles: Sequence[str], rows: Sequence[Sequence[str]], *, heading: str | None = None) -> None:
-    """Print rows of cells: the first column and prose to the left, numbers to the right."""
+    """Print rows of cells: the first column and prose aligned left, numbers aligned right."""
     table = Table(title=None if heading is None else printable(heading), title_justify="left", box=None, pad_edge=False)
     for number, title in enumerate(titles):
         table.add_column(printable(title), justify="left" if number == 0 or title == "reasons" else "right")
@@ -44,7 +44,7 @@ def print_table(titles: Sequence[str], rows: Sequence[Sequence[str]], *, heading
 
 
 def print_contrast(contrast: PlannedContrast) -> None:
-    """A comparison of a plan, and in what its sides differ; one that changes more than one factor is flagged.
+    """Print a planned comparison and how its sides differ, flagged if it changes more than one factor.
 
     An interaction has factors of each difference, and factors across which the differences are compared.
     """
@@ -61,7 +61,7 @@ def print_contrast(contrast: PlannedContrast) -> None:
 
 
 def print_next(*words: str) -> None:
-    """What to do after a command: the words of another."""
+    """Print the command that usually follows."""
     out.print(f"{'next':7} {shlex.join(('spectrum', *words))}")
 
 
@@ -75,17 +75,17 @@ def duration(seconds: float) -> str:
 
 
 def counted(count: int, noun: str) -> str:
-    """A number and its noun, such as "1 run" or "1,024 runs"."""
+    """A number with its noun, such as "1 run" or "1,024 runs"."""
     return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
 def run_name(row: Mapping[str, Any], varied: Iterable[str], tuned: Iterable[str] = ()) -> str:
-    """What tells a run from the others of its study, such as "segments=4 seed=0".
+    """Settings that distinguish a run from the others of its study, such as "segments=4 seed=0".
 
     Args:
-        row: its row, or its options.
+        row: row of the run, or its options.
         varied: options that have several values in the study.
-        tuned: options that the sweep tries values of, for a run of a sweep.
+        tuned: options that the sweep tunes, for a run of a sweep.
     """
     split = [name for name in PLACES if row.get(name) is not None]
     names = [*split, *(name for name in varied if name not in (*PLACES, "seed")), "seed", *tuned]

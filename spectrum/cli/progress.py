@@ -1,4 +1,4 @@
-"""Progress of a study: a bar on a terminal, one display in a notebook, elsewhere a line per run."""
+"""Progress of a study: a bar on a terminal, one display in a notebook, a line per run elsewhere."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ if TYPE_CHECKING:
 
 
 def progress(study: Study) -> contextlib.AbstractContextManager[OnProgress]:
-    """Show how far a study is. Entering it gives the `on_progress` of `run_study`.
+    """Show the progress of a study. The context gives the `on_progress` of `run_study`.
 
         with progress(study) as on_progress:
             run_study(study, on_progress=on_progress)
 
-    On a terminal it is a bar that goes when the study ends, in a Jupyter notebook one display that is rewritten and
-    stays, elsewhere a plain line per run. Bar and lines go to standard error.
+    A terminal shows a bar, which disappears at the end. A Jupyter notebook shows one display, which is updated and
+    stays. Elsewhere, each run prints a plain line. Bar and lines go to standard error.
     """
     if err.is_jupyter:
         return _in_a_notebook(study)
@@ -39,14 +39,14 @@ def progress(study: Study) -> contextlib.AbstractContextManager[OnProgress]:
 
 @contextlib.contextmanager
 def _apart() -> Iterator[Console]:
-    """Standard error on a descriptor of its own.
+    """Standard error with its own file descriptor.
 
-    If this process trains too, as the first rank does, its output goes to a run's log meanwhile. A bar is drawn by a
-    thread, and would go there as well.
+    If this process also trains, as the first rank does, its output is redirected to a run's log. The thread that draws
+    the bar would then write there too.
     """
     try:
         own = os.dup(err.file.fileno())
-    except (OSError, ValueError, AttributeError):  # no file of the system's, such as a test's
+    except (OSError, ValueError, AttributeError):  # not a file of the system, as in a test
         yield err
         return
     with open(own, "w", encoding=getattr(err.file, "encoding", None), errors="replace") as file:
@@ -102,7 +102,7 @@ def _on_a_terminal(study: Study) -> Iterator[OnProgress]:
 
 @contextlib.contextmanager
 def _in_a_notebook(study: Study) -> Iterator[OnProgress]:
-    """rich's own bar would ask for ipywidgets, and leave nothing to read in a notebook that is kept without them."""
+    """Show progress in a display of Jupyter. rich's own bar needs ipywidgets and leaves nothing in a saved notebook."""
     from IPython.display import display
 
     left, problems = _TimeLeft(), list[str]()
@@ -124,21 +124,21 @@ def _in_a_notebook(study: Study) -> Iterator[OnProgress]:
 
 
 class _TimeLeft:
-    """How long the phase still takes: its expected work, at the pace of the runs that have ended."""
+    """Estimate the remaining time of a phase: its expected work, at the pace of the finished runs."""
 
     def __init__(self) -> None:
-        self.marks: list[tuple[float, float]] = []  # when, and how much work had ended
+        self.marks: list[tuple[float, float]] = []  # times, and work finished by then
 
     def after(self, progress: Progress) -> str:
-        """In words; empty before the first run of the phase has ended."""
+        """Remaining time in words; empty before the first run of the phase has ended."""
         now = monotonic()
         if progress.row is None:
             self.marks = [(now, 0.0)]
             return ""
         ended, left = progress.work_ended, progress.work_left
-        if len(self.marks) == 1 and left is not None:  # the first run pays for starting the workers
+        if len(self.marks) == 1 and left is not None:  # the first run includes the start of the workers
             self.marks.append((now, ended or 0.0))
-            return duration(left)  # of one worker
+            return duration(left)  # if one worker did all of it
         if ended is None or left is None:
             ended, left = float(progress.ended), float(progress.left)
         start, before = self.marks[-1] if ended > self.marks[-1][1] else self.marks[0]
@@ -157,12 +157,12 @@ def _phase(progress: Progress) -> str:
 
 
 def _total(progress: Progress) -> int:
-    """Runs of this phase."""
+    """Number of runs of this phase."""
     return progress.total - progress.before
 
 
 def _counts(progress: Progress, about: str) -> str:
-    """Counts of the phase: "done" has diverged runs, which have a result, and those of earlier calls."""
+    """Counts of the phase. "done" includes diverged runs, which have a result, and runs of earlier calls."""
     done = progress.ended - progress.failed
     counts = f"{done} done · {progress.failed} failed · {progress.left} left"
     return f"{counts} · about {about}" if about and progress.left else counts

@@ -1,4 +1,4 @@
-"""The commands that read a study's rows: `status`, `doctor`, `report` and `export`."""
+"""Commands that read a study's rows: `status`, `doctor`, `report` and `export`."""
 
 from __future__ import annotations
 
@@ -35,11 +35,12 @@ if TYPE_CHECKING:
 
 FIGURE_FORMATS = [".png", ".pdf", ".svg"]
 Standing = Literal["training", "left", "finished"]
-PLANNED = {"study", "question", "file", "overrides", "imports", "hash", "budget", "varied"}  # what a page needs
+# keys of the plan that a page needs
+PLANNED = {"study", "question", "file", "overrides", "imports", "hash", "budget", "varied"}
 
 
 def status(command: Status) -> int:
-    """Print how many runs are done, diverged, failed and left, and why those that failed did."""
+    """Print how many runs are done, diverged, failed and left, and why runs failed."""
     folder, study = _folder(command.study, command.out)
     held = None if study is None else check_not_other(folder, study)
     if study is None or held == "same":
@@ -48,9 +49,10 @@ def status(command: Status) -> int:
         return 0
     if held == "version":
         out.print(f"{folder}: the study has changed since it ran here{changed_since(study, find_plan(folder))}")
-    if study.tune is not None or study.budget.match != ("none",):  # its runs are known once it is planned
+    if study.tune is not None or study.budget.match != ("none",):  # the runs are only known after planning
         sweep = "a learning-rate sweep, then " if study.tune is not None else ""
-        out.print(f"{folder}: not run yet as the study is now; {sweep}up to {counted(len(study.wanted()), 'run')}.")
+        to_train = f"{sweep}up to {counted(len(study.wanted()), 'run')}"
+        out.print(f"{folder}: this version of the study has not run yet; {to_train}.")
     else:
         rows = latest_rows(folder)
         out.print(f"{folder}: {_counts([_status_of(rows, run.id) for run in study.runs()])}")
@@ -59,7 +61,7 @@ def status(command: Status) -> int:
 
 
 def _print_what_next(folder: Path, plan: FrozenPlan, standing: Standing) -> None:
-    """The next command: the report of a study that is finished, else the run that goes on with it."""
+    """Print the next command: the report of a finished study, else the run that continues it."""
     from spectrum.analysis.described import run_command
 
     only_swept = standing == "finished" and plan.tuning is not None and not plan.runs
@@ -72,7 +74,7 @@ def _print_what_next(folder: Path, plan: FrozenPlan, standing: Standing) -> None
 
 
 def _print_standing(folder: Path, plan: FrozenPlan) -> Standing:
-    """Print how many runs have ended how, and which failed; returns what that means as a whole."""
+    """Print how many runs ended how, and which failed. Returns the state of the study."""
     rows = latest_rows(folder)
     statuses = [_status_of(rows, id) for id in plan.ids]
     standing = standing_of(folder, plan)
@@ -85,7 +87,7 @@ def _print_standing(folder: Path, plan: FrozenPlan) -> Standing:
         out.print(f"  training now: {writer}")
     swept = {run.id for run in plan.swept}
     for run in {run.id: run for run in (*plan.swept, *plan.runs)}.values():
-        # an early plan keeps no options of a run
+        # early plans do not store the options of a run
         options = rows.get(run.id, {}) if run.stored is None else run.options | {"match": run.match}
         varied = run_name(options, plan.varied, plan.tuned if run.id in swept else ())
         name = f"{varied} (id {run.id})" if varied else run.id
@@ -111,24 +113,24 @@ def _status_of(rows: Mapping[str, Row], id: str) -> str:
 
 
 def _finished(plan: FrozenPlan, statuses: Sequence[str]) -> str:
-    """What a study has whose planned runs all have a result."""
+    """Summary of a study in which every planned run has a result."""
     final, swept = len({run.id for run in plan.runs}), len({run.id for run in plan.swept})
     kinds = [counted(final, "final run" if swept else "run")] if final else []
     kinds += [counted(swept, "sweep run")] if swept else []
     diverged = statuses.count("diverged")
     ended = f"none failed, {diverged} diverged (scored at chance)" if diverged else "none failed or diverged"
-    return f"{'complete' if final else 'sweep complete, final runs to come'}. {', '.join(kinds)}; {ended}."
+    return f"{'complete' if final else 'sweep complete, final runs not started'}. {', '.join(kinds)}; {ended}."
 
 
 def _counts(statuses: Sequence[str]) -> str:
-    """How many runs have ended how, of a study that has not ended."""
+    """Numbers of done, diverged, failed and remaining runs of an unfinished study."""
     done = statuses.count("done")
     others = [f"{statuses.count(one)} {one}" for one in ("diverged", "failed", "left") if one in statuses]
     return f"{done} of {counted(len(statuses), 'run')} done; {', '.join(others) or 'none left'}."
 
 
 def doctor(command: Doctor) -> int:
-    """Print what is wrong in a folder; status 1 where there are faults, after the repair if one was asked for."""
+    """Print what is wrong in a folder, after a requested repair; status 1 if faults remain."""
     from spectrum.study.doctor import look_at, repair
 
     folder, study = _folder(command.study, command.out)
@@ -136,22 +138,20 @@ def doctor(command: Doctor) -> int:
         raise StoreError(f"{folder}: no such folder, so the study has not run yet: spectrum run {command.study}")
     if study is not None and check_not_other(folder, study) == "version":
         changed = changed_since(study, find_plan(folder))
-        err.print(
-            f"{folder}: {study.name} has changed since it ran here{changed}; what follows is about the earlier version"
-        )
+        err.print(f"{folder}: {study.name} has changed since it ran here{changed}; this is about the earlier version")
     found = look_at(folder)
     if command.repair and any(one.can_be_mended for one in found):
         repair(folder, found)
         left = look_at(folder)
         for one in found:
             if one.can_be_mended and one not in left:
-                out.print(f"mended: {one.message}")
+                out.print(f"repaired: {one.message}")
         found = left
     return _print_findings(folder, found)
 
 
 def _print_findings(folder: Path, found: Sequence[Finding]) -> int:
-    """Print what was found; status 1 where there are faults."""
+    """Print the findings; status 1 if there are faults."""
     for one in found:
         mend = " (--repair)" if one.can_be_mended else ""
         out.print(f"{'fault' if one.fault else 'note'}: {one.message}{mend}")
@@ -165,13 +165,13 @@ def _print_findings(folder: Path, found: Sequence[Finding]) -> int:
 
 
 def report(command: Report) -> int:
-    """Draw figures and page anew."""
+    """Draw the figures and write the page again."""
     show_report(*_folder_to_read(command.study, command.out))
     return 0
 
 
 def export(command: Export) -> int:
-    """Write a file of rows, or of a table of the study, as its ending says."""
+    """Write rows, or a table of the study, in the format of the file name's ending."""
     from spectrum.analysis.export import ROW_FORMATS, TABLE_FORMATS, contrasts_table, runs_table
     from spectrum.analysis.report import judge
     from spectrum.results import load_results
@@ -237,9 +237,9 @@ def _check_target(path: Path, endings: Sequence[str], flag: str = "--to") -> Non
     if path.suffix not in endings:
         raise SpecError(f"{flag} {path}: expected a name that ends in {', '.join(endings[:-1])} or {endings[-1]}")
     if not path.parent.is_dir():
-        raise SpecError(f"{flag} {path}: no folder {path.parent}; make it first")
+        raise SpecError(f"{flag} {path}: no folder {path.parent}; create it first")
     if is_own(path):
-        raise SpecError(f"{flag} {path}: is a file that a study's folder lives on; give another name")
+        raise SpecError(f"{flag} {path}: is a file of a study's folder; give another name")
 
 
 def _raise_without_contrasts(folder: Path, study: Study | None) -> None:
@@ -247,17 +247,17 @@ def _raise_without_contrasts(folder: Path, study: Study | None) -> None:
         return
     if study is not None and study.contrasts:
         raise SpecError(
-            f"{folder}: the [[contrasts]] of the file are new, and the plan here has none; "
+            f"{folder}: the file has [[contrasts]], but the frozen plan in this folder has none; "
             "run the study again: spectrum run FILE"
         )
     raise SpecError(f"{folder}: the study has no [[contrasts]]; add them to its file and run it again")
 
 
 def show_report(folder: Path, study: Study | None = None) -> None:
-    """Write figures and page of a study's folder, print its table, and say where everything is.
+    """Write figures and page of a study's folder, print its table and the paths of the files.
 
-    Of a study whose file was renamed or reworded since its plan was frozen, the page says today's name and question,
-    and the question of the plan beside it.
+    If the file was renamed or reworded since the plan was frozen, the page shows today's name and question, and the
+    question of the plan next to it.
     """
     import pandas as pd
 
@@ -280,7 +280,7 @@ def show_report(folder: Path, study: Study | None = None) -> None:
 
 
 def _print_report(folder: Path, report: Written, first: str) -> None:
-    """Print question, answer, comparisons, caveats and results, in the order of the page, and where the files are."""
+    """Print question, answer, comparisons, caveats, results, in the order of the page, and the files' paths."""
     from spectrum.analysis.summary import as_text
 
     out.print()
@@ -306,21 +306,21 @@ def _print_report(folder: Path, report: Written, first: str) -> None:
 
 
 def _folder_to_read(study: Path, out: Path | None) -> tuple[Path, Study | None]:
-    """The folder whose numbers are meant, and the study if its file was given.
+    """Find the folder whose numbers to read, and the study if its file was given.
 
-    Raises StoreError where the numbers are not those of the file as it is now.
+    Raises StoreError if the numbers belong to another version of the file.
     """
     folder, loaded = _folder(study, out)
     if loaded is not None:
         check_same(folder, loaded)
         plan = find_plan(folder)
         if plan is not None and contrasts_changed(loaded, plan):
-            err.print(f"{study}: its contrasts have changed; those that were frozen in {folder / PLAN} are shown")
+            err.print(f"{study}: its contrasts have changed; showing those frozen in {folder / PLAN}")
     return folder, loaded
 
 
 def _folder(study: Path, out: Path | None) -> tuple[Path, Study | None]:
-    """The folder of results that is meant, and the study if its file was given."""
+    """Find the folder of results, and the study if its file was given."""
     if not study.is_dir():
         if study.suffix != ".toml" and not study.exists():
             near = [path for path in (study.with_suffix(".toml"), Path("results") / study) if path.exists()]
@@ -331,5 +331,5 @@ def _folder(study: Path, out: Path | None) -> tuple[Path, Study | None]:
     if out is not None:
         raise SpecError(f"--out {out}: {study} is a folder of results already; leave --out out")
     if not any((study / name).exists() for name in (PLAN, ROWS)):
-        raise SpecError(f"{study} is not a results folder (no {PLAN}, no {ROWS}). Pass results/NAME or a study file.")
+        raise SpecError(f"{study} is not a results folder (no {PLAN}, no {ROWS}). Give results/NAME or a study's file.")
     return study, None

@@ -1,4 +1,4 @@
-"""The commands that read a study's file: `plan` and `run`."""
+"""Commands that read a study's file: `plan` and `run`."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from spectrum.study.driver import Summary
     from spectrum.study.planning import CostedRun
 
-BUSY = 0.8  # share of a core per worker; below it `plan` also says the time on an idle machine
+BUSY = 0.8  # share of a core per worker below which `plan` also estimates the time on an idle machine
 
 
 def _study(command: OnStudy) -> Study:
@@ -53,11 +53,11 @@ def plan(command: Plan) -> int:
     if command.json:
         print(json.dumps(forecast.entry(study), indent=1))
         return 0
-    _show_forecast(study, forecast)
+    _show_forecast(study, forecast, verbose=command.verbose)
     for note in coincidences(study, forecast.planned):
         out.print(note)
     if timed(study.budget.match) and (frozen is None or not frozen.is_of(study.hash)):
-        out.print("The first run of the study measures step times again; its widths may differ a little from these.")
+        out.print("`run` measures step times again, so its widths may differ slightly from these.")
     if forecast.examined:
         out.print("\nComparisons")
     for one in forecast.examined:
@@ -84,18 +84,22 @@ def after_plan(command: Plan, words: Sequence[str]) -> list[str]:
     return ["run", *words, *(["--confirm"] if swept else [])]
 
 
-def _print_images(images: Sequence[dict[str, Any]], when: str = "") -> None:
-    """A line for each data set."""
-    from spectrum.data.splits import describe
+def _print_images(images: Sequence[dict[str, Any]], *, verbose: bool, when: str = "") -> None:
+    """Print a summary of each data set, or with `verbose` its complete description."""
+    from spectrum.data.splits import describe, summarise
 
     for known in images:
         size = f" at image_size {known['image_size']}" if len(images) > 1 and known["image_size"] else ""
-        out.print(f"data{when}: {describe(known['dataset'] + size, known)}")
+        name = known["dataset"] + size
+        first, *others = [describe(name, known)] if verbose else summarise(name, known)
+        out.print(f"data{when}: {first}")
+        for line in others:
+            out.print(f"  {line}")
 
 
 @dataclass(frozen=True)
 class _Forecast:
-    """What a study would train: its final runs, those of its learning-rate sweep, and what its comparisons change."""
+    """Forecast of a study: its final runs, the runs of its learning-rate sweep, and the changes in its comparisons."""
 
     planned: Sequence[CostedRun]
     swept: Sequence[CostedRun]
@@ -104,13 +108,13 @@ class _Forecast:
     sweep_runs: int  # of the sweep as it stands: its grid may have been extended
     examined: Sequence[Examined]
     workers: int
-    images: Sequence[dict[str, Any]]  # what is known of each data set
-    overhead: float  # CPU seconds that training waits for: start-up of the command and of a worker, planning, report
-    share: float  # of a core that each worker gets
+    images: Sequence[dict[str, Any]]  # records of each data set
+    overhead: float  # CPU seconds before and after training: start of the command and of a worker, planning, report
+    share: float  # share of a core that each worker gets
 
     @property
     def seconds(self) -> float:
-        """From the command to its page, as busy as the machine is now; of what has no result yet."""
+        """Elapsed seconds from the command to its page for runs without a result, with the machine as busy as now."""
         from spectrum.study.forecast import makespan
 
         left = [one.seconds or 0 for one in (*self.left_swept, *self.left)]
@@ -149,7 +153,7 @@ def _forecast(study: Study, command: Plan, frozen: FrozenPlan | None, folder: Pa
         tunes = asked_tune(None) != "off"
         planned = plan_study(study, imports=command.imports, time_steps=True, frozen=frozen, tune=tunes)
         images = described(one.run for one in planned)
-    timing = LOOK * (1 + len({one.step_seconds for one in planned}))  # which `run` will not do
+    timing = LOOK * (1 + len({one.step_seconds for one in planned}))  # part of `plan` only
     workers = min(command.settings.workers or available_cores(), available_cores(), len(planned))
     swept = sweep(planned, study.tune.grid(), study.tune.seeds) if study.tune else []
     started = frozen if frozen is not None and frozen.is_of(study.hash) else None
@@ -171,7 +175,7 @@ def _forecast(study: Study, command: Plan, frozen: FrozenPlan | None, folder: Pa
 def _without_result(
     planned: Sequence[CostedRun], swept: Sequence[CostedRun], frozen: FrozenPlan | None, folder: Path
 ) -> tuple[list[CostedRun], list[CostedRun]]:
-    """The final runs and those of the sweep that have no result yet, failed ones among them, each once."""
+    """Final runs and runs of the sweep without a result, each once; failed runs are among them."""
     rows = latest_rows(folder) if frozen is not None else {}
     ended = {id for id, row in rows.items() if row["status"] != "failed"}
     final = {run.key: run.id for run in (frozen.runs if frozen is not None else ())}
@@ -179,16 +183,16 @@ def _without_result(
     left = [one for id, one in ids.items() if id not in ended]
     if frozen is None or not swept:
         return left, list(swept)
-    # what an extended grid adds takes about as long as what the file has
+    # runs of an extended grid take about as long as those of the file
     of_grid = itertools.cycle(swept)
     return left, [one for run, one in zip(frozen.swept, of_grid, strict=False) if run.id not in ended]
 
 
-def _show_forecast(study: Study, forecast: _Forecast) -> None:
+def _show_forecast(study: Study, forecast: _Forecast, *, verbose: bool) -> None:
     out.print(study.question or study.name)
     _print_configurations(study, forecast.planned)
     out.print(f"\n{_training(study, forecast)}")
-    _print_images(forecast.images)
+    _print_images(forecast.images, verbose=verbose)
     for model, caveat in {one.run.model: one.caveat for one in forecast.planned if one.caveat}.items():
         out.print(f"model {model}: {caveat}")
     for noise in sorted({one.run.label_noise for one in forecast.planned} - {0.0}):
@@ -200,8 +204,8 @@ def _show_forecast(study: Study, forecast: _Forecast) -> None:
 
 
 def _training(study: Study, forecast: _Forecast) -> str:
-    """How many runs of which kind, how many of them are left, and how long these take."""
-    planned = {one.run.id: one for one in forecast.planned}  # one that meets several budgets is trained once
+    """Number of runs of each kind, how many are left, and the time that those take."""
+    planned = {one.run.id: one for one in forecast.planned}  # a run that meets several budgets is trained once
     count, networks = len(planned), len({one.run.model_copy(update={"seed": 0}).id for one in planned.values()})
     seeds, rest = divmod(count, networks)
     of = f" ({counted(networks, 'configuration')} × {counted(seeds, 'seed')})" if not rest and count > 1 else ""
@@ -229,7 +233,7 @@ def _sweep(study: Study, forecast: _Forecast) -> str:
 
 
 def _print_configurations(study: Study, planned: Sequence[CostedRun]) -> None:
-    """A table per budget, with a row per configuration."""
+    """Print a table per budget, with a row per configuration."""
     from spectrum.analysis.table import SPLIT
 
     others = [name for name in study.varied() if name not in (*SPLIT, "match")]
@@ -256,7 +260,7 @@ def _heading(match: Match, planned: Sequence[CostedRun]) -> str:
 
 
 def _cells(one: CostedRun, seeds: int, others: Sequence[str]) -> list[tuple[str, str]]:
-    """Titles and cells of one row; a title may come twice, where widths vary and are solved."""
+    """Titles and cells of one row. A title may occur twice, if widths vary and are solved."""
     asked = one.asked
     widths = " ".join(map(str, one.run.widths)) if one.run.widths else f"× {one.run.width:g}"
     return [
@@ -273,7 +277,7 @@ def _cells(one: CostedRun, seeds: int, others: Sequence[str]) -> list[tuple[str,
 
 
 def _realised(one: CostedRun) -> str:
-    """The segments that the layers really have, and how many layers are clamped; empty where the label says it."""
+    """Actual segments of the layers, and the number of clamped layers; empty if the label already says this."""
     least, most = min(one.realised_segments, default=0), max(one.realised_segments, default=0)
     realised = str(most) if least == most else f"{least} … {most}"
     layers = f" of {len(one.realised_segments)}" if one.realised_segments else ""
@@ -298,7 +302,7 @@ def run(command: Run) -> int:
     try:
         with _engine(command) as engine, progress(study) as on_progress:
             if engine is None:
-                return 0  # this rank has followed the first one to the end
+                return 0  # this rank followed the first one until its end
             summary = run_study(
                 study,
                 command.out,
@@ -318,8 +322,8 @@ def run(command: Run) -> int:
         if contrast.confounded:
             print_contrast(contrast)
     _print_choices(summary, frozen)
-    reused = summary.reused == summary.total  # and so nothing was read
-    _print_images(frozen.images, " that the rows were trained on" if reused else "")
+    reused = summary.reused == summary.total  # then no data was read
+    _print_images(frozen.images, verbose=command.verbose, when=" of the rows" if reused else "")
     show_report(summary.folder)
     if summary.diverged:
         err.print(f"{counted(summary.diverged, 'run')} diverged; scored at chance")
@@ -331,7 +335,7 @@ def run(command: Run) -> int:
 
 @contextlib.contextmanager
 def _engine(command: Run) -> Iterator[Engine | str | None]:
-    """Where to train; None for a rank of torchrun's that has followed the first one to the end."""
+    """Engine to train on; None on a rank of torchrun that followed the first one until its end."""
     cluster = _cluster(command)
     if command.engine == "torchrun":
         with _ranks(command) as ranks:
@@ -368,13 +372,13 @@ def _cluster(command: Run) -> Cluster:
 
 @contextlib.contextmanager
 def _ranks(command: Run) -> Iterator[Engine | None]:
-    """The first of torchrun's ranks; None for another one, which follows the first to its end."""
+    """Engine of torchrun's first rank; None on another rank, which follows the first until its end."""
     from spectrum._records import SpecError
     from spectrum.engines.interface import EngineError, EngineSettings
     from spectrum.engines.torchrun import RankEngine, follow, join, leave
 
     asked = command.settings
-    RankEngine.check(EngineSettings(**vars(asked)))  # before ranks wait for each other
+    RankEngine.check(EngineSettings(**vars(asked)))  # checked before ranks wait for each other
     try:
         ranks, device = join("cpu" if asked.device == "auto" else asked.device)
     except EngineError as error:
@@ -386,7 +390,7 @@ def _ranks(command: Run) -> Iterator[Engine | None]:
         else:
             yield RankEngine(ranks, device)
     except (KeyboardInterrupt, SystemExit):
-        raise  # the others are ended by torchrun; in the middle of a step they would not hear
+        raise  # torchrun ends the other ranks, which would not receive a message in the middle of a step
     except BaseException:
         leave(ranks)
         raise
@@ -414,4 +418,4 @@ def _print_choices(summary: Summary, frozen: FrozenPlan) -> None:
         for field, side in edges:
             err.print(f"  {field}={choice.values[field]:g} is the {side} of the grid; a better value may lie beyond it")
     if not summary.confirmed and summary.choices:
-        out.print("The sweep is complete. Train the final runs at these values: the same command with --confirm")
+        out.print("The sweep is complete. To train the final runs at these values, repeat the command with --confirm")

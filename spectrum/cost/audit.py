@@ -64,12 +64,12 @@ class Reading:
 
     @property
     def macs(self) -> int | None:
-        """Its figure in MACs."""
+        """The counter's figure in MACs."""
         return None if self.figure is None else self.figure // self.per_mac
 
     @property
     def difference(self) -> int | None:
-        """Its MACs minus ours."""
+        """The counter's MACs minus ours."""
         return None if self.macs is None else self.macs - self.ours
 
     @property

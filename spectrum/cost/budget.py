@@ -19,7 +19,7 @@ Widths = tuple[int, ...]
 
 LEEWAY = 0.1  # tolerance of a width, relative to its share
 COUNT_BOUND = 0.01  # tolerance of a budget
-COUNT_AIM = 0.005  # target of the search, as long as there are widths to try
+COUNT_AIM = 0.005  # target that ends the trials, while there are widths to try
 TIME_BOUND = 0.03
 WIDEST = 65_536
 _MOST_TRIED = 4_000

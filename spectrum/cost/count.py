@@ -268,7 +268,7 @@ def macs_of_weights(model: nn.Module, pixels: dict[str, int]) -> int | None:
 
 
 def pixels_by_layer(model: nn.Module, layers: Sequence[LayerCost]) -> dict[str, int] | None:
-    """How often each layer uses each of its weights on one image, which does not depend on the widths.
+    """Number of times that each layer uses each of its weights on one image, which does not depend on the widths.
 
     None if a layer's MACs are not a multiple of its weights.
     """

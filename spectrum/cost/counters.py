@@ -85,7 +85,7 @@ Reasons = Iterator[tuple[str, int]]
 
 @dataclass(frozen=True)
 class Counter:
-    """How a counter is called, and why it differs. `package` begins with the name it is installed under."""
+    """Another counter: its call, and its differences. `package` begins with the name it is installed under."""
 
     name: str
     package: str
@@ -269,12 +269,12 @@ def _reasons_of_thop(seen: Seen, cost: Cost) -> Reasons:
 def _count_by_torchinfo(package: Any, model: nn.Module, inputs: Inputs) -> Count:
     given = inputs.kwargs or list(inputs.args)
     statistics = package.summary(model, input_data=given, verbose=0)
-    package.torchinfo.clear_cached_forward_pass()  # which would keep the copy
+    package.torchinfo.clear_cached_forward_pass()  # the cache would keep the copy
     return int(statistics.total_mult_adds), int(statistics.total_params)
 
 
 def _reasons_of_torchinfo(seen: Seen, cost: Cost) -> Reasons:
-    counted = {layer.name: 0 for layer in cost.layers if layer.macs}  # of weights
+    counted = {layer.name: 0 for layer in cost.layers if layer.macs}  # MACs of weights as counted by torchinfo
     for call in seen.calls:
         if any(call.module.children()):  # its own condition: an empty container is no child
             continue

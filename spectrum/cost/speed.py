@@ -17,8 +17,8 @@ from torch.utils.benchmark import Measurement, Timer
 
 from spectrum._torch import memory_changes
 
-MEASURED_SECONDS = 0.3  # of each time, at least
-ROUND_SECONDS = 0.06  # of each turn where two take turns
+MEASURED_SECONDS = 0.3  # shortest time per measurement
+ROUND_SECONDS = 0.06  # time per round when two functions alternate
 
 
 @dataclass(frozen=True)

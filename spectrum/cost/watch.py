@@ -175,7 +175,7 @@ class _Leaving(TorchFunctionMode):
         if func in _EXITS:
             self.products.misses(f"Tensor.{func.__name__}")
         elif getattr(func, "__name__", "") in ("lstm", "gru", "rnn_tanh", "rnn_relu"):
-            with without_libraries():  # which run it as one kernel
+            with without_libraries():  # libraries run it as one kernel
                 return func(*args, **kwargs)
         return func(*args, **kwargs)
 

@@ -19,7 +19,7 @@ GAUSSIAN_SIDE = 16  # pixels, unless the run has an image_size
 GAUSSIAN_CHANNELS = 3
 GAUSSIAN_TRAIN, GAUSSIAN_TEST = 20_000, 10_000
 LARGEST_SIDE = 64  # 30,000 such images take a few hundred megabytes
-CLASSES = 10  # of a teacher
+CLASSES = 10  # classes of a teacher
 RELABELLED = "labels are those of a teacher"
 
 
@@ -74,7 +74,7 @@ def _images_of(run: RunConfig) -> Images:
 
 @dataclass(frozen=True)
 class _Taught:
-    """Everything that determines a teacher's labels: fields of the run, and the images."""
+    """Conditions of a teacher's labels: fields of the run, and the images."""
 
     key: tuple[Any, ...]
     fingerprint: str

@@ -44,7 +44,7 @@ def _hashes_of(x_nchw: Tensor) -> Iterator[bytes]:
 
 
 def _shared(train: Iterable[bytes], test: Iterable[bytes]) -> int:
-    """How many test images are also training images, by their hashes."""
+    """Number of test images that are also training images, by their hashes."""
     known = set(train)
     return sum(hashed in known for hashed in test)
 

@@ -291,7 +291,7 @@ def _split_folders(top: Mapping[str, _Folder]) -> dict[Split, _Folder] | None:
             raise LayoutError(
                 f"{shown(name)}/ holds folders of images, and so does not look like a class, but beside it lies "
                 f"{shown(others[0].name)}/ with images. Move {shown(others[0].name)}/ into {shown(name)}/ if it is a "
-                f"class, or away if it is none; rename {shown(name)}/ if that is a class"
+                f"class, or away if not; rename {shown(name)}/ if that is a class"
             )
     if not is_split:
         _raise_unless_classes(named, holding)
@@ -552,7 +552,7 @@ def _raise_unless_whole(files: Sequence[Parts]) -> None:
 def _numbered(name: str, number: int) -> str:
     """The name of another part of the same table, without the hash, which differs per part."""
     match = SHARD.match(Path(name).stem)
-    assert match is not None, "of a file that is a part"
+    assert match is not None, "the name has a number"
     start, end = match.span("number")
     return shown(f"{name[:start]}{number:0{end - start}}{name[end : match.end('count')]}.parquet")
 

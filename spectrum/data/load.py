@@ -85,7 +85,7 @@ def load_images(name: str, image_size: int | None = None, resize: Resize = "stre
 
 @dataclass(frozen=True)
 class _Request:
-    """Everything that determines which images are loaded."""
+    """Conditions of loading that determine the images."""
 
     content: str
     name: str

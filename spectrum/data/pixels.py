@@ -35,7 +35,7 @@ U = TypeVar("U")
 ROWS = 512  # images read from a table at once
 # The least part of the 16-bit range that an image must span to keep more than 16 of 256 levels.
 LEAST_SPAN = 1 / 16
-PHOTOMETRIC, WHITE_IS_ZERO = 262, 0  # of TIFF: a tag, and its value for files whose 0 is white
+PHOTOMETRIC, WHITE_IS_ZERO = 262, 0  # in TIFF: a tag, and its value for files whose 0 is white
 SAMPLE_FORMAT, SIGNED = 339, 2  # a tag with a value per channel
 MANY = ("GIF", "PNG", "TIFF", "WEBP")  # formats whose further frames are separate images, not previews
 UPRIGHT = {  # EXIF orientation to what turns the image upright; the values are those of PIL.Image.Transpose
@@ -70,7 +70,7 @@ class Stored:
         Any  # table[numbers][column] is a list of bytes, or of dicts with "bytes" or "path"; a datasets.Dataset, say.
     )
     # Where a dict has "sha256" as well, other bytes are refused.
-    column: str  # of encoded images
+    column: str  # column with the encoded images
     paths: bool = True  # False: images are in the table, and paths to others are not followed
 
     def __len__(self) -> int:
@@ -119,7 +119,7 @@ class Stored:
             ) from error
         except (OSError, SyntaxError, TypeError, KeyError, ValueError, Image.DecompressionBombError) as error:
             why = "no known image format" if isinstance(error, UnidentifiedImageError) else error
-            raise DataError(f"{which} cannot be decoded ({why}); mend or remove it") from error
+            raise DataError(f"{which} cannot be decoded ({why}); fix or remove it") from error
 
 
 @dataclass(frozen=True)

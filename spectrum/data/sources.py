@@ -67,7 +67,7 @@ class Parts:
 
 
 class Source(Protocol):
-    """Where images come from."""
+    """A source of images: a folder of images, a folder of Parquet files, or the hub."""
 
     name: str
 
@@ -188,7 +188,7 @@ class _ParquetFolder:
         return _of_tables(self.name, "Parquet files", tables, paths=False)
 
     def named_now(self, about: About) -> About:
-        return about  # which has no names but those in the files
+        return about  # it has no names except those in the files
 
     def _paths(self, split: Split) -> list[Path]:
         return [self.folder.joinpath(*file.parts) for file in self.layout.splits.get(split, ())]

@@ -55,7 +55,7 @@ class Split:
     train_y: Tensor
     validation_x: Pixels
     validation_y: Tensor
-    mean: Tensor  # of pixels from 0 to 255, per channel
+    mean: Tensor  # mean of pixels from 0 to 255, per channel
     std: Tensor
 
     def normalise(self, x_nchw: Tensor) -> Tensor:
@@ -81,25 +81,48 @@ def record(images: Images) -> dict[str, Any]:
     }
 
 
-def describe(name: str, known: Mapping[str, Any]) -> str:
-    """Describe a data set in a line: images by split and class, size, origin of test images, files left out.
+def summarise(name: str, known: Mapping[str, Any]) -> list[str]:
+    """Summarise a data set in a line of about 100 columns. The origin of test images, notes and files left out follow.
 
     Args:
         name: name of the data set.
-        known: the result of `record`.
+        known: the result of `record`, with `used` as of `described` if known.
     """
-    channels, height, width = known["shape"]
+    used = known.get("used", [])
+    train = _span([train for train, _ in used]) if used else f"{sum(known['train_images']):,}"
+    validation = f", {_span([held for _, held in used])} validation" if used else ""
+    counts = f"{train} training{validation} and {sum(known['test_images']):,} test images"
+    return [
+        f"{name}: {len(known['classes']):,} classes · {_size(known)} · {counts}",
+        f"test images: {known['test'] or 'unknown'}",
+        *known["notes"],
+        *(f"left out: {files}" for files in known["left_out"]),
+    ]
+
+
+def describe(name: str, known: Mapping[str, Any]) -> str:
+    """Describe a data set completely: images by split and class, size, origin of test images, files left out.
+
+    Args:
+        name: name of the data set.
+        known: the result of `record`, with `used` as of `described` if known.
+    """
     parts = [
         f"{name}: {sum(known['train_images']):,} training and {sum(known['test_images']):,} test images",
         _class_counts(known["classes"], known["train_images"], known["test_images"]),
         *(f"a run trains on {train:,} and validates on {held:,} of them" for train, held in known.get("used", [])),
-        f"{height}×{width} pixels, {channels} channel{'' if channels == 1 else 's'}",
+        _size(known),
         f"test images: {known['test'] or 'unknown'}",
         known["read"] or "arrays",
         *known["notes"],
         f"left out: {'; '.join(known['left_out']) or 'nothing'}",
     ]
     return " · ".join(parts)
+
+
+def _size(known: Mapping[str, Any]) -> str:
+    channels, height, width = known["shape"]
+    return f"{height}×{width} pixels, {channels} channel{'' if channels == 1 else 's'}"
 
 
 def _class_counts(names: Sequence[str], train: Sequence[int], test: Sequence[int]) -> str:

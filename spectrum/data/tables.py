@@ -120,7 +120,7 @@ class ParquetTable:
                     yield batch.column(column)
             except (OSError, pa.ArrowException) as error:
                 reason = str(error).splitlines()[0]
-                raise LayoutError(f"column {column!r} of {path} cannot be read: {reason}; mend or remove it") from error
+                raise LayoutError(f"column {column!r} of {path} cannot be read: {reason}; fix or remove it") from error
 
     def _write(self, column: str, path: Path) -> None:
         field = self.schema.field(column).with_metadata(None)
@@ -193,7 +193,7 @@ def hash_of(file: Path) -> bytes:
         with file.open("rb") as opened:
             return hashlib.file_digest(opened, "sha256").digest()
     except OSError as error:
-        raise LayoutError(f"{file} cannot be read ({error.strerror}); mend or remove it") from error
+        raise LayoutError(f"{file} cannot be read ({error.strerror}); fix or remove it") from error
 
 
 def _opened(file: Path) -> parquet.ParquetFile:
@@ -201,7 +201,7 @@ def _opened(file: Path) -> parquet.ParquetFile:
         return parquet.ParquetFile(file, memory_map=True)
     except (OSError, pa.ArrowException) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise LayoutError(f"{file} cannot be read: {reason}; mend or remove it") from error
+        raise LayoutError(f"{file} cannot be read: {reason}; fix or remove it") from error
 
 
 def _raise_if_twice(file: Path, columns: Sequence[str]) -> None:

@@ -272,7 +272,7 @@ def _whitening(features: Tensor) -> Tensor:
     This is ZCA (Bell & Sejnowski 1997). Raises ValueError if the features do not vary.
     """
     variances, directions = torch.linalg.eigh(features.T @ features / len(features))
-    varies = variances > 1e-12  # of ReLUs of standardised inputs, whose variance is about 1
+    varies = variances > 1e-12  # features are ReLUs of standardised inputs, with a variance of about 1
     if not varies.any():
         raise ValueError(
             "a teacher cannot tell the images apart, except by brightness and contrast; give more and more varied ones"
@@ -296,7 +296,8 @@ def _noise(count: int, side: int, channels: int, generator: torch.Generator) -> 
         for scale in SCALES:
             wider = side + scale - 1
             white = torch.randn(size, channels, wider, wider, generator=generator)
-            x_nchw += avg_pool2d(white, scale, stride=1) * (scale / math.sqrt(len(SCALES)))  # of variance 1 / 3
+            # each part has variance 1 / 3
+            x_nchw += avg_pool2d(white, scale, stride=1) * (scale / math.sqrt(len(SCALES)))
         parts.append((127.5 + 50 * x_nchw).round().clamp(0, 255).to(torch.uint8))
     return torch.cat(parts)
 

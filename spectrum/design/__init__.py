@@ -1,1 +1,1 @@
-"""What is asked: options of a network, the run's record, recipes, the study file. Importing it loads no torch."""
+"""Records of what is asked for: network options, a run, recipes, the study file. Importing it does not load torch."""

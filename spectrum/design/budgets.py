@@ -1,6 +1,6 @@
-"""What a study can hold equal along its axes, by changing the stage widths of its runs: each budget, listed once.
+"""Budgets that a study can match along its axes, by changing the stage widths of its runs.
 
-To add one: its name in `Match` and its entry here; in `study/planning.py`, `_count_of`, how a network's count is taken.
+To add one, add its name to `Match` and its entry here; add to `_count_of` in `study/planning.py` how to count it.
 """
 
 from __future__ import annotations
@@ -14,12 +14,13 @@ Match = Literal["none", "params", "macs", "step_time"]
 
 @dataclass(frozen=True)
 class BudgetKind:
-    """What one budget is of."""
+    """A kind of budget."""
 
     words: str
-    """Of its comparisons, in tables and captions."""
+    """Name of its comparisons, in tables and captions."""
     is_timed: bool = False
-    """Whether it is measured on the CPU; else, but for "none", its name is that of the count that it holds equal."""
+    """Whether it is measured on the CPU. Otherwise the budget is named after the count that it matches, except for
+    "none"."""
 
 
 BUDGETS: dict[Match, BudgetKind] = {
@@ -55,7 +56,7 @@ def count_range(counts: Sequence[int]) -> str:
 
 
 def budget_name(match: str) -> str:
-    """A budget in words; of a name that is none, the name.
+    """Name of a budget for readers; an unknown name is returned unchanged.
 
     >>> budget_name("macs")
     'MAC-matched'
@@ -64,5 +65,5 @@ def budget_name(match: str) -> str:
 
 
 def timed(matches: tuple[Match, ...]) -> list[Match]:
-    """Those among some budgets that are measured on the CPU."""
+    """Budgets in `matches` that are measured on the CPU."""
     return [match for match in matches if BUDGETS[match].is_timed]

@@ -1,4 +1,4 @@
-"""A run made from another run: which options were named, and what follows when some of them change."""
+"""Derive a run from another run: which options were set explicitly, and what follows when some of them change."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ from spectrum.models.position import PLACES
 
 
 def named(run: RunConfig) -> dict[str, Any]:
-    """The fields of a run that were named, and their values; the others follow from these."""
+    """Fields of a run that were set explicitly, with their values; the others follow from these."""
     return {name: getattr(run, name) for name in RunConfig.model_fields if name in run.model_fields_set}
 
 
 def merged(base: RunConfig, changes: Mapping[str, Any]) -> RunConfig:
-    """A run with some of its fields changed. What the base names stays; what it leaves open is filled anew.
+    """Change some fields of a run. Fields that the base sets stay; fields that it leaves open get their defaults anew.
 
-    Raises SpecError, which says the changes, where there is no such run.
+    Raises SpecError, which names the changes, if the result is no valid run.
     """
     return from_named(named(base), changes)
 
 
 def from_named(fields: Mapping[str, Any], changes: Mapping[str, Any]) -> RunConfig:
-    """A run of the fields that are named, and of changes to them. Raises SpecError as `merged` does."""
+    """Make a run from explicitly set fields and changes to them. Raises SpecError as `merged` does."""
     kept = dict(fields)
-    if changes.keys() & set(PLACES):  # the run has another number of segments
+    if changes.keys() & set(PLACES):  # the change sets the segments in another way
         gone: Sequence[str] = (*PLACES, "segment_shares")
     else:
         gone = PLACES if changes.get("segment_shares", "even") != "even" else ()
@@ -45,15 +45,15 @@ def from_named(fields: Mapping[str, Any], changes: Mapping[str, Any]) -> RunConf
 
 
 def all_fields(stored: Mapping[str, Any]) -> dict[str, Any]:
-    """Every field of a run of which plan.json keeps those that differ from their defaults.
+    """Every field of a run, from the fields in plan.json.
 
-    What is at its default is left out there, even if its architecture or recipe has another default.
+    plan.json leaves out fields at RunConfig's own defaults, even if the architecture or recipe has other defaults.
     """
     fields = {name: field.default for name, field in RunConfig.model_fields.items()} | dict(stored)
     return fields | ({"segments": PER_CHANNEL} if all(fields[name] is None for name in PLACES) else {})
 
 
 def choices(field: str) -> tuple[str, ...]:
-    """The values that a field of a RunConfig with fixed choices can take."""
+    """Values that a field with fixed choices can take."""
     kinds = get_args(RunConfig.model_fields[field].annotation)
     return tuple(value for kind in kinds for value in get_args(kind) or (kind,) if isinstance(value, str))

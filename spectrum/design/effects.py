@@ -1,6 +1,6 @@
-"""Options that change nothing: those that a schedule, an optimiser, labels or an architecture does not use.
+"""Find options without effect: those that the schedule, optimiser, labels or architecture of every run ignores.
 
-Without torch. What can only be told from the built networks is in study/equal_networks.py.
+Needs no torch. Options whose effect only the built networks show are checked in study/equal_networks.py.
 """
 
 from __future__ import annotations
@@ -12,14 +12,14 @@ from spectrum.design.options import without_effect
 from spectrum.design.run import RunConfig
 from spectrum.design.study_file import Study
 
-OFF = (None, 0, "none", "even")  # values that say that there is nothing, and so are true where a field has no use
+OFF = (None, 0, "none", "even")  # values that switch an option off, and are therefore always allowed
 
 
 def check_effects(study: Study) -> None:
     """Raise SpecError for options that a study sets and no run uses: one line per fault.
 
-    A field of the base has its use where one run that takes it from there has; a field of a case, where one run of
-    that case has.
+    An option of the base is used if at least one run takes it from the base and has an effect of it; an option of a
+    case, if at least one run of that case has.
     """
     by_case = [_runs_of(study, number) for number in range(len(study.cases) or 1)]
     faults = [fault for field in RunConfig.model_fields for fault in _faults_of(study, field, by_case)]
@@ -37,20 +37,20 @@ def _faults_of(study: Study, field: str, by_case: list[list[RunConfig]]) -> Iter
         place = field if field in study.overrides else f"base.{field}"
         yield from _fault(place, field, [run for run in taken if field in run.model_fields_set])
         if study.tune is not None and field in study.tune.grid():
-            yield f"{place}: [tune] tries values of its own; leave it out"
+            yield f"{place}: [tune] replaces it by the values of the sweep; leave it out"
     for number, (case, runs) in enumerate(cases):
         if field in case and case[field] not in OFF:
             yield from _fault(f"cases.{number}.{field}", field, runs)
 
 
 def _runs_of(study: Study, number: int) -> list[RunConfig]:
-    """The runs of one case, under one seed."""
+    """Runs of one case, with one seed."""
     axes = {name: values[:1] if name == "seed" else values for name, values in study.axes.items()}
     return study.model_copy(update={"axes": axes, "cases": study.cases[number : number + 1]}).runs()
 
 
 def _fault(place: str, field: str, runs: Sequence[RunConfig]) -> Iterable[str]:
-    """One line, where there are runs and none has a use for the field."""
+    """A line for an option that no run uses; nothing if there are no runs."""
     reasons = [without_effect(dict(run)).get(field) for run in runs]
     if reasons and all(reason is not None for reason in reasons):
         yield f"{place}: {reasons[0]}"

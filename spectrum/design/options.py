@@ -1,6 +1,6 @@
-"""Which options of a run have no effect, given its others: one list for every check and message.
+"""Find options of a run that have no effect, given its others: one list for every check and message.
 
-Pure functions of a run's fields, as a row, a plan or a record has them; nothing here loads torch.
+Pure functions of a run's fields, from a row, a plan or a record. Nothing here loads torch.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ NEEDS_POINTWISE = ("order", "activation", "norm", "pointwise_segments", "shuffle
 
 
 def distinct(values: Iterable[Any]) -> list[Any]:
-    """Each value once, in the order in which it first comes; values need no hash."""
+    """Distinct values, in order of first appearance; values need not be hashable."""
     found: list[Any] = []
     for value in values:
         if value not in found:
@@ -28,16 +28,16 @@ def distinct(values: Iterable[Any]) -> list[Any]:
 
 
 def without_effect(run: Fields) -> dict[str, str]:
-    """Options that change nothing of a run, whatever their value, and what to do about each.
+    """Options of a run that have no effect, whatever their value, each with what to do.
 
     Args:
-        run: fields, by name; those that are left out are taken for their defaults, and not reported.
+        run: fields by name; missing fields take their defaults and are not reported.
 
     >>> without_effect({"schedule": "one_cycle", "optimizer": "sgd", "decay": 0.5, "nesterov": True})
-    {'decay': 'schedule = "one_cycle" has no use for it; leave it out, or set schedule = "exponential"'}
+    {'decay': 'schedule = "one_cycle" does not use it; leave it out, or set schedule = "exponential"'}
     """
     found = {
-        **dict.fromkeys(unused_by(str(run.get("model", ""))), f"{run.get('model')!r} has no use for it; leave it out"),
+        **dict.fromkeys(unused_by(str(run.get("model", ""))), f"{run.get('model')!r} does not use it; leave it out"),
         **_of_the_network(run),
         **_of_the_training(run),
         **_of_the_images(run),
@@ -60,23 +60,23 @@ def _of_the_training(run: Fields) -> dict[str, str]:
     found: dict[str, str] = {}
     schedule, optimizer = run.get("schedule", "cosine"), run.get("optimizer", "sgd")
     if schedule != "exponential":
-        why = f'schedule = "{schedule}" has no use for it; leave it out, or set schedule = "exponential"'
+        why = f'schedule = "{schedule}" does not use it; leave it out, or set schedule = "exponential"'
         found |= dict.fromkeys(DECAYS, why)
     elif run.get("decay_images") is not None:
         found["decay_epochs"] = "decay_images is used instead; keep one of the two"
     if optimizer != "sgd":
-        found["nesterov"] = f'optimizer = "{optimizer}" has no use for it; leave it out, or set optimizer = "sgd"'
+        found["nesterov"] = f'optimizer = "{optimizer}" does not use it; leave it out, or set optimizer = "sgd"'
     elif run.get("momentum") == 0:
-        found["nesterov"] = "there is no momentum; leave it out, or set momentum above 0"
+        found["nesterov"] = "has no effect without momentum; leave it out, or set momentum above 0"
     if run.get("recipe") is None:
-        found["recipe"] = "names no set-up"
+        found["recipe"] = "is not the name of a recipe"
     return found
 
 
 def _of_the_images(run: Fields) -> dict[str, str]:
     found: dict[str, str] = {}
     if run.get("teacher_segments") is None:
-        found |= dict.fromkeys(("label_noise", "teacher_seed"), "belongs to a teacher; set teacher_segments")
+        found |= dict.fromkeys(("label_noise", "teacher_seed"), "has no effect without a teacher; set teacher_segments")
     if run.get("image_size") is None:
         found["resize"] = "needs an image_size"
     return found

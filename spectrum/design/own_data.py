@@ -1,4 +1,4 @@
-"""Data sets of your own, by name: a function that gives arrays. Nothing here loads torch or images."""
+"""Your own data sets, by name: each is a function that returns arrays. Nothing here loads torch or images."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 from spectrum._registry import Registry, calling_module, check_maker
 from spectrum.design.run import GAUSSIAN
 
-HUB_IDS = {  # names for data sets of the hub, by which they are also found below $SPECTRUM_DATA
+HUB_IDS = {  # short names of data sets of the hub, which are also the names of their folders in $SPECTRUM_DATA
     "fashion_mnist": "zalando-datasets/fashion_mnist",
     "cifar10": "uoft-cs/cifar10",
     "cifar100": "uoft-cs/cifar100",
@@ -21,23 +21,23 @@ BUILT_IN = ("digits", *HUB_IDS, GAUSSIAN)
 class Arrays:
     """A data set as arrays, of numpy or torch.
 
-    Without test images a fixed sixth of the training images, balanced by class, is carved off for the test.
+    Without test images, a fixed sixth of the training images, balanced by class, is held out for the test.
     """
 
     train_x: Any
     """Pixels, uint8 from 0 to 255: (N, H, W) in grey, or (N, H, W, C) with 1 or 3 channels."""
     train_y: Any
-    """Labels, whole numbers (N,) from 0 to classes − 1, each of which has an image."""
+    """Labels, integers (N,) from 0 to classes − 1; each class has at least one image."""
     test_x: Any = None
     test_y: Any = None
     classes: tuple[str, ...] = ()
-    """Names, in the order of labels; by default their numbers."""
+    """Names of the classes, in the order of labels; by default their numbers."""
 
 
 Loader = Callable[[], Arrays]
 
 
-# What the package brings is known by name elsewhere; here it only keeps others from taking these names.
+# Built-in data sets are listed here only to reserve their names.
 DATASETS: Registry[Loader | None] = Registry("dataset", dict.fromkeys(BUILT_IN))
 
 
@@ -45,13 +45,13 @@ def register_dataset(name: str, loader: Loader) -> None:
     """Add a data set of your own, for `dataset = NAME` in a study.
 
     Args:
-        name: a new one, without a slash or a dot in front, which mean a hub id and a folder.
-        loader: called without arguments, in every process that trains; gives `Arrays`. It is called for every run, so
-            that images which have changed are never taken for those of an earlier run: keep what is slow to make.
+        name: a new name. It has no slash and does not start with a dot, since these mark a hub id and a folder.
+        loader: called without arguments, in every process that trains; returns `Arrays`. It is called for every run, so
+            that changed images are never confused with those of an earlier run. Cache whatever is slow to make.
 
-    Write it into a module, and name that by `import` in the study's file or by --import: worker processes import it.
-    Rows keep a hash of the pixels and labels. Raises ValueError for a name that is taken or cannot be one, and for what
-    cannot be called.
+    Write the loader into a module and name that with `import` in the study's file or with --import, since worker
+    processes import it. Rows record a hash of the pixels and labels. Raises ValueError for a name that is taken or
+    invalid, and for a loader that cannot be called without arguments.
 
     >>> import numpy as np
     >>> def stripes():
@@ -71,10 +71,10 @@ def register_dataset(name: str, loader: Loader) -> None:
 
 
 def list_datasets() -> list[str]:
-    """Names of the data sets that were registered."""
+    """Names of the registered data sets."""
     return DATASETS.own()
 
 
 def loader_of(name: str) -> Loader | None:
-    """What gives a data set's arrays; None for one that was not registered."""
+    """Loader of a registered data set; None for any other name."""
     return DATASETS.get(name)

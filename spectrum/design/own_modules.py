@@ -1,4 +1,4 @@
-"""What users register (models, data sets, a backend): in which modules, and whether worker processes find it."""
+"""Find the modules in which users register models, data sets and backends, and check that workers find them."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from spectrum.design.own_data import DATASETS
 from spectrum.models import registered_in
 from spectrum.models.families import FAMILIES
 
-MAIN = ("__main__", "__mp_main__")  # a script or a notebook, and a script in a worker
+MAIN = ("__main__", "__mp_main__")  # a script or notebook, and a script in a worker process
 
 
 class Registered(NamedTuple):
-    """Something that a user registered and runs need. `kind`: "model", "dataset" or "backend"."""
+    """A user's registered object that runs need. `kind`: "model", "dataset" or "backend"."""
 
     kind: str
     name: str
-    home: str  # the module that registers it
-    is_at_import: bool = True  # by being imported
+    home: str  # module that registers it
+    is_at_import: bool = True  # whether importing that module is enough
 
     @property
     def is_in_script(self) -> bool:
@@ -35,40 +35,40 @@ class Registered(NamedTuple):
 
 
 def is_module_name(name: object) -> bool:
-    """Whether Python could import something by this name, which is not a file's."""
+    """Whether a name is valid for an import in Python, and not the name of a file."""
     return isinstance(name, str) and not name.endswith(".py") and all(map(str.isidentifier, name.split(".")))
 
 
 def import_modules(names: Iterable[str], prefix: str = "--import ", folder: Path | None = None) -> None:
-    """Import a user's modules, from a folder or the current one or wherever Python finds them.
+    """Import a user's modules, from a folder, the current folder, or Python's path.
 
     Args:
-        names: of modules.
-        prefix: where they are named, for messages.
-        folder: that is looked through first, such as that of the study's file.
+        names: names of the modules.
+        prefix: where the names come from, for messages.
+        folder: folder searched first, such as that of the study's file.
 
-    Raises SpecError for a module that cannot be imported, or in whose place another one is loaded already.
+    Raises SpecError for a module that cannot be imported, or whose name another loaded module has.
     """
     for name in names:
         if not is_module_name(name):
-            raise SpecError(f"{prefix}{name}: is no name of a module; give one as Python imports it, such as my_models")
+            raise SpecError(f"{prefix}{name}: not a module's name; write it as in Python's import, such as my_models")
         places = [Path.cwd()] if folder is None else [Path.cwd(), folder.resolve()]
         for place in map(str, places):
             if place not in sys.path:
-                sys.path.insert(0, place)  # workers are started with the same path
+                sys.path.insert(0, place)  # workers start with the same path
         invalidate_caches()  # the file may be new
         try:
             module = import_module(name)
-        except (Exception, SystemExit) as error:  # whatever a user's module raises
+        except (Exception, SystemExit) as error:  # any error of a user's module
             missing = isinstance(error, ModuleNotFoundError) and error.name == name.split(".")[0]
             where = "the current folder" if folder is None else "the folder of the study's file"
             what = f"no such module in {where}" if missing else f"{type(error).__name__}: {error}"
-            raise SpecError(f"{prefix}{name}: {what}; mend it, or give another module") from error
+            raise SpecError(f"{prefix}{name}: {what}; fix it, or give another module") from error
         _check_is_theirs(name, getattr(module, "__file__", None), places[-1], prefix)
 
 
 def _check_is_theirs(name: str, loaded: str | None, folder: Path, prefix: str) -> None:
-    """Raise SpecError where the folder has a module of this name, and another one is loaded."""
+    """Raise SpecError if the folder has a module of this name, but another one is loaded."""
     stem = folder.joinpath(*name.split("."))
     there = next((path for path in (stem.with_suffix(".py"), stem / "__init__.py") if path.exists()), None)
     if there is not None and (loaded is None or Path(loaded).resolve() != there.resolve()):
@@ -76,9 +76,9 @@ def _check_is_theirs(name: str, loaded: str | None, folder: Path, prefix: str) -
 
 
 def code_of(model: str) -> str | None:
-    """16 hex digits that tell versions of the module apart which registers a model; comments and layout change nothing.
+    """Hash of the code of the module that registers a model: 16 hex digits, independent of comments and layout.
 
-    None for a model of this package, and where there is no file. What the module imports in turn is not looked at.
+    None for a model of this package, and for a module without a file. Modules that it imports are not included.
     """
     home = registered_in(model)
     module = sys.modules.get("__main__" if home in MAIN else str(home))
@@ -87,13 +87,13 @@ def code_of(model: str) -> str | None:
         return None
     try:
         syntax_tree = ast.dump(ast.parse(Path(file).read_bytes()))
-    except (OSError, SyntaxError, ValueError):  # gone or changed since it was imported
+    except (OSError, SyntaxError, ValueError):  # deleted or changed since it was imported
         return "unreadable"
     return hashlib.sha256(syntax_tree.encode()).hexdigest()[:16]
 
 
 def registered(models: Iterable[str], datasets: Iterable[str] = ()) -> list[Registered]:
-    """Of these models and data sets, and of the backend that $SPECTRUM_BACKEND names, those that users registered."""
+    """Objects registered by users, among these models and data sets and the backend in $SPECTRUM_BACKEND."""
     named = [*(("model", one) for one in models), *(("dataset", one) for one in datasets)]
     if (backend := backend_of_environment()) is not None:
         named.append(("backend", backend))
@@ -111,32 +111,32 @@ def _registry_of(kind: str) -> Registry[Any]:
         return FAMILIES
     if kind == "dataset":
         return DATASETS
-    from spectrum.conv.backends.choice import BACKENDS  # torch, which is loaded for this alone
+    from spectrum.conv.backends.choice import BACKENDS  # imported here, since it loads torch
 
     return BACKENDS
 
 
 def modules_of(needed: Iterable[Registered], imports: Sequence[str]) -> tuple[str, ...]:
-    """Modules that a worker imports first: those that are named, and those that register what runs need."""
+    """Modules that a worker imports first: the given ones, and those that register what the runs need."""
     return tuple(dict.fromkeys([*imports, *(one.home for one in needed if not one.is_in_script)]))
 
 
 def check_workers_know(needed: Iterable[Registered], imports: Sequence[str], *, elsewhere: bool = False) -> None:
-    """Raise SpecError for what is registered where worker processes do not see it.
+    """Raise SpecError for registered objects that worker processes cannot find.
 
-    A script's are asked for in a process of its own, and so are those that a module registers by a function that
-    somebody has to call.
+    Objects registered in a script are looked up in a new process, and so are objects whose module registers them in a
+    function that must be called.
 
     Args:
-        needed: by the runs.
+        needed: registered objects that the runs need.
         imports: modules that workers import first.
-        elsewhere: workers are started on other machines, which never see the script.
+        elsewhere: whether workers start on other machines, which cannot read the script.
     """
     doubtful = [one for one in needed if one.is_in_script or not one.is_at_import]
     if not doubtful:
         return
     kind, name, home, _ = doubtful[0]
-    remedy = f'write its register_{kind} into a file, such as my_{kind}s.py, and give imports=["my_{kind}s"]'
+    remedy = f'call register_{kind} in a module, such as my_{kind}s.py, and give imports=["my_{kind}s"]'
     if doubtful[0].is_in_script and (elsewhere or not has_script()):
         where = "this script" if has_script() else "this session"
         raise SpecError(f"{kind} = {name!r}: worker processes cannot see what is registered in {where}; {remedy}")
@@ -152,7 +152,7 @@ def check_workers_know(needed: Iterable[Registered], imports: Sequence[str], *, 
 
 
 def _know(doubtful: Sequence[Registered], imports: Sequence[str]) -> None:
-    """In a worker: end with status 1 where something is not registered."""
+    """End a worker with status 1 if an object is not registered in it."""
     for module in imports:
         import_module(module)
     sys.exit(0 if all(one.name in _registry_of(one.kind) for one in doubtful) else 1)

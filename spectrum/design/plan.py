@@ -1,9 +1,10 @@
-"""What plan.json holds: one record, with one reader and one writer.
+"""The record in plan.json, with one reader and one writer.
 
-A plan is frozen before the first run is trained. It lists every run with its solved widths and its cost, what each
-comparison changes, and, of a study that tunes, the learning-rate sweep. Nothing here loads torch.
+A plan is frozen before the first run is trained. It lists every run with its solved widths and its cost, the changes in
+each comparison, and, for a study that tunes, the learning-rate sweep. Nothing here loads torch.
 
-Keys that early plans lack are optional here. Which keys a file has is kept, so that a plan is written as it was read.
+Keys that early plans lack are optional. The record remembers which keys a file has, so that a plan is written as it was
+read.
 """
 
 from __future__ import annotations
@@ -17,80 +18,80 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from spectrum._records import explain
 from spectrum.design.changes import all_fields
 
-Grid = Mapping[str, tuple[float, ...]]  # option of a run → values that the sweep tries, rising
+Grid = Mapping[str, tuple[float, ...]]  # option of a run → values that the sweep tries, in rising order
 
 
 class PlanError(ValueError):
-    """A text that is no plan. Says which key is wrong, and what was found."""
+    """A text is not a valid plan; the message names the wrong key and its value."""
 
 
 class _Record(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False, populate_by_name=True)
 
     def entry(self) -> dict[str, Any]:
-        """The record as plan.json has it: its keys, without those that it was made without."""
+        """The record as in plan.json, without keys that it was made without."""
         return self.model_dump(mode="json", by_alias=True, exclude_unset=True)
 
 
 def _key(name: str, **more: Any) -> Any:
-    """A field that plan.json calls by another name."""
+    """A field that has another name in plan.json."""
     return Field(validation_alias=name, serialization_alias=name, **more)
 
 
 class PlannedRun(_Record):
-    """One training run of a plan. A network that meets several budgets has an entry for each, with one id."""
+    """One training run of a plan. A network that meets several budgets has one entry per budget, all with one id."""
 
     id: str
-    """Of the run as it is trained, with its solved widths and chosen learning rate."""
+    """Id of the run as it is trained, with its solved widths and chosen learning rate."""
     asked: str | None = None
-    """Id of the run as the study asks for it; None in early plans, where it is `id`."""
+    """Id of the run as in the study, before widths are solved; None in early plans, where it equals `id`."""
     match: str | None = None
-    """What its budget holds equal: none, params, macs or step_time; None in early plans, which had no budget."""
+    """What its budget matches: none, params, macs or step_time; None in early plans, which had no budget."""
     budget: int | float | None = None
-    """Of the reference: parameters, MACs, or seconds per step."""
+    """Cost of the reference: parameters, MACs, or seconds per step."""
     mismatch: int | float | None = None
     """Cost over budget, minus 1."""
     params: int | None = None
     macs: int | None = None
-    """Of one image, forward."""
+    """MACs of a forward pass of one image."""
     activations: int | None = None
     realised_segments: tuple[int, ...] = ()
-    """Of each segmented convolution."""
+    """Number of segments of each segmented convolution."""
     clamped_layers: dict[str, int] | None = None
-    """Option → layers with too few channels for it; None in early plans, which do not tell."""
+    """Option → number of layers with too few channels for it; None in early plans, which do not record it."""
     norms: int = 0
     nonlinearities: int = 0
     pointwise_pixels: tuple[int, ...] = ()
-    """At which each 1×1 of a segmented convolution runs."""
+    """Output pixels of each 1×1 of a segmented convolution."""
     step_seconds: float | None = None
-    """Measured."""
+    """Seconds per training step, measured."""
     solved_for: str | None = None
-    """A hash of what the solved widths depend on."""
+    """Hash of the conditions on which the solved widths depend."""
     width: int | float | None = None
-    """Factor on the stage widths, as the study asks for it."""
+    """Factor of the stage widths, as in the study."""
     stored: dict[str, Any] | None = _key("point", default=None)
-    """Options that differ from their defaults, as plan.json keeps them; None in a plan that keeps none."""
+    """Options that differ from their defaults, as stored in plan.json; None in a plan without them."""
     same_as: str | None = None
     """Id of an earlier run that trains the same network, if there is one."""
 
     @property
     def options(self) -> dict[str, Any]:
-        """Every option of the run, by name; empty where the plan keeps none."""
+        """Every option of the run, by name; empty if the plan does not store them."""
         return {} if self.stored is None else all_fields(self.stored)
 
     @property
     def asked_options(self) -> dict[str, Any]:
-        """The same with the width that the study asks for, where the budget solves another."""
+        """Every option of the run as in the study, with the width before the budget was solved."""
         return {**self.options, **({"width": self.width} if "width" in self.model_fields_set else {})}
 
     @property
     def counted(self) -> bool:
-        """Whether it has its costs, which a plan that was written by hand may lack."""
+        """Whether its costs are recorded, which a plan written by hand may lack."""
         return None not in (self.params, self.macs, self.activations)
 
     @property
     def key(self) -> tuple[str, str]:
-        """Which run of the study it is: the id as asked for, and the budget."""
+        """Key of the run in the study: its id as in the study, and its budget."""
         return self.asked or self.id, self.match or "none"
 
 
@@ -99,29 +100,29 @@ class PlannedContrast(_Record):
 
     name: str
     between: tuple[dict[str, Any], ...] = ()
-    """The two sides: values of options that choose their runs."""
+    """The two sides: values of options that select their runs."""
     across: tuple[dict[str, Any], ...] | str | None = None
-    """Of an interaction: the settings it is compared across, or "segments"."""
+    """Settings across which an interaction is compared, or "segments"; None for a plain comparison."""
     margin: int | float | None = None
-    """Differences below this count as none; accuracy from 0 to 1."""
+    """Margin of equivalence, in accuracy from 0 to 1."""
     factors: tuple[str, ...] = ()
-    """In what its sides differ."""
+    """Differences between its sides."""
     across_factors: tuple[str, ...] = ()
-    """In what the settings differ that an interaction is compared across."""
+    """Differences between the settings across which an interaction is compared."""
     notes: tuple[str, ...] = ()
     confounded: bool = False
     """Whether a difference cannot be attributed to one factor."""
 
 
 class PlannedChoice(_Record):
-    """What the sweep chose for one network."""
+    """Values that the sweep chose for one network."""
 
     id: str
-    """Of the run with seed 0 and the study's own learning rate."""
+    """Id of the run with seed 0 and the study's own learning rate."""
     stored: dict[str, Any] = _key("point", default_factory=dict)
     match: str | None = None
     values: dict[str, float] = {}
-    """Chosen, by option."""
+    """Chosen value of each option."""
     val_accuracy: float | None = None
     """Mean over the seeds of the sweep, from 0 to 1."""
     edges: tuple[str, ...] = ()
@@ -140,11 +141,11 @@ class PlannedTuning(_Record):
 
     grid: dict[str, tuple[float, ...]] = {}
     networks: tuple[PlannedRun, ...] = ()
-    """The study's own runs, before anything is chosen for them."""
+    """The study's own runs, before the sweep chooses their values."""
     runs: tuple[PlannedRun, ...] = _key("points", default=())
-    """What the sweep trains."""
+    """Runs of the sweep."""
     choices: tuple[PlannedChoice, ...] = ()
-    """One per network, once the sweep is complete."""
+    """One choice per network, once the sweep is complete."""
 
 
 class PlannedBudget(_Record):
@@ -152,7 +153,7 @@ class PlannedBudget(_Record):
 
     match: tuple[str, ...] | str = ("none",)
     reference: dict[str, Any] = {}
-    """Options of the network whose cost is the budget, where they differ from the base."""
+    """Options of the reference, whose cost is the budget, where they differ from the base."""
 
 
 class Plan(_Record):
@@ -171,7 +172,7 @@ class Plan(_Record):
     overrides: dict[str, Any] = {}
     """Options that the command line set."""
     imports: tuple[str, ...] = ()
-    """Modules of models of your own."""
+    """Modules that register your own models."""
     hash: str | None = None
     """Of the study: what it trains, on what, how often."""
     budget: PlannedBudget | None = None
@@ -183,21 +184,21 @@ class Plan(_Record):
     """Each data set: its name, fingerprint, shape, and numbers of images."""
     contrasts: tuple[PlannedContrast, ...] = ()
     runs: tuple[PlannedRun, ...] = _key("points")
-    """The study's own; empty while its sweep alone has run."""
+    """The study's own runs; empty while only the sweep has run."""
     tuning: PlannedTuning | None = None
     backends: dict[str, dict[str, str]] = {}
     """As measured: machine key → shape class → backend. Ids do not depend on them."""
 
     @classmethod
     def from_json(cls, text: str | bytes) -> Self:
-        """Read what `to_json` wrote. Raises PlanError, which names the key that is wrong or unknown."""
+        """Read a text written by `to_json`. Raises PlanError, which names a wrong or unknown key."""
         try:
             return cls.model_validate_json(text)
         except ValidationError as error:
             raise PlanError(explain(error, cls).splitlines()[0]) from None
 
     def to_json(self) -> str:
-        """The text of plan.json. Raises ValueError for a number that is not finite."""
+        """Text of plan.json. Raises ValueError for a number that is not finite."""
         return json.dumps(self.entry(), indent=1, allow_nan=False) + "\n"
 
     @property
@@ -223,7 +224,7 @@ class Plan(_Record):
 
     @property
     def ids(self) -> list[str]:
-        """Of all runs, those of the sweep first; one that meets several budgets once."""
+        """Ids of all runs, those of the sweep first; a run that meets several budgets counts once."""
         return list(dict.fromkeys(run.id for run in (*self.swept, *self.runs)))
 
     @property
@@ -241,5 +242,5 @@ class Plan(_Record):
         return self.hash == hash
 
     def lacks(self, keys: Iterable[str]) -> list[str]:
-        """Which of these keys its file does not have, in order of the alphabet."""
+        """Keys among these that the plan's file lacks, in alphabetical order."""
         return sorted(set(keys) - self.model_fields_set)

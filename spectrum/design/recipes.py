@@ -1,9 +1,9 @@
-"""Training set-ups of the Xception paper, as values of a RunConfig's fields.
+"""Training settings of the Xception paper, as values of a RunConfig's fields.
 
-From Chollet 2017 (arXiv:1610.02357), section 4.2. Two things are not in the paper: the decay of the average of the
-weights, which is that of TensorFlow's own training of Inception V3 (slim), and the batch size, which a run must say.
-The paper trains without the auxiliary tower, as this package always does, and with or without two fully connected
-layers of 4096 before the classifier on JFT: `hidden = [4096, 4096]`.
+From Chollet 2017 (arXiv:1610.02357), section 4.2. Two settings are not in the paper. The decay of the averaged weights
+is that of TensorFlow's own training of Inception V3 (slim). The batch size must be set by the run. The paper trains
+without the auxiliary tower, as this package always does. On JFT it also trains with two fully connected layers of 4096
+before the classifier: `hidden = [4096, 4096]`.
 """
 
 from __future__ import annotations

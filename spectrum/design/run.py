@@ -1,7 +1,6 @@
-"""A RunConfig: one training run, fully described by a flat frozen record.
+"""RunConfig: one training run, fully described by a flat frozen record.
 
-Records are strict; a key that is not known is an error. Nothing here loads torch, so that a wrong file is refused at
-once.
+Records are strict: an unknown key is an error. Nothing here loads torch, so that an invalid file is refused at once.
 """
 
 from __future__ import annotations
@@ -31,10 +30,10 @@ from spectrum.models import NetworkOptions, check_model, own_values
 from spectrum.models.options import NetworkFields, segments_given
 from spectrum.models.position import PLACES
 
-SCHEMA = 1  # of a RunConfig; raise it only when an old row would mean something else
-MOST_TEACHER_SEGMENTS = 6  # the teacher has so many channels
-OWN_SEED = "seed"  # of a teacher: the seed of the run
-GAUSSIAN = "gaussian"  # images of noise, made on the spot for a teacher to label
+SCHEMA = 1  # version of RunConfig; raise it only if old rows would change their meaning
+MOST_TEACHER_SEGMENTS = 6  # number of channels of a teacher
+OWN_SEED = "seed"  # teacher_seed that follows the run's own seed
+GAUSSIAN = "gaussian"  # data set of generated noise images, labelled by a teacher
 
 
 def _teacher_seed(value: object) -> object:
@@ -44,35 +43,35 @@ def _teacher_seed(value: object) -> object:
 
 
 class _Images(Record):
-    """The images of a run, and the architecture that it trains on them."""
+    """Images of a run, and the architecture trained on them."""
 
     # data
     dataset: str = Field("digits", min_length=1)
     """digits, fashion_mnist, cifar10, cifar100, gaussian (with a teacher), a hub id (owner/name), a folder (./path), or
     a name of `register_dataset`."""
     image_size: Positive | None = None
-    """Side in pixels that images are resized to; by default they keep their size, which must be one for all."""
+    """Side in pixels to which images are resized; by default they keep their size, which must be the same for all."""
     resize: Literal["stretch", "centre_crop"] = "stretch"
-    """How image_size is reached: stretch the whole image, or crop 0.875 of its shorter side from its centre."""
+    """How to reach image_size: stretch the whole image, or crop 0.875 of its shorter side from its centre."""
     train_images: Positive | None = None
     """Train on a fixed, balanced part of the training split, with this many images; by default on all of it."""
     validation_fraction: float = Field(0.1, gt=0, lt=1)
-    """Part of the official training set that is set aside for validation, the same for every seed."""
+    """Part of the official training set that is held out for validation, the same for every seed."""
     normalisation: Literal["moments", "plus_minus_one"] = "moments"
     """Normalise pixels to mean 0 and standard deviation 1 over the training split, or to −1 … 1."""
     flip: bool = False
     """Mirror each training image left to right with probability 1/2."""
     shift: int = Field(0, ge=0)
-    """Move each training image by up to this many pixels along both axes; zeros fill the gap."""
+    """Shift each training image by up to this many pixels along both axes; zeros fill the gap."""
     cutout: int = Field(0, ge=0)
-    """Side in pixels of a random square of each training image that is set to the mean."""
+    """Side in pixels of a random square of each training image that is set to the mean (cutout)."""
     teacher_segments: Annotated[int | Literal["per_channel"] | None, BeforeValidator(segments_given)] = None
     """Replace the labels by those of a random frozen network with this many segments, the teacher."""
     label_noise: Fraction = 0.0
-    """Part of a teacher's labels that is replaced by random ones, which bounds every accuracy."""
+    """Part of a teacher's labels replaced by random ones, which limits the highest possible accuracy."""
     teacher_seed: Annotated[Seed | Literal["seed"], BeforeValidator(_teacher_seed)] = 0
     """Seed of the teacher's weights, its generated images and its noise. "seed" takes the run's seed: every seed then
-    has its own teacher, and intervals cover teachers too."""
+    has its own teacher, and intervals cover the variation between teachers."""
 
     # network
     model: str = "probe"
@@ -91,13 +90,13 @@ class RunConfig(NetworkFields, _Images):
     Traceback (most recent call last):
     spectrum._records.SpecError: activation: 'rleu' is unknown; did you mean "relu"?
 
-    Frozen. Raises SpecError, a ValueError, for a field that is not known or a value that cannot be. `model_fields_set`
-    are the fields that were named; values that an architecture or a recipe filled in are not among them.
+    Frozen. Raises SpecError, a ValueError, for an unknown field or an invalid value. `model_fields_set` contains the
+    fields that were set explicitly, without those that an architecture or a recipe filled in.
     """
 
-    # what an architecture leaves open, its own fills in: see `own_values`
+    # defaults of an architecture replace these: see `own_values`
     order: Order = "pointwise_first"
-    """Whether the 1×1 or the 3×3 runs first; by default the architecture's own, which for probe is this."""
+    """Whether the 1×1 or the 3×3 runs first; by default the architecture's own order, which for probe is this."""
     activation: Activation = "none"
     """Non-linearity between the 1×1 and the 3×3; by default the architecture's own."""
     norm: bool = False
@@ -105,8 +104,8 @@ class RunConfig(NetworkFields, _Images):
 
     # training
     recipe: Literal["imagenet_xception", "imagenet_inception", "jft"] | None = None
-    """A training set-up of the Xception paper. It fills in the options below, and dropout, that nothing else sets; an
-    option that is set keeps its value, even if that is the default."""
+    """Training settings of the Xception paper. A recipe fills in those of the options below, and dropout, that are not
+    set; an option that is set keeps its value, even if that is the default."""
     epochs: Positive = 8
     """Passes over the training images."""
     batch_size: Positive = 128
@@ -124,30 +123,30 @@ class RunConfig(NetworkFields, _Images):
     schedule: Literal["cosine", "one_cycle", "exponential"] = "cosine"
     """Schedule of the learning rate, after the warm-up."""
     warmup_epochs: NotNegative = 0.0
-    """Epochs in which the learning rate rises linearly from 0."""
+    """Epochs over which the learning rate rises linearly from 0."""
     decay: float = Field(0.94, gt=0, le=1)
-    """Factor of the exponential schedule every decay_epochs."""
+    """Factor that the exponential schedule applies every decay_epochs."""
     decay_epochs: Rate = 2.0
     """Epochs between two steps of the exponential schedule."""
     decay_images: Positive | None = None
     """Images between two steps of the exponential schedule, instead of decay_epochs."""
     label_smoothing: Fraction = 0.0
-    """Part of the target spread evenly over all classes."""
+    """Part of the target spread evenly over all classes (label smoothing)."""
     ema: Fraction = 0.0
-    """Decay of an exponential average of the weights, which is then scored instead; 0 is off."""
+    """Decay of an exponential average of the weights, which is then scored instead of the last weights; 0 is off."""
     autocast: bool = False
-    """Use bfloat16 where torch's autocast does."""
+    """Use bfloat16 for the operations that torch's autocast selects."""
     compile: bool = False
     """Compile the network with torch.compile."""
     seed: Seed = 0
     """Seed of initial weights, order of images, augmentation and dropout."""
     scored_on: Literal["test", "validation"] = "test"
-    """Images that give the score; with validation the test set is not read, and its columns stay empty."""
+    """Images on which the run is scored. With validation, the test set is not read, and its columns stay empty."""
 
     @model_validator(mode="wrap")
     @classmethod
     def _filled(cls, values: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
-        """Fill what is left open; what counts as set is what was named."""
+        """Fill in open fields; `model_fields_set` keeps only the fields that were given."""
         if not isinstance(values, dict):
             return handler(values)
         run = handler(_with_defaults(values))
@@ -159,29 +158,30 @@ class RunConfig(NetworkFields, _Images):
         if self.segment_shares != "even" and not self.pointwise:
             raise ValueError("segment_shares: need the 1×1; leave out pointwise = false")
         if self.resize != "stretch" and self.image_size is None:
-            raise ValueError(f"resize: {self.resize!r} needs an image_size")
+            raise ValueError(f"resize: {self.resize!r} needs an image_size; set one")
         if not self.pointwise:
             for field in ("activation", "norm", "pointwise_segments", "order"):
                 if getattr(self, field) != RunConfig.model_fields[field].default:
                     raise ValueError(f"{field}: needs the 1×1, which pointwise = false removes; leave it out")
         if self.warmup_epochs >= self.epochs:
-            raise ValueError(f"warmup_epochs: {self.warmup_epochs} leaves nothing of {self.epochs} epochs")
+            raise ValueError(f"warmup_epochs: {self.warmup_epochs} must be below epochs = {self.epochs}; give fewer")
         check_model(self.model)
         return self
 
     @property
     def id(self) -> str:
-        """A hash of what differs from the defaults, so that a new field orphans no old row."""
-        fields = self.model_dump(mode="json", exclude_defaults=True, exclude={"recipe"})  # whose values are all there
+        """Hash of the fields that differ from their defaults, so that a new field does not change existing ids."""
+        # the fields contain all values of a recipe
+        fields = self.model_dump(mode="json", exclude_defaults=True, exclude={"recipe"})
         return digest({"schema": SCHEMA, "point": fields})
 
     def network_options(self, in_channels: int, num_classes: int, image_size: int) -> NetworkOptions:
-        """The network of this run, for images of one shape.
+        """Options of this run's network, for images of one shape.
 
         Args:
-            in_channels: of the images.
-            num_classes: of the data set.
-            image_size: side in pixels.
+            in_channels: channels of the images.
+            num_classes: classes of the data set.
+            image_size: side of the images in pixels.
         """
         options = {name: getattr(self, name) for name in NetworkFields.model_fields}
         return NetworkOptions(in_channels=in_channels, num_classes=num_classes, image_size=image_size, **options)

@@ -1,4 +1,4 @@
-"""Faults of a study, in its axes, cases, budget, sweep and comparisons, each with what would work.
+"""Check a study's axes, cases, budget, sweep and comparisons; every fault names a remedy.
 
 Pure functions of a study's record, whose types and bounds pydantic has checked before.
 """
@@ -20,12 +20,12 @@ if TYPE_CHECKING:
 
 
 def as_values(values: object) -> object:
-    """The values of an axis as a tuple, where they are a list, a tuple or a range."""
+    """Values of an axis as a tuple, if they are a list, a tuple or a range."""
     return tuple(values) if isinstance(values, list | tuple | range) else values
 
 
 def axis_faults(axes: Mapping[str, object]) -> list[str]:
-    """Faults of each axis by itself: one line per fault."""
+    """Faults of single axes: one line per fault."""
     return [f"axes.{axis}: {fault}" for axis, values in axes.items() for fault in _faults_of(axis, values)]
 
 
@@ -48,7 +48,7 @@ def _faults_of(axis: str, values: object) -> list[str]:
             own = [fault for fault in error.errors() if fault["loc"][:1] == (axis,)]
             faults += [explain_one(fault, RunConfig) for fault in own[:1]]
             if own:
-                continue  # True equals 1, and is none of the values
+                continue  # True == 1, but True is not a valid number
         if as_tuple(value) in known:
             twice.append(f"{value!r} is listed twice")
         known.append(as_tuple(value))
@@ -56,7 +56,7 @@ def _faults_of(axis: str, values: object) -> list[str]:
 
 
 def case_faults(cases: Sequence[Mapping[str, Any]], axes: Mapping[str, object]) -> list[str]:
-    """Keys that a case cannot have: one line per fault."""
+    """Invalid keys of cases: one line per fault."""
     faults = []
     for number, case in enumerate(cases):
         for key in case:
@@ -68,10 +68,10 @@ def case_faults(cases: Sequence[Mapping[str, Any]], axes: Mapping[str, object]) 
 
 
 def _base_faults(study: Study) -> list[str]:
-    """Options of the base that set the segments although an axis does so for every run: one line per fault."""
+    """Options of the base that set the segments although an axis sets them for every run: one line per fault."""
     axes = [axis for axis in PLACES if axis in study.axes]
     if not axes or (study.budget.match != ("none",) and not set(PLACES) & study.budget.reference.keys()):
-        return []  # or the budget's reference has it
+        return []  # the budget's reference uses the base's value
     settings = {name: getattr(study.base, name) for name in ("segment_width", "stage_segments", "segment_shares")}
     return [
         f"base.{name}: has no effect, since axes.{axes[0]} sets the segments of every run; keep one of the two"
@@ -81,7 +81,7 @@ def _base_faults(study: Study) -> list[str]:
 
 
 def checked(study: Study) -> Study:
-    """The study, if every one of its runs can be. Fields are checked one axis at a time, then all together."""
+    """Check a study and return it. Fields are checked one axis at a time, then all together."""
     faults = [*axis_faults(study.axes), *case_faults(study.cases, study.axes), *_base_faults(study)]
     if faults:
         raise SpecError("\n".join(faults))
@@ -110,7 +110,7 @@ def _check_teachers(runs: Sequence[RunConfig]) -> None:
             continue
         for field in ("label_noise", "teacher_seed"):
             if getattr(run, field):
-                raise SpecError(f"{field}: belongs to a teacher; set teacher_segments")
+                raise SpecError(f"{field}: has no effect without a teacher; set teacher_segments")
         if run.dataset == GAUSSIAN:
             raise SpecError(f"dataset = {GAUSSIAN!r}: has no labels of its own; set teacher_segments")
 
@@ -144,7 +144,7 @@ def _check_tuning(study: Study, runs: Sequence[RunConfig]) -> None:
 
 
 def _check_names(contrasts: Sequence[Contrast]) -> None:
-    """Names tell contrasts apart in tables and pages, where spaces are as good as one."""
+    """Check that names of comparisons are unique and not empty, where any white space counts as one blank."""
     names = [" ".join(contrast.name.split()) for contrast in contrasts]
     for number, name in enumerate(names):
         if name in names[:number]:
@@ -155,7 +155,7 @@ def _check_names(contrasts: Sequence[Contrast]) -> None:
 
 
 def _check_not_twice(study: Study) -> None:
-    """All comparisons share one correction for multiple tests, so each may be there only once, whatever its name."""
+    """Check that no comparison occurs twice under any name, since all share one correction for multiple tests."""
     wanted = study.wanted() if len(study.contrasts) > 1 else []
     known: dict[object, int] = {}
     for number, contrast in enumerate(study.contrasts):
@@ -168,7 +168,7 @@ def _check_not_twice(study: Study) -> None:
 
 
 def _compared(wanted: Sequence[Wanted], contrast: Contrast) -> object:
-    """The runs of the sides, in either order; of an interaction, those that are added and those subtracted."""
+    """The runs of both sides, in either order; for an interaction, the added runs and the subtracted runs."""
 
     def places(side: Mapping[str, Any]) -> frozenset[tuple[str, Match]]:
         return frozenset((one.run.id, one.match) for one in select(wanted, side))
@@ -190,7 +190,7 @@ def _check_contrast(study: Study, runs: Sequence[RunConfig], contrast: Contrast,
 
 
 def _check_across(study: Study, runs: Sequence[RunConfig], contrast: Contrast, where: str) -> None:
-    """The settings that an interaction is compared across."""
+    """Check the settings across which an interaction is compared."""
     compared = {name for side in contrast.between for name in side}
     if contrast.across == "segments":
         if compared & set(PLACES) or not set(PLACES) & set(study.varied()):
@@ -199,7 +199,7 @@ def _check_across(study: Study, runs: Sequence[RunConfig], contrast: Contrast, w
     for number, at in enumerate(contrast.across or ()):
         _check_side(study, runs, at, f"{where}.across.{number}", contrast.name)
         if compared & at.keys():
-            raise SpecError(f"{where}.across.{number}.{min(compared & at.keys())}: is what is compared; name another")
+            raise SpecError(f"{where}.across.{number}.{min(compared & at.keys())}: is in `between` too; name another")
     if contrast.across is not None and (contrast.across[0] == contrast.across[1] or not all(contrast.across)):
         raise SpecError(f"{where}.across: give two different settings")
     for side in contrast.sides():
@@ -224,7 +224,7 @@ def _check_side(study: Study, runs: Sequence[RunConfig], side: Mapping[str, Any]
 
 
 def _not_trained(study: Study, name: str, value: object, there: Sequence[object]) -> str:
-    """Why a side of a contrast has no runs, and where its value would belong."""
+    """Explain why a side of a comparison has no runs, and where to add its value."""
     *most, last = map(json.dumps, there)
     trained = f"{', '.join(most)} and {last}" if most else last
     home = "[budget] match" if name == "match" else f"{'[axes]' if name in study.axes else '[[cases]]'} {name}"
@@ -236,7 +236,7 @@ def _not_trained(study: Study, name: str, value: object, there: Sequence[object]
 
 
 def select(wanted: Sequence[Wanted], side: Mapping[str, Any]) -> list[Wanted]:
-    """Those that have all values of one side of a contrast."""
+    """Runs that have all values of one side of a comparison."""
     return [
         one
         for one in wanted

@@ -1,8 +1,8 @@
-"""A study: its base run, the axes that vary, the budget that is matched, what is tuned and compared.
+"""A study: its base run, the axes that vary, the matched budget, the sweep and the comparisons.
 
-    experiments/x.toml  →  load_study  →  Study  →  runs()  →  one RunConfig a training run
+    experiments/x.toml  →  load_study  →  Study  →  runs()  →  one RunConfig per training run
 
-As in run.py records are strict, and nothing here loads torch.
+As in run.py, records are strict, and nothing here loads torch.
 """
 
 from __future__ import annotations
@@ -38,18 +38,18 @@ from spectrum.design.own_modules import import_modules, is_module_name
 from spectrum.design.run import RunConfig
 from spectrum.design.study_checks import as_values, axis_faults, case_faults, checked
 
-MOST_BYTES = 150  # of a study's name
-NOT_IN_A_FILE = ("name", "overrides")  # fields of a study that come from elsewhere
-MOST_ADDED = 100  # to it by overrides
+MOST_BYTES = 150  # longest name of a study
+NOT_IN_A_FILE = ("name", "overrides")  # fields of a study that its file does not set
+MOST_ADDED = 100  # longest part that overrides add to the name
 
 
 class Budget(Record):
     """The budget that all configurations match, by changing their stage widths."""
 
     match: Annotated[tuple[Match, ...], BeforeValidator(as_listed)] = Field(("none",), min_length=1)
-    """One of "none", "params", "macs" (of a forward pass) and "step_time", or several: then the budget is an axis."""
+    """One of "none", "params", "macs" (of a forward pass) and "step_time". With several, the budget is an axis."""
     reference: dict[str, Any] = Field(default_factory=dict)
-    """The run whose params, MACs or step time are the budget: fields of its network, the others as in the base."""
+    """Run whose params, MACs or step time are the budget: fields of its network; the others are those of the base."""
 
     @model_validator(mode="after")
     def _check(self) -> Budget:
@@ -63,9 +63,9 @@ class Budget(Record):
         return self
 
     def reference_of(self, base: RunConfig, run: RunConfig) -> RunConfig:
-        """The run that sets a run's budget: the base's network with what `reference` changes, on the run's data.
+        """The run that sets the budget of `run`: the base's network changed by `reference`, on the data of `run`.
 
-        Width and training are the run's own, so that an axis of widths has a budget for each.
+        Width and training are those of `run`, so that an axis of widths has one budget for each width.
         """
         own = {name: value for name, value in named(run).items() if name not in NETWORK}
         network = {name: value for name, value in named(base).items() if name in NETWORK}
@@ -74,14 +74,15 @@ class Budget(Record):
 
 
 class Contrast(Record):
-    """A comparison of two sides that the study decides."""
+    """A prespecified comparison of two sides."""
 
     name: str = Field(min_length=1)
-    """What is compared."""
+    """Name of the comparison: what is compared."""
     between: Annotated[tuple[dict[str, Any], ...], BeforeValidator(as_tuple)] = Field(min_length=2, max_length=2)
-    """The two sides: values of what varies in the study. All runs that have them belong to the side."""
+    """The two sides: values of varied options. All runs with these values belong to the side."""
     across: Annotated[tuple[dict[str, Any], ...] | Literal["segments"] | None, BeforeValidator(as_tuple)] = None
-    """For an interaction: two settings, whose differences are compared; or "segments", along which they may grow."""
+    """For an interaction: two settings, between which the differences are compared; or "segments", for a slope along
+    them."""
     margin: float | None = Field(None, gt=0, lt=1)
     """Difference in accuracy, from 0 to 1, below which the sides count as equivalent."""
 
@@ -96,14 +97,14 @@ class Contrast(Record):
         return self
 
     def sides(self) -> tuple[dict[str, Any], ...]:
-        """The settings that each part of the comparison has, those of an interaction too."""
+        """Settings of each part of the comparison: two for a plain one, four for an interaction."""
         if not isinstance(self.across, tuple):
             return self.between
         return tuple(side | at for at in self.across for side in self.between)
 
 
 class Tune(Record):
-    """The learning-rate sweep, the same for every configuration: each value of the grid with each seed, decided on
+    """Learning-rate sweep, the same for every configuration: each value of the grid with each seed, decided on
     validation images."""
 
     lr: Annotated[tuple[Rate, ...], BeforeValidator(as_tuple)] = ()
@@ -111,9 +112,10 @@ class Tune(Record):
     weight_decay: Annotated[tuple[NotNegative, ...], BeforeValidator(as_tuple)] = ()
     """Weight decays."""
     seeds: Annotated[tuple[Seed, ...], BeforeValidator(as_tuple)] = Field((1000,), min_length=1)
-    """Seeds of the sweep alone; none of them trains a final run."""
+    """Seeds of the sweep, which no final run may use."""
     extend: int = Field(0, ge=0, le=10)
-    """Values that may be added, for all configurations, beyond an edge of the grid that is best for one of them."""
+    """Number of values that may be added, for all configurations, beyond an edge of the grid at which one of them is
+    best."""
 
     @model_validator(mode="after")
     def _check(self) -> Tune:
@@ -128,14 +130,14 @@ class Tune(Record):
         return self
 
     def grid(self) -> dict[str, tuple[float, ...]]:
-        """Options that the sweep tunes, and their values, rising."""
+        """Options that the sweep tunes, with their values in rising order."""
         grid = {"lr": tuple(sorted(self.lr)), "weight_decay": tuple(sorted(self.weight_decay))}
         return {name: values for name, values in grid.items() if values}
 
 
 @dataclass(frozen=True)
 class Wanted:
-    """A run as the study asks for it, and the budget that its widths are to meet."""
+    """A run before its widths are solved, and the budget that they must meet."""
 
     run: RunConfig
     match: Match
@@ -156,7 +158,7 @@ def _module_names(value: object) -> object:
 
 
 class Study(Record):
-    """A question, and the runs that answer it: the product of all axes, for each of the cases.
+    """A question and the runs that answer it: the product of all axes, for each of the cases.
 
     >>> base = RunConfig(dataset="digits", epochs=2)
     >>> study = Study(name="ends", base=base, axes={"segments": (1, "per_channel"), "seed": (0, 1)})
@@ -169,21 +171,22 @@ class Study(Record):
     question: str = ""
     """The question that the study answers."""
     imports: Annotated[tuple[str, ...], BeforeValidator(_module_names)] = ()
-    """Modules of models of your own, which every process imports first: `import` in a file. Not part of the hash."""
+    """Modules of your own models, which every process imports first (`import` in a file). Not part of the hash."""
     base: RunConfig = RunConfig()
     """Options that all runs share."""
     overrides: dict[str, Any] = Field(default_factory=dict)
     """Options of the base run that the command line changed."""
     axes: dict[str, tuple[Any, ...]] = Field(default_factory=dict)
-    """Fields of a run and the values that each takes; runs are their product."""
+    """Options that vary, each with its values; runs are their product."""
     cases: tuple[dict[str, Any], ...] = ()
-    """Options that take their values together, where runs are not a product; each case is multiplied with the axes."""
+    """Sets of options that take their values together, for runs that are not a product; each is multiplied with the
+    axes."""
     budget: Budget = Budget()
     """The budget that is matched, and the run that sets it."""
     tune: Tune | None = None
     """The learning-rate sweep before the final runs, if there is one."""
     contrasts: Annotated[tuple[Contrast, ...], BeforeValidator(as_tuple)] = ()
-    """Comparisons that the study decides; tested together, with one correction for all."""
+    """Prespecified comparisons, tested together with one correction for all."""
 
     def __init__(self, **fields: Any) -> None:
         modules = as_listed(fields.get("imports", ()))
@@ -201,7 +204,7 @@ class Study(Record):
     __init__.__pydantic_base_init__ = True  # type: ignore[attr-defined]  # as in Record
 
     def runs(self) -> list[RunConfig]:
-        """All runs as they are asked for, the seeds outermost, so that a study cut short has a whole curve."""
+        """All runs, before widths are solved. Seeds are outermost, so an interrupted study has complete curves."""
         axes = sorted(self.axes.items(), key=lambda axis: axis[0] != "seed")
         runs = []
         for values in itertools.product(*(values for _, values in axes)):
@@ -210,7 +213,7 @@ class Study(Record):
         return runs
 
     def wanted(self) -> list[Wanted]:
-        """Every run under every budget; under one seed, one budget after the other."""
+        """Every run with every budget, seed by seed and then budget by budget."""
         by_seed = itertools.groupby(self.runs(), key=lambda run: run.seed)
         return [
             Wanted(run, match)
@@ -221,12 +224,13 @@ class Study(Record):
 
     @property
     def hash(self) -> str:
-        """A hash of all runs, the budget and the sweep; names, the question and comparisons are not in it."""
+        """Hash of all runs, the budget and the sweep; names, the question and comparisons are not included."""
         runs = self.runs()
         hashed: dict[str, Any] = {"points": sorted({run.id for run in runs})}
         hashed["budget"] = {"match": "none"} if self.budget == Budget() else self.budget.model_dump(mode="json")
-        if self.budget.match != ("none",):  # the reference takes from the base what axes replace in the runs
-            by_width = {(run.width, run.widths): run for run in runs}  # all that its network takes from them
+        if self.budget.match != ("none",):  # the reference takes options from the base that axes replace in the runs
+            # these are all options that its network takes from a run
+            by_width = {(run.width, run.widths): run for run in runs}
             references = (self.budget.reference_of(self.base, run) for run in by_width.values())
             shapes = {digest(network_key(run, "width", "widths")) for run in references}
             hashed["references"] = sorted(shapes)
@@ -236,19 +240,19 @@ class Study(Record):
 
     @property
     def file_name(self) -> str:
-        """The name of the study's file, without what overrides add to it."""
+        """Name of the study's file, without the part that overrides add."""
         return self.name.removesuffix(_suffix(self.overrides))
 
     def varied(self) -> list[str]:
-        """Names of the fields that vary, the seed left out."""
+        """Names of the options that vary, without the seed."""
         names = [*self.axes, *(name for case in self.cases for name in case)]
         names += ["match"] if len(self.budget.match) > 1 else []
         return [name for name in dict.fromkeys(names) if name != "seed"]
 
     def with_base(self, **changes: Any) -> Study:
-        """The study from a changed base run, under a name that says so, since its results are others.
+        """The study with a changed base run, under a name that includes the changes, since its results differ.
 
-        Raises SpecError for a field that an axis varies, and for a field or a value that cannot be.
+        Raises SpecError for a field that an axis varies, for an unknown field and for an invalid value.
         """
         changes = plain(changes)
         for name in changes:
@@ -266,9 +270,9 @@ def load_study(path: str | Path) -> Study:
     """Read a study from a TOML file.
 
     Args:
-        path: of the file; its name without the ending is the study's.
+        path: path of the file; its name without the ending is the study's name.
 
-    Raises SpecError (a ValueError) with one line a fault: file, field, what came and what would work.
+    Raises SpecError (a ValueError) with one line per fault: file, field, the value given and what would work.
 
     >>> study = load_study("experiments/order.toml")
     >>> study.name, study.budget.match, len(study.runs())
@@ -280,7 +284,7 @@ def load_study(path: str | Path) -> Study:
     if path.is_dir():
         raise SpecError(f"{path}: is a folder; name a study's TOML file")
     if not path.stem.strip("."):
-        raise SpecError(f"{path}: a study is called as its file is, and this is a folder; name a study's TOML file")
+        raise SpecError(f"{path}: is not a file name; name a study's TOML file")
     try:
         text = path.read_text(encoding="utf-8-sig")  # some editors begin a file with a byte order mark
     except FileNotFoundError:
@@ -290,7 +294,7 @@ def load_study(path: str | Path) -> Study:
     except OSError as error:
         raise SpecError(f"{path}: cannot be read ({error.strerror})") from None
     except UnicodeDecodeError as error:
-        raise SpecError(f"{path}: cannot be read: it is not UTF-8 text, as TOML must be (byte {error.start})") from None
+        raise SpecError(f"{path}: cannot be read: not UTF-8 text (byte {error.start}); save it as UTF-8") from None
     try:
         tables = tomllib.loads(text)
         if not tables:
@@ -303,7 +307,7 @@ def load_study(path: str | Path) -> Study:
 
 
 def as_study(study: Study | str | Path) -> Study:
-    """The study, read from its file where its path is given. Raises SpecError for anything else."""
+    """The given study, or the study of the given path. Raises SpecError for anything else."""
     if isinstance(study, Study):
         return study
     if isinstance(study, str | Path):
@@ -315,11 +319,11 @@ def parse_study(tables: Mapping[str, Any], name: str, *, folder: Path | None = N
     """Make a study from the tables of its file.
 
     Args:
-        tables: of the file.
-        name: of the study.
-        folder: of the file, beside which modules that `import` names are looked for; else the current one.
+        tables: tables of the file.
+        name: name of the study.
+        folder: folder of the file, searched first for the modules in `import`; None searches the current folder.
 
-    Raises SpecError.
+    Raises SpecError for an invalid study.
     """
     if "overrides" in tables:
         raise SpecError("overrides: only the command line sets them; write these options into [base]")
@@ -347,7 +351,7 @@ def parse_study(tables: Mapping[str, Any], name: str, *, folder: Path | None = N
 
 
 def _prepared(given: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
-    """The tables of a study with tuples in place of lists, and the faults of each axis and case by itself."""
+    """Convert lists in the tables to tuples, and find the faults of single axes and cases."""
     fields: dict[str, Any] = plain(dict(given))
     for key, example in (("axes", 'segments = [1, "per_channel"]'), ("base", "epochs = 2")):
         kinds = (dict, RunConfig) if key == "base" else dict
@@ -370,7 +374,7 @@ def _prepared(given: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
 
 
 def _with_tuples(table: object, key: str) -> object:
-    """TOML's lists, where values of fields are given, as the tuples that fields hold."""
+    """Convert TOML's lists among values of fields to tuples, as in the fields."""
     if not isinstance(table, dict) or key not in table:
         return table
 
@@ -382,10 +386,10 @@ def _with_tuples(table: object, key: str) -> object:
 
 
 def _suffix(overrides: Mapping[str, Any]) -> str:
-    """What overrides add to a study's name, at most 100 characters, for a folder of its own.
+    """The part that overrides add to a study's name, at most 100 characters, for a separate folder.
 
-    Where characters are replaced or cut, or two hyphens within a value look like another override, a hash tells apart
-    what would be alike without it.
+    If characters are replaced or cut, or a value contains two hyphens as between overrides, a hash keeps different
+    overrides apart.
     """
     suffix = "".join(f"--{name}-{value}" for name, value in overrides.items())
     name = re.sub(r"[^A-Za-z0-9._-]+", "_", suffix)

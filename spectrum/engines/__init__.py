@@ -1,1 +1,1 @@
-"""Where runs are trained: local processes, a Ray cluster, the ranks of torchrun."""
+"""Engines, which train runs: local processes, a Ray cluster, the ranks of torchrun."""

@@ -1,4 +1,4 @@
-"""What this machine has for workers: cores, GPUs, and who of them takes which."""
+"""Cores and GPUs of this machine, and how workers divide them."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from pathlib import Path
 
 
 def available_cores() -> int:
-    """Cores that this process may use."""
+    """Number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def visible_gpus() -> list[str]:
-    """The CUDA devices that this process may use, as CUDA_VISIBLE_DEVICES names them; at least one."""
+    """CUDA devices that this process may use, as in CUDA_VISIBLE_DEVICES; at least one."""
     devices = os.environ.get("CUDA_VISIBLE_DEVICES")
     if devices is not None:
         return [one for one in devices.split(",") if one] or ["0"]
@@ -23,9 +23,10 @@ def visible_gpus() -> list[str]:
 
 
 def take_slot(folder: Path, count: int) -> int:
-    """A number from 0 to count − 1 that no other process has taken and that lives; kept until this one ends.
+    """Reserve a number from 0 to count − 1 until this process ends.
 
-    By kernel locks, which a killed process gives back. Where all are taken, they are shared.
+    Reservations are kernel locks, which the system releases when a process is killed. If all numbers are taken, they
+    are shared.
     """
     for number in range(count):
         slot = os.open(folder / str(number), os.O_RDWR | os.O_CREAT, 0o600)

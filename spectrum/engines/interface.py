@@ -1,9 +1,9 @@
-"""What an engine is: something that trains runs, wherever it does, and says how each one ended.
+"""Interface of an engine: it trains runs anywhere and reports how each one ended.
 
-    EngineSettings    what every engine is told: workers, device, modules, checkpoints, limits
+    EngineSettings    settings of every engine: workers, device, modules, checkpoints, limits
     Work              the same for one study, with its folder
-    Engine            to subclass for an engine of your own
-    register_engine   gives it a name, for `run_study(study, engine="mine")` and `spectrum run --engine mine`
+    Engine            base class of an engine of your own
+    register_engine   names an engine, for `run_study(study, engine="mine")` and `spectrum run --engine mine`
 
 Nothing here loads torch, Ray or a pool of processes: engines are imported when they are used.
 """
@@ -27,48 +27,50 @@ Minutes = Annotated[float, Field(gt=0)]
 
 
 class EngineError(RuntimeError):
-    """Workers that cannot be had, or cannot be kept alive."""
+    """Workers cannot be started, or keep dying."""
 
 
 class EngineSettings(Record):
-    """What every engine is told, however it trains. Frozen; raises SpecError for a value that cannot be.
+    """Settings of every engine. Frozen; raises SpecError for an impossible value.
 
     >>> EngineSettings(workers=2, device="cpu").run_minutes is None
     True
     """
 
     workers: Annotated[int, Field(ge=1)] | None = None
-    """Runs trained side by side; by default one per core or per GPU, and on a cluster as many as it can take."""
+    """Runs trained at the same time; by default one per core or per GPU, and on a cluster as many as it has room for.
+    """
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
-    """Where to train; by default the best that torch has."""
+    """Device to train on; by default the fastest kind that torch finds."""
     imports: Annotated[tuple[str, ...], BeforeValidator(as_tuple)] = ()
-    """Modules to import in every worker first, for models and data sets of your own."""
+    """Modules to import first in every worker, to register your own models and data sets."""
     checkpoint_minutes: Annotated[float, Field(ge=0)] = 1.0
-    """Shortest time between two checkpoints of a run, from which it goes on if it is cut short; 0: every step."""
+    """Shortest time between two checkpoints of a run, from which an interrupted run resumes; 0: every step."""
     run_minutes: Minutes | None = None
     """Longest time for one run, from its start or its latest checkpoint; a run that takes longer fails."""
     memory_gb: Annotated[float, Field(gt=0)] | None = None
-    """Most private memory of one worker in GB, images included; a run that needs more fails."""
+    """Largest private memory of one worker in GB, images included; a run that needs more fails."""
     tune: Literal["auto", "on", "off"] | None = None
-    """Measure the fastest backend of each layer before training: on, off, or auto, for studies that train much longer
-    than that takes; by default $SPECTRUM_TUNE, else auto."""
+    """Measure the fastest backend of each layer before training: on, off, or auto, which measures for studies that
+    train much longer than that takes; by default $SPECTRUM_TUNE, else auto."""
 
 
 class Work(EngineSettings):
-    """What an engine is told of one study: the settings, the study's folder, and how many runs it has."""
+    """One study for an engine: the settings, the study's folder, and its number of runs."""
 
     folder: Path | None = None
-    """Of the study, for checkpoints and logs; None saves and logs nothing."""
+    """Folder of the study, for checkpoints and logs; with None nothing is saved or logged."""
     runs: int | None = None
-    """Of the whole study, those included that have a result: where they are fewer than the workers, each worker has
-    more threads. It does not go by what is left, since the number of threads decides the last bits of the weights."""
+    """Number of runs of the whole study, finished ones included. If it is below the number of workers, each worker gets
+    more threads. Runs left over are not counted instead, because the number of threads decides the last bits of the
+    weights."""
     choices: dict[str, dict[str, str]] = Field(default_factory=dict)
-    """The backends that the study's plan keeps: machine key → shape class → name. A worker on another machine measures
-    its own if `tune` is "on"."""
+    """Backends in the study's plan: machine key → shape class → name. A worker on another machine measures its own if
+    `tune` is "on"."""
 
     @property
     def saving(self) -> Saving | None:
-        """Where and how often runs save where they stand; a run of limited time at least four times."""
+        """Where and how often runs save checkpoints; a run with a time limit saves at least four times."""
         if self.folder is None:
             return None
         most = self.checkpoint_minutes if self.run_minutes is None else self.run_minutes / 4
@@ -77,7 +79,7 @@ class Work(EngineSettings):
 
 @dataclass(frozen=True)
 class Outcome:
-    """How one run ended: with a result and its provenance, or with the reason why there is none."""
+    """How one run ended: a result with its provenance, or the reason for its failure."""
 
     run: RunConfig
     result: dict[str, Any] | None  # fields of training.loop.Result, and "provenance"
@@ -86,7 +88,7 @@ class Outcome:
 
 
 class Engine(ABC):
-    """Where runs are trained. Subclass it for an engine of your own; only `run` must be written.
+    """Base class of engines, which train runs. For an engine of your own, only `run` must be written.
 
     `spectrum.engines.worker.train_one` trains one run in this process, with its log and its checkpoints.
 
@@ -103,27 +105,27 @@ class Engine(ABC):
     """
 
     starts_processes: ClassVar[bool] = True
-    """Whether workers are processes of their own, which must import what registers models and data sets."""
+    """Whether workers are separate processes, which must import the modules that register models and data sets."""
     elsewhere: ClassVar[bool] = False
-    """Whether they may be on other machines, which do not see this one's script."""
+    """Whether workers may be on other machines, which cannot read the script of this one."""
 
     unused: ClassVar[tuple[str, ...]] = ()
-    """Names of settings that it has no use for, which are then refused where they are set."""
+    """Names of settings that this engine ignores; they are refused if they are set."""
 
     @classmethod
     def check(cls, settings: EngineSettings) -> None:
-        """Raise SpecError for settings that this engine cannot keep; called before anything is written."""
+        """Raise SpecError for settings that this engine cannot follow; called before anything is written."""
         for name in cls.unused:
             if getattr(settings, name) != EngineSettings.model_fields[name].default:
                 raise SpecError(f"{name}: this engine ({cls.__name__}) does not use it; leave it out")
 
     def device(self, asked: str) -> str:
-        """What runs are trained on: "cpu", "cuda" or "mps".
+        """Resolve the device on which runs are trained: "cpu", "cuda" or "mps".
 
         Args:
-            asked: of the settings; "auto" for the best that there is.
+            asked: device of the settings; "auto" for the fastest kind available.
 
-        Raises SpecError for what is not there.
+        Raises SpecError for a device that is not available.
         """
         from spectrum.training.provenance import check_device
 
@@ -141,17 +143,18 @@ class Engine(ABC):
 
     @abstractmethod
     def run(self, runs: Iterable[RunConfig], work: Work) -> Generator[Outcome, None, None]:
-        """One outcome per run, as they end. Closing it ends what runs, which saves where it stands.
+        """Yield one outcome per run, in the order in which they end. Closing the iterator stops unfinished runs, which
+        save a checkpoint first.
 
         Args:
             runs: runs to train, each once.
-            work: settings, with a device that is no longer "auto", and the study's folder.
+            work: settings, with a device other than "auto", and the study's folder.
 
-        Raises EngineError where no workers can be had.
+        Raises EngineError if no workers can be started.
         """
 
 
-RESULT_COLUMNS = (  # of a row, from a run's result
+RESULT_COLUMNS = (  # columns of a row that come from a run's result
     "test_accuracy",
     "test_loss",
     "test_images",
@@ -163,13 +166,13 @@ RESULT_COLUMNS = (  # of a row, from a run's result
     "peak_memory_mb",
     "weights_sha256",
 )
-RESULT = ("status", "history", "provenance", *RESULT_COLUMNS)  # of any run that has one
+RESULT = ("status", "history", "provenance", *RESULT_COLUMNS)  # fields of every run that has a result
 
 
 def outcomes_of(engine: Engine, runs: Sequence[RunConfig], work: Work) -> Generator[Outcome, None, None]:
-    """What an engine gives: one outcome for each run. Closing it ends what runs.
+    """Yield what an engine gives, checked: one outcome per run. Closing the iterator stops unfinished runs.
 
-    Raises EngineError for an engine that gives something else, an outcome twice, or none for some runs.
+    Raises EngineError for an engine that yields something else, an outcome twice, or none for some runs.
     """
     name, waiting = type(engine).__name__, {run.id for run in runs}
     given = engine.run(runs, work)
@@ -192,7 +195,7 @@ def _check_outcome(name: str, outcome: object, waiting: Collection[str]) -> None
     if not isinstance(outcome, Outcome):
         raise EngineError(f"engine {name}: yielded {type(outcome).__name__}; yield an Outcome for each run")
     if outcome.run.id not in waiting:
-        raise EngineError(f"engine {name}: yielded run {outcome.run.id} twice, or was not asked for it")
+        raise EngineError(f"engine {name}: yielded run {outcome.run.id}, which is done or was not asked for")
     if outcome.result is None:
         return
     missing = [field for field in RESULT if field not in outcome.result]
@@ -220,20 +223,20 @@ def register_engine(name: str, factory: Factory) -> None:
     """Add an engine of your own under a name.
 
     Args:
-        name: a new one; a module may register the same factory again, and its own anew when it is read again.
-        factory: called without arguments, such as a subclass of `Engine`, when a study runs on it.
+        name: a new name. A module may register the same factory again, and its own factory anew when it is reloaded.
+        factory: called without arguments when a study runs on the engine, such as a subclass of `Engine`.
 
-    Raises ValueError for a name that is taken or is none, and for what cannot be called without arguments.
+    Raises ValueError for a name that is taken or invalid, and for a factory that cannot be called without arguments.
     """
     check_maker("factory", factory, "an Engine")
     _ENGINES.add(name, factory, maker=factory, home=calling_module())
 
 
 def engine_of(engine: object) -> Engine:
-    """The engine that is given, or that has this name. Raises SpecError for what is none."""
+    """The given engine, or the engine of this name. Raises SpecError for anything else."""
     if isinstance(engine, Engine):
         return engine
-    if not isinstance(engine, str):  # as where a class is given
+    if not isinstance(engine, str):  # such as a class instead of an object
         kind = engine.__name__ if isinstance(engine, type) else type(engine).__name__
         raise SpecError(f"engine = {kind}: expected a name, or an object whose class is a subclass of Engine")
     if engine not in _ENGINES:

@@ -1,7 +1,7 @@
-"""The engine of this machine: worker processes that are kept busy.
+"""Engine of this machine: a pool of worker processes.
 
-A worker that dies is replaced and its run tried again, from its latest checkpoint. It is given up once that has
-happened a few times without a newer checkpoint between. An exception in a run is that run's failure and no other's.
+A worker that dies is replaced, and its run is tried again from its latest checkpoint. The run fails after several
+deaths in a row without a newer checkpoint. An exception fails only its own run.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ from spectrum.engines.cores import available_cores, take_slot, visible_gpus
 from spectrum.engines.interface import Engine, EngineError, Outcome, Work
 from spectrum.engines.worker import limit_memory, train_one
 
-LOOK = 0.5  # seconds between two looks at which runs have had their time
+LOOK = 0.5  # seconds between two checks of the time limit
 
 
 class _Clock:
-    """Which runs have had their time. pebble's own limits go by the time of day, which may jump."""
+    """Find runs that exceeded their time limit. pebble's own limits use the time of day, which may jump."""
 
     def __init__(self, minutes: float | None) -> None:
         self.seconds = None if minutes is None else 60 * minutes
@@ -42,7 +42,7 @@ class _Clock:
         self.began: dict[Future[Any], float] = {}
 
     def late(self, running: Iterable[Future[Any]]) -> list[Future[Any]]:
-        """Those whose worker has had them for longer than the limit."""
+        """Runs that a worker has had for longer than the limit."""
         if self.seconds is None:
             return []
         now = time.monotonic()
@@ -54,23 +54,24 @@ def _error(future: Future[Any]) -> BaseException | None:
     return None if future.cancelled() else future.exception()
 
 
-_stop: Any = None  # in a worker: its value is 1 where it is to save and end
+_stop: Any = None  # in a worker: its value becomes 1 when the worker should save and end
 
 
 class LocalEngine(Engine):
-    """Worker processes on this machine, each with an equal share of the cores: one per core, or one per GPU that it
-    alone sees."""
+    """Worker processes on this machine, which share its cores equally.
+
+    There is one per core, or one per GPU, and each then sees only its own GPU.
+    """
 
     def threads(self, work: Work) -> int | None:
         """On the CPU; workers with a GPU of their own measure on it, and this process does not touch it."""
         return Workers(work).threads if work.device == "cpu" else None
 
     def run(self, runs: Iterable[RunConfig], work: Work) -> Generator[Outcome, None, None]:
-        """Train all runs, as `Engine.run` says.
+        """Train all runs, as described in `Engine.run`.
 
-        Closing the iterator, or Ctrl-C, lets the workers save where they stand and ends them, after ten seconds at the
-        latest; another Ctrl-C ends them at once. Raises EngineError when workers die again and again before they take
-        a run.
+        Closing the iterator, or Ctrl-C, lets the workers save a checkpoint and ends them within ten seconds; a second
+        Ctrl-C ends them at once. Raises EngineError if workers repeatedly die before they take a run.
         """
         yield from Workers(work).run(runs)
 
@@ -87,7 +88,7 @@ class Workers:
 
     @property
     def threads(self) -> int:
-        """Of each worker, where there are as many runs as workers."""
+        """Threads of each worker, if there are as many runs as workers."""
         return self._threads(self.work.runs or self.workers)
 
     def _threads(self, runs: int) -> int:
@@ -99,32 +100,33 @@ class Workers:
             yield from self._run(runs, slots)
 
     def _run(self, runs: Iterable[RunConfig], slots: str | None) -> Generator[Outcome, None, None]:
-        # long: one loop whose steps all change what waits, what runs and the pool, and whose end must stop that pool
+        # long: every step of the loop changes the queue, the running futures and the pool, and its end must stop that
+        # pool
         waiting = deque((run, Attempts.at(run, self.saving)) for run in runs)
         workers = min(self.workers, len(waiting)) or 1
         threads = self._threads(max(self.work.runs or 0, len(waiting), 1))
         running: dict[Future[Any], tuple[RunConfig, Attempts]] = {}
-        broken = 0  # times in a row
+        broken = 0  # consecutive breaks of the pool
         clock = _Clock(self.work.run_minutes)
         if self.work.device == "cpu":
             _build_kernels()
-        stop = self.context.RawValue("b", 0)  # no lock, which a worker that is killed might take along
+        stop = self.context.RawValue("b", 0)  # without a lock, which a killed worker could hold for ever
         pool = self._pool(workers, slots, stop)
         try:
             while waiting or running:
-                with _interrupts_blocked():  # what the pool starts inherits it: Ctrl-C is for the driver to handle
+                with _interrupts_blocked():  # inherited by workers: only the driver handles Ctrl-C
                     while waiting and len(running) < workers:
                         run, attempts = waiting.popleft()
                         running[self._schedule(pool, run, threads)] = (run, attempts)
                 ended = wait(running, timeout=clock.look, return_when=FIRST_COMPLETED).done
                 for late in clock.late(running.keys() - ended):
-                    late.cancel()  # which ends the process
+                    late.cancel()  # ends the process
                     ended.add(late)
                 if any(isinstance(_error(future), BrokenProcessPool) for future in ended):
                     broken += 1
                     if broken > ATTEMPTS:
                         raise EngineError(
-                            "worker processes die before they take a run. Is there memory for them? A script that "
+                            "workers die before they take a run; free memory or use fewer workers. A script that "
                             'calls run_study must do so below `if __name__ == "__main__":`'
                         )
                     waiting.extendleft(running.values())
@@ -171,7 +173,7 @@ class Workers:
 
 
 def _build_kernels() -> None:
-    """Once, before several workers would each do it."""
+    """Build kernels once, before several workers would each do it."""
     from spectrum.conv.backends.choice import choice_for
 
     choice_for(None, prepare=True)
@@ -197,18 +199,18 @@ def _start_worker(stop: Any, memory_gb: float | None, slots: str | None) -> None
 
 
 def _end_with_driver() -> None:
-    """No worker outlives the process that started it, however that one ended, and whatever the worker does then."""
+    """End this worker when the process that started it ends, for whatever reason and whatever the worker is doing."""
     parent = multiprocessing.parent_process()
     if parent is None:
         return
-    # No thread of Python's runs while native code keeps the interpreter's lock. On Linux the kernel sends the signal as
-    # the driver's end of the pipe closes.
+    # Python threads do not run while native code holds the interpreter's lock. On Linux the kernel therefore sends a
+    # signal when the driver's end of the pipe closes.
     with suppress(AttributeError, OSError):
         fcntl.fcntl(parent.sentinel, fcntl.F_SETOWN, os.getpid())
         fcntl.fcntl(parent.sentinel, fcntl.F_SETSIG, signal.SIGKILL)
         fcntl.fcntl(parent.sentinel, fcntl.F_SETFL, fcntl.fcntl(parent.sentinel, fcntl.F_GETFL) | os.O_ASYNC)
 
-    def watch() -> None:  # where the kernel cannot, or the driver had ended before
+    def watch() -> None:  # for systems without that signal, and for a driver that had already ended
         wait_for_handles([parent.sentinel])
         os._exit(1)
 
@@ -218,5 +220,5 @@ def _end_with_driver() -> None:
 def _train_in_pool(run: RunConfig, work: Work, threads: int) -> dict[str, Any]:
     try:
         return train_one(run, work, threads, stop=lambda: _stop is not None and bool(_stop.value))
-    except TimeoutError as error:  # which is the pool's own word for the limit
+    except TimeoutError as error:  # pebble would take it for its own time limit
         raise RuntimeError(f"TimeoutError: {error}") from None

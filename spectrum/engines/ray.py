@@ -1,13 +1,14 @@
-"""Runs trained on a Ray cluster, one task per run: on this machine, or on as many as the cluster has.
+"""Engine of a Ray cluster, with one task per run, on this machine or on every node of the cluster.
 
-    driver   this process. It hands out runs, counts attempts and, as ever, is the only one that writes rows.
-    task     one run on some node, in a temporary folder there; gives back its result, or the reason, and its log.
+    driver   this process. It hands out runs, counts attempts, and is the only one that writes rows.
+    task     one run on some node, in a temporary folder there. It returns its result or the reason of its failure,
+             and its log.
     CheckpointServer
-             an actor on the driver's node, which has the study's checkpoints: tasks fetch theirs and send new ones, so
-             that nodes share no disk, and a run goes on where it stood on a node that was lost.
+             an actor on the driver's node that stores the study's checkpoints. Tasks fetch theirs and send new ones:
+             nodes need no shared disk, and a run whose node was lost resumes on another.
 
-Ray's own retries are off: whoever counts attempts must be one alone. No more tasks are handed out than the cluster runs
-in a while, so that a hundred thousand runs need no more memory than a hundred.
+Ray's own retries are off, because only one process may count attempts. The driver hands out only as many tasks as the
+cluster runs in a while: a hundred thousand runs need no more memory than a hundred.
 """
 
 from __future__ import annotations
@@ -35,31 +36,32 @@ from spectrum.training.checkpoint_files import latest_step
 if TYPE_CHECKING:
     pass
 
-AHEAD = 2  # tasks handed out for each that can run, so that a node need not wait for the driver
-LOOK = 10.0  # seconds, after which it is asked anew how much the cluster can run
-PATIENCE = 600.0  # seconds for a cluster to get a node that can run a run at all
-PASSED_ON = ("SPECTRUM_DATA", "SPECTRUM_IMAGES_GB", "SPECTRUM_BACKEND")  # environment that nodes take from the driver
+AHEAD = 2  # tasks handed out per task that can run, so that a node need not wait for the driver
+LOOK = 10.0  # seconds after which the capacity of the cluster is read again
+PATIENCE = 600.0  # seconds to wait until a node of the cluster can run a run
+# environment variables that nodes take from the driver
+PASSED_ON = ("SPECTRUM_DATA", "SPECTRUM_IMAGES_GB", "SPECTRUM_BACKEND")
 
 
 @dataclass(frozen=True)
 class Cluster:
-    """A Ray cluster, and what of it each run takes."""
+    """A Ray cluster, and the resources that each run takes from it."""
 
     address: str | None = (
-        None  # HOST:PORT, or "auto" for the one that this machine is part of; None: one is started here
+        None  # HOST:PORT, or "auto" for the cluster that this machine belongs to; None: start one on this machine
     )
     cpus: float = 1.0
     gpus: float = 0.0
-    ranks: int = 1  # that train a run together, each with so much
+    ranks: int = 1  # processes that train one run together; each takes the resources above
 
 
 class RayEngine(Engine):
-    """Workers of a Ray cluster: every node must have the modules that are imported.
+    """Engine of a Ray cluster. Every node must have the modules that are imported.
 
     Args:
-        cluster: which one, and what of it a run takes.
+        cluster: the cluster, and the resources of each run.
 
-    Raises EngineError where Ray is not installed or the cluster cannot be reached.
+    Raises EngineError if Ray is not installed or the cluster cannot be reached.
     """
 
     elsewhere = True
@@ -70,26 +72,26 @@ class RayEngine(Engine):
         self.task: Callable[..., dict[str, Any]] = train_on_node
 
     def device(self, asked: str) -> str:
-        """That of a cluster's nodes, which cannot be looked for here; by default the GPU that each run takes."""
+        """Device of the cluster's nodes, which cannot be checked here; by default the GPU that each run takes."""
         if asked == "auto":
             return "cuda" if self.cluster.gpus else "cpu"
         return asked
 
     def run(self, runs: Iterable[RunConfig], work: Work) -> Generator[Outcome, None, None]:
-        """Train all runs; `workers` may be handed out at once, by default twice what the cluster can run.
+        """Train all runs. Up to `workers` are handed out at once, by default twice as many as the cluster can run.
 
-        Closing the iterator, or Ctrl-C, lets the tasks save where they stand and ends them, after ten seconds at the
-        latest; another Ctrl-C ends them at once. Raises EngineError where no node can run a run.
+        Closing the iterator, or Ctrl-C, lets the tasks save a checkpoint and ends them within ten seconds; a second
+        Ctrl-C ends them at once. Raises EngineError if no node can run a run.
         """
         yield from self.driver(work).run(runs)
 
     def driver(self, work: Work) -> _Driver:
-        """This process at work on one study."""
+        """The driver of one study, which is this process."""
         return _Driver(self.cluster, self.ray, self.task, work)
 
 
 class _Driver:
-    """This process, which hands out the runs of one study."""
+    """Hand out the runs of one study, from this process."""
 
     def __init__(self, cluster: Cluster, ray: Any, task: Callable[..., dict[str, Any]], work: Work) -> None:
         self.cluster, self.ray, self.task = cluster, ray, task
@@ -107,17 +109,18 @@ class _Driver:
             yield from self._run(iter(runs))
 
     def _run(self, runs: Iterator[RunConfig]) -> Generator[Outcome, None, None]:
-        # long: one loop that hands out, waits and takes back; its parts share all that it knows
+        # long: one loop hands out, waits and takes back, and its parts share all state
         ray = self.ray
         server = self._checkpoint_server()
         again: deque[tuple[RunConfig, Attempts]] = deque()
         running: dict[Any, tuple[RunConfig, Attempts]] = {}
-        groups: dict[Any, _Together] = {}  # of those in `running` that several ranks train
+        groups: dict[Any, _Together] = {}  # tasks of those in `running` that several ranks train
         places = _Places(ray, self.cluster)
         try:
             while True:
                 places_now = places.count()
-                most = self.work.workers or max(1, AHEAD * places_now)  # without a place one, to ask for a node
+                # without capacity one task, which asks for a node
+                most = self.work.workers or max(1, AHEAD * places_now)
                 while len(running) < most and (one := self._next(runs, again)) is not None:
                     run, attempts = one
                     first, together = self._hand_out(server, run, attempts.begun)
@@ -152,14 +155,14 @@ class _Driver:
     def _next(
         self, runs: Iterator[RunConfig], again: deque[tuple[RunConfig, Attempts]]
     ) -> tuple[RunConfig, Attempts] | None:
-        """A run whose worker died, else a new one; None where there is neither."""
+        """Next run: one whose worker died, else a new one; None if there is neither."""
         if again:
             return again.popleft()
         new = next(runs, None)
         return None if new is None else (new, Attempts.at(new, self.saving))
 
     def _hand_out(self, server: Any, run: RunConfig, attempt: int) -> tuple[Any, _Together | None]:
-        """A run's task; with several ranks the first one's, and all of them."""
+        """Start the task of a run; with several ranks, return the first one's task and all of them."""
         options: dict[str, Any] = {"num_cpus": self.cluster.cpus, "num_gpus": self.cluster.gpus, "max_retries": 0}
         if self.cluster.ranks == 1:
             task = self.ray.remote(self.task).options(**options, name="run")
@@ -168,7 +171,7 @@ class _Driver:
         from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
         each = {"CPU": self.cluster.cpus} | ({"GPU": self.cluster.gpus} if self.cluster.gpus else {})
-        group = placement_group([each] * self.cluster.ranks)  # all of it or nothing, on one node if that can be
+        group = placement_group([each] * self.cluster.ranks)  # all ranks or none; on one node if possible
         tasks = []
         meeting, resumes = f"{run.id} {attempt}", self._has_checkpoints(run)
         for rank in range(self.cluster.ranks):
@@ -181,13 +184,13 @@ class _Driver:
         return self.saving is not None and latest_step(self.saving.checkpoints_of(run.id)) > 0
 
     def _outcome(self, server: Any, run: RunConfig, attempts: Attempts, ended: Any) -> Outcome | None:
-        """How a run ended; None where its worker died, and it is to be tried again."""
+        """How a run ended; None if its worker died and it is to be tried again."""
         from ray import exceptions
 
         attempt = attempts.begun
         try:
             answer = self.ray.get(ended)
-        except exceptions.RayError as error:  # of the worker, of its node, or before the run was begun
+        except exceptions.RayError as error:  # from the worker, from its node, or before the run began
             if self._hung(server, run):
                 return Outcome(run, None, took_too_long(self.work.run_minutes, self.saving, run), attempt)
             if attempts.again(run, self.saving):
@@ -207,14 +210,14 @@ class _Driver:
         return Outcome(run, None, with_log(reason, self.saving, run), attempt)
 
     def _hung(self, server: Any, run: RunConfig) -> bool:
-        """Whether a task that died had had all of its time: its process was ended, as it did not end its work."""
+        """Whether a dead task had used up its time: a process that does not end its work in time is killed."""
         if self.work.run_minutes is None:
             return False
         age: float | None = self.ray.get(server.age.remote(run.id))
         return age is not None and age >= 60 * self.work.run_minutes
 
     def _checkpoint_server(self) -> Any:
-        """The checkpoint server, on this node and on no other."""
+        """Start the checkpoint server, on this node only."""
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
         here = NodeAffinitySchedulingStrategy(self.ray.get_runtime_context().get_node_id(), soft=False)
@@ -226,7 +229,7 @@ class _Driver:
 
     @contextmanager
     def _connected(self) -> Iterator[None]:
-        if self.ray.is_initialized():  # by whoever calls, who also ends it
+        if self.ray.is_initialized():  # connected by the caller, who also disconnects
             yield
             return
         more: dict[str, Any] = {"address": self.cluster.address or "local", "log_to_driver": False}
@@ -235,7 +238,7 @@ class _Driver:
         try:
             with _own_signals():
                 self.ray.init(**more, logging_level="error")
-        except Exception as error:  # of many kinds
+        except Exception as error:  # Ray raises many types
             where = self.cluster.address or "this machine"
             raise EngineError(f"Ray on {where}: {error}") from error
         try:
@@ -246,14 +249,14 @@ class _Driver:
 
 @dataclass(frozen=True)
 class _Together:
-    """The tasks of one run's ranks, and the resources that are reserved for them."""
+    """Tasks of one run's ranks, and the resources reserved for them."""
 
     ray: Any
     tasks: list[Any]
     group: Any
 
     def end(self) -> None:
-        """None of them goes on, and the resources are free again."""
+        """Cancel all tasks and free the resources."""
         from ray.util.placement_group import remove_placement_group
 
         for task in self.tasks:
@@ -262,14 +265,14 @@ class _Together:
 
 
 class _Places:
-    """How many runs the cluster can run at once."""
+    """Number of runs that the cluster can run at once."""
 
     def __init__(self, ray: Any, cluster: Cluster) -> None:
         self.ray, self.cluster = ray, cluster
         self.looked_at, self.since, self.known = -LOOK, time.monotonic(), 0
 
     def count(self) -> int:
-        """As of a few seconds ago. Raises EngineError where there has been no place for too long."""
+        """Capacity as of a few seconds ago. Raises EngineError if it has been 0 for too long."""
         now = time.monotonic()
         if now - self.looked_at >= LOOK or not self.known:
             self.looked_at, self.known = now, self._look()
@@ -294,7 +297,7 @@ class _Places:
 
 @contextmanager
 def _own_signals() -> Iterator[None]:
-    """Ctrl-C and SIGTERM stay this process's own to handle, which Ray would take over."""
+    """Keep this process's handlers of Ctrl-C and SIGTERM, which Ray would replace."""
     handlers = {}
     if threading.current_thread() is threading.main_thread():
         handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
@@ -307,9 +310,9 @@ def _own_signals() -> Iterator[None]:
 
 @contextmanager
 def _terminable() -> Iterator[None]:
-    """SIGTERM while Ray waits does what it does elsewhere.
+    """Handle SIGTERM during a wait of Ray as at any other time.
 
-    Of an exit that a handler asks for, Ray makes one of its own, with another status; of Ctrl-C it does not.
+    Ray replaces a SystemExit from a handler by one with another status, but passes KeyboardInterrupt on.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -339,9 +342,9 @@ def _append(path: Path, data: bytes) -> None:
 
 
 def _ray(cluster: Cluster) -> Any:
-    """The library, with its token asked for and nothing reported to its makers. Raises EngineError."""
-    if "ray" not in sys.modules:  # which reads these as it is imported; for what others imported, they come too late
-        if cluster.address is None:  # to be heard on this machine only, as Ray does by itself on those it names here
+    """Import Ray, with token authentication and without usage reports. Raises EngineError if it is missing."""
+    if "ray" not in sys.modules:  # Ray reads these variables on import; if it was imported before, they have no effect
+        if cluster.address is None:  # listen on this machine only, which is Ray's default on the systems named here
             os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
         os.environ.setdefault("RAY_AUTH_MODE", "token")
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")

@@ -1,4 +1,4 @@
-"""A task of a Ray cluster: one run on some node, in a temporary folder there."""
+"""Task of a Ray cluster: one run on some node, in a temporary folder."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ from spectrum.training.checkpoint_files import Interrupted, checkpoint_files
 if TYPE_CHECKING:
     from spectrum.training.ranks import Ranks
 
-FOLDER = "spectrum-run-"  # of a task, in its node's folder of temporary files
-ASK = 1.0  # seconds between two questions of a task whether it is to stop
-LOG_BYTES = 200_000  # of a run's log that are sent, the last ones
+FOLDER = "spectrum-run-"  # prefix of a task's folder, in its node's folder of temporary files
+ASK = 1.0  # seconds between two questions of a task whether to stop
+LOG_BYTES = 200_000  # largest part of a run's log that is sent, from its end
 
 
 @dataclass(frozen=True)
 class Orders:
-    """What a task needs to know beside its run."""
+    """Instructions for a task, besides its run."""
 
     work: Work
     threads: int
@@ -44,13 +44,13 @@ class Orders:
 
 
 class TookTooLong(BaseException):
-    """Not an Exception, which a checkpoint that fails would take for its own."""
+    """The run exceeded its time limit. Not an Exception, which a failing checkpoint would handle as its own."""
 
 
 def train_on_node(
     server: Any, orders: Orders, run: RunConfig, rank: int = 0, meeting: str = "", *, resumes: bool
 ) -> dict[str, Any]:
-    """In a worker: `result`, or `reason` (None where it took too long); and `log`."""
+    """Train a run in a worker. Returns `result`, or `reason` (None if it exceeded its time limit), and `log`."""
     sys.path.extend(place for place in orders.paths if place not in sys.path)
     os.environ.update(orders.environment)
     limit_memory(orders.work.memory_gb)
@@ -83,7 +83,7 @@ def train_on_node(
 
 
 def _end_of(log: Path) -> bytes:
-    """What a log has, its end if it is long; nothing where there is none or it cannot be read."""
+    """The end of a log; empty if there is none or it cannot be read."""
     try:
         return log.read_bytes()[-LOG_BYTES:]
     except OSError:
@@ -92,31 +92,31 @@ def _end_of(log: Path) -> bytes:
 
 @cache
 def _sweep(place: str) -> None:
-    """Once a process."""
+    """Remove folders of killed tasks; runs once per process."""
     for lock in Path(place).glob(f"{FOLDER}*/lock"):
-        with suppress(OSError), lock.open() as file:  # another user's, or gone meanwhile
+        with suppress(OSError), lock.open() as file:  # skip folders of other users and folders that are gone
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             shutil.rmtree(lock.parent, ignore_errors=True)
 
 
 @contextmanager
 def _folder_of_its_own() -> Iterator[Path]:
-    """A temporary folder, removed afterwards; those of tasks that were killed are removed, too.
+    """A temporary folder, removed afterwards together with those of killed tasks.
 
-    Each task holds a kernel lock in its folder, which its death frees.
+    Each task holds a kernel lock in its folder, which the system releases when the task dies.
     """
     _sweep(gettempdir())
     with TemporaryDirectory(prefix=FOLDER) as root, Path(root, "lock.new").open("w") as held:
         fcntl.flock(held, fcntl.LOCK_EX)
-        Path(root, "lock.new").rename(Path(root, "lock"))  # never there without being held
+        Path(root, "lock.new").rename(Path(root, "lock"))  # the lock is held before it gets its name
         yield Path(root)
 
 
 @contextmanager
 def _ranks(server: Any, orders: Orders, rank: int, meeting: str) -> Iterator[Ranks | None]:
-    """This task as one of its run's ranks; None where it is the only one.
+    """Join the ranks of this task's run; None if it is the only rank.
 
-    What fails on all of them alike is raised. A rank that fails alone ends its process, and with it the others'.
+    A failure common to all ranks is raised. A rank that fails alone ends its process, which ends the others.
     """
     if orders.ranks == 1:
         yield None
@@ -156,7 +156,7 @@ def _fetch(server: Any, id: str, folder: Path) -> None:
 
 
 def _send(server: Any, id: str, folder: Path) -> None:
-    """The latest checkpoint to the checkpoint server."""
+    """Send the latest checkpoint to the checkpoint server."""
     import ray
 
     files = list(checkpoint_files(folder))
@@ -165,7 +165,7 @@ def _send(server: Any, id: str, folder: Path) -> None:
 
 
 class _Stop:
-    """Whether the driver has said so, asked now and then, and without waiting for the answer."""
+    """Whether the driver ordered a stop: asked every second, without waiting for the answer."""
 
     def __init__(self, server: Any) -> None:
         self.server, self.asked = server, time.monotonic()
@@ -178,7 +178,8 @@ class _Stop:
         now = time.monotonic()
         if self.stops or now - self.asked < ASK:
             return self.stops
-        with suppress(ray.exceptions.RayError):  # the checkpoint server is away; the next question finds it again
+        # the checkpoint server is unreachable; a later question will find it again
+        with suppress(ray.exceptions.RayError):
             if self.answer is not None and ray.wait([self.answer], timeout=0)[0]:
                 answer, self.answer = self.answer, None
                 self.stops = bool(ray.get(answer))
@@ -190,9 +191,10 @@ class _Stop:
 
 @contextmanager
 def _time_limit(minutes: float | None) -> Iterator[None]:
-    """Raises TookTooLong inside, in the main thread, where tasks run.
+    """Raise TookTooLong inside, in the main thread, where tasks run.
 
-    What never comes back to Python cannot be told. So a thread that needs no Python ends the process a while later.
+    Native code that never returns to Python does not see the signal. A thread that needs no interpreter therefore ends
+    the process shortly afterwards.
     """
     if minutes is None:
         yield
@@ -202,7 +204,7 @@ def _time_limit(minutes: float | None) -> Iterator[None]:
         raise TookTooLong
 
     before = signal.signal(signal.SIGALRM, end)
-    signal.setitimer(signal.ITIMER_REAL, 60 * minutes, 5.0)  # again, where something swallows the first
+    signal.setitimer(signal.ITIMER_REAL, 60 * minutes, 5.0)  # repeated, in case something suppresses the first
     faulthandler.dump_traceback_later(60 * minutes + GRACE, exit=True, file=sys.__stderr__ or 2)
     try:
         yield

@@ -1,4 +1,4 @@
-"""Where runs of a study save where they stand, and where they log."""
+"""Folders and frequency of a study's checkpoints, and the files of its logs."""
 
 from __future__ import annotations
 
@@ -7,20 +7,20 @@ from pathlib import Path
 
 from spectrum.training.checkpoint_files import CHECKPOINTS
 
-LOGS = "logs"  # below a study's folder
+LOGS = "logs"  # subfolder of a study's folder
 
 
 @dataclass(frozen=True)
 class Saving:
-    """Where and how often runs save where they stand, and where they log."""
+    """Folder and frequency of checkpoints, and the folder of logs."""
 
-    folder: Path  # of the study
-    minutes: float = 1.0  # between two checkpoints, at least
+    folder: Path  # the study's folder
+    minutes: float = 1.0  # shortest time between two checkpoints
 
     def checkpoints_of(self, id: str) -> Path:
-        """The folder of one run's checkpoints."""
+        """Folder of one run's checkpoints."""
         return self.folder / CHECKPOINTS / id
 
     def log_of(self, id: str) -> Path:
-        """What a run printed, and how it failed; there only if there is something to read."""
+        """File with a run's output and the traceback of its failure; it exists only if there is something to read."""
         return self.folder / LOGS / f"{id}.log"

@@ -1,10 +1,10 @@
-"""Runs that each take several devices: all ranks that torchrun has started train one run after the other together.
+"""Engine of torchrun, for runs that each take several devices: all ranks train one run after the other together.
 
-The first rank is the driver: it has the study's folder, writes rows and checkpoints, and tells the others which run
-is next. A run that fails alike on every rank, as one does whose network cannot be built, has failed, and the next one
-follows. A rank that fails alone would leave the others waiting for it: it ends, torchrun ends the others, and the next
-run goes on from the last checkpoint. A signal to stop, at whichever rank it comes in, lets all of them end the same
-step; the first saves where they stand.
+The first rank is the driver: it owns the study's folder, writes rows and checkpoints, and announces the next run. If
+every rank fails with a run, as with a network that cannot be built, the run has failed and the next one follows. If one
+rank fails alone, it ends, since the others would wait for it. torchrun then ends the others, and the next call resumes
+from the last checkpoint. A signal to stop, received by any rank, ends all of them after the same step; the first saves
+a checkpoint.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ from spectrum.training.ranks import Ranks, ended, started
 
 
 class RankEngine(Engine):
-    """The first of the ranks. The others `follow` it; `leave` lets them end.
+    """First rank of the study. The other ranks `follow` it; `leave` lets them end.
 
     Args:
         ranks: from `join`.
-        device: of this rank, from there too.
+        device: device of this rank, from `join`.
 
     Raises SpecError without ranks: torchrun starts them, and each has to join.
     """
@@ -48,13 +48,13 @@ class RankEngine(Engine):
     def __init__(self, ranks: Ranks | None = None, device: str = "cpu") -> None:
         if ranks is None:
             raise SpecError(
-                'engine = "torchrun": needs ranks; start torchrun -m spectrum run FILE --engine torchrun, or give '
+                'engine = "torchrun": it needs ranks; start torchrun -m spectrum run FILE --engine torchrun, or give '
                 "RankEngine(*join(device)) in each process that torchrun starts"
             )
         self.ranks, self.own_device = ranks, device
 
     def device(self, asked: str) -> str:
-        """That of this rank, whatever is asked."""
+        """Device of this rank, whatever the settings ask for."""
         return self.own_device
 
     def run(self, runs: Iterable[RunConfig], work: Work) -> Generator[Outcome, None, None]:
@@ -63,11 +63,11 @@ class RankEngine(Engine):
 
 
 class First:
-    """The first rank at work on one study."""
+    """Driver of one study, on the first rank."""
 
     def __init__(self, ranks: Ranks, work: Work) -> None:
         self.ranks, self.work, self.saving = ranks, work, work.saving
-        self.mark = ""  # what the current attempt's file says
+        self.mark = ""  # content of the file that marks the current attempt
 
     def run(self, runs: Iterable[RunConfig]) -> Generator[Outcome, None, None]:
         current: list[RunConfig] = []
@@ -83,7 +83,7 @@ class First:
                 attempt = self._attempt(run)
                 if attempt > ATTEMPTS:
                     self._unmark(run)
-                    yield Outcome(run, None, died(ATTEMPTS, "all ranks, of which one had failed alone"), ATTEMPTS)
+                    yield Outcome(run, None, died(ATTEMPTS, "a rank that failed alone"), ATTEMPTS)
                     continue
                 current[:] = [run]
                 self.ranks.broadcast(run.model_dump_json().encode())
@@ -93,16 +93,17 @@ class First:
                     self._unmark(run)
                     signals.stopped()
                 except _FailedAlone as failed:
-                    self._write_mark(run)  # torchrun stops this rank when another one ends, as if somebody had asked
+                    # when one rank ends, torchrun stops this one with the signal of a user's stop
+                    self._write_mark(run)
                     failed.end(self.ranks)
                 self._unmark(run)
                 yield Outcome(run, result, reason and with_log(reason, self.saving, run), attempt)
             signals.obey()
 
     def _attempt(self, run: RunConfig) -> int:
-        """Which one this is, counted over runs, since a rank that fails alone ends all of them without a row.
+        """Number of this attempt, counted in a file, since a rank that fails alone ends all ranks without a row.
 
-        Only those count that left no newer checkpoint, and none that was asked to stop.
+        Attempts that left a newer checkpoint or were asked to stop do not count.
         """
         if self.saving is None:
             return 1
@@ -115,13 +116,13 @@ class First:
 
     def _write_mark(self, run: RunConfig) -> None:
         if self.saving is not None:
-            with suppress(OSError):  # then this attempt is not counted
+            with suppress(OSError):  # on failure this attempt is not counted
                 path = self._mark(run, self.saving)
                 path.parent.mkdir(parents=True, exist_ok=True)
                 write_whole(path, self.mark)
 
     def _marked(self, run: RunConfig) -> tuple[int, int]:
-        """How many attempts have ended without a row or a newer checkpoint, and after which step the latest was."""
+        """Number of attempts that ended without a row or a newer checkpoint, and the step of the latest checkpoint."""
         assert self.saving is not None
         try:
             attempt, *step = map(int, self._mark(run, self.saving).read_text().split())
@@ -139,7 +140,7 @@ class First:
 
 
 class _Signals:
-    """SIGTERM and Ctrl-C, which wait for the end of a step while they are listened to. A second one does not wait."""
+    """SIGTERM and Ctrl-C, delayed to the end of a step inside the block. A second signal is not delayed."""
 
     def __init__(self, on_signal: Callable[[], None] = lambda: None) -> None:
         self.on_signal = on_signal
@@ -162,19 +163,19 @@ class _Signals:
         self.__exit__()
 
     def obey(self) -> None:
-        """Do what the signal would have done, if one came in."""
+        """Call the handler of a delayed signal, if one came."""
         handler = self.handlers.get(self.told[0]) if self.told is not None else None
         if self.told is not None and callable(handler):
             handler(*self.told)
 
     def stopped(self) -> NoReturn:
-        """The same, where this rank or another one was told."""
+        """End after a signal that this rank or another one received."""
         self.obey()
         raise SystemExit(143)
 
 
 def join(device: str) -> tuple[Ranks, str]:
-    """This process among the ranks, and its device. Raises EngineError where torchrun has started none."""
+    """Join the ranks of torchrun; return them and this rank's device. Raises EngineError if there are none."""
     try:
         ranks = started(device)
     except ValueError as error:
@@ -184,21 +185,21 @@ def join(device: str) -> tuple[Ranks, str]:
 
 
 def _end_with(torchrun: int) -> None:
-    """No rank outlives the process that started it, however that one ended."""
+    """End this rank when the process that started it ends, for whatever reason."""
     while os.getppid() == torchrun:
         time.sleep(0.5)
     os._exit(1)
 
 
 def leave(ranks: Ranks) -> None:
-    """Let the other ranks end, from the first."""
+    """Let the other ranks end; called by all, and announced by the first."""
     if ranks.rank == 0:
         ranks.broadcast(b"")
     ended()
 
 
 def follow(ranks: Ranks, device: str, imports: Sequence[str] = ()) -> None:
-    """What the other ranks do: train what the first one says, until it says no more."""
+    """Train what the first rank announces, until it announces the end. Called by all other ranks."""
     with _Signals() as signals:
         stoppable = replace(ranks, told_to_stop=lambda: signals.told is not None)
         try:
@@ -212,11 +213,11 @@ def follow(ranks: Ranks, device: str, imports: Sequence[str] = ()) -> None:
 
 
 class _FailedAlone(Exception):
-    """This rank has failed, and not all of the others."""
+    """This rank failed, and not all of the others did."""
 
     def end(self, ranks: Ranks) -> NoReturn:
         """End this process at once; torchrun then ends the others."""
-        sys.stderr.write(f"spectrum: rank {ranks.rank} failed alone, and ends: {self}\n")
+        sys.stderr.write(f"spectrum: rank {ranks.rank} failed alone and ends; torchrun will end the others: {self}\n")
         sys.stderr.flush()
         os._exit(1)
 
@@ -224,7 +225,7 @@ class _FailedAlone(Exception):
 def _together(ranks: Ranks, run: RunConfig, work: Work) -> tuple[dict[str, Any] | None, str | None]:
     """The result, or the reason of a failure that all ranks have in common.
 
-    Raises _FailedAlone for a failure of this rank, or of another one that this rank waits for.
+    Raises _FailedAlone if this rank fails alone, or waits for another rank that did.
     """
     threads = max(1, available_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
     try:

@@ -1,4 +1,4 @@
-"""One run in a process that trains runs, whoever started it: its logs, its memory, its checkpoints, its result."""
+"""Train one run in a worker, for any engine: its logs, memory, checkpoints and result."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ T = TypeVar("T")
 
 @cache
 def _prepare(threads: int, imports: tuple[str, ...]) -> None:
-    """What a worker does before its first run; an error here is that run's."""
+    """Prepare a worker before its first run; an error here fails that run."""
     os.environ["OMP_NUM_THREADS"] = str(threads)
     import torch
 
     from spectrum.training.provenance import code_revision
 
     torch.set_num_threads(threads)
-    code_revision()  # of the code as it is now, not as it is when the first run ends
+    code_revision()  # cached now, since the code may change before the first run ends
     for module in imports:
         import_module(module)
 
@@ -52,15 +52,15 @@ def train_one(
     on_saved: Callable[[Path], None] | None = None,
     ranks: Ranks | None = None,
 ) -> dict[str, Any]:
-    """The fields of its `train.Result`, its peak memory and its provenance.
+    """Train a run. Returns the fields of its `Result`, its peak memory and its provenance.
 
     Args:
-        run: to train.
-        work: device, modules to import first, and where and how often it saves where it stands.
-        threads: that torch may use.
+        run: the run to train.
+        work: device, modules to import first, and where and how often to save checkpoints.
+        threads: threads that torch may use.
         stop: asked after every step; true saves a checkpoint and raises Interrupted.
-        on_saved: called with the folder of the checkpoints after each.
-        ranks: that train it together, if there are several; this process is one of them.
+        on_saved: called with the folder of the checkpoints after each one.
+        ranks: ranks that train the run together, if there are several; this process is one of them.
     """
     saving = work.saving
     try:
@@ -69,14 +69,14 @@ def train_one(
             return _trained(run, work, saving, stop, on_saved, ranks)
     except Exception as error:
         one: BaseException | None = error
-        while one is not None:  # or the process keeps the network of a failed run until the next one has ended
+        while one is not None:  # else the process keeps the network of a failed run until the next one ends
             traceback.clear_frames(one.__traceback__)
             one = one.__cause__ or one.__context__
         raise
 
 
 def limit_memory(gigabytes: float | None) -> None:
-    """Of this process, from here on: its private memory."""
+    """Limit the private memory of this process, in GB."""
     if gigabytes is None:
         return
     import resource
@@ -89,9 +89,9 @@ def limit_memory(gigabytes: float | None) -> None:
 
 @contextmanager
 def _logged(path: Path | None) -> Iterator[None]:
-    """What is printed meanwhile, by C too, goes to the end of a file, and so does how it fails or crashes.
+    """Append to a file what is printed meanwhile, by C code too, and the traceback of a failure or crash.
 
-    Nothing that happens to the file or its folder is a reason not to train, nor to lose what was trained.
+    An error of the file or its folder neither stops training nor loses a result.
     """
     log = None if path is None else _opened(path)
     if path is None or log is None:
@@ -116,9 +116,9 @@ def _opened(path: Path) -> io.FileIO | None:
 
 @contextmanager
 def _redirected(log: io.FileIO) -> Iterator[None]:
-    """Standard output and errors go to the log: those of Python, and those of C."""
+    """Redirect standard output and errors of Python and of C code to the log."""
     streams = sys.stdout, sys.stderr
-    _flush(*streams)  # what was printed before is not of this run
+    _flush(*streams)  # earlier output belongs to other runs
     before = {number: kept for number in (1, 2) if (kept := _duplicate(number)) is not None}
     for number in before:
         os.dup2(log.fileno(), number)
@@ -140,7 +140,7 @@ def _redirected(log: io.FileIO) -> Iterator[None]:
 
 
 class _TakesWhatItCan(io.FileIO):
-    """A print of a network's own does not fail if the disk is too full for a log."""
+    """A file that ignores write errors, so that a print in a network does not fail on a full disk."""
 
     def write(self, data: Any) -> int:
         with suppress(OSError):
@@ -150,13 +150,13 @@ class _TakesWhatItCan(io.FileIO):
 
 @cache
 def _stream(number: int) -> io.TextIOWrapper:
-    """Text for a descriptor, whatever file that is at a time; kept, since what holds on to it may print later."""
+    """Text stream of a descriptor, whatever file it points to; cached, since code that keeps it may print later."""
     raw = _TakesWhatItCan(number, "wb", closefd=False)
     return io.TextIOWrapper(io.BufferedWriter(raw), encoding="utf-8", errors="backslashreplace", line_buffering=True)
 
 
 def _duplicate(number: int) -> int | None:
-    """Another descriptor of the same file; None where this one is closed."""
+    """Another descriptor of the same file; None if the descriptor is closed."""
     try:
         return os.dup(number)
     except OSError:
@@ -165,7 +165,7 @@ def _duplicate(number: int) -> int | None:
 
 def _flush(*streams: Any) -> None:
     for stream in streams:
-        with suppress(OSError, ValueError, AttributeError):  # a full disk; closed; none
+        with suppress(OSError, ValueError, AttributeError):  # full disk; closed stream; no stream
             stream.flush()
 
 
@@ -210,7 +210,7 @@ def _trained(
 
 
 def _or_out_of_memory(work: Callable[[], T]) -> T:
-    """What it gives; whatever tells that there is no memory is a MemoryError that says so."""
+    """The result of `work`; every error for lack of memory becomes one MemoryError."""
     try:
         return work()
     except MemoryError as error:
@@ -230,11 +230,11 @@ def _reset_peak_memory() -> None:
     try:
         Path("/proc/self/clear_refs").write_text("5")
     except OSError:
-        return  # then the peak is over the worker's life
+        return  # the peak then covers the worker's whole life
 
 
 def _peak_memory_mb() -> float:
-    """Largest resident memory of this process in MB, since the last reset where the system can reset it."""
+    """Largest resident memory of this process in MB, since the last reset if the system can reset it."""
     try:
         status = Path("/proc/self/status").read_text()
         peak = next(line for line in status.splitlines() if line.startswith("VmHWM"))
@@ -243,4 +243,4 @@ def _peak_memory_mb() -> float:
         import resource
 
         largest = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        return largest / (1e6 if sys.platform == "darwin" else 1e3)  # bytes there, kilobytes elsewhere
+        return largest / (1e6 if sys.platform == "darwin" else 1e3)  # in bytes on macOS, in kilobytes elsewhere

@@ -67,7 +67,7 @@ def _check_used(name: str, options: NetworkOptions) -> None:
     for unused in unused_by(name):
         value, default = getattr(options, unused), NetworkOptions.model_fields[unused].default
         if value not in (default, OWN.get(unused), "per_channel" if unused == "segments" else None):
-            raise ValueError(f"{unused}: the architecture {name!r} has no use for it; leave it out")
+            raise ValueError(f"{unused}: the architecture {name!r} does not use it; leave it out")
 
 
 def _check_network(name: str, network: Any) -> None:

@@ -26,7 +26,7 @@ KEPT = ("kernel_energy", "energy_kept", "output_error")
 
 
 class Conversion(NamedTuple):
-    """A converted network, and what became of each of its k×k convolutions."""
+    """A converted network, and the outcome for each of its k×k convolutions."""
 
     model: nn.Module
     layers: pd.DataFrame
@@ -132,7 +132,7 @@ def segment_model(
 
 @dataclass
 class _Wish:
-    """What the new layers are to be."""
+    """Requested properties of the new layers."""
 
     segments: Segments | None
     segment_width: int | None
@@ -163,7 +163,7 @@ class _Wish:
         self._check_between()
 
     def _check_between(self) -> None:
-        """Raise ValueError where something between the two convolutions cannot be."""
+        """Raise ValueError for an activation or norm between the two convolutions where none is possible."""
         between = self.norm or self.activation not in (None, "none")
         if between and not self.pointwise:
             raise ValueError("activation, norm: need the 1×1, which pointwise=False leaves out")
@@ -248,7 +248,7 @@ def _chosen(convolutions: dict[str, nn.Conv2d], select: Select) -> Callable[[str
 def _why_not(
     name: str, layer: nn.Conv2d, wish: _Wish, chosen: Callable[[str, nn.Conv2d], bool], least_channels: int
 ) -> str | None:
-    """Why a layer is left as it is; None if it is replaced."""
+    """Reason why a layer is not replaced; None if it is replaced."""
     if not chosen(name, layer):
         return "not selected"
     if layer.groups > 1:
@@ -296,7 +296,7 @@ def _output_errors(model: nn.Module, replacements: dict[str, SegmentedConv2d], b
 
 
 def _with(model: nn.Module, name: str, new: nn.Module) -> nn.Module:
-    """The network with one layer replaced wherever it stands; the new layer, if the network is that layer."""
+    """The network with one layer replaced at every occurrence; the new layer, if the network is that layer."""
     if not name:
         return new
     old = model.get_submodule(name)

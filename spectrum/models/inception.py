@@ -288,7 +288,7 @@ class InceptionV3(nn.Module):
         return logits_nk
 
 
-SMALLEST = 75  # pixels a side, as in Keras
+SMALLEST = 75  # pixels per side, as in Keras
 SMALLEST_WITH_TOWER = 299  # its last convolution needs 5×5 pixels after the pool
 
 

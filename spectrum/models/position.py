@@ -23,7 +23,7 @@ PLAIN, END = "plain 3×3", "per-channel"  # what both ends of the spectrum are c
 
 @dataclass(frozen=True)
 class Position:
-    """How finely the spatial convolutions of a network are split. At most one of the first three fields is not None.
+    """Split of the spatial convolutions of a network. At most one of the first three fields is not None.
 
     >>> Position(segments=4).label, Position(segment_width=4).label, Position(segments=1, pointwise=False).label
     ('4', 'width 4', 'plain 3×3')
@@ -93,7 +93,7 @@ class Position:
         return option if asked != PER_CHANNEL and asked > channels else None
 
     def clamped_count(self, realised: tuple[int, ...]) -> int | None:
-        """How many layers have fewer segments than requested; None if the layers' segments alone do not tell.
+        """Number of layers with fewer segments than requested; None if the layers' segments alone do not tell.
 
         For plans of earlier versions, which do not record how many layers each option clamped.
         """

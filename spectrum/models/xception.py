@@ -26,7 +26,7 @@ from spectrum.models.options import NetworkOptions
 WIDTHS = (32, 64, 128, 256, 728, 1024, 1536, 2048)
 DEPTH = 8  # modules of the middle flow
 MIDDLE = 2  # index of the middle flow among six stages: 128, 256, 728, 1024, 1536, 2048
-SMALLEST = 71  # pixels a side, as in Keras
+SMALLEST = 71  # pixels per side, as in Keras
 
 
 def build_xception(arch: NetworkOptions) -> nn.Module:

@@ -1,4 +1,4 @@
-"""Measured backends of a study: whether measuring pays, for which networks, and what the plan keeps of it."""
+"""Measured backends of a study: whether to measure, for which networks, and what the plan keeps."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from spectrum.study.planning import CostedRun, network_of
 
 Tune = Literal["auto", "on", "off"]
 LOGGER = logging.getLogger("spectrum.tuning")
-MACS_PER_SECOND = 5e9  # of training on one core, roughly: a constant, so that the same study always decides alike
-TRAINED = 3  # times the MACs of a forward pass
-LAYER_SECONDS = 0.25  # to measure a layer's 1×1 or its spatial convolution, at most for nearly all
-PAYS = 20  # times the time of measuring that a study trains at least
+MACS_PER_SECOND = 5e9  # rough speed of training on one core: a constant, so that the same study always decides alike
+TRAINED = 3  # MACs of a training step, in MACs of a forward pass
+LAYER_SECONDS = 0.25  # longest time to measure a layer's 1×1 or its 3×3, for nearly all layers
+PAYS = 20  # shortest training, in multiples of the time to measure
 
 
 def asked_tune(asked: Tune | None) -> Tune:
-    """What was asked for: the setting, else `$SPECTRUM_TUNE`, else "auto". Raises SpecError for anything else."""
+    """Resolve the setting: as asked, else `$SPECTRUM_TUNE`, else "auto". Raises SpecError for anything else."""
     if asked is not None:
         return asked
     named = tune_of_environment()
@@ -37,13 +37,13 @@ def asked_tune(asked: Tune | None) -> Tune:
 
 
 class StudyBackends:
-    """The measured backends of one study.
+    """Measured backends of one study.
 
     Args:
-        asked: as `asked_tune` gives it.
-        planned: all runs of the study, those included that have a result.
-        images: what the plan says of each data set.
-        kept: what the plan has: machine key → shape class → name of a backend.
+        asked: result of `asked_tune`.
+        planned: all runs of the study, finished ones included.
+        images: records of each data set in the plan.
+        kept: backends in the plan: machine key → shape class → name of a backend.
     """
 
     def __init__(
@@ -59,9 +59,9 @@ class StudyBackends:
 
     @property
     def measures(self) -> bool:
-        """Whether to measure: as asked, and for "auto" if the study trains at least 20 times as long as that takes.
+        """Whether to measure: as asked; with "auto", if the study trains at least 20 times as long as measuring takes.
 
-        A study that matches step times measures too: its widths were solved with measured backends.
+        A study that matches step times measures too, since its widths were solved with measured backends.
         """
         if self.asked != "auto" or any(BUDGETS[one.match].is_timed for one in self.planned):
             return self.asked != "off"
@@ -70,7 +70,7 @@ class StudyBackends:
         return sum(map(self._seconds, {one.run.id: one for one in self.planned}.values())) >= PAYS * takes
 
     def work(self, work: Work, engine: Engine, left: Sequence[RunConfig]) -> Work:
-        """What the engine is told: what is known of backends, and whether workers measure themselves.
+        """Work for the engine: the known backends, and whether workers measure themselves.
 
         On this machine's CPU everything is measured here first, before workers would disturb each other.
         """
@@ -84,7 +84,7 @@ class StudyBackends:
         return work.model_copy(update={"tune": "on" if in_workers else "off", "choices": choices})
 
     def note(self, provenance: Mapping[str, Any]) -> bool:
-        """Keep what a worker has measured on a machine; whether that was new. What is kept already stands."""
+        """Keep what a worker has measured on a machine; return whether it was new. Kept choices are not replaced."""
         machine, choices = provenance.get("machine"), provenance.get("choices")
         if not machine or not choices:
             return False
@@ -130,7 +130,7 @@ class StudyBackends:
             LOGGER.warning("spectrum: backends are guessed, as this study trains briefly; --tune on measures them")
 
     def _seconds(self, one: CostedRun) -> float:
-        """Rough seconds of training."""
+        """Rough number of seconds of training."""
         key = images_key(dict(one.run))
         used = [max(train for train, _ in known["used"]) for known in self.images if images_key(known) == key]
         images = one.run.train_images or max(used, default=0)
@@ -138,6 +138,6 @@ class StudyBackends:
 
 
 def _network(run: RunConfig) -> str:
-    """A hash of what decides which shape classes a run's layers have."""
+    """Hash of the options that decide the shape classes of a run's layers."""
     sizes = (run.batch_size, run.autocast, run.compile, run.train_images, run.validation_fraction)
     return digest([network_of(run), *sizes, list(images_key(dict(run)))])

@@ -1,10 +1,15 @@
-"""What a comparison changes: a fair one changes a single factor.
+"""Check what a comparison changes: a fair one changes a single factor.
 
-Factors are the options in which the two sides differ, and what no option says: parameters and MACs where no budget
-matches them or where the sides have budgets of different size, 1×1 convolutions that run at other resolutions, norms
-and non-linearities that come or go, and sides whose runs do not pair. A consequence is listed with its option: BNs with
-`norm`, or with `depth`; counts with the budget. An interaction compares differences, and so has two sets of factors: of
-each difference, and of the settings between which it compares.
+Factors are options in which the two sides differ, and differences that no option names:
+
+    parameters and MACs that no budget matches, or of sides with budgets of different size
+    1×1 convolutions that run at other resolutions
+    norms and non-linearities that are added or removed
+    sides whose runs do not pair
+
+A consequence is listed with its option: batch norms with `norm`, or with `depth`; counts with the budget. An
+interaction compares differences. It therefore has two sets of factors: those of each difference, and those of the
+settings between which it compares.
 """
 
 from __future__ import annotations
@@ -22,7 +27,7 @@ from spectrum.models.position import PLACES, Position
 from spectrum.study.planning import CostedRun
 
 WORDS = {**COUNTS, "step_time": "step time"}
-CAUSES = {  # what no option says, and the options that it may follow from
+CAUSES = {  # differences that no option names, and the options that may cause them
     "batch normalisations": ("norm", "depth", "residual", "model", "widths"),
     "non-linearities": ("activation", "depth", "model", "widths"),
     "pixels at which the 1×1s run": ("depth", "model", "widths"),
@@ -49,8 +54,8 @@ class Examined:
 
     contrast: Contrast
     factors: tuple[Factor, ...]
-    across: tuple[Factor, ...] = ()  # of an interaction: in what its settings differ
-    notes: tuple[str, ...] = ()  # what also differs, as it must where something else is matched
+    across: tuple[Factor, ...] = ()  # of an interaction: differences between its settings
+    notes: tuple[str, ...] = ()  # differences that follow from matching something else
 
     @property
     def confounded(self) -> bool:
@@ -58,7 +63,7 @@ class Examined:
         return len(self.factors) > 1 or len(self.across) > 1
 
     def record(self) -> PlannedContrast:
-        """What plan.json keeps of it."""
+        """Entry of plan.json for this comparison."""
         across = self.contrast.across
         interaction = {} if across is None else {"across": across, "across_factors": tuple(map(str, self.across))}
         return PlannedContrast(
@@ -76,10 +81,10 @@ Side = Sequence[CostedRun]
 
 
 def examine(study: Study, planned: Sequence[CostedRun]) -> list[Examined]:
-    """Every comparison of a study with its factors, in the order of the file.
+    """Find the factors of every comparison of a study, in the order of the file.
 
     Args:
-        study: whose comparisons they are.
+        study: the study with the comparisons.
         planned: from `plan_study`, of the same study.
     """
     by_wanted = {(one.asked.id, one.match): one for one in planned}
@@ -114,7 +119,7 @@ def _examined(study: Study, contrast: Contrast, side: Callable[[Mapping[str, Any
 
 
 def _ends(planned: Side) -> list[list[CostedRun]]:
-    """The runs with the fewest segments, and those with the most."""
+    """Runs with the fewest segments, and runs with the most."""
     places = [max(one.realised_segments, default=0) for one in planned]
     asked = [_segments(one.asked) for one in planned]
     fewest, most = (asked[places.index(end)] for end in (min(places), max(places)))
@@ -177,7 +182,7 @@ def _factors(study: Study, first: Side, second: Side) -> tuple[list[Factor], lis
         "batch normalisations": lambda plan: str(plan.norms),
         "non-linearities": lambda plan: str(plan.nonlinearities),
     }
-    if all(plan.pointwise_pixels for plan in (*first, *second)):  # a single operation has none
+    if all(plan.pointwise_pixels for plan in (*first, *second)):  # a plain operation has no 1×1
         derived["pixels at which the 1×1s run"] = lambda plan: " ".join(map(str, plan.pointwise_pixels))
     for name, say in derived.items():
         compared(name, say)
@@ -194,7 +199,7 @@ def _factors(study: Study, first: Side, second: Side) -> tuple[list[Factor], lis
 
 
 def _pair(study: Study, found: dict[str, Factor], first: Side, second: Side) -> bool:
-    """Whether every run of one side has a counterpart on the other that differs in the factors alone."""
+    """Whether every run of one side has a counterpart on the other that differs only in the factors."""
     rest = ["seed", *(name for name in study.varied() if name not in (*found, *PLACES, "match"))]
 
     def others(plan: CostedRun) -> tuple[Any, ...]:
@@ -204,7 +209,7 @@ def _pair(study: Study, found: dict[str, Factor], first: Side, second: Side) -> 
 
 
 def _trained(plan: CostedRun) -> tuple[Any, ...]:
-    """What tells networks apart, whatever their options are called."""
+    """Identity of a network, independent of the names of its options."""
     unnamed = {"seed": 0, "segments": 1, "segment_width": None, "stage_segments": None}
     return plan.run.model_copy(update=unnamed).id, plan.realised_segments
 
@@ -218,7 +223,7 @@ def _counts_that_change(first: Side, second: Side) -> Iterator[str]:
 
 
 def _change(first: Sequence[int], second: Sequence[int]) -> str:
-    """By how much the second side is above the first, where each has one count."""
+    """Relative difference of the second side from the first, if each has one count."""
     if len({*first}) > 1 or len({*second}) > 1:
         return ""
     return f" ({100 * (second[0] / first[0] - 1):+.1f}%)".replace("-", "−")

@@ -1,6 +1,6 @@
-"""What is wrong in a study's folder, what a reader of its rows should know, and what of it can be mended.
+"""Find what is wrong in a study's folder, what readers of its rows should know, and what can be repaired.
 
-Without torch, and without the study's file: a folder says what it needs by itself. Nothing here writes, but `repair`.
+Needs neither torch nor the study's file. Only `repair` writes.
 """
 
 from __future__ import annotations
@@ -28,31 +28,31 @@ from spectrum.study.store import (
 )
 from spectrum.training.checkpoint_files import CHECKPOINTS, CheckpointFile, checkpoint_files, half_written
 
-# within one, on CPUs, weights are the same
+# on CPUs, weights are identical between runs that share these
 ENVIRONMENT = ("torch", "processor", "device", "card", "threads", "layout", "lowering", "machine")
 
 
 @dataclass(frozen=True)
 class Finding:
-    """Something about a folder, in words.
+    """An observation about a folder.
 
-    A fault is work that is lost or done twice, or rows that do not belong together; the rest is for the reader to know.
-    `remove` are files that hold nothing of worth.
+    A fault is lost or repeated work, or rows that do not belong together; all else is information. `remove` lists files
+    without any use.
     """
 
     message: str
     fault: bool
-    torn: bool = False  # lines that a writer moves to results.bad
+    torn: bool = False  # lines that the next writer moves to results.bad
     remove: tuple[Path, ...] = ()
 
     @property
     def can_be_mended(self) -> bool:
-        """Whether `repair` does something about it."""
+        """Whether `repair` can repair this."""
         return self.torn or bool(self.remove)
 
 
 def look_at(folder: Path) -> list[Finding]:
-    """All findings, faults first. Raises StoreError for a folder that is none of a study."""
+    """All findings, faults first. Raises StoreError for a folder that holds no study."""
     rows = read_rows(folder)
     found = [
         *_of_writer(folder),
@@ -72,15 +72,15 @@ def look_at(folder: Path) -> list[Finding]:
 
 
 def repair(folder: Path, found: Sequence[Finding]) -> None:
-    """Move torn lines to results.bad, remove files that hold nothing. Raises StoreError while a run writes there."""
-    with Store(folder):  # which sets torn lines aside
+    """Move torn lines to results.bad and remove useless files. Raises StoreError while a run writes to the folder."""
+    with Store(folder):  # opening the store moves torn lines
         for path in (path for one in found for path in one.remove):
             shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 
 
 def _of_writer(folder: Path) -> Iterator[Finding]:
     if (writer := writer_of(folder)) is not None:
-        yield Finding(f"{writer} writes here now: what it has begun looks unfinished", fault=False)
+        yield Finding(f"{writer} is writing here now, so the runs that it has begun look unfinished", fault=False)
 
 
 def _of_plan(folder: Path, rows: Sequence[Row]) -> Iterator[Finding]:
@@ -90,15 +90,15 @@ def _of_plan(folder: Path, rows: Sequence[Row]) -> Iterator[Finding]:
         yield Finding(str(error), fault=True)
         return
     if plan is None:
-        yield Finding("there is no plan.json: the rows are read without one", fault=bool(rows))
+        yield Finding("plan.json is missing; the rows are read without it", fault=bool(rows))
         return
     planned = set(plan.ids)
     others = {row["id"] for row in rows} - planned
     if others:
-        yield Finding(f"{_runs(others)} not in the plan: of an earlier version of the study", fault=False)
+        yield Finding(f"{_runs(others)} not in the plan, so from an earlier version of the study", fault=False)
     failed = {row["id"] for row in rows if row["status"] == "failed"} - _finished(rows)
     if failed & planned:
-        yield Finding(f"{_runs(failed & planned)} failed; the next run tries again", fault=True)
+        yield Finding(f"{_runs(failed & planned)} failed; run the study again to retry", fault=True)
 
 
 def _of_lines(folder: Path) -> Iterator[Finding]:
@@ -118,11 +118,11 @@ def _of_ids(rows: Sequence[Row]) -> Iterator[Finding]:
     unlike = {id for id in twice if len(set(hashes[id])) > 1}
     if twice:
         message = f"{_runs(twice)} finished more than once; the first row counts"
-        yield Finding(message + (f", and {len(unlike)} of them had other weights then" if unlike else ""), fault=True)
+        yield Finding(message + (f", {len(unlike)} of them with different weights" if unlike else ""), fault=True)
 
 
 def _of_weights(rows: Sequence[Row]) -> Iterator[Finding]:
-    """Runs of one seed that were trained to the same weights under several ids. (Those that diverged are all NaN.)"""
+    """Runs of one seed with the same final weights under several ids. Diverged runs are left out: they are all NaN."""
     ids = defaultdict(set)
     for row in rows:
         if row["status"] == "done" and row.get("weights_sha256") is not None:
@@ -132,7 +132,7 @@ def _of_weights(rows: Sequence[Row]) -> Iterator[Finding]:
         first, second = sorted(alike[0])[:2]
         yield Finding(
             f"{_runs(id for seen in alike for id in seen)} share their weights with another of the same seed, "
-            f"such as {first} with {second}; what their rows differ in had no effect",
+            f"such as {first} with {second}; the options in which they differ had no effect",
             fault=False,
         )
 
@@ -143,7 +143,7 @@ def _of_history(folder: Path, rows: Sequence[Row]) -> Iterator[Finding]:
     done = {row["id"]: row for row in rows if row["status"] == "done"}
     short = {id for id, row in done.items() if counted[id] < row.get("epochs", 0)}
     if short:
-        yield Finding(f"{HISTORY} lacks epochs of {_runs(short)}; their rows are whole", fault=True)
+        yield Finding(f"{HISTORY} lacks epochs of {_runs(short)}; their rows are complete", fault=True)
 
 
 def _of_images(rows: Sequence[Row]) -> Iterator[Finding]:
@@ -153,27 +153,27 @@ def _of_images(rows: Sequence[Row]) -> Iterator[Finding]:
             prints[images_key(row)].add(_provenance(row)["data_fingerprint"])
     for named, seen in prints.items():
         if len(seen) > 1:
-            yield Finding(f"rows of {len(seen)} versions of the data set {named[0]!r} stand together", fault=True)
+            yield Finding(f"rows come from {len(seen)} versions of the data set {named[0]!r}", fault=True)
 
 
 def _of_checkpoints(folder: Path, rows: Sequence[Row]) -> Iterator[Finding]:
     finished = _finished(rows)
-    root, writing = folder / CHECKPOINTS, writer_of(folder)  # whose folders come and go
+    root, writing = folder / CHECKPOINTS, writer_of(folder)  # while a run writes, folders come and go
     for below in sorted(path for path in root.iterdir() if path.is_dir()) if root.is_dir() else ():
         named = f"{CHECKPOINTS}/{below.name}"
         if below.name in finished:
-            yield Finding(f"{named}: of a run that has its row", fault=False, remove=(below,))
+            yield Finding(f"{named}: left over from a finished run", fault=False, remove=(below,))
             continue
         states = {file: _state_of(file) for file in checkpoint_files(below)}
         if not states and writing is None and _is_empty(below):
-            yield Finding(f"{named}: empty; the run starts anew", fault=True, remove=(below,))
+            yield Finding(f"{named}: empty, so the run starts anew", fault=True, remove=(below,))
         yield from _of_states(named, states)
         if halves := half_written(below):
-            yield Finding(f"{named}: half a file", fault=False, remove=tuple(halves))
+            yield Finding(f"{named}: a partly written file", fault=False, remove=tuple(halves))
 
 
 def _is_empty(folder: Path) -> bool:
-    """Whether it is there, and has nothing in it."""
+    """Whether the folder exists and is empty."""
     try:
         return not any(folder.iterdir())
     except FileNotFoundError:
@@ -186,33 +186,33 @@ def _of_environments(rows: Sequence[Row]) -> Iterator[Finding]:
         counts = Counter(str(record.get(name)) for record in seen)
         if len(counts) > 1:
             each = ", ".join(f"{value} ({count})" for value, count in counts.most_common())
-            yield Finding(f"rows of more than one {name}: {each}; weights need not repeat bit for bit", fault=False)
+            yield Finding(f"rows have more than one {name}: {each}; their weights may differ slightly", fault=False)
 
 
 def _of_troubles(rows: Sequence[Row]) -> Iterator[Finding]:
     resumed = [row["id"] for row in rows if any(one["before"] for one in _provenance(row).get("resumed", ()))]
     if resumed:
-        yield Finding(f"{_runs(resumed)} went on in another environment than they began in", fault=False)
+        yield Finding(f"{_runs(resumed)} resumed in a different environment", fault=False)
     for row in rows:
         for trouble in _provenance(row).get("troubles", ()):
             yield Finding(f"{row['id']}: {trouble}", fault=False)
 
 
 def _of_states(named: str, states: Mapping[CheckpointFile, str]) -> Iterator[Finding]:
-    """Of the checkpoints of one run, the newest first."""
+    """Findings about the checkpoints of one run, the newest first."""
     left = "whole" in states.values()
     for file in (file for file, state in states.items() if state == "damaged"):
-        message = f"{named}: the one at step {file.step} is damaged"
-        yield Finding(message + ("" if left else "; the run starts anew"), fault=True, remove=(file.path,))
+        message = f"{named}: the checkpoint at step {file.step} is damaged"
+        yield Finding(message + ("" if left else ", so the run starts anew"), fault=True, remove=(file.path,))
     for file in (file for file, state in states.items() if state == "unreadable"):
-        yield Finding(f"{named}: the one at step {file.step} cannot be read", fault=True)
+        yield Finding(f"{named}: the checkpoint at step {file.step} cannot be read", fault=True)
 
 
 def _state_of(file: CheckpointFile) -> str:
     try:
         file.read()
     except FileNotFoundError:
-        return "gone"  # a run has removed it meanwhile
+        return "gone"  # removed by a run meanwhile
     except OSError:
         return "unreadable"
     except ValueError:
@@ -230,7 +230,7 @@ def _provenance(row: Row) -> dict[str, Any]:
 
 
 def _runs(ids: Iterable[str]) -> str:
-    """How many, and the first few by id."""
+    """Number of runs, with the first few ids."""
     ids = sorted(ids)
     more = ", …" if len(ids) > 3 else ""
     return f"{_count(len(ids), 'run')} ({', '.join(ids[:3])}{more})"

@@ -1,9 +1,9 @@
-"""From a study to its rows: the plan first, then training of the runs that have no row yet.
+"""Run a study: plan it, then train the runs that have no row yet.
 
-run_study    freezes the plan, trains what is left, appends a row per run
+run_study    freezes the plan, trains the remaining runs, appends a row per run
 
-A study that tunes has two phases: the learning-rate sweep, which sees validation images only, then the final runs,
-with seeds of their own, at the values that the sweep chose.
+A study that tunes has two phases. The learning-rate sweep sees validation images only; the final runs then use other
+seeds and the values that the sweep chose.
 """
 
 from __future__ import annotations
@@ -52,9 +52,9 @@ SWEEP, FINAL = "sweep", "final runs"  # phases of a study that tunes
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a call of `run_study` is. `row` is the one just written, None at the start of a phase.
+    """Progress of a call of `run_study`. `row` is the one just written, or None at the start of a phase.
 
-    Counts are of all phases begun so far: of a study that tunes, the sweep, then the final runs.
+    Counts cover all phases begun so far: in a study that tunes, the sweep, then the final runs.
     """
 
     total: int
@@ -64,13 +64,13 @@ class Progress:
     failed: int = 0
     row: Row | None = None
     phase: str = ""
-    """SWEEP or FINAL of a study that tunes; empty for one that does not."""
+    """SWEEP or FINAL in a study that tunes; empty otherwise."""
     before: int = 0
-    """Runs of earlier phases, which `total` counts."""
+    """Runs of earlier phases; `total` includes them."""
     work_ended: float | None = None
-    """Training seconds of the runs that this phase has trained."""
+    """Training seconds of the finished runs of this phase."""
     work_left: float | None = None
-    """Expected training seconds of the runs that this phase has left."""
+    """Expected training seconds of the remaining runs of this phase."""
 
     @property
     def left(self) -> int:
@@ -78,13 +78,13 @@ class Progress:
 
     @property
     def ended(self) -> int:
-        """Runs of this phase that have ended, or had a result already."""
+        """Runs of this phase that have ended, now or in an earlier call."""
         return self.total - self.left - self.before
 
 
 @dataclass(frozen=True)
 class Summary:
-    """How a call of `run_study` ended. Counts are of training runs."""
+    """Result of a call of `run_study`. Counts are of training runs."""
 
     folder: Path
     total: int
@@ -111,21 +111,20 @@ def run_study(
 
     Args:
         study: from `load_study`, or the path of its file.
-        out: folder of the results; by default results/<name of the study>/ below the current folder.
+        out: folder of the results; by default results/<name of the study>/ in the current folder.
         engine: where to train: "local" for processes of this machine, "ray", a name of `register_engine`, or an
             `Engine` such as `RayEngine(Cluster("auto", gpus=1))`.
-        confirm: of a study that tunes, also train the final runs at the chosen values, once the sweep is complete;
-            later calls with the same folder do so too.
+        confirm: for a study that tunes, also train the final runs at the chosen values, once the sweep is complete;
+            later calls with the same folder then do so too.
         on_progress: called at the start of each phase and after every run.
-        on_note: called with a sentence for what a reader of the plan should know, before anything is trained; by
-            default a warning.
+        on_note: called before training with each sentence that a reader of the plan should know; by default, a warning.
         **settings: fields of `EngineSettings`: workers, device, imports, checkpoint_minutes, run_minutes, memory_gb,
             tune.
 
-    A run that was cut short goes on from its latest checkpoint, below checkpoints/ in the folder, to the same weights
-    as without the cut. A run that fails gets a row with status "failed" and the reason; it is tried again by the next
-    run. Raises SpecError, DataError, StoreError (also for a folder that holds another study) or EngineError (of a
-    cluster) before anything is trained.
+    An interrupted run resumes from its latest checkpoint, in checkpoints/ of the folder, and ends with the same weights
+    as without the interruption. A failed run gets a row with status "failed" and the reason; the next call tries it
+    again. Before anything is trained, raises SpecError, DataError, StoreError (also for a folder that holds another
+    study) or EngineError (for a cluster).
 
     In a script, call it below `if __name__ == "__main__":`, since worker processes import the script.
 
@@ -147,7 +146,7 @@ def run_study(
     needed = registered(models, datasets)
     asked = asked.model_copy(update={"imports": modules_of(needed, [*study.imports, *asked.imports])})
     if isinstance(engine, str) and engine not in list_engines():
-        import_modules(asked.imports)  # one of them may register it
+        import_modules(asked.imports)  # one of the modules may register the engine
     trainer = engine_of(engine)
     trainer.check(asked)
     frozen = find_plan(folder)
@@ -159,7 +158,7 @@ def run_study(
         planned, images = _planned(study, folder, frozen, planned, on_note, tunes)
     _check_same_models(folder, models)
     with Store(folder) as store:
-        check_not_other(folder, study)  # once more, now that no other run can write here
+        check_not_other(folder, study)  # checked again, now that no other run can write here
         work = Work(**dict(asked), folder=folder)
         kept = {} if frozen is None else frozen.backends
         backends = StudyBackends(asked_tune(asked.tune), planned, images, kept)
@@ -173,7 +172,7 @@ def _prepared(
     asked: EngineSettings,
     needed: Sequence[Registered],
 ) -> EngineSettings:
-    """The settings with a device that is there. Raises SpecError for a study that cannot be trained so."""
+    """Settings with the device resolved. Raises SpecError for a study that these settings cannot train."""
     if frozen is None or not frozen.is_of(study.hash):
         check_effects(study)  # before torch is loaded
     device = engine.device(asked.device)
@@ -189,14 +188,14 @@ def _prepared(
 def _check_backend(engine: Engine, device: str) -> None:
     """Raise SpecError for a backend that workers would not find, or could not prepare.
 
-    That is asked here once: every run would fail of it.
+    The check runs once, here, because otherwise every run would fail.
     """
     from spectrum.conv.backends.choice import choice_for, preferred_backend
 
     name = preferred_backend()
     if name is not None and engine.starts_processes:
         raise SpecError(
-            f"prefer_backend({name!r}): holds in this process, and runs are trained in others; set {VARIABLE}={name}"
+            f"prefer_backend({name!r}): has no effect on worker processes; set {VARIABLE}={name} in the environment"
         )
     if name is None and backend_of_environment() is None:
         return
@@ -214,7 +213,7 @@ def _planned(
     on_note: Callable[[str], None],
     tunes: bool,
 ) -> tuple[Sequence[CostedRun], list[dict[str, Any]]]:
-    """The study's runs, planned anew where the frozen plan is of other images, and what is known of the images."""
+    """Runs of the study and records of their images; planned anew if the frozen plan was made for other images."""
     from spectrum.data.images import described, read_once
     from spectrum.study.equal_networks import coincidences
 
@@ -230,10 +229,10 @@ def _planned(
 
 
 def in_random_blocks(runs: Sequence[RunConfig]) -> list[RunConfig]:
-    """The order of training: seed by seed, and within a seed by id, which is a hash and so random but repeatable.
+    """Order of training: by seed, then by id, which is a hash and therefore a random but repeatable order.
 
-    What drifts in a machine over hours then falls on no end of the spectrum, and a study that is cut short has whole
-    blocks of runs with the same seeds.
+    Slow drifts of a machine then do not favour one end of the spectrum, and an interrupted study has complete blocks of
+    runs with the same seeds.
     """
     return sorted(runs, key=lambda run: (run.seed, run.id))
 
@@ -253,22 +252,23 @@ class _Run:
         on_progress: Callable[[Progress], None] | None,
     ) -> None:
         self.store, self.study, self.planned = store, study, planned
-        self.images = images  # what the plan says of them
+        self.images = images  # their entries in the plan
         self.backends = backends
         self.engine, self.work, self.on_progress = engine, work, on_progress
         self.base = study.base.model_dump(mode="json")
         self.counts: Counter[str] = Counter()
-        self.seen: set[str] = set()  # ids of the runs that were asked for
+        self.seen: set[str] = set()  # ids of the runs of all phases so far
         self.reused = 0
         self.phase, self.before = "" if study.tune is None else SWEEP, 0
         self.pace = Pace([])
-        self.fingerprints = {images_key(entry): entry["fingerprint"] for entry in images}  # as plan and rows have it
+        # by the same key as in plan and rows
+        self.fingerprints = {images_key(entry): entry["fingerprint"] for entry in images}
 
     def run(self, frozen: Plan | None, *, confirm: bool) -> Summary:
-        """Train the whole study, or only its sweep if no more is asked for; `frozen` is the plan as it was found."""
+        """Train the study, or only its sweep if no more is asked for; `frozen` is the plan in the folder."""
         same = frozen if frozen is not None and frozen.is_of(self.study.hash) else None
         if same is not None and same.base:
-            self.base = same.base  # without options that came to the package since
+            self.base = same.base  # without options that newer versions added
         if self.study.tune is None:
             self.freeze(self.planned)
             self.train(self.planned)
@@ -279,7 +279,7 @@ class _Run:
         return self.tune(self.study.tune, grid, confirm=confirm or once_confirmed)
 
     def tune(self, settings: Tune, grid: dict[str, tuple[float, ...]], *, confirm: bool) -> Summary:
-        """Train the sweep, wider where an edge is best, and the final runs if asked for."""
+        """Train the sweep, extended while a best value is on an edge, and the final runs if asked for."""
         while True:
             swept = sweep(self.planned, grid, settings.seeds)
             if {one.run.id for one in swept} - _finished(self.store.folder).keys():
@@ -306,9 +306,10 @@ class _Run:
         grid: dict[str, tuple[float, ...]] | None = None,
         choices: Sequence[Choice] = (),
     ) -> None:
-        """Write the plan as it stands."""
+        """Write the current plan."""
         study = self.study
-        known: dict[str, Any] = {"images": tuple(self.images)} if self.images else {}  # early plans have none
+        # early plans have no entry of images
+        known: dict[str, Any] = {"images": tuple(self.images)} if self.images else {}
         if grid is not None:
             known["tuning"] = PlannedTuning(
                 grid=grid,
@@ -341,11 +342,11 @@ class _Run:
             self.store.freeze(plan.model_copy(update={"backends": self.backends.kept}))
 
     def train(self, planned: Sequence[CostedRun]) -> dict[str, Row]:
-        """Train those that have no finished row; all finished rows by id."""
+        """Train the runs without a finished row. Returns all finished rows by id."""
         finished = _finished(self.store.folder)
         by_id: dict[str, CostedRun] = {}
         for one in planned:
-            by_id.setdefault(one.run.id, one)  # one network may serve several budgets
+            by_id.setdefault(one.run.id, one)  # several budgets may share one run
         left = in_random_blocks([one.run for id, one in by_id.items() if id not in finished])
         self.reused += len(by_id.keys() & finished.keys() - self.seen)
         self.seen |= by_id.keys()
@@ -373,11 +374,11 @@ class _Run:
                 if changed is not None:
                     raise StoreError(f"{self.store.folder}: {changed}")
         with suppress(OSError):
-            (self.store.folder / LOGS).rmdir()  # if none had anything to say
+            (self.store.folder / LOGS).rmdir()  # only if it is empty
         return finished
 
     def _images_changed(self, outcome: Outcome) -> str | None:
-        """What to say where a run was trained on other images than the rows before it; None where it was not."""
+        """Message if a run was trained on other images than earlier rows; None otherwise."""
         if outcome.result is None:
             return None
         run = outcome.run
@@ -407,13 +408,13 @@ class _Run:
         return row
 
     def _remove_checkpoints(self, finished: Iterable[str]) -> None:
-        """Of runs whose rows are on disk. Names come from the disk: what a row calls itself may be any path."""
+        """Remove checkpoints of finished runs, named as on disk, since an id in a row could be any path."""
         ids, root = set(finished), self.store.folder / CHECKPOINTS
-        with suppress(OSError):  # what cannot be looked through or removed is left, and the doctor says so
+        with suppress(OSError):  # what cannot be removed is left, and the doctor reports it
             for below in list(root.iterdir()) if root.is_dir() else ():
                 if below.name in ids:
                     shutil.rmtree(below, ignore_errors=True)
-            root.rmdir()  # once it is empty
+            root.rmdir()  # only if it is empty
 
     def summary(self, choices: Sequence[Choice] = (), *, is_confirmed: bool = True) -> Summary:
         return Summary(
@@ -454,7 +455,7 @@ def _row(study: Study, planned: CostedRun) -> Row:
 
 
 def _from_plan(study: Study, plan: Plan | None) -> list[CostedRun] | None:
-    """The study's runs with the widths that its plan froze; None where it is of another study, or lacks some."""
+    """The study's runs with the widths that its plan froze; None if the plan is of another study or incomplete."""
     if plan is None or not plan.is_of(study.hash):
         return None
     kept = {run.key: run for run in plan.asked if run.counted}
@@ -465,7 +466,7 @@ def _from_plan(study: Study, plan: Plan | None) -> list[CostedRun] | None:
 
 
 def _all_finished(folder: Path, plan: Plan | None, study: Study, confirm: bool) -> bool:
-    """Whether every run that the plan has is done, and there is none to come that it has not."""
+    """Whether every run of the plan is finished and no further phase follows."""
     if plan is None:
         return False
     is_swept = plan.tuning is not None and bool(plan.tuning.choices)
@@ -480,7 +481,7 @@ def _finished(folder: Path) -> dict[str, Row]:
 
 
 def _is_of_other_images(folder: Path, plan: Plan, planned: Sequence[CostedRun]) -> bool:
-    """Whether a plan was made for other images than there are now; without a record of them, whether no row tells."""
+    """Whether a plan was made for other images than today's. Without a record in it, only rows can tell."""
     from spectrum.data.images import images_of
 
     recorded = {images_key(entry): entry["fingerprint"] for entry in plan.images}
@@ -492,7 +493,7 @@ def _is_of_other_images(folder: Path, plan: Plan, planned: Sequence[CostedRun]) 
 
 
 def _fingerprints(folder: Path) -> dict[tuple[Any, ...], set[str]]:
-    """Of the images that finished rows were trained on."""
+    """Fingerprints of the images that finished rows were trained on."""
     known: dict[tuple[Any, ...], set[str]] = {}
     for row in _finished(folder).values():
         fingerprint = (row.get("provenance") or {}).get("data_fingerprint")
@@ -502,16 +503,16 @@ def _fingerprints(folder: Path) -> dict[tuple[Any, ...], set[str]]:
 
 
 def _check_same_models(folder: Path, models: Sequence[str]) -> None:
-    """Raise StoreError where rows were trained with other code of a model of your own than there is now."""
+    """Raise StoreError if rows were trained with other code of your own model than today's."""
     now = {model: code for model in models if (code := code_of(model)) is not None}
     if not now:
-        return  # models of this package alone: the rows need not be read once more
+        return  # all models are of this package; skip reading the rows
     for row in _finished(folder).values():
         model, then = row.get("model"), (row.get("provenance") or {}).get("model_code")
         if model in now and then is not None and then != now[model]:
             raise StoreError(
                 f"{folder}: its rows were trained with another version of {registered_in(model)}, which registers "
-                f"{model!r} (code {then} then, {now[model]} now); give another --out, or the earlier version"
+                f"{model!r} (code {then} then, {now[model]} now); give another --out, or restore the earlier version"
             )
 
 
@@ -524,5 +525,5 @@ def _check_same_images(folder: Path, planned: Sequence[CostedRun]) -> None:
         if seen - {images_of(one.run).fingerprint}:
             raise StoreError(
                 f"{folder}: its rows were trained on other images of {one.run.dataset!r} than those found now; "
-                "give another --out, or the earlier images (or the earlier $SPECTRUM_IMAGES_GB, if it was changed)"
+                "give another --out, or restore the images (or $SPECTRUM_IMAGES_GB, if it changed)"
             )

@@ -1,8 +1,8 @@
-"""Runs that train the same network under two names, and options that an architecture of your own ignores.
+"""Find runs that train the same network under two names, and options that your own architecture ignores.
 
-Networks are compared as they are built: the same initial weights, outputs, gradients and statistics from one seed are
-the same network, whatever the run calls it. Each is compared by ever dearer means, and only with those that are
-alike so far.
+Built networks are compared: those with the same initial weights, outputs, gradients and statistics from one seed are
+the same network, whatever their options. Cheap comparisons come first, and costly ones only see networks that are still
+alike.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 OF_NETWORK = (*NETWORK, "width", "widths", "dropout")
-IMAGES_SEEN = 2  # by each network that is compared
+IMAGES_SEEN = 2  # batch size of the comparison
 
 
 def _plain_values(option: str) -> tuple[Any, ...]:
-    """Values of an option that is yes or no, one of a few words, or a whole number; empty for others."""
+    """Values of an option that is a boolean, a choice of words, or an integer; empty for other options."""
     kind = RunConfig.model_fields[option].annotation
     kinds = [get_args(one)[0] if get_origin(one) is Annotated else one for one in (kind, *get_args(kind))]
     words = choices(option)
@@ -45,7 +45,7 @@ def _plain_values(option: str) -> tuple[Any, ...]:
     return words if len(words) > 1 else (1, 2) if int in kinds else ()
 
 
-OTHER_VALUES: Mapping[str, tuple[Any, ...]] = {  # of a field, of which any two should make two networks
+OTHER_VALUES: Mapping[str, tuple[Any, ...]] = {  # values of a field, any two of which should make two networks
     **{name: values for name in NetworkFields.model_fields if (values := _plain_values(name))},
     "depth": (1, 2, 3),
     "segment_shares": ((1, 1), (3, 1)),
@@ -60,10 +60,9 @@ T = TypeVar("T")
 
 
 def told_apart(study: Study, planned: Sequence[CostedRun]) -> list[CostedRun]:
-    """The runs of a plan, those that train the same network as an earlier one marked as such (`same_as`).
+    """The runs of a plan; those that train the same network as an earlier one are marked (`same_as`).
 
-    Raises SpecError for an axis along which every network is the same, and for an option that an architecture of your
-    own ignores.
+    Raises SpecError for an axis that changes no network, and for an option that your own architecture ignores.
     """
     if any("seed" in case for case in study.cases):  # then no seed has every cell
         return list(planned)
@@ -86,7 +85,7 @@ def told_apart(study: Study, planned: Sequence[CostedRun]) -> list[CostedRun]:
 
 
 def coincidences(study: Study, planned: Sequence[CostedRun]) -> list[str]:
-    """A sentence for each two configurations of a plan that train the same network."""
+    """A sentence for each pair of configurations in a plan that train the same network."""
     by_id = {one.run.id: one for one in planned}
     pairs: dict[tuple[str, str], tuple[CostedRun, CostedRun]] = {}
     for one in planned:
@@ -96,7 +95,7 @@ def coincidences(study: Study, planned: Sequence[CostedRun]) -> list[str]:
 
 
 def _sentence(study: Study, first: CostedRun, second: CostedRun) -> str:
-    """What tells the two apart in the study, and where, as far as it varies."""
+    """State how the options of the two differ in the study, and at which values of the other axes."""
     fields = ["budget", *(name for name in study.varied() if name not in ("match", *PLACES)), *PLACES]
 
     def settings_of(one: CostedRun) -> dict[str, str]:
@@ -113,11 +112,11 @@ def _sentence(study: Study, first: CostedRun, second: CostedRun) -> str:
     return f"{' and '.join(sides)} train the same network{where}; one of the two is enough"
 
 
-Cell = tuple[dict[str, Any], CostedRun]  # which value of each axis, which case and which budget it has
+Cell = tuple[dict[str, Any], CostedRun]  # the value of each axis, the case and the budget of a run
 
 
 def _cells(study: Study, planned: Sequence[CostedRun]) -> list[Cell]:
-    """Those under the first seed."""
+    """Runs with the first seed."""
     axes = {name: range(len(values)) for name, values in study.axes.items() if name != "seed"}
     axes |= {"case": range(len(study.cases) or 1)}
     places = [dict(zip(axes, at, strict=True)) for at in itertools.product(*axes.values())]
@@ -126,7 +125,8 @@ def _cells(study: Study, planned: Sequence[CostedRun]) -> list[Cell]:
 
 
 def _check_axes(study: Study, cells: Sequence[Cell], first_of: Mapping[str, str]) -> None:
-    """An axis along which all is the same, and would be at other values too. Where just these are alike, it is told."""
+    """Refuse an axis that changes no network and would change none at other values. If only these values agree, a note
+    tells."""
     for axis, values in study.axes.items():
         if len(values) < 2 or axis not in OTHER_VALUES.keys() | {"widths", "stage_segments"}:
             continue
@@ -147,14 +147,14 @@ def _check_axes(study: Study, cells: Sequence[Cell], first_of: Mapping[str, str]
 
 
 def _place_of(study: Study, field: str, alone: Sequence[str]) -> str:
-    """Where a study names a field: as one of the axes of one value, as a flag or in its base."""
+    """Name of the setting of a field in a study: an axis of one value, a flag, or an option of its base."""
     if field in alone:
         return f"axes.{field}"
     return field if field in study.overrides else f"base.{field}"
 
 
 def _check_options(study: Study, cells: Sequence[CostedRun]) -> None:
-    """Fields that the base names, or an axis of one value, and networks of your own that are the same without."""
+    """Refuse fields set by the base, or by an axis of one value, that change none of your own networks."""
     alone = [axis for axis, values in study.axes.items() if len(values) == 1]
     for field in OF_NETWORK:
         if field == "model" or field not in study.base.model_fields_set | set(alone):
@@ -165,7 +165,7 @@ def _check_options(study: Study, cells: Sequence[CostedRun]) -> None:
                 having.setdefault(digest(network_of(one.asked)), one.asked)
         own = {run.model for run in having.values() if registered_in(run.model)}
         if not having or len(own) < len({run.model for run in having.values()}) or any(map(declares_uses, own)):
-            continue  # an architecture that says what it uses is taken at its word
+            continue  # an architecture that declares the options it uses is believed
         if not any(_heeds(run, field) for run in having.values()):
             place, name = _place_of(study, field, alone), min(own)
             raise SpecError(
@@ -175,7 +175,7 @@ def _check_options(study: Study, cells: Sequence[CostedRun]) -> None:
 
 
 def _heeds(run: RunConfig, field: str) -> bool:
-    """Whether another value of a field would make another network, or none."""
+    """Whether another value of a field would make another network, or could not be built."""
     for value in _other_values(run, field):
         places = dict.fromkeys(PLACES) | {"segment_shares": "even"} if field in (*PLACES, "segment_shares") else {}
         shares = {"segments": len(value)} if field == "segment_shares" else {}
@@ -183,7 +183,7 @@ def _heeds(run: RunConfig, field: str) -> bool:
         try:
             alike = _alike([run, other])
         except SpecError:
-            return True  # that is an effect as well
+            return True  # an error is an effect, too
         if not alike:
             return True
     return not _other_values(run, field)
@@ -203,11 +203,11 @@ def _alike(runs: Sequence[RunConfig]) -> bool:
 
 
 def _groups(planned: Sequence[CostedRun]) -> list[list[CostedRun]]:
-    """Those that are trained alike under different ids, in groups of two and more."""
+    """Groups of two or more runs that train alike under different ids."""
     by_id = {one.run.id: one for one in planned}
     groups = [list(by_id.values())]
     keys: tuple[Callable[[CostedRun], str], ...] = (
-        # Two models of your own may differ in training alone, in what no option says.
+        # Your own models may differ in training although all their options agree.
         lambda one: digest([one.run.model if registered_in(one.run.model) else ""]),
         lambda one: digest([one.params, one.macs, one.activations, one.norms, one.nonlinearities]),
         lambda one: _trained(one.run),
@@ -221,7 +221,7 @@ def _groups(planned: Sequence[CostedRun]) -> list[list[CostedRun]]:
 
 
 def _once(key: Callable[[CostedRun], str]) -> Callable[[CostedRun], str]:
-    """The same, asked once for each network on images of one shape."""
+    """Cache a key, one value per network and shape of images."""
     known: dict[str, str] = {}
 
     def found(one: CostedRun) -> str:
@@ -246,14 +246,14 @@ def _unseeded(one: CostedRun) -> tuple[str, str]:
 
 
 def _trained(run: RunConfig) -> str:
-    """All that a run is told but for its network: images, and the fields of its training that have a use."""
+    """Hash of a run without its network: its images, and the training options that have an effect."""
     images = images_of(run)
     apart = {*OF_NETWORK, *IMAGES, *without_effect(dict(run)), "recipe", "seed"}
     return digest([run.model_dump(mode="json", exclude=apart), images.fingerprint, images.shape])
 
 
 def _started(run: RunConfig) -> str:
-    """A hash of the network as a seed makes it."""
+    """Hash of the initial network."""
     from spectrum.training.evaluation import hash_weights
 
     with _seeded():
@@ -262,7 +262,7 @@ def _started(run: RunConfig) -> str:
 
 
 def _scored(run: RunConfig) -> str:
-    """A hash of what the network gives for random images, in evaluation mode."""
+    """Hash of the network's outputs for random images, in evaluation mode."""
     import torch
 
     with _seeded(), torch.no_grad():
@@ -270,7 +270,7 @@ def _scored(run: RunConfig) -> str:
 
 
 def _stepped(run: RunConfig) -> str:
-    """A hash of all that one training step on random images would change: gradients and statistics."""
+    """Hash of the gradients and statistics after one training step on random images."""
     from torch.nn.functional import cross_entropy
 
     from spectrum.training.evaluation import hash_weights
@@ -281,7 +281,7 @@ def _stepped(run: RunConfig) -> str:
         try:
             loss = cross_entropy(model.train()(x_nchw), y_n)
             loss.backward()
-        except Exception:  # of a model of your own, in training: the run will say it
+        except Exception:  # from your own model; the run will report it
             return run.id
         return digest([_hash(loss), *map(_gradient, model.parameters()), hash_weights(model)])
 
@@ -307,7 +307,7 @@ def _hash(tensor: Tensor) -> str:
 
 @contextmanager
 def _seeded() -> Iterator[None]:
-    """One seed and one thread inside; outside, generators go on as if nothing had been drawn."""
+    """Use a fixed seed and one thread inside; restore all random generators afterwards."""
     import numpy as np
     import torch
 
@@ -316,7 +316,7 @@ def _seeded() -> Iterator[None]:
     before, threads = (random.getstate(), np.random.get_state()), torch.get_num_threads()
     with torch.random.fork_rng(devices=[]):
         seed_generators(0)
-        torch.set_num_threads(1)  # two images are not worth more
+        torch.set_num_threads(1)  # enough for two images
         try:
             yield
         finally:

@@ -1,7 +1,7 @@
-"""How long a study takes: its training steps, what stands around them, and how many workers share the machine.
+"""Forecast how long a study takes: its training steps, the work around them, and the workers that share the machine.
 
-Everything is CPU time, measured or counted while a study is planned; the share of a core that each worker gets turns
-it into time on the clock.
+All costs are CPU times, measured or counted during planning. Each worker's share of a core converts them to elapsed
+time.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from spectrum.design.run import RunConfig
 if TYPE_CHECKING:
     from spectrum.data.splits import Images
 
-LOOK = 0.3  # seconds for which each thing is measured
-USUAL_START = 3.0  # seconds to load torch and this package, for a process that has them already
+LOOK = 0.3  # seconds per measurement
+USUAL_START = 3.0  # seconds to load torch and this package, assumed if this process has already loaded them
 REPORT = 3.0  # seconds to draw the figures and write the page of a small study
 OF_DATA = ("validation_fraction", "train_images", "normalisation", "batch_size", "flip", "shift", "cutout")
-FORWARD = 1 / 3  # of a training step: a backward pass does twice the work of a forward pass
+FORWARD = 1 / 3  # fraction of a training step: a backward pass does twice the work of a forward pass
 
 
 def cpu_seconds(function: Callable[[], object], threads: int) -> float:
@@ -37,7 +37,7 @@ def cpu_seconds(function: Callable[[], object], threads: int) -> float:
 
 def data_seconds(run: RunConfig, images: Images) -> tuple[float, float]:
     """CPU time to split and normalise the images of a run, and to make one batch of them."""
-    with _one_thread():  # several wait for each other by spinning, which is CPU time too
+    with _one_thread():  # several threads wait for each other actively, which counts as CPU time
         return _data_seconds(run, images)
 
 
@@ -60,11 +60,11 @@ def run_seconds(
     """CPU time of one run on one worker: its steps, its evaluations and its data.
 
     Args:
-        run: whose epochs, batch size and scoring count.
-        sizes: images that it trains on, and those that it validates on after every epoch.
-        test_images: that it is scored on at the end.
-        step: seconds of a training step.
-        data: seconds to split the images, and to make the batch of a step.
+        run: the run, of which epochs, batch size and scoring count.
+        sizes: numbers of training images, and of images validated after every epoch.
+        test_images: number of images scored at the end.
+        step: seconds per training step.
+        data: seconds to split the images, and seconds to make a batch.
     """
     train, validation = sizes
     batch = min(run.batch_size, train)
@@ -75,7 +75,7 @@ def run_seconds(
 
 
 def start_seconds() -> float:
-    """CPU time in which a process loads torch and this package: of this process, if it has just done so."""
+    """CPU time to load torch and this package, measured if this process has just done so."""
     is_fresh = "torch" not in sys.modules
     import torch  # noqa: F401
 
@@ -85,7 +85,7 @@ def start_seconds() -> float:
 
 
 def share_of_a_core(workers: int) -> float:
-    """The share of a core that each of several workers gets now, between 0 and 1: below 1 on a busy machine."""
+    """Share of a core that each of several workers gets now, between 0 and 1: below 1 on a busy machine."""
     import torch
 
     square = torch.ones(256, 256)
@@ -119,7 +119,7 @@ def _one_thread() -> Iterator[None]:
 
 
 def makespan(seconds: Sequence[float], workers: int) -> float:
-    """How long workers take that each begin the next run as soon as they are free.
+    """Elapsed time of workers that each begin the next run as soon as they are free.
 
     >>> makespan([3, 1, 1, 1], workers=2), makespan([2, 2, 2], workers=2)
     (3, 4)

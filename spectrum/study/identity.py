@@ -1,7 +1,7 @@
-"""Whose results a folder holds: one rule for every command and for `run_study`.
+"""Decide to which study a folder belongs: one rule for every command and for `run_study`.
 
-A plan of the same hash is the study's own, whatever the two are called. A plan of the same name that shares a run with
-the study is an earlier version of it: seeds, values or budgets came or went. All else is another study.
+A plan with the same hash belongs to the study, whatever the two are called. A plan with the same name and a run in
+common is an earlier version: seeds, values or budgets were added or removed. Everything else is another study.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ Held = Literal["nothing", "same", "version", "other"]
 
 
 def folder_of(study: Study, out: str | Path | None = None) -> Path:
-    """Folder of a study's results: the one that is asked for, or results/NAME below the current folder.
+    """Folder of a study's results: `out`, or results/NAME in the current folder.
 
-    Raises SpecError where that, or a folder that it would lie in, is a file.
+    Raises SpecError if that path or one of its parents is a file.
     """
     folder = Path("results", study.name) if out is None else Path(out)
     for path in (folder, *folder.parents):
@@ -33,9 +33,9 @@ def folder_of(study: Study, out: str | Path | None = None) -> Path:
 
 
 def held_by(folder: Path, study: Study) -> Held:
-    """What a folder holds, as seen from a study: nothing, the same study, another version of it, or another study.
+    """Content of a folder for a study: nothing, the same study, another version of it, or another study.
 
-    Where nothing has finished under a plan of the same name, nothing of another study could be lost: it is a version.
+    A plan of the same name without finished runs counts as a version, since no result could be lost.
     """
     plan = find_plan(folder)
     if plan is not None and plan.is_of(study.hash):
@@ -52,13 +52,13 @@ def held_by(folder: Path, study: Study) -> Held:
 
 
 def shared_runs(study: Study, plan: Plan) -> int:
-    """How many of a study's runs a plan has too, before widths are solved and learning rates chosen."""
+    """Number of a study's runs that a plan has too, before widths are solved and learning rates chosen."""
     asked = {run.key[0] for run in plan.asked}
     return sum(run.id in asked for run in study.runs())
 
 
 def check_not_other(folder: Path, study: Study) -> Held:
-    """What the folder holds. Raises StoreError where it is another study, whose plan and page would be replaced."""
+    """Return what the folder holds. Raises StoreError if it is another study, whose plan and page would be replaced."""
     held = held_by(folder, study)
     if held == "other":
         plan = find_plan(folder)
@@ -67,13 +67,13 @@ def check_not_other(folder: Path, study: Study) -> Held:
         why = f", and no run of {study.name} as its file is now{changed}" if same_name else f", not {study.name}"
         raise StoreError(
             f"{folder}: holds the study {_called(folder)}{why}. Nothing was changed. Give another folder with --out, "
-            f"or rename the file or this folder. To read what is there: spectrum report {folder}"
+            f"or rename the file or this folder. To read its results: spectrum report {folder}"
         )
     return held
 
 
 def check_same(folder: Path, study: Study) -> None:
-    """Raise StoreError where the folder's numbers are not those of the study as it is now."""
+    """Raise StoreError if the folder's numbers are not those of the study as it is now."""
     if check_not_other(folder, study) != "version":
         return
     plan = find_plan(folder)
@@ -82,15 +82,15 @@ def check_same(folder: Path, study: Study) -> None:
             f"{folder}: {study.name} has changed since it ran here{changed_since(study, plan)}: "
             f"{shared_runs(study, plan)} of its {len(study.runs())} runs are in the plan {_called(folder)}. "
             "Run it again: spectrum run FILE. "
-            f"To read what is there: spectrum report {folder}"
+            f"To read its results: spectrum report {folder}"
         )
 
 
 def changes(study: Study, plan: Plan) -> list[str]:
-    """What a study's file sets otherwise than its frozen plan, such as "epochs was 3 and is 5"; a phrase per option.
+    """Differences between a study's file and its frozen plan, such as "epochs was 3 and is 5"; one phrase per option.
 
-    Options of the base, values of the axes, and the budget; widths that a budget solved and values that a sweep chose
-    are not the file's.
+    Options of the base, values of the axes and the budget count; widths solved by a budget and values chosen by a sweep
+    do not.
     """
     was, is_now = dict(plan.base), study.base.model_dump(mode="json")
     frozen = [run.asked_options for run in plan.asked]
@@ -108,7 +108,7 @@ def _value(value: Any) -> str:
 
 
 def changed_since(study: Study, plan: Plan | None) -> str:
-    """The first few `changes`, in brackets with a space before them; empty where there are none, or no plan."""
+    """The first few `changes` in brackets, after a space; empty if there are none, or no plan."""
     changed = [] if plan is None else changes(study, plan)
     if not changed:
         return ""
@@ -117,7 +117,7 @@ def changed_since(study: Study, plan: Plan | None) -> str:
 
 
 def contrasts_changed(study: Study, plan: Plan) -> bool:
-    """Whether a study's contrasts are others than those that its plan froze; its hash does not tell."""
+    """Whether a study's comparisons differ from those frozen in its plan; the study's hash does not cover them."""
     names = ("name", "between", "across", "margin")
     asked = [
         {"name": one.name, "between": one.between, "across": one.across, "margin": one.margin}

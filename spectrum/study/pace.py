@@ -1,7 +1,7 @@
-"""How much training is left, in seconds of one worker: from the runs that have ended, and the cost of the others.
+"""Estimate the remaining training time, in seconds of one worker.
 
-Runs of one configuration take about as long as each other, so a configuration that has been seen is taken at its own
-pace. The time of one that has not been seen is estimated from its cost.
+Runs of one configuration take similar times, so a configuration with finished runs uses their mean. Other runs are
+estimated from their cost.
 """
 
 from __future__ import annotations
@@ -11,12 +11,12 @@ from statistics import fmean
 
 from spectrum.study.planning import CostedRun
 
-MACS_PER_ACTIVATION = 50  # moving an activation through memory takes as long as so many MACs; a rough fit on CPUs
-APART = {"seed": 0, "lr": 0.1, "weight_decay": 0.0}  # options that change no run's time, all at one value
+MACS_PER_ACTIVATION = 50  # MACs that take as long as moving one activation through memory; a rough fit on CPUs
+APART = {"seed": 0, "lr": 0.1, "weight_decay": 0.0}  # options that do not affect a run's time, set to one value
 
 
 class Pace:
-    """The runs of one stage, and how long those took that have ended.
+    """Runs of one phase, and the times of those that have ended.
 
     >>> pace = Pace([])
     >>> pace.is_known, pace.ended, pace.left
@@ -32,7 +32,7 @@ class Pace:
         self.per_cost: list[float] = []
 
     def end(self, id: str, seconds: float | None) -> None:
-        """Count a run as ended; one that failed has no seconds."""
+        """Count a run as ended; a failed run has no seconds."""
         self.waiting.discard(id)
         if seconds is None:
             self.failed.add(id)
@@ -42,7 +42,7 @@ class Pace:
 
     @property
     def is_known(self) -> bool:
-        """Whether a run has ended with a result; before that, nothing is known in seconds."""
+        """Whether a run has ended with a result; before that, no time is known."""
         return bool(self.per_cost)
 
     @property
@@ -63,6 +63,6 @@ class Pace:
 
 
 def _cost(one: CostedRun) -> float:
-    """What training a run costs, in MACs of one image; 1 or more."""
+    """Cost of training a run, in MACs; at least 1."""
     images = one.run.train_images or 1
     return max(1.0, float(one.macs + MACS_PER_ACTIVATION * one.activations) * one.run.epochs * images)

@@ -1,7 +1,7 @@
-"""What a study will train, known before anything is trained: the runs with solved widths, and what each costs.
+"""Plan a study before anything is trained: its runs with solved widths, and their costs.
 
-Runs differ in seeds and learning rates far more often than in networks, so every network is built, counted, solved
-for and timed once.
+Runs differ in seeds and learning rates far more often than in networks, so every network is built, counted, solved and
+timed once.
 """
 
 from __future__ import annotations
@@ -31,46 +31,46 @@ if TYPE_CHECKING:
     from spectrum.cost.count import Cost
     from spectrum.data.splits import Images
 
-THREADS = 1  # for what is timed
-TRIES = 4  # to match a step time with measured backends
+THREADS = 1  # threads of timed steps
+TRIES = 4  # attempts to match a step time with measured backends
 
 
 @dataclass(frozen=True)
 class CostedRun:
-    """A run and what it costs."""
+    """A run and its cost."""
 
-    run: RunConfig  # as it is trained, with solved widths
+    run: RunConfig  # as trained, with solved widths
     params: int
-    macs: int  # one image, forward
+    macs: int  # of one image, forward pass
     activations: int
-    realised_segments: tuple[int, ...]  # of each segmented convolution
-    asked: RunConfig  # as the study has it
+    realised_segments: tuple[int, ...]  # per segmented convolution
+    asked: RunConfig  # as in the study, before widths are solved
     match: Match = "none"
-    budget: float | None = None  # params, MACs or seconds per step of the reference
+    budget: float | None = None  # cost of the reference: params, MACs or seconds per step
     mismatch: float | None = None  # of this run: cost / budget − 1
-    norms: int = 0  # batch normalisations of a forward pass
+    norms: int = 0  # batch normalisations per forward pass
     nonlinearities: int = 0
-    pointwise_pixels: tuple[int, ...] = ()  # at which each 1×1 of a segmented convolution runs
+    pointwise_pixels: tuple[int, ...] = ()  # output pixels of the 1×1 of each segmented convolution
     step_seconds: float | None = None  # measured
-    solved_for: str | None = None  # a hash of what its widths depend on
+    solved_for: str | None = None  # hash of the conditions on which solved widths depend
     seconds: float | None = None  # estimated CPU time on one worker, evaluation and data included
-    caveat: str | None = None  # what ran in a network of your own and is not in its MACs
-    clamped: tuple[tuple[str, int], ...] | None = None  # option → layers; None: of a plan that does not tell
-    same_as: str | None = None  # id of the run that trains the same network, if an earlier one does
+    caveat: str | None = None  # operations of your own network that its MACs do not include
+    clamped: tuple[tuple[str, int], ...] | None = None  # option → number of layers; None: not recorded in the plan
+    same_as: str | None = None  # id of an earlier run that trains the same network
 
     @property
     def clamped_layers(self) -> int:
-        """How many layers have too few channels for what the run asks of its segments.
+        """Number of layers with fewer channels than the run's segments ask for.
 
-        A layer counts once for each option that it falls short of. A plan of an earlier version tells for `segments`
-        alone, and for a number of them.
+        A layer counts once for each option that it cannot satisfy. Plans of earlier versions only record numbers of
+        `segments`.
         """
         if self.clamped is not None:
             return sum(count for _, count in self.clamped)
         return Position.of(self.run).clamped_count(self.realised_segments) or 0
 
     def record(self) -> PlannedRun:
-        """What plan.json keeps of it."""
+        """Entry of plan.json for this run."""
         known: dict[str, Any] = {
             "clamped_layers": None if self.clamped is None else dict(self.clamped),
             "same_as": self.same_as,
@@ -97,9 +97,9 @@ class CostedRun:
 
 
 def planned_run(run: PlannedRun, asked: RunConfig) -> CostedRun:
-    """The run that `CostedRun.record` kept."""
+    """Restore the run that `CostedRun.record` stored."""
     costs = (run.params, run.macs, run.activations)
-    assert None not in costs, "its costs were counted"
+    assert None not in costs, "plan.json records the costs of the run"
     params, macs, activations = (int(cost) for cost in costs if cost is not None)
     return CostedRun(
         run=RunConfig(**run.options),
@@ -134,14 +134,14 @@ def plan_study(
     Args:
         study: from `load_study`, or the path of its file.
         imports: modules to import first, for models of your own.
-        time_steps: also time some training steps of each network, which takes about half a second each.
-        frozen: an earlier plan; widths that were solved in it for the same budget are taken as they are.
-        tune: where step times are matched, measure the fastest backends of the network found, and match again with
-            them. The search itself uses the guess.
+        time_steps: also time training steps of each network, which takes about half a second each.
+        frozen: an earlier plan; widths solved in it for the same budget are reused.
+        tune: where step times are matched, measure the fastest backends of the solved network, and match again with
+            them. The solver itself uses default backends.
 
-    Raises SpecError for a run whose network cannot be built or cannot meet its budget, for an option or an axis that
-    changes nothing (of a plan that is not frozen yet), and for a network of your own that gives no scores; DataError
-    for a missing data set.
+    Raises SpecError for a run whose network cannot be built or cannot meet its budget, and for a network of your own
+    that returns no scores. Unless the plan is frozen, an option or an axis that changes nothing raises it, too. Raises
+    DataError for a missing data set.
 
     >>> from spectrum import load_study
     >>> planned = plan_study(load_study("experiments/quickstart.toml"))
@@ -167,14 +167,14 @@ def plan_study(
 
 
 def _wall_seconds(function: Callable[[], object], threads: int) -> float:
-    """Time of one call on the clock, the median of several."""
+    """Elapsed time of one call, the median of several."""
     from spectrum.cost.speed import timed
 
     return float(timed(function, threads).median)
 
 
 class _Planner:
-    """Plans one run after the other, each network once."""
+    """Plan runs one after the other; repeated networks are counted and timed once."""
 
     def __init__(self, study: Study, frozen: Plan | None, tunes: bool) -> None:
         self.study, self.tunes = study, tunes
@@ -182,8 +182,8 @@ class _Planner:
             run.solved_for: run for run in (frozen.asked if frozen else ()) if run.solved_for and run.counted
         }
         self.planned: dict[Any, CostedRun] = {}
-        self.sizes: dict[Any, tuple[int, int]] = {}  # of training and validation splits
-        self.data: dict[Any, tuple[float, float]] = {}  # seconds to split images, and to make a batch
+        self.sizes: dict[Any, tuple[int, int]] = {}  # numbers of training and validation images
+        self.data: dict[Any, tuple[float, float]] = {}  # seconds to split the images, and seconds to make a batch
         self.references: dict[Any, CostedRun] = {}
 
     def plan(self, wanted: Wanted, *, time_steps: bool) -> CostedRun:
@@ -191,7 +191,7 @@ class _Planner:
 
         run = wanted.run
         images = images_of(run)
-        sizes = self._sizes(run, images)  # raises where there are too few
+        sizes = self._sizes(run, images)  # raises if there are too few images
         key = (wanted.match, digest(network_of(run)), *_step(run), images.shape, images.classes)
         if key not in self.planned:
             if registered_in(run.model) is not None:
@@ -240,14 +240,14 @@ class _Planner:
             raise SpecError(
                 f"cannot match {match} for {where}: {error}. Choose a larger `reference` or a larger `width` in [base]"
             ) from None
-        # widths that the network has anyway name no other run, which would be trained a second time
+        # if the solved widths are the network's own, keep the run's id, or it would be trained a second time
         own = solution.widths == _stage_widths(run, images)
         solved = run if own else _with_widths(run, solution.widths)
         planned = replace(_counted(solved, images), asked=run, match=match, budget=budget, solved_for=solved_for)
         if BUDGETS[match].is_timed:
             return replace(planned, mismatch=solution.mismatch, step_seconds=solution.cost * budget)
         mismatch = getattr(planned, match) / budget - 1
-        assert mismatch == solution.mismatch, "what was solved for is what was counted"
+        assert mismatch == solution.mismatch, "the solver and the counter agree"
         return replace(planned, mismatch=mismatch)
 
     def _solve_count(self, run: RunConfig, match: Match, budget: int, images: Images) -> Solution:
@@ -260,7 +260,7 @@ class _Planner:
             try:
                 model = _build_on_meta(narrow, images)
             except SpecError:
-                return 0  # too narrow, for its pointwise_segments for instance
+                return 0  # too narrow, for example for its pointwise_segments
             return count_of(narrow, model, by_weights)
 
         base = _stage_widths(run, images)
@@ -319,7 +319,7 @@ class _Planner:
         from spectrum.training.optimisation import make_optimizer
         from spectrum.training.step import compiled, keep_freed_memory, training_step
 
-        keep_freed_memory()  # as training does
+        keep_freed_memory()  # as in training
         model = build(run, images)
         if tuned:
             self._tune(run, images, model)
@@ -355,7 +355,7 @@ class _Planner:
     ) -> float:
         try:
             return clock(self._stepper(run, images, tuned=tuned), THREADS)
-        except Exception as error:  # whatever a user's own model or backend raises
+        except Exception as error:  # from a user's own model or backend
             if not registered([run.model]):
                 raise
             raise _refused(run, "a training step fails", error) from error
@@ -380,15 +380,16 @@ def _corrected(ratio: Callable[[Widths], float], factor: float) -> Callable[[Wid
 
 
 def network_of(run: RunConfig) -> list[Any]:
-    """All fields that say which network a run trains."""
+    """All fields on which the network of a run depends."""
     return network_key(run, "width", "widths", "dropout")
 
 
 def _count_of(match: Match, run: RunConfig, images: Images) -> Callable[[RunConfig, Any, bool], int]:
-    """A function that counts what a budget matches, for a run's network in other widths.
+    """Make a function that counts what a budget matches, for a run's network with other widths.
 
-    It takes the run, its network on `meta`, and whether MACs may be computed from the weights, which is faster and
-    right for nearly all networks."""
+    Its arguments are the run, its network on `meta`, and whether MACs may be computed from the weights, which is faster
+    and correct for nearly all networks.
+    """
     from spectrum.cost.count import macs_of_weights, pixels_by_layer
 
     if match == "params":
@@ -404,18 +405,18 @@ def _count_of(match: Match, run: RunConfig, images: Images) -> Callable[[RunConf
 
 
 def _step(run: RunConfig) -> tuple[Any, ...]:
-    """What the time of a step depends on beside the network."""
+    """Options besides the network on which the time of a step depends."""
     return run.batch_size, run.optimizer, run.autocast, run.compile, run.train_images
 
 
 def _solved_for(run: RunConfig, reference: RunConfig, match: Match, images: Images) -> str:
-    """A hash of what solved widths depend on: network, shape of the images, budget, and for times the step."""
+    """Hash of what solved widths depend on: network, shape of the images, budget, and the step if it is timed."""
     step = _step(run) if BUDGETS[match].is_timed else ()
     return digest([match, network_of(run), network_of(reference), step, images.shape, images.classes])
 
 
 def _as_wide_as(other: RunConfig, run: RunConfig) -> RunConfig:
-    """The run, in the widths of another."""
+    """The run with the widths of another."""
     return run.model_copy(update={"width": other.width, "widths": other.widths})
 
 
@@ -434,15 +435,15 @@ def _stage_widths(run: RunConfig, images: Images) -> Widths:
 
 
 def build(run: RunConfig, images: Images) -> nn.Module:
-    """The network of a run. Raises SpecError where it cannot be built."""
+    """Build the network of a run. Raises SpecError if it cannot be built."""
     from spectrum.models import build_model
 
     channels, side, _ = images.shape
     try:
         return build_model(run.model, run.network_options(channels, images.classes, side))
-    except (ValueError, TypeError, RuntimeError, MemoryError) as error:  # too large, or a user's own model
+    except (ValueError, TypeError, RuntimeError, MemoryError) as error:  # too large, or an error of a user's own model
         raise SpecError(f"model = {run.model!r}, segments = {run.segments}: {error}") from error
-    except Exception as error:  # whatever else a user's own model raises
+    except Exception as error:  # other errors of a user's own model
         raise _refused(run, "its builder fails", error) from error
 
 
@@ -451,9 +452,9 @@ def _refused(run: RunConfig, what: str, error: Exception) -> SpecError:
 
 
 def _check_own(run: RunConfig, images: Images) -> None:
-    """Raise SpecError for a network of your own that gives no scores of these images' classes.
+    """Raise SpecError for a network of your own that does not return scores of these images' classes.
 
-    It sees two random images, in evaluation mode, as counting does.
+    It gets two random images, in evaluation mode, as for counting.
     """
     import torch
 
@@ -472,16 +473,16 @@ def _check_own(run: RunConfig, images: Images) -> None:
     if not isinstance(scores_nk, torch.Tensor) or tuple(scores_nk.shape) != expected:
         raise SpecError(
             f"{name}: gives {_described(scores_nk)} for 2 images of {images.classes} classes; "
-            f"return one tensor of shape {expected}, with arch.num_classes scores an image"
+            f"return one tensor of shape {expected}, with arch.num_classes scores per image"
         )
     if not scores_nk.is_floating_point():
         raise SpecError(f"{name}: gives scores of type {scores_nk.dtype}; return floating-point ones")
     if not bool(scores_nk.isfinite().all()):
-        raise SpecError(f"{name}: gives NaN or infinite scores before any training; mend its initial weights")
+        raise SpecError(f"{name}: gives NaN or infinite scores before any training; fix its initial weights")
 
 
 def _described(value: object) -> str:
-    """What something is, in words."""
+    """Describe a value in words."""
     shape = getattr(value, "shape", None)
     if shape is not None:
         return f"a tensor of shape {tuple(shape)}"
@@ -491,7 +492,7 @@ def _described(value: object) -> str:
 
 
 def _build_on_meta(run: RunConfig, images: Images) -> nn.Module:
-    """The network without its numbers, for counting; with them, where a user's own model cannot be built so."""
+    """Build the network without numbers, for counting; with numbers, if a user's own model cannot be built without."""
     import torch
 
     try:
@@ -538,7 +539,7 @@ def _forward_macs(run: RunConfig, model: nn.Module, images: Images) -> int:
 
     try:
         return forward_macs(model, images.shape)
-    except Exception:  # as in `_cost`
+    except Exception:  # see `_cost`
         return forward_macs(build(run, images), images.shape)
 
 
@@ -548,6 +549,6 @@ def _cost(run: RunConfig, images: Images) -> tuple[nn.Module, Cost]:
     model = _build_on_meta(run, images)
     try:
         return model, measure_cost(model, images.shape)
-    except Exception:  # a user's own model may look at numbers; what else is wrong will show again
+    except Exception:  # a user's own model may read values; any other error occurs again below
         model = build(run, images)
         return model, measure_cost(model, images.shape)

@@ -1,12 +1,12 @@
 """A study's folder: rows that are only ever appended, by one writer.
 
-    results.jsonl   one row a finished or failed run, written and synced at once
-    history.jsonl   one row an epoch
-    results.bad     rows that were torn or garbled, moved there by the next run
-    plan.json       the runs of the study as they were frozen
+    results.jsonl   one row per finished or failed run, written and synced at once
+    history.jsonl   one row per epoch
+    results.bad     torn or garbled rows, moved there by the next run
+    plan.json       the frozen runs of the study
 
-The writer holds a kernel lock on `.writer`, which says who it is. A killed writer frees the lock; that the file is
-there means nothing, so nothing goes stale.
+The writer holds a kernel lock on `.writer`, which records its process. A killed writer frees the lock. The file itself
+means nothing, so it cannot become stale.
 """
 
 from __future__ import annotations
@@ -43,20 +43,20 @@ Row = dict[str, Any]
 
 
 class StoreError(RuntimeError):
-    """A results folder that cannot be written or read."""
+    """A results folder cannot be written or read."""
 
 
 class WriteError(StoreError):
-    """A file that could not be written once work had begun, as on a full disk. What was finished is kept."""
+    """A file could not be written after work began, as on a full disk. Finished results are kept."""
 
 
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)  # nobody's input is wrong
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)  # errors that the user's input did not cause
 
 
 class Store:
     """Exclusive writer of one study's folder. Use it in a `with` statement.
 
-    Raises StoreError when the folder cannot be written, or another process writes to it.
+    Raises StoreError if the folder cannot be written, or if another process writes to it.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -77,7 +77,7 @@ class Store:
                 self._remove_half_written()
             self.set_aside = self._set_bad_rows_aside()
             self._written: dict[str, list[bytes]] = {name: [] for name in self._files}
-            self._ends = dict.fromkeys(self._files, 0)  # how long each file was after the last line of ours
+            self._ends = dict.fromkeys(self._files, 0)  # length of each file after our last line
             self._opened = opened.pop_all()
         return self
 
@@ -89,7 +89,7 @@ class Store:
                 for name in (ROWS, HISTORY):
                     self._follow(name)
             except StoreError:
-                if error is None:  # else it would hide why the run ends
+                if error is None:  # else it would hide the earlier error
                     raise
             finally:
                 with suppress(OSError):
@@ -113,7 +113,7 @@ class Store:
             file.close()
 
     def _take_lock(self) -> None:
-        for tries_left in (2, 1, 0):  # `writer_of` holds it for a moment
+        for tries_left in (2, 1, 0):  # `writer_of` holds the lock for a moment
             try:
                 fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 break
@@ -136,14 +136,15 @@ class Store:
         self._append(HISTORY, rows)
 
     def freeze(self, plan: Plan) -> None:
-        """Write plan.json; an earlier plan of another study is kept as plan-<its hash>.json."""
+        """Write plan.json; an earlier plan with another hash is kept as plan-<its hash>.json."""
         path = self.folder / PLAN
         old = find_plan(self.folder)
         if old is not None and old.to_json() == plan.to_json():
             return
         with _told(path, "written", begun=True):
             if old is not None and old.hash != plan.hash:
-                write_whole(self.folder / _kept_as(old), path.read_bytes())  # a copy: the plan is never away
+                # copied, so that plan.json never disappears
+                write_whole(self.folder / _kept_as(old), path.read_bytes())
             write_whole(path, plan.to_json())
 
     def _append(self, name: str, rows: Iterable[Row]) -> None:
@@ -153,9 +154,9 @@ class Store:
         self._written[name] += lines
 
     def _follow(self, name: str) -> None:
-        """Where the file was replaced or cut under this writer, write to the new one, and what it lacks of ours too.
+        """If the file was replaced or truncated, write to the new one, and add our rows that it lacks.
 
-        git stash, git checkout and many editors put another file under the name; the open one is then seen by nobody.
+        git stash, git checkout and many editors replace a file; rows in the open one would be lost.
         """
         path, file = self.folder / name, self._files[name]
         with _told(path, "written", begun=True):
@@ -176,7 +177,7 @@ class Store:
         with _told(self.folder / name, "written", begun=True):
             before = os.fstat(descriptor).st_size
             if before and os.pread(descriptor, 1, before - 1) != b"\n":
-                lines = b"\n" + lines  # somebody's line has no end, and would take ours along
+                lines = b"\n" + lines  # another writer's last line has no end and would swallow ours
             left = lines
             try:
                 while left:
@@ -188,14 +189,14 @@ class Store:
             self._ends[name] = before + len(lines)
 
     def _remove_half_written(self) -> None:
-        """What writers left that were killed while they wrote a whole file."""
+        """Remove partial files of killed writers."""
         for name in (ROWS, HISTORY, PLAN, f"{Path(PLAN).stem}-*.json"):
             for left in self.folder.glob(f".{name}.*"):
                 if left.suffix[1:].isdigit():
                     left.unlink(missing_ok=True)
 
     def _set_bad_rows_aside(self) -> int:
-        """Move torn and garbled rows to results.bad; how many there were."""
+        """Move torn and garbled rows to results.bad, and return their number."""
         count = 0
         for name, read in READERS.items():
             good, bad = list[bytes](), list[bytes]()
@@ -203,7 +204,7 @@ class Store:
                 (bad if read(line) is None else good).append(line)
             if bad:
                 with _told(self.folder / BAD, "written"), (self.folder / BAD).open("ab+") as file:
-                    _end_line(file)  # of a writer that was killed here
+                    _end_line(file)  # left by a writer that was killed here
                     file.writelines(line + b"\n" for line in bad)
                     file.flush()
                     os.fsync(file.fileno())
@@ -216,9 +217,9 @@ class Store:
 
 
 def _cut(descriptor: int, before: int, written: int) -> None:
-    """Take back the part of a row that could be written: half a row is worse than none.
+    """Remove the written part of a row, because a partial row is worse than none.
 
-    Where others wrote meanwhile, or the file may not be cut, it stays, and the next row begins on a line of its own.
+    If others wrote meanwhile, or the file may not be truncated, it stays, and the next row begins on its own line.
     """
     with suppress(OSError):
         if os.fstat(descriptor).st_size == before + written:
@@ -227,9 +228,9 @@ def _cut(descriptor: int, before: int, written: int) -> None:
 
 @contextmanager
 def _told(path: Path, what: str, *, begun: bool = False) -> Iterator[None]:
-    """What the system refuses in the block is a StoreError that names the file, and what was to be done with it.
+    """Convert an OSError in the block to a StoreError that names the file and the failed action.
 
-    A WriteError once work has begun, and for a full or failing disk.
+    It is a WriteError after work began, and for a full or failing disk.
     """
     try:
         yield
@@ -239,13 +240,13 @@ def _told(path: Path, what: str, *, begun: bool = False) -> Iterator[None]:
 
 
 def _kept_as(plan: Plan) -> str:
-    """What an earlier plan is called: by its hash, if that is one."""
+    """File name of an earlier plan: by its hash, if valid."""
     hash = plan.hash or "unknown"
     return f"{Path(PLAN).stem}-{hash if re.fullmatch('[0-9a-z]{1,64}', hash) else 'unknown'}.json"
 
 
 def _end_line(file: BufferedRandom) -> None:
-    """Write the end of the last line, if it has none."""
+    """End the last line, if it has no end."""
     if file.seek(0, os.SEEK_END):
         file.seek(-1, os.SEEK_END)
         if file.read(1) != b"\n":
@@ -253,20 +254,20 @@ def _end_line(file: BufferedRandom) -> None:
 
 
 def is_own(path: Path) -> bool:
-    """Whether a file is one that a study's folder lives on, and nobody else may write."""
+    """Whether a file is part of a study's folder, so that nothing else may overwrite it."""
     path = path.resolve()
     named = path.name in (ROWS, HISTORY, BAD, PLAN, WRITER) or path.match(f"{Path(PLAN).stem}-*.json")
     return named and any((path.parent / name).exists() for name in (ROWS, PLAN))
 
 
 def writer_of(folder: Path) -> str | None:
-    """Which process writes to a folder at this moment, in words; None where none does, or where it cannot be told."""
+    """Name the process that writes to a folder now; None if there is none, or if this cannot be determined."""
     try:
         lock = os.open(folder / WRITER, os.O_RDONLY)
     except OSError:
         return None
     try:
-        fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)  # freed at once; a writer tries more than once
+        fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)  # released at once; a writer tries more than once
     except BlockingIOError:
         return _who(folder).strip(" ()") or "another process"
     except OSError:
@@ -277,14 +278,14 @@ def writer_of(folder: Path) -> str | None:
 
 
 def bad_lines(folder: Path) -> dict[str, int]:
-    """How many torn or garbled lines each file has."""
+    """Number of torn or garbled lines in each file."""
     counts = {name: sum(read(line) is None for line in _lines(folder / name)) for name, read in READERS.items()}
     return {name: count for name, count in counts.items() if count}
 
 
 @contextmanager
 def without_collection() -> Iterator[None]:
-    """Millions of small objects are made inside, none of them garbage: to look for some takes half of the time."""
+    """Pause garbage collection while reading rows: searching millions of live objects takes half of the time."""
     was_on = gc.isenabled()
     gc.disable()
     try:
@@ -312,7 +313,7 @@ def latest_rows(folder: Path) -> dict[str, Row]:
 
 
 def find_plan(folder: Path) -> Plan | None:
-    """The frozen plan, or None where there is none yet. Raises StoreError where its file is none of this version's."""
+    """The frozen plan, or None if there is none yet. Raises StoreError if this version cannot read it."""
     path = folder / PLAN
     with _told(path, "read"):
         data = path.read_bytes() if path.exists() else None
@@ -322,18 +323,18 @@ def find_plan(folder: Path) -> Plan | None:
         return Plan.from_json(data)
     except PlanError as error:
         raise StoreError(
-            f"{path}: garbled ({error}); read it with the version of spectrum that wrote it, or remove it, "
-            "and the next run writes it anew"
+            f"{path}: garbled ({error}); read it with the version of spectrum that wrote it, or remove it "
+            "so that the next run writes a new one"
         ) from None
 
 
 def read_plan(folder: str | Path) -> Plan:
-    """The plan that a study's folder was run by.
+    """Read the frozen plan of a study's folder.
 
     Args:
         folder: where `spectrum run` wrote, such as "results/order".
 
-    Raises StoreError for what is no results folder, and where there is no plan, or one that cannot be read.
+    Raises StoreError if this is no results folder, or if its plan is missing or cannot be read.
 
     >>> read_plan("results/order").varied
     ('order', 'segments')
@@ -346,7 +347,7 @@ def read_plan(folder: str | Path) -> Plan:
 
 
 def results_folder(folder: object) -> Path:
-    """The folder as a path. Raises StoreError for what is none, or holds no study's results."""
+    """Check a results folder and return its path. Raises StoreError if it holds no study's results."""
     if not isinstance(folder, str | Path) or not str(folder):
         given = repr(folder) if isinstance(folder, str) else type(folder).__name__
         raise StoreError(f"expected the path of a results folder, such as results/quickstart (got {given})")
@@ -363,12 +364,12 @@ def results_folder(folder: object) -> Path:
 
 
 def read_history(folder: Path) -> list[Row]:
-    """The epochs of all runs, in the order in which they were written."""
+    """Epochs of all runs, in the order in which they were written."""
     return [epoch for epoch in map(_epoch, _lines(folder / HISTORY)) if epoch is not None]
 
 
 def _lines(path: Path) -> Iterator[bytes]:
-    """Lines that hold something, without their ends. Raises StoreError where they cannot be read."""
+    """Non-empty lines of a file, without their ends. Raises StoreError if they cannot be read."""
     with _told(path, "read"):
         if path.exists():
             with path.open("rb") as file:
@@ -391,7 +392,7 @@ READERS: Mapping[str, Callable[[bytes], Row | None]] = {ROWS: _row, HISTORY: _ep
 
 
 def _json_object(line: bytes) -> Row:
-    """The object that a line holds; an empty one where it holds none."""
+    """The object in a line; an empty one if there is none."""
     try:
         value = orjson.loads(line)
     except ValueError:

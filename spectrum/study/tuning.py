@@ -1,8 +1,7 @@
-"""The learning-rate sweep, which may also tune weight decay: the same for every configuration, decided on validation
-images.
+"""Learning-rate sweep, which may also tune weight decay. Every configuration is tuned alike, on validation images.
 
-Every network gets the whole grid with the same seeds, which train nothing else; the best mean validation accuracy
-chooses. Pure functions on planned runs and rows.
+Every network gets the whole grid with the same seeds, which no final run uses; the best mean validation accuracy
+decides. Pure functions of planned runs and rows.
 """
 
 from __future__ import annotations
@@ -20,19 +19,19 @@ from spectrum.study.planning import CostedRun
 
 @dataclass(frozen=True)
 class Choice:
-    """The values that the sweep chose for one network."""
+    """Values that the sweep chose for one network."""
 
-    id: str  # of the run with seed 0 and the study's own learning rate
-    run: RunConfig  # that run
-    match: str  # its budget, the first if it serves several
-    values: Mapping[str, float]  # chosen, by field
+    id: str  # id of the run with seed 0 and the study's own learning rate
+    run: RunConfig  # the run of that id
+    match: str  # its budget, the first if several share it
+    values: Mapping[str, float]  # chosen value by field
     val_accuracy: float  # mean over the sweep's seeds, from 0 to 1
     low_edges: tuple[str, ...]  # fields whose choice is the smallest value of the grid
-    high_edges: tuple[str, ...]  # fields whose choice is the largest
+    high_edges: tuple[str, ...]  # fields whose choice is the largest value of the grid
     searched: tuple[str, ...] = ()  # ids of the sweep's runs at these values
 
     def record(self) -> PlannedChoice:
-        """What plan.json keeps of it."""
+        """Entry of plan.json for this choice."""
         return PlannedChoice(
             id=self.id,
             stored=self.run.model_dump(mode="json", exclude_defaults=True),
@@ -45,7 +44,7 @@ class Choice:
 
 
 def sweep(planned: Sequence[CostedRun], grid: Grid, seeds: Sequence[int]) -> list[CostedRun]:
-    """The runs of the sweep; seeds outermost, so that a sweep that is cut short has seen the whole grid."""
+    """Runs of the sweep. Seeds are outermost, so that an interrupted sweep has covered the whole grid."""
     networks: dict[str, CostedRun] = {}
     for one in planned:
         networks.setdefault(_unseeded(one).id, one)
@@ -62,12 +61,12 @@ def sweep(planned: Sequence[CostedRun], grid: Grid, seeds: Sequence[int]) -> lis
 
 
 def choose(planned: Sequence[CostedRun], grid: Grid, rows: Mapping[str, Mapping[str, Any]]) -> list[Choice]:
-    """The best values of every network; of equal ones the smaller.
+    """Choose the best values of every network; on a tie, the smaller.
 
     Args:
-        planned: what `sweep` gave for this grid.
-        grid: its values.
-        rows: finished rows by id, of all of `planned`. A diverged run counts, at chance.
+        planned: result of `sweep` for this grid.
+        grid: values of the sweep.
+        rows: finished rows by id, of all of `planned`. A diverged run counts with the accuracy of chance.
     """
     found: dict[str, dict[tuple[float, ...], list[CostedRun]]] = {}
     networks: dict[str, RunConfig] = {}
@@ -99,7 +98,7 @@ def choose(planned: Sequence[CostedRun], grid: Grid, rows: Mapping[str, Mapping[
 
 
 def confirmed(planned: Sequence[CostedRun], choices: Sequence[Choice]) -> list[CostedRun]:
-    """The study's own runs, each with the values that were chosen for its network."""
+    """The study's own runs, each with the values chosen for its network."""
     values = {choice.id: choice.values for choice in choices}
     return [
         replace(one, run=one.run.model_copy(update=dict(values[_unseeded(one).id])), same_as=None) for one in planned
@@ -107,13 +106,13 @@ def confirmed(planned: Sequence[CostedRun], choices: Sequence[Choice]) -> list[C
 
 
 def extended(grid: Grid, choices: Sequence[Choice], original: Grid, most: int) -> dict[str, tuple[float, ...]]:
-    """The grid with one more value beyond each edge on which a network has its best, in the ratio of the last two.
+    """Extend the grid by one value beyond each edge at which a network is best, in the ratio of the last two values.
 
     Args:
-        grid: as it is now.
-        choices: from it.
-        original: as the study has it.
-        most: values that may come to it beyond either edge.
+        grid: the current grid.
+        choices: choices from it.
+        original: grid of the study file.
+        most: largest number of values added beyond either edge.
     """
     wider = dict(grid)
     for name, values in grid.items():

@@ -1,8 +1,8 @@
-"""The state of a run half-way: written whole, checked when it is read, and resumed bit for bit.
+"""Checkpoints of a run: written atomically, verified when read, and resumed bit for bit.
 
-The two latest are kept. A file has the tensors of network, average, optimiser and generators, and as JSON where the run
-stands. Nothing in it is executed when it is read: no pickle. A file whose bytes have another hash than its name says is
-passed over for the one before it, and so is one of another run or of other images.
+The two latest are kept. A file holds the tensors of network, average, optimiser and generators, and the progress of the
+run as JSON. Reading it executes nothing: it contains no pickle. A file is skipped if its bytes do not match the hash in
+its name, or if it belongs to another run or to other images. The file before it is then read.
 """
 
 from __future__ import annotations
@@ -24,35 +24,36 @@ from spectrum._files import write_whole
 from spectrum.training.checkpoint_files import CheckpointFile, checkpoint_files, half_written, name_of
 
 KEPT = 2
-PROGRESS = "standing"  # the tensor that holds the JSON, as files of all versions name it
+PROGRESS = "standing"  # name of the tensor that holds the JSON, the same in files of all versions
 
 
 @dataclass
 class TrainingProgress:
-    """Where a run stands: after `step` steps of all and `step_in_epoch` of this epoch."""
+    """Progress of a run: `step` steps since its start and `step_in_epoch` steps in the current epoch."""
 
-    epoch: int = 0  # epochs that are over, each with an entry in the history
+    epoch: int = 0  # finished epochs, each with an entry in the history
     step_in_epoch: int = 0
     step: int = 0
-    epoch_loss: float = 0.0  # sum over this epoch's steps
+    epoch_loss: float = 0.0  # sum over the steps of the current epoch
     train_seconds: float = 0.0
     lowerings: dict[str, str] = field(default_factory=dict)
     history: list[dict[str, Any]] = field(default_factory=list)
-    resumed: list[dict[str, Any]] = field(default_factory=list)  # at which step, and what was otherwise before
+    # steps at which the run resumed, with what differed in the environment
+    resumed: list[dict[str, Any]] = field(default_factory=list)
     machine: str = ""  # key of the machine that took the last step
     choices: dict[str, str] = field(default_factory=dict)  # shape class → backend, as that machine measured it
 
 
 class Checkpoints:
-    """Checkpoints of one run, in a folder of its own.
+    """Checkpoints of one run, in its own folder.
 
     Args:
-        folder: made when the first is written.
-        identity: what a run must share with a checkpoint to go on from it; JSON.
-        environment: what a run may go on without, but not bit for bit; JSON.
-        minutes: between two, at least; 0 writes one after every step.
+        folder: created with the first checkpoint.
+        identity: what a checkpoint must share with the run to resume it; JSON.
+        environment: conditions that may change on a resume, which then is not bit for bit; JSON.
+        minutes: shortest time between two checkpoints; 0 writes one after every step.
         stop: asked after every step; true saves a checkpoint and raises Interrupted.
-        on_saved: called with the folder after each, to copy it elsewhere say; where that fails, it is a trouble.
+        on_saved: called with the folder after each checkpoint, for example to copy it; its errors become troubles.
     """
 
     def __init__(
@@ -69,16 +70,16 @@ class Checkpoints:
         self.folder, self.identity, self.environment = folder, identity, environment
         self.seconds, self.stop = 60 * minutes, stop
         self.saved_at = time.monotonic()
-        self.troubles: list[str] = []  # what was passed over, or could not be written
+        self.troubles: list[str] = []  # files skipped, and files that could not be written
 
     def due(self) -> bool:
         return time.monotonic() - self.saved_at >= self.seconds
 
     def save(self, state: State, progress: TrainingProgress) -> None:
-        """Write one, and remove all but the two latest.
+        """Write a checkpoint, and remove all but the two latest.
 
-        Where that cannot be, for lack of space on the disk or in memory, or for a tensor that no file can hold, it is a
-        trouble, and not the end of the run.
+        A failure becomes a trouble and does not end the run: too little space on the disk or in memory, or a tensor
+        that no file can hold.
         """
         header = {"identity": self.identity, "environment": self.environment, **asdict(progress)}
         try:
@@ -90,23 +91,23 @@ class Checkpoints:
         else:
             self._remove_older(progress.step)
             self._tell(progress.step)
-        self.saved_at = time.monotonic()  # also where it failed: not again at every step
+        self.saved_at = time.monotonic()  # after a failure too, so that not every following step tries again
 
     def restore(self, state: State) -> TrainingProgress:
-        """Go on from the latest checkpoint that is whole and of this run; where there is none, from the start."""
+        """Resume from the latest intact checkpoint of this run; without one, from the start."""
         untouched = None
         for file in self._files():
             try:
                 tensors = load(file.read())
                 header = json.loads(tensors.pop(PROGRESS).numpy().tobytes())
                 if header.pop("identity") != self.identity:
-                    raise ValueError("it is of other images or another run")
+                    raise ValueError("it belongs to another run or to other images")
                 before = header.pop("environment")
                 progress = TrainingProgress(**header)
                 untouched = untouched or state.tensors()
                 state.load(tensors)
             except Exception as error:
-                self._note(f"the checkpoint at step {file.step} was passed over: {_reason(error)}")
+                self._note(f"the checkpoint at step {file.step} was skipped: {_reason(error)}")
                 if untouched is not None:
                     state.load(untouched)
                 continue
@@ -118,7 +119,7 @@ class Checkpoints:
 
     def _remove_older(self, step: int) -> None:
         files = self._files()
-        abandoned = [file.path for file in files if file.step > step]  # of a run that was passed over
+        abandoned = [file.path for file in files if file.step > step]  # later steps of a checkpoint that was skipped
         older = [file.path for file in files if file.step <= step][KEPT:]
         for path in [*half_written(self.folder), *abandoned, *older]:
             try:
@@ -127,7 +128,7 @@ class Checkpoints:
                 self._note(f"{path.name} was not removed: {_reason(error)}")
 
     def _files(self) -> list[CheckpointFile]:
-        """The latest first; none where the folder cannot be read, which is a trouble."""
+        """Checkpoint files, the latest first; none if the folder cannot be read, which becomes a trouble."""
         try:
             return list(checkpoint_files(self.folder))
         except OSError as error:
@@ -148,7 +149,7 @@ class Checkpoints:
 
 
 class State:
-    """All that a run changes as it goes: network, average, optimiser, generators."""
+    """All that a run changes as it trains: network, average, optimiser, generators."""
 
     def __init__(self, model: nn.Module, average: nn.Module | None, optimizer: torch.optim.Optimizer) -> None:
         self.model, self.average, self.optimizer = model, average, optimizer
@@ -166,9 +167,9 @@ class State:
         return copies | _generators(self.devices)
 
     def load(self, tensors: dict[str, Tensor]) -> None:
-        """Put tensors back where they came from, in the layout of what is there.
+        """Load tensors into the run, in the memory layout of those that they replace.
 
-        Raises KeyError, RuntimeError or ValueError for tensors of another network; what is there may then be changed.
+        Raises KeyError, RuntimeError or ValueError for tensors of another network; some may then be replaced already.
         """
         for part, module in self.modules.items():
             module.load_state_dict(_below(part, tensors))
@@ -190,14 +191,14 @@ def _below(part: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def seed_generators(seed: int) -> None:
-    """Seed all generators that a network may draw from."""
+    """Seed all random generators that a network may use."""
     torch.manual_seed(seed)
     random.seed(seed)
     np.random.seed(seed)
 
 
 def _generators(devices: set[str]) -> dict[str, Tensor]:
-    """The states of all generators that a network on these kinds of devices may draw from."""
+    """States of all random generators that a network may use on these kinds of devices."""
     kind, keys, position, has_gauss, gauss = np.random.get_state()
     assert kind == "MT19937"
     python = json.dumps(random.getstate()).encode()

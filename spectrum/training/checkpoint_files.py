@@ -1,4 +1,4 @@
-"""Names of checkpoint files, and whether a file is what its name says. Without torch, for what only looks at a folder.
+"""Names of checkpoint files, and the check of a file against its name. Needs no torch.
 
 checkpoints/<id of the run>/<step>-<SHA-256 of the bytes>.safetensors     below a study's folder
 """
@@ -17,14 +17,14 @@ NAME = re.compile(r"(\d+)-([0-9a-f]{64})\.safetensors")
 
 @dataclass(frozen=True)
 class CheckpointFile:
-    """A file, and what its name says of it."""
+    """A checkpoint file, with the step and the hash in its name."""
 
     path: Path
     step: int
     sha256: str
 
     def read(self) -> bytes:
-        """Its bytes. Raises OSError, and ValueError where they have another hash than the name says."""
+        """Read the bytes. Raises OSError, and ValueError if their hash differs from the one in the name."""
         data = self.path.read_bytes()
         if hashlib.sha256(data).hexdigest() != self.sha256:
             raise ValueError("its bytes have changed")
@@ -32,23 +32,23 @@ class CheckpointFile:
 
 
 class Interrupted(Exception):
-    """A run that was asked to stop, and has saved where it stands."""
+    """A run was asked to stop, and has saved a checkpoint."""
 
 
 def name_of(step: int, data: bytes) -> str:
-    """The name of a file of these bytes, of a checkpoint after so many steps."""
+    """File name of a checkpoint with these bytes after `step` steps."""
     return f"{step:012}-{hashlib.sha256(data).hexdigest()}.safetensors"
 
 
 def checkpoint_files(folder: Path) -> Iterator[CheckpointFile]:
-    """Those of one run, the latest first."""
+    """Checkpoint files of one run, the latest first."""
     for path in sorted(folder.iterdir(), reverse=True) if folder.is_dir() else ():
         if match := NAME.fullmatch(path.name):
             yield CheckpointFile(path, int(match[1]), match[2])
 
 
 def latest_step(folder: Path) -> int:
-    """After how many steps the latest checkpoint of a run was written; 0 where there is none to be found."""
+    """Step of a run's latest checkpoint; 0 if none is found."""
     try:
         return next((file.step for file in checkpoint_files(folder)), 0)
     except OSError:
@@ -56,5 +56,5 @@ def latest_step(folder: Path) -> int:
 
 
 def half_written(folder: Path) -> list[Path]:
-    """What a process left that was killed while it wrote."""
+    """Partial files, left by a process that was killed while writing."""
     return sorted(folder.glob(".*"))

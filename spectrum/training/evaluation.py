@@ -1,4 +1,4 @@
-"""What a trained network scores, and a hash of its weights."""
+"""Loss and accuracy of a trained network, and a hash of its weights."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from torch.nn.functional import cross_entropy
 from spectrum.data.pixels import Pixels, in_turn
 from spectrum.training.ranks import ALONE, Ranks
 
-EVALUATION_BATCH = 500  # images, fewer where they are large
-EVALUATION_PIXELS = 2**21  # in a batch
+EVALUATION_BATCH = 500  # images per batch, unless they are large
+EVALUATION_PIXELS = 2**21  # largest number of pixels per batch
 
 
 @torch.inference_mode()
@@ -26,7 +26,7 @@ def evaluate(
     device: torch.device | str,
     ranks: Ranks = ALONE,
 ) -> tuple[float, float]:
-    """Mean cross-entropy in nats and accuracy from 0 to 1, each image counted once, in evaluation mode."""
+    """Compute mean cross-entropy in nats and accuracy from 0 to 1, in evaluation mode; each image counts once."""
     model.eval()
     loss, correct = 0.0, 0
     height, width = x_nchw.shape[2:]
@@ -43,7 +43,7 @@ def evaluate(
 
 
 def hash_weights(model: nn.Module) -> str:
-    """SHA-256 over names, shapes, types and bytes of all weights and buffers."""
+    """SHA-256 of the names, shapes, types and bytes of all weights and buffers."""
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())

@@ -1,9 +1,9 @@
-"""One training run: a RunConfig and its images in, a Result out.
+"""One training run, from a RunConfig and its images to a Result.
 
-The weights that are scored are the last ones, or with `ema` their exponential average. The average takes in BN's
-running statistics as it does the weights, so that the scored statistics belong to the scored weights. Validation
-accuracy is measured after every epoch; the test set is read once, at the end, or never. A loss that is not finite ends
-the run as `diverged`, which is a result and scored at chance.
+The last weights are scored, or with `ema` their exponential average. The average includes the running statistics of
+batch norm, so that scored statistics belong to scored weights. Validation accuracy is measured after every epoch; the
+test set is read once, at the end, or never. A loss that is not finite ends the run as `diverged`: it has a result, with
+the accuracy of chance.
 """
 
 from __future__ import annotations
@@ -39,23 +39,23 @@ from spectrum.training.tuned import Choices
 
 @dataclass(frozen=True)
 class Result:
-    """What one run gave. Accuracies from 0 to 1, losses in nats, times in seconds."""
+    """Result of one run. Accuracies from 0 to 1, losses in nats, times in seconds."""
 
     status: str  # "done" or "diverged"
-    test_accuracy: float | None  # None: the run is scored on validation images
-    test_loss: float | None  # None: so, or diverged
-    test_images: int | None  # None: so; what one image is worth in test_accuracy
+    test_accuracy: float | None  # None if the run is scored on validation images
+    test_loss: float | None  # None then, and for a diverged run
+    test_images: int | None  # None then; one image is 1 / test_images of accuracy
     val_accuracy: float
     val_loss: float | None
     train_loss: float | None  # mean over the last epoch
-    train_seconds: float  # in training steps, without evaluation
+    train_seconds: float  # of training steps, without evaluation
     images_per_second: float
-    weights_sha256: str  # of the weights and buffers that were scored
+    weights_sha256: str  # hash of the weights and buffers that were scored
     lowerings: dict[str, str] = field(default_factory=dict)  # backend of each segmented convolution in the first step
-    choices: dict[str, str] = field(default_factory=dict)  # shape class → backend, where one was measured
-    history: list[dict[str, Any]] = field(default_factory=list)  # one entry an epoch
-    resumed: list[dict[str, Any]] = field(default_factory=list)  # at which steps, from a checkpoint
-    troubles: list[str] = field(default_factory=list)  # with checkpoints
+    choices: dict[str, str] = field(default_factory=dict)  # shape class → backend, if measured
+    history: list[dict[str, Any]] = field(default_factory=list)  # one entry per epoch
+    resumed: list[dict[str, Any]] = field(default_factory=list)  # steps at which the run resumed from a checkpoint
+    troubles: list[str] = field(default_factory=list)  # problems with checkpoints
 
 
 def train(
@@ -70,10 +70,9 @@ def train(
 ) -> Result:
     """Train one run, from its latest checkpoint if it has one.
 
-    Layers have the backends of `choices`; those of a checkpoint come first if it was written on the same machine.
-    With several ranks each calls this with the same arguments, but for the checkpoints, which the first one alone has;
-    all have the same result. Raises ValueError when the network cannot be built for these images, and Interrupted when
-    the checkpoints are asked to stop.
+    Layers use the backends in `choices`, or those in a checkpoint of the same machine. With several ranks, each calls
+    this with the same arguments, except that only the first has the checkpoints; all return the same result. Raises
+    ValueError if the network cannot be built for these images, and Interrupted if the checkpoints are asked to stop.
     """
     training = _Training(run, images, torch.device(device), checkpoints, ranks, choices)
     for epoch in range(training.at.epoch, run.epochs):
@@ -86,7 +85,7 @@ def train(
 
 
 class _Training:
-    """One run: its network, its data, and where it stands."""
+    """A run in training: its network, its data, and its progress."""
 
     def __init__(
         self,
@@ -128,7 +127,7 @@ class _Training:
         self.diverged, self.seen = False, False
 
     def epoch(self, epoch: int) -> dict[str, Any]:
-        """Train an epoch, or what is left of it, and score it on validation images; the entry of the history."""
+        """Train the rest of an epoch and score it on validation images. Returns its entry of the history."""
         at, ranks = self.at, self.ranks
         self.model.train()
         started = time.perf_counter()
@@ -150,7 +149,7 @@ class _Training:
         return entry
 
     def _steps(self, epoch: int, started: float) -> tuple[Tensor, float]:
-        """The steps of an epoch: the sum of their losses, and since when the clock runs."""
+        """Train the steps of an epoch. Returns the sum of their losses, and the last start of the clock."""
         run, at, ranks, optimizer = self.run, self.at, self.ranks, self.optimizer
         epoch_loss = torch.tensor(at.epoch_loss, device=self.device)
         for x_nchw, y_n in batches(
@@ -165,7 +164,7 @@ class _Training:
             device=self.device,
             part=ranks.part,
         ):
-            if ranks.count > 1:  # each draws its own, also after a resume
+            if ranks.count > 1:  # each rank has its own random numbers, after a resume too
                 seed_generators(int(digest([run.seed, at.step, ranks.rank])[:8], 16))
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(self.scheduled, at.step / self.steps_per_epoch)
@@ -182,7 +181,7 @@ class _Training:
         return epoch_loss, started
 
     def _step(self, x_nchw: Tensor, y_n: Tensor) -> Tensor:
-        """One step; the first that this process takes tells by which backend each convolution is computed."""
+        """Train one step; the first step of this process also records the backend of each convolution."""
         if self.seen or self.run.compile:
             return training_step(self.run, self.called, self.optimizer, x_nchw, y_n)
         self.seen = True
@@ -192,7 +191,7 @@ class _Training:
         return loss
 
     def _asked(self) -> tuple[bool, bool]:
-        """Whether to stop, and whether to save, after a step; the same on all ranks."""
+        """Whether to stop and whether to save after this step; all ranks agree."""
         checkpoints, ranks = self.checkpoints, self.ranks
         stop = ranks.told_to_stop() or (checkpoints is not None and checkpoints.stop())
         due = stop or (checkpoints is not None and checkpoints.due())
@@ -211,7 +210,7 @@ class _Training:
         return evaluate(self.scored, self.data.normalise, x_nchw, y_n, device=self.device, ranks=self.ranks)
 
     def result(self) -> Result:
-        """What the run gave, once its last epoch is over; the test set is read here, if at all."""
+        """Result of the run, after its last epoch; reads the test set if the run is scored on it."""
         at, images, on_test = self.at, self.images, self.run.scored_on == "test"
         chance = 1 / images.classes
         test_loss, test_accuracy = math.nan, chance
@@ -220,7 +219,8 @@ class _Training:
         sha256 = hash_weights(self.scored)
         if self.ranks.broadcast(sha256.encode()) != sha256.encode():
             raise RuntimeError(
-                "the ranks have come to different weights: something in this network is not shared by them"
+                "the ranks ended with different weights, so this network has state "
+                "that they do not share; train it on one"
             )
         return Result(
             status="diverged" if self.diverged else "done",
@@ -242,7 +242,7 @@ class _Training:
 
 
 def _broadcast(ranks: Ranks, state: State, at: TrainingProgress) -> TrainingProgress:
-    """What the first rank took from its checkpoint, on all ranks."""
+    """Copy the first rank's restored state to all ranks."""
     if ranks.count == 1:
         return at
     fields = json.loads(ranks.broadcast(json.dumps(asdict(at)).encode()))

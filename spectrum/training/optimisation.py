@@ -1,4 +1,4 @@
-"""What a step does to the weights: the schedule of the learning rate, the optimiser, the exponential average."""
+"""Learning-rate schedule, optimiser, and exponential average of the weights."""
 
 from __future__ import annotations
 
@@ -14,26 +14,26 @@ Tensors = tuple[Tensor, ...] | list[Tensor]
 
 
 def in_epochs(run: RunConfig, images_per_epoch: int) -> RunConfig:
-    """The run, its schedule in epochs where it has it in images."""
+    """The run with its schedule in epochs, converted from images if necessary."""
     if run.decay_images is None:
         return run
     return run.model_copy(update={"decay_epochs": run.decay_images / images_per_epoch, "decay_images": None})
 
 
 def learning_rate(run: RunConfig, epoch: float) -> float:
-    """The learning rate at a moment, in epochs from the start.
+    """Learning rate at a time, in epochs since the start.
 
-    Linear warm-up from 0 over `warmup_epochs`; then, with t from 0 to 1 over the rest,
-    cosine: lr · (1 + cos πt) / 2 (Loshchilov & Hutter 2017); exponential: lr · decay^⌊epochs since / decay_epochs⌋
-    (Chollet 2017: 0.94 every 2 epochs); one_cycle: up from lr/25 to lr in the first 30%, then down to lr/10⁴, both
-    along cosines (Smith & Topin 2018).
+    Linear warm-up from 0 over `warmup_epochs`. Then, with t from 0 to 1 over the rest:
+    cosine: lr · (1 + cos πt) / 2 (Loshchilov & Hutter 2017);
+    exponential: lr · decay^⌊epochs since warm-up / decay_epochs⌋ (Chollet 2017: 0.94 every 2 epochs);
+    one_cycle: up from lr/25 to lr in the first 30%, then down to lr/10⁴, both along cosines (Smith & Topin 2018).
     """
     if epoch < run.warmup_epochs:
         return run.lr * epoch / run.warmup_epochs
     since = epoch - run.warmup_epochs
     t = since / (run.epochs - run.warmup_epochs)
     if run.schedule == "exponential":
-        return run.lr * run.decay ** math.floor(since / run.decay_epochs + 1e-9)  # 0.3 / 0.1 is less than 3
+        return run.lr * run.decay ** math.floor(since / run.decay_epochs + 1e-9)  # the sum is for 0.3 / 0.1 < 3
     if run.schedule == "cosine":
         return _along_cosine(run.lr, 0.0, t)
     peak = 0.3
@@ -47,7 +47,8 @@ def _along_cosine(start: float, end: float, t: float) -> float:
 
 
 def make_optimizer(run: RunConfig, model: nn.Module) -> torch.optim.Optimizer:
-    """The optimiser of a run; weight decay goes to weights of two and more dimensions, not to BN or bias."""
+    """Make the optimiser of a run. Weights of two or more dimensions have weight decay; batch norm and biases have
+    none."""
     trained = [p for p in model.parameters() if p.requires_grad]
     groups = [
         {"params": [p for p in trained if p.ndim > 1], "weight_decay": run.weight_decay},
@@ -63,7 +64,7 @@ def make_optimizer(run: RunConfig, model: nn.Module) -> torch.optim.Optimizer:
 
 
 def exponential_average(decay: float) -> Callable[[Tensors, Tensors, Tensor | int], None]:
-    """Exponential average whose decay grows as (1 + n) / (10 + n), so that the first weights are soon forgotten."""
+    """Exponential average with decay (1 + n) / (10 + n) at first, which soon forgets the first weights."""
 
     @torch.no_grad()
     def update(averages: Tensors, weights: Tensors, count: Tensor | int) -> None:

@@ -1,7 +1,7 @@
-"""What a result depends on beside its run: versions, threads, device, layout, backend, code, images.
+"""Provenance of a result: versions, threads, device, layout, backend, code, images.
 
-Weights are identical from run to run within one such environment on CPUs, and only there; on CUDA some sums have no
-fixed order.
+On CPUs, weights are identical from run to run within one such environment. On CUDA they are not, since some sums have
+no fixed order.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from spectrum.data.splits import Images
 
 
 def provenance(images: Images, device: str) -> dict[str, Any]:
-    """A record for a row, of the process that calls."""
+    """Provenance of a run in this process, for its row."""
     return {
         "spectrum": __version__,
         "revision": code_revision(),
@@ -37,7 +37,7 @@ def provenance(images: Images, device: str) -> dict[str, Any]:
 
 
 def accelerator(device: str) -> dict[str, Any]:
-    """On CUDA: the card, its libraries, and whether float32 convolutions round their inputs to TF32; else nothing."""
+    """Graphics card on CUDA, its libraries, and whether float32 convolutions round inputs to TF32; empty elsewhere."""
     if torch.device(device).type != "cuda":
         return {}
     return {
@@ -49,30 +49,30 @@ def accelerator(device: str) -> dict[str, Any]:
 
 
 def best_device() -> str:
-    """The fastest kind of device that torch has here."""
+    """Fastest kind of device that torch finds: "cuda", "mps" or "cpu"."""
     if torch.cuda.is_available():
         return "cuda"
     return "mps" if torch.backends.mps.is_available() else "cpu"
 
 
 def check_device(device: str) -> str:
-    """The device, "auto" resolved. Raises ValueError for one that torch does not have here."""
+    """Resolve "auto" and check the device. Raises ValueError for a device that torch cannot use."""
     if device == "auto":
         return best_device()
     try:
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).strip().splitlines()[0]
-        raise ValueError(f"device={device}: torch has none here ({reason}); try auto or cpu") from None
+        raise ValueError(f"device={device}: torch cannot use it on this machine ({reason}); use auto or cpu") from None
     return device
 
 
 @cache
 def code_revision() -> str | None:
-    """The git commit of this package's source, with "+" if the package was changed since; None when not in git."""
+    """Git commit of this package's source, with "+" if files were changed since; None outside of git."""
     folder = Path(__file__).parents[1]
     try:
-        _git(folder, "ls-files", "--error-unmatch", "__init__.py")  # else it is somebody else's repository
+        _git(folder, "ls-files", "--error-unmatch", "__init__.py")  # else the repository is not this package's
         commit = _git(folder, "rev-parse", "--short=12", "HEAD")
         changed = _git(folder, "status", "--porcelain", "--", str(folder))
     except (OSError, subprocess.SubprocessError):

@@ -1,7 +1,8 @@
-"""One run on several devices: every rank has the whole network and takes its part of each batch.
+"""One run on several devices: every rank has the whole network and trains on its part of each batch.
 
-Gradients, batch normalisation's moments, losses and evaluations are those of the whole batch, so that a run on several
-ranks is the run on one, but for rounding. Ranks talk by torch.distributed, over gloo on CPUs and nccl on CUDA.
+Gradients, batch-norm moments, losses and evaluations are computed over the whole batch. A run on several ranks
+therefore equals the run on one, except for rounding. Ranks communicate by torch.distributed: gloo on CPUs, nccl on
+CUDA.
 """
 
 from __future__ import annotations
@@ -21,33 +22,35 @@ from torch.nn.parallel import DistributedDataParallel
 from spectrum._torch import AnyBatchNorm
 from spectrum.conv.norm import BatchNormAct2d
 
-MEET = timedelta(seconds=300)  # for all ranks to come
-PATIENCE = timedelta(days=30)  # for what the first rank says next: it may plan, or download
-WAIT = timedelta(seconds=30)  # for the other ranks to fail as well
+MEET = timedelta(seconds=300)  # longest wait for all ranks to join
+PATIENCE = timedelta(days=30)  # longest wait for the first rank's next message: it may plan or download meanwhile
+WAIT = timedelta(seconds=30)  # longest wait for the other ranks to fail as well
 
 
 @dataclass(frozen=True)
 class Ranks:
-    """This process among those that train one network together."""
+    """This process among the ranks that train one network together."""
 
     rank: int = 0
     count: int = 1
-    told_to_stop: Callable[[], bool] = lambda: False  # this one; all of them then save and stop after the same step
+    # whether this rank was; all ranks then save and stop after the same step
+    told_to_stop: Callable[[], bool] = lambda: False
 
     def joined(self, model: nn.Module) -> nn.Module:
-        """What to call instead of the model in training: it averages gradients as they come, and shares moments."""
+        """The model to call in training: it averages gradients as they are computed, and shares batch-norm moments."""
         if self.count == 1:
             return model
         share_moments(model)
-        # Told to look for unused parameters, it sums gradients in one order from the first step on, resumed or not.
+        # The search for unused parameters fixes the order in which gradients are summed from the first step on, also
+        # after a resume.
         return DistributedDataParallel(model, broadcast_buffers=False, find_unused_parameters=True)
 
     def part(self, numbers: Tensor) -> Tensor:
-        """This rank's of a batch's images, or of a data set's."""
+        """This rank's part of the images of a batch or data set."""
         return numbers[self.rank :: self.count]
 
     def sum(self, *values: float) -> list[float]:
-        """Of each value over all ranks."""
+        """Sum of each value over all ranks."""
         if self.count == 1:
             return list(values)
         summed = torch.tensor(values, dtype=torch.float64)
@@ -55,7 +58,7 @@ class Ranks:
         return summed.tolist()
 
     def broadcast(self, data: bytes) -> bytes:
-        """The first rank's bytes, on every rank."""
+        """Send the first rank's bytes to every rank."""
         if self.count == 1:
             return data
         size = torch.tensor([len(data)])
@@ -66,7 +69,7 @@ class Ranks:
         return sent.numpy().tobytes()
 
     def all_failed(self) -> bool:
-        """Whether the other ranks come here, too, soon."""
+        """Whether all other ranks arrive here, too, within half a minute."""
         if self.count == 1:
             return True
         try:
@@ -77,13 +80,14 @@ class Ranks:
 
 
 ALONE = Ranks()
-_groups: dict[str, Any] = {}  # beside the one of the gradients: for what is said on the CPU, and for failures
+# process groups besides the default one of the gradients: for messages on the CPU, and for failures
+_groups: dict[str, Any] = {}
 
 
 def started(device: str) -> tuple[Ranks, str]:
-    """This process among those that torchrun has started, and its device. Raises ValueError where there are none."""
+    """Join the ranks that torchrun started; return them and the device. Raises ValueError if there are none."""
     if "WORLD_SIZE" not in os.environ:
-        raise ValueError("no ranks: start it by torchrun, such as torchrun --nproc-per-node 2 -m spectrum run FILE …")
+        raise ValueError("no ranks were started; start them by torchrun --nproc-per-node 2 -m spectrum run FILE …")
     if device == "cuda":
         device = f"cuda:{os.environ['LOCAL_RANK']}"
         torch.cuda.set_device(device)
@@ -91,13 +95,13 @@ def started(device: str) -> tuple[Ranks, str]:
 
 
 def open_meeting(count: int) -> tuple[Any, int]:
-    """Where `count` ranks meet: a store on this machine, for the first one's `met`; and its port, for the others'."""
+    """Open a store where `count` ranks meet: the store for the first rank's `met`, and its port for the others."""
     store = TCPStore("0.0.0.0", 0, count, is_master=True, wait_for_workers=False, timeout=MEET)
     return store, store.port
 
 
 def met(device: str, rank: int, count: int, *, store: Any = None, host: str = "", port: int = 0) -> Ranks:
-    """This process as one of `count` ranks that meet at a store: its own, or the one at host and port."""
+    """Join `count` ranks that meet at a store: this rank's own, or the one at host and port."""
     if store is None:
         store = TCPStore(host, port, count, is_master=False, wait_for_workers=False, timeout=MEET)
     return _begin(device, store=store, rank=rank, world_size=count)
@@ -111,18 +115,18 @@ def _begin(device: str, **how: Any) -> Ranks:
 
 
 def ended() -> None:
-    """Nothing is said any more."""
+    """Leave the ranks and free their process groups."""
     _groups.clear()
     dist.destroy_process_group()
 
 
 def share_moments(model: nn.Module) -> None:
-    """Let every batch normalisation of a network have the moments of all ranks' images in training.
+    """Make all batch normalisations of a network use the moments of all ranks' images in training.
 
-    Those of torch's own kind become `BatchNormAct2d`, the same function. (`nn.SyncBatchNorm` is for CUDA only.) Raises
-    ValueError for others, which would go by the moments of one rank's images.
+    Layers of torch become `BatchNormAct2d`, which computes the same function, since `nn.SyncBatchNorm` needs CUDA.
+    Raises ValueError for other layers, which would use the moments of one rank's images.
     """
-    ours: dict[int, BatchNormAct2d] = {}  # by the layer in whose place they come, which may stand in several
+    ours: dict[int, BatchNormAct2d] = {}  # by the id of the layer that they replace, which may occur several times
     for parent in list(model.modules()):
         for name, module in list(parent._modules.items()):
             if isinstance(module, AnyBatchNorm) and type(module) is not BatchNormAct2d:
@@ -130,15 +134,15 @@ def share_moments(model: nn.Module) -> None:
     for module in model.modules():
         if isinstance(module, BatchNormAct2d):
             if module.momentum is None:
-                raise ValueError("batch normalisation without a momentum cannot be shared by several ranks")
+                raise ValueError("momentum = None: several ranks cannot share such a batch norm; give it a momentum")
             module.total = total
 
 
 def _as_ours(module: AnyBatchNorm) -> BatchNormAct2d:
-    """The same layer, with the same parameters and buffers, as one that can share its moments."""
+    """A BatchNormAct2d with the parameters and buffers of this layer."""
     if type(module) is not nn.BatchNorm2d or not (module.affine and module.track_running_stats):
         raise ValueError(
-            f"{type(module).__name__}: several ranks share the moments of BatchNormAct2d and plain nn.BatchNorm2d only"
+            f"{type(module).__name__}: several ranks cannot share its moments; use BatchNormAct2d or nn.BatchNorm2d"
         )
     ours = BatchNormAct2d(module.num_features)
     ours._parameters, ours._buffers = module._parameters, module._buffers
@@ -147,7 +151,7 @@ def _as_ours(module: AnyBatchNorm) -> BatchNormAct2d:
 
 
 class _Total(torch.autograd.Function):
-    """The sum over all ranks. What each rank's loss has to say of it is summed as well."""
+    """Sum over all ranks, in the forward and the backward pass."""
 
     @staticmethod
     def forward(ctx: Any, mine: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""One step of training, as the loop, the width solver and the benchmarks take it."""
+"""One training step, shared by the loop, the width solver and the benchmarks."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from spectrum.design.run import RunConfig
 
 
 def compiled(model: nn.Module) -> Callable[[Tensor], Tensor]:
-    """The network by torch.compile, as it would be in a process of its own, whatever this one compiled before.
+    """Compile the network by torch.compile, independently of what this process compiled before.
 
-    Without the reset torch gives up after eight networks of one class, without an error, and runs the next ones
-    eagerly; and another batch or image than the last network's would get code for any size, with other last bits.
+    Without the reset, torch silently stops compiling after eight networks of one class. It would also compile for any
+    size once batch or image size changes, which changes the last bits of results.
     """
     torch.compiler.reset()
     run: Callable[[Tensor], Tensor] = torch.compile(model, dynamic=False)
@@ -27,7 +27,7 @@ def compiled(model: nn.Module) -> Callable[[Tensor], Tensor]:
 def training_step(
     run: RunConfig, model: Callable[[Tensor], Tensor], optimizer: torch.optim.Optimizer, x_nchw: Tensor, y_n: Tensor
 ) -> Tensor:
-    """Forward pass, backward pass, update. Returns the loss, in nats, as a tensor without a gradient."""
+    """Run forward pass, backward pass and update. Returns the loss in nats, as a tensor without a gradient."""
     with torch.autocast(x_nchw.device.type, torch.bfloat16, enabled=run.autocast):
         loss = cross_entropy(model(x_nchw), y_n, label_smoothing=run.label_smoothing)
     optimizer.zero_grad(set_to_none=True)
@@ -37,12 +37,12 @@ def training_step(
 
 
 def keep_freed_memory() -> None:
-    """Ask the C library to keep for the next step what this one frees, for the rest of the process.
+    """Make the C library keep freed memory for the next step, for the rest of the process.
 
-    By default large blocks go back to the system at once and come again as empty pages, each at the price of a fault: a
-    thousand of them in a step of the probe network. Does nothing where the C library has no such switch.
+    By default, large blocks are returned to the system and come back as empty pages, each with a page fault; a step of
+    the probe network has a thousand of these. Does nothing if the C library has no such switch.
     """
-    m_trim_threshold, m_mmap_threshold = -1, -3  # malloc.h of glibc
+    m_trim_threshold, m_mmap_threshold = -1, -3  # constants of glibc's malloc.h
     mallopt = getattr(ctypes.CDLL(None) if os.name == "posix" else None, "mallopt", None)
     if mallopt is not None:
         mallopt(m_mmap_threshold, 2**30)

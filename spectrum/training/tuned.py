@@ -1,7 +1,7 @@
-"""The backends of a run's layers: those that its study's plan keeps for this machine, or those measured before it.
+"""Backends of a run's layers: those that its study's plan keeps for this machine, or those measured before the run.
 
-A run keeps its choices to its end. A checkpoint stores them with the key of the machine, so that a run that goes on
-there comes to the same bits whatever was measured since; on another machine it goes on with that one's choices.
+A run keeps its choices until its end. A checkpoint stores them with the key of the machine. A run that resumes there
+ends with the same bits, whatever was measured since. On another machine, it uses that machine's choices.
 """
 
 from __future__ import annotations
@@ -39,15 +39,15 @@ def choices_for(
     measures: bool,
     ranks: Ranks = ALONE,
 ) -> Choices:
-    """The choices for a run in this process; of several ranks, those of the first.
+    """Choices for a run in this process; with several ranks, those of the first.
 
     Args:
-        run: to train.
-        images: on which.
-        device: of this process.
-        kept: of the study's plan, by machine key.
+        run: the run to train.
+        images: its images.
+        device: device of this process.
+        kept: choices in the study's plan, by machine key.
         measures: whether to measure what is not kept.
-        ranks: that train it together.
+        ranks: ranks that train the run together.
     """
     found = Choices()
     if ranks.rank == 0:
@@ -61,15 +61,15 @@ def choices_for(
 def tune_run(run: RunConfig, images: Images, device: str, known: Mapping[str, str], *, parts: int = 1) -> Tuned:
     """Measure the layers of a run's network at its batch size.
 
-    Nothing is measured for a network that torch.compile compiles, which is timed as it runs without, and where a
-    backend was named. For a network that cannot be built or run nothing is measured either: its run says why.
+    Nothing is measured if a backend was named, or for a network that torch.compile compiles, since it would be timed
+    uncompiled. A network that cannot be built or run is not measured either: its run reports why.
 
     Args:
-        run: whose network, batch size and autocast count.
-        images: on which it is trained.
+        run: the run, of which network, batch size and autocast count.
+        images: images on which it is trained.
         device: "cpu" or a device of CUDA; on others nothing is measured.
-        known: choices that stand.
-        parts: ranks that share each batch.
+        known: choices that stay.
+        parts: number of ranks that share each batch.
     """
     kind = torch.device(device).type
     unmeasured = Tuned(machine_key(device))

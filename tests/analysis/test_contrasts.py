@@ -1,4 +1,4 @@
-"""Contrasts, trend, optimum and front of a table: against loops over the rows, and by simulation."""
+"""Comparisons, slope, optimum and Pareto frontier of a table, against loops over the rows and by simulation."""
 
 import itertools
 import math
@@ -84,7 +84,7 @@ def test_an_interaction_is_a_difference_of_differences():
 
 
 def test_sides_that_differ_in_more_are_compared_as_they_are():
-    """As in BSConv's swap: the second side names one field, and others come with it."""
+    """The second side names one option and others follow, as in BSConv's swap."""
     table = made_up(lambda s, a, seed: 0.9 if a == "none" else 0.8, segments=[1]).assign(norm=[True] * 5 + [False] * 5)
     assert stats.differences_by_seed(table, [{"activation": "none"}, {"norm": False}]).tolist() == pytest.approx(
         [0.1] * 5
@@ -111,7 +111,7 @@ def failed(table, rows):
 
 
 def test_a_place_at_which_all_runs_failed_is_missing_and_not_gone():
-    """Without it, the effect over the spectrum would change its sign."""
+    """Without this rule, the effect over the spectrum would change its sign."""
     whole = made_up(lambda s, a, seed: 0.8 + (a == "relu") * (0.05 if s == 1 else -0.01) + NOISE[s, a, seed] / 10)
     assert stats.contrast(whole, RELU).low > 0
     table = failed(whole, whole["segments"].eq(1))
@@ -132,7 +132,7 @@ def test_a_seed_that_failed_on_both_sides_is_left_out_and_said():
 
 
 def in_two_orders(effect):
-    """Two tables in one, with an effect of ReLU that hangs on the segments alone."""
+    """Two tables in one, with an effect of ReLU that depends on the segments only."""
     orders = [
         made_up(lambda s, a, seed: 0.8 + (a == "relu") * effect(s) + NOISE[s, a, seed] / 10).assign(order=order)
         for order in ("pointwise_first", "spatial_first")
@@ -141,7 +141,7 @@ def in_two_orders(effect):
 
 
 def test_an_interaction_is_refused_where_a_setting_has_other_places():
-    """The effect is the same in both orders, but 1 segment was run in one alone."""
+    """The effect is the same in both orders, but 1 segment was only run in one."""
     table = in_two_orders(lambda s: 0.06 if s == 1 else 0)
     orders = [{"order": "pointwise_first"}, {"order": "spatial_first"}]
     for lacks, others in (("spatial_first", "the first setting"), ("pointwise_first", "the second")):
@@ -153,7 +153,7 @@ def test_an_interaction_is_refused_where_a_setting_has_other_places():
 
 
 def test_a_slope_is_refused_where_a_place_has_other_settings():
-    """Without a slope in either order, but with another height in each, and one order at two places alone."""
+    """No slope in either order, but different means, and one order has only two numbers of segments."""
     table = in_two_orders(lambda s: 0)
     high = table["order"].eq("spatial_first") & table["activation"].eq("relu")
     table["test_accuracy"] += 0.02 * high
@@ -212,7 +212,7 @@ def test_an_axis_of_one_field_beside_a_search_of_the_other_is_an_axis():
 
 
 def test_what_has_no_place_on_the_spectrum_has_no_slope():
-    """Rows of a network without segments, and failed rows of another program, beside a curve."""
+    """Rows of a network without segments, and failed rows of another program, next to a curve."""
     table = made_up(noisy, activation=["none"])
     odd = table.assign(order="other", realised_segments=[[], None] * 10, status="failed", test_accuracy=float("nan"))
     both = pd.concat([table.assign(order="own"), odd], ignore_index=True)
@@ -231,7 +231,7 @@ def test_studies_that_are_joined_may_have_one_index_twice():
 
 
 def test_the_summary_says_of_each_run_what_is_its_own():
-    """One failed and one diverged, and mismatches of their own: none slips to another point."""
+    """One run failed and one diverged, with different mismatches: each value stays with its configuration."""
     table = made_up(noisy, activation=["none"])
     table["budget_mismatch"] = [{1: 0.001, 2: 0.002, 8: 0.003, "per_channel": 0.0}[s] for s in table["segments"]]
     table = failed(table, table["segments"].eq(1) & table["seed"].eq(0))
@@ -311,7 +311,7 @@ def test_a_family_is_corrected_and_each_verdict_follows():
 
 
 def test_the_size_of_a_new_study_is_the_whole_of_it():
-    """Judged by the power itself: with so many seeds a new study decides four times in five, with fewer less often."""
+    """By their power: with this many seeds a new study is conclusive four times in five, with fewer less often."""
     row = pd.Series(
         {
             "name": "x", "kind": "difference", "n": 6, "left_out": (), "diverged": 0, "confounded": False, "reason": "",
@@ -377,7 +377,7 @@ def test_the_trend_is_the_mean_of_the_seeds_slopes():
 
 @pytest.mark.medium
 def test_the_confidence_set_holds_the_best_as_often_as_it_says_and_leaves_the_worst_out():
-    """Unequal spreads and seeds in common; two points share the highest mean, and 16 is far below."""
+    """Unequal spreads and shared seeds; two configurations share the highest mean, and 16 is far below."""
     rng, rounds, held, out = np.random.default_rng(4), 150, 0, 0
     means, spread = {1: 0.90, 2: 0.91, 8: 0.91, 16: 0.85}, {1: 0.002, 2: 0.004, 8: 0.012, 16: 0.006}
     for _ in range(rounds):
@@ -574,7 +574,7 @@ ORDERS = [{"order": "pointwise_first"}, {"order": "spatial_first"}]
 
 
 def two_orders(**columns):
-    """Two orders at four numbers of segments, the second order 1 point above the first at each of them."""
+    """Two orders at four numbers of segments, the second order 1 pp above the first at each of them."""
     first, second = (
         made_up(lambda c, a, s, up=up: 0.8 + 0.01 * math.log2(c) + up + NOISE[c, "none", s], activation=["none"])
         for up in (0.0, 0.01)

@@ -1,4 +1,4 @@
-"""What is exported can be read by what it is for, whatever a study and its values are called."""
+"""Exported files can be read by the programs they are for, whatever the names of a study and its values."""
 
 import csv
 import json
@@ -44,7 +44,8 @@ from tests.analysis.test_plots import results
 from tests.plans import plan_of
 
 HOSTILE = r"a_b%&|$x$ \input{f} ^~#--é"
-SPECIAL = re.compile(r"(?<!\\)(?:\\\\)*[%&#_^~<>|]")  # what LaTeX would obey, or print as another glyph
+# characters that are commands of LaTeX, or that it prints as other glyphs
+SPECIAL = re.compile(r"(?<!\\)(?:\\\\)*[%&#_^~<>|]")
 
 
 def latex(table):
@@ -66,7 +67,7 @@ def hostile(**columns):
 
 
 def environment(text, name):
-    """What stands between a \\begin and its \\end."""
+    """Text between a \\begin and its \\end."""
     return re.search(rf"\\begin{{{name}}}(.*?)\\end{{{name}}}", text, re.DOTALL)[1]
 
 
@@ -76,7 +77,7 @@ def latex_cells(text):
 
 
 def markdown_cells(text):
-    """Cells by the rule of GitHub: a pipe divides unless there is a backslash before it."""
+    """Cells by GitHub's rule: a pipe separates cells unless a backslash precedes it."""
     return [re.split(r"(?<!\\)\|", line)[1:-1] for line in text.splitlines()]
 
 
@@ -180,7 +181,7 @@ def test_a_study_without_an_accuracy_has_no_table(export):
 
 
 FORMULAS = ["=1+1", "+1", "-1+1", "@SUM(A1)", "\t=1", "\r=1", '=HYPERLINK("http://x","y")', "=1\n,=2"]
-HIDDEN = ['",=1', "x\r=1", "x\r\n=1", "x\n=1"]  # where a comma or a line's end is not kept within the cell
+HIDDEN = ['",=1', "x\r=1", "x\r\n=1", "x\n=1"]  # formats that keep neither a comma nor the end of a line in a cell
 
 
 def written(table, folder):
@@ -221,7 +222,7 @@ def test_titles_that_a_spreadsheet_would_run_become_text(title, tmp_path):
 
 
 def compared():
-    """Two activations, a point apart in the mean, with a spread between seeds."""
+    """Two activations that differ by 1 pp in the mean, with a spread between seeds."""
     table = results(activation=["none", "relu"], seed=[0, 1, 2])
     table["test_accuracy"] += (table["activation"] == "relu") * (0.01 + 0.002 * (table["seed"] - 1))
     return table
@@ -240,7 +241,7 @@ def test_a_table_of_contrasts_has_their_numbers():
     ]
     assert first[5:] == ["±1.00", f"{judged(table)['p_equivalent'][0]:.3f}", "ReLU better"]
     assert slope[0] == "ReLU − no activation, per doubling of the segments"
-    assert slope[2:] == ["0.00", "", "", "", "", "not known"]  # equal differences tell nothing of a spread
+    assert slope[2:] == ["0.00", "", "", "", "", "not known"]  # equal differences have no spread
 
 
 def test_a_table_of_contrasts_says_what_a_reader_must_know():
@@ -309,7 +310,7 @@ VALUES = {
 
 @st.composite
 def tables(draw):
-    """Columns of all kinds, as `load_results` has them: each of one kind, with values that are not there."""
+    """Columns of all kinds, as in `load_results`: each of one type, with missing values."""
     count = draw(st.integers(1, 4))
     columns = {
         name: draw(st.lists(values | st.none(), min_size=count, max_size=count)) for name, values in VALUES.items()
@@ -318,7 +319,7 @@ def tables(draw):
 
 
 def same(one, other):
-    """Equal to the last bit, of one type but for lists and tuples; what is not there is like NaN."""
+    """Equal to the last bit and in type, except for lists and tuples; missing values equal NaN."""
     if isinstance(one, tuple | list):
         return isinstance(other, list) and len(one) == len(other) and all(map(same, one, other))
     if isinstance(one, dict):
@@ -346,7 +347,7 @@ def test_json_gives_every_value_back(table):
 
 
 def as_read(cell, value):
-    """What a cell of CSV says, read as what the value is."""
+    """A cell of CSV, read as the type of the value."""
     if isinstance(value, dict | tuple | list):
         return json.loads(cell)
     if isinstance(value, bool):
@@ -435,7 +436,7 @@ def test_two_columns_of_one_name_are_refused(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-SMALLEST = {"xception": 71, "inception_v3": 75}  # pixels a side
+SMALLEST = {"xception": 71, "inception_v3": 75}  # pixels per side
 
 
 @pytest.mark.medium
@@ -443,7 +444,7 @@ SMALLEST = {"xception": 71, "inception_v3": 75}  # pixels a side
 def test_every_family_comes_back_from_an_export(name, tmp_path):
     base = {"dataset": "digits", "image_size": SMALLEST.get(name, 32), "model": name}
     axes = {"seed": [0, 1]}
-    if name != "inception_v3":  # which is no spectrum
+    if name != "inception_v3":  # not a position on the spectrum
         base, axes = base | {"width": 0.25}, {"segments": [1, "per_channel"]}
     check_comes_back(parse_study({"base": base, "axes": axes}, "family"), tmp_path)
 

@@ -1,4 +1,4 @@
-"""What a page calls held equal is what the runs have in common."""
+"""Options that a page calls common to all runs are the same in all runs."""
 
 import re
 from html import unescape
@@ -24,19 +24,19 @@ STUDIES = sorted(path.parent.name for path in RESULTS.glob("*/plan.json"))
 
 
 def terms(page, heading):
-    """The terms of one section of a page, and what is said of each."""
+    """The terms of one section of a page, with their text."""
     section = page.partition(f">{heading}</h2>")[2].partition("<h2")[0]
     return {unescape(term): unescape(said) for term, said in re.findall(r"<dt>(.*?)</dt><dd>(.*?)</dd>", section)}
 
 
 def said(value):
-    """As a page says it."""
+    """A value in the wording of a page."""
     value = list(value) if isinstance(value, tuple) else value
     return {"True": "yes", "False": "no", "None": "not set", "[]": "none"}.get(str(value), str(value))
 
 
 def page_of_study(file):
-    """The page of a study that was planned and not run, and its points."""
+    """The page of a study that was planned and not run, and its runs."""
     study = parse_study(file, "made up")
     runs = study.runs()
     entries = [CostedRun(run, 1, 1, 1, (), run).record().entry() for run in runs]

@@ -27,7 +27,7 @@ from spectrum.analysis.inference import (
 
 
 def test_the_interval_of_a_textbook_sample():
-    # n = 5, mean 3, sd √2.5, and the 97.5 % quantile of Student's t with 4 degrees of freedom is 2.776445
+    # n = 5, mean 3, sd √2.5, and the 97.5% quantile of Student's t with 4 degrees of freedom is 2.776445
     mean, low, high = t_interval([1, 2, 3, 4, 5])
     half = 2.7764451 * math.sqrt(2.5) / math.sqrt(5)
     assert (mean, low, high) == pytest.approx((3, 3 - half, 3 + half), rel=1e-7)
@@ -40,7 +40,7 @@ def test_an_interval_holds_the_true_mean_as_often_as_it_says(n):
 
 
 def test_accuracies_of_few_images_are_close_enough_to_normal():
-    """300 test images, as of digits: steps of a third of a point."""
+    """300 test images, as of digits: steps of a third of a percentage point."""
     accuracies = np.random.default_rng(0).binomial(300, 0.97, size=(3000, 5)) / 300
     assert 0.93 < np.mean([low <= 0.97 <= high for _, low, high in map(t_interval, accuracies)]) < 0.97
 
@@ -66,7 +66,7 @@ def test_the_bootstrap_covers_where_it_is_used_and_is_refused_where_it_would_not
 
 
 def test_percentile_bootstrap_of_three_covers_three_times_in_four():
-    """Why it is not used: all 27 resamples of three values, exactly."""
+    """The reason why it is not used: all 27 resamples of three values, exactly."""
     held = 0
     for x in np.random.default_rng(2).normal(size=(2000, 3)):
         means = [np.mean(pick) for pick in itertools.product(x, repeat=3)]
@@ -175,7 +175,7 @@ def test_holm_leaves_unknown_ones_out():
 
 
 def test_sample_sizes_of_the_tables():
-    # Cohen (1988), table 2.3, two-sided 5 %, power 80 %, one sample: d = 0.2, 0.5, 0.8 take 199, 34 and 15
+    # Cohen (1988), table 2.3, two-sided 5%, power 80%, one sample: d = 0.2, 0.5, 0.8 take 199, 34 and 15
     assert [seeds_for_difference(d, 1.0) for d in (0.2, 0.5, 0.8)] == [199, 34, 15]
     assert seeds_for_difference(0.0, 1.0) is None
     assert seeds_for_difference(1e-6, 1.0) is None  # beyond 10,000

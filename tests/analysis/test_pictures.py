@@ -1,4 +1,4 @@
-"""Every picture against a reference that was looked at: `make pictures` draws the references anew."""
+"""Every picture against a reference that was inspected: `make pictures` draws the references anew."""
 
 import numpy as np
 import pandas as pd
@@ -18,7 +18,7 @@ looks_as_before = pytest.mark.mpl_image_compare(
 
 
 def study(**settings):
-    """Three seeds with a spread, a bare convolution beside the spectrum, speeds."""
+    """Three seeds with a spread, a plain 3×3 next to the spectrum, and speeds."""
     table = results(seed=[0, 1, 2], **settings)
     spread = np.random.default_rng(0).normal(0, 0.003, len(table))
     table["test_accuracy"] += spread

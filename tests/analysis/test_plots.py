@@ -1,4 +1,4 @@
-"""What the figures show, read back from the axes that they are drawn on."""
+"""Content of the figures, read back from the axes."""
 
 import hashlib
 import io
@@ -23,7 +23,7 @@ CHANNELS = 16
 
 
 def results(**settings):
-    """A made-up study: accuracy falls by a point each time the segments double, seeds lie half a point apart."""
+    """Synthetic results: accuracy falls by 1 pp when segments double; seeds differ by half a percentage point."""
     rows = []
     axes = {"segments": [1, 2, 3, "per_channel"], "seed": [0, 1]} | dict(settings.items())
     for number, values in enumerate(itertools.product(*axes.values())):
@@ -52,7 +52,7 @@ def line(ax, label):
 
 
 def said(figure):
-    """All that a figure says round and above what it draws, on one line."""
+    """All text of a figure around and above the data, on one line."""
     texts = [*figure.texts, *(text for ax in figure.axes for text in (ax._left_title, *ax.texts))]
     return " ".join(" ".join(text.get_text() for text in texts).split())
 

@@ -69,7 +69,7 @@ def threads(number):
 
 
 def _inside(room, view, x_nchw):
-    """The same numbers as a view into a larger tensor, whose other numbers are none."""
+    """The same numbers as a view into a larger tensor, whose other numbers are NaN."""
     view = view(room.fill_(torch.nan))
     assert view.shape == x_nchw.shape
     return view.copy_(x_nchw)
@@ -114,7 +114,7 @@ def chosen(module, choice):
 
 @contextmanager
 def without(choice):
-    """ "unbound": kernels called from Python, as torch.compile does; "library": as where there are none."""
+    """ "unbound" calls kernels from Python, as torch.compile does; "library" runs without kernels."""
     with pytest.MonkeyPatch.context() as patch:
         if choice == "unbound":
             patch.setattr(torch_operation, "bound", lambda name: None)
@@ -125,7 +125,7 @@ def without(choice):
 
 @pytest.fixture
 def surroundings(request):
-    """What `without` makes of a test's choice, around all of it."""
+    """Surroundings of a whole test for the choice of `without`."""
     with without(getattr(request.node, "callspec", None) and request.node.callspec.params.get("choice")):
         yield
 

@@ -32,7 +32,7 @@ def kernels_by_segment(half):
 
 
 def segmented_half(x_nchw, half, kernels):
-    """Each segment's own channels convolved with its own kernel; the results side by side."""
+    """Each segment's own channels convolved with its own kernel, then concatenated."""
     start, parts = 0, []
     for kernel in kernels:
         part = x_nchw[:, start : start + kernel.shape[1]]
@@ -69,7 +69,7 @@ def collect(x_nchw, segments):
 
 
 def segmented_conv2d(module, x_nchw):
-    """What a SegmentedConv2d has to give, by its definition."""
+    """Result of a SegmentedConv2d by its definition."""
     spatial = (
         segmented_half(x_nchw, module.spatial, kernels_by_segment(module.spatial)) if module.pointwise is None else None
     )

@@ -1,4 +1,4 @@
-"""Every way to run a segmented convolution against its definition in float64, and which one runs where."""
+"""Every backend of a segmented convolution against its definition in float64, and the choice of backends."""
 
 import copy
 
@@ -55,7 +55,7 @@ class Definition(nn.Module):
 
 
 def build(choice, *arguments, **options):
-    """A SegmentedConv2d that chooses its backends so."""
+    """A SegmentedConv2d with this choice of backends."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SPECTRUM_BACKEND", choice)
         return SegmentedConv2d(*arguments, **options)
@@ -77,7 +77,7 @@ def assert_module_exact(module, x_nchw, gradients=with_gradients):
     inputs = inputs_of(module, x_nchw)
     exact = gradients(function_of(Definition(module)), doubled(inputs))
     n, c, h, w = x_nchw.shape
-    terms = 4 * max(25 * max(c, module.out_channels), n * h * w)  # of two halves and the activation
+    terms = 4 * max(25 * max(c, module.out_channels), n * h * w)  # of the 1×1, the 3×3 and the activation
     if any(isinstance(part, nn.BatchNorm2d) for part in module.modules()):
         terms *= 16  # the gradient of what is normalised is a small difference of such sums
     assert_exact(gradients(function_of(module), inputs), exact, terms)
@@ -90,7 +90,7 @@ def seed():
 
 @pytest.fixture
 def used(monkeypatch):
-    """The backends that spatial halves and 1×1s really take from now on, in the order of their calls."""
+    """The backends that 3×3s and 1×1s use from now on, in the order of their calls."""
     names = []
 
     def recording(name, function):
@@ -103,7 +103,7 @@ def used(monkeypatch):
 
 @pytest.fixture
 def folds(monkeypatch):
-    """One entry a call of `fold`."""
+    """One entry per call of `fold`."""
     calls = []
     monkeypatch.setattr(grouped, "fold", lambda *weights: calls.append(weights) or fold(*weights))
     return calls
@@ -114,7 +114,7 @@ def folds(monkeypatch):
 
 @st.composite
 def operations(draw):
-    """Arguments of a SegmentedConv2d and an input for it. No ReLU: near its kink float32 and float64 may part."""
+    """Arguments of a SegmentedConv2d and an input. No ReLU: near its kink, float32 and float64 may differ."""
     in_channels, out_channels = draw(st.integers(1, 24)), draw(st.integers(1, 24))
     pointwise, order = draw(st.booleans()), draw(st.sampled_from(ORDERS))
     options = {
@@ -455,7 +455,7 @@ def test_one_graph_holds_the_compiled_kernels(segments):
 @pytest.mark.parametrize("segments", [1, 4, (5, 5, 2, 4)])
 @pytest.mark.parametrize("layout", LAID_OUT)
 def test_compiling_changes_nothing(segments, layout):
-    """Nor where both halves are one convolution, with one segment."""
+    """Also where the 1×1 and the 3×3 are one convolution, with one segment."""
     assert_compiles(build("auto", 12, 16, segments=segments), images(2, 12, 8, 8, layout=layout), "inductor")
 
 
@@ -471,7 +471,7 @@ def assert_compiles(module, x_nchw, backend):
     assert_exact(ours, exact, 1000)
 
 
-# Folding: both halves as one convolution
+# Folding: the 1×1 and the 3×3 as one convolution
 
 
 @pytest.mark.medium

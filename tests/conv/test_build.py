@@ -1,4 +1,4 @@
-"""How the kernels come about: once a machine, by any number of processes, and not at all where that fails."""
+"""Building the kernels: once per machine, by any number of processes, and not at all after a failure."""
 
 import ctypes
 import os
@@ -26,7 +26,7 @@ pytestmark = pytest.mark.skipif(COMPILER is None, reason="there is no C++ compil
 
 @pytest.fixture
 def fresh(tmp_path, monkeypatch):
-    """A cache folder that is empty, for a process that has no kernels yet."""
+    """An empty cache folder, for a process without kernels."""
     build.binding()  # that of this process, which torch takes only once
     monkeypatch.setenv("SPECTRUM_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(build.tempfile, "tempdir", str(tmp_path))
@@ -43,7 +43,7 @@ def script(path, *lines):
 
 @pytest.fixture
 def quick(tmp_path, monkeypatch):
-    """A compiler that does not optimise, and a file with one line a call of it."""
+    """A compiler that does not optimise, and a file with one line per call of it."""
     log = tmp_path / "calls"
     no_binding = 'case "$*" in *binding*) exit 1;; esac'
     name = script(tmp_path / "quick-c++", no_binding, f'echo "$*" >> {log}', f'exec {COMPILER} "$@" -O0')
@@ -53,13 +53,13 @@ def quick(tmp_path, monkeypatch):
 
 @pytest.fixture(scope="module")
 def built():
-    """What this machine's own cache holds."""
+    """Files in this machine's own cache."""
     return build.build(cache_folder() / "kernels")
 
 
 @pytest.fixture
 def instant(built, tmp_path, monkeypatch):
-    """A compiler that takes no time, since it copies what was built before."""
+    """A compiler that takes no time, since it copies earlier results."""
     name = script(
         tmp_path / "instant-c++",
         'for last; do :; done; [ "$1" = --version ] && exec echo 1.0',
@@ -70,7 +70,7 @@ def instant(built, tmp_path, monkeypatch):
 
 
 def run(code, **environment):
-    """A Python process of its own; a variable that is None is taken away."""
+    """A Python process; a variable given as None is removed from its environment."""
     variables = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
     return subprocess.Popen(
         [sys.executable, "-c", code],
@@ -196,7 +196,7 @@ def test_the_kernels_are_bound_to_torch_once_for_all():
 
 @pytest.mark.medium
 def test_kernels_that_cannot_be_bound_are_called_from_python(fresh, quick):
-    """As where torch came without its headers."""
+    """As with a torch that lacks its headers."""
     code = """
 import warnings
 from spectrum.conv.kernels import build, torch_operation
@@ -429,7 +429,7 @@ def test_a_library_without_the_kernels_is_built_anew(fresh, instant, tmp_path):
 
 @pytest.mark.medium
 def test_half_a_library_stops_no_process(fresh, instant):
-    """As a full disk or a power cut leaves it. In a process of its own."""
+    """A partial library, as left by a full disk or a power cut. Runs in its own process."""
     path = build.build(fresh)
     os.truncate(path, path.stat().st_size // 2)
     said(run("from tests.conv.test_build import *; recorded_choice()", SPECTRUM_CACHE=str(fresh.parent)))

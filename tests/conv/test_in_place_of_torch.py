@@ -1,4 +1,4 @@
-"""What torch's own layers take and do, the operation takes and does: arguments, inputs, fx, meta, copies."""
+"""The operation accepts what torch's own layers accept, with the same effects: arguments, inputs, fx, meta, copies."""
 
 import copy
 import functools

@@ -1,4 +1,4 @@
-"""Infinities and NaN: where torch's own convolutions, one after another, have them, every backend has them too."""
+"""Every backend gives infinities and NaN where torch's own convolutions, one after another, give them."""
 
 import pytest
 import torch
@@ -21,7 +21,7 @@ every_choice = pytest.mark.parametrize("choice", [*CHOICES, "library", "unbound"
 
 
 def assert_alike(ours, theirs, rtol=1e-3, atol=1e-3):
-    """Infinities of one sign and NaN in the same places; the rest as near as float32 is."""
+    """Infinities of one sign and NaN at the same indices; all other values within float32's accuracy."""
     for part, (mine, other) in enumerate(zip(ours, theirs, strict=True)):
         assert_close(
             mine, other, rtol=rtol, atol=atol, equal_nan=True, msg=lambda said, part=part: f"part {part}: {said}"
@@ -57,7 +57,7 @@ places = st.lists(st.tuples(st.integers(0, 10**6), st.sampled_from((*SPECIAL, 0.
 
 @st.composite
 def spatial_halves(draw):
-    """A spatial convolution alone: module, input, gradient of the output, with numbers that are not finite."""
+    """A plain 3×3: module, input, gradient of the output, with values that are not finite."""
     sizes = draw(
         st.lists(st.integers(1, 9), min_size=1, max_size=6)
         | st.lists(st.sampled_from([2, 3, 4]), max_size=9, min_size=2)
@@ -133,7 +133,7 @@ def test_any_operation_is_two_convolutions_for_every_number(choice, case):
     compare(case[0], choice, *case[1:])
 
 
-# By hand: the cases that taught this
+# By hand: cases that revealed faults
 
 
 def halves(segments, **options):
@@ -188,7 +188,7 @@ def test_an_infinite_weight_reaches_its_own_output_only(choice, options, value):
 @pytest.mark.parametrize("order", ["pointwise_first", "spatial_first"])
 @pytest.mark.parametrize("where", ["input", "weight of the 1×1", "weight of the 3×3", "gradient"])
 def test_infinities_that_cancel_between_the_halves_cancel_where_they_are_folded(order, where):
-    """Infinities of opposite sign between the halves are NaN together, where the folded kernel has one sign."""
+    """Infinities of opposite sign between the 1×1 and the 3×3 sum to NaN, although the folded kernel has one sign."""
     torch.manual_seed(0)
     module = SegmentedConv2d(4, 4, order=order)
     x_nchw = torch.randn(2, 4, 16, 16).to(memory_format=torch.channels_last)

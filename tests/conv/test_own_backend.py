@@ -1,4 +1,4 @@
-"""A backend by its name: one of one's own, what it cannot compute, and who prefers it."""
+"""Backends by name: your own ones, limits of each, and preferences for one."""
 
 import copy
 import os
@@ -29,7 +29,7 @@ from tests.registries import restored
 
 
 class Unfolded(Backend):
-    """By im2col and one product per segment; no stride, and nothing but float32."""
+    """A convolution by im2col and one product per segment; without stride, and only in float32."""
 
     calls = 0
 
@@ -197,7 +197,7 @@ def test_an_unknown_backend_is_refused(name, why):
 
 
 class Wrong(Backend):
-    """Right but for what `spoil` makes of its results."""
+    """A correct backend whose results are changed by `spoil`."""
 
     spoil = None
 
@@ -231,7 +231,7 @@ SPOILT = [
 
 
 class Careless(Backend):
-    """What it does to its inputs, and what it gives of them."""
+    """A backend that changes its inputs, or returns parts of them."""
 
     does = None
 
@@ -427,7 +427,7 @@ def test_what_is_no_backend_is_refused():
         ("", "expected a name"),
     ]:
         with pytest.raises(ValueError, match=why):
-            register_backend(name, pytest.fail)  # is not called for a name that cannot be
+            register_backend(name, pytest.fail)  # not called for an invalid name
     assert list_backends() == sorted([*candidates(), "unfolded"])
 
 

@@ -152,7 +152,7 @@ def test_per_channel_spatial_first_is_a_depthwise_separable_convolution(in_chann
 @pytest.mark.parametrize("segments", [3, (5, 4, 2)])
 @pytest.mark.parametrize("activation", [None, "relu"])
 def test_three_segments_are_three_inception_towers(segments, activation):
-    """Each tower has a 1×1 of its own and a 3×3 of its own; their outputs stand side by side (Chollet 2017, Fig. 2)."""
+    """Each tower has its own 1×1 and 3×3; their outputs are concatenated (Chollet 2017, Fig. 2)."""
     ours = SegmentedConv2d(7, 11, segments=segments, activation=activation).double()
     kernels = reference.kernels_by_segment(ours.spatial)
     rows = ours.pointwise.weights[0].split([kernel.shape[0] for kernel in kernels])

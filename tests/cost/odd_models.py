@@ -1,4 +1,4 @@
-"""Networks of one's own whose cost is not that of convolutions of an image alone."""
+"""Your own networks, whose cost is more than convolutions of an image."""
 
 from dataclasses import dataclass
 
@@ -9,7 +9,7 @@ from spectrum import register_model
 
 
 class Mixer(nn.Module):
-    """Mixes pixels in the Fourier domain, which no counter knows; gives a dataclass."""
+    """Mixes pixels in the Fourier domain, which no counter knows; returns a dataclass."""
 
     @dataclass
     class Output:
@@ -25,7 +25,7 @@ class Mixer(nn.Module):
 
 
 class Scores(Mixer):
-    """The same, as training takes it."""
+    """The same with the scores alone, as training expects."""
 
     def forward(self, x_nchw):
         return super().forward(x_nchw).scores

@@ -1,4 +1,4 @@
-"""The backward pass that is counted is the one that autograd runs: against torch's own record of a real one."""
+"""The counted backward pass is the one that autograd runs, by torch's own record of a real one."""
 
 import pytest
 import torch

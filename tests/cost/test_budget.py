@@ -1,4 +1,4 @@
-"""The width solver against brute force, on made-up counts and on real networks."""
+"""The width solver against brute force, on synthetic counts and on real networks."""
 
 import itertools
 import math
@@ -22,7 +22,7 @@ from spectrum.cost.budget import (
 
 
 def made_up(coefficients, segments):
-    """Parameters of a chain of stages: dense from stage to stage, in segments within one; uneven ones as they fall."""
+    """Parameters of a chain of stages: dense between stages, in segments within a stage, which may be uneven."""
 
     def count(widths):
         dense = sum(a * b for a, b in itertools.pairwise(widths))

@@ -1,4 +1,4 @@
-"""Counting leaves a network as it was, sees what it puts out, and refuses in a sentence what it cannot count."""
+"""Counting restores a network, sees its outputs, and refuses with a reason what it cannot count."""
 
 import threading
 from collections import OrderedDict, deque
@@ -40,7 +40,7 @@ class Shrinks(nn.Linear):
 
 
 class Swaps(nn.Linear):
-    """Puts other memory, and then another parameter, in the place of its own."""
+    """Replaces its memory, and then its parameter, by others."""
 
     def forward(self, x):
         self.weight.data = self.weight.data.double()[:2].float() * 3

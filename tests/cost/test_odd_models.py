@@ -1,4 +1,4 @@
-"""`audit` and `plan` of networks of one's own: what is not counted is said, and what takes no image is refused."""
+"""`audit` and `plan` of your own networks: they name what is not counted, and refuse networks that take no image."""
 
 import json
 
@@ -42,7 +42,7 @@ def test_an_audit_of_what_is_all_counted_has_no_caveat(capsys):
     ("model", "says"),
     [
         ("odd_words", "model 'odd_words' does not take one image of 3×32×32: RuntimeError: Expected tensor"),
-        ("odd_broken", "model 'odd_broken' cannot be built: IndexError: list index out of range; mend it"),
+        ("odd_broken", "model 'odd_broken' cannot be built: IndexError: list index out of range; fix it"),
     ],
 )
 def test_an_audit_of_a_network_that_takes_no_image_is_refused_in_a_sentence(model, says, capsys):

@@ -1,4 +1,4 @@
-"""Data sets of one's own: arrays by name, the same in every process, and refused by what is wrong in them."""
+"""Your own data sets: arrays by name, the same in every process; invalid ones are refused with the reason."""
 
 import subprocess
 import sys
@@ -155,7 +155,7 @@ def test_arrays_that_are_no_data_set_are_refused_by_name(registry, arrays, why):
     ),
 )  # fmt: skip
 def test_whatever_a_loader_gives_is_a_data_set_or_refused_as_data(registry, x, y):
-    """Against the rule in words, which the reader of a message is told."""
+    """Compared with the rule in words, as in the message."""
     is_images = x.dtype == np.uint8 and x.size and (x.ndim == 3 or (x.ndim == 4 and x.shape[-1] in (1, 3)))
     is_images = is_images and x.shape[1] == x.shape[2]
     is_labels = y.dtype != np.float32 and y.ndim == 1 and len(y) > 0

@@ -1,4 +1,4 @@
-"""What the places of files mean: rules without a file opened, and the walk that finds the files."""
+"""Meaning of the paths of files: rules that open no file, and the walk that finds the files."""
 
 import os
 import unicodedata

@@ -1,4 +1,4 @@
-"""Data sets as they come: where they are found, what becomes of their pixels and labels, and the cache."""
+"""Loading data sets: where they are found, how pixels and labels are read, and the cache."""
 
 import base64
 import gzip
@@ -29,7 +29,7 @@ from spectrum.data.digits import read_digits
 from spectrum.data.images import described
 from spectrum.data.load import load_images
 from spectrum.data.pixels import DataError
-from spectrum.data.splits import Images, describe, make_images, record
+from spectrum.data.splits import Images, describe, make_images, record, summarise
 from spectrum.design.run import RunConfig
 from tests.data.stored import Pixels, as_nchw, encoded, random_pixels, write_folder, write_parquet
 
@@ -356,7 +356,7 @@ def test_a_label_that_training_never_shows_is_an_error(data_root: Path) -> None:
         load_images("flowers")
 
 
-# What is said of a data set
+# Description of a data set
 
 
 def said_of(name: str, *how: Any) -> str:
@@ -458,7 +458,7 @@ def test_a_test_split_that_lacks_a_class_is_refused_by_name(data_root: Path) -> 
         load_images("flowers")
 
 
-# Files that would run something, if they were let
+# Files that would run a program if allowed
 
 
 class Canary:
@@ -809,6 +809,28 @@ def test_how_many_images_a_run_trains_and_validates_on_is_said(train_images, use
     (known,) = described([RunConfig(train_images=train_images, seed=seed) for seed in (0, 1)])
     assert known["used"] == [used]
     assert f"a run trains on {used[0]:,} and validates on {used[1]} of them" in describe("digits", known)
+    images = f"{used[0]:,} training, 149 validation and 299 test images"
+    assert summarise("digits", known)[0] == f"digits: 10 classes · 8×8 pixels, 1 channel · {images}"
+
+
+def test_a_summary_has_the_span_of_several_subsets():
+    (known,) = described([RunConfig(train_images=train_images) for train_images in (200, 500)])
+    assert "· 200 to 500 training, 149 validation and" in summarise("digits", known)[0]
+
+
+def test_a_summary_is_short_and_omits_no_note_and_no_file_left_out(data_root: Path) -> None:
+    write_folder(data_root / "flowers", random_pixels(13), ["a", "b"])
+    Image.fromarray(random_pixels(1)[0]).save(data_root / "flowers" / "loose.png")
+    known = record(load_images("flowers"))
+    known["notes"] = ["1 of 2 test images is a training image too"]
+    first, *others = summarise("flowers", known)
+    assert len(first) <= 100
+    assert "training and " in first, "without `used` there is no validation split to name"
+    assert others == [
+        f"test images: {known['test']}",
+        "1 of 2 test images is a training image too",
+        "left out: 1 image in no class folder (loose.png)",
+    ]
 
 
 # Nothing twice, and nothing that has changed

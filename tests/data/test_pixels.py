@@ -1,4 +1,4 @@
-"""Images that are decoded as they are asked for give what the same images in memory give."""
+"""Images decoded on demand equal the same images in memory."""
 
 import io
 import os

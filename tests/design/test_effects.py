@@ -1,4 +1,4 @@
-"""Options that change nothing are refused, and configurations that train one network are told, before they run."""
+"""Options without effect are refused, and configurations that train the same network are reported, before a run."""
 
 import json
 
@@ -43,7 +43,7 @@ def refused(said):
 @pytest.mark.parametrize(
     ("said", "says"),
     [
-        ({"base": {"decay": 0.5}}, 'base.decay: schedule = "cosine" has no use for it; leave it out, or set'),
+        ({"base": {"decay": 0.5}}, 'base.decay: schedule = "cosine" does not use it; leave it out, or set'),
         ({"base": {"decay": 0.94}}, "base.decay: "),  # named, though it is the default
         ({"base": {"decay_epochs": 1.0, "schedule": "one_cycle"}}, 'base.decay_epochs: schedule = "one_cycle"'),
         ({"base": {"decay_images": 100}}, "base.decay_images: "),
@@ -51,15 +51,18 @@ def refused(said):
             {"base": {"schedule": "exponential", "decay_images": 9, "decay_epochs": 1.0}},
             "base.decay_epochs: decay_images is used instead; keep one of the two",
         ),
-        ({"base": {"optimizer": "adamw", "nesterov": True}}, 'base.nesterov: optimizer = "adamw" has no use for it'),
-        ({"base": {"momentum": 0.0, "nesterov": True}}, "base.nesterov: there is no momentum"),
+        ({"base": {"optimizer": "adamw", "nesterov": True}}, 'base.nesterov: optimizer = "adamw" does not use it'),
+        ({"base": {"momentum": 0.0, "nesterov": True}}, "base.nesterov: has no effect without momentum"),
         ({"axes": {"nesterov": [False, True]}, "base": {"optimizer": "rmsprop"}}, "axes.nesterov: optimizer ="),
         ({"axes": {"decay": [0.5, 0.9]}}, "axes.decay: "),
         ({"cases": [{"decay": 0.5}, {"schedule": "exponential"}]}, "cases.0.decay: "),
         ({"base": {"resize": "stretch"}}, "base.resize: needs an image_size"),
-        ({"base": {"model": "vgg", "residual": True}}, "base.residual: 'vgg' has no use for it; leave it out"),
-        ({"base": {"model": "inception", "order": "pointwise_first"}}, "base.order: 'inception' has no use for it"),
-        ({"base": {"lr": 0.1}, "tune": {"lr": [0.1, 0.2]}}, "base.lr: [tune] tries values of its own; leave it out"),
+        ({"base": {"model": "vgg", "residual": True}}, "base.residual: 'vgg' does not use it; leave it out"),
+        ({"base": {"model": "inception", "order": "pointwise_first"}}, "base.order: 'inception' does not use it"),
+        (
+            {"base": {"lr": 0.1}, "tune": {"lr": [0.1, 0.2]}},
+            "base.lr: [tune] replaces it by the values of the sweep; leave it out",
+        ),
     ],
 )
 def test_an_option_without_a_use_is_refused(said, says, tmp_path):
@@ -125,7 +128,7 @@ def test_a_plan_that_is_frozen_is_read_as_it_is():
     assert planned.run == run
 
 
-# What only the networks tell
+# Checks that need the networks
 
 
 @pytest.mark.medium
@@ -200,7 +203,7 @@ def test_what_is_told_trains_to_the_same_weights(tmp_path):
 
 
 class Flat(nn.Module):
-    """A classifier of pixels that looks at no option; what it gives passes through a function."""
+    """A classifier of pixels that ignores all options; a function changes its output."""
 
     def __init__(self, arch, after=lambda scores_nk: scores_nk):
         super().__init__()
@@ -213,7 +216,7 @@ class Flat(nn.Module):
 
 @pytest.fixture
 def own(monkeypatch):
-    """Registers a family for the time of a test, and gives its name."""
+    """Registers an architecture for the duration of a test, and returns its name."""
     restored(monkeypatch, FAMILIES)
 
     def register(builder, **more):
@@ -252,7 +255,7 @@ def test_an_option_that_a_family_of_ones_own_ignores_is_refused(own, named):
     name = own(Flat, uses=())
     (value,) = named.values()
     axis = study({"model": name}, axes={field: [value]})
-    assert f"axes.{field}: 'own' has no use for it; leave it out" in refused(axis)
+    assert f"axes.{field}: 'own' does not use it; leave it out" in refused(axis)
 
 
 def test_an_option_that_a_family_of_ones_own_uses_is_taken_also_where_it_says_the_default(own):

@@ -1,4 +1,4 @@
-"""Models of one's own: named by a study's file, found by every process that trains, or refused in a sentence."""
+"""Your own models: named in a study's file, found by every process that trains, or refused with the reason."""
 
 import json
 import subprocess
@@ -138,7 +138,7 @@ def test_a_session_without_a_script_says_what_to_do_before_anything_is_trained(t
     done = command(tmp_path, "-", say=f"{again}{STUDY}{RUN}\n")
     assert done.stderr.splitlines()[-1].endswith(
         "model = 'of_script': worker processes cannot see what is registered in this session; "
-        'write its register_model into a file, such as my_models.py, and give imports=["my_models"]'
+        'call register_model in a module, such as my_models.py, and give imports=["my_models"]'
     )
     assert not (tmp_path / "results").exists()
 

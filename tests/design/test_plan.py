@@ -1,4 +1,4 @@
-"""One record of plan.json: committed plans round-trip byte for byte, and what is no plan is refused."""
+"""The record of plan.json: committed plans round-trip byte for byte, and invalid plans are refused."""
 
 import json
 import re

@@ -92,7 +92,7 @@ def test_all_faults_of_a_file_are_told_at_once():
         ),
         ({"base": {"shuffle": True}}, "shuffle: only relabels rows"),
         ({"base": {"pointwise": False, "norm": True}}, "norm: needs the 1×1, which pointwise = false removes"),
-        ({"base": {"warmup_epochs": 8.0}}, "warmup_epochs: 8.0 leaves nothing of 8 epochs"),
+        ({"base": {"warmup_epochs": 8.0}}, "warmup_epochs: 8.0 must be below epochs = 8; give fewer"),
         ({"budget": {"match": "weights"}}, "budget.match.0: 'weights' is unknown; try 'none'"),
         ({"budget": {"match": []}}, "budget.match"),
         ({"budget": {"match": ["params", "params"]}}, "match: lists a budget twice"),
@@ -133,7 +133,7 @@ def test_all_faults_of_a_file_are_told_at_once():
         (interaction("order"), "contrasts.0.across"),
         (interaction([{"segments": 1}, {"segments": 5}]), "compares segments = 5, but the study trains only 1 and 2"),
         (interaction([{"segments": 1}, {"segments": 1}]), "across: give two different settings"),
-        (interaction([{"segments": 1}, {"activation": "relu"}]), "across.1.activation: is what is compared"),
+        (interaction([{"segments": 1}, {"activation": "relu"}]), "across.1.activation: is in `between` too"),
         (
             interaction("segments", margin=0.1),
             'margin: is a difference in accuracy; with across = "segments" there is a slope',
@@ -143,7 +143,7 @@ def test_all_faults_of_a_file_are_told_at_once():
             | {"contrasts": [{"name": "x", "between": [{"segments": 1}, {"segments": 2}], "across": "segments"}]},
             "across: segments must vary in the study, and not be what is compared",
         ),
-        ({"base": {"label_noise": 0.1}}, "label_noise: belongs to a teacher; set teacher_segments"),
+        ({"base": {"label_noise": 0.1}}, "label_noise: has no effect without a teacher; set teacher_segments"),
         ({"base": {"dataset": "gaussian"}}, "has no labels of its own; set teacher_segments"),
         ({"base": {"teacher_segments": 1, "teacher_seed": "own"}}, "'own' is not a seed; try 0, 1, 2 … or \"seed\""),
         ({"cases": [{"segments": 1}, {"segments": 1}]}, "cases: two of them are the same run"),
@@ -297,7 +297,7 @@ def test_the_experiments_can_be_read_in_a_minute(path):
     ("content", "says"),
     [
         (b"[base\n", "not valid TOML"),
-        (b"\xff\xfe", "is not UTF-8 text"),
+        (b"\xff\xfe", "not UTF-8 text"),
         (b"[base]\nepoch = 1\n", 'base.epoch: unknown key; did you mean "epochs"?'),
     ],
 )
@@ -332,7 +332,7 @@ def test_a_run_survives_json():
     assert RunConfig(**fields) == run
 
 
-# What a family has of its own
+# Defaults of an architecture
 
 
 def test_a_run_has_its_familys_own_values_where_it_says_nothing():

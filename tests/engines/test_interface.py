@@ -1,4 +1,4 @@
-"""The door of engines: a study runs on any, built in or one's own, and what all are told is checked in one place."""
+"""Interface of engines: a study runs on any, built in or your own, and their settings are checked in one module."""
 
 import subprocess
 import sys
@@ -43,7 +43,7 @@ register_engine("alone", Alone)
 
 
 class Mine(Engine):
-    """In this process, one run after the other; remembers what it was told."""
+    """Runs in this process, one after the other; records the settings that it was given."""
 
     starts_processes = False
 
@@ -205,7 +205,7 @@ class Gives(Engine):
     [
         (lambda outcomes: None, 0, "its run gave NoneType; yield an Outcome for each run"),
         (lambda outcomes: outcomes[:1], 1, "gave no outcome for 1 of 2 runs; yield one for each"),
-        (lambda outcomes: [outcomes[0], outcomes[0]], 1, "yielded run .* twice, or was not asked for it"),
+        (lambda outcomes: [outcomes[0], outcomes[0]], 1, "yielded run .*, which is done or was not asked for"),
         (lambda outcomes: [vars(outcomes[0])], 0, "yielded dict; yield an Outcome for each run"),
         (
             lambda outcomes: [Outcome(outcomes[0].run, {"test_accuracy": 0.5}, None, 1)],

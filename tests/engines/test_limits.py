@@ -31,7 +31,7 @@ def test_a_run_that_takes_too_much_memory_or_time_has_failed_and_no_other(study_
         "linear": "done",
     }
     assert rows["greedy"]["reason"].startswith("MemoryError: oom: not enough memory")
-    assert rows["slow"]["reason"].startswith("took more than 0.4 minutes; the next run goes on from its checkpoint")
+    assert rows["slow"]["reason"].startswith("took more than 0.4 minutes; the next run resumes from its checkpoint")
     assert {row["attempts"] for row in rows.values()} == {1}, "what would only happen again is not tried again"
     assert len(list((summary.folder / "checkpoints" / rows["slow"]["id"]).glob("*.safetensors"))) == 2
 

@@ -1,4 +1,4 @@
-"""One run in a process: whatever happens to its log and its checkpoints meanwhile, what it trained is not lost."""
+"""One run in a process: no fault of its log or its checkpoints loses its result."""
 
 import os
 import shutil

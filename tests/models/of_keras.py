@@ -13,13 +13,13 @@ from spectrum import build_model, load_keras_weights
 
 
 def images(count: int, size: int, seed: int) -> torch.Tensor:
-    """Noise at a scale that pooling leaves something of."""
+    """Noise at a scale that survives pooling."""
     coarse = torch.randn(count, 3, 6, 6, generator=torch.Generator().manual_seed(seed))
     return nn.functional.interpolate(coarse, size=(size, size), mode="bicubic")
 
 
 def network_of(keras: Any, family: str, size: int) -> Any:
-    """Keras's network with statistics of a batch, and everything a little off what training starts with."""
+    """Keras's network with the statistics of a batch, and all weights slightly off their initial values."""
     keras.utils.set_random_seed(0)
     model = getattr(keras.applications, family)(
         weights=None, input_shape=(size, size, 3), classes=10, classifier_activation=None
@@ -42,7 +42,7 @@ def network_of(keras: Any, family: str, size: int) -> Any:
 
 
 def write(model: Any, folder: Path) -> Path:
-    """Its weights in both layouts, as Keras itself writes them: new.weights.h5 and old.h5."""
+    """Write its weights in both layouts, as Keras does: new.weights.h5 and old.h5."""
     import h5py
     from keras.src.legacy.saving import legacy_h5_format
 
@@ -53,11 +53,11 @@ def write(model: Any, folder: Path) -> Path:
 
 
 def assert_same_logits(model: Any, family: str, size: int, file: Path) -> None:
-    """The network of a family gives what Keras's does, with the weights of the file."""
+    """A network of this package gives the same logits as Keras's, with the weights of the file."""
     net = build_model(family, image_size=size).eval()
     load_keras_weights(net, file)
     x = images(3, size, 1)
     with torch.no_grad():
         ours, theirs = net(x), model(x.permute(0, 2, 3, 1), training=False)
-    assert (theirs[0] - theirs[1]).abs().max() > 0.05 * theirs.abs().max()  # logits hang on the image
+    assert (theirs[0] - theirs[1]).abs().max() > 0.05 * theirs.abs().max()  # logits depend on the image
     assert_close(ours, theirs, rtol=1e-4, atol=1e-4 * float(theirs.abs().max()))

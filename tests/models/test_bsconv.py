@@ -1,4 +1,4 @@
-"""MobileNet and BSConv-U's swap of its halves, held against the package that its authors publish."""
+"""MobileNet and BSConv-U's swap of the 1×1 and the 3×3, compared with the package of its authors."""
 
 import pytest
 import torch
@@ -14,7 +14,7 @@ NAMES = {"mobilenetv1_w1": {}, "mobilenetv1_w1_bsconvu": SWAPPED}
 
 
 def as_it_runs(named, *, pointwise_first):
-    """Named tensors of ours in the order in which the halves run, of which a module lists the spatial one first."""
+    """Named tensors of our network in the order in which the convolutions run; a module lists its 3×3 first."""
     named = list(named)
     if pointwise_first:
         for at, (name, _) in enumerate(tuple(named)):

@@ -146,7 +146,7 @@ def test_averages_count_padding_in_as_torch_does_or_not_as_tensorflow_does():
     [
         ({"image_size": 74}, "inception_v3 needs at least 75 pixels"),
         ({"image_size": 298, "auxiliary": True}, "inception_v3 needs at least 299 pixels"),
-        ({"image_size": 75, "segments": 4}, "segments: the architecture 'inception_v3' has no use for it"),
+        ({"image_size": 75, "segments": 4}, "segments: the architecture 'inception_v3' does not use it"),
     ],
 )
 def test_what_cannot_be_built_says_why(options, says):

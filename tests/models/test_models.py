@@ -1,4 +1,4 @@
-"""One check over every family, and what is particular to the probe."""
+"""One check for every architecture, and properties of the probe."""
 
 import json
 import pickle
@@ -49,7 +49,7 @@ every_case = pytest.mark.parametrize("options", CASES.values(), ids=CASES.keys()
 
 
 def built(family, **options):
-    """A small network; of options that the family has no use for, without them."""
+    """A small network, without the options that the architecture does not use."""
     ignored = models.unused_by(family)
     kept = {name: value for name, value in options.items() if name not in ignored}
     if options and not kept:
@@ -122,7 +122,7 @@ def test_a_compiled_network_gives_the_same(family):
 @pytest.mark.medium
 @every_family
 def test_fx_traces_every_family(family):
-    """Same outputs, gradients and statistics; the traced network may change its mode as any other."""
+    """Same outputs, gradients and statistics; the traced network can change its mode like any other."""
     torch.manual_seed(0)
     model = built(family, segments=3, order="spatial_first", activation="relu", padding="tf_same", auxiliary=False)
     copied, x = deepcopy(model), images_of(family, 3).to(memory_format=torch.channels_last)

@@ -1,4 +1,4 @@
-"""Where a network stands on the spectrum, compared with slow and obvious versions."""
+"""Position of a network on the spectrum, compared with slow and obvious versions."""
 
 from fractions import Fraction
 from itertools import combinations

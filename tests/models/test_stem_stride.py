@@ -101,7 +101,7 @@ def test_what_is_no_stride_is_refused_in_a_file_and_in_python(value):
 @pytest.mark.parametrize("family", ["vgg", "inception", "inception_v3"])
 def test_architectures_without_such_a_stem_refuse_it(family):
     assert "stem_stride" in unused_by(family)
-    with pytest.raises(ValueError, match=r"stem_stride: .* has no use for it"):
+    with pytest.raises(ValueError, match=r"stem_stride: .* does not use it"):
         build_model(family, stem_stride=2, image_size=96)
-    with pytest.raises(ValueError, match=r"stem_stride: .* has no use for it"):
+    with pytest.raises(ValueError, match=r"stem_stride: .* does not use it"):
         check_effects(parse_study({"base": {"model": family, "stem_stride": 2}, "axes": {"seed": [0]}}, "x"))

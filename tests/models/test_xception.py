@@ -101,7 +101,7 @@ def test_padding_and_norm_can_be_those_of_torch():
     [
         ({"image_size": 64}, "image_size=64: xception needs at least 71 pixels"),
         ({"widths": (8, 8)}, "expected 8 stage widths"),
-        ({"downsampling": "stride"}, "downsampling: the architecture 'xception' has no use for it"),
+        ({"downsampling": "stride"}, "downsampling: the architecture 'xception' does not use it"),
     ],
 )
 def test_what_cannot_be_built_says_why(options, says):
@@ -110,7 +110,7 @@ def test_what_cannot_be_built_says_why(options, says):
 
 
 def test_a_family_refuses_what_it_would_ignore():
-    with pytest.raises(ValueError, match="padding: the architecture 'probe' has no use for it"):
+    with pytest.raises(ValueError, match="padding: the architecture 'probe' does not use it"):
         build_model("probe", padding="torch")
 
 

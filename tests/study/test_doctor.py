@@ -1,4 +1,4 @@
-"""What is wrong in a folder is named, what can be mended is mended, and a sound folder is called sound."""
+"""Faults of a folder are named, repairs repair them, and an intact folder has none."""
 
 import json
 import shutil
@@ -81,7 +81,7 @@ def test_torn_lines_are_counted_and_moved_away(folder: Path, capsys: pytest.Capt
     assert bad_lines(folder), "looking changes nothing"
 
     assert main(["doctor", str(folder), "--repair"]) == 0
-    assert "mended: results.jsonl: 2 torn or garbled lines" in capsys.readouterr().out
+    assert "repaired: results.jsonl: 2 torn or garbled lines" in capsys.readouterr().out
     assert not bad_lines(folder)
     assert notes(folder) == ["results.bad: 3 lines set aside earlier"]
     assert {one["id"] for one in read_rows(folder)} == set(IDS[:2])
@@ -91,12 +91,12 @@ def test_a_run_that_finished_twice_is_named(folder: Path) -> None:
     append(folder, row(IDS[0]))
     assert faults(folder) == [f"1 run ({IDS[0]}) finished more than once; the first row counts"]
     append(folder, row(IDS[1], weights_sha256="other"))
-    assert faults(folder)[0].endswith("and 1 of them had other weights then")
+    assert faults(folder)[0].endswith("1 of them with different weights")
 
 
 def test_a_failed_run_is_a_fault_until_it_is_done(folder: Path) -> None:
     append(folder, row(IDS[3], status="failed", reason="oom"))
-    assert faults(folder) == [f"1 run ({IDS[3]}) failed; the next run tries again"]
+    assert faults(folder) == [f"1 run ({IDS[3]}) failed; run the study again to retry"]
     with Store(folder) as store:
         store.append_history({"id": IDS[3], "epoch": epoch} for epoch in (1, 2))
     append(folder, row(IDS[3]))
@@ -107,14 +107,14 @@ def test_a_history_that_lacks_epochs_is_named_but_not_that_of_a_diverged_run(fol
     append(folder, row(IDS[2], status="diverged"))
     assert faults(folder) == []
     append(folder, row(IDS[3]))
-    assert faults(folder) == [f"history.jsonl lacks epochs of 1 run ({IDS[3]}); their rows are whole"]
+    assert faults(folder) == [f"history.jsonl lacks epochs of 1 run ({IDS[3]}); their rows are complete"]
 
 
 def test_rows_of_two_versions_of_one_data_set_are_a_fault(folder: Path) -> None:
     append(folder, row(IDS[2], status="diverged", provenance={"data_fingerprint": "g"}, dataset="cifar10"))
     assert faults(folder) == []
     append(folder, row(IDS[3], status="diverged", provenance={"data_fingerprint": "g"}))
-    assert faults(folder) == ["rows of 2 versions of the data set 'digits' stand together"]
+    assert faults(folder) == ["rows come from 2 versions of the data set 'digits'"]
 
 
 @pytest.mark.parametrize("name", [*SEEN, "revision"])
@@ -122,7 +122,7 @@ def test_rows_of_two_environments_are_a_note(folder: Path, name: str) -> None:
     append(folder, row(IDS[3], status="diverged", provenance={name: "other"}))
     assert faults(folder) == []
     (said,) = notes(folder)
-    assert said.startswith(f"rows of more than one {name}: ")
+    assert said.startswith(f"rows have more than one {name}: ")
     assert "(2), other (1)" in said
 
 
@@ -131,14 +131,14 @@ def test_what_befell_a_row_is_a_note(folder: Path) -> None:
     append(folder, row(IDS[2], status="diverged", provenance=troubled))
     shutil.rmtree(folder / CHECKPOINTS)
     assert notes(folder) == [
-        f"1 run ({IDS[2]}) went on in another environment than they began in",
+        f"1 run ({IDS[2]}) resumed in a different environment",
         f"{IDS[2]}: no checkpoint at step 5: no room",
     ]
 
 
 def test_rows_of_an_earlier_version_of_the_study_are_a_note(folder: Path) -> None:
     append(folder, row("f" * 16, status="diverged"))
-    assert notes(folder) == [f"1 run ({'f' * 16}) not in the plan: of an earlier version of the study"]
+    assert notes(folder) == [f"1 run ({'f' * 16}) not in the plan, so from an earlier version of the study"]
 
 
 def test_damaged_checkpoints_go_and_whole_ones_stay(folder: Path) -> None:
@@ -146,8 +146,8 @@ def test_damaged_checkpoints_go_and_whole_ones_stay(folder: Path) -> None:
     latest.path.write_bytes(b"of nothing")
     half = latest.path.parent / ".half.123"
     half.write_bytes(b"of")
-    assert faults(folder) == [f"checkpoints/{IDS[2]}: the one at step 9 is damaged"]
-    assert notes(folder) == [f"checkpoints/{IDS[2]}: half a file"]
+    assert faults(folder) == [f"checkpoints/{IDS[2]}: the checkpoint at step 9 is damaged"]
+    assert notes(folder) == [f"checkpoints/{IDS[2]}: a partly written file"]
     repair(folder, look_at(folder))
     assert look_at(folder) == []
     assert [file.step for file in checkpoint_files(latest.path.parent)] == [5]
@@ -157,13 +157,13 @@ def test_damaged_checkpoints_go_and_whole_ones_stay(folder: Path) -> None:
 def test_where_none_is_whole_the_run_starts_anew(folder: Path) -> None:
     for file in checkpoint_files(folder / CHECKPOINTS / IDS[2]):
         file.path.write_bytes(b"")
-    assert all(said.endswith("is damaged; the run starts anew") for said in faults(folder))
+    assert all(said.endswith("is damaged, so the run starts anew") for said in faults(folder))
     assert len(faults(folder)) == 2
 
 
 def test_checkpoints_of_a_run_that_has_its_row_go(folder: Path) -> None:
     checkpoint(folder, IDS[0], 3)
-    assert notes(folder) == [f"checkpoints/{IDS[0]}: of a run that has its row"]
+    assert notes(folder) == [f"checkpoints/{IDS[0]}: left over from a finished run"]
     repair(folder, look_at(folder))
     assert not (folder / CHECKPOINTS / IDS[0]).exists()
     assert (folder / CHECKPOINTS / IDS[2]).exists()
@@ -173,7 +173,7 @@ def test_a_garbled_or_missing_plan_is_a_fault(folder: Path) -> None:
     (folder / "plan.json").write_text("{")
     assert any("plan.json: garbled" in said for said in faults(folder))
     (folder / "plan.json").unlink()
-    assert faults(folder) == ["there is no plan.json: the rows are read without one"]
+    assert faults(folder) == ["plan.json is missing; the rows are read without it"]
 
 
 def test_a_run_that_is_writing_is_said_and_not_disturbed(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -183,7 +183,7 @@ def test_a_run_that_is_writing_is_said_and_not_disturbed(folder: Path, capsys: p
     with Store(folder) as store:
         with (folder / "results.jsonl").open("ab") as file:
             file.write(b"torn\n")
-        assert "writes here now" in notes(folder)[0]
+        assert "is writing here now" in notes(folder)[0]
         assert main(["status", str(folder)]) == 0
         said = capsys.readouterr().out
         assert "training now: process" in said
@@ -218,7 +218,7 @@ def test_runs_of_one_seed_with_the_same_weights_are_named(folder: Path) -> None:
     (said,) = [one for one in notes(folder) if "share their weights" in one]
     assert said == (
         f"2 runs ({IDS[0]}, {IDS[2]}) share their weights with another of the same seed, such as "
-        f"{IDS[0]} with {IDS[2]}; what their rows differ in had no effect"
+        f"{IDS[0]} with {IDS[2]}; the options in which they differ had no effect"
     )
 
 

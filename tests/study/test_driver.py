@@ -298,7 +298,7 @@ def test_rows_of_other_images_are_not_mixed_in(study_folder):
 
 @pytest.mark.medium
 def test_a_folder_that_grew_since_its_plan_is_planned_anew(data_root):
-    """The plan of a run that was cut short before its first row, and the images of the run after it."""
+    """The plan of a run that was interrupted before its first row, with the images of the next run."""
 
     def stop(progress):
         raise KeyboardInterrupt

@@ -1,4 +1,4 @@
-"""How long a study is said to take."""
+"""Forecasts of the time that a study takes."""
 
 import itertools
 

@@ -1,4 +1,4 @@
-"""Whose results a folder holds: one rule for all commands and for `run_study`."""
+"""The study to which a folder belongs: one rule for all commands and for `run_study`."""
 
 import json
 
@@ -171,7 +171,10 @@ def test_contrasts_that_changed_after_the_plan_was_frozen_are_told(two, study_fo
     assert run("export", edited, "--to", "rows.csv") == 0
     assert "its contrasts have changed" in capsys.readouterr().err
     assert run("export", edited, "--to", "rows.csv", "--contrasts") == 2
-    assert "the [[contrasts]] of the file are new, and the plan here has none; run the study" in capsys.readouterr().err
+    assert (
+        "the file has [[contrasts]], but the frozen plan in this folder has none; run the study"
+        in capsys.readouterr().err
+    )
     assert run("export", "results/x", "--to", "rows.csv", "--contrasts") == 2
     assert "the study has no [[contrasts]]; add them" in capsys.readouterr().err
 

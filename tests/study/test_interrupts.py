@@ -121,7 +121,7 @@ def test_a_row_says_with_how_many_threads_it_began(study_folder, undisturbed):
     assert {row["provenance"]["threads"] for row in read_rows(folder)} == {
         Workers(Work(workers=1, device="cpu")).threads
     }
-    assert any("went on in another environment" in found.message for found in look_at(folder))
+    assert any("resumed in a different environment" in found.message for found in look_at(folder))
 
 
 DYING = """
@@ -171,7 +171,7 @@ def test_a_run_may_be_looked_at_from_another_shell(study_folder):
     try:
         for name, told in (
             ("status", f"training now: process {run.pid} on"),
-            ("doctor", f"process {run.pid} on {socket.gethostname()} writes here now"),
+            ("doctor", f"process {run.pid} on {socket.gethostname()} is writing here now"),
         ):
             look = command(study_folder, name, "slow.toml", "--import", IMPORTS[0])
             said, error = look.communicate(timeout=60)

@@ -1,4 +1,4 @@
-"""What a study's safety rests on is tested: with any one of these lines changed, some test fails."""
+"""The lines that keep a study safe are tested: if any of them is changed, some test fails."""
 
 import os
 import shutil

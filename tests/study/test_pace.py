@@ -1,4 +1,4 @@
-"""What is left of a study, in seconds of training."""
+"""Remaining training time of a study, in seconds."""
 
 import pytest
 

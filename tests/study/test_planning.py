@@ -274,7 +274,7 @@ def test_a_step_time_that_no_widths_match_as_measured_is_refused(told_times, mon
 
 @pytest.mark.medium
 def test_macs_are_those_of_the_network_that_is_trained_also_where_widths_add_a_skip():
-    """At equal widths a block's skip is the identity; a solved stage that is wider than the one before adds a 1×1."""
+    """Width-matched, a block's skip is the identity; a solved stage wider than the one before adds a 1×1."""
     planned = plan_study(study(base={"widths": [64, 64, 64]}, budget={"match": "macs", "reference": PER_CHANNEL}))
     for one in planned:
         macs = measure_cost(build(one.run, images_of(one.run)), (1, 8, 8)).macs

@@ -1,4 +1,4 @@
-"""The results folder: rows that are whole or absent, one writer, and nothing lost. Every fault here is a real one."""
+"""The results folder: rows are complete or absent, one writer, nothing lost. Every fault here is a real one."""
 
 import itertools
 import json
@@ -737,7 +737,7 @@ def test_the_same_plan_is_not_written_again(tmp_path: Path) -> None:
         inode = (tmp_path / PLAN).stat().st_ino
         store.freeze(plan_of("a", hash="111"))
         assert (tmp_path / PLAN).stat().st_ino == inode
-        store.freeze(plan_of("a", "b", hash="111"))  # a search that was extended is the same study still
+        store.freeze(plan_of("a", "b", hash="111"))  # an extended sweep belongs to the same study
     assert find_plan(tmp_path) == plan_of("a", "b", hash="111")
     assert list(tmp_path.glob("plan-*.json")) == []
 

@@ -1,4 +1,4 @@
-"""What each rank of tests/training/test_ranks.py runs: torchrun … -m tests.training.ranks gradients | train …"""
+"""The program of each rank in tests/training/test_ranks.py: torchrun … -m tests.training.ranks gradients | train …"""
 
 import copy
 import json

@@ -1,4 +1,4 @@
-"""A run that is cut short anywhere ends with the weights of one that is not, whatever befalls its checkpoints."""
+"""A run interrupted anywhere ends with the weights of an uninterrupted one, whatever happens to its checkpoints."""
 
 import json
 import os
@@ -50,7 +50,7 @@ def after(steps: int) -> Callable[[], bool]:
 
 
 def cut_at(run: RunConfig, images: Images, folder: Path, *cuts: int) -> Result:
-    """Trained in pieces, each by a network of its own, and saved only where it is cut."""
+    """Trained in pieces, each by a new network, and saved only at each cut."""
     for steps in cuts:
         random.seed(), np.random.seed(), torch.manual_seed(random.randrange(2**31))
         with pytest.raises(Interrupted):
@@ -59,7 +59,7 @@ def cut_at(run: RunConfig, images: Images, folder: Path, *cuts: int) -> Result:
 
 
 def told(result: Result) -> dict[str, Any]:
-    """All that a result says, but for times and for how it came about."""
+    """All of a result except times and how it was reached."""
     left_out = ("train_seconds", "images_per_second", "resumed", "troubles")
     said = {name: value for name, value in asdict(result).items() if name not in left_out}
     said["history"] = [{k: v for k, v in entry.items() if k != "train_seconds"} for entry in said["history"]]
@@ -163,7 +163,7 @@ def test_a_compiled_network_goes_on_in_another_process_bit_for_bit(
 
 
 class Drawing(nn.Module):
-    """A network of one's own that draws from all generators there are."""
+    """A network of your own that uses all random generators."""
 
     def __init__(self, arch: NetworkOptions) -> None:
         super().__init__()
@@ -203,7 +203,7 @@ def test_two_are_kept(digits: Images, tmp_path: Path) -> None:
 def test_time_decides_whatever_the_clock_on_the_wall_does(
     digits: Images, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    now = iter(range(0, 10**6, 25))  # seconds; asked once a step, and once for every checkpoint
+    now = iter(range(0, 10**6, 25))  # seconds; asked after every step, and for every checkpoint
     monkeypatch.setattr(checkpoint.time, "monotonic", lambda: float(next(now)))
     monkeypatch.setattr(checkpoint.time, "time", lambda: -1e9)
     saved: list[int] = []
@@ -269,7 +269,7 @@ def test_no_cut_and_no_flip_is_restored(tmp_path: Path) -> None:
         latest.write_bytes(data)
         state, again = small_state(9), kept_in(tmp_path)
         assert again.restore(state).step == 1, "the one before it"
-        assert again.troubles == ["the checkpoint at step 2 was passed over: its bytes have changed"]
+        assert again.troubles == ["the checkpoint at step 2 was skipped: its bytes have changed"]
 
 
 def test_where_all_are_damaged_the_run_starts_anew_and_says_so(digits: Images, tmp_path: Path) -> None:
@@ -328,7 +328,7 @@ def test_a_checkpoint_of_another_network_run_or_data_is_passed_over(tmp_path: Pa
     saved_one(tmp_path)
     other = Checkpoints(tmp_path, {"point": "b"}, ENVIRONMENT)
     assert other.restore(small_state()) == TrainingProgress()
-    assert other.troubles == ["the checkpoint at step 1 was passed over: it is of other images or another run"]
+    assert other.troubles == ["the checkpoint at step 1 was skipped: it belongs to another run or to other images"]
     wider = nn.Sequential(nn.Conv2d(2, 4, 3), nn.BatchNorm2d(4))
     state = State(wider, None, make_optimizer(RunConfig(), wider))
     before, again = state.tensors(), kept_in(tmp_path)

@@ -39,7 +39,7 @@ def digits() -> Images:
 
 
 def flat(arch: NetworkOptions) -> nn.Module:
-    """The smallest family there is: logistic regression."""
+    """The smallest architecture: logistic regression."""
     return nn.Sequential(nn.Flatten(), nn.Linear(arch.in_channels * arch.image_size**2, arch.num_classes))
 
 
@@ -306,7 +306,7 @@ def test_the_average_changes_what_is_scored_and_not_the_training(digits: Images)
     assert plain.weights_sha256 != averaged.weights_sha256
 
 
-# Promises
+# Guarantees
 
 
 def outcome(result: Result) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""One run on several ranks, by real processes and gloo, against the same run on one."""
+"""One run on several ranks, with real processes and gloo, against the same run on one."""
 
 import json
 import os
@@ -116,16 +116,14 @@ def test_a_rank_that_fails_alone_ends_all_and_its_run_is_given_up_at_last(study_
     words = ["spectrum", "run", "s.toml", "--engine", "torchrun", "--import", faulty_models.__name__]
     done = torchrun(*words, cwd=study_folder)
     assert done.returncode != 0
-    assert "rank 1 failed alone, and ends: RuntimeError: only here" in done.stderr
+    assert "rank 1 failed alone and ends; torchrun will end the others: RuntimeError: only here" in done.stderr
     assert not read_rows(study_folder / "results/s")
     (mark,) = (study_folder / "results/s").glob("checkpoints/*/attempt")
     assert mark.read_text() == "1"
     mark.write_text("3")
     assert torchrun(*words, cwd=study_folder).returncode != 0
     (row,) = read_rows(study_folder / "results/s")
-    assert row["reason"].startswith(
-        "the worker process died 3 times, last with all ranks, of which one had failed alone"
-    )
+    assert row["reason"].startswith("the worker process died 3 times, last with a rank that failed alone")
 
 
 @pytest.mark.parametrize(

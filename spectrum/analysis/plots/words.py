@@ -1,4 +1,4 @@
-"""The words of pictures: what stands beside them, and what a caller wants instead."""
+"""Text of pictures: titles, captions and labels, and what a caller wants instead."""
 
 from __future__ import annotations
 
