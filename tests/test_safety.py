@@ -16,6 +16,7 @@ from spectrum.design.study_file import Study, parse_study
 from spectrum.engines.interface import Work
 from spectrum.engines.local import LocalEngine
 from spectrum.engines.saving import Saving
+from spectrum.study.backends import StudyBackends
 from spectrum.study.doctor import look_at, repair
 from spectrum.study.driver import _Run
 from spectrum.study.store import Store
@@ -39,6 +40,7 @@ HARMLESS = {  # loads that make numbers, text and pixels of a file, and nothing 
     *("safetensors.torch.load", "safetensors.torch.load_file", "json.load", "json.loads", "orjson.loads"),
     *("tomllib.load", "tomllib.loads", "pandas.read_csv", "pandas.read_parquet", "numpy.loadtxt"),
     *("datasets.load_dataset", "jinja2.PackageLoader", "jinja2.FileSystemLoader", "torch.utils.data.DataLoader"),
+    "triton.language.load",
 }
 PLACES = {  # calls to inspect one by one: our own compiled kernels, libc, and HDF5, which holds no code
     ("spectrum/conv/kernels/build.py", "ctypes.CDLL"),
@@ -299,7 +301,8 @@ def test_the_id_of_a_row_is_never_a_path(evil: str, tmp_path: Path) -> None:
     (folder / "plan.json").write_text(json.dumps({"hash": row["id"], "points": [{"id": row["id"]}]}))
     study = Study(name="theirs")
     with Store(folder) as store:
-        run = _Run(store, study, [], [], LocalEngine(), Work(workers=1, device="cpu", folder=folder), None)
+        backends, work = StudyBackends("off", [], [], {}), Work(workers=1, device="cpu", folder=folder)
+        run = _Run(store, study, [], [], backends, LocalEngine(), work, None)
         run.freeze([])
         run.train([])
     repair(folder, look_at(folder))

@@ -17,7 +17,11 @@ from tests.conv.exact import CHOICES, LAYOUTS, chosen, surroundings, without  # 
 INF, NAN = float("inf"), float("nan")
 SPECIAL = (INF, -INF, NAN)
 pytestmark = pytest.mark.usefixtures("surroundings")
-every_choice = pytest.mark.parametrize("choice", [*CHOICES, "library", "unbound"])
+# triton has its own tests, against float64: where a window reaches over the border it multiplies zeros, as the
+# definition does, while torch on the CPU in channels_last leaves these products out and hides a NaN among the weights
+every_choice = pytest.mark.parametrize(
+    "choice", [*(name for name in CHOICES if name != "triton"), "library", "unbound"]
+)
 
 
 def assert_alike(ours, theirs, rtol=1e-3, atol=1e-3):

@@ -210,8 +210,12 @@ def test_a_study_of_ones_own_arrays_runs_in_worker_processes_and_keeps_their_has
     words = [sys.executable, "-m", "spectrum", "run", "s.toml", "--workers", "2"]
     done = subprocess.run(words, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert "stripes: 100 training and 20 test images" in done.stdout
-    assert "arrays of my_data.stripes" in done.stdout
+    assert "stripes: 2 classes · 8×8 pixels, 1 channel · 40 training, 10 validation and 20 test images" in done.stdout
+    planned = subprocess.run(
+        [sys.executable, "-m", "spectrum", "plan", "s.toml", "--verbose"], capture_output=True, text=True
+    )
+    assert "stripes: 100 training and 20 test images" in planned.stdout
+    assert "arrays of my_data.stripes" in planned.stdout
     rows = load_results("results/s")
     assert rows["status"].tolist() == ["done", "done"]
     (first,) = {row["data_fingerprint"] for row in rows["provenance"]}
