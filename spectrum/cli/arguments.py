@@ -347,7 +347,9 @@ class Bench:
     dtype: Literal["float32", "float16", "bfloat16"] = "float32"
     """op only: type of all tensors; any other than float32 becomes part of the table's name."""
     shape: Annotated[tuple[int, int, int, int] | None, tyro.conf.arg(metavar="N C H W", help_behavior_hint="")] = None
-    """op only: one shape instead of the four standard ones."""
+    """op only: one shape instead of the standard ones."""
+    all: bool = False
+    """op only: every kernel size, stride, dilation, width and layout, without torch.compile; table op_all.csv."""
     study: Folder = None
     """steps only: folder of a planned study."""
     threads: int = 2

@@ -394,6 +394,10 @@ def _rounded(value: float) -> str:
     return engineering(float(f"{value:.3g}"))
 
 
+# tables of earlier versions have this layer only, and no such columns
+PLAIN_LAYER = {"kernel": 3, "stride": 1, "dilation": 1, "layout": "channels_last"}
+
+
 @styled
 def roofline_curve(
     table: pd.DataFrame,
@@ -418,12 +422,17 @@ def roofline_curve(
         colors: of the implementations, in their order or by their labels.
         labels: your words for labels, such as {"torch": "PyTorch"}.
 
-    Numbers of segments that leave uneven ones are left out. Raises ValueError for a shape that is not there.
+    Drawn is the 3×3 with stride 1, in channels_last. Numbers of segments that leave uneven ones are left out, and so is
+    the layer with a measured choice, since its backend is one of the others. Raises ValueError for a shape that is not
+    there.
     """
     if table.empty:
         raise ValueError("roofline_curve: the table has no rows; read one that spectrum bench op wrote")
     ax = axes_or_new(ax)
     wishes = Wishes(title, caption, colors, labels)
+    for name, value in PLAIN_LAYER.items():
+        table = table[table[name] == value] if name in table else table
+    table = table[table["way"] != "spectrum, measured choice"]
     shape = table["shape"].iloc[0] if shape is None else shape
     part = table[(table["shape"] == shape) & (table["channels_per_segment"] % 1 == 0)]
     if part.empty:
