@@ -84,7 +84,7 @@ def move(x_nhwc: Tensor, mirrored: Tensor, down: Tensor, right: Tensor, shift: i
     starts = first.view(-1, 1) + torch.arange(0, height * padded_width, padded_width)
     moved = rows.index_select(0, starts.flatten()).view(count, -1)
     which = mirrored.nonzero().flatten()
-    turned = moved.index_select(0, which).view(len(which), *x_nhwc.shape[1:]).flip(2).view(len(which), -1)
+    turned = moved.index_select(0, which).view(len(which), *x_nhwc.shape[1:]).flip(2).flatten(1)
     # torch copies single bytes four times as slowly as whole numbers
     unit = torch.int32 if moved.shape[1] % 4 == 0 and moved.dtype == torch.uint8 else moved.dtype
     moved.view(unit).index_copy_(0, which, turned.view(unit))
