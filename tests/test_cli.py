@@ -469,6 +469,7 @@ match = ["none", "params"]
 reference = { segments = "per_channel" }
 [[contrasts]]
 name = "fair"
+margin = 0.005
 between = [{ segments = 1, match = "params" }, { segments = 3, match = "params" }]
 [[contrasts]]
 name = "unfair"
@@ -487,7 +488,7 @@ def test_a_plan_shows_widths_mismatch_and_what_contrasts_change(study, capsys):
     blocks = [budget_name(match)[1:] for match in ("none", "params")]
     assert re.search(f"\n.{blocks[0]}\nsegments .*\n(.*\n){{3}}\n.{blocks[1]}, within 0.25%\nsegments ", said)
     assert "10 runs (5 configurations × 2 seeds): about" in said  # one network meets both budgets
-    assert "fair: differs only in segments" in said
+    assert "fair: differs only in segments: 1 → 3; margin ±0.50 pp. MACs differ" in said
     assert "unfair: CONFOUNDED, changes 3 factors at once" in said
     assert [path.name for path in study.iterdir() if path.suffix != ".toml"] == []
 

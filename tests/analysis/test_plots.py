@@ -600,6 +600,7 @@ def test_labels_on_the_axis_do_not_lie_on_each_other(segments):
         (lambda: plots.learning_curves(history(results()), pd.concat([results()] * 2)), "is there 2 times"),
         (lambda: plots.learning_curves(history(results()), results(), metric="x"), "has no column x"),
         (lambda: plots.difference_curve(results(), [{"segments": 1}]), "expected two sides"),
+        (lambda: plots.difference_curve(results(), [{}, {}], margin=0.5), "margin: 0.5 would be 50 percent"),
         (lambda: plots.difference_curve(results(), [{"ordr": 1}, {"ordr": 2}]), "lacks the columns ordr"),
         (lambda: plots.forest(results(), results()), "expected a table of stats.contrasts first"),
         (lambda: plots.roofline_curve(pd.DataFrame()), "has no rows"),
