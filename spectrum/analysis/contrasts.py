@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -145,6 +145,11 @@ def contrasts(
     metric = scored_metric(results) if metric is None else metric
     scored(results, metric)  # refuses what would mislead
     results = results.reset_index(drop=True)
+    if isinstance(asked, str | Mapping | pd.DataFrame) or not isinstance(asked, Iterable):
+        raise ValueError(
+            f"contrasts: expected a list of comparisons, each with name and between (got {type(asked).__name__}), or "
+            "read_plan(FOLDER).contrasts"
+        )
     named = [one.entry() if isinstance(one, PlannedContrast) else one for one in asked]
     for one in named:
         if not {"name", "between"} <= one.keys():

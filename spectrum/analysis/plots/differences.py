@@ -30,7 +30,7 @@ from spectrum.analysis.plots.drawing import (
 from spectrum.analysis.plots.frame import broken, inches_of_text, legend_beside, say, shortened
 from spectrum.analysis.plots.words import Wishes
 from spectrum.analysis.sentences import SHOWN, comparison_labels, pp, verdict_in_words, verdict_of
-from spectrum.analysis.table import SPLIT, has, varied_settings
+from spectrum.analysis.table import SPLIT, check, has, varied_settings
 from spectrum.analysis.words import side_words
 from spectrum.design.margins import check_margin
 
@@ -78,8 +78,9 @@ def forest(
     seed. Comparisons without runs, or that are not complete, are left out, and the caption counts them. Raises
     ValueError when none is left.
     """
-    if not {"n", "verdict"} <= set(contrasts):
+    if not isinstance(contrasts, pd.DataFrame) or not {"n", "verdict"} <= set(contrasts):
         raise ValueError("forest: expected a table of stats.contrasts first, then the results that it is of")
+    check(results, ["dataset", "match"])
     table = contrasts[contrasts["n"] > 0]
     if table.empty:
         raise ValueError("forest: no contrast has a run on every side")
