@@ -19,6 +19,7 @@ from spectrum.design.run import RunConfig
 from spectrum.engines.interface import Work
 from spectrum.engines.saving import Saving
 from spectrum.training.checkpoint_files import Interrupted
+from spectrum.training.weight_files import KEPT
 
 if TYPE_CHECKING:
     from spectrum.training.ranks import Ranks
@@ -199,9 +200,17 @@ def _trained(
         checkpoints = Checkpoints(folder, identity, environment, minutes=saving.minutes, stop=stop, on_saved=on_saved)
     _reset_peak_memory()
     result = _or_out_of_memory(
-        lambda: train(run, images, device=device, checkpoints=checkpoints, ranks=together, choices=choices)
+        lambda: train(
+            run,
+            images,
+            device=device,
+            checkpoints=checkpoints,
+            ranks=together,
+            choices=choices,
+            keep_weights=work.keep_weights,
+        )
     )
-    seen = {name: getattr(result, name) for name in ("lowerings", "choices", "resumed", "troubles")}
+    seen = {name: getattr(result, name) for name in ("lowerings", "choices", "resumed", "troubles", KEPT)}
     return {
         **asdict(result),
         "peak_memory_mb": _peak_memory_mb(),
