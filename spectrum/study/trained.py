@@ -91,7 +91,12 @@ def load_model(
     row = _row(id, place)
     import_modules(imports, "imports=")
     config = _config(row, place)
-    network = _network(config, row, _weights(row, place))
+    network = _network(config, row, place)
+    _check_code(config, row, place)
+    try:
+        network.load_state_dict(load(_weights(row, place)))
+    except RuntimeError as error:
+        raise StoreError(f"run {id}: its weights do not fit the network that its options build: {error}") from None
     try:
         where = check_device(str(device))
     except ValueError as error:
@@ -136,18 +141,20 @@ def _config(row: Row, folder: Path) -> RunConfig:
     try:
         run = RunConfig(**{name: row[name] for name in RunConfig.model_fields if name in row})
     except SpecError as error:
-        plan = find_plan(folder)
-        named = f"; its study imports {', '.join(plan.imports)}" if plan is not None and plan.imports else ""
-        raise StoreError(f"{folder}: run {row['id']}: {error}{named}") from None
+        raise StoreError(f"{folder}: run {row['id']}: {error}{_imports(folder)}") from None
     if run.id != row["id"]:
         raise StoreError(f"{folder}: the options of run {row['id']} have id {run.id} here; its row has changed")
+    return run
+
+
+def _check_code(run: RunConfig, row: Row, folder: Path) -> None:
+    """Raise StoreError if the code of your own model has changed since the run."""
     then, now = row["provenance"].get("model_code"), code_of(run.model)
     if then != now:
         raise StoreError(
             f"{folder}: run {row['id']} was trained with another version of the module of {run.model!r} (code {then} "
             f"then, {now} now); restore the earlier version"
         )
-    return run
 
 
 def _weights(row: Row, folder: Path) -> bytes:
@@ -168,19 +175,21 @@ def _weights(row: Row, folder: Path) -> bytes:
     return data
 
 
-def _network(run: RunConfig, row: Row, data: bytes) -> nn.Module:
-    """The network with its weights. The caller's random numbers are not used up by its first ones."""
+def _network(run: RunConfig, row: Row, folder: Path) -> nn.Module:
+    """The network before its weights are loaded. The caller's random numbers are not used up by its first ones."""
     kept = row["provenance"][KEPT]
     channels, side, _ = kept["shape"]
-    with torch.random.fork_rng(devices=[]):
-        network = build_model(run.model, run.network_options(channels, kept["classes"], side))
     try:
-        network.load_state_dict(load(data))
-    except RuntimeError as error:
-        raise StoreError(
-            f"run {row['id']}: its weights do not fit the network that its options build: {error}"
-        ) from None
-    return network
+        with torch.random.fork_rng(devices=[]):
+            return build_model(run.model, run.network_options(channels, kept["classes"], side))
+    except ValueError as error:
+        raise StoreError(f"{folder}: run {row['id']}: {error}{_imports(folder)}") from None
+
+
+def _imports(folder: Path) -> str:
+    """The modules that a study's plan imports, after a semicolon; empty if there are none."""
+    plan = find_plan(folder)
+    return f"; its study imports {', '.join(plan.imports)}" if plan is not None and plan.imports else ""
 
 
 def _classes(row: Row, folder: Path) -> tuple[str, ...]:

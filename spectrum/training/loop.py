@@ -28,6 +28,7 @@ from spectrum.data.splits import Images, split
 from spectrum.design.hashes import digest
 from spectrum.design.run import RunConfig
 from spectrum.models import build_model
+from spectrum.models.converted import conversion_of
 from spectrum.models.weights import weights_as_bytes
 from spectrum.training.checkpoint import Checkpoints, State, TrainingProgress, seed_generators
 from spectrum.training.checkpoint_files import Interrupted
@@ -57,6 +58,9 @@ class Result:
     history: list[dict[str, Any]] = field(default_factory=list)  # one entry per epoch
     resumed: list[dict[str, Any]] = field(default_factory=list)  # steps at which the run resumed from a checkpoint
     troubles: list[str] = field(default_factory=list)  # problems with checkpoints
+    conversion: dict[str, Any] | None = (
+        None  # layers of a network of others that were replaced, and why others were not
+    )
     weights: bytes | None = None  # the scored network as a safetensors file, if it is kept
     kept_weights: dict[str, Any] | None = None  # what the kept network needs beside its weights
 
@@ -247,6 +251,7 @@ class _Training:
             history=at.history,
             resumed=at.resumed,
             troubles=[] if self.checkpoints is None else self.checkpoints.troubles,
+            conversion=conversion_of(self.model),
             **kept,
         )
 
