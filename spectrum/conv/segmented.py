@@ -216,6 +216,7 @@ class SegmentedConv2d(nn.Module):
 
         self.bias = nn.Parameter(torch.empty(out_channels, **made)) if bias else None
         self._reset_bias()
+        self.register_load_state_dict_pre_hook(_before_loading)  # type: ignore[no-untyped-call]
 
     def reset_parameters(self) -> None:
         """Initialise all weights anew, as at construction, for example for a module made on `meta`."""
@@ -338,6 +339,38 @@ def _mid_channels(asked: Any, in_channels: int, out_channels: int, order: Order,
     if asked is None:
         return out_channels if order == "pointwise_first" else in_channels
     return whole("mid_channels", asked, most=MOST_CHANNELS)
+
+
+def _before_loading(
+    module: SegmentedConv2d,
+    state_dict: dict[str, Tensor],
+    prefix: str,
+    metadata: Any,
+    strict: bool,
+    missing: list[str],
+    unexpected: list[str],
+    errors: list[str],
+) -> None:
+    """Explain weights of another split of the channels, of which torch only says that a shape differs."""
+    own = {f"spatial.weights.{number}": tuple(weight.shape) for number, weight in enumerate(module.spatial.weights)}
+    of_spatial = f"{prefix}spatial.weights."
+    theirs = {
+        name.removeprefix(prefix): tuple(tensor.shape)
+        for name, tensor in state_dict.items()
+        if name.startswith(of_spatial)
+    }
+    # keys that are only missing or unexpected are left to torch, since strict=False allows them
+    if any(own.get(name, shape) != shape for name, shape in theirs.items()):
+        errors.append(
+            f"{prefix.removesuffix('.') or 'SegmentedConv2d'}: the state_dict has weights of another split "
+            f"({_listed(theirs)}) than this layer's {module.segments} segments ({_listed(own)}), which do not carry "
+            "over; to approximate a trained nn.Conv2d by segments, use segment_model(network, segments=…, "
+            "init='from_trained')"
+        )
+
+
+def _listed(shapes: dict[str, tuple[int, ...]]) -> str:
+    return ", ".join(f"{name} {shape}" for name, shape in shapes.items())
 
 
 def _after_loading(module: SegmentedConv2d, incompatible: Any) -> None:
