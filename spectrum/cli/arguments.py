@@ -200,6 +200,8 @@ class Run(OnStudy):
     """Folder of the results; by default results/NAME/ in the current folder."""
     confirm: Switch = False
     """After the learning-rate sweep of a study with [tune], train the final runs at the chosen values."""
+    stop_on_failure: Switch = False
+    """After the first failed run start no other; runs in training save a checkpoint and stop, to be resumed."""
     verbose: Switch = False
     """Describe each data set completely: images per class, source, and origin of the test images."""
     settings: RunSettings = field(default_factory=RunFlags)

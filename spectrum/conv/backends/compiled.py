@@ -61,7 +61,7 @@ class Compiled(Backend):
             x_nchw.float(),
             [weight.float() for weight in weights],
             geometry.runs,
-            geometry.padding,
+            (geometry.padding[0], geometry.padding[1]),
             geometry.stride[0],
             geometry.dilation[0],
         )
