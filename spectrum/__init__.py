@@ -16,7 +16,9 @@ from typing import TYPE_CHECKING, Any
 from spectrum._version import __version__
 
 _HOME = {
+    "SegmentedConv1d": "spectrum.conv.one_and_three_axes",
     "SegmentedConv2d": "spectrum.conv.segmented",
+    "SegmentedConv3d": "spectrum.conv.one_and_three_axes",
     "Backend": "spectrum.conv.backends.interface",
     "list_backends": "spectrum.conv.backends.choice",
     "prefer_backend": "spectrum.conv.backends.choice",
@@ -57,7 +59,9 @@ __all__ = [
     "Engine",
     "Outcome",
     "RunConfig",
+    "SegmentedConv1d",
     "SegmentedConv2d",
+    "SegmentedConv3d",
     "Study",
     "__version__",
     "build_model",
@@ -96,6 +100,7 @@ if TYPE_CHECKING:
     from spectrum.cli.progress import progress
     from spectrum.conv.backends.choice import list_backends, prefer_backend, register_backend
     from spectrum.conv.backends.interface import Backend
+    from spectrum.conv.one_and_three_axes import SegmentedConv1d, SegmentedConv3d
     from spectrum.conv.segmented import SegmentedConv2d
     from spectrum.conv.tuning import tune, use_choices
     from spectrum.cost.count import measure_cost

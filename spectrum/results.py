@@ -52,10 +52,10 @@ def load_results(folder: str | Path, *, all_runs: bool = False) -> Results:
         all_runs: whether to include the runs of its learning-rate sweep, and runs of an earlier version of the study.
 
     Columns: every field of `RunConfig` (its default in rows older than the field); `status` (done, diverged, failed);
-    `study_hash` (hash of the plan); `searched` (options that the sweep chose, separated by spaces); accuracies from 0
-    to 1; params, macs, seconds, provenance. A failed run has no accuracy; a diverged run has the accuracy of chance.
-    `attrs` has the folder, so that `load_model` finds a row's network. Raises StoreError if there is no such folder or
-    no row.
+    `study_hash` (hash of the plan); `searched` (options that the sweep chose, separated by spaces); `test_accuracy`
+    and `val_accuracy`, from 0 to 1; losses in nats; `params`, `macs` (forward pass of one image), `train_seconds` and
+    `provenance`. A failed run has no accuracy; a diverged run has the accuracy of chance. `attrs` has
+    the folder, so that `load_model` finds a row's network. Raises StoreError if there is no such folder or no row.
 
     >>> results = load_results("results/order")
     >>> results.groupby("segments", sort=False)["test_accuracy"].mean().round(4)

@@ -110,7 +110,7 @@ class RunConfig(NetworkFields, _Images):
     epochs: Positive = 8
     """Passes over the training images."""
     batch_size: Positive = 128
-    """Images per step; the last, smaller batch of an epoch is left out."""
+    """Images per step, at most as many as the run trains on; the last, smaller batch of an epoch is left out."""
     optimizer: Literal["sgd", "adamw", "rmsprop"] = "sgd"
     """SGD with momentum, AdamW, or RMSprop with momentum."""
     lr: Rate = 0.1

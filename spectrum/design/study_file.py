@@ -34,6 +34,7 @@ from spectrum.design.budgets import Match as Match
 from spectrum.design.changes import from_named, merged, named
 from spectrum.design.hashes import digest
 from spectrum.design.keys import NETWORK, network_key
+from spectrum.design.margins import LARGEST_MARGIN, margin_fault
 from spectrum.design.own_modules import import_models, import_modules, is_module_name
 from spectrum.design.run import RunConfig
 from spectrum.design.study_checks import as_values, axis_faults, case_faults, checked
@@ -73,6 +74,13 @@ class Budget(Record):
         return from_named(own | network, instead | self.reference)
 
 
+def _margin(value: object) -> object:
+    fault = None if value is None else margin_fault(value)
+    if fault is not None:
+        raise ValueError(fault)
+    return value
+
+
 class Contrast(Record):
     """A prespecified comparison of two sides."""
 
@@ -83,8 +91,9 @@ class Contrast(Record):
     across: Annotated[tuple[dict[str, Any], ...] | Literal["segments"] | None, BeforeValidator(as_tuple)] = None
     """For an interaction: two settings, between which the differences are compared; or "segments", for a slope along
     them."""
-    margin: float | None = Field(None, gt=0, lt=1)
-    """Difference in accuracy, from 0 to 1, below which the sides count as equivalent."""
+    margin: Annotated[float | None, BeforeValidator(_margin)] = Field(None, gt=0, le=LARGEST_MARGIN)
+    """Difference in accuracy below which the sides count as equivalent, a share of 1: 0.005 is half a percentage
+    point."""
 
     @model_validator(mode="after")
     def _check(self) -> Contrast:

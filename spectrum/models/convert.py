@@ -224,6 +224,7 @@ class _Wish:
             stride=layer.stride,  # type: ignore[arg-type]
             dilation=layer.dilation,  # type: ignore[arg-type]
             padding=_padding_of(layer),
+            padding_mode=layer.padding_mode,
             segments=segments,
             bias=layer.bias is not None,
             device=weight.device,
@@ -279,8 +280,6 @@ def _why_not(
         return "has hooks, which a new layer would not have"
     if type(layer) is not nn.Conv2d:
         return f"is a {type(layer).__name__}, which may compute something else"
-    if layer.padding_mode != "zeros":
-        return f"padding_mode={layer.padding_mode!r}"
     for channels, side in ((layer.in_channels, "input"), (layer.out_channels, "output")):
         if channels < least_channels:
             return f"{channels} {side} channels, below least_channels={least_channels}"

@@ -97,6 +97,11 @@ class Summary:
     choices: tuple[Choice, ...] = ()  # of the sweep, once it is complete
     confirmed: bool = True  # False: only the sweep has run
 
+    @property
+    def left(self) -> int:
+        """Runs of the phases begun that were not trained, since `stop_on_failure` stopped the study."""
+        return self.total - self.reused - self.trained - self.diverged - self.failed
+
 
 def run_study(
     study: Study | str | Path,
@@ -104,6 +109,7 @@ def run_study(
     *,
     engine: str | Engine = "local",
     confirm: bool = False,
+    stop_on_failure: bool = False,
     on_progress: Callable[[Progress], None] | None = None,
     on_note: Callable[[str], None] = warnings.warn,
     **settings: Any,
@@ -117,6 +123,8 @@ def run_study(
             `Engine` such as `RayEngine(Cluster("auto", gpus=1))`.
         confirm: for a study that tunes, also train the final runs at the chosen values, once the sweep is complete;
             later calls with the same folder then do so too.
+        stop_on_failure: whether the first failed run stops the study: no other run starts, and those in training save
+            a checkpoint and stop, as on Ctrl-C. The next call resumes them. By default other runs go on.
         on_progress: called at the start of each phase and after every run.
         on_note: called before training with each sentence that a reader of the plan should know; by default, a warning.
         **settings: fields of `EngineSettings`: workers, device, imports, checkpoint_minutes, run_minutes, memory_gb,
@@ -168,7 +176,8 @@ def run_study(
         work = Work(**dict(asked), folder=folder)
         kept = {} if frozen is None else frozen.backends
         backends = StudyBackends(asked_tune(asked.tune), planned, images, kept)
-        return _Run(store, study, planned, images, backends, trainer, work, on_progress).run(frozen, confirm=confirm)
+        call = _Run(store, study, planned, images, backends, trainer, work, on_progress, stop_on_failure)
+        return call.run(frozen, confirm=confirm)
 
 
 def _prepared(
@@ -256,11 +265,13 @@ class _Run:
         engine: Engine,
         work: Work,
         on_progress: Callable[[Progress], None] | None,
+        stop_on_failure: bool,
     ) -> None:
         self.store, self.study, self.planned = store, study, planned
         self.images = images  # their entries in the plan
         self.backends = backends
         self.engine, self.work, self.on_progress = engine, work, on_progress
+        self.stop_on_failure = stop_on_failure
         self.base = study.base.model_dump(mode="json")
         self.counts: Counter[str] = Counter()
         self.seen: set[str] = set()  # ids of the runs of all phases so far
@@ -380,6 +391,8 @@ class _Run:
                 self._tell(row)
                 if changed is not None:
                     raise StoreError(f"{self.store.folder}: {changed}")
+                if self.stop_on_failure and row["status"] == "failed":
+                    break  # closing the outcomes stops the runs in training
         with suppress(OSError):
             (self.store.folder / LOGS).rmdir()  # only if it is empty
         return finished

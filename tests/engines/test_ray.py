@@ -12,13 +12,14 @@ from pathlib import Path
 import pytest
 
 from spectrum import load_model, load_results, run_study
+from spectrum.design.study_file import parse_study
 from spectrum.engines.cores import available_cores
 from spectrum.engines.interface import EngineError
 from spectrum.engines.ray import Cluster, RayEngine
 from spectrum.study.store import read_rows
 from spectrum.training.evaluation import hash_weights
 from spectrum.training.weight_files import WEIGHTS
-from tests.runs import IMPORTS, ROOT, is_alive, tiny
+from tests.runs import IMPORTS, ROOT, TINY, is_alive, tiny
 
 pytestmark = [
     pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="needs ray"),
@@ -101,6 +102,18 @@ def test_a_node_that_is_lost_costs_no_run(study_folder, three_nodes):
     assert {row["seed"]: row["weights_sha256"] for row in rows} == {
         row["seed"]: row["weights_sha256"] for row in read_rows(study_folder / "undisturbed")
     }
+
+
+def test_the_first_failed_run_stops_the_study_if_asked_for(study_folder):
+    cases = [{"model": "fails_once_beside_another"}, {"model": "slow", "epochs": 100}, {"model": "slow", "epochs": 101}]
+    study = parse_study({"base": TINY, "cases": cases}, "stops")
+    engine = RayEngine(Cluster())
+    summary = run_study(study, "out", engine=engine, imports=IMPORTS, workers=2, stop_on_failure=True)
+    assert (summary.failed, summary.trained, summary.left) == (1, 0, 2)
+    assert len(list((study_folder / "out/checkpoints").iterdir())) == 1
+    again = run_study(study, "out", engine=engine, imports=IMPORTS, workers=2, stop_on_failure=True)
+    assert (again.failed, again.trained, again.left) == (0, 3, 0)
+    assert [row["epochs"] for row in read_rows("out") if (row["provenance"] or {}).get("resumed")] == [100]
 
 
 def test_several_tasks_train_a_run_together_as_torchrun_has_it(study_folder):

@@ -114,6 +114,19 @@ def test_a_study_is_run_by_torchrun_and_a_run_that_fails_on_all_ranks_holds_up_n
         assert {id: hash_weights(load_model(id, study_folder / "results/s").network) for id in done} == done
 
 
+@pytest.mark.medium
+def test_the_first_failed_run_stops_all_ranks_if_asked_for(study_folder):
+    (study_folder / "s.toml").write_text(
+        '[base]\nmodel = "fails"\ndataset = "digits"\ntrain_images = 100\nbatch_size = 50\nepochs = 1\n'
+        "[axes]\nseed = [0, 1]\n"
+    )
+    words = ["spectrum", "run", "s.toml", "--engine", "torchrun", "--import", faulty_models.__name__]
+    done = torchrun(*words, "--stop-on-failure", cwd=study_folder)
+    assert done.returncode != 0
+    assert "1 run failed, which stopped the study; 1 run left" in " ".join(done.stderr.split())
+    assert len(read_rows(study_folder / "results/s")) == 1
+
+
 @pytest.mark.cluster
 def test_a_rank_that_fails_alone_ends_all_and_its_run_is_given_up_at_last(study_folder):
     said = "[base]\n" + "".join(f"{name} = {value}\n" for name, value in TINY.items())
