@@ -56,9 +56,9 @@ def test_the_cost_that_is_quoted_is_the_cost():
 def test_the_first_study_and_its_table_are_as_the_readme_says():
     study = parse_study(tomllib.loads((ROOT / "experiments/quickstart.toml").read_text()), "quickstart")
     assert f"a first study, {len(study.runs())} small networks" in README
-    table = [line.split() for line in block_with("", "segments     n").splitlines()[1:]]
+    table = [line.split() for line in block_with("", "segments     accuracy").splitlines()[1:]]
     assert [row[0] for row in table] == [str(value).replace("_", "-") for value in study.axes["segments"]]
-    for label, seeds, params, macs, *_ in table:
+    for label, _, _, _, seeds, params, macs, _ in table:
         segments = int(label) if label.isdigit() else "per_channel"
         (run, *_) = [run for run in study.runs() if run.segments == segments]
         network = build_model(run.model, run.network_options(1, 10, 8))
