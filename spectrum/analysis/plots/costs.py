@@ -59,6 +59,11 @@ PARTS = {
 }
 HATCHES = ("", "//", "", "..", "\\\\")
 MOST_LABELS = 12
+MOST_WAYS = 6  # implementations whose names stand at the ends of their lines
+ROOFLINE = (
+    "100%: a matrix product with as many multiply-adds, or a copy of as many bytes, whichever takes longer; "
+    "a reference, not a limit"
+)
 
 
 @styled
@@ -447,10 +452,16 @@ def roofline_curve(
     ax.set_xlabel(wishes.called("segments of the 3×3 convolution"))
     ax.set_ylabel(wishes.called("speed, % of the roofline"))
     ax.set_ylim(bottom=0)
-    name_curves(ax)
-    facts = f"3×3, {shape}, forward and backward; line: median, band: quartiles"
-    frame(ax, facts, "", wishes, "Speed along the spectrum, relative to the roofline")
+    name_curves(ax, most=MOST_WAYS)
+    facts = f"3×3, {_input(shape)}, forward and backward; line: median, band: quartiles"
+    frame(ax, facts, ROOFLINE, wishes, "Speed along the spectrum, relative to the roofline")
     return figure_of(ax)
+
+
+def _input(shape: str) -> str:
+    """An input in words, from "32×128×16×16"."""
+    images, channels, *pixels = shape.split("×")
+    return f"{images} images of {channels} channels, {'×'.join(pixels)} pixels"
 
 
 def engineering(value: float, _position: int | None = None) -> str:
