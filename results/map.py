@@ -13,7 +13,7 @@ from pages.study import CURVES, complete
 
 from spectrum import load_results, plots
 from spectrum.analysis.plots.drawing import spectrum_axis
-from spectrum.analysis.plots.frame import name_curves
+from spectrum.analysis.plots.frame import name_at_ends
 from spectrum.analysis.plots.words import Wishes
 from spectrum.analysis.table import studies_of
 
@@ -101,4 +101,4 @@ def _name(ax: Axes, handles: list[Artist], labels: list[str]) -> None:
     """Write the names of several curves at their ends instead of a legend."""
     for handle, label in zip(handles, labels, strict=True):
         handle.set_label("" if label.startswith("margin") else WORDS.get(label, label))
-    name_curves(ax, most=6)
+    name_at_ends(ax)

@@ -16,6 +16,7 @@ from spectrum.analysis.fronts import pareto_table
 from spectrum.analysis.plots.accuracy import along_label, telling_apart
 from spectrum.analysis.plots.drawing import (
     BUDGET_LOOKS,
+    NARROW,
     ShownFigure,
     axes_or_new,
     drawable,
@@ -30,7 +31,7 @@ from spectrum.analysis.plots.drawing import (
     wished_shades,
     wrapped,
 )
-from spectrum.analysis.plots.frame import NARROW, frame, inches_of_text, legend_beside, name_curves, sample, say
+from spectrum.analysis.plots.frame import frame, inches_of_text, legend_beside, name_curves, sample, say
 from spectrum.analysis.plots.words import Wishes
 from spectrum.analysis.table import IMAGES, SPLIT, budget_name, split_labels, varied_settings
 from spectrum.analysis.words import setting_label

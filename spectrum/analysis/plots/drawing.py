@@ -27,6 +27,7 @@ from spectrum.models.position import PLAIN
 
 STYLE = Path(__file__).with_name("spectrum.mplstyle")
 LEAST_POINTS = 7.0  # of type
+NARROW = 3.2  # inches of axes: a column's width, at which nothing has room beside them
 KINDS = ("svg", "png", "pdf")
 METRIC_LABELS = {"test_accuracy": "test accuracy, %", "val_accuracy": "validation accuracy, %"}
 LOOKS: list[dict[str, Any]] = [  # of the curves of a picture; colour-blind safe (Okabe and Ito), and apart in grey
@@ -254,7 +255,7 @@ def spectrum_axis(ax: Axes, table: pd.DataFrame, wishes: Wishes) -> None:
         ax.set_xlim(least, most)
         doublings = np.log2(most / least)
         shown = _with_room(ax, names, doublings)
-        lower = names | {max(names): f"\n{names[max(names)]}"}
+        lower = names | {max(names): f"\n{names[max(names)]}"} if "\n" in names[max(names)] else names
         if len(_with_room(ax, lower, doublings)) > len(shown):  # a line lower, the last leaves room for another
             names, shown = lower, _with_room(ax, lower, doublings)
         ax.set_xticks(shown, [names[place] for place in shown])
@@ -285,7 +286,7 @@ def _with_room(ax: Axes, names: dict[float, str], doublings: float) -> list[floa
 def _inches_beside(ax: Axes) -> float:
     """What names of curves take right of axes of the caller, whose figure does not grow for them."""
     labels = ax.get_legend_handles_labels()[1]
-    if isinstance(figure_of(ax), ShownFigure) or not labels:
+    if isinstance(figure_of(ax), ShownFigure) or not labels or inches_of(ax)[0] < NARROW:
         return 0.0
     return max(map(_label_inches, labels))
 
