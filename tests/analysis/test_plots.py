@@ -317,7 +317,7 @@ def test_at_a_columns_width_the_legend_stands_below_the_title_of_the_axis():
         figure = Figure(figsize=(3.4, 2.8), layout="constrained")
         tables = [results(segments=[1, 2, 4, 8, "per_channel"]).assign(match=match) for match in ("none", "params")]
         plots.spectrum_curve(pd.concat(tables), ax=figure.subplots(), caption=False)
-        figure.canvas.draw()
+        figure.draw_without_rendering()
     (ax,) = figure.axes
     title, legend = ax.xaxis.label.get_window_extent(), ax.get_legend().get_window_extent()
     ticks = [tick.get_window_extent() for tick in ax.get_xticklabels()]
