@@ -43,7 +43,9 @@ def _faults_of(study: Study, field: str, by_case: list[list[RunConfig]]) -> Iter
             yield from _fault(f"cases.{number}.{field}", field, runs)
 
 
-def _faults_of_base(study: Study, field: str, cases: list[tuple[Mapping[str, Any], list[RunConfig]]]) -> Iterator[str]:
+def _faults_of_base(
+    study: Study, field: str, cases: Sequence[tuple[Mapping[str, Any], list[RunConfig]]]
+) -> Iterator[str]:
     place = field if field in study.overrides else f"base.{field}"
     by = _replaced_by(study, field)
     if by is not None:
