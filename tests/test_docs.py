@@ -20,6 +20,7 @@ from spectrum.data.teacher import noise_ceiling
 from spectrum.design import own_data
 from spectrum.design.study_file import Budget, parse_study
 from spectrum.models.families import FAMILIES
+from spectrum.models.named import parts_of
 from tests.registries import restored
 
 ROOT = Path(__file__).parents[1]
@@ -67,7 +68,8 @@ def toml_blocks():
 def test_what_is_shown_of_a_study_can_be_in_one(text, tmp_path, monkeypatch):
     said = tomllib.loads(text)
     named = said.get("import", [])
-    modules = [named] if isinstance(named, str) else named
+    function = parts_of(said.get("base", {}).get("model"))
+    modules = [*([named] if isinstance(named, str) else named), *([] if function is None else [function[0]])]
     for name in modules:  # which a page shows
         shown = [text for page in PAGES for text in blocks(page, "python")]
         (module,) = [text for text in shown if text.startswith(f"# {name}.py\n")]

@@ -204,9 +204,7 @@ def test_a_function_that_returns_no_such_network_is_refused_by_the_plan(study_fo
 
 
 def test_a_plan_says_what_is_replaced(study_folder, capsys):
-    (study_folder / "s.toml").write_text(
-        f'[base]\nmodel = "{RESNET}"\nepochs = 1\ntrain_images = 100\n[axes]\nsegments = [1, 4]\n'
-    )
+    (study_folder / "s.toml").write_text(f'[base]\nmodel = "{RESNET}"\nepochs = 1\n[axes]\nsegments = [1, 4]\n')
     assert main(["plan", "s.toml"]) == 0
     out = " ".join(capsys.readouterr().out.split())
     assert "6 of 7 k×k convolutions are replaced (not 0: 1 input channels, below least_channels=16)." in out
