@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import PurePath
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,9 @@ NAMES = {"lr": "learning rate", "match": "budget"}  # of settings, where their c
 
 
 def data_name(dataset: str) -> str:
-    """Name a data set as papers do, such as "CIFAR-10"."""
+    """Name a data set as papers do, such as "CIFAR-10"; a folder by its last part."""
+    if dataset.startswith((".", "/", "~")):
+        return PurePath(dataset).name or dataset
     return DATA_NAMES.get(dataset, dataset)
 
 

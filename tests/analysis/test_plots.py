@@ -695,3 +695,20 @@ def test_an_ending_in_capitals_is_the_same_kind(tmp_path):
 def test_what_would_mislead_is_refused_with_a_reason(draw, message):
     with pytest.raises(ValueError, match=message):
         draw()
+
+
+@pytest.mark.parametrize(
+    ("dataset", "name"), [("./textures", "textures"), ("cifar10", "CIFAR-10"), ("owner/name", "owner/name")]
+)
+def test_a_folder_of_images_is_called_by_its_own_name(dataset, name):
+    figure = plots.spectrum_curve(results().assign(dataset=dataset))
+    assert figure.axes[0].get_ylabel() == f"{name} test accuracy, %"
+    assert said(figure).partition(" · ")[0].endswith(f" {name}")
+
+
+def test_the_plain_3x3_stands_before_1_segment_among_learning_curves():
+    table = results(pointwise=[True])
+    bare = table.iloc[:2].assign(pointwise=False, id=["a", "b"])
+    both = pd.concat([table, bare])
+    figure = plots.learning_curves(history(both), both)
+    assert [line.get_label() for line in figure.axes[0].lines][:2] == ["plain 3×3", "1"]

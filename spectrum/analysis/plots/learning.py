@@ -64,6 +64,7 @@ def learning_curves(
     names, along = telling_apart(varied, combinations(table, varied))
     foot = along_label(names, along)
     known = table.assign(position=spectrum_position(table), label=split_labels(table))
+    known["position"] -= 0.5 * known["label"].eq(PLAIN)  # the plain 3×3 stands before 1 segment, as in every figure
     joined = history[["id", "epoch", metric]].merge(known[["id", "status", "position", "label", *names]], on="id")
     if joined.empty:
         raise ValueError("learning_curves: no epoch of these results is in the history")
