@@ -28,6 +28,7 @@ _HOME = {
     "build_model": "spectrum.models",
     "list_models": "spectrum.models",
     "load_keras_weights": "spectrum.models.weights",
+    "load_model": "spectrum.study.trained",
     "load_weights": "spectrum.models.weights",
     "save_weights": "spectrum.models.weights",
     "register_model": "spectrum.models",
@@ -73,6 +74,7 @@ __all__ = [
     "list_models",
     "load_history",
     "load_keras_weights",
+    "load_model",
     "load_results",
     "load_study",
     "load_tuning",
@@ -118,6 +120,7 @@ if TYPE_CHECKING:
     from spectrum.study.driver import run_study
     from spectrum.study.store import read_plan
     from spectrum.study.tensorboard import TensorBoard
+    from spectrum.study.trained import load_model
 
 
 def __getattr__(name: str) -> Any:

@@ -122,8 +122,17 @@ def hint(name: object, known: Iterable[str]) -> str:
 
 
 def nearest(name: str, known: Iterable[str]) -> str | None:
-    """The most similar name; None if no name is similar."""
-    return next(iter(get_close_matches(name, list(known), n=1)), None)
+    """The most similar name, whatever its case and its hyphens; None if no name is similar.
+
+    >>> nearest("Per-Channel", ["segments", "per_channel"])
+    'per_channel'
+    """
+    by_spelling = {_spelling(one): one for one in reversed(list(known))}
+    return next((by_spelling[one] for one in get_close_matches(_spelling(name), by_spelling, n=1)), None)
+
+
+def _spelling(name: str) -> str:
+    return name.lower().replace("-", "_").replace(" ", "_")
 
 
 def check_maker(name: str, maker: object, gives: str, *, takes: tuple[str, ...] = ()) -> None:

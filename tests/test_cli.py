@@ -226,8 +226,23 @@ def test_an_override_reaches_the_plan(study, capsys):
     [
         (["run", "tiny.toml", "--segments", "4"], "segments: varies in this study"),
         (["run", "tiny.toml", "--epochs", "0"], "epochs"),
-        (["run", "tiny.toml", "--lr", "x"], "lr"),
-        (["run", "tiny.toml", "--activation", "rellu"], "activation"),
+        (["run", "tiny.toml", "--lr", "10%"], "spectrum: --lr 10%: '10%' is not a number; as in --lr 0.1"),
+        (
+            ["run", "tiny.toml", "--activation", "ReLU"],
+            "--activation ReLU: 'ReLU' is unknown; did you mean relu? Else try",
+        ),
+        (["plan", "tiny.toml", "--epochs", "3.5"], "--epochs 3.5: '3.5' is not a whole number; as in --epochs 2"),
+        (["plan", "tiny.toml", "--epochs=3.5"], "--epochs 3.5: '3.5' is not a whole number; as in --epochs 2"),
+        (["run", "tiny.toml", "--workers", "two"], "--workers two: 'two' is not a whole number; as in --workers 2"),
+        (
+            ["plan", "tiny.toml", "--widths", "8,16,32"],
+            "'8,16,32' is not a whole number; as in --widths 8 16 32, with spaces between",
+        ),
+        (["plan", "tiny.toml", "--widths", "8", "x"], "--widths x: 'x' is not a whole number; as in --widths 8 16 32"),
+        (["plan", "tiny.toml", "--segment_width", "4,8"], "--segment-width 4,8: '4,8' is not a whole number; as in"),
+        (["plan", "tiny.toml", "--stage-segments", "1", "all"], "'all' is not a whole number or per_channel; as in"),
+        (["plan", "tiny.toml", "--flip", "yes"], "--flip yes: takes no value; write --flip alone, or leave it out"),
+        (["compare", "r.csv", "--margin", "0,005"], "--margin 0,005: '0,005' is not a number; as in --margin 0.1"),
         (["run", "tiny.toml", "--epoch", "2"], "--epoch: spectrum run has no such flag; did you mean --epochs?"),
         (["run", "tiny.toml", "--wokers=2"], "--wokers: spectrum run has no such flag; did you mean --workers?"),
         (["export", "tiny.toml", "--contrast"], "did you mean --contrasts?"),
@@ -469,6 +484,7 @@ match = ["none", "params"]
 reference = { segments = "per_channel" }
 [[contrasts]]
 name = "fair"
+margin = 0.005
 between = [{ segments = 1, match = "params" }, { segments = 3, match = "params" }]
 [[contrasts]]
 name = "unfair"
@@ -487,7 +503,7 @@ def test_a_plan_shows_widths_mismatch_and_what_contrasts_change(study, capsys):
     blocks = [budget_name(match)[1:] for match in ("none", "params")]
     assert re.search(f"\n.{blocks[0]}\nsegments .*\n(.*\n){{3}}\n.{blocks[1]}, within 0.25%\nsegments ", said)
     assert "10 runs (5 configurations × 2 seeds): about" in said  # one network meets both budgets
-    assert "fair: differs only in segments" in said
+    assert "fair: differs only in segments: 1 → 3; margin ±0.50 pp. MACs differ" in said
     assert "unfair: CONFOUNDED, changes 3 factors at once" in said
     assert [path.name for path in study.iterdir() if path.suffix != ".toml"] == []
 

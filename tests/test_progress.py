@@ -84,7 +84,7 @@ NOTEBOOK = """
 from spectrum import RunConfig, Study, progress, run_study
 from tests import faulty_models
 
-base = RunConfig(dataset="digits", train_images=100, epochs=1, width=0.25, model="fails_at_three")
+base = RunConfig(dataset="digits", train_images=100, batch_size=50, epochs=1, width=0.25, model="fails_at_three")
 study = Study(name="a <tiny> study", base=base, axes={"segments": (1, 3), "seed": (0,)})
 with progress(study) as on_progress:
     summary = run_study(

@@ -16,6 +16,7 @@ import pandas as pd
 from spectrum._registry import nearest
 from spectrum.analysis.inference import (
     ALPHA,
+    check_numbers,
     check_parts,
     difference,
     noise_floor,
@@ -26,6 +27,7 @@ from spectrum.analysis.inference import (
 from spectrum.analysis.judging import MORE_SEEDS, judge_family
 from spectrum.analysis.run_files import NOTES, read_runs
 from spectrum.analysis.sentences import PP, Unit, finding, power_note
+from spectrum.design.margins import check_margin
 
 COLUMNS = f"""name side_a side_b paired n n_a n_b left_out mean sd low high margin p p_equivalent verdict
     {" ".join(MORE_SEEDS)} sample sampled pair where kind confounded diverged lower_is_better unit reason""".split()
@@ -96,13 +98,15 @@ def compare(
             counts once. A pair that lacks one of the values is left out.
         against: compare every method with this one only; by default each with each.
         margin: a difference, in the metric's unit, below which two methods count as equivalent, chosen before the runs.
+            Of accuracies from 0 to 1 it is a share of 1, at most 0.2: 0.005 is half a percentage point.
         lower_is_better: whether the better method is the one with the lower metric, as for a loss.
         test_images: how many images an accuracy was measured on; adds the noise floor of one accuracy.
         alpha: the rate of any false claim in the whole family (Holm's method).
         power: that the numbers of seeds are computed for.
         pattern: for `read_runs`.
 
-    Raises ValueError for a missing column, fewer than two methods, one run twice, and values that are no numbers.
+    Raises ValueError for a missing column, fewer than two methods, one run twice, values that are no numbers, and a
+    margin that cannot be meant.
 
     >>> import pandas as pd
     >>> runs = pd.DataFrame({"method": list("aaabbb"), "seed": [0, 1, 2] * 2, "acc": [0.9, 0.91, 0.92, 0.88, 0.9, 0.9]})
@@ -110,6 +114,8 @@ def compare(
     a vs b: a is better by 1.67 pp (95% CI 0.23 to 3.10; 3 pairs; p = 0.038).
     """
     check_parts("compare", alpha=alpha, power=power)
+    if margin is not None:
+        check_numbers("compare", above=0, margin=margin)
     runs = table if isinstance(table, pd.DataFrame) else read_runs(table, pattern=pattern)
     methods, pairs, cells = _names("by", by), _names("pair", pair), _names("average_over", average_over)
     _check_columns(runs, {"by": methods, "pair": pairs, "average_over": cells, "metric": [metric]})
@@ -128,6 +134,8 @@ def compare(
         )
     keyed = keyed.assign(value=kept[metric])
     unit = _unit_of(keyed["value"], metric)
+    if unit == PP:
+        check_margin("compare", margin)
     shared = {
         "lower_is_better": lower_is_better,
         "unit": unit,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +22,7 @@ from spectrum.analysis.pairing import (
 from spectrum.analysis.sides import SIDE_COLUMNS, name_sides
 from spectrum.analysis.table import scored, scored_metric
 from spectrum.analysis.unfinished import NOT_COMPLETE, planned_table, runs_there
+from spectrum.design.margins import check_margin
 from spectrum.design.plan import Plan, PlannedContrast
 
 
@@ -75,12 +76,13 @@ def contrast(
         results: from `load_results`.
         between: two sides, as for `differences_by_seed`.
         across: of an interaction, as there.
-        margin: a difference below which the sides count as equivalent, set before the runs.
+        margin: a difference below which the sides count as equivalent, set before the runs: a share of 1, at most 0.2;
+            0.005 is half a percentage point.
         metric: a column of accuracies from 0 to 1; by default the one that runs are scored on.
         confidence: of the interval.
 
     For several comparisons of one study take `contrasts`, which corrects for their number. Raises ValueError as
-    `differences_by_seed` does.
+    `differences_by_seed` does, and for a margin that cannot be meant.
 
     >>> from spectrum import load_results
     >>> orders = [{"order": "pointwise_first"}, {"order": "spatial_first"}]
@@ -88,6 +90,7 @@ def contrast(
     >>> print(f"{found.mean:+.4f}, {found.low:+.4f} to {found.high:+.4f}, n = {found.n}")
     +0.0031, +0.0022 to +0.0039, n = 14
     """
+    check_margin("contrast", margin)
     return difference(differences_by_seed(results, between, across, metric), margin, confidence)
 
 
@@ -129,7 +132,7 @@ def contrasts(
     Verdicts: "higher", "lower" (the first side), "equivalent", "inconclusive"; "negligibly higher" and "negligibly
     lower" for a difference that is shown, and shown to be less than the margin; "unknown" below two seeds or where all
     differences are equal; "not complete" where a planned run has not ended. Raises ValueError for a table that would
-    mislead, and for a comparison without name or sides.
+    mislead, for a comparison without name or sides, and for a margin that cannot be meant.
 
     >>> from spectrum import load_results
     >>> sides = [{"order": "pointwise_first"}, {"order": "spatial_first"}]
@@ -142,10 +145,18 @@ def contrasts(
     metric = scored_metric(results) if metric is None else metric
     scored(results, metric)  # refuses what would mislead
     results = results.reset_index(drop=True)
+    if isinstance(asked, str | Mapping | pd.DataFrame) or not isinstance(asked, Iterable):
+        raise ValueError(
+            f"contrasts: expected a list of comparisons, each with name and between (got {type(asked).__name__}), or "
+            "read_plan(FOLDER).contrasts"
+        )
     named = [one.entry() if isinstance(one, PlannedContrast) else one for one in asked]
     for one in named:
         if not {"name", "between"} <= one.keys():
             raise ValueError(f"contrasts: {dict(one)} lacks a name, or the two sides in between")
+    for given in asked:
+        if not isinstance(given, PlannedContrast):  # a plan may be older than the largest margin
+            check_margin(f"contrasts: {given['name']!r}", given.get("margin"))
     planned = pd.DataFrame() if plan is None else planned_table(plan)
     rows = [_asked(results, one, metric, planned) for one in named]
     judged = judge_family(rows, alpha=alpha, power=power)

@@ -111,16 +111,17 @@ def difference(values: ArrayLike, margin: float | None = None, confidence: float
 
     Args:
         values: one difference per seed.
-        margin: a difference below which two things count as equivalent, set before the runs; without it p_equivalent
-            is NaN.
+        margin: a difference below which two things count as equivalent, in the unit of the values, set before the
+            runs: of accuracies from 0 to 1, 0.005 is half a percentage point. Without it p_equivalent is NaN.
         confidence: of the interval.
 
     The equivalence test is Schuirmann's (1987): both one-sided tests, against +margin and −margin, must reject, and
     p_equivalent is the larger of their p-values. Equal values tell nothing of the spread, so their p-values are NaN.
-    Raises ValueError for a margin that is not above zero.
+    Raises ValueError for a margin that is not a finite number above zero.
     """
     x = _sample(values, "difference")
-    _check_margin("difference", margin)
+    if margin is not None:
+        check_numbers("difference", above=0, margin=margin)
     check_parts("difference", confidence=confidence)
     mean, nan, sd = float(x.mean()), float("nan"), _spread(x)
     if not sd > 0:
@@ -136,7 +137,7 @@ def unpaired_difference(
     Args:
         first: one value per run of the first side.
         second: one value per run of the second side; the samples may differ in size and in spread.
-        margin: a difference below which the sides count as equivalent, set before the runs; without it p_equivalent is
+        margin: a difference below which the sides count as equivalent, as in `difference`; without it p_equivalent is
             NaN.
         confidence: of the interval.
 
@@ -150,7 +151,8 @@ def unpaired_difference(
     """
     who, nan = "unpaired_difference", float("nan")
     x, y = _sample(first, who), _sample(second, who)
-    _check_margin(who, margin)
+    if margin is not None:
+        check_numbers(who, above=0, margin=margin)
     check_parts(who, confidence=confidence)
     n, mean = min(len(x), len(y)), float(x.mean() - y.mean())
     if n < 2:
@@ -171,11 +173,6 @@ def _tested(
     p = 2 * _beyond(abs(mean) / error, freedom)
     p_equivalent = float("nan") if margin is None else _beyond((margin - abs(mean)) / error, freedom)
     return Difference(n, mean, sd, mean - half, mean + half, p, p_equivalent)
-
-
-def _check_margin(who: str, margin: float | None) -> None:
-    if margin is not None and not margin > 0:
-        raise ValueError(f"{who}: margin={margin}; expected a difference above zero")
 
 
 def holm(p_values: ArrayLike, exclusive: Sequence[Hashable] | None = None) -> NDArray[np.float64]:
@@ -250,8 +247,8 @@ def seeds_for_difference(
     34
     """
     check_parts("seeds_for_difference", power=power, alpha=alpha)
-    _check_numbers("seeds_for_difference", difference=difference)
-    _check_numbers("seeds_for_difference", least=0, sd=sd)
+    check_numbers("seeds_for_difference", difference=difference)
+    check_numbers("seeds_for_difference", least=0, sd=sd)
     if difference == 0:
         return None
     return _fewest(lambda n: difference_power(n, difference, sd, alpha, freedom(n)), power) if sd else 2
@@ -271,8 +268,8 @@ def difference_power(n: int, difference: float, sd: float, alpha: float = ALPHA,
     """
     check_parts("difference_power", alpha=alpha)
     _check_whole("difference_power", least=2, n=n)
-    _check_numbers("difference_power", difference=difference)
-    _check_numbers("difference_power", above=0, sd=sd)
+    check_numbers("difference_power", difference=difference)
+    check_numbers("difference_power", above=0, sd=sd)
     freedom = _freedom_of("difference_power", n, freedom)
     shift, critical = np.sqrt(n) * abs(difference) / sd, special.stdtrit(freedom, 1 - alpha / 2)
 
@@ -311,9 +308,9 @@ def seeds_for_equivalence(
     36
     """
     check_parts("seeds_for_equivalence", power=power, alpha=alpha)
-    _check_numbers("seeds_for_equivalence", difference=difference)
-    _check_numbers("seeds_for_equivalence", above=0, margin=margin)
-    _check_numbers("seeds_for_equivalence", least=0, sd=sd)
+    check_numbers("seeds_for_equivalence", difference=difference)
+    check_numbers("seeds_for_equivalence", above=0, margin=margin)
+    check_numbers("seeds_for_equivalence", least=0, sd=sd)
     if abs(difference) >= margin:
         return None
     return _fewest(lambda n: equivalence_power(n, margin, sd, difference, alpha, freedom(n)), power) if sd else 2
@@ -341,8 +338,8 @@ def equivalence_power(
     """
     check_parts("equivalence_power", alpha=alpha)
     _check_whole("equivalence_power", least=2, n=n)
-    _check_numbers("equivalence_power", difference=difference)
-    _check_numbers("equivalence_power", above=0, margin=margin, sd=sd)
+    check_numbers("equivalence_power", difference=difference)
+    check_numbers("equivalence_power", above=0, margin=margin, sd=sd)
     freedom = _freedom_of("equivalence_power", n, freedom)
     critical, error = special.stdtrit(freedom, 1 - alpha), sd / np.sqrt(n)
     most = margin / (critical * error)  # of the sample's sd over the true one: beyond, the interval is too wide
@@ -362,7 +359,7 @@ def equivalence_power(
 def _freedom_of(who: str, n: int, freedom: float | None) -> float:
     if freedom is None:
         return paired_freedom(n)
-    _check_numbers(who, above=0, freedom=freedom)
+    check_numbers(who, above=0, freedom=freedom)
     return freedom
 
 
@@ -425,7 +422,7 @@ def upper_sd(sd: float, n: int, confidence: float = 0.8) -> float:
     check_parts("upper_sd", confidence=confidence)
     if np.isnan(sd) or n < 2:
         return float("nan")
-    _check_numbers("upper_sd", least=0, sd=sd)
+    check_numbers("upper_sd", least=0, sd=sd)
     return float(sd * np.sqrt((n - 1) / stats.chi2.ppf(1 - confidence, n - 1)))
 
 
@@ -471,7 +468,7 @@ def _check_whole(who: str, least: int, **counts: float) -> None:
             raise ValueError(f"{who}: {name}={value!r}; expected a whole number of at least {least}")
 
 
-def _check_numbers(who: str, *, least: float = -np.inf, above: float = -np.inf, **numbers: float) -> None:
+def check_numbers(who: str, *, least: float = -np.inf, above: float = -np.inf, **numbers: float) -> None:
     for name, value in numbers.items():
         if not _is_number(value) or not np.isfinite(value) or value < least or value <= above:
             bound = f" of at least {least:g}" if least > -np.inf else f" above {above:g}" if above > -np.inf else ""

@@ -22,6 +22,7 @@ SETTINGS = (  # the columns that say what else a point is, the seed left out
     *"""epochs batch_size optimizer lr momentum nesterov weight_decay schedule warmup_epochs decay decay_epochs
     decay_images label_smoothing ema autocast compile scored_on match""".split(),
 )
+NO_SHARES = ("loss", "seconds", "mismatch")  # endings of columns that may lie between 0 and 1 and are no accuracies
 IMAGES = (  # say which images there are
     *("dataset", "image_size", "resize", "teacher_segments", "label_noise", "teacher_seed"),
 )
@@ -40,16 +41,44 @@ def scored(results: pd.DataFrame, metric: str | None = None, needs: Iterable[str
     """
     check(results, needs)
     metric = scored_metric(results) if metric is None else metric
-    if metric not in results:
-        near = nearest(metric, map(str, results))
-        raise ValueError(f"{metric}: no such column{f'; did you mean {near}?' if near else ''}")
-    table = results[results[metric].notna()]
-    if table.empty:
-        raise ValueError(f"no row has {metric}; every run failed, or this column is of another table")
-    if metric.endswith("accuracy") and not table[metric].between(0, 1).all():
-        wrong = table.loc[~table[metric].between(0, 1), metric].iloc[0]
-        raise ValueError(f"{metric} = {wrong}: expected accuracies from 0 to 1")
+    table = having(results, metric)
+    check_shares(table[metric], metric, results)
     return table
+
+
+def having(results: pd.DataFrame, column: str) -> pd.DataFrame:
+    """The rows that have a value in a column. Raises ValueError where there is none."""
+    if column not in results:
+        raise ValueError(f"{column}: no such column{meant(column, results)}")
+    table = results[results[column].notna()]
+    if table.empty:
+        raise ValueError(f"no row has {column}; every run failed, or this column is of another table")
+    return table
+
+
+def meant(name: str, columns: Iterable[Any]) -> str:
+    """A question for the most similar of some columns, to end a message with; empty if none is similar."""
+    near = nearest(name, map(str, columns))
+    return f"; did you mean {near}?" if near else ""
+
+
+def check_shares(values: pd.Series, metric: str, columns: Iterable[Any]) -> None:
+    """Raise ValueError for a metric that cannot be shown in percent: no number, or not from 0 to 1.
+
+    Args:
+        values: of the metric; missing values are allowed.
+        metric: name of their column.
+        columns: all columns of the table, of which the message names the accuracies.
+    """
+    shares = [str(name) for name in columns if str(name).endswith("accuracy")]
+    there = f"; the table has {', '.join(shares)}" if shares else ""
+    if metric in SETTINGS or metric.endswith(NO_SHARES):
+        raise ValueError(f"{metric}: is no accuracy; expected a column of accuracies from 0 to 1{there}")
+    known = values.dropna()
+    numbers = pd.to_numeric(known, errors="coerce")
+    wrong = known[~numbers.between(0, 1) | known.map(lambda value: isinstance(value, bool | np.bool_))]
+    if len(wrong):
+        raise ValueError(f"{metric} = {wrong.iloc[0]}: expected accuracies from 0 to 1{there}")
 
 
 def check(results: pd.DataFrame, needs: Iterable[str] = ()) -> None:
@@ -61,21 +90,31 @@ def check(results: pd.DataFrame, needs: Iterable[str] = ()) -> None:
 
     Raises ValueError.
     """
-    _check_table(results)
+    check_source(results, ())
     if results.empty:
         raise ValueError("the table has no rows; load_results(FOLDER) gives those of a study that has run")
-    missing = [name for name in ("seed", "status", *SPLIT, *needs) if name not in results]
-    if missing:
-        raise ValueError(
-            f"the table lacks the columns {', '.join(missing)}; take it from load_results, with all columns"
-        )
+    check_source(results, ("seed", "status", *SPLIT, *needs))
     _check_runs(results)
     _check_images(results)
 
 
-def _check_table(results: object) -> None:
-    if not isinstance(results, pd.DataFrame):
-        raise ValueError(f"expected a table from load_results, got {type(results).__name__}")
+def check_source(table: object, needs: Iterable[str], source: str = "load_results") -> None:
+    """Raise ValueError for what is no table, or lacks columns, and name where to take the table from.
+
+    Args:
+        table: what a function was given.
+        needs: columns that the function reads.
+        source: what makes such a table.
+    """
+    if not isinstance(table, pd.DataFrame):
+        raise ValueError(f"expected a table from {source}, got {type(table).__name__}")
+    missing = [name for name in dict.fromkeys(needs) if name not in table]
+    if len(missing) == 1 and meant(missing[0], table):
+        raise ValueError(f"the table lacks the columns {missing[0]}{meant(missing[0], table)}")
+    if missing:
+        raise ValueError(
+            f"the table lacks the columns {', '.join(missing)}; expected a table from {source}, with all columns"
+        )
 
 
 def _check_runs(results: pd.DataFrame) -> None:
@@ -116,6 +155,7 @@ def varied_settings(results: pd.DataFrame) -> list[str]:
 
     Widths and learning rates that were solved or tuned for each configuration are not: they follow from the others.
     """
+    check_source(results, ())
     return [name for name in SETTINGS if name in results and _chosen(results, name).map(repr).nunique() > 1]
 
 
@@ -130,13 +170,14 @@ def _chosen(results: pd.DataFrame, name: str) -> pd.Series:
 
 def scored_metric(results: pd.DataFrame) -> str:
     """The accuracy that runs are scored on: of the test set, or of validation images where that was not read."""
-    _check_table(results)
+    check_source(results, ())
     tested = "test_accuracy" in results and results["test_accuracy"].notna().any()
     return "test_accuracy" if tested or "val_accuracy" not in results else "val_accuracy"
 
 
 def worst_mismatch(results: pd.DataFrame) -> float:
     """The largest distance of a point from its budget, as a part of it; NaN where no budget is held."""
+    check_source(results, ())
     if "budget_mismatch" not in results:
         return float("nan")
     return float(results["budget_mismatch"].astype(float).abs().max())
@@ -149,6 +190,8 @@ def unique_runs(results: pd.DataFrame) -> pd.DataFrame:
 
 def spectrum_position(results: pd.DataFrame) -> pd.Series:
     """Where on the spectrum a row lies: the segments that its widest convolution really has."""
+
+    check_source(results, ["realised_segments"])
 
     def widest(have: Any) -> float:
         return float("nan") if have is None or np.ndim(have) == 0 else max(have, default=float("nan"))

@@ -20,6 +20,7 @@ from pydantic import BaseModel
 
 from spectrum._records import SpecError
 from spectrum._registry import nearest
+from spectrum.cli.flags import Kind, check_values, kind_of
 from spectrum.design.keys import NETWORK
 from spectrum.design.run import RunConfig
 from spectrum.engines.interface import EngineSettings
@@ -351,7 +352,9 @@ class Bench:
     dtype: Literal["float32", "float16", "bfloat16"] = "float32"
     """op only: type of all tensors; any other than float32 becomes part of the table's name."""
     shape: Annotated[tuple[int, int, int, int] | None, tyro.conf.arg(metavar="N C H W", help_behavior_hint="")] = None
-    """op only: one shape instead of the four standard ones."""
+    """op only: one shape instead of the standard ones."""
+    all: bool = False
+    """op only: every kernel size, stride, dilation, width and layout, without torch.compile; table op_all.csv."""
     study: Folder = None
     """steps only: folder of a planned study."""
     threads: int = 2
@@ -433,7 +436,7 @@ def _shortened(name: str, command: Any) -> Any:
 
 
 def _check_flags(words: Sequence[str]) -> None:
-    """Raise SpecError for an unknown flag, with the most similar known one."""
+    """Raise SpecError for an unknown flag, with the most similar known one, and for a value that a flag cannot take."""
     command = _commands().get(words[0])
     if command is None:
         return
@@ -446,6 +449,7 @@ def _check_flags(words: Sequence[str]) -> None:
             raise SpecError(
                 f"{flag}: spectrum {words[0]} has no such flag{meant} All of them: spectrum {words[0]} {HELP_ALL}"
             )
+    check_values(words[1:], dict(_kinds_of(command)))
 
 
 def _flags_of(command: Any, *, has_pairs: bool = False) -> Iterator[str]:
@@ -458,6 +462,16 @@ def _flags_of(command: Any, *, has_pairs: bool = False) -> Iterator[str]:
         yield f"--{name}"
         if has_pairs and isinstance(one.default, bool):
             yield f"--no-{name}"
+
+
+def _kinds_of(command: Any) -> Iterator[tuple[str, Kind]]:
+    """What each flag of a command takes."""
+    hints = get_type_hints(type(command), include_extras=True)
+    for one in fields(command):
+        if one.name in NESTED:
+            yield from _kinds_of(getattr(command, one.name))
+        else:
+            yield f"--{one.name.replace('_', '-')}", kind_of(hints[one.name])
 
 
 def completion_script(shell: str) -> str:

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from spectrum._text import printable
+from spectrum.design.margins import margin_words
 from spectrum.design.plan import PlannedContrast
 from spectrum.models.position import PLACES
 
@@ -44,18 +45,19 @@ def print_table(titles: Sequence[str], rows: Sequence[Sequence[str]], *, heading
 
 
 def print_contrast(contrast: PlannedContrast) -> None:
-    """Print a planned comparison and how its sides differ, flagged if it changes more than one factor.
+    """Print a planned comparison, how its sides differ and its margin, flagged if it changes more than one factor.
 
     An interaction has factors of each difference, and factors across which the differences are compared.
     """
     factors, across = contrast.factors, contrast.across_factors
     notes = "".join(f" {note[:1].upper()}{note[1:].rstrip('.')}." for note in contrast.notes)
+    margin = "" if contrast.margin is None else f"; margin {margin_words(contrast.margin)}"
     if not contrast.confounded:
         where = f", compared across {', '.join(across)}" if across else ""
         changed = f"differs only in {', '.join(factors)}" if factors else "differs in nothing"
-        out.print(f"{contrast.name}: {changed}{where}.{notes}")
+        out.print(f"{contrast.name}: {changed}{where}{margin}.{notes}")
         return
-    out.print(f"{contrast.name}: CONFOUNDED, changes {len(factors) + len(across)} factors at once.{notes}")
+    out.print(f"{contrast.name}: CONFOUNDED, changes {len(factors) + len(across)} factors at once{margin}.{notes}")
     for factor in [*factors, *(f"across: {factor}" for factor in across)]:
         out.print(f"  - {factor}")
 

@@ -153,6 +153,7 @@ class SegmentedConvNd(nn.Module):
 
         self.bias = nn.Parameter(torch.empty(out_channels, **made)) if bias else None
         self._reset_bias()
+        self.register_load_state_dict_pre_hook(_before_loading)  # type: ignore[no-untyped-call]
 
     def _padding(self, padding: Any, mode: PaddingMode, kernel_size: Sides, stride: Sides, dilation: Sides) -> Sides:
         """Zeros that the spatial convolution itself adds on each side; other padding is noted, and applied before."""
@@ -288,6 +289,41 @@ def _mid_channels(asked: Any, in_channels: int, out_channels: int, order: Order,
     if asked is None:
         return out_channels if order == "pointwise_first" else in_channels
     return whole("mid_channels", asked, most=MOST_CHANNELS)
+
+
+def _before_loading(
+    module: SegmentedConvNd,
+    state_dict: dict[str, Tensor],
+    prefix: str,
+    metadata: Any,
+    strict: bool,
+    missing: list[str],
+    unexpected: list[str],
+    errors: list[str],
+) -> None:
+    """Explain weights of another split of the channels, of which torch only says that a shape differs."""
+    own = {f"spatial.weights.{number}": tuple(weight.shape) for number, weight in enumerate(module.spatial.weights)}
+    of_spatial = f"{prefix}spatial.weights."
+    theirs = {
+        name.removeprefix(prefix): tuple(tensor.shape)
+        for name, tensor in state_dict.items()
+        if name.startswith(of_spatial)
+    }
+    # keys that are only missing or unexpected are left to torch, since strict=False allows them
+    if any(own.get(name, shape) != shape for name, shape in theirs.items()):
+        how = (
+            "; to approximate a trained nn.Conv2d by segments, use segment_model(network, segments=…, "
+            "init='from_trained')"
+        )
+        errors.append(
+            f"{prefix.removesuffix('.') or type(module).__name__}: the state_dict has weights of another split "
+            f"({_listed(theirs)}) than this layer's {module.segments} segments ({_listed(own)}), which do not carry "
+            f"over{how if module.axes == 2 else ''}"
+        )
+
+
+def _listed(shapes: dict[str, tuple[int, ...]]) -> str:
+    return ", ".join(f"{name} {shape}" for name, shape in shapes.items())
 
 
 def _after_loading(module: SegmentedConvNd, incompatible: Any) -> None:

@@ -1,4 +1,5 @@
-"""Find options without effect: those that the schedule, optimiser, labels or architecture of every run ignores.
+"""Find options without effect: those that the schedule, optimiser, labels or architecture of every run ignores, and
+those of the base that an axis or every case replaces.
 
 Needs no torch. Options whose effect only the built networks show are checked in study/equal_networks.py.
 """
@@ -8,9 +9,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 
 from spectrum._records import SpecError
+from spectrum.design.keys import NETWORK
 from spectrum.design.options import without_effect
 from spectrum.design.run import RunConfig
 from spectrum.design.study_file import Study
+from spectrum.models.position import PLACES
 
 OFF = (None, 0, "none", "even")  # values that switch an option off, and are therefore always allowed
 
@@ -28,6 +31,9 @@ def check_effects(study: Study) -> None:
 
 
 def _faults_of(study: Study, field: str, by_case: list[list[RunConfig]]) -> Iterator[str]:
+    if field in study.base.model_fields_set and (by := _replaced_by(study, field)) is not None:
+        place = field if field in study.overrides else f"base.{field}"
+        yield f"{place}: has no effect, since {by} replaces it in every run; keep one of the two"
     if field in study.axes:
         yield from _fault(f"axes.{field}", field, [run for runs in by_case for run in runs])
         return
@@ -41,6 +47,19 @@ def _faults_of(study: Study, field: str, by_case: list[list[RunConfig]]) -> Iter
     for number, (case, runs) in enumerate(cases):
         if field in case and case[field] not in OFF:
             yield from _fault(f"cases.{number}.{field}", field, runs)
+
+
+def _replaced_by(study: Study, field: str) -> str | None:
+    """What replaces an option of the base in every run: an axis, or all cases. None if some run or budget takes it."""
+    same = PLACES if field in PLACES else (field,)  # any of these sets the segments
+    if study.budget.match != ("none",) and field in NETWORK and not study.budget.reference.keys() & set(same):
+        return None  # the budget's reference takes it from the base
+    for name in same:
+        if name in study.axes:
+            return f"axes.{name}"
+    if study.cases and all(case.keys() & set(same) for case in study.cases):
+        return "[[cases]]"
+    return None
 
 
 def _runs_of(study: Study, number: int) -> list[RunConfig]:

@@ -75,7 +75,8 @@ class _Images(Record):
 
     # network
     model: str = "probe"
-    """An architecture: one of list_models(), or of your own."""
+    """An architecture: one of list_models(), or of your own; or a function that returns any network, whose k×k
+    convolutions are replaced: my_module:function, torchvision:resnet18, timm:resnet18."""
 
 
 class RunConfig(NetworkFields, _Images):
@@ -109,7 +110,7 @@ class RunConfig(NetworkFields, _Images):
     epochs: Positive = 8
     """Passes over the training images."""
     batch_size: Positive = 128
-    """Images per step; the last, smaller batch of an epoch is left out."""
+    """Images per step, at most as many as the run trains on; the last, smaller batch of an epoch is left out."""
     optimizer: Literal["sgd", "adamw", "rmsprop"] = "sgd"
     """SGD with momentum, AdamW, or RMSprop with momentum."""
     lr: Rate = 0.1

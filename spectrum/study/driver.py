@@ -47,6 +47,7 @@ from spectrum.study.planning import CostedRun, plan_study, planned_run
 from spectrum.study.store import FINISHED, Row, Store, StoreError, find_plan, latest_rows
 from spectrum.study.tuning import Choice, choose, confirmed, extended, sweep
 from spectrum.training.checkpoint_files import CHECKPOINTS
+from spectrum.training.weight_files import KEPT
 
 SWEEP, FINAL = "sweep", "final runs"  # phases of a study that tunes
 
@@ -132,7 +133,7 @@ def run_study(
         on_note: called with each sentence that a reader of the plan should know, and with what a callback raised; by
             default, a warning.
         **settings: fields of `EngineSettings`: workers, device, imports, checkpoint_minutes, run_minutes, memory_gb,
-            tune.
+            tune, keep_weights.
 
     An interrupted run resumes from its latest checkpoint, in checkpoints/ of the folder, and ends with the same weights
     as without the interruption. A failed run gets a row with status "failed" and the reason; the next call tries it
@@ -173,6 +174,11 @@ def run_study(
     _check_same_models(folder, models)
     with Store(folder) as store:
         check_not_other(folder, study)  # checked again, now that no other run can write here
+        if asked.keep_weights and (lost := _count_without_weights(folder, frozen)):
+            on_note(
+                f"keep_weights: finished runs in {folder} that were trained without it, and whose networks are lost: "
+                f"{lost}. Another --out trains them again."
+            )
         work = Work(**dict(asked), folder=folder)
         kept = {} if frozen is None else frozen.backends
         backends = StudyBackends(asked_tune(asked.tune), planned, images, kept)
@@ -376,7 +382,8 @@ class _Run:
         self._remove_checkpoints(finished)
         if not left:
             return finished
-        work = self.backends.work(self.work.model_copy(update={"runs": len(by_id)}), self.engine, left)
+        of_phase = {"runs": len(by_id), "keep_weights": self.work.keep_weights and self.phase != SWEEP}
+        work = self.backends.work(self.work.model_copy(update=of_phase), self.engine, left)
         self.keep_backends()
         with closing(outcomes_of(self.engine, left, work)) as outcomes:
             for outcome in outcomes:
@@ -427,6 +434,8 @@ class _Run:
             row |= {name: result[name] for name in ("status", *RESULT_COLUMNS)}
             row["provenance"] = result["provenance"]
             history = [{"id": row["id"], **epoch} for epoch in result["history"]]
+            if KEPT in row["provenance"]:
+                self.store.keep_weights(row["id"], result["weights"])
         row["attempts"] = outcome.attempts
         self.store.append_history(history)
         self.store.append(row)
@@ -503,6 +512,13 @@ def _all_finished(folder: Path, plan: Plan | None, study: Study, confirm: bool) 
 
 def _finished(folder: Path) -> dict[str, Row]:
     return {id: row for id, row in latest_rows(folder).items() if row["status"] in FINISHED}
+
+
+def _count_without_weights(folder: Path, plan: Plan | None) -> int:
+    """Number of finished final runs whose rows say of no kept network."""
+    swept = set() if plan is None else {run.id for run in plan.swept}
+    rows = (row for id, row in _finished(folder).items() if id not in swept and row["status"] == "done")
+    return sum(KEPT not in (row.get("provenance") or {}) for row in rows)
 
 
 def _is_of_other_images(folder: Path, plan: Plan, planned: Sequence[CostedRun]) -> bool:

@@ -54,7 +54,7 @@ class CostedRun:
     step_seconds: float | None = None  # measured
     solved_for: str | None = None  # hash of the conditions on which solved widths depend
     seconds: float | None = None  # estimated CPU time on one worker, evaluation and data included
-    caveat: str | None = None  # operations of your own network that its MACs do not include
+    caveat: str | None = None  # of a network of others: what is replaced, and operations that its MACs do not include
     clamped: tuple[tuple[str, int], ...] | None = None  # option → number of layers; None: not recorded in the plan
     same_as: str | None = None  # id of an earlier run that trains the same network
 
@@ -102,7 +102,7 @@ def planned_run(run: PlannedRun, asked: RunConfig) -> CostedRun:
     assert None not in costs, "plan.json records the costs of the run"
     params, macs, activations = (int(cost) for cost in costs if cost is not None)
     return CostedRun(
-        run=RunConfig(**run.options),
+        run=RunConfig(**run.options | {"model": asked.model}),  # a name in a file is not taken for one in the study
         asked=asked,
         match=run.key[1],  # type: ignore[arg-type]
         budget=run.budget,
@@ -140,8 +140,8 @@ def plan_study(
             them. The solver itself uses default backends.
 
     Raises SpecError for a run whose network cannot be built or cannot meet its budget, and for a network of your own
-    that returns no scores. Unless the plan is frozen, an option or an axis that changes nothing raises it, too. Raises
-    DataError for a missing data set.
+    that returns no scores. Unless the plan is frozen, an option or an axis that changes nothing raises it, too, and so
+    do batches larger than the training split. Raises DataError for a missing data set.
 
     >>> from spectrum import load_study
     >>> planned = plan_study(load_study("experiments/quickstart.toml"))
@@ -155,7 +155,7 @@ def plan_study(
     is_new = frozen is None or not frozen.is_of(study.hash)
     if is_new:
         check_effects(study)
-    planner = _Planner(study, frozen, tune)
+    planner = _Planner(study, frozen, tune, is_new)
     with read_once():
         planned = [planner.plan(wanted, time_steps=time_steps) for wanted in study.wanted()]
         if frozen is not None and not is_new:
@@ -176,8 +176,8 @@ def _wall_seconds(function: Callable[[], object], threads: int) -> float:
 class _Planner:
     """Plan runs one after the other; repeated networks are counted and timed once."""
 
-    def __init__(self, study: Study, frozen: Plan | None, tunes: bool) -> None:
-        self.study, self.tunes = study, tunes
+    def __init__(self, study: Study, frozen: Plan | None, tunes: bool, is_new: bool) -> None:
+        self.study, self.tunes, self.is_new = study, tunes, is_new
         self.before = {
             run.solved_for: run for run in (frozen.asked if frozen else ()) if run.solved_for and run.counted
         }
@@ -192,6 +192,8 @@ class _Planner:
         run = wanted.run
         images = images_of(run)
         sizes = self._sizes(run, images)  # raises if there are too few images
+        if self.is_new:  # a frozen plan keeps its meaning: a batch of all training images, where they are fewer
+            _check_of_images(run, images, sizes[0])
         key = (wanted.match, digest(network_of(run)), *_step(run), images.shape, images.classes)
         if key not in self.planned:
             if registered_in(run.model) is not None:
@@ -451,6 +453,29 @@ def _refused(run: RunConfig, what: str, error: Exception) -> SpecError:
     return SpecError(f"model = {run.model!r}: {what}: {type(error).__name__}: {error}".rstrip(": "))
 
 
+def _check_of_images(run: RunConfig, images: Images, train_images: int) -> None:
+    """Raise SpecError for options that the images of a run cannot satisfy.
+
+    Args:
+        run: the run.
+        images: its data set.
+        train_images: number of images that it trains on.
+    """
+    if run.batch_size > train_images:
+        default = "" if "batch_size" in run.model_fields_set else ", the default,"
+        raise SpecError(
+            f"batch_size = {run.batch_size}{default} is more than the {train_images:,} training images of "
+            f"{run.dataset!r} in this study; give batch_size = {train_images} or fewer"
+        )
+    side = min(images.shape[1:])
+    for name in ("shift", "cutout"):
+        if getattr(run, name) >= side:
+            raise SpecError(
+                f"{name} = {getattr(run, name)}: is no smaller than the images, which are {images.shape[1]}×"
+                f"{images.shape[2]} pixels, so that images can be lost entirely; give fewer pixels than {side}"
+            )
+
+
 def _check_own(run: RunConfig, images: Images) -> None:
     """Raise SpecError for a network of your own that does not return scores of these images' classes.
 
@@ -530,7 +555,21 @@ def _counted(run: RunConfig, images: Images) -> CostedRun:
         pointwise_pixels=tuple(
             layer.macs // layer.params for layer in cost.layers if layer.name.endswith("pointwise") and layer.params
         ),
-        caveat=cost.caveat,
+        caveat=" ".join(filter(None, [_conversion(model), cost.caveat])) or None,
+    )
+
+
+def _conversion(model: nn.Module) -> str | None:
+    """A sentence on the layers of a network of others that are replaced; None for other networks."""
+    from spectrum.models.converted import conversion_of
+
+    known = conversion_of(model)
+    if known is None:
+        return None
+    replaced, left = len(known["replaced"]), known["left"]
+    others = "; ".join(f"{layer}: {why}" for layer, why in list(left.items())[:3]) + ("; …" if len(left) > 3 else "")
+    return f"{replaced} of {replaced + len(left)} k×k convolutions are replaced" + (
+        f" (not {others})." if left else "."
     )
 
 

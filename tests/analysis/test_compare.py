@@ -177,8 +177,13 @@ def test_the_noise_floor_and_other_causes_are_noted():
 
 def test_a_margin_in_percent_is_noticed():
     runs = runs_of(np.random.default_rng(5), 2, 4)
-    notes = " ".join(compare(runs, by="method", pair="seed", metric="accuracy", margin=0.5).notes)
+    asked = {"by": "method", "pair": "seed"}
+    with pytest.raises(ValueError, match=r"^compare: margin: 0\.5 would be 50 percentage points; write a share of 1"):
+        compare(runs, metric="accuracy", margin=0.5, **asked)
+    notes = " ".join(compare(runs.rename(columns={"accuracy": "f1"}), metric="f1", margin=0.5, **asked).notes)
     assert "The margin, 0.5, exceeds the range of all values" in notes
+    in_percent = runs.assign(accuracy=100 * runs["accuracy"])
+    assert compare(in_percent, metric="accuracy", margin=0.5, **asked).judged["margin"].tolist() == [0.5]
 
 
 @pytest.mark.parametrize(
@@ -188,7 +193,9 @@ def test_a_margin_in_percent_is_noticed():
         ({}, {"metric": "acuracy"}, "metric: no column acuracy; did you mean accuracy?"),
         ({}, {"pair": "method"}, "method: is given for by and for pair"),
         ({}, {"against": "m9"}, "against: no method m9; the table has m0, m1"),
-        ({}, {"margin": 0}, "difference: margin=0; expected a difference above zero"),
+        ({}, {"margin": 0}, "compare: margin=0; expected a finite number above 0"),
+        ({}, {"margin": float("nan")}, "compare: margin=nan; expected a finite number above 0"),
+        ({}, {"margin": True}, "compare: margin=True; expected a finite number above 0"),
         ({}, {"by": ()}, "by: expected the column whose values are the methods"),
         ({}, {"pair": (), "average_over": "seed"}, "average_over: needs pair"),
         ({"method": "one"}, {"pair": ()}, "method: only one; expected two methods or more"),

@@ -12,6 +12,7 @@ from spectrum import plots, stats
 from spectrum.analysis.inference import difference
 from spectrum.analysis.sentences import comparison_labels, contrasts_as_text, pp, sentence, verdict_in_words
 from spectrum.analysis.summary import summary_table
+from spectrum.design.plan import PlannedContrast
 
 RELU = [{"activation": "relu"}, {"activation": "none"}]
 ENDS = [{"segments": "per_channel"}, {"segments": 1}]
@@ -63,6 +64,21 @@ def test_a_difference_is_the_mean_over_what_the_sides_share_seed_by_seed():
     assert stats.differences_by_seed(table, RELU).tolist() == pytest.approx(expected)
     mixed = table.sample(frac=1, random_state=0)
     assert stats.contrast(mixed, RELU, margin=0.1) == stats.contrast(table, RELU, margin=0.1)
+
+
+@pytest.mark.parametrize("wrong", [2, 0.5, 0, -0.005, float("nan"), float("inf"), True, "0.5%"])
+def test_a_margin_that_cannot_be_meant_is_refused_before_anything_is_judged(wrong):
+    table = made_up(noisy)
+    with pytest.raises(ValueError, match=r"^contrast: margin: .* 0.005 is half a percentage point$"):
+        stats.contrast(table, RELU, margin=wrong)
+    asked = [{"name": "activation", "between": RELU, "margin": wrong}]
+    with pytest.raises(ValueError, match=r"^contrasts: 'activation': margin: .* 0.005 is half a percentage point$"):
+        stats.contrasts(table, asked)
+
+
+def test_a_frozen_plan_with_a_large_margin_is_still_judged():
+    planned = PlannedContrast(name="activation", between=tuple(RELU), margin=0.5)
+    assert stats.contrasts(made_up(noisy), [planned])["margin"].tolist() == [0.5]
 
 
 def test_seeds_that_differ_widely_do_not_blur_a_paired_difference():

@@ -21,6 +21,7 @@ from spectrum.analysis.inference import (
     seeds_for_equivalence,
     shown_better,
     t_interval,
+    unpaired_difference,
     upper_sd,
     zero_crossing,
 )
@@ -249,6 +250,11 @@ def test_power_with_two_seeds_is_what_simulation_gives():
         (lambda: t_interval([0.9, float("nan")]), "expected finite values"),
         (lambda: t_interval([0.9, 0.8], 95), "confidence=95"),
         (lambda: difference([0.1, 0.2], -0.005), "margin=-0.005"),
+        *(
+            (lambda wrong=wrong: difference([0.1, 0.2], wrong), f"margin={wrong}")
+            for wrong in (0, np.nan, np.inf, True)
+        ),
+        (lambda: unpaired_difference([0.1, 0.2], [0.1, 0.3], float("inf")), "unpaired_difference: margin=inf"),
         (lambda: holm([0.5, 1.2]), "expected p-values from 0 to 1"),
         (lambda: t_interval([[1, 2], [3, 4]]), "one per seed .got 2 dimensions"),
         (lambda: t_interval(5), "one per seed"),

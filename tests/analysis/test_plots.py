@@ -586,6 +586,21 @@ def test_labels_on_the_axis_do_not_lie_on_each_other(segments):
     assert figure.axes[-1].get_xticklabels()[0].get_visible()
 
 
+def two_curves():
+    return results(activation=["none", "relu"])
+
+
+def test_a_word_for_a_label_holds_where_lines_break_it():
+    (ax,) = plots.spectrum_curve(results(), labels={"per-channel": "depthwise"}).axes
+    assert ax.get_xticklabels()[-1].get_text() == "depthwise"
+
+
+def test_an_ending_in_capitals_is_the_same_kind(tmp_path):
+    (path,) = plots.save_figure(Figure(), tmp_path / "x.PNG")
+    assert path.read_bytes().startswith(b"\x89PNG")
+    assert [path.name for path in plots.save_figure(Figure(), tmp_path / "v1.2")] == ["v1.2.svg", "v1.2.png"]
+
+
 @pytest.mark.parametrize(
     ("draw", "message"),
     [
@@ -596,10 +611,66 @@ def test_labels_on_the_axis_do_not_lie_on_each_other(segments):
         (lambda: plots.setting_map(results(), "ordr"), "lacks the columns ordr"),
         (lambda: plots.accuracy_against(results(), "mac"), "lacks the columns mac"),
         (lambda: plots.accuracy_against(results(), "study"), "study: is no number"),
-        (lambda: plots.tuning_map(results()), "lacks the columns chosen"),
+        (
+            lambda: plots.spectrum_curve(results(), metric="params"),
+            "params = 1000: expected accuracies from 0 to 1; the t",
+        ),
+        (
+            lambda: plots.budget_panels(results().assign(top="high"), metric="top"),
+            "top = high: expected accuracies from",
+        ),
+        (
+            lambda: plots.spectrum_curve(results().assign(val_loss=0.5), metric="val_loss"),
+            "val_loss: is no accuracy; exp",
+        ),
+        (
+            lambda: plots.spectrum_curve(results().assign(lr=0.5), metric="lr"),
+            "lr: is no accuracy; .* val_accuracy, test",
+        ),
+        (lambda: plots.spectrum_curve(results(), metric="Test-Accuracy"), "no such column; did you mean test_accuracy"),
+        (
+            lambda: plots.learning_curves(history(results()).assign(train_loss=0.5), results(), metric="train_loss"),
+            "train_loss: is no accuracy",
+        ),
+        (
+            lambda: plots.learning_curves(results(), results()),
+            "lacks the columns epoch; expected a table from load_hist",
+        ),
+        (lambda: plots.learning_curves(None, results()), "expected a table from load_history, got NoneType"),
+        (
+            lambda: plots.tuning_map(results()),
+            "lacks the columns chosen, lr, weight_decay; expected a table from load_tun",
+        ),
+        (
+            lambda: plots.spectrum_curve(results(), labels={"Per-chanel": "x"}),
+            'labels: .* no "Per-chanel"; did you mean "p',
+        ),
+        (lambda: plots.spectrum_curve(results(), colors={"x": "red"}), 'colors: the picture has no "x"; it has none'),
+        (lambda: plots.spectrum_curve(two_curves(), colors={"RELU": "red"}), 'no "RELU"; did you mean "ReLU"'),
+        (lambda: plots.spectrum_curve(two_curves(), colors={"x": "red"}), 'no "x"; it has "no activation", "ReLU"'),
+        (lambda: plots.forest(None, results()), "expected a table of stats.contrasts first"),
+        (lambda: plots.compared(results()), "compared: expected what spectrum.compare returns, got DataFrame"),
+        (lambda: plots.cost_by_layer({"a": 1}), "cost_by_layer: expected the costs of networks by their names"),
+        (
+            lambda: plots.roofline_curve(results()),
+            "lacks the columns shape, .* expected a table from spectrum bench op",
+        ),
+        (lambda: plots.save_figure(results(), "x"), "save_figure: expected a figure, then its path"),
+        (
+            lambda: plots.save_figure(Figure(), "x.jpg"),
+            "x.jpg: cannot write .jpg; name a path that ends in .svg, .png or",
+        ),
+        (
+            lambda: plots.save_figure(Figure(), "x.WEBP"),
+            "cannot write .webp; name a path that ends in .svg, .png or .pdf",
+        ),
         (lambda: plots.learning_curves(history(results()), pd.concat([results()] * 2)), "is there 2 times"),
-        (lambda: plots.learning_curves(history(results()), results(), metric="x"), "has no column x"),
+        (
+            lambda: plots.learning_curves(history(results()), results(), metric="x"),
+            "lacks the columns x; expected a table from",
+        ),
         (lambda: plots.difference_curve(results(), [{"segments": 1}]), "expected two sides"),
+        (lambda: plots.difference_curve(results(), [{}, {}], margin=0.5), "margin: 0.5 would be 50 percent"),
         (lambda: plots.difference_curve(results(), [{"ordr": 1}, {"ordr": 2}]), "lacks the columns ordr"),
         (lambda: plots.forest(results(), results()), "expected a table of stats.contrasts first"),
         (lambda: plots.roofline_curve(pd.DataFrame()), "has no rows"),

@@ -60,6 +60,18 @@ def refused(said):
         ({"base": {"model": "vgg", "residual": True}}, "base.residual: 'vgg' does not use it; leave it out"),
         ({"base": {"model": "inception", "order": "pointwise_first"}}, "base.order: 'inception' does not use it"),
         (
+            {"base": {"activation": "relu"}, "axes": {"activation": ["none", "gelu"]}},
+            "base.activation: has no effect, since axes.activation replaces it in every run; keep one of the two",
+        ),
+        ({"base": {"seed": 0}, "axes": {"seed": [1, 2]}}, "base.seed: has no effect, since axes.seed replaces it"),
+        ({"base": {"segments": 4}, "axes": {"segment_width": [1, 4]}}, "base.segments: has no effect, since axes.segm"),
+        ({"base": {"depth": 2}, "cases": [{"depth": 1}, {"depth": 3}]}, "base.depth: has no effect, since [[cases]]"),
+        (
+            {"base": {"segments": 1}, "axes": {"segments": [1, 4]}}
+            | {"budget": {"match": "macs", "reference": {"segments": 4}}},
+            "base.segments: has no effect, since axes.segments replaces it",
+        ),
+        (
             {"base": {"lr": 0.1}, "tune": {"lr": [0.1, 0.2]}},
             "base.lr: [tune] replaces it by the values of the sweep; leave it out",
         ),
@@ -86,6 +98,8 @@ def test_an_override_without_a_use_is_refused_by_its_name():
         {"base": {"label_noise": 0.0}},
         {"base": {"recipe": "jft", "schedule": "cosine"}},  # nobody has named a decay
         {"base": {"model": "vgg", "activation": "none", "image_size": 32}},
+        {"base": {"activation": "relu"}, "cases": [{"activation": "none"}, {"segments": 4}]},
+        {"base": {"segments": 4}, "axes": {"segments": [1, 4]}, "budget": {"match": "macs", "reference": {"depth": 1}}},
     ],
 )
 def test_an_option_that_one_run_uses_or_that_is_off_is_taken(said):

@@ -102,7 +102,8 @@ def command(folder, *words, say=None):
 @pytest.mark.slow
 def test_a_study_that_names_its_module_runs_and_freezes_it(tmp_path):
     path = write(tmp_path / "studies", "frozen")
-    done = command(tmp_path, "-m", "spectrum", "run", str(path), "--epochs", "1", "--train-images", "100")
+    flags = ("--epochs", "1", "--train-images", "100", "--batch-size", "50")
+    done = command(tmp_path, "-m", "spectrum", "run", str(path), *flags)
     assert done.returncode == 0, done.stderr
     (plan,) = tmp_path.glob("results/*/plan.json")
     assert json.loads(plan.read_text())["imports"] == ["frozen"]
@@ -111,7 +112,8 @@ def test_a_study_that_names_its_module_runs_and_freezes_it(tmp_path):
 @pytest.mark.slow
 def test_rows_of_a_model_are_not_mixed_with_those_of_its_changed_code(tmp_path):
     path = write(tmp_path, "changing")
-    path.write_text(path.read_text().replace("[axes]", 'dataset = "digits"\ntrain_images = 100\nepochs = 1\n[axes]'))
+    base = 'dataset = "digits"\ntrain_images = 100\nbatch_size = 50\nepochs = 1\n[axes]'
+    path.write_text(path.read_text().replace("[axes]", base))
     assert command(tmp_path, "-m", "spectrum", "run", "own.toml").returncode == 0
     rows = (tmp_path / "results/own/results.jsonl").read_bytes()
     module = tmp_path / "changing.py"

@@ -37,6 +37,11 @@ def contrast(side):
     return {"axes": {"segments": [1, 2]}, "contrasts": contrasts}
 
 
+def margin(value):
+    asked = contrast({"segments": 1})
+    return asked | {"contrasts": [one | {"margin": value} for one in asked["contrasts"]]}
+
+
 def test_all_faults_of_a_file_are_told_at_once():
     said = {
         "bas": {},
@@ -147,6 +152,20 @@ def test_all_faults_of_a_file_are_told_at_once():
         ({"base": {"dataset": "gaussian"}}, "has no labels of its own; set teacher_segments"),
         ({"base": {"teacher_segments": 1, "teacher_seed": "own"}}, "'own' is not a seed; try 0, 1, 2 … or \"seed\""),
         ({"cases": [{"segments": 1}, {"segments": 1}]}, "cases: two of them are the same run"),
+        (
+            margin(2),
+            "contrasts.0.margin: 2 would be 200 percentage points; write a share of 1 up to 0.2: 0.005 is",
+        ),
+        (margin(0.5), "contrasts.0.margin: 0.5 would be 50 percentage points"),
+        (
+            margin(-0.005),
+            "contrasts.0.margin: -0.005 is not above 0; write a share of 1: 0.005 is half a",
+        ),
+        (margin(0), "contrasts.0.margin: 0 is not above 0"),
+        (margin(True), "contrasts.0.margin: True is not a difference in accuracy"),
+        (margin("0.5%"), "contrasts.0.margin: '0.5%' is not a difference in accuracy"),
+        (margin(float("nan")), "contrasts.0.margin: nan is not a difference in accuracy"),
+        (margin(float("inf")), "contrasts.0.margin: inf is not a difference in accuracy"),
         ({"base": 3}, "base: expected a table"),
         ({"axes": {"activation": ["none", "relu"], "pointwise": [False]}}, "at activation = 'relu'"),
         ({"name": "y"}, "name: a study has the name of its file"),

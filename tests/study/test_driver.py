@@ -332,7 +332,7 @@ def test_images_that_change_during_a_run_stop_it_and_are_not_mixed_in(study_fold
     write_folder(root / "flowers" / "test", random_pixels(6, seed=1), ["a", "b"])
     monkeypatch.setenv("SPECTRUM_DATA", str(root))
     monkeypatch.setenv("SPECTRUM_CACHE", str(study_folder / "cache"))
-    base = {"model": "linear", "dataset": "flowers", "train_images": 40, "width": 1.0}
+    base = {"model": "linear", "dataset": "flowers", "train_images": 40, "batch_size": 20, "width": 1.0}
     cases = [{"seed": 0}, {"seed": 1, "model": "dies_once"}, {"seed": 2}, {"seed": 3}]  # a new process reads anew
     study = parse_study({"base": TINY | base, "cases": cases}, "changing")
 

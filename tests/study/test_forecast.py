@@ -40,7 +40,8 @@ def test_what_is_measured_is_positive_and_no_share_is_above_one():
 
 
 def test_twice_the_epochs_take_about_twice_as_long():
-    study = Study(name="t", base=RUN, axes={"epochs": (10, 20)})
+    base = RunConfig(dataset="digits", batch_size=50, width=0.25)
+    study = Study(name="t", base=base, axes={"epochs": (10, 20)})
     shorter, longer = (one.seconds for one in plan_study(study, time_steps=True))
     assert shorter < longer < 2 * shorter + 1e-9
     assert [one.seconds for one in plan_study(study)] == [None, None]

@@ -289,6 +289,43 @@ def test_widths_too_narrow_for_the_1x1s_segments_are_passed_over():
     assert all(abs(one.mismatch) <= 0.01 for one in planned)
 
 
+@pytest.mark.parametrize(
+    ("base", "says"),
+    [
+        (
+            {"batch_size": 101},
+            "batch_size = 101 is more than the 100 training images of 'digits' in this study; give bat",
+        ),
+        ({"train_images": None, "batch_size": 4000}, "batch_size = 4000 is more than the 1,349 training images of"),
+        ({"shift": 8}, "shift = 8: is no smaller than the images, which are 8×8 pixels"),
+        ({"image_size": 6, "cutout": 6}, "cutout = 6: is no smaller than the images, which are 6×6 pixels"),
+    ],
+)
+def test_what_the_images_cannot_give_is_refused_before_training(base, says):
+    with pytest.raises(SpecError) as refused:
+        plan_study(study(base=base))
+    assert str(refused.value).startswith(says)
+
+
+def test_a_default_that_the_images_cannot_give_is_refused_as_a_default():
+    run = {"dataset": "digits", "train_images": 100}
+    with pytest.raises(SpecError, match="batch_size = 128, the default, is more than the 100 training images"):
+        plan_study(parse_study({"base": run, "axes": {"segments": [1]}}, "small"))
+
+
+def test_all_images_may_be_one_batch_and_a_shift_one_pixel_short_of_them():
+    assert len(plan_study(study(base={"batch_size": 100, "shift": 7, "cutout": 7}))) == 4
+
+
+def test_a_frozen_plan_whose_batches_are_cut_to_the_training_images_is_planned_as_it_is():
+    small, large = study(), study(base={"batch_size": 1000})
+    entries = [one.record().entry() for one in plan_study(small)]
+    frozen = plan_of({"points": entries, "hash": large.hash})
+    assert {one.run.batch_size for one in plan_study(large, frozen=frozen)} == {1000}
+    with pytest.raises(SpecError, match="batch_size = 1000"):
+        plan_study(large, frozen=plan_of({"points": entries, "hash": small.hash}))
+
+
 def test_a_budget_that_cannot_be_met_names_the_run_and_the_nearest():
     tiny = {"segments": "per_channel", "widths": [1, 1, 2]}
     with pytest.raises(

@@ -21,6 +21,8 @@ from tests.runs import (
     tiny,
 )
 
+BASE = '[base]\nmodel = "linear"\ndataset = "digits"\ntrain_images = 100\nbatch_size = 50\nepochs = 2\n'
+
 
 @pytest.fixture
 def mount(study_folder):
@@ -74,9 +76,7 @@ exit $status
     "pages", [0, 2, 4, 12], ids=["for nothing", "for a plan", "for two rows", "for all but the report"]
 )
 def test_a_full_file_system_ends_the_run_and_tears_no_row(study_folder, mount, pages):
-    (study_folder / "tiny.toml").write_text(
-        '[base]\nmodel = "linear"\ndataset = "digits"\ntrain_images = 100\nepochs = 2\n[axes]\nseed = [0, 1, 2, 3]\n'
-    )
+    (study_folder / "tiny.toml").write_text(f"{BASE}[axes]\nseed = [0, 1, 2, 3]\n")
     said = ["run", "tiny.toml", "--workers", "1", "--import", IMPORTS[0]]
     done = mount(FILL.replace("PAGES", str(pages)), *said)
     assert done.returncode == 3, done
@@ -91,9 +91,7 @@ def test_a_full_file_system_ends_the_run_and_tears_no_row(study_folder, mount, p
 
 @pytest.mark.slow
 def test_a_row_torn_in_half_is_set_aside_and_trained_again(study_folder, capsys):
-    (study_folder / "tiny.toml").write_text(
-        '[base]\nmodel = "linear"\ndataset = "digits"\ntrain_images = 100\nepochs = 2\n[axes]\nseed = [0, 1]\n'
-    )
+    (study_folder / "tiny.toml").write_text(f"{BASE}[axes]\nseed = [0, 1]\n")
     words = ["run", "tiny.toml", "--workers", "2", "--import", IMPORTS[0]]
     assert main(words) == 0
     path = study_folder / "results" / "tiny" / "results.jsonl"

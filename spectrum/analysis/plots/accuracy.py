@@ -156,7 +156,9 @@ def _panels(
     for (value, part), ax in zip(parts, panels, strict=True):
         curves = list(part.groupby(rest, sort=False, dropna=False))
         there = [setting_label(rest, values) for values, _ in curves]
-        own = Wishes(colors={label: looks[label]["color"] for label in there}, labels=wishes.labels)
+        own = Wishes(
+            colors={label: looks[label]["color"] for label in there}, labels=wishes.labels, labelled=wishes.labelled
+        )
         _draw_curves(ax, results, table, metric, (rest, rest), curves, own)
         title_panel(ax, wishes.called(setting_label([over], [value])))
     tidy(panels)
@@ -249,7 +251,7 @@ def budget_panels(
     for match, label, look, ax in zip(matches, called, budget_looks, panels, strict=True):
         part = table[table["match"] == match]
         curves = list(part.groupby(names or ["match"], sort=False, dropna=False))
-        own = wishes if names else Wishes(colors=[look["color"]], labels=labels)
+        own = wishes if names else Wishes(colors=[look["color"]], labels=labels, labelled=wishes.labelled)
         if table["stage_segments"].notna().any():
             _side_by_side(ax, table, metric, names or ["match"], curves, own, named=bool(names))
         else:

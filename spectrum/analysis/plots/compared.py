@@ -26,6 +26,8 @@ def compared(found: Comparisons, *, ax: Axes | None = None, title: str | None = 
     Open marks are comparisons without a shown verdict. Comparisons without runs on both sides are left out. Raises
     ValueError when none is left.
     """
+    if not isinstance(found, Comparisons):
+        raise ValueError(f"compared: expected what spectrum.compare returns, got {type(found).__name__}")
     table = found.judged[found.judged["n"] > 0]
     if table.empty:
         raise ValueError("compared: no comparison has a run on both sides")

@@ -32,7 +32,7 @@ from spectrum.analysis.plots.drawing import (
 )
 from spectrum.analysis.plots.frame import NARROW, frame, inches_of_text, legend_beside, name_curves, sample, say
 from spectrum.analysis.plots.words import Wishes
-from spectrum.analysis.table import IMAGES, SPLIT, budget_name, split_labels, varied_settings
+from spectrum.analysis.table import IMAGES, SPLIT, budget_name, check_source, having, split_labels, varied_settings
 from spectrum.analysis.words import setting_label
 
 if TYPE_CHECKING:  # it needs torch, which reading and drawing a table do not
@@ -57,6 +57,7 @@ PARTS = {
     "BatchNormAct2d": "batch normalisation",
     "BatchNorm2d": "batch normalisation",
 }
+ROOFLINE_COLUMNS = ("shape", "channels_per_segment", "segments", "way", "percent", "yardstick_ms", "ms_q1", "ms_q3")
 HATCHES = ("", "//", "", "..", "\\\\")
 MOST_LABELS = 12
 
@@ -186,7 +187,7 @@ def time_against_macs(
     configuration that does most of them per second; what lies far above it pays for more than arithmetic. Times rank
     configurations only where they were measured alike: see a study's README. Raises ValueError when no run has a speed.
     """
-    table = drawable(results, "images_per_second", ["macs"])
+    table = having(drawable(results, needs=["macs"]), "images_per_second")
     ax = axes_or_new(ax)
     wishes = Wishes(title, caption, colors, labels)
     names = varied_settings(table)
@@ -252,6 +253,11 @@ def cost_by_layer(
     """
     if count not in COUNTS:
         raise ValueError(f"count={count!r}: try {', '.join(COUNTS)}")
+    if not isinstance(costs, Mapping) or not all(hasattr(cost, "layers") for cost in costs.values()):
+        raise ValueError(
+            "cost_by_layer: expected the costs of networks by their names, as in "
+            '{"mine": measure_cost(model, (3, 32, 32))}'
+        )
     if not costs:
         raise ValueError("cost_by_layer: no network to draw")
     ax = axes_or_new(ax)
@@ -394,6 +400,10 @@ def _rounded(value: float) -> str:
     return engineering(float(f"{value:.3g}"))
 
 
+# tables of earlier versions have this layer only, and no such columns
+PLAIN_LAYER = {"kernel": 3, "stride": 1, "dilation": 1, "layout": "channels_last"}
+
+
 @styled
 def roofline_curve(
     table: pd.DataFrame,
@@ -418,12 +428,19 @@ def roofline_curve(
         colors: of the implementations, in their order or by their labels.
         labels: your words for labels, such as {"torch": "PyTorch"}.
 
-    Numbers of segments that leave uneven ones are left out. Raises ValueError for a shape that is not there.
+    Drawn is the 3×3 with stride 1, in channels_last. Numbers of segments that leave uneven ones are left out, and so is
+    the layer with a measured choice, since its backend is one of the others. Raises ValueError for a shape that is not
+    there.
     """
+    check_source(table, (), "spectrum bench op")
     if table.empty:
         raise ValueError("roofline_curve: the table has no rows; read one that spectrum bench op wrote")
+    check_source(table, ROOFLINE_COLUMNS, "spectrum bench op")
     ax = axes_or_new(ax)
     wishes = Wishes(title, caption, colors, labels)
+    for name, value in PLAIN_LAYER.items():
+        table = table[table[name] == value] if name in table else table
+    table = table[table["way"] != "spectrum, measured choice"]
     shape = table["shape"].iloc[0] if shape is None else shape
     part = table[(table["shape"] == shape) & (table["channels_per_segment"] % 1 == 0)]
     if part.empty:

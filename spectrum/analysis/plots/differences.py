@@ -30,8 +30,9 @@ from spectrum.analysis.plots.drawing import (
 from spectrum.analysis.plots.frame import broken, inches_of_text, legend_beside, say, shortened
 from spectrum.analysis.plots.words import Wishes
 from spectrum.analysis.sentences import SHOWN, comparison_labels, pp, verdict_in_words, verdict_of
-from spectrum.analysis.table import SPLIT, has, varied_settings
+from spectrum.analysis.table import SPLIT, check, has, varied_settings
 from spectrum.analysis.words import side_words
+from spectrum.design.margins import check_margin
 
 VERDICTS = {  # what a verdict is called beside its values, and how it looks
     "higher": ("better", "#0072B2", True),
@@ -77,8 +78,9 @@ def forest(
     seed. Comparisons without runs, or that are not complete, are left out, and the caption counts them. Raises
     ValueError when none is left.
     """
-    if not {"n", "verdict"} <= set(contrasts):
+    if not isinstance(contrasts, pd.DataFrame) or not {"n", "verdict"} <= set(contrasts):
         raise ValueError("forest: expected a table of stats.contrasts first, then the results that it is of")
+    check(results, ["dataset", "match"])
     table = contrasts[contrasts["n"] > 0]
     if table.empty:
         raise ValueError("forest: no contrast has a run on every side")
@@ -186,7 +188,8 @@ def difference_curve(
         results: from `load_results`.
         between: two sides, such as [{"order": "pointwise_first"}, {"order": "spatial_first"}]; or several such pairs, a
             curve each.
-        margin: a difference below which they count as equivalent; drawn as a band.
+        margin: a difference below which they count as equivalent, a share of 1, at most 0.2: 0.005 is half a
+            percentage point. It is drawn as a band.
         ax: where to draw, at any size and in your own settings; by default a figure of its own.
         metric: a column of accuracies from 0 to 1; shown in percentage points.
         title: what the picture answers or finds; by default its task.
@@ -196,8 +199,9 @@ def difference_curve(
 
     An interval that lies within the band shows equivalence at that place, at 2.5% and by itself. The pairs of runs are
     drawn as dots where there is one curve. Convolutions without a 1×1 are left out, and so are places where no
-    seed has both sides. Raises ValueError where there is no other.
+    seed has both sides. Raises ValueError where there is no other, and for a margin that cannot be meant.
     """
+    check_margin("difference_curve", margin)
     pairs: list[Any] = [between] if not between or isinstance(between[0], Mapping) else list(between)
     drawable(results, metric, [name for pair in pairs for side in pair for name in side])  # refuses what would mislead
     table = results[results["pointwise"].astype(bool)]  # failed runs too: they leave gaps

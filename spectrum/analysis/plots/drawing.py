@@ -28,6 +28,7 @@ from spectrum.models.position import PLAIN
 STYLE = Path(__file__).with_name("spectrum.mplstyle")
 LEAST_POINTS = 7.0  # of type
 KINDS = ("svg", "png", "pdf")
+OTHER_KINDS = ("jpg", "jpeg", "gif", "tif", "tiff", "webp", "bmp", "eps", "ps", "pgf", "emf", "svgz", "raw", "rgba")
 METRIC_LABELS = {"test_accuracy": "test accuracy, %", "val_accuracy": "validation accuracy, %"}
 LOOKS: list[dict[str, Any]] = [  # of the curves of a picture; colour-blind safe (Okabe and Ito), and apart in grey
     {"color": "#0072B2", "marker": "o", "linestyle": "-"},
@@ -96,15 +97,22 @@ def save_figure(figure: Figure, stem: str | Path) -> list[Path]:
         figure: from any function of this module.
         stem: path without the ending; its folder is made. A path that ends in .svg, .png or .pdf is written alone.
 
-    The same figure gives the same bytes.
+    The same figure gives the same bytes. Raises ValueError for the ending of another kind of picture.
     """
-    named = Path(stem).suffix.removeprefix(".")
+    if not isinstance(figure, Figure):
+        raise ValueError(f"save_figure: expected a figure, then its path (got {type(figure).__name__})")
+    named = Path(stem).suffix.removeprefix(".").lower()
+    if named in OTHER_KINDS:
+        raise ValueError(
+            f"save_figure: {stem}: cannot write .{named}; name a path that ends in .svg, .png or .pdf, or one without "
+            "an ending"
+        )
     paths = [Path(stem)] if named in KINDS else [Path(f"{stem}.{kind}") for kind in ("svg", "png")]
     paths[0].parent.mkdir(parents=True, exist_ok=True)
     omitted = {"svg": "Date", "png": "Software", "pdf": "CreationDate"}
     with style():
         for path in paths:
-            drawn, kind = BytesIO(), path.suffix[1:]
+            drawn, kind = BytesIO(), path.suffix[1:].lower()
             figure.savefig(drawn, format=kind, metadata={omitted[kind]: None})
             write_whole(path, drawn.getvalue())
     return paths

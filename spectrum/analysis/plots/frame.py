@@ -64,7 +64,11 @@ def say_of_all(figure: Figure, table: pd.DataFrame, facts: str, *, wishes: Wishe
 
 
 def frame(ax: Axes, facts: str, foot: str, wishes: Wishes, title: str) -> None:
-    """Title, facts and foot of a picture; a figure of the package's own grows for them."""
+    """Title, facts and foot of a picture; a figure of the package's own grows for them.
+
+    Raises ValueError for words or colours of the caller that nothing in the picture has.
+    """
+    wishes.check()
     figure = figure_of(ax)
     if not isinstance(figure, ShownFigure):
         _above(ax, _joined(facts, foot) if wishes.caption else "", wishes.title)

@@ -22,7 +22,7 @@ from spectrum.analysis.plots.drawing import (
 )
 from spectrum.analysis.plots.frame import name_curves, sample, say, say_of_all, share_legend, title_panel
 from spectrum.analysis.plots.words import Wishes, budgets_of, seeds_label
-from spectrum.analysis.table import spectrum_position, split_labels, varied_settings
+from spectrum.analysis.table import check_shares, check_source, spectrum_position, split_labels, varied_settings
 from spectrum.analysis.words import setting_label
 from spectrum.models.position import PLAIN
 
@@ -57,9 +57,9 @@ def learning_curves(
 
     Raises ValueError when the history has no epoch of these results, or not this column.
     """
+    check_source(history, ["id", "epoch", metric], "load_history")
+    check_shares(history[metric], metric, history)
     table = drawable(results, needs=["id", "status"])
-    if metric not in history:
-        raise ValueError(f"learning_curves: the history has no column {metric}; expected a table from load_history")
     varied = varied_settings(table)
     names, along = telling_apart(varied, combinations(table, varied))
     foot = along_label(names, along)

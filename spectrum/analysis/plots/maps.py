@@ -26,7 +26,15 @@ from spectrum.analysis.plots.drawing import (
 from spectrum.analysis.plots.frame import inches_of_text, say, say_of_all, title_panel
 from spectrum.analysis.plots.words import Wishes, seeds_label
 from spectrum.analysis.summary import summarise
-from spectrum.analysis.table import IMAGES, SPLIT, spectrum_position, split_label, split_labels, varied_settings
+from spectrum.analysis.table import (
+    IMAGES,
+    SPLIT,
+    check_source,
+    spectrum_position,
+    split_label,
+    split_labels,
+    varied_settings,
+)
 from spectrum.analysis.words import setting_label, setting_name, setting_words
 
 SWEPT = {"lr": "peak learning rate", "weight_decay": "weight decay"}
@@ -122,7 +130,8 @@ def tuning_map(
     was chosen is framed; a frame in an outer column is on the edge of the grid. Raises ValueError when no run of the
     sweep has finished.
     """
-    table = drawable(tuning, "val_accuracy", ["chosen", "lr", "weight_decay"])
+    check_source(tuning, ["chosen", "lr", "weight_decay"], "load_tuning")
+    table = drawable(tuning, "val_accuracy")
     table = table.assign(position=spectrum_position(table))
     wishes = Wishes(title, caption, None, labels)
     grid = _grid_of(table)

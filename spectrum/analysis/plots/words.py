@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import pandas as pd
 
+from spectrum._registry import nearest
 from spectrum.analysis.table import SPLIT, budget_name, studies_of, worst_mismatch
 from spectrum.analysis.words import data_name
 
@@ -21,15 +22,42 @@ class Wishes:
     colors: Mapping[str, Any] | Sequence[Any] | None = None
     labels: Mapping[str, str] | None = None
 
+    labelled: dict[str, None] = field(default_factory=dict)
+    """Labels of the picture so far; panels share them."""
+    coloured: dict[str, None] = field(default_factory=dict)
+    """Labels of what has a colour of its own."""
+
     def called(self, label: str) -> str:
-        """The caller's word for a label."""
-        return (self.labels or {}).get(label, label)
+        """The caller's word for a label, which lines may break."""
+        plain = label.replace("-\n", "-").replace("\n", " ")
+        self.labelled[plain] = None
+        labels = self.labels or {}
+        return labels.get(label, labels.get(plain, label))
 
     def color(self, number: int, label: str) -> Any:
         """The caller's colour for a curve, by its label or its number; None where there is none."""
+        self.coloured[label] = None
         if self.colors is None or isinstance(self.colors, Mapping):
             return (self.colors or {}).get(label)
         return self.colors[number % len(self.colors)] if len(self.colors) else None
+
+    def check(self) -> None:
+        """Raise ValueError for words or colours of what the picture does not have; called once all is drawn."""
+        for name, known in (("labels", self.labelled), ("colors", self.coloured)):
+            given = getattr(self, name)
+            for label in given if isinstance(given, Mapping) else ():
+                if str(label).replace("-\n", "-").replace("\n", " ") not in known:
+                    near = nearest(str(label), known)
+                    hint = (
+                        f'did you mean "{near}"?'
+                        if near
+                        else f"it has {', '.join(map(_quoted, filter(None, known))) or 'none'}"
+                    )
+                    raise ValueError(f'{name}: the picture has no "{label}"; {hint}')
+
+
+def _quoted(label: str) -> str:
+    return f'"{label}"'
 
 
 def data_label(table: pd.DataFrame) -> str:
