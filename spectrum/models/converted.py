@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import nn
 
+from spectrum._registry import nearest
 from spectrum.conv.segmented import SegmentedConv2d
 from spectrum.models.blocks import mark_clamped
 from spectrum.models.convert import inner_channels, segment_model
@@ -120,11 +121,14 @@ def _of_library(home: str, model: str, arch: NetworkOptions) -> nn.Module:
     name = f"{home}:{model}"
     try:
         library = import_module("torchvision.models" if home == "torchvision" else home)
-    except ImportError:
-        raise ValueError(f"model={name!r}: {home} is not installed; pip install {home}") from None
-    if model not in library.list_models():
-        near = ", ".join(library.list_models(f"*{model[:4]}*")[:5])
-        raise ValueError(f"model={name!r}: {home} has no such model" + (f"; it has {near} …" if near else ""))
+    except ModuleNotFoundError as error:
+        raise ValueError(f"model={name!r}: {error.name} is not installed; pip install {error.name}") from None
+    except Exception as error:  # such as an operator that is missing, where it was built for another version of torch
+        raise ValueError(f"model={name!r}: {home} cannot be imported: {type(error).__name__}: {error}") from error
+    known = library.list_models()
+    if model not in known:
+        near = nearest(model, known)
+        raise ValueError(f"model={name!r}: {home} has no such model" + (f"; did you mean {near!r}?" if near else ""))
     if home == "timm":
         made = library.create_model(model, num_classes=arch.num_classes, in_chans=arch.in_channels)
     elif arch.in_channels == 3:

@@ -108,13 +108,13 @@ def load_model(
     return TrainedModel(network, config, row, _classes(row, place)).to(where).eval()
 
 
-def _asked(run: Any, folder: str | Path | None) -> tuple[str, Path]:
+def _asked(given: Any, folder: str | Path | None) -> tuple[str, Path]:
     """The id of the run, and the folder of its study."""
-    id = run if isinstance(run, str) else run.get("id") if hasattr(run, "get") else None
+    id = given if isinstance(given, str) else given.get("id") if hasattr(given, "get") else None
     if not isinstance(id, str) or not id.isalnum():
-        raise SpecError(f"load_model: expected a row of load_results, or the id of a run (got {type(run).__name__})")
+        raise SpecError(f"load_model: expected a row of load_results, or the id of a run (got {type(given).__name__})")
     if folder is None:
-        folder = getattr(run, "attrs", {}).get(FOLDER)
+        folder = getattr(given, "attrs", {}).get(FOLDER)
     if folder is None:
         raise SpecError(
             f'load_model: run {id} comes without its folder; give it, as in load_model(row, "results/mine")'

@@ -1,6 +1,7 @@
 """Studies of networks that others wrote: their k×k convolutions get the options of the study."""
 
 import re
+import sys
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from spectrum import RunConfig, SegmentedConv2d, build_model, load_model, load_s
 from spectrum._records import SpecError
 from spectrum.cli import main
 from spectrum.data.images import images_of
-from spectrum.design.own_modules import import_modules
+from spectrum.design.own_modules import code_of, import_modules
 from spectrum.models import NetworkOptions, named
 from spectrum.models.converted import conversion_of
 from spectrum.study.planning import plan_study
@@ -221,3 +222,67 @@ def test_a_name_in_a_results_file_is_never_imported_by_itself(study_folder, monk
     with pytest.raises(ValueError, match="model='os:getcwd': name its module by import"):
         build_model("os:getcwd", segments=2)
     assert load_model(row["id"], "out", imports=[MODULE])
+
+
+class Library:
+    """What a study asks of torchvision or timm."""
+
+    def list_models(self):
+        return ["resnet18", "vgg11"]
+
+    def get_model(self, name, *, num_classes):
+        assert name == "resnet18"
+        return networks_of_others.resnet(num_classes)
+
+    def create_model(self, name, *, num_classes, in_chans):
+        assert name == "resnet18"
+        return networks_of_others.resnet(num_classes, in_chans)
+
+
+@pytest.fixture
+def libraries(monkeypatch):
+    monkeypatch.setitem(sys.modules, "timm", Library())
+    monkeypatch.setitem(sys.modules, "torchvision", Library())
+    monkeypatch.setitem(sys.modules, "torchvision.models", Library())
+
+
+@pytest.mark.parametrize(("library", "channels"), [("timm", 1), ("timm", 3), ("torchvision", 3)])
+def test_a_library_gets_the_classes_and_channels_of_the_images(libraries, library, channels):
+    model = build_model(f"{library}:resnet18", segments=4, in_channels=channels, image_size=8, num_classes=7)
+    assert model(torch.zeros(2, channels, 8, 8)).shape == (2, 7)
+    assert len(conversion_of(model)["replaced"]) == 6
+
+
+@pytest.mark.parametrize(
+    ("model", "said"),
+    [
+        ("torchvision:resnet18", "torchvision's networks take images of 3 channels, and these have 1; use timm, or"),
+        ("torchvision:resnet81", "torchvision has no such model; did you mean 'resnet18'?"),
+        ("timm:qqq", "timm has no such model"),
+    ],
+)
+def test_what_a_library_does_not_have_is_refused(libraries, model, said):
+    with pytest.raises(ValueError, match=re.escape(said)):
+        build_model(model, segments=2, **SIZED)
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (ModuleNotFoundError("no", name="timm"), "timm is not installed; pip install timm"),
+        (RuntimeError("operator x does not exist"), "timm cannot be imported: RuntimeError: operator x does not exist"),
+    ],
+)
+def test_a_library_that_cannot_be_imported_is_refused_in_a_sentence(monkeypatch, error, said):
+    def fails(name):
+        raise error
+
+    monkeypatch.setattr("spectrum.models.converted.import_module", fails)
+    with pytest.raises(ValueError, match=re.escape(said)):
+        build_model("timm:resnet18", segments=2, **SIZED)
+
+
+def test_the_version_of_a_library_stands_for_its_code(monkeypatch):
+    monkeypatch.setattr(named, "version", lambda name: "1.2.3")
+    assert code_of("timm:resnet18") == "timm 1.2.3"
+    assert code_of("probe") is None
