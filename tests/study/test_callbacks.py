@@ -175,6 +175,14 @@ def test_two_studies_of_one_object_keep_their_own_folders(study_folder: Path) ->
     assert len(points(study_folder / "all")) == 1  # which an earlier call trained
 
 
+def test_runs_of_a_sweep_have_curves_without_a_test_accuracy(study_folder: Path) -> None:
+    study = tiny(axes={"segments": [1]}, tune={"lr": [0.01, 0.1], "seeds": [7], "extend": 0})
+    folder = run_study(study, engine=OneByOne(), callbacks=[TensorBoard()]).folder
+    found = points(folder / "tensorboard")
+    assert len(found) == len(read_rows(folder)) == 2
+    assert all("accuracy/test" not in tags and len(tags["loss/train"]) == 2 for tags in found.values())
+
+
 @pytest.mark.medium
 def test_a_resumed_run_has_each_point_once(study_folder: Path) -> None:
     pytest.importorskip("tensorboard", reason="needs the extra tensorboard")
