@@ -187,6 +187,8 @@ def _losses(results: pd.DataFrame, plan: Plan, judged: pd.DataFrame) -> list[str
     failed, diverged = (int(runs["status"].eq(status).sum()) for status in ("failed", "diverged"))
     if failed:
         found.append(f"{_counted(failed, 'run')} failed and {'is' if failed == 1 else 'are'} left out.")
+    if lost := _lost(results):
+        found.append(f"Every run of these configurations failed, so tables and figures lack them: {'; '.join(lost)}.")
     if diverged:
         found.append(f"{_counted(diverged, 'run')} diverged and {'counts' if diverged == 1 else 'count'}, at chance.")
     if len(runs) == plan.count:
@@ -196,6 +198,14 @@ def _losses(results: pd.DataFrame, plan: Plan, judged: pd.DataFrame) -> list[str
             listed = f"{'seeds' if len(seeds) > 1 else 'seed'} {', '.join(map(str, seeds))}"
             found.append(f"Left out of {where}, for lack of a run on some side: {listed}.")
     return found
+
+
+def _lost(results: pd.DataFrame) -> list[str]:
+    """Names of the configurations whose runs have all failed, where others have not."""
+    names = varied_settings(results)
+    groups = [rows for _, rows in results.groupby(keys(results, [*SPLIT, *names]), sort=False)]
+    lost = [configuration_words(rows.iloc[0], names) for rows in groups if rows["status"].eq("failed").all()]
+    return [] if len(lost) == len(groups) else lost
 
 
 def _quoted(judged: pd.DataFrame, which: pd.Series) -> str:

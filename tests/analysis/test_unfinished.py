@@ -157,6 +157,15 @@ def test_what_is_not_zero_is_not_said_to_be_zero(value, said):
     assert pp(value, sign=True).removeprefix("+") == said
 
 
+def test_a_configuration_whose_runs_all_failed_is_named():
+    table, plan = study()
+    lost = table["segments"].eq(1) & table["activation"].eq("relu")
+    failed = table.assign(status=table["status"].mask(lost, "failed"), test_accuracy=table["test_accuracy"].mask(lost))
+    missing = "Every run of these configurations failed, so tables and figures lack them: 1 segment, ReLU."
+    assert missing in caveats(failed, plan, pd.DataFrame())
+    assert not any("lack them" in one for one in caveats(table, plan, pd.DataFrame()))
+
+
 def test_a_run_that_meets_several_budgets_is_one_run():
     table, plan = study()
     both = pd.concat([table, table[table["segments"].eq(4)].assign(match="params")], ignore_index=True)
