@@ -89,12 +89,9 @@ golden: .venv/for-development
 
 readmes: .venv/for-development
 	$(BIN)/python docs/_ext/reference.py
-	$(BIN)/python results/kernels.py
 	$(BIN)/python results/readmes.py
 	$(BIN)/python results/rows.py
-	$(BIN)/python results/map.py
-	$(BIN)/python results/widths.py
-	$(BIN)/python results/hero.py
+	$(BIN)/python results/pictures.py
 
 pages: .venv/for-use
 	for plan in results/*/plan.json; do \

@@ -1,4 +1,4 @@
-"""Draw accuracy on CIFAR-10 against measured step time, with torch's kernels and with this package's: `make readmes`.
+"""Draw accuracy on CIFAR-10 against measured step time, with torch's kernels and this package's, for `pictures.py`.
 
     results/curve_cifar10            accuracies of the networks, with all four budgets
     results/kernels/steps.csv        time of a training step of each network, from `spectrum bench steps`
@@ -13,13 +13,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import matplotlib as mpl
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patheffects import withStroke
 from pages.words import BUDGETS
 
 from spectrum import load_results, plots, stats
-from spectrum.analysis.plots.drawing import look_of, shades_of
 from spectrum.bench.steps import WAYS
 from spectrum.bench.train import DEFAULT, NATIVE, OURS
 from spectrum.models.position import END, PLAIN
@@ -31,6 +31,9 @@ TITLES = {
     NATIVE: "torch's kernels,\nchannels_last",
     OURS: "this package's kernels",
 }
+
+COLOUR = "#009E73"  # of MAC-matched networks
+FRONTIER = "Pareto frontier of all means"
 
 
 class Steps:
@@ -101,19 +104,25 @@ class Steps:
         runs = stats.pareto_table(self.timed(way), "step_ms").sort_values("cost", kind="stable")
         return runs.drop_duplicates(["label", "cost"])
 
-    def front(self, way: str) -> list[str]:
-        """Names on the Pareto frontier of mean accuracy against step time, from fast to slow, each with its budget.
+    def ranked(self, way: str) -> list[pd.Series]:
+        """Networks on the Pareto frontier of mean accuracy against step time, from fast to slow.
 
         A network is left out if two passes do not rank its time before that of a more accurate one.
         """
         runs = self.runs(way)
         front = runs[runs["on_front"]]
-        ranked = [
+        return [
             row
             for _, row in front.iterrows()
             if not ((front["cost"] > row["cost"]) & (front["cost"] <= self.apart * row["cost"])).any()
         ]
-        return [row["label"] if row["label"] == END else f"{row['label']} ({BUDGETS[row['match']]})" for row in ranked]
+
+    def front(self, way: str) -> list[str]:
+        """Names of these networks, each with its budget."""
+        return [
+            row["label"] if row["label"] == END else f"{row['label']} ({BUDGETS[row['match']]})"
+            for row in self.ranked(way)
+        ]
 
     def between(self, way: str) -> list[str]:
         """Names on the frontier that are neither an end of the spectrum nor the plain 3×3."""
@@ -130,49 +139,49 @@ class Steps:
         return self.ms(way, "per_channel")
 
 
-def draw(steps: Steps) -> Figure:
-    """Draw accuracy against step time in three panels, one per implementation, each with its Pareto frontier."""
-    matches = list(dict.fromkeys(steps.results["match"]))
+def draw() -> Figure:
+    """Draw accuracy against step time of MAC-matched networks in three panels, each with its Pareto frontier."""
+    steps = Steps()
     with plots.style():
-        shades = shades_of(steps.results[steps.results["pointwise"].astype(bool)]) | {PLAIN: "#cc79a7"}
-        markers = {match: look_of(number)["marker"] for number, match in enumerate(matches)}
-        figure = Figure(figsize=(7.0, 4.6))
+        figure = Figure(figsize=(7.0, 3.9))
         panels = figure.subplots(1, len(WAYS), sharey=True, sharex=True)
         for ax, way in zip(panels, WAYS, strict=True):
-            rows = steps.runs(way)
-            for _, row in rows.iterrows():
-                shade = shades[row["label"]]
-                half = 100 * (row["high"] - row["mean"])
-                face = "white" if row["beaten_by"] else shade
-                ax.errorbar(
-                    row["cost"], 100 * row["mean"], half,
-                    fmt=markers[row["match"]], color=shade, mfc=face, capsize=2, lw=1, ms=4.5, zorder=3,
-                )  # fmt: skip
-            front = rows[rows["on_front"]]
-            ax.step(front["cost"], 100 * front["mean"], where="post", ls="--", color="0.35", marker="", zorder=2)
-            ax.set_xscale("log", base=2)
-            ax.set_xticks([12, 16, 24, 32, 48], ["12", "16", "24", "32", "48"])
-            ax.minorticks_off()
-            ax.set_title(TITLES[way], fontsize=8.5, loc="left")
+            _panel(ax, steps, way)
         panels[1].set_xlabel("training step of 64 images, ms")
         panels[0].set_ylabel("test accuracy, %")
-        handles = [mpl.lines.Line2D([], [], color=shade, lw=5, label=label) for label, shade in shades.items()]
-        handles += [
-            mpl.lines.Line2D([], [], color="0.35", marker=marker, ls="", label=BUDGETS[match])
-            for match, marker in markers.items()
-        ]
-        handles += [
-            mpl.lines.Line2D([], [], color="0.35", ls="--", label="Pareto frontier of means"),
-            mpl.lines.Line2D([], [], color="0.35", marker="o", mfc="white", ls="", label="shown to be off it"),
-        ]  # fmt: skip
-        figure.legend(
-            handles=handles, title="segments (colour), budget (marker)", loc="outside lower center", ncols=4,
-            fontsize=7.5, title_fontsize=8,
-        )  # fmt: skip
-        seeds = steps.results["seed"].nunique()
-        figure.suptitle(f"CIFAR-10 (JPEG re-encodings) · n = {seeds} seeds · bars: 95% CIs", fontsize=8, color="0.25")
+        figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=8)
+        slowest, held = steps.slowest(DEFAULT)[1], steps.slowest(OURS)[1]
+        title = (
+            f"The slowest split takes {slowest:.1f}× as long as 1 segment in PyTorch's default loop,\n"
+            f"{held:.1f}× with this package's kernels"
+        )
+        figure.suptitle(title, fontsize=9.5, fontweight="bold", x=0.01, ha="left")
     return figure
 
 
-if __name__ == "__main__":
-    plots.save_figure(draw(Steps()), RESULTS / "kernels/fronts")
+def _panel(ax: Axes, steps: Steps, way: str) -> None:
+    """Draw one implementation: networks from 1 segment to per-channel as a path, and the frontier."""
+    matched = steps.timed(way)
+    found = stats.pareto_table(matched[matched["match"].isin(["macs", "none"])], "step_ms")
+    shown = [PLAIN, *(place.replace("_", "-") for place in steps.places())]
+    rows = found[(found["match"] == "macs") | (found["label"] == END)].drop_duplicates("label").set_index("label")
+    rows = rows.loc[[label for label in shown if label in rows.index]]
+    split = rows.drop(PLAIN)
+    words = "1 segment to per-channel, MAC-matched"
+    ax.plot(split["cost"], 100 * split["mean"], color=COLOUR, lw=1.2, marker="o", ms=4, label=words)
+    ax.plot(*rows.loc[PLAIN, ["cost", "mean"]] * [1, 100], color="0.2", ls="", marker="*", ms=9, label=PLAIN)
+    for label, row in rows.iterrows():
+        half = 100 * (row["high"] - row["mean"])
+        ax.errorbar(row["cost"], 100 * row["mean"], half, fmt="", color="0.6", lw=0.8, marker="", zorder=1)
+        away, across = ((4, -10), "right") if label == PLAIN else ((6, 0), "left")
+        ax.annotate(
+            str(label), (row["cost"], 100 * row["mean"]), away, textcoords="offset points", fontsize=7.5,
+            ha=across, va="center",
+        ).set_path_effects([withStroke(linewidth=2, foreground="white")])  # fmt: skip
+    front = pd.DataFrame(steps.ranked(way))
+    ax.step(front["cost"], 100 * front["mean"], where="post", ls="--", lw=1, color="0.35", marker="", label=FRONTIER)
+    ax.set_xscale("log", base=2)
+    ax.set_xlim(7.5, 72)
+    ax.set_xticks([8, 16, 32, 64], ["8", "16", "32", "64"])
+    ax.minorticks_off()
+    ax.set_title(TITLES[way], fontsize=8.5, loc="left")

@@ -1,9 +1,9 @@
-"""Draw the map of the spectrum, results/map.png and .svg, from the rows of its studies: `python results/map.py`."""
+"""Draw the map of the spectrum, results/map.png, from the rows of its studies, for `pictures.py`."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import pandas as pd
 from matplotlib.artist import Artist
@@ -12,7 +12,8 @@ from matplotlib.figure import Figure
 from pages.study import CURVES, complete
 
 from spectrum import load_results, plots
-from spectrum.analysis.plots.drawing import CAPTION_CHARACTERS, spectrum_axis, wrapped
+from spectrum.analysis.plots.drawing import spectrum_axis
+from spectrum.analysis.plots.frame import name_at_ends
 from spectrum.analysis.plots.words import Wishes
 from spectrum.analysis.table import studies_of
 
@@ -29,11 +30,12 @@ TITLES = {
     "curve": "Fashion-MNIST",
     "curve_cifar10": "CIFAR-10 (JPEG re-encodings)",
     "gain": "Gain over 1 segment: ours MAC-matched;\ngrey: published, each its own budget",
-    "activation": "Activation between 1×1 and 3×3 minus none,\nparameter-matched",
+    "activation": "Activation between 1×1 and 3×3\nminus none, parameter-matched",
     "order": "Pointwise-first minus spatial-first,\nMAC-matched",
     "residual": "With minus without residual connections,\nparameter-matched",
 }
-WORDS = {"ShuffleNet, of its 1×1": "ShuffleNet (of the 1×1)", "margin, ±0.5 pp": "±0.5 pp"}  # shorter, for legends
+WORDS = {"ShuffleNet, of its 1×1": "ShuffleNet", "ResNeXt-50": "ResNeXt", "Fashion-MNIST": "Fashion"}  # short
+COLOURS = ("#0072B2", "0.3", "0.45", "0.6")  # the first effect of a panel is its subject
 WIDTH, HEIGHT = 7.0, 2.4  # inches, of the figure and of a row; fixed, so that text keeps its size on a page
 
 
@@ -47,33 +49,31 @@ def draw() -> Figure:
     rows = figure.subfigures(1 + more, 1, squeeze=False, height_ratios=[1.15] + [1] * more)[:, 0]
     above = rows[0].subplots(1, len(curves), squeeze=False)[0]
     below = [ax for row in rows[1:] for ax in row.subplots(1, 2)]
-    used = [load_results(RESULTS / name) for name in (*curves, *effects)]
-    for name, table, ax in zip(curves, used, above, strict=False):
-        plots.spectrum_curve(table, ax=ax, caption=False)
+    used = {name: load_results(RESULTS / name) for name in (*curves, *effects)}
+    for name, ax in zip(curves, above, strict=True):
+        plots.spectrum_curve(used[name], ax=ax, caption=False)
         named = _unnamed(ax)
-        _title(ax, f"{TITLES[name]}, n = {table['seed'].nunique()}", table)
+        _title(ax, f"{TITLES[name]}, n = {used[name]['seed'].nunique()}", used[name])
         ax.set_ylabel("test accuracy, %" if ax is above[0] else "")
     rows[0].legend(*named, loc="outside upper center", ncols=4, fontsize=TYPE, columnspacing=1.2)
-    matched = pd.concat([table[table["match"] == "macs"] for table in used[: len(curves)]])
+    matched = pd.concat([used[name][used[name]["match"] == "macs"] for name in curves])
     plots.literature_curve(matched, ax=below[0], caption=False)
-    _legend(below[0], "upper left", 1.1)
+    named = _unnamed(below[0])
     _title(below[0], TITLES["gain"], matched[matched["pointwise"].astype(bool)])
     below[0].set_yticks([0, 5, 10])
-    for name, table, ax in zip(effects, used[len(curves) :], below[1:], strict=False):
+    _name(below[0], *named)
+    for name, ax in zip(effects, below[1:], strict=False):
         pairs, margin = EFFECTS[name]
-        plots.difference_curve(table, pairs, margin=margin, ax=ax, caption=False)
-        if len(pairs) > 1:
-            _legend(ax, "lower left", 0.6)
-        else:
-            _unnamed(ax)  # the caption says what is grey
-        _title(ax, f"{TITLES[name]}, n = {table['seed'].nunique()}", table[table["pointwise"].astype(bool)])
+        plots.difference_curve(used[name], pairs, margin=margin, ax=ax, caption=False, colors=COLOURS)
+        named = _unnamed(ax)
+        table = used[name][used[name]["pointwise"].astype(bool)]
+        _title(ax, f"{TITLES[name]}, n = {table['seed'].nunique()}", table)
+        _name(ax, *named)
     for ax in below[1 + len(effects) :]:
         ax.set_axis_off()
-    studies = ", ".join(studies_of(table) for table in used)
-    said = "pp: percentage points of test accuracy · bars: 95% CIs; differences paired by seed"
-    band = "grey band: margin of ±0.5 pp"
-    caption = wrapped(f"{said} · {band} · studies {studies}", round(WIDTH * CAPTION_CHARACTERS))
-    figure.suptitle(caption, color="0.25", fontsize=TYPE)
+    for letter, ax in zip("abcdefgh", [*above, *below[: 1 + len(effects)]], strict=False):
+        ax.set_title(f"{letter}  {ax.get_title(loc='left')}", fontsize=8.5, loc="left")
+    figure.supxlabel(", ".join(studies_of(table) for table in used.values()), fontsize=7, color="0.45")
     return figure
 
 
@@ -94,17 +94,11 @@ def _unnamed(ax: Axes) -> tuple[list[Artist], list[str]]:
         legend.remove()
     for handle in handles:
         handle.set_label("")
-    return list(handles), [WORDS.get(label, label) for label in labels]
+    return list(handles), labels
 
 
-def _legend(ax: Axes, where: Literal["upper left", "lower left"], share: float) -> None:
-    """Add a legend in extra space beyond the data, whose height is a share of the range of the data."""
-    named = _unnamed(ax)
-    low, high = ax.get_ylim()
-    room = share * (high - low)
-    ax.set_ylim(low - room * where.startswith("lower"), high + room * where.startswith("upper"))
-    ax.legend(*named, loc=where, ncols=2 if where.startswith("lower") else 1, fontsize=TYPE)
-
-
-if __name__ == "__main__":
-    plots.save_figure(draw(), RESULTS / "map")
+def _name(ax: Axes, handles: list[Artist], labels: list[str]) -> None:
+    """Write the names of several curves at their ends instead of a legend."""
+    for handle, label in zip(handles, labels, strict=True):
+        handle.set_label("" if label.startswith("margin") else WORDS.get(label, label))
+    name_at_ends(ax)

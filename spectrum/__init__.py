@@ -16,7 +16,9 @@ from typing import TYPE_CHECKING, Any
 from spectrum._version import __version__
 
 _HOME = {
+    "SegmentedConv1d": "spectrum.conv.one_and_three_axes",
     "SegmentedConv2d": "spectrum.conv.segmented",
+    "SegmentedConv3d": "spectrum.conv.one_and_three_axes",
     "Backend": "spectrum.conv.backends.interface",
     "list_backends": "spectrum.conv.backends.choice",
     "prefer_backend": "spectrum.conv.backends.choice",
@@ -26,6 +28,7 @@ _HOME = {
     "build_model": "spectrum.models",
     "list_models": "spectrum.models",
     "load_keras_weights": "spectrum.models.weights",
+    "load_model": "spectrum.study.trained",
     "load_weights": "spectrum.models.weights",
     "save_weights": "spectrum.models.weights",
     "register_model": "spectrum.models",
@@ -56,7 +59,9 @@ __all__ = [
     "Engine",
     "Outcome",
     "RunConfig",
+    "SegmentedConv1d",
     "SegmentedConv2d",
+    "SegmentedConv3d",
     "Study",
     "__version__",
     "build_model",
@@ -65,6 +70,7 @@ __all__ = [
     "list_models",
     "load_history",
     "load_keras_weights",
+    "load_model",
     "load_results",
     "load_study",
     "load_tuning",
@@ -94,6 +100,7 @@ if TYPE_CHECKING:
     from spectrum.cli.progress import progress
     from spectrum.conv.backends.choice import list_backends, prefer_backend, register_backend
     from spectrum.conv.backends.interface import Backend
+    from spectrum.conv.one_and_three_axes import SegmentedConv1d, SegmentedConv3d
     from spectrum.conv.segmented import SegmentedConv2d
     from spectrum.conv.tuning import tune, use_choices
     from spectrum.cost.count import measure_cost
@@ -107,6 +114,7 @@ if TYPE_CHECKING:
     from spectrum.results import load_history, load_results, load_tuning
     from spectrum.study.driver import run_study
     from spectrum.study.store import read_plan
+    from spectrum.study.trained import load_model
 
 
 def __getattr__(name: str) -> Any:

@@ -1,4 +1,4 @@
-"""Text that people gave, such as names and questions, before it goes to a terminal or into a table."""
+"""Text before it goes to a terminal or into a table: what people gave, such as names, and numbers of bytes."""
 
 from __future__ import annotations
 
@@ -21,3 +21,15 @@ def printable(text: str, keep: str = "\n\t") -> str:
     return "".join(
         repr(one)[1:-1] if unicodedata.category(one) in UNPRINTED and one not in (*KEPT, *keep) else one for one in text
     )
+
+
+def bytes_in_words(count: int) -> str:
+    """A number of bytes with the unit that suits it, in powers of ten.
+
+    >>> bytes_in_words(950), bytes_in_words(43_210), bytes_in_words(1_234_567_890)
+    ('950 bytes', '43.2 kB', '1.2 GB')
+    """
+    for power, unit in ((9, "GB"), (6, "MB"), (3, "kB")):
+        if count >= 10**power:
+            return f"{count / 10**power:,.1f} {unit}"
+    return f"{count} bytes"

@@ -7,7 +7,7 @@ described here. No other module of the package reads a private name of torch.
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -28,6 +28,7 @@ __all__ = [
     "AnyInstanceNorm",
     "OpOverload",
     "TorchDispatchMode",
+    "assume_constant_result",
     "backward_node",
     "dispatch_modes",
     "has_composite_kernel",
@@ -43,6 +44,8 @@ __all__ = [
     "without_libraries",
 ]
 
+Function = TypeVar("Function")
+
 _BATCHED = [torch._C._dispatch_key_parse(name) for name in ("Batched", "FuncTorchBatched")]
 
 
@@ -52,7 +55,16 @@ def is_batched(tensor: Tensor) -> bool:
     return any(keys.has(key) for key in _BATCHED)
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def assume_constant_result(function: Function) -> Function:
+    """Mark a function whose result torch.compile takes as constant.
+
+    As `torch.compiler.assume_constant_result`, which would import torch's compiler: over a second for each process.
+    """
+    function._dynamo_marked_constant = True  # type: ignore[attr-defined]
+    return function
+
+
+@assume_constant_result
 def is_in_transform() -> bool:
     """Whether a function transform of torch.func (grad, vmap, jvp, functionalize) is active.
 

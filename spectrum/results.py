@@ -12,6 +12,7 @@ from spectrum.analysis.summary import as_html
 from spectrum.design.plan import PlannedRun
 from spectrum.design.run import RunConfig
 from spectrum.study.store import (
+    FOLDER,
     ROWS,
     Row,
     StoreError,
@@ -53,8 +54,8 @@ def load_results(folder: str | Path, *, all_runs: bool = False) -> Results:
     Columns: every field of `RunConfig` (its default in rows older than the field); `status` (done, diverged, failed);
     `study_hash` (hash of the plan); `searched` (options that the sweep chose, separated by spaces); `test_accuracy`
     and `val_accuracy`, from 0 to 1; losses in nats; `params`, `macs` (forward pass of one image), `train_seconds` and
-    `provenance`. A failed run has no accuracy; a diverged run has the accuracy of chance. Raises StoreError if there is
-    no such folder or no row.
+    `provenance`. A failed run has no accuracy; a diverged run has the accuracy of chance. `attrs` has
+    the folder, so that `load_model` finds a row's network. Raises StoreError if there is no such folder or no row.
 
     >>> results = load_results("results/order")
     >>> results.groupby("segments", sort=False)["test_accuracy"].mean().round(4)
@@ -88,7 +89,9 @@ def load_results(folder: str | Path, *, all_runs: bool = False) -> Results:
             if only_swept
             else f"{folder}: has no rows yet; run the study first: spectrum run FILE"
         )
-    return _as_table(row | {"study_hash": None if plan is None else plan.hash} for row in rows)
+    table = _as_table(row | {"study_hash": None if plan is None else plan.hash} for row in rows)
+    table.attrs[FOLDER] = str(folder.absolute())
+    return table
 
 
 @without_collection()
@@ -110,7 +113,9 @@ def load_tuning(folder: str | Path) -> Results:
     chosen = {id for choice in plan.tuning.choices for id in choice.searched}
     runs = [run for run in plan.swept if run.id in by_id]
     more = {"study_hash": plan.hash}
-    return _as_table([_planned(by_id[run.id], run) | {"chosen": run.id in chosen} | more for run in runs])
+    table = _as_table([_planned(by_id[run.id], run) | {"chosen": run.id in chosen} | more for run in runs])
+    table.attrs[FOLDER] = str(folder.absolute())
+    return table
 
 
 def _as_table(rows: Iterable[Row]) -> Results:

@@ -110,6 +110,19 @@ def fail():
     raise ValueError("this model never works")
 
 
+def fail_once_beside_another():
+    """Once in a study's folder, as soon as another worker trains."""
+    folder = Path(os.environ["SPECTRUM_TEST_FOLDER"])
+    if (folder / "failed").exists():
+        return
+    deadline = time.monotonic() + 60
+    while not list(folder.glob("worker-*")) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    time.sleep(0.3)  # a few steps of the other
+    (folder / "failed").touch()
+    fail()
+
+
 if os.environ.get("SPECTRUM_TEST_IMPORT") == "dies" and multiprocessing.parent_process() is not None:
     die()
 
@@ -133,5 +146,6 @@ def fail_on_rank_1():
 
 
 register_model("fails_on_rank_1", lambda arch: Linear(arch, fail_on_rank_1))
+register_model("fails_once_beside_another", lambda arch: Linear(arch, fail_once_beside_another))
 register_model("fails", lambda arch: Linear(arch, fail))
 register_model("fails_at_three", lambda arch: Linear(arch, fail if arch.segments == 3 else None))

@@ -2,6 +2,8 @@
 
 import ast
 import re
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -90,6 +92,25 @@ def test_what_was_written_to_and_what_shares_memory_is_known() -> None:
     assert not _torch.shares_memory(x, x.to("meta"))
     with torch.inference_mode():
         assert _torch.version(torch.ones(3)) == 0
+
+
+def test_a_constant_result_is_marked_as_torch_marks_it() -> None:
+    def ours() -> int:
+        return 1
+
+    def torchs() -> int:
+        return 1
+
+    assert _torch.assume_constant_result(ours) is ours
+    assert vars(ours) == vars(torch.compiler.assume_constant_result(torchs)) != {}
+
+
+def test_a_layer_starts_without_torchs_compiler() -> None:
+    """Importing it takes over a second."""
+    code = "import sys, torch, spectrum; y = spectrum.SegmentedConv2d(4, 4, segments=2)(torch.ones(1, 4, 5, 5))"
+    code += "; y.sum().backward(); print('torch._dynamo' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"
 
 
 def test_a_batch_of_gradients_is_told_from_one() -> None:

@@ -302,7 +302,7 @@ def test_the_id_of_a_row_is_never_a_path(evil: str, tmp_path: Path) -> None:
     study = Study(name="theirs")
     with Store(folder) as store:
         backends, work = StudyBackends("off", [], [], {}), Work(workers=1, device="cpu", folder=folder)
-        run = _Run(store, study, [], [], backends, LocalEngine(), work, None)
+        run = _Run(store, study, [], [], backends, LocalEngine(), work, None, stop_on_failure=False)
         run.freeze([])
         run.train([])
     repair(folder, look_at(folder))

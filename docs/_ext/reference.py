@@ -472,10 +472,8 @@ def studies(argument: str) -> Iterator[str]:
     rows = []
     for name in studies_of(argument):
         page = (ROOT / "results" / name / "README.md").read_text(encoding="utf-8")
-        picture = re.search(r"\]\(((?:figures/)?\w+\.png)\)", page)  # the first that the page shows
-        shown = f'<img src="../results/{name}/{picture[1]}" width="200" alt="Figure of {name}">' if picture else ""
-        rows.append((f"[{name}](../results/{name}/README.md)", question_of(name, page), answer_of(page), shown))
-    yield from table(("study", "question", "answer", "figure"), rows)
+        rows.append((f"[{name}](../results/{name}/README.md)", question_of(name, page), answer_of(page)))
+    yield from table(("study", "question", "answer"), rows)
 
 
 def numbers(argument: str) -> Iterator[str]:

@@ -106,8 +106,7 @@ def copy(app: Sphinx, config: Any) -> None:
     for readme in sorted([*ROOT.glob("results/*.md"), *ROOT.glob("results/*/README.md")]):
         shown = readme.relative_to(ROOT)
         write(DOCS / shown, with_site_links(readme.read_text(), str(shown), str(shown)).encode())
-        pictures = [*readme.parent.glob("*.png"), *readme.parent.glob("figures/*.png")]
-        for picture in pictures:
+        for picture in readme.parent.glob("*.png"):
             write(DOCS / picture.relative_to(ROOT), picture.read_bytes())
         kept.add(shown.parent.name)
     for folder in (DOCS / "results").glob("*/"):

@@ -14,6 +14,8 @@ from spectrum.analysis.sentences import pp
 from spectrum.analysis.table import IMAGES, SPLIT, varied_settings
 from spectrum.analysis.words import configuration_words, edge_sides, setting_name, setting_words, split_words
 from spectrum.design.plan import Plan, PlannedChoice, PlannedRun
+from spectrum.design.run import RunConfig
+from spectrum.models import own_values
 from spectrum.models.position import Position
 
 SWEPT = {"lr": "learning rates", "weight_decay": "weight decays"}
@@ -23,6 +25,7 @@ SEEN = {  # what a run sees → options that decide it
     "batches": (*IMAGES_SEEN, "batch_size"),
     "augmentation": (*IMAGES_SEEN, "flip", "shift", "cutout"),
 }
+TOLD = ("dataset", "model", "epochs", "batch_size", "optimizer", "lr")  # settings that a report names, default or not
 WORDS = {"lowering": "backend asked for", "lowerings": "backends"}  # of fields that rows call by earlier names
 
 
@@ -133,10 +136,21 @@ def _solved(plan: Plan) -> tuple[str, ...]:
     return (*widths, *plan.tuned)
 
 
-def settings(plan: Plan) -> dict[str, Any]:
-    """Settings that have one value in all runs; without what a sweep is still to find."""
+def settings(plan: Plan) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Settings that have one value in all runs: those that a reader looks for, and others that are at their defaults.
+
+    Without what a sweep is still to find. Of the first are all that are not at a default, and those of `TOLD`.
+    """
     open_still = () if plan.runs else plan.tuned
-    return {name: value for name, value in held_equal(_runs(plan)).items() if name not in open_still}
+    shared = {name: value for name, value in held_equal(_runs(plan)).items() if name not in open_still}
+    own = own_values(str(shared.get("model")), pointwise=shared.get("pointwise") is not False)
+    defaults = {name: field.default for name, field in RunConfig.model_fields.items()} | own
+    others = {
+        name: value
+        for name, value in shared.items()
+        if name not in TOLD and name in defaults and value == defaults[name]
+    }
+    return {name: value for name, value in shared.items() if name not in others}, others
 
 
 def _value(name: str, run: Mapping[str, Any]) -> str:

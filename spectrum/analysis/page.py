@@ -40,6 +40,7 @@ from spectrum.design.plan import Plan
 SORT = Path(__file__).with_name("sort.js")
 LARGEST_DRAWING = 1_000_000  # bytes; a larger SVG, as of many curves, is shown as PNG
 KEY_FIGURES = ("budgets", "spectrum")  # the first that there is stands below the answer
+NARROW = 44  # characters of a table's row that a screen of 400 pixels has room for
 STRIP_EDGE = 4.0  # percent of a strip that are left free at either end
 CLASSES = {"higher": "shown", "lower": "shown", "equivalent": "same"}
 
@@ -86,17 +87,17 @@ def page_of(
         left_out=bool(len(judged)) and len(unique_runs(results)) == plan.count and any(judged["left_out"]),
         caveats=caveats(results, plan, judged),
         problems=problems(results),
-        mismatches=[(setting_words("match", match), worst) for match, worst in worst_mismatches(plan).items()],
         seen=_seen(results),
         seeds_vary=seeds_vary(plan),
         matrix=matrix(results) if len(results) else None,
+        narrow=NARROW,
         columns=columns,
         rows=rows,
         figures=[one for stem, one in figures.items() if stem not in (key, "tuning")],
         choices=choices(plan),
         sweep=figures.get("tuning"),
-        design=design(plan) + _frozen(plan, question),
-        settings=[(name, value_words(value)) for name, value in settings(plan).items()],
+        design=design(plan) + _mismatches(plan) + _frozen(plan, question),
+        settings=[[(name, value_words(value)) for name, value in some.items()] for some in settings(plan)],
         environment=environment(finished),
         command=run_command(plan),
         script=Markup(script),
@@ -159,6 +160,14 @@ def _power(judged: pd.DataFrame) -> list[dict[str, str]]:
     """What would decide each inconclusive comparison."""
     notes = [power_note(row) for _, row in judged.iterrows()]
     return [{"label": name, "note": note} for name, note in zip(comparison_names(judged), notes, strict=True) if note]
+
+
+def _mismatches(plan: Plan) -> list[tuple[str, str]]:
+    """How far the counts of any configuration are from its budget, by budget."""
+    worst = [f"{setting_words('match', match)} {most}" for match, most in worst_mismatches(plan).items()]
+    return (
+        [("largest mismatch", f"{', '.join(worst)}; each configuration has stage widths of its own")] if worst else []
+    )
 
 
 def _frozen(plan: Plan, question: str | None) -> list[tuple[str, str]]:

@@ -20,7 +20,7 @@ from spectrum.analysis.page import begun, page_of
 from spectrum.analysis.plots.accuracy import spectrum_title
 from spectrum.analysis.sentences import sentence
 from spectrum.analysis.summary import summary_table
-from spectrum.analysis.table import scored_metric
+from spectrum.analysis.table import scored_metric, split_labels
 from spectrum.design.plan import Plan
 
 
@@ -47,7 +47,7 @@ def draw_figures(results: pd.DataFrame, history: pd.DataFrame) -> dict[str, tupl
     for cost, name in (("params", "parameters"), ("macs", "MACs")):
         if results["match"].ne(cost).any():  # else all runs stand on one line
             figures[cost] = (f"Accuracy against {name}", plots.accuracy_against(results, cost, metric=metric))
-    if results["match"].nunique() > 1:
+    if results["match"].nunique() > 1 and len(set(split_labels(results))) > 1:  # else the first has a row for each
         figures["budgets"] = ("Accuracy along the spectrum, by budget", plots.budget_panels(results, metric=metric))
     if len(history) and history["epoch"].max() > 1:  # one epoch is no curve
         figures["learning"] = ("Learning curves", plots.learning_curves(history, results))

@@ -78,7 +78,7 @@ def summarise(
 
 
 def summary_table(results: pd.DataFrame) -> pd.DataFrame:
-    """Table of a study, a row per configuration: segments, what else varies, n, params, MACs, accuracy, seconds.
+    """Table of a study, a row per configuration: segments, what else varies, accuracy, n, params, MACs, seconds.
 
     The text column `accuracy` is in percent and reads "mean ± half width of the 95% CI". Where a run diverged, a column
     says how many of the n did; they count, at chance.
@@ -95,15 +95,15 @@ def summary_table(results: pd.DataFrame) -> pd.DataFrame:
     shown = groups[metric].count().to_numpy() > 0  # those that the summary has, in its order
     mismatch, counts = groups["budget_mismatch"].first()[shown], groups["diverged"].sum().to_numpy()[shown]
     return table.assign(
+        accuracy=[
+            f"{100 * mean:.2f} ± {100 * half:.2f}" if half == half else f"{100 * mean:.2f}"
+            for mean, half in zip(summary["mean"], summary["half"], strict=True)
+        ],
         n=summary["n"],
         **({"diverged": counts} if counts.any() else {}),
         params=summary["params"],
         macs=summary["macs"],
         **({"mismatch": [_signed(value) for value in mismatch]} if mismatch.notna().any() else {}),
-        accuracy=[
-            f"{100 * mean:.2f} ± {100 * half:.2f}" if half == half else f"{100 * mean:.2f}"
-            for mean, half in zip(summary["mean"], summary["half"], strict=True)
-        ],
         seconds=summary["seconds"],
     )
 
@@ -151,6 +151,11 @@ class Matrix:
     titles: list[str]
     rows: list[tuple[str, list[Cell]]]
     """A split, and a cell per column."""
+
+    @property
+    def characters(self) -> int:
+        """About how many characters wide it is, with two between columns; a cell is like "88.90 ± 0.24"."""
+        return max(len(split) for split, _ in self.rows) + sum(2 + max(12, len(title)) for title in self.titles)
 
 
 def matrix(results: pd.DataFrame) -> Matrix | None:

@@ -5,13 +5,16 @@ operations over the measured rate of a matrix product (torch's `@` or a 1×1 con
 bytes (input and output once) over the measured copy bandwidth. Both rates are measured in the same rounds as
 everything else. A tensor that stays in the cache can beat the bandwidth.
 
+"spectrum" is the layer as it is without measurements, with the guessed backend. "spectrum, measured choice" is the same
+layer after `tune`, which is tried in channels_last only; `$SPECTRUM_TUNE=off` leaves it out.
+
 On CUDA the backend "triton" and joined segments are measured too, times are those of CUDA events, and cuDNN may try its
 algorithms before the first one. float32 convolutions round to TF32 unless torch is told otherwise.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -20,21 +23,21 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
+from spectrum.bench.cells import LAYOUTS, Cell, Layout, Window, standard
+from spectrum.bench.op_table import MEASURED, OURS, as_markdown, compared, findings, printed
 from spectrum.bench.rounds import alternate, clock_of, spread
 from spectrum.conv.backends.choice import choose, prefer_backend, refusal
+from spectrum.conv.backends.environment import tune_of_environment
 from spectrum.conv.segmented import SegmentedConv2d
+from spectrum.conv.tuning import tune
 from spectrum.training.step import keep_freed_memory
 
-Shape = tuple[int, int, int, int]
-SHAPES: tuple[Shape, ...] = ((32, 128, 16, 16), (16, 256, 16, 16), (64, 64, 32, 32), (8, 728, 19, 19))
-ON_CUDA: tuple[Shape, ...] = ((256, 128, 32, 32), (64, 728, 19, 19))
-WIDTHS_ON_CUDA = (8, 4, 2, 1)  # channels per segment, besides 1 segment: fewer, since compilers take most of the time
-UNEVEN = (3, 100)  # segments of 128 channels
 JOINED = 8  # channels per group, of narrower segments that are joined
-OURS, TRITON = "spectrum", "triton"
+TRITON = "triton"
 PEERS = ("grouped, NCHW", "grouped", "torch.compile", "block-diagonal", "separate")
-IN_WORDS = {"grouped, NCHW": "grouped, default layout", "grouped": "grouped, channels_last"}
 PEERS_ON_CUDA = (*PEERS, "coalesced", TRITON)
+
+__all__ = ["MEASURED", "OURS", "PEERS", "as_markdown", "compared", "findings", "measure", "printed"]
 
 
 @dataclass(frozen=True)
@@ -43,6 +46,8 @@ class Setting:
 
     device: str = "cpu"
     dtype: torch.dtype = torch.float32
+    seconds: float = 0.5  # shortest time for each implementation of a cell
+    compiles: bool = True  # whether torch.compile is one of the implementations
 
     @property
     def side(self) -> int:
@@ -64,46 +69,38 @@ class Setting:
 
 
 def measure(
-    shapes: Iterable[Shape] | None = None,
-    segments: Sequence[int] | None = None,
+    cells: Iterable[Cell] | None = None,
     *,
     threads: int = 2,
     device: str = "cpu",
     dtype: torch.dtype = torch.float32,
+    seconds: float | None = None,
+    compiles: bool = True,
     on_row: Callable[[str], None] = lambda line: None,
 ) -> pd.DataFrame:
-    """Measure; one row per shape, number of segments and implementation: milliseconds, and percent of the roofline.
+    """Measure; one row per cell and implementation: milliseconds, and percent of the roofline.
 
     Args:
-        shapes: shapes of the input, (N, C, H, W); by default the standard ones of the device.
-        segments: numbers of segments; by default every divisor of C, and a few that give uneven sizes; on CUDA a few.
+        cells: layers to measure; by default the standard ones of the device.
         threads: threads that torch may use.
         device: "cpu" or "cuda".
         dtype: type of all tensors.
-        on_row: called with one line of text for each shape and number of segments.
+        seconds: shortest time for each implementation of a cell; by default 0.5, on CUDA 0.1.
+        compiles: whether torch.compile is one of the implementations; compiling takes seconds for each cell.
+        on_row: called with one line of text for each cell.
     """
     keep_freed_memory()
     torch.set_num_threads(threads)
-    setting = Setting(device, dtype)
+    setting = Setting(device, dtype, seconds or (0.5 if device == "cpu" else 0.1), compiles)
     rows: list[dict[str, Any]] = []
-    for shape in shapes or (SHAPES if device == "cpu" else ON_CUDA):
-        for count in segments or _counts(shape[1], device):
-            rows += _measure_one(shape, count, setting)
-            ours = rows[-1]
-            on_row(f"{shape} {count:4d} segments · {ours['ms']:8.3f} ms · {ours['percent']:4.0f}% of the roofline")
+    for cell in standard(device) if cells is None else cells:
+        rows += _measure_one(cell, setting)
+        ours = rows[-1]
+        on_row(f"{cell} · {ours['ms']:8.3f} ms · {ours['percent']:4.0f}% of the roofline")
     return pd.DataFrame(rows)
 
 
-def _counts(channels: int, device: str) -> list[int]:
-    """Numbers of segments to measure."""
-    counts = {s for s in range(1, channels + 1) if channels % s == 0}
-    if device != "cpu":
-        counts &= {1, *(channels // width for width in WIDTHS_ON_CUDA)}
-    return sorted(counts | {*UNEVEN} if channels == 128 else counts)
-
-
-def _measure_one(shape: Shape, segments: int, setting: Setting) -> list[dict[str, Any]]:
-    images, channels, height, width = shape
+def _measure_one(cell: Cell, setting: Setting) -> list[dict[str, Any]]:
     torch.manual_seed(0)
     side, itemsize = setting.side, setting.dtype.itemsize
     a, source = setting.normal(side, side), setting.normal(setting.copied)
@@ -115,22 +112,20 @@ def _measure_one(shape: Shape, segments: int, setting: Setting) -> list[dict[str
         "product by convolution": lambda: nn.functional.conv2d(rows_nchw, kernel),
         "copy": lambda: target.copy_(source),
     }
-    ways = _ways(shape, segments, setting)
-    things |= {name: way for name, (way, _) in ways.items()}
-    enough = 0.5 if setting.device == "cpu" else 0.1
-    measured = alternate(things, least=3, most=15, seconds=enough, clock=clock_of(setting.device))
+    modules = _modules(cell, setting)
+    things |= _passes(cell, modules, setting)
+    measured = alternate(things, least=3, most=15, seconds=setting.seconds, clock=clock_of(setting.device))
     times = {name: spread(seconds) for name, seconds in measured.items()}
     product_ms = min(times[name]["ms"] for name in ("product", "product by convolution"))
     product = 2 * side**3 / (product_ms / 1e3)  # operations per second
     bandwidth = 2 * itemsize * setting.copied / (times["copy"]["ms"] / 1e3)  # bytes per second, read and written
-    weights = ways[OURS][1]
-    macs = images * height * width * weights
-    roofline = 3e3 * max(2 * macs / product, 2 * itemsize * images * channels * height * width / bandwidth)
+    inputs, outputs, macs = _sizes(cell, modules[OURS])
+    roofline = 3e3 * max(2 * macs / product, itemsize * (inputs + outputs) / bandwidth)
     return [
         {
-            "shape": "×".join(map(str, shape)),
-            "segments": segments,
-            "channels_per_segment": channels / segments,
+            "shape": "×".join(map(str, cell.shape)),
+            "segments": cell.segments,
+            "channels_per_segment": cell.channels / cell.segments,
             "way": name,
             **times[name],
             "yardstick_ms": roofline,  # the name in committed tables
@@ -138,62 +133,101 @@ def _measure_one(shape: Shape, segments: int, setting: Setting) -> list[dict[str
             "gflops": 6 * macs / times[name]["ms"] / 1e6,
             "product_gflops": product / 1e9,
             "copy_gbs": bandwidth / 1e9,
-            "lowering": _backend(shape, segments, setting) if name == OURS else "",
+            "lowering": _backend(cell, modules[name], setting) if name in (OURS, MEASURED) else "",
+            **vars(cell.window),
+            "layout": cell.layout,
         }
-        for name in (*[peer for peer in PEERS_ON_CUDA if peer in ways], OURS)
+        for name in (*PEERS_ON_CUDA, MEASURED, OURS)
+        if name in times
     ]
 
 
-def _ways(shape: Shape, segments: int, setting: Setting) -> dict[str, tuple[Callable[[], Any], int]]:
-    """Forward and backward of each implementation, with its true number of weights."""
-    channels = shape[1]
-    ours = _operation(channels, segments, "auto")
-    plain = setting.placed(_operation(channels, segments, "native"), torch.contiguous_format)
+def _sizes(cell: Cell, ours: SegmentedConv2d) -> tuple[int, int, int]:
+    """Numbers of input values, of output values and of multiply-adds."""
     weights = sum(weight.numel() for weight in ours.parameters())
-    last, first = (_pass_of(shape, layout, setting) for layout in (torch.channels_last, torch.contiguous_format))
-    grouped = _operation(channels, segments, "native")
-    plain_last = setting.placed(grouped)
-    ways = {"grouped, NCHW": first(plain), "grouped": last(plain_last), OURS: last(setting.placed(ours))}
-    torch.compiler.reset()  # else it stops compiling a function after several sizes
-    with suppress(Exception):  # without a working torch.compile, leave this one out
-        compiled = torch.compile(plain_last)
-        last(compiled)()
-        ways["torch.compile"] = last(compiled)
-    if segments > 1:
-        ways["block-diagonal"] = last(setting.placed(_operation(channels, 1, "native")))
-        ways["separate"] = last(setting.placed(_Separate(grouped)))
+    images, _, height, width = output = _output_shape(cell)
+    return torch.Size(cell.shape).numel(), output.numel(), images * height * width * weights
+
+
+def _output_shape(cell: Cell) -> torch.Size:
+    with torch.device("meta"):
+        output: Tensor = _operation(cell, 1, "native")(torch.empty(cell.shape))
+    return output.shape
+
+
+def _modules(cell: Cell, setting: Setting) -> dict[str, Any]:
+    """A module for each implementation. In the default layout "grouped" is left out: it is "grouped, NCHW"."""
+    last = cell.layout == "channels_last"
+    modules: dict[str, Any] = {
+        "grouped, NCHW": setting.placed(_operation(cell, cell.segments, "native"), torch.contiguous_format),
+        OURS: setting.placed(_operation(cell, cell.segments, "auto"), LAYOUTS[cell.layout]),
+    }
+    grouped = _operation(cell, cell.segments, "native")
+    setting.placed(grouped, LAYOUTS[cell.layout])
+    if last:
+        modules["grouped"] = grouped
+    if setting.compiles:
+        modules["torch.compile"] = grouped
+    if cell.segments > 1:
+        modules["block-diagonal"] = setting.placed(_operation(cell, 1, "native"), LAYOUTS[cell.layout])
+        modules["separate"] = setting.placed(_Separate(grouped, cell.window), LAYOUTS[cell.layout])
     if setting.device != "cpu":
-        ways |= {name: last(setting.placed(module)) for name, module in _on_cuda(shape, ours, setting).items()}
-    return {name: (way, weights) for name, way in ways.items()}
+        modules |= {name: setting.placed(module) for name, module in _on_cuda(cell, setting).items()}
+    if last and tune_of_environment() != "off":
+        modules[MEASURED] = setting.placed(_operation(cell, cell.segments, "auto"))
+        tune(modules[MEASURED], cell.shape)
+    return modules
 
 
-def _on_cuda(shape: Shape, ours: SegmentedConv2d, setting: Setting) -> dict[str, nn.Module]:
+def _passes(cell: Cell, modules: dict[str, Any], setting: Setting) -> dict[str, Callable[[], Any]]:
+    """Forward and backward pass of each module."""
+    by_layout = {layout: _pass_of(cell, layout, setting) for layout in LAYOUTS}
+    passes = {
+        name: by_layout["contiguous" if name == "grouped, NCHW" else cell.layout](module)
+        for name, module in modules.items()
+        if name != "torch.compile"
+    }
+    if "torch.compile" in modules:
+        torch.compiler.reset()  # else it stops compiling a function after several sizes
+        with suppress(Exception):  # without a working torch.compile, leave this one out
+            compiled = by_layout[cell.layout](torch.compile(modules["torch.compile"]))
+            compiled()
+            passes["torch.compile"] = compiled
+    return passes
+
+
+def _on_cuda(cell: Cell, setting: Setting) -> dict[str, nn.Module]:
     """Implementations that are measured on CUDA only: joined narrow segments, and Triton where it supports them."""
-    channels, sizes = shape[1], set(ours.segment_sizes)
+    ours = _operation(cell, cell.segments, "auto")
+    channels, sizes = cell.channels, set(ours.segment_sizes)
     found: dict[str, nn.Module] = {}
     if max(sizes) < JOINED and all(JOINED % size == 0 for size in sizes) and channels % JOINED == 0:
-        found["coalesced"] = _operation(channels, channels // JOINED, "native")
-    if refusal(TRITON, setting.normal(*shape), ours.spatial.geometry) is None:
-        found[TRITON] = _operation(channels, len(ours.segment_sizes), TRITON)
+        found["coalesced"] = _operation(cell, channels // JOINED, "native")
+    if refusal(TRITON, setting.normal(*cell.shape), ours.spatial.geometry) is None:
+        found[TRITON] = _operation(cell, cell.segments, TRITON)
     return found
 
 
 class _Separate(nn.Module):
     """A list of convolutions, one per segment, as Inception modules are often written."""
 
-    def __init__(self, grouped: SegmentedConv2d) -> None:
+    def __init__(self, grouped: SegmentedConv2d, window: Window) -> None:
         super().__init__()
         self.sizes = list(grouped.segment_sizes)
-        self.branches = nn.ModuleList(nn.Conv2d(size, size, 3, padding=1, bias=False) for size in self.sizes)
+        padding = window.dilation * (window.kernel // 2)
+        self.branches = nn.ModuleList(
+            nn.Conv2d(size, size, window.kernel, window.stride, padding, window.dilation, bias=False)
+            for size in self.sizes
+        )
 
     def forward(self, x_nchw: Tensor) -> Tensor:
         parts = x_nchw.split(self.sizes, dim=1)
         return torch.cat([branch(part) for branch, part in zip(self.branches, parts, strict=True)], dim=1)
 
 
-def _pass_of(shape: Shape, layout: torch.memory_format, setting: Setting) -> Callable[[Any], Callable[[], Any]]:
-    x_nchw = setting.normal(*shape).to(memory_format=layout).requires_grad_()
-    gradient_nchw = setting.normal(*shape).to(memory_format=layout)
+def _pass_of(cell: Cell, layout: Layout, setting: Setting) -> Callable[[Any], Callable[[], Any]]:
+    x_nchw = setting.normal(*cell.shape).to(memory_format=LAYOUTS[layout]).requires_grad_()
+    gradient_nchw = setting.normal(*_output_shape(cell)).to(memory_format=LAYOUTS[layout])
 
     def of(module: Any) -> Callable[[], Any]:
         inputs = [x_nchw, *module.parameters()]
@@ -202,69 +236,23 @@ def _pass_of(shape: Shape, layout: torch.memory_format, setting: Setting) -> Cal
     return of
 
 
-def _operation(channels: int, segments: int, backend: str) -> SegmentedConv2d:
+def _operation(cell: Cell, segments: int, backend: str) -> SegmentedConv2d:
     with prefer_backend(backend):
-        return SegmentedConv2d(channels, channels, segments=segments, pointwise=False)
-
-
-def _backend(shape: Shape, segments: int, setting: Setting) -> str:
-    spatial = _operation(shape[1], segments, "auto").spatial
-    x_nchw = torch.empty(shape, dtype=setting.dtype, device=setting.device).to(memory_format=torch.channels_last)
-    return choose(spatial.choice.name, x_nchw, spatial.geometry)
-
-
-def findings(table: pd.DataFrame) -> dict[str, Any]:
-    """Summarise the table: the lowest and the highest value of each comparison, from the medians."""
-    by = ["shape", "segments"]
-    ours = table[table.way == OURS].set_index(by)
-    best = table[table.way != OURS].groupby(by).ms.min()
-    even = ours[ours.channels_per_segment % 1 == 0]
-    speedup = (best / ours.ms).rename("speedup")
-    found: dict[str, Any] = {
-        "lowest percent of the roofline": float(even.percent.min()),
-        "median percent of the roofline": float(even.percent.median()),
-        "measurements below 50%": int((even.percent < 50).sum()),
-        "measurements with equal segments": len(even),
-        "largest slowdown vs the best other implementation": float(1 / speedup.min()),
-    }
-    for width in (1, 2, 4, 8, 16):
-        chosen = speedup[ours.channels_per_segment == width]
-        if len(chosen):
-            found[f"speedup over the best other at {width} per segment"] = [float(chosen.min()), float(chosen.max())]
-    for shape, count, ms in ours[ours.channels_per_segment % 1 != 0].ms.reset_index().to_numpy().tolist():
-        neighbours = even.ms.loc[shape]
-        below, above = neighbours[neighbours.index < count], neighbours[neighbours.index > count]
-        slower = max(float(side.iloc[at]) for side, at in ((below, -1), (above, 0)) if len(side))
-        found[f"{count} unequal segments: time relative to the slower equal neighbour"] = ms / slower
-    times = {(shape, count): ms for shape, count, ms in even.ms.reset_index().to_numpy().tolist()}
-    doubled = [times[shape, 2 * count] / ms for (shape, count), ms in times.items() if (shape, 2 * count) in times]
-    if doubled:
-        found["largest time ratio when segments double"] = float(max(doubled))
-    return found
-
-
-def as_markdown(table: pd.DataFrame) -> str:
-    """The table as Markdown: one row per shape and number of segments, ours next to the best other implementation."""
-    lines = [
-        "| input, N×C×H×W | segments | channels per segment | median ms | quartiles | % of the roofline "
-        "| fastest other implementation | median ms | speedup |"
-    ]
-    lines.append("|" + "---|" * 9)
-    for (shape, segments), group in table.groupby(["shape", "segments"], sort=False):
-        ours = group[group.way == OURS].iloc[0]
-        best = group[group.way != OURS].sort_values("ms").iloc[0]
-        lines.append(
-            f"| {shape} | {segments} | {_channels(ours.channels_per_segment)} "
-            f"| {ours.ms:.2f} | {ours.ms_q1:.2f} to {ours.ms_q3:.2f} | {ours.percent:.0f} "
-            f"| {IN_WORDS.get(best.way, best.way)} | {best.ms:.2f} | {best.ms / ours.ms:.2f} |"
+        return SegmentedConv2d(
+            cell.channels,
+            cell.channels,
+            segments=segments,
+            pointwise=False,
+            kernel_size=cell.window.kernel,
+            stride=cell.window.stride,
+            dilation=cell.window.dilation,
         )
-    return "\n".join(lines)
 
 
-def _channels(mean: float) -> str:
-    """Channels per segment; the two sizes where segments are uneven.
-
-    >>> _channels(4.0), _channels(42.67)
-    ('4', '42 or 43')
-    """
-    return f"{mean:.0f}" if mean % 1 == 0 else f"{int(mean)} or {int(mean) + 1}"
+def _backend(cell: Cell, module: SegmentedConv2d, setting: Setting) -> str:
+    """Name of the backend that computes the layer."""
+    x_nchw = torch.empty(cell.shape, dtype=setting.dtype, device=setting.device)
+    spatial = module.spatial
+    return choose(
+        spatial.choice.name, x_nchw.to(memory_format=LAYOUTS[cell.layout]), spatial.geometry, spatial.measured
+    )

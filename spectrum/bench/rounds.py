@@ -60,13 +60,14 @@ def alternate(
         run()
         calls[name] = max(1, min(50, round(block_seconds / clock(run, 1))))
     times: dict[str, list[float]] = {name: [] for name in things}
-    active = dict(things)
+    active = list(things)
     while active:
-        for name, run in list(active.items()):
-            times[name].append(clock(run, calls[name]))
+        for name in list(active):
+            times[name].append(clock(things[name], calls[name]))
             enough = len(times[name]) >= least and sum(times[name]) * calls[name] >= seconds
             if enough or len(times[name]) >= most:
-                del active[name]
+                active.remove(name)
+        active = active[1:] + active[:1]  # each comes first in turn, and none always after the same other
     return times
 
 

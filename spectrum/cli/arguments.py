@@ -200,6 +200,8 @@ class Run(OnStudy):
     """Folder of the results; by default results/NAME/ in the current folder."""
     confirm: Switch = False
     """After the learning-rate sweep of a study with [tune], train the final runs at the chosen values."""
+    stop_on_failure: Switch = False
+    """After the first failed run start no other; runs in training save a checkpoint and stop, to be resumed."""
     verbose: Switch = False
     """Describe each data set completely: images per class, source, and origin of the test images."""
     settings: RunSettings = field(default_factory=RunFlags)
@@ -348,7 +350,9 @@ class Bench:
     dtype: Literal["float32", "float16", "bfloat16"] = "float32"
     """op only: type of all tensors; any other than float32 becomes part of the table's name."""
     shape: Annotated[tuple[int, int, int, int] | None, tyro.conf.arg(metavar="N C H W", help_behavior_hint="")] = None
-    """op only: one shape instead of the four standard ones."""
+    """op only: one shape instead of the standard ones."""
+    all: bool = False
+    """op only: every kernel size, stride, dilation, width and layout, without torch.compile; table op_all.csv."""
     study: Folder = None
     """steps only: folder of a planned study."""
     threads: int = 2

@@ -119,15 +119,18 @@ def bench(command: Bench) -> int:
 
     _check_bench(command)
     table = _measured(command)
-    name = command.what if command.dtype == "float32" else f"{command.what}_{command.dtype}"
+    name = "_".join(
+        [command.what, *(["all"] if command.all else []), *([command.dtype] if command.dtype != "float32" else [])]
+    )
     path = folder_of(command.device, command.out) / f"{name}.csv"
     try:
         save(table, path, device=command.device, threads=command.threads)
     except OSError as error:
         raise WriteError(f"{path}: cannot be written ({error.strerror})") from error
-    out.print(titled(table).to_string(index=False, float_format="%.3g", na_rep=""))
-    out.print()
     measured_by = import_module(f"spectrum.bench.{command.what}")
+    shown = measured_by.printed(table) if command.what == "op" else titled(table)
+    out.print(shown.to_string(index=False, float_format="%.3g", na_rep=""))
+    out.print()
     for name, value in measured_by.findings(table).items():
         values = value if isinstance(value, list) else [value]
         out.print(f"{name}: {' … '.join(f'{v:.4g}' for v in values)}")
@@ -143,6 +146,8 @@ def _check_bench(command: Bench) -> None:
         raise SpecError(
             f"bench {command.what} --shape {given}: only op takes --shape, four whole numbers of at least 1: N C H W"
         )
+    if command.all and command.what != "op":
+        raise SpecError(f"bench {command.what} --all: only op takes --all; leave it out")
     _check_device(command)
     if command.study is None and command.what == "steps":
         raise SpecError("bench steps: needs --study FOLDER, a study's results, such as results/quickstart")
@@ -176,12 +181,16 @@ def _check_device(command: Bench) -> None:
 def _measured(command: Bench) -> pd.DataFrame:
     import torch
 
-    from spectrum.bench import engine, models, op, steps, sweep, train
+    from spectrum.bench import cells, engine, models, op, steps, sweep, train
 
     if command.what == "op":
         shapes = None if command.shape is None else (command.shape,)
         on: dict[str, Any] = {"device": command.device, "dtype": getattr(torch, command.dtype)}
-        return op.measure(shapes, threads=command.threads, on_row=err.print, **on)
+        if command.all:
+            some = list(cells.every(shapes))
+            return op.measure(some, threads=command.threads, seconds=0.2, compiles=False, on_row=err.print, **on)
+        some = cells.standard(command.device, shapes)
+        return op.measure(some, threads=command.threads, on_row=err.print, **on)
     if command.what == "engine":
         return engine.measure(on_row=err.print)
     if command.what == "models":

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Literal
 
 from spectrum._files import reason_of, write_whole
 from spectrum._records import SpecError
+from spectrum._text import bytes_in_words
 from spectrum.cli.arguments import Compare, Doctor, Export, Report, Status
 from spectrum.cli.printing import counted, err, out, print_next, print_table, run_name
 from spectrum.design.plan import Plan as FrozenPlan
@@ -24,12 +25,14 @@ from spectrum.study.store import (
     bad_lines,
     find_plan,
     is_own,
+    kept_rows,
     latest_rows,
     read_plan,
     read_rows,
     writer_of,
 )
 from spectrum.training.checkpoint_files import CHECKPOINTS, checkpoint_files
+from spectrum.training.weight_files import weights_of
 
 if TYPE_CHECKING:
     from spectrum.analysis.report import Report as Written
@@ -89,6 +92,7 @@ def _print_standing(folder: Path, plan: FrozenPlan) -> Standing:
     writer = writer_of(folder)
     if writer is not None:
         out.print(f"  training now: {writer}")
+    _print_kept(folder)
     swept = {run.id for run in plan.swept}
     for run in {run.id: run for run in (*plan.swept, *plan.runs)}.values():
         # early plans do not store the options of a run
@@ -101,6 +105,14 @@ def _print_standing(folder: Path, plan: FrozenPlan) -> Standing:
         if _status_of(rows, run.id) == "failed":
             out.print(f"  failed: {name}: {rows[run.id].get('reason')}")
     return standing
+
+
+def _print_kept(folder: Path) -> None:
+    """Print how many trained networks there are, and their size."""
+    kept = [path for id in kept_rows(folder) if (path := weights_of(folder, id)).is_file()]
+    if kept:
+        size = bytes_in_words(sum(path.stat().st_size for path in kept))
+        out.print(f"  {counted(len(kept), 'trained network')} kept, {size}")
 
 
 def standing_of(folder: Path, plan: FrozenPlan) -> Standing:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from importlib import import_module
 from typing import TYPE_CHECKING
@@ -92,7 +91,7 @@ def _row(label: str, model: nn.Module, layers: pd.DataFrame | None, command: Seg
 
     shape = (command.channels, command.image_size, command.image_size)
     try:
-        cost = measure_cost(model, shape)
+        cost = measure_cost(model, shape, latency=command.time)
     except Exception as error:  # whatever a network of someone else raises
         raise SpecError(
             f"the network does not take one image of {'×'.join(map(str, shape))}: {first_line(error)}; "
@@ -100,7 +99,7 @@ def _row(label: str, model: nn.Module, layers: pd.DataFrame | None, command: Seg
         ) from error
     replaced = "" if layers is None else f"{(layers['replaced'] == 'yes').sum()} of {len(layers)}"
     row = [label, replaced, f"{cost.params:,}", f"{cost.macs:,}", "" if layers is None else _energy(layers)]
-    return [*row, _latency(model, shape)] if command.time else row
+    return row if cost.latency is None else [*row, f"{cost.latency.milliseconds:.2f}"]
 
 
 def _energy(layers: pd.DataFrame) -> str:
@@ -109,13 +108,3 @@ def _energy(layers: pd.DataFrame) -> str:
     energies = replaced["kernel_energy"]
     total = float(energies.sum())
     return "" if not total or math.isnan(total) else f"{100 * (replaced['energy_kept'] * energies).sum() / total:.1f}%"
-
-
-def _latency(model: nn.Module, shape: tuple[int, int, int]) -> str:
-    import torch
-
-    from spectrum.cost.speed import timed
-
-    measured = copy.deepcopy(model).eval().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    x_nchw = torch.randn(1, *shape).to(memory_format=torch.channels_last)
-    return f"{1e3 * timed(torch.inference_mode()(lambda: measured(x_nchw))).median:.2f}"

@@ -308,6 +308,7 @@ def run(command: Run) -> int:
                 command.out,
                 engine=engine,
                 confirm=command.confirm,
+                stop_on_failure=command.stop_on_failure,
                 imports=command.imports,
                 **vars(command.settings),
                 on_progress=on_progress,
@@ -328,7 +329,8 @@ def run(command: Run) -> int:
     if summary.diverged:
         err.print(f"{counted(summary.diverged, 'run')} diverged; scored at chance")
     if summary.failed:
-        err.print(f"{counted(summary.failed, 'run')} failed; run the same command again to retry")
+        stopped = f", which stopped the study; {counted(summary.left, 'run')} left" if summary.left else ""
+        err.print(f"{counted(summary.failed, 'run')} failed{stopped}; run the same command again to retry")
         return 1
     return 0
 

@@ -10,13 +10,16 @@ from collections.abc import Sequence
 from typing import Any, Literal, get_args
 
 Pair = tuple[int, int]
+Sides = tuple[int, ...]  # one whole number per spatial axis: 1, 2 or 3 of them
 
 LARGEST = 2**31 - 1  # limit of any whole number: beyond it torch's own counts overflow
 MOST_CHANNELS = 2**24  # limit of a layer; more would take gigabytes to describe
 
 Order = Literal["pointwise_first", "spatial_first"]
+PaddingMode = Literal["zeros", "reflect", "replicate", "circular"]  # as nn.Conv2d calls them
 Activation = Literal["none", "relu", "elu", "gelu", "silu"]  # activations with a name
 ORDERS = get_args(Order)
+PADDING_MODES = get_args(PaddingMode)
 
 
 class InputError(RuntimeError, ValueError):
@@ -43,17 +46,25 @@ def whole(name: str, value: Any, least: int = 1, *, most: int = LARGEST, more: s
     return number
 
 
-def pair(name: str, value: Any, least: int = 1, *, more: str = "") -> Pair:
-    """A whole number for both directions, or (vertical, horizontal)."""
+def sides(name: str, value: Any, axes: int, least: int = 1, *, more: str = "") -> Sides:
+    """A whole number for all spatial axes, or one for each of `axes`, in the order of the input's axes.
+
+    Raises ValueError with the argument's name and the value given; `more` names other valid values.
+
+    >>> sides("stride", 2, 3), sides("stride", [1, 2], 2)
+    ((2, 2, 2), (1, 2))
+    """
     listed = as_tuple(value)
-    values = (value, value) if listed is None else listed
-    numbers = [as_whole(one) for one in values]
-    if len(numbers) != 2 or any(one is None or one < least for one in numbers):
-        raise ValueError(f"{name}={value!r}: expected a whole number of at least {least}, or two of them{more}")
-    if any(one is not None and one > LARGEST for one in numbers):
+    numbers = [as_whole(one) for one in ((value,) * axes if listed is None else listed)]
+    whole_numbers = tuple(one for one in numbers if one is not None and one >= least)
+    if not len(numbers) == len(whole_numbers) == axes:
+        raise ValueError(f"{name}={value!r}: expected a whole number of at least {least}{_or_each[axes]}{more}")
+    if max(whole_numbers) > LARGEST:
         raise ValueError(f"{name}={value!r}: too large; expected at most {LARGEST}")
-    vertical, horizontal = (int(one) for one in values)
-    return vertical, horizontal
+    return whole_numbers
+
+
+_or_each = {1: "", 2: ", or two of them", 3: ", or three of them"}
 
 
 def flag(name: str, value: Any) -> bool:
@@ -73,20 +84,20 @@ def choice(name: str, value: Any, known: Sequence[str]) -> str:
     return value
 
 
-def padding_pixels(padding: Any, kernel_size: Pair, dilation: Pair) -> Pair:
-    """Zeros on each side, (vertical, horizontal); "same" for as many outputs as inputs at stride 1."""
+def padding_pixels(padding: Any, kernel_size: Sides, dilation: Sides) -> Sides:
+    """Pixels added on each side, one number per spatial axis; "same" for as many outputs as inputs at stride 1."""
+    axes = len(kernel_size)
     if not (isinstance(padding, str) and padding == "same"):
-        values = as_tuple(padding) or (padding, padding)
-        numbers = [as_whole(value) for value in values]
-        if len(numbers) != 2 or any(number is None or number < 0 for number in numbers):
-            raise ValueError(f'padding={padding!r}: expected "same", "tf_same", a number of pixels, or two of them')
-        return pair("padding", padding, 0)
-    vertical, horizontal = (d * (k - 1) for d, k in zip(dilation, kernel_size, strict=True))
-    if vertical % 2 or horizontal % 2:
+        numbers = [as_whole(value) for value in as_tuple(padding) or (padding,) * axes]
+        if len(numbers) != axes or any(number is None or number < 0 for number in numbers):
+            raise ValueError(f'padding={padding!r}: expected "same", "tf_same", a number of pixels{_or_each[axes]}')
+        return sides("padding", padding, axes, 0)
+    reach = tuple(d * (k - 1) for d, k in zip(dilation, kernel_size, strict=True))
+    if any(pixels % 2 for pixels in reach):
         raise ValueError(
             f'padding="same": an even kernel_size={kernel_size} has no middle; use an odd one or give pixels'
         )
-    return vertical // 2, horizontal // 2
+    return tuple(pixels // 2 for pixels in reach)
 
 
 def as_whole(value: Any) -> int | None:

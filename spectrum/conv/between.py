@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 from spectrum.conv.arguments import choice
 from spectrum.conv.backends.tracing import is_of_fx, layout_of
-from spectrum.conv.norm import BatchNormAct2d
 
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "none": nn.Identity,
@@ -63,18 +62,21 @@ def named_activation(activation: Any) -> str | nn.Module:
 
 
 def between(
-    channels: int, norm: bool, activation: str | nn.Module, backend: str | None, made: dict[str, Any]
+    channels: int, norm: bool, activation: str | nn.Module, make_norm: Callable[[int, bool], tuple[nn.Module, ...]]
 ) -> nn.Module:
-    """The module between the 1×1 and the spatial convolution; `made`: device and type of its parameters."""
+    """The module between the 1×1 and the spatial convolution.
+
+    `make_norm(channels, relu)` makes batch normalisation, with ReLU after it if asked for.
+    """
     if norm and activation == "relu":
-        return nn.Sequential(BatchNormAct2d(channels, relu=True, backend=backend, **made))
+        return nn.Sequential(*make_norm(channels, True))
     last = ACTIVATIONS[activation]() if isinstance(activation, str) else activation
-    return nn.Sequential(BatchNormAct2d(channels, backend=backend, **made) if norm else nn.Identity(), last)
+    return nn.Sequential(*(make_norm(channels, False) if norm else (nn.Identity(),)), last)
 
 
-def shuffled(x_nchw: Tensor, permutation: Tensor) -> Tensor:
+def shuffled(x: Tensor, permutation: Tensor, channel_axis: int) -> Tensor:
     """Reorder the channels, keeping the memory layout."""
-    y_nchw = x_nchw.index_select(-3, permutation)
-    if is_of_fx(x_nchw):
-        return y_nchw
-    return y_nchw.contiguous(memory_format=layout_of(x_nchw))  # index_select loses the layout
+    y = x.index_select(channel_axis, permutation)
+    if is_of_fx(x):
+        return y
+    return y.contiguous(memory_format=layout_of(x))  # index_select loses the layout

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from spectrum._torch import assume_constant_result
 from spectrum.conv.kernels.build import library
 
 CODE = ("backends", "kernels")  # packages whose code decides how fast a backend is
@@ -63,7 +64,7 @@ def processor() -> str:
     return f"{name} ({'/'.join(numbers)})" if numbers else name
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+@assume_constant_result
 def maker() -> str:
     """The processor's maker as the system calls it, such as "GenuineIntel"; empty where it does not say."""
     return _cpuinfo().get("vendor_id", "")

@@ -1,11 +1,15 @@
-"""TensorFlow's "same" padding: as many zeros as the windows need, an odd one at the bottom and the right."""
+"""Padding that torch's convolutions do not apply themselves: TensorFlow's "same", and anything but zeros."""
 
 from __future__ import annotations
 
 from torch import Tensor
 from torch.nn.functional import pad
 
-from spectrum.conv.arguments import Pair
+from spectrum.conv.arguments import Pair, Sides
+from spectrum.conv.backends.tracing import layout_of
+
+Amounts = tuple[Pair, ...]
+"""Pixels before and after each spatial axis, in the order of the axes."""
 
 
 def same_padding(side: int, kernel_size: int, stride: int, dilation: int = 1) -> Pair:
@@ -19,13 +23,44 @@ def same_padding(side: int, kernel_size: int, stride: int, dilation: int = 1) ->
     return needed // 2, needed - needed // 2
 
 
-def is_as_torchs(kernel_size: Pair, stride: Pair) -> bool:
+def is_as_torchs(kernel_size: Sides, stride: Sides) -> bool:
     """Whether that padding is symmetric for inputs of every size, like torch's own."""
-    return stride == (1, 1) and all(k % 2 for k in kernel_size)
+    return all(step == 1 for step in stride) and all(k % 2 for k in kernel_size)
+
+
+def same_amounts(x: Tensor, kernel_size: Sides, stride: Sides, dilation: Sides) -> Amounts:
+    """TensorFlow's "same" padding of an input (…, its spatial axes): zeros that the windows need, an odd one last."""
+    windows = zip(x.shape[-len(kernel_size) :], kernel_size, stride, dilation, strict=True)
+    return tuple(same_padding(*one) for one in windows)
 
 
 def pad_same(x_nchw: Tensor, kernel_size: Pair, stride: Pair, dilation: Pair = (1, 1), value: float = 0.0) -> Tensor:
     """Pad (N, C, H, W) to (N, C, H', W') in this manner, filled with `value`."""
-    sides = zip(x_nchw.shape[-2:], kernel_size, stride, dilation, strict=True)
-    vertical, horizontal = (same_padding(*side) for side in sides)
+    vertical, horizontal = same_amounts(x_nchw, kernel_size, stride, dilation)
     return pad(x_nchw, (*horizontal, *vertical), value=value)
+
+
+def pad_in_mode(x: Tensor, amounts: Amounts, mode: str) -> Tensor:
+    """Pad the last axes by `amounts`, with a mode of `nn.Conv2d`, in the input's memory layout."""
+    flat = [pixels for before_and_after in reversed(amounts) for pixels in before_and_after]
+    y = pad(x, flat, mode="constant" if mode == "zeros" else mode)
+    return y.contiguous(memory_format=layout_of(x)) if mode == "circular" else y  # which loses the layout
+
+
+def pad_same_in_mode(x: Tensor, kernel_size: Sides, stride: Sides, dilation: Sides, mode: str) -> Tensor:
+    """Pad (N, C, …) as TensorFlow's "same" does, with a mode of `nn.Conv2d`."""
+    return pad_in_mode(x, same_amounts(x, kernel_size, stride, dilation), mode)
+
+
+def padding_refusal(sides: Sides, amounts: Amounts, mode: str) -> str | None:
+    """Why an input with these sides cannot be padded in this mode, as text; None if it can."""
+    spare = {"reflect": 1, "circular": 0}.get(mode)
+    if spare is None:
+        return None
+    for side, (before, after) in zip(sides, amounts, strict=True):
+        if max(before, after) > side - spare:
+            least = max(before, after) + spare
+            return (
+                f"padding_mode={mode!r} with padding {max(before, after)} needs sides of at least {least}, not {side}"
+            )
+    return None

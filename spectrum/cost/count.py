@@ -22,10 +22,10 @@ import torch
 from torch import Tensor, nn
 
 from spectrum._torch import next_sequence_number
-from spectrum.conv.arguments import whole
+from spectrum.conv.arguments import flag, whole
 from spectrum.cost.inputs import Inputs, inputs_of, typical
 from spectrum.cost.outputs import hides_tensors, run_backward, tensors_in
-from spectrum.cost.speed import Speed, measure_speed
+from spectrum.cost.speed import Latency, Speed, measure_latency, measure_speed, random_inputs
 from spectrum.cost.watch import Products, watched
 
 
@@ -63,6 +63,7 @@ class Cost:
     nonlinearities: int  # number of activation functions in a forward pass
     speed: Speed | None = None  # measured if `measure_cost` got a batch size
     not_counted: tuple[NotCounted, ...] = ()
+    latency: Latency | None = None  # of one example or the given inputs, measured if `measure_cost` was asked to
 
     @property
     def params(self) -> int:
@@ -105,6 +106,7 @@ class Cost:
     def __repr__(self) -> str:
         names = ("params", "macs", "backward_macs", "activations")
         counts = [*(f"{name}={getattr(self, name)}" for name in names), f"{len(self.layers)} layers"]
+        counts += [] if self.latency is None else [f"latency={self.latency.milliseconds:.3g} ms"]
         if self.not_counted:
             counts.append(f"not counted: {', '.join(sorted({one.operator for one in self.not_counted}))}")
         return f"Cost({', '.join(counts)})"
@@ -122,9 +124,10 @@ def measure_cost(
     *,
     example_inputs: Any = None,
     batch_size: int | None = None,
+    latency: bool = False,
     threads: int = 1,
 ) -> Cost:
-    """Count parameters and MACs of a forward and a backward pass, per layer; with `batch_size` also measure speed.
+    """Count parameters and MACs of a forward and a backward pass, per layer; measure latency and speed if asked.
 
     Args:
         model: a network on any device ("meta" too, unless speed is measured). Parameters, gradients, buffers, modes and
@@ -138,6 +141,8 @@ def measure_cost(
             the input requires one.
         batch_size: images per training step. If given, also measures the time and peak memory of a step and the latency
             of one image, see `Speed`. Takes some seconds, and needs `input_shape` and a classifier. None only counts.
+        latency: whether to measure the time of a forward pass of one example, or of the given inputs, in evaluation
+            mode: median, quartiles, device and threads, see `Latency`. Takes about a second.
         threads: threads that torch may use for the measurements.
 
     The backward pass starts from every output that has a gradient, in any structure. Modules that another thread calls
@@ -168,6 +173,11 @@ def measure_cost(
     if batch_size is not None and input_shape is not None:
         with torch.inference_mode(False), torch.enable_grad():
             speed = measure_speed(model, (batch_size, *inputs.args[0].shape[1:]), threads=threads)
+    time = None
+    if flag("latency", latency):
+        # zeros may be faster or slower than other numbers
+        given = inputs if input_shape is None else Inputs((random_inputs(model, inputs.args[0].shape),), {})
+        time = measure_latency(model, given, threads=threads)
     products = _count(model, inputs, zeros=input_shape is not None)
     modules = dict(model.named_modules())
     params = _params_by_layer(modules)
@@ -177,7 +187,7 @@ def measure_cost(
         if params[name] or name in products.of
     )
     not_counted = tuple(NotCounted(*which[:2], calls, which[2]) for which, calls in products.unknown.items())
-    return Cost(layers, products.norms, products.nonlinearities, speed, not_counted)
+    return Cost(layers, products.norms, products.nonlinearities, speed, not_counted, time)
 
 
 def _params_by_layer(modules: dict[str, nn.Module]) -> dict[str, int]:

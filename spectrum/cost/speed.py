@@ -16,6 +16,8 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils.benchmark import Measurement, Timer
 
 from spectrum._torch import memory_changes
+from spectrum.conv.machine import processor
+from spectrum.cost.inputs import Inputs, typical
 
 MEASURED_SECONDS = 0.3  # shortest time per measurement
 ROUND_SECONDS = 0.06  # time per round when two functions alternate
@@ -34,6 +36,40 @@ class Speed:
     peak_memory: int  # peak bytes of tensors in a step: weights, gradients, optimiser, activations
 
 
+@dataclass(frozen=True)
+class Latency:
+    """Measured time of one forward pass in evaluation mode, and where it was measured."""
+
+    milliseconds: float  # median
+    iqr: float  # interquartile range, in milliseconds
+    device: str  # the processor's or card's name
+    threads: int
+
+    def __str__(self) -> str:
+        threads = f"{self.threads} thread{'' if self.threads == 1 else 's'}"
+        return f"{self.milliseconds:.3g} ms (IQR {self.iqr:.2g}) on {self.device}, {threads}"
+
+
+def measure_latency(model: nn.Module, inputs: Inputs, *, threads: int = 1) -> Latency:
+    """Time a forward pass of a copy of a network in evaluation mode, in channels_last, without gradients.
+
+    Args:
+        model: a network on the CPU or on CUDA.
+        inputs: inputs of the network.
+        threads: threads that torch may use.
+
+    Raises ValueError for a network on "meta".
+    """
+    device = typical(model).device
+    if device.type == "meta":
+        raise ValueError('latency: a network on "meta" cannot be run; build it on another device')
+    measured = _in_channels_last(deepcopy(model)).eval()
+    args = [_as_images(value) if isinstance(value, Tensor) else value for value in inputs.args]
+    time = timed(torch.inference_mode()(lambda: measured(*args, **inputs.kwargs)), threads)
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else processor()
+    return Latency(1e3 * time.median, 1e3 * time.iqr, name, threads)
+
+
 def measure_speed(model: nn.Module, batch_shape: tuple[int, ...], *, threads: int = 1) -> Speed:
     """Measure a copy of a classifier with random inputs.
 
@@ -50,7 +86,7 @@ def measure_speed(model: nn.Module, batch_shape: tuple[int, ...], *, threads: in
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise ValueError("batch_size: the network has no trainable weights, so there is no training step to measure")
     model = _in_channels_last(deepcopy(model))
-    one = _random_inputs(model, (1, *batch_shape[1:]))
+    one = random_inputs(model, (1, *batch_shape[1:]))
     model.eval()
     latency = timed(torch.inference_mode()(lambda: model(one)), threads)
     optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=1e-6, momentum=0.9)
@@ -163,13 +199,18 @@ def timed(function: Callable[[], Any], threads: int = 1) -> Measurement:
 
 def random_batch(model: nn.Module, batch_shape: tuple[int, ...], classes: int) -> tuple[Tensor, Tensor]:
     """Random inputs (N, ...) and labels (N,) for a network; network and images become channels_last."""
-    x = _random_inputs(_in_channels_last(model), batch_shape)
+    x = random_inputs(_in_channels_last(model), batch_shape)
     return x, torch.randint(classes, batch_shape[:1], device=x.device)
 
 
-def _random_inputs(model: nn.Module, batch_shape: tuple[int, ...]) -> Tensor:
+def random_inputs(model: nn.Module, batch_shape: tuple[int, ...]) -> Tensor:
+    """Random numbers (N, ...) of the type and on the device of a network's weights, in channels_last if 4D."""
     like = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
-    x = torch.randn(batch_shape, device=like.device, dtype=like.dtype)
+    return _as_images(torch.randn(batch_shape, device=like.device, dtype=like.dtype))
+
+
+def _as_images(x: Tensor) -> Tensor:
+    """The tensor in channels_last, if it may be images."""
     return x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 else x
 
 

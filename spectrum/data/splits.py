@@ -60,8 +60,13 @@ class Split:
 
     def normalise(self, x_nchw: Tensor) -> Tensor:
         """Convert uint8 pixels to float32, subtract the mean and divide by the standard deviation."""
-        mean, std = (t.to(x_nchw.device).view(1, -1, 1, 1) for t in (self.mean, self.std))
-        return (x_nchw.float() - mean).div_(std)
+        return normalised(x_nchw, self.mean, self.std)
+
+
+def normalised(x_nchw: Tensor, mean_c: Tensor, std_c: Tensor) -> Tensor:
+    """Pixels from 0 to 255 as float32, less the mean and divided by the standard deviation of their channel."""
+    mean, std = (t.to(x_nchw.device).view(1, -1, 1, 1) for t in (mean_c, std_c))
+    return (x_nchw.float() - mean).div_(std)
 
 
 def record(images: Images) -> dict[str, Any]:

@@ -8,6 +8,8 @@ import multiprocessing
 import sys
 from collections.abc import Iterable, Sequence
 from importlib import import_module, invalidate_caches
+from importlib.util import find_spec
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,6 +19,7 @@ from spectrum.conv.backends.environment import backend_of_environment
 from spectrum.design.own_data import DATASETS
 from spectrum.models import registered_in
 from spectrum.models.families import FAMILIES
+from spectrum.models.named import LIBRARIES, library_version, parts_of, permit
 
 MAIN = ("__main__", "__mp_main__")  # a script or notebook, and a script in a worker process
 
@@ -65,6 +68,27 @@ def import_modules(names: Iterable[str], prefix: str = "--import ", folder: Path
             what = f"no such module in {where}" if missing else f"{type(error).__name__}: {error}"
             raise SpecError(f"{prefix}{name}: {what}; fix it, or give another module") from error
         _check_is_theirs(name, getattr(module, "__file__", None), places[-1], prefix)
+        permit(name)
+
+
+def import_models(models: Iterable[object], folder: Path | None = None) -> None:
+    """Import the modules of models such as "my_module:function", from a folder or as `import_modules` does.
+
+    Raises SpecError for a module that cannot be imported or lacks the function, and for a library that is missing.
+    """
+    for model in dict.fromkeys(model for model in models if isinstance(model, str)):
+        home, function = parts_of(model) or ("", "")
+        if not home or model in FAMILIES.names() or home in MAIN:
+            continue  # the name of an architecture, or refused with the run
+        if home in LIBRARIES:
+            if find_spec(home) is None:
+                raise SpecError(f"model = {model!r}: {home} is not installed; pip install {home}")
+            continue
+        import_modules([home], "model = ", folder)
+        try:
+            attrgetter(function)(sys.modules[home])
+        except AttributeError:
+            raise SpecError(f"model = {model!r}: module {home} has no {function}; name a function in it") from None
 
 
 def _check_is_theirs(name: str, loaded: str | None, folder: Path, prefix: str) -> None:
@@ -78,9 +102,12 @@ def _check_is_theirs(name: str, loaded: str | None, folder: Path, prefix: str) -
 def code_of(model: str) -> str | None:
     """Hash of the code of the module that registers a model: 16 hex digits, independent of comments and layout.
 
-    None for a model of this package, and for a module without a file. Modules that it imports are not included.
+    Of a model of torchvision or timm, the library's version. None for a model of this package, and for a module without
+    a file. Modules that it imports are not included.
     """
     home = registered_in(model)
+    if (library := library_version(model)) is not None:
+        return library
     module = sys.modules.get("__main__" if home in MAIN else str(home))
     file = getattr(module, "__file__", None)
     if home is None or file is None:

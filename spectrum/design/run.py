@@ -75,7 +75,8 @@ class _Images(Record):
 
     # network
     model: str = "probe"
-    """An architecture: one of list_models(), or of your own."""
+    """An architecture: one of list_models(), or of your own; or a function that returns any network, whose k×k
+    convolutions are replaced: my_module:function, torchvision:resnet18, timm:resnet18."""
 
 
 class RunConfig(NetworkFields, _Images):

@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -35,7 +35,7 @@ from spectrum.design.changes import from_named, merged, named
 from spectrum.design.hashes import digest
 from spectrum.design.keys import NETWORK, network_key
 from spectrum.design.margins import LARGEST_MARGIN, margin_fault
-from spectrum.design.own_modules import import_modules, is_module_name
+from spectrum.design.own_modules import import_models, import_modules, is_module_name
 from spectrum.design.run import RunConfig
 from spectrum.design.study_checks import as_values, axis_faults, case_faults, checked
 
@@ -201,6 +201,7 @@ class Study(Record):
         modules = as_listed(fields.get("imports", ()))
         if isinstance(modules, tuple):
             import_modules(modules, "imports = ")
+        import_models(_models_in(fields))
         fields, faults = _prepared(fields)
         try:
             super(Record, self).__init__(**fields)
@@ -271,6 +272,7 @@ class Study(Record):
                 raise SpecError(f"{name}: varies in this study; change its values in the file")
         overrides = self.overrides | changes
         name = self.file_name + _suffix(overrides)
+        import_models([changes.get("model")])
         base = merged(self.base, changes)
         return checked(self.model_copy(update={"name": name, "base": base, "overrides": overrides}))
 
@@ -355,6 +357,7 @@ def parse_study(tables: Mapping[str, Any], name: str, *, folder: Path | None = N
         raise SpecError(f"import: {error}") from None
     if isinstance(modules, tuple):
         import_modules(modules, "import = ", folder)
+    import_models(_models_in(tables), folder)
     prepared, faults = _prepared(tables)
     try:
         study = Study.model_validate(prepared | {"name": name})
@@ -365,6 +368,17 @@ def parse_study(tables: Mapping[str, Any], name: str, *, folder: Path | None = N
     if faults:
         raise SpecError("\n".join(faults))
     return checked(study)
+
+
+def _models_in(tables: Mapping[str, Any]) -> Iterator[object]:
+    """Every value that the tables of a study give to `model`, valid or not."""
+    base, axes, budget = (tables.get(name) for name in ("base", "axes", "budget"))
+    cases = tables.get("cases")
+    listed = cases if isinstance(cases, list | tuple) else ()
+    reference = budget.get("reference") if isinstance(budget, Mapping) else getattr(budget, "reference", None)
+    for table in (base, axes, reference, *listed):
+        value = table.get("model") if isinstance(table, Mapping) else getattr(table, "model", None)
+        yield from value if isinstance(value, list | tuple) else (value,)
 
 
 def _prepared(given: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:

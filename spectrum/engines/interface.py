@@ -22,6 +22,7 @@ from spectrum._records import Record, SpecError, as_tuple
 from spectrum._registry import Registry, calling_module, check_maker, imported
 from spectrum.design.run import RunConfig
 from spectrum.engines.saving import Saving
+from spectrum.training.weight_files import KEPT, sha256_of
 
 Minutes = Annotated[float, Field(gt=0)]
 
@@ -53,6 +54,9 @@ class EngineSettings(Record):
     tune: Literal["auto", "on", "off"] | None = None
     """Measure the fastest backend of each layer before training: on, off, or auto, which measures for studies that
     train much longer than that takes; by default $SPECTRUM_TUNE, else auto."""
+    keep_weights: bool = False
+    """Keep the trained network of each run in weights/ of the study's folder, for `load_model`; not those of a
+    learning-rate sweep, nor of runs that diverge. Results and ids do not depend on it."""
 
 
 class Work(EngineSettings):
@@ -181,6 +185,8 @@ def outcomes_of(engine: Engine, runs: Sequence[RunConfig], work: Work) -> Genera
     try:
         for outcome in given:
             _check_outcome(name, outcome, waiting)
+            if work.keep_weights:
+                _check_weights(name, outcome)
             waiting.remove(outcome.run.id)
             yield outcome
     finally:
@@ -201,6 +207,18 @@ def _check_outcome(name: str, outcome: object, waiting: Collection[str]) -> None
     missing = [field for field in RESULT if field not in outcome.result]
     if missing:
         raise EngineError(f"engine {name}: its result has no {', '.join(missing)}; give what train_one returns")
+
+
+def _check_weights(name: str, outcome: Outcome) -> None:
+    """Raise EngineError for a finished run whose weights are not given, or are not those of its result."""
+    result = outcome.result
+    if result is None or result["status"] != "done":
+        return
+    data = result.get("weights")
+    if not isinstance(data, bytes) or KEPT not in result["provenance"]:
+        raise EngineError(f"engine {name}: its result has no weights to keep; give what train_one returns")
+    if sha256_of(data) != result["weights_sha256"]:
+        raise EngineError(f"engine {name}: the weights of run {outcome.run.id} are not those of its weights_sha256")
 
 
 Factory = Callable[[], Engine]

@@ -18,7 +18,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from spectrum.design.run import RunConfig
 from spectrum.engines.interface import Work
 from spectrum.engines.saving import Saving
+from spectrum.models.named import permit
 from spectrum.training.checkpoint_files import Interrupted
+from spectrum.training.weight_files import KEPT
 
 if TYPE_CHECKING:
     from spectrum.training.ranks import Ranks
@@ -41,6 +43,7 @@ def _prepare(threads: int, imports: tuple[str, ...]) -> None:
     code_revision()  # cached now, since the code may change before the first run ends
     for module in imports:
         import_module(module)
+        permit(module)
 
 
 def train_one(
@@ -179,6 +182,7 @@ def _trained(
 ) -> dict[str, Any]:
     from spectrum.data.images import images_of
     from spectrum.design.own_modules import code_of
+    from spectrum.models.converted import CONVERSION
     from spectrum.training.checkpoint import Checkpoints
     from spectrum.training.loop import train
     from spectrum.training.provenance import provenance
@@ -199,9 +203,17 @@ def _trained(
         checkpoints = Checkpoints(folder, identity, environment, minutes=saving.minutes, stop=stop, on_saved=on_saved)
     _reset_peak_memory()
     result = _or_out_of_memory(
-        lambda: train(run, images, device=device, checkpoints=checkpoints, ranks=together, choices=choices)
+        lambda: train(
+            run,
+            images,
+            device=device,
+            checkpoints=checkpoints,
+            ranks=together,
+            choices=choices,
+            keep_weights=work.keep_weights,
+        )
     )
-    seen = {name: getattr(result, name) for name in ("lowerings", "choices", "resumed", "troubles")}
+    seen = {name: getattr(result, name) for name in ("lowerings", "choices", "resumed", "troubles", KEPT, CONVERSION)}
     return {
         **asdict(result),
         "peak_memory_mb": _peak_memory_mb(),

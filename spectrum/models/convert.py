@@ -13,7 +13,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from spectrum.conv.arguments import Order, choice
+from spectrum.conv.arguments import Order, choice, flag, whole
 from spectrum.conv.segmented import SegmentedConv2d
 from spectrum.conv.segments import PER_CHANNEL, Segments, plain_segments, segments_of_width
 from spectrum.models.approximate import approximate, energy_kept, energy_of
@@ -43,7 +43,8 @@ def segment_model(
     order: Order = "pointwise_first",
     activation: Any = None,
     norm: bool = False,
-    mid_channels: float | None = None,
+    mid_channels: float | Callable[[int], int] | None = None,
+    clamp: bool = False,
     init: Init = "fresh",
     batch: Any = None,
 ) -> Conversion:
@@ -61,7 +62,9 @@ def segment_model(
         activation: between the two, as there.
         norm: batch normalisation between the two, as there.
         mid_channels: channels between the two, as a multiple of each layer's default (out_channels pointwise-first,
-            in_channels spatial-first), rounded, and at least one per segment.
+            in_channels spatial-first), rounded; or a function from that default to their number.
+        clamp: whether a layer with fewer channels than segments takes one segment per channel. By default it is left as
+            it is.
         init: "fresh" initialises as `SegmentedConv2d` does. "from_trained" takes the best approximation of each trained
             kernel, for which nothing may stand between the two convolutions.
         batch: an input of the network. With it the table has each layer's output error on this batch.
@@ -90,13 +93,9 @@ def segment_model(
       ...
     )
     """
-    wish = _Wish(segments, segment_width, pointwise, order, activation, norm, mid_channels, init)
+    wish = _Wish(segments, segment_width, pointwise, order, activation, norm, mid_channels, init, flag("clamp", clamp))
     wish.check()
-    convolutions = {
-        name: layer
-        for name, layer in model.named_modules()
-        if isinstance(layer, nn.Conv2d) and math.prod(layer.kernel_size) > 1
-    }
+    convolutions = _convolutions(model)
     if not convolutions:
         raise ValueError(f"model: {type(model).__name__} has no nn.Conv2d with a kernel above 1×1")
     chosen = _chosen(convolutions, select)
@@ -130,6 +129,24 @@ def segment_model(
     return Conversion(converted, table.astype(whole))
 
 
+def inner_channels(model: nn.Module, *, order: Order) -> tuple[int, ...]:
+    """Default middle channels of the layers that `segment_model` replaces with `clamp`, each once, in their order."""
+    wish = _Wish(1, None, True, order, None, False, None, "fresh", True)
+    layers = _convolutions(model).items()
+    replaced = (layer for name, layer in layers if _why_not(name, layer, wish, _all, LEAST_CHANNELS) is None)
+    return tuple(dict.fromkeys(map(wish.middle_of, replaced)))
+
+
+def _convolutions(model: nn.Module) -> dict[str, nn.Conv2d]:
+    """The convolutions of a network with a kernel above 1×1, by name."""
+    layers = model.named_modules()
+    return {name: one for name, one in layers if isinstance(one, nn.Conv2d) and math.prod(one.kernel_size) > 1}
+
+
+def _all(name: str, layer: nn.Conv2d) -> bool:
+    return True
+
+
 @dataclass
 class _Wish:
     """Requested properties of the new layers."""
@@ -140,8 +157,9 @@ class _Wish:
     order: Order
     activation: Any
     norm: bool
-    mid_channels: float | None
+    mid_channels: float | Callable[[int], int] | None
     init: Init
+    clamp: bool
     options: dict[str, Any] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -158,7 +176,8 @@ class _Wish:
         if isinstance(self.segments, int) and self.segments < 1:
             raise ValueError(f"segments={self.segments}: expected at least 1")
         choice("init", self.init, get_args(Init))
-        if self.mid_channels is not None and not (self.pointwise and self.mid_channels > 0):
+        is_multiple = self.mid_channels is not None and not callable(self.mid_channels)
+        if (is_multiple and not self.mid_channels > 0) or (self.mid_channels is not None and not self.pointwise):  # type: ignore[operator]
             raise ValueError(f"mid_channels={self.mid_channels!r}: expected a multiple above 0, and a 1×1 beside it")
         self._check_between()
 
@@ -176,6 +195,8 @@ class _Wish:
     def middle_of(self, layer: nn.Conv2d) -> int:
         """Middle channels of the new layer before segments are considered."""
         usual = layer.out_channels if self.order == "pointwise_first" else layer.in_channels
+        if callable(self.mid_channels):
+            return whole("mid_channels", self.mid_channels(usual))
         return usual if self.mid_channels is None else max(1, round(self.mid_channels * usual))
 
     def split_of(self, layer: nn.Conv2d) -> tuple[int, int]:
@@ -188,7 +209,8 @@ class _Wish:
         channels = min(ends)
         if self.segment_width is not None:
             return channels, min(channels, segments_of_width(channels, self.segment_width))
-        return channels, channels if self.segments == PER_CHANNEL else int(self.segments)  # type: ignore[arg-type]
+        segments = channels if self.segments == PER_CHANNEL else int(self.segments)  # type: ignore[arg-type]
+        return channels, min(channels, segments) if self.clamp else segments
 
     def made_of(self, layer: nn.Conv2d) -> SegmentedConv2d:
         """The layer that replaces a convolution."""
@@ -202,6 +224,7 @@ class _Wish:
             stride=layer.stride,  # type: ignore[arg-type]
             dilation=layer.dilation,  # type: ignore[arg-type]
             padding=_padding_of(layer),
+            padding_mode=layer.padding_mode,
             segments=segments,
             bias=layer.bias is not None,
             device=weight.device,
@@ -234,7 +257,7 @@ def _padding_of(layer: nn.Conv2d) -> Any:
 def _chosen(convolutions: dict[str, nn.Conv2d], select: Select) -> Callable[[str, nn.Conv2d], bool]:
     """Whether a layer is selected. Raises ValueError for a name or pattern that no k×k convolution has."""
     if select is None:
-        return lambda name, layer: True
+        return _all
     if callable(select):
         return select
     patterns = [select] if isinstance(select, str) else list(select)
@@ -257,8 +280,6 @@ def _why_not(
         return "has hooks, which a new layer would not have"
     if type(layer) is not nn.Conv2d:
         return f"is a {type(layer).__name__}, which may compute something else"
-    if layer.padding_mode != "zeros":
-        return f"padding_mode={layer.padding_mode!r}"
     for channels, side in ((layer.in_channels, "input"), (layer.out_channels, "output")):
         if channels < least_channels:
             return f"{channels} {side} channels, below least_channels={least_channels}"

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from spectrum._registry import Registry, calling_module, check_maker, hint, imported
+from spectrum.models.named import parts_of
 from spectrum.models.options import NetworkOptions
 
 if TYPE_CHECKING:
@@ -41,6 +43,7 @@ _SEGMENTED = (  # architectures made of `segmented`
     *(*_SIZED, "segments", "segment_width", "stage_segments", "segment_shares"),
     *("order", "activation", "norm", "pointwise", "pointwise_segments", "shuffle"),
 )
+_CONVERTED = ("segments", "segment_width", "order", "activation", "norm", "pointwise", "width", "widths")
 _BUILT_IN = {
     "inception": Family(
         "spectrum.models.inception:build_inception",
@@ -90,7 +93,36 @@ _BUILT_IN = {
         stages=6,
     ),
 }
-FAMILIES: Registry[Family] = Registry("model", _BUILT_IN)
+
+
+class _Families(Registry[Family]):
+    """Architectures by name. A name such as "my_module:function" needs no entry: its function builds the network."""
+
+    def __contains__(self, name: object) -> bool:
+        return super().__contains__(name) or parts_of(name) is not None
+
+    def __getitem__(self, name: str) -> Family:
+        if name not in self._entries and parts_of(name) is not None:
+            build, widths = (partial(_of_function, what, name) for what in ("build_converted", "inner_widths"))
+            return Family(build, widths, uses=(*_IMAGES, *_CONVERTED))
+        return super().__getitem__(name)
+
+    def home(self, name: str) -> str | None:
+        """The module of a function, or the module that registered a name; None for a built-in or unknown one."""
+        found = None if name in self._entries else parts_of(name)
+        return super().home(name) if found is None else found[0]
+
+    def is_at_import(self, name: str) -> bool:
+        """Whether importing its home is enough to find this name."""
+        return super().is_at_import(name) if name in self._entries else parts_of(name) is not None
+
+
+def _of_function(what: str, name: str, options: NetworkOptions) -> Any:
+    """Call a function of `converted.py`, which loads torch."""
+    return imported(f"spectrum.models.converted:{what}")(name, options)
+
+
+FAMILIES: Registry[Family] = _Families("model", _BUILT_IN)
 
 
 def list_models() -> list[str]:
@@ -207,8 +239,10 @@ def check_model(name: str) -> None:
     """Raise ValueError for an unknown architecture."""
     if not isinstance(name, str):
         raise ValueError(f"model={name!r}: expected a name, such as 'probe'")
+    if name.startswith("__main__:"):
+        raise ValueError(f"model={name!r}: put the function into a module, which worker processes can import")
     if name not in FAMILIES:
         raise ValueError(
             f"model={name!r}: unknown; {FAMILIES.hint(name)} "
-            "(your own: register_model, and name its module by import or --import)"
+            '(your own: "my_module:function", or register_model, and name its module by import or --import)'
         )

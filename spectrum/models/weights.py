@@ -52,7 +52,12 @@ def save_weights(model: nn.Module, file: str | Path) -> None:
 
     Raises OSError if it cannot be written; an old file is then unchanged.
     """
-    write_whole(file, save({name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}))
+    write_whole(file, weights_as_bytes(model))
+
+
+def weights_as_bytes(model: nn.Module) -> bytes:
+    """The content of a file of `save_weights`. A tensor that several layers share is written for each of them."""
+    return save({name: tensor.detach().cpu().contiguous().clone() for name, tensor in model.state_dict().items()})
 
 
 def load_weights(model: nn.Module, file: str | Path) -> None:

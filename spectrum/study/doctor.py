@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from spectrum._text import bytes_in_words
 from spectrum.design.keys import images_key
 from spectrum.study.store import (
     BAD,
@@ -22,11 +23,13 @@ from spectrum.study.store import (
     StoreError,
     bad_lines,
     find_plan,
+    kept_rows,
     read_history,
     read_rows,
     writer_of,
 )
 from spectrum.training.checkpoint_files import CHECKPOINTS, CheckpointFile, checkpoint_files, half_written
+from spectrum.training.weight_files import SUFFIX, WEIGHTS, fault_of_weights
 
 # on CPUs, weights are identical between runs that share these
 ENVIRONMENT = ("torch", "processor", "device", "card", "threads", "layout", "lowering", "machine")
@@ -65,6 +68,7 @@ def look_at(folder: Path) -> list[Finding]:
         *_of_weights(rows),
         *_of_images(rows),
         *_of_checkpoints(folder, rows),
+        *_of_kept_weights(folder),
         *_of_environments(rows),
         *_of_troubles(rows),
     ]
@@ -170,6 +174,31 @@ def _of_checkpoints(folder: Path, rows: Sequence[Row]) -> Iterator[Finding]:
         yield from _of_states(named, states)
         if halves := half_written(below):
             yield Finding(f"{named}: a partly written file", fault=False, remove=tuple(halves))
+
+
+def _of_kept_weights(folder: Path) -> Iterator[Finding]:
+    """Findings about the trained networks; none is removed, since another copy may not exist."""
+    kept, root = kept_rows(folder), folder / WEIGHTS
+    if kept and not root.is_dir():
+        yield Finding(f"{WEIGHTS}/ is missing, with the trained networks of {_runs(kept)}", fault=False)
+        return
+    sizes, missing = [], set(kept)
+    for path in sorted(root.iterdir()) if root.is_dir() else ():
+        row = kept.get(path.stem) if path.suffix == SUFFIX else None
+        if row is None:
+            if writer_of(folder) is None:  # a run writes its weights before its row
+                yield Finding(f"{WEIGHTS}/{path.name}: belongs to no run with a row that says of it", fault=False)
+            continue
+        missing.discard(path.stem)
+        fault = fault_of_weights(path, row)
+        if fault is None:
+            sizes.append(path.stat().st_size)
+        else:
+            yield Finding(f"{WEIGHTS}/{path.name}: {fault}", fault=True)
+    if missing:
+        yield Finding(f"{WEIGHTS}/ lacks the trained networks of {_runs(missing)}", fault=True)
+    if sizes:
+        yield Finding(f"{WEIGHTS}/ holds {_count(len(sizes), 'trained network')}, {bytes_in_words(sum(sizes))}", False)
 
 
 def _is_empty(folder: Path) -> bool:

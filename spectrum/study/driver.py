@@ -46,6 +46,7 @@ from spectrum.study.planning import CostedRun, plan_study, planned_run
 from spectrum.study.store import FINISHED, Row, Store, StoreError, find_plan, latest_rows
 from spectrum.study.tuning import Choice, choose, confirmed, extended, sweep
 from spectrum.training.checkpoint_files import CHECKPOINTS
+from spectrum.training.weight_files import KEPT
 
 SWEEP, FINAL = "sweep", "final runs"  # phases of a study that tunes
 
@@ -96,6 +97,11 @@ class Summary:
     choices: tuple[Choice, ...] = ()  # of the sweep, once it is complete
     confirmed: bool = True  # False: only the sweep has run
 
+    @property
+    def left(self) -> int:
+        """Runs of the phases begun that were not trained, since `stop_on_failure` stopped the study."""
+        return self.total - self.reused - self.trained - self.diverged - self.failed
+
 
 def run_study(
     study: Study | str | Path,
@@ -103,6 +109,7 @@ def run_study(
     *,
     engine: str | Engine = "local",
     confirm: bool = False,
+    stop_on_failure: bool = False,
     on_progress: Callable[[Progress], None] | None = None,
     on_note: Callable[[str], None] = warnings.warn,
     **settings: Any,
@@ -116,10 +123,12 @@ def run_study(
             `Engine` such as `RayEngine(Cluster("auto", gpus=1))`.
         confirm: for a study that tunes, also train the final runs at the chosen values, once the sweep is complete;
             later calls with the same folder then do so too.
+        stop_on_failure: whether the first failed run stops the study: no other run starts, and those in training save
+            a checkpoint and stop, as on Ctrl-C. The next call resumes them. By default other runs go on.
         on_progress: called at the start of each phase and after every run.
         on_note: called before training with each sentence that a reader of the plan should know; by default, a warning.
         **settings: fields of `EngineSettings`: workers, device, imports, checkpoint_minutes, run_minutes, memory_gb,
-            tune.
+            tune, keep_weights.
 
     An interrupted run resumes from its latest checkpoint, in checkpoints/ of the folder, and ends with the same weights
     as without the interruption. A failed run gets a row with status "failed" and the reason; the next call tries it
@@ -159,10 +168,16 @@ def run_study(
     _check_same_models(folder, models)
     with Store(folder) as store:
         check_not_other(folder, study)  # checked again, now that no other run can write here
+        if asked.keep_weights and (lost := _count_without_weights(folder, frozen)):
+            on_note(
+                f"keep_weights: finished runs in {folder} that were trained without it, and whose networks are lost: "
+                f"{lost}. Another --out trains them again."
+            )
         work = Work(**dict(asked), folder=folder)
         kept = {} if frozen is None else frozen.backends
         backends = StudyBackends(asked_tune(asked.tune), planned, images, kept)
-        return _Run(store, study, planned, images, backends, trainer, work, on_progress).run(frozen, confirm=confirm)
+        call = _Run(store, study, planned, images, backends, trainer, work, on_progress, stop_on_failure)
+        return call.run(frozen, confirm=confirm)
 
 
 def _prepared(
@@ -250,11 +265,13 @@ class _Run:
         engine: Engine,
         work: Work,
         on_progress: Callable[[Progress], None] | None,
+        stop_on_failure: bool,
     ) -> None:
         self.store, self.study, self.planned = store, study, planned
         self.images = images  # their entries in the plan
         self.backends = backends
         self.engine, self.work, self.on_progress = engine, work, on_progress
+        self.stop_on_failure = stop_on_failure
         self.base = study.base.model_dump(mode="json")
         self.counts: Counter[str] = Counter()
         self.seen: set[str] = set()  # ids of the runs of all phases so far
@@ -355,7 +372,8 @@ class _Run:
         self._remove_checkpoints(finished)
         if not left:
             return finished
-        work = self.backends.work(self.work.model_copy(update={"runs": len(by_id)}), self.engine, left)
+        of_phase = {"runs": len(by_id), "keep_weights": self.work.keep_weights and self.phase != SWEEP}
+        work = self.backends.work(self.work.model_copy(update=of_phase), self.engine, left)
         self.keep_backends()
         with closing(outcomes_of(self.engine, left, work)) as outcomes:
             for outcome in outcomes:
@@ -373,6 +391,8 @@ class _Run:
                 self._tell(row)
                 if changed is not None:
                     raise StoreError(f"{self.store.folder}: {changed}")
+                if self.stop_on_failure and row["status"] == "failed":
+                    break  # closing the outcomes stops the runs in training
         with suppress(OSError):
             (self.store.folder / LOGS).rmdir()  # only if it is empty
         return finished
@@ -402,6 +422,8 @@ class _Run:
             row |= {name: result[name] for name in ("status", *RESULT_COLUMNS)}
             row["provenance"] = result["provenance"]
             history = [{"id": row["id"], **epoch} for epoch in result["history"]]
+            if KEPT in row["provenance"]:
+                self.store.keep_weights(row["id"], result["weights"])
         row["attempts"] = outcome.attempts
         self.store.append_history(history)
         self.store.append(row)
@@ -478,6 +500,13 @@ def _all_finished(folder: Path, plan: Plan | None, study: Study, confirm: bool) 
 
 def _finished(folder: Path) -> dict[str, Row]:
     return {id: row for id, row in latest_rows(folder).items() if row["status"] in FINISHED}
+
+
+def _count_without_weights(folder: Path, plan: Plan | None) -> int:
+    """Number of finished final runs whose rows say of no kept network."""
+    swept = set() if plan is None else {run.id for run in plan.swept}
+    rows = (row for id, row in _finished(folder).items() if id not in swept and row["status"] == "done")
+    return sum(KEPT not in (row.get("provenance") or {}) for row in rows)
 
 
 def _is_of_other_images(folder: Path, plan: Plan, planned: Sequence[CostedRun]) -> bool:

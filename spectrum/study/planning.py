@@ -54,7 +54,7 @@ class CostedRun:
     step_seconds: float | None = None  # measured
     solved_for: str | None = None  # hash of the conditions on which solved widths depend
     seconds: float | None = None  # estimated CPU time on one worker, evaluation and data included
-    caveat: str | None = None  # operations of your own network that its MACs do not include
+    caveat: str | None = None  # of a network of others: what is replaced, and operations that its MACs do not include
     clamped: tuple[tuple[str, int], ...] | None = None  # option → number of layers; None: not recorded in the plan
     same_as: str | None = None  # id of an earlier run that trains the same network
 
@@ -102,7 +102,7 @@ def planned_run(run: PlannedRun, asked: RunConfig) -> CostedRun:
     assert None not in costs, "plan.json records the costs of the run"
     params, macs, activations = (int(cost) for cost in costs if cost is not None)
     return CostedRun(
-        run=RunConfig(**run.options),
+        run=RunConfig(**run.options | {"model": asked.model}),  # a name in a file is not taken for one in the study
         asked=asked,
         match=run.key[1],  # type: ignore[arg-type]
         budget=run.budget,
@@ -555,7 +555,21 @@ def _counted(run: RunConfig, images: Images) -> CostedRun:
         pointwise_pixels=tuple(
             layer.macs // layer.params for layer in cost.layers if layer.name.endswith("pointwise") and layer.params
         ),
-        caveat=cost.caveat,
+        caveat=" ".join(filter(None, [_conversion(model), cost.caveat])) or None,
+    )
+
+
+def _conversion(model: nn.Module) -> str | None:
+    """A sentence on the layers of a network of others that are replaced; None for other networks."""
+    from spectrum.models.converted import conversion_of
+
+    known = conversion_of(model)
+    if known is None:
+        return None
+    replaced, left = len(known["replaced"]), known["left"]
+    others = "; ".join(f"{layer}: {why}" for layer, why in list(left.items())[:3]) + ("; …" if len(left) > 3 else "")
+    return f"{replaced} of {replaced + len(left)} k×k convolutions are replaced" + (
+        f" (not {others})." if left else "."
     )
 
 

@@ -4,6 +4,7 @@
     history.jsonl   one row per epoch
     results.bad     torn or garbled rows, moved there by the next run
     plan.json       the frozen runs of the study
+    weights/        the trained networks of runs, if they are kept
 
 The writer holds a kernel lock on `.writer`, which records its process. A killed writer frees the lock. The file itself
 means nothing, so it cannot become stale.
@@ -30,6 +31,7 @@ import orjson
 
 from spectrum._files import reason_of, write_whole
 from spectrum.design.plan import Plan, PlanError
+from spectrum.training.weight_files import KEPT, SUFFIX, WEIGHTS, weights_of
 
 ROWS, HISTORY, BAD, PLAN, WRITER = (
     "results.jsonl",
@@ -39,6 +41,7 @@ ROWS, HISTORY, BAD, PLAN, WRITER = (
     ".writer",
 )
 FINISHED = ("done", "diverged")
+FOLDER = "spectrum_folder"  # in a table's attrs: the folder of its rows
 Row = dict[str, Any]
 
 
@@ -131,6 +134,13 @@ class Store:
         """Write one row and wait until it is on disk. Strict JSON: NaN raises ValueError."""
         self._append(ROWS, [row])
 
+    def keep_weights(self, id: str, data: bytes) -> None:
+        """Write the weights of a run, before its row: a row that says so has them. An older file is replaced."""
+        path = weights_of(self.folder, id)
+        with _told(path, "written", begun=True):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_whole(path, data)
+
     def append_history(self, rows: Iterable[Row]) -> None:
         """Write the epochs of one run."""
         self._append(HISTORY, rows)
@@ -190,8 +200,9 @@ class Store:
 
     def _remove_half_written(self) -> None:
         """Remove partial files of killed writers."""
-        for name in (ROWS, HISTORY, PLAN, f"{Path(PLAN).stem}-*.json"):
-            for left in self.folder.glob(f".{name}.*"):
+        for name in (ROWS, HISTORY, PLAN, f"{Path(PLAN).stem}-*.json", f"{WEIGHTS}/*{SUFFIX}"):
+            folder, _, last = name.rpartition("/")
+            for left in (self.folder / folder).glob(f".{last}.*"):
                 if left.suffix[1:].isdigit():
                     left.unlink(missing_ok=True)
 
@@ -310,6 +321,12 @@ def latest_rows(folder: Path) -> dict[str, Row]:
         if earlier is None or earlier["status"] not in FINISHED:
             latest[row["id"]] = row
     return latest
+
+
+def kept_rows(folder: Path) -> dict[str, Row]:
+    """Rows that say of a trained network beside them, by id."""
+    rows = latest_rows(folder).items()
+    return {id: row for id, row in rows if id.isalnum() and KEPT in (row.get("provenance") or {})}
 
 
 def find_plan(folder: Path) -> Plan | None:

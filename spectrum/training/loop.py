@@ -28,6 +28,8 @@ from spectrum.data.splits import Images, split
 from spectrum.design.hashes import digest
 from spectrum.design.run import RunConfig
 from spectrum.models import build_model
+from spectrum.models.converted import conversion_of
+from spectrum.models.weights import weights_as_bytes
 from spectrum.training.checkpoint import Checkpoints, State, TrainingProgress, seed_generators
 from spectrum.training.checkpoint_files import Interrupted
 from spectrum.training.evaluation import evaluate, hash_weights
@@ -56,6 +58,11 @@ class Result:
     history: list[dict[str, Any]] = field(default_factory=list)  # one entry per epoch
     resumed: list[dict[str, Any]] = field(default_factory=list)  # steps at which the run resumed from a checkpoint
     troubles: list[str] = field(default_factory=list)  # problems with checkpoints
+    conversion: dict[str, Any] | None = (
+        None  # layers of a network of others that were replaced, and why others were not
+    )
+    weights: bytes | None = None  # the scored network as a safetensors file, if it is kept
+    kept_weights: dict[str, Any] | None = None  # what the kept network needs beside its weights
 
 
 def train(
@@ -67,11 +74,13 @@ def train(
     checkpoints: Checkpoints | None = None,
     ranks: Ranks = ALONE,
     choices: Choices | None = None,
+    keep_weights: bool = False,
 ) -> Result:
     """Train one run, from its latest checkpoint if it has one.
 
     Layers use the backends in `choices`, or those in a checkpoint of the same machine. With several ranks, each calls
-    this with the same arguments, except that only the first has the checkpoints; all return the same result. Raises
+    this with the same arguments, except that only the first has the checkpoints; all return the same result. With
+    `keep_weights`, the first rank's result also has the network that was scored, unless the run diverged. Raises
     ValueError if the network cannot be built for these images, and Interrupted if the checkpoints are asked to stop.
     """
     training = _Training(run, images, torch.device(device), checkpoints, ranks, choices)
@@ -81,7 +90,7 @@ def train(
             on_epoch(entry)
         if training.diverged:
             break
-    return training.result()
+    return training.result(keep_weights=keep_weights and ranks.rank == 0)
 
 
 class _Training:
@@ -209,7 +218,7 @@ class _Training:
     def _scores(self, x_nchw: Pixels, y_n: Tensor) -> tuple[float, float]:
         return evaluate(self.scored, self.data.normalise, x_nchw, y_n, device=self.device, ranks=self.ranks)
 
-    def result(self) -> Result:
+    def result(self, *, keep_weights: bool) -> Result:
         """Result of the run, after its last epoch; reads the test set if the run is scored on it."""
         at, images, on_test = self.at, self.images, self.run.scored_on == "test"
         chance = 1 / images.classes
@@ -222,6 +231,10 @@ class _Training:
                 "the ranks ended with different weights, so this network has state "
                 "that they do not share; train it on one"
             )
+        kept: dict[str, Any] = {}
+        if keep_weights and not self.diverged:
+            weights = weights_as_bytes(self.scored)
+            kept = {"weights": weights, "kept_weights": self._needed() | {"bytes": len(weights)}}
         return Result(
             status="diverged" if self.diverged else "done",
             test_accuracy=test_accuracy if on_test else None,
@@ -238,7 +251,18 @@ class _Training:
             history=at.history,
             resumed=at.resumed,
             troubles=[] if self.checkpoints is None else self.checkpoints.troubles,
+            conversion=conversion_of(self.model),
+            **kept,
         )
+
+    def _needed(self) -> dict[str, Any]:
+        """What the trained network needs beside its weights: the shape and classes of its images, their normalisation.
+
+        JSON keeps these floats exactly.
+        """
+        data, images = self.data, self.images
+        moments = {"mean": data.mean.tolist(), "std": data.std.tolist()}
+        return {"shape": list(images.shape), "classes": images.classes} | moments
 
 
 def _broadcast(ranks: Ranks, state: State, at: TrainingProgress) -> TrainingProgress:

@@ -111,7 +111,7 @@ def test_latex_says_what_a_reader_must_know():
     text = latex(results().assign(match="params", budget_mismatch=-0.0012))
     assert r"\caption{made-up: digits, n = 2 runs per configuration, budget: parameter-matched.}" in text
     assert r"\label{tab:made-up}" in text
-    assert r"1 & 2 & 1,000 & 100,000 & $-$0.12\% & 90.25 $\pm$ 3.18 & 2.0 \\" in text
+    assert r"1 & 90.25 $\pm$ 3.18 & 2 & 1,000 & 100,000 & $-$0.12\% & 2.0 \\" in text
     assert r"accuracy, \% $\pm$ 95\% CI" in text
     assert r"tiny-{}-epochs-2" in latex(results().assign(study="tiny--epochs-2"))
     assert r"3, no 1$\times$1" in latex(results(pointwise=[True, False]))

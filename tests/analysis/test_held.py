@@ -10,11 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from spectrum import RunConfig, load_results
-from spectrum.analysis.described import choice_name
+from spectrum.analysis.described import TOLD, choice_name
 from spectrum.analysis.held import differing, held_equal
 from spectrum.analysis.page import page_of
 from spectrum.design.options import without_effect
 from spectrum.design.study_file import parse_study
+from spectrum.models.position import PLACES
 from spectrum.study.planning import CostedRun
 from spectrum.study.store import read_plan
 from tests.plans import plan_of
@@ -33,6 +34,10 @@ def said(value):
     """A value in the wording of a page."""
     value = list(value) if isinstance(value, tuple) else value
     return {"True": "yes", "False": "no", "None": "not set", "[]": "none"}.get(str(value), str(value))
+
+
+def said_of(run, field):
+    return said(getattr(run, field))
 
 
 def page_of_study(file):
@@ -78,6 +83,23 @@ def test_held_equal_is_what_the_runs_have_in_common(name):
     idle = set.intersection(*(set(without_effect(dict(run))) for run in runs))
     assert common.keys() - held.keys() <= idle | {"seed"}, "all else is"
     assert not held.keys() & idle
+
+
+@pytest.mark.parametrize("name", STUDY)
+def test_settings_that_are_folded_are_those_at_their_defaults(name):
+    page, runs = page_of_study(STUDY[name])
+    shared = page.partition(">Settings that all runs share</h2>")[2].partition("<h2")[0]
+    above, _, folded = shared.partition("<details>")
+    above, folded = (dict(re.findall(r"<dt>(.*?)</dt><dd>(.*?)</dd>", part)) for part in (above, folded))
+    bare = {} if runs[0].pointwise else {"pointwise": False}
+    plain = RunConfig(model=runs[0].model if "model" in above else "probe", segments=runs[0].segments, **bare)
+    assert {"dataset", "epochs", "batch_size"} <= above.keys()
+    assert {field: unescape(value) for field, value in folded.items()} == {
+        field: said_of(plain, field) for field in folded
+    }
+    assert all(said_of(plain, field) != unescape(above[field]) for field in above.keys() - {*TOLD, *PLACES, *bare})
+    count = re.search(r"<summary>(\d+) more, each at its default", shared)
+    assert int(count[1]) == len(folded)
 
 
 def test_networks_with_relu_and_norm_are_called_so():

@@ -307,8 +307,24 @@ def test_ones_own_settings_hold_on_ones_own_axes():
     assert ax.xaxis.label.get_fontsize() == 15
     assert line(ax, "no activation")[0].get_linewidth() == 5
     assert ax.get_title(loc="left") == "Which?"
-    assert said(figure) == "Which? no activation ReLU"
+    assert said(figure) == "Which?"
+    assert [text.get_text() for text in ax.get_legend().get_texts()] == ["no activation", "ReLU"]
     assert tuple(figure.get_size_inches()) == (3.4, 2.6)
+
+
+def test_at_a_columns_width_the_legend_stands_below_the_title_of_the_axis():
+    with mpl.rc_context({"font.size": 10}):
+        figure = Figure(figsize=(3.4, 2.8), layout="constrained")
+        tables = [results(segments=[1, 2, 4, 8, "per_channel"]).assign(match=match) for match in ("none", "params")]
+        plots.spectrum_curve(pd.concat(tables), ax=figure.subplots(), caption=False)
+        figure.draw_without_rendering()
+    (ax,) = figure.axes
+    title, legend = ax.xaxis.label.get_window_extent(), ax.get_legend().get_window_extent()
+    ticks = [tick.get_window_extent() for tick in ax.get_xticklabels()]
+    assert min(tick.y0 for tick in ticks) > title.y1 - 1
+    assert title.y0 > legend.y1 - 1
+    assert legend.y0 >= -1
+    assert ax.get_window_extent().width > 0.7 * figure.bbox.width, "no name takes room beside the axes"
 
 
 @pytest.mark.parametrize("width", [3.4, 7.0])

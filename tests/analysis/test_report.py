@@ -64,7 +64,7 @@ def test_the_table_has_a_row_a_run_and_mean_and_interval():
     table = summary_table(results())
     assert list(table["segments"]) == ["1", "2", "3", "per-channel"]
     assert table["accuracy"][0] == "90.25 ± 3.18"  # t(0.975, 1 df) · 0.005/√2 / √2 = 12.706 · 0.0025
-    assert list(table.columns) == ["segments", "n", "params", "macs", "accuracy", "seconds"]
+    assert list(table.columns) == ["segments", "accuracy", "n", "params", "macs", "seconds"]
 
 
 def test_one_seed_has_no_interval():

@@ -23,3 +23,15 @@ def test_ours_is_drawn_first_and_every_way_has_a_line_of_its_medians():
 def test_a_shape_that_was_not_measured_is_refused_with_those_that_were():
     with pytest.raises(ValueError, match="not measured; try 32×128×16×16"):
         plots.roofline_curve(TABLE, shape="1×1×1×1")
+
+
+def test_only_the_plain_layer_is_drawn():
+    """Of a table with other kernels, layouts and the measured choice."""
+    now = TABLE.assign(kernel=3, stride=1, dilation=1, layout="channels_last")
+    others = [now.assign(kernel=5), now.assign(stride=2), now.assign(dilation=2), now.assign(layout="contiguous")]
+    measured = now[now.way == "spectrum"].assign(way="spectrum, measured choice")
+    drawn = plots.roofline_curve(pd.concat([*others, now, measured])).axes[0].get_lines()
+    alone = plots.roofline_curve(TABLE).axes[0].get_lines()
+    assert [line.get_label() for line in drawn] == [line.get_label() for line in alone]
+    for line, same in zip(drawn, alone, strict=True):
+        assert line.get_xydata().tolist() == same.get_xydata().tolist()

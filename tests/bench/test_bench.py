@@ -1,6 +1,8 @@
 """Small benchmarks run to their end, and summaries follow from tables."""
 
+import itertools
 import json
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -8,11 +10,14 @@ import torch
 
 from spectrum import build_model
 from spectrum.bench import engine, models, op, steps, sweep, train
+from spectrum.bench.cells import Cell, Window, every, standard
 from spectrum.bench.machine import folder_of
 from spectrum.bench.plain_xception import PlainXception
 from spectrum.bench.rounds import alternate, clock_of, spread
 from spectrum.cli import main
+from spectrum.conv.backends.choice import candidates
 
+ROOT = Path(__file__).parents[2]
 no_card = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a card")
 
 
@@ -21,7 +26,7 @@ def test_rounds_take_turns_until_each_thing_has_enough():
     things = {name: (lambda name=name: order.append(name)) for name in "ab"}
     times = alternate(things, least=2, most=3, seconds=1e9, block_seconds=0)
     assert {name: len(seconds) for name, seconds in times.items()} == {"a": 3, "b": 3}
-    assert "".join(order) == "aabb" + "ab" * 3  # twice to learn how long each takes
+    assert "".join(order) == "aabb" + "abbaab"  # twice to learn how long each takes, then each comes first in turn
 
 
 def test_spread_is_in_milliseconds():
@@ -214,8 +219,100 @@ def test_the_operation_is_measured_beside_its_peers(tmp_path, capsys):
     assert record["torch"]
     said = capsys.readouterr().out
     assert "measurements below 50%" in said
-    assert said.split()[:4] == ["shape", "segments", "channels_per_segment", "implementation"]
+    assert said.split()[:4] == ["input", "kernel", "layout", "segments"]
     assert "yardstick" not in said
+
+
+def test_every_cell_of_the_grid_is_there_once():
+    cells = [*every()]
+    assert len(cells) == len(set(cells)) == 14 * 6 * 2 * 2, "windows, widths, layouts, shapes"
+    places = {(c.window.kernel, c.window.stride, c.window.dilation, c.channels // c.segments, c.layout) for c in cells}
+    grid = set(itertools.product((1, 3, 5, 7), (1, 2), (1, 2), (1, 2, 4, 8, 16, 32), ("channels_last", "contiguous")))
+    assert places == {place for place in grid if place[0] > 1 or place[2] == 1}, "a 1×1 has no dilation"
+    assert [cell.segments for cell in every([(1, 6, 4, 4)]) if cell.window == Window()] == [3, 6] * 2
+
+
+def test_the_standard_cells_have_every_divisor_and_other_windows():
+    cells = standard()
+    plain = {(cell.shape, cell.segments) for cell in cells if cell.window == Window()}
+    assert plain == set(
+        pd.read_csv(ROOT / "results/bench/op.csv")[["shape", "segments"]].apply(
+            lambda row: (tuple(map(int, row["shape"].split("×"))), row["segments"]), axis=1
+        )
+    )
+    assert {cell.window for cell in cells} == {Window(), Window(3, 2), Window(3, 1, 2), Window(5), Window(7)}
+    assert {cell.layout for cell in cells} == {"channels_last"}
+    assert {cell.segments for cell in standard(shapes=[(1, 6, 4, 4)])} == {1, 2, 3, 6}
+
+
+@pytest.mark.parametrize(
+    ("window", "layout"), [(Window(3, 2), "contiguous"), (Window(5, 2, 2), "channels_last"), (Window(1), "contiguous")]
+)
+def test_all_implementations_of_a_cell_do_the_same(window, layout):
+    cell = Cell((2, 8, 9, 7), 4, window, layout)
+    modules = op._modules(cell, op.Setting(compiles=False))
+    whole_layout = {"grouped, NCHW", op.OURS, "block-diagonal", "separate"}
+    assert modules.keys() == (whole_layout if layout == "contiguous" else whole_layout | {"grouped"})
+    reference = modules["grouped, NCHW"]
+    weights = torch.cat([weight.detach() for weight in reference.spatial.weights])  # (8, 2, k, k)
+    with torch.no_grad():
+        for name in (op.OURS, "grouped"):
+            if name in modules:
+                modules[name].load_state_dict(reference.state_dict())
+        for segment, branch in enumerate(modules["separate"].branches):
+            branch.weight.copy_(weights[2 * segment : 2 * segment + 2])
+        (blocks,) = modules["block-diagonal"].spatial.weights
+        blocks.zero_()
+        for channel in range(8):
+            first = channel // 2 * 2
+            blocks[channel, first : first + 2] = weights[channel]
+        x_nchw = torch.randn(cell.shape)
+        for module in modules.values():
+            torch.testing.assert_close(module(x_nchw), reference(x_nchw), rtol=1e-4, atol=1e-5)
+
+
+def test_the_measured_choice_is_a_way_of_its_own(monkeypatch, tmp_path):
+    monkeypatch.setenv("SPECTRUM_TUNE", "on")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    cell = Cell((2, 8, 8, 8), 4, Window(5))
+    table = op.measure([cell], threads=1, seconds=0.001, compiles=False)
+    (measured,) = table[table.way == op.MEASURED].to_dict("records")
+    assert measured["lowering"] in candidates()
+    assert (measured["kernel"], measured["stride"], measured["dilation"], measured["layout"]) == (
+        5,
+        1,
+        1,
+        "channels_last",
+    )
+    (row,) = op.compared(table).to_dict("records")
+    assert row["measured_speedup"] == pytest.approx(row["other_ms"] / row["measured_ms"])
+    assert row["window"] == "5×5"
+    assert "speedup, measured choice" in op.as_markdown(table)
+
+
+def test_losses_are_printed_first_and_counted():
+    rows = [op_row(s, op.OURS, ms) for s, ms in ((1, 2.0), (2, 1.6), (4, 1.0))]
+    rows += [op_row(s, "grouped", ms) for s, ms in ((1, 1.97), (2, 1.5), (4, 4.0))]
+    rows += [op_row(s, op.MEASURED, ms) for s, ms in ((1, 1.97), (2, 1.6), (4, 1.0))]
+    other = [
+        row | {"kernel": 5, "stride": 2, "dilation": 1, "layout": "contiguous"}
+        for row in rows[:6]
+        if row["segments"] > 1
+    ]
+    plain = [row | {"kernel": 3, "stride": 1, "dilation": 1, "layout": "channels_last"} for row in rows]
+    table = pd.DataFrame([*plain, *other])
+    assert op.printed(table)["speedup"].is_monotonic_increasing
+    assert op.printed(table)["segments"].tolist() == [2, 2, 1, 4, 4]
+    found = op.findings(table)
+    assert found["measurements slower than the best other"] == 2, "of 0.94 each; 0.985 may be noise"
+    assert found["5×5, stride 2: speedup over the best other"] == pytest.approx([1.5 / 1.6, 4.0])
+    assert found["measured choice: lowest speed relative to the fastest of all"] == pytest.approx(1.5 / 1.6)
+    assert found["lowest percent of the roofline"] == 50, "of the 3×3 in channels_last"
+
+
+def test_only_the_operation_has_a_grid(capsys):
+    assert main(["bench", "train", "--all"]) == 2
+    assert "only op takes --all" in capsys.readouterr().err
 
 
 @pytest.mark.slow

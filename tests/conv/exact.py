@@ -98,6 +98,8 @@ GRADIENT_LAYOUTS = {**LAYOUTS, "expanded": lambda gradient: gradient.new_ones(()
 
 
 CHOICES = ("auto", *candidates())  # what a layer may be made with
+# one call of Triton's interpreter takes seconds; tests/conv/test_triton.py has its quick cases
+EVERY_CHOICE = [pytest.param(name, marks=pytest.mark.slow) if name == "triton" else name for name in CHOICES]
 
 
 def chosen(module, choice):

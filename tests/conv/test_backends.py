@@ -23,7 +23,7 @@ from spectrum.conv.norm import BatchNormAct2d
 from spectrum.conv.segments import Run
 from tests.conv import reference
 from tests.conv.exact import (
-    CHOICES,
+    EVERY_CHOICE,
     LAYOUTS,
     assert_exact,
     doubled,
@@ -38,7 +38,7 @@ from tests.conv.exact import (
 
 ORDERS = ("pointwise_first", "spatial_first")
 LAID_OUT = {name: LAYOUTS[name] for name in ("contiguous", "channels_last")}
-every_choice = pytest.mark.parametrize("choice", CHOICES)
+every_choice = pytest.mark.parametrize("choice", EVERY_CHOICE)
 every_order = pytest.mark.parametrize("order", ORDERS)
 every_layout = pytest.mark.parametrize("arrange", LAID_OUT.values(), ids=LAID_OUT.keys())
 
@@ -637,7 +637,7 @@ TRANSFORMS = {
 }
 
 
-@pytest.mark.parametrize("choice", CHOICES)
+@pytest.mark.parametrize("choice", EVERY_CHOICE)
 @pytest.mark.parametrize("transform", TRANSFORMS.values(), ids=TRANSFORMS.keys())
 @pytest.mark.parametrize("is_compiled", [False, True], ids=["eager", "compiled"])
 def test_torchs_function_transforms_work(choice, transform, is_compiled):

@@ -8,6 +8,7 @@ from torch.testing import assert_close
 
 from spectrum import SegmentedConv2d, prefer_backend
 from spectrum.bench import models, op, train
+from spectrum.bench.cells import Cell
 from spectrum.conv.backends.native import native
 from tests.conv.triton_cases import CASES, DTYPES, ROUNDING, definition, results, tensors
 
@@ -110,7 +111,7 @@ def test_a_layer_trains_by_the_kernels_as_by_torch():
 
 
 def test_benchmarks_of_the_operation_and_of_networks_run_on_a_card():
-    table = op.measure([(2, 32, 8, 8)], [4], device="cuda", dtype=torch.float16)
+    table = op.measure([Cell((2, 32, 8, 8), 4)], device="cuda", dtype=torch.float16)
     assert {"grouped", op.OURS} <= set(table.way)
     assert (table.ms > 0).all()
     table = models.measure(("ours", "torch.nn"), device="cuda", image_size=71, batch_size=2, rounds=2)

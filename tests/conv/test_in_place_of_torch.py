@@ -17,7 +17,7 @@ from torch.testing import assert_close
 from spectrum import SegmentedConv2d, build_model
 from spectrum.conv.norm import BatchNormAct2d
 from spectrum.conv.seen import backends_seen
-from tests.conv.exact import CHOICES, chosen, surroundings  # noqa: F401
+from tests.conv.exact import EVERY_CHOICE, chosen, surroundings  # noqa: F401
 from tests.conv.test_nonfinite import results
 
 CASES = {
@@ -50,7 +50,7 @@ pytestmark = pytest.mark.usefixtures("surroundings")
 # One image without a batch
 
 
-@pytest.mark.parametrize("choice", [*CHOICES, "library"])
+@pytest.mark.parametrize("choice", [*EVERY_CHOICE, "library"])
 @every_case
 def test_one_image_gives_what_it_gives_in_a_batch_of_one(choice, options):
     module, x_nchw = chosen(build(**options), choice), images(1, 12, 9, 8)
@@ -103,7 +103,7 @@ def test_an_input_of_another_shape_or_type_is_named(options, x, says):
             build(**options)(x)
 
 
-@pytest.mark.parametrize("choice", [*CHOICES, "library"])
+@pytest.mark.parametrize("choice", [*EVERY_CHOICE, "library"])
 @settings(max_examples=30)
 @given(
     st.integers(0, 2),

@@ -356,3 +356,33 @@ def test_wrong_inner_widths_are_refused():
         SegmentedConv2d(4, 4, mid_channels=8, pointwise=False)
     with pytest.raises(ValueError, match="segments=5: more than the 3 channels"):
         SegmentedConv2d(4, 8, mid_channels=3, segments=5)
+
+
+@pytest.mark.parametrize(
+    ("others", "shapes"),
+    [
+        (SegmentedConv2d(8, 8, segments=2), r"spatial\.weights\.0 \(8, 4, 3, 3\)"),
+        (SegmentedConv2d(8, 8, segments=3), r"spatial\.weights\.0 \(6, 3, 3, 3\), spatial\.weights\.1 \(2, 2, 3, 3\)"),
+    ],
+)
+def test_weights_of_another_split_are_refused_in_a_sentence_that_says_what_to_do(others, shapes):
+    network = nn.Sequential(nn.ReLU(), SegmentedConv2d(8, 8, segments=4))
+    said = (
+        rf"1: the state_dict has weights of another split \({shapes}\) than this layer's 4 segments "
+        rf"\(spatial\.weights\.0 \(8, 2, 3, 3\)\), which do not carry over; to approximate .* use segment_model\("
+    )
+    with pytest.raises(RuntimeError, match=said):
+        network.load_state_dict(nn.Sequential(nn.ReLU(), others).state_dict())
+    with pytest.raises(RuntimeError, match=said.replace("1: the", "SegmentedConv2d: the")):
+        copy.deepcopy(network[1]).load_state_dict(others.state_dict())
+
+
+def test_weights_of_the_same_split_or_of_a_part_are_loaded():
+    one, other = SegmentedConv2d(8, 8, segments=3), SegmentedConv2d(8, 8, segments=3)
+    one.load_state_dict(other.state_dict())
+    assert torch.equal(one.spatial.weights[1], other.spatial.weights[1])
+    part = {"spatial.weights.0": torch.zeros_like(other.spatial.weights[0])}
+    one.load_state_dict(part, strict=False)
+    assert not one.spatial.weights[0].any()
+    with pytest.raises(RuntimeError, match="Missing key"):
+        one.load_state_dict({"pointwise.weights.0": torch.zeros(8, 8, 1, 1)})

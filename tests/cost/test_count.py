@@ -3,7 +3,7 @@
 import itertools
 import logging
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy
 import pytest
@@ -16,6 +16,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from spectrum import SegmentedConv2d, build_model, measure_cost
+from spectrum.conv.machine import processor
 from spectrum.conv.segments import segment_sizes
 from spectrum.cost.count import forward_macs
 from spectrum.cost.speed import peak_memory, time_training_step
@@ -464,6 +465,26 @@ def test_speed_is_measured_where_asked_and_leaves_the_network_alone():
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     with pytest.raises(ValueError, match="batch_size=0: expected a whole number of at least 1"):
         measure_cost(model, (3, 8, 8), batch_size=0)
+
+
+def test_latency_is_measured_where_asked_and_leaves_the_network_alone():
+    model = build_model("probe", width=0.25, image_size=8).train()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    plain, cost = measure_cost(model, (3, 8, 8)), measure_cost(model, (3, 8, 8), latency=True, threads=2)
+    assert plain.latency is None
+    assert 0 < cost.latency.milliseconds < 5000
+    assert cost.latency.iqr >= 0
+    assert (cost.latency.threads, cost.latency.device) == (2, processor())
+    assert str(cost.latency).endswith(f" on {processor()}, 2 threads")
+    assert repr(cost) == repr(plain).replace(" layers)", f" layers, latency={cost.latency.milliseconds:.3g} ms)")
+    assert replace(cost, latency=None) == plain
+    assert model.training
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert measure_cost(nn.Bilinear(2, 3, 4), example_inputs=(torch.ones(1, 2), torch.ones(1, 3)), latency=True).latency
+    with pytest.raises(ValueError, match='latency: a network on "meta" cannot be run'):
+        measure_cost(nn.Conv2d(3, 4, 1, device="meta"), (3, 8, 8), latency=True)
+    with pytest.raises(ValueError, match="latency=1: expected True or False"):
+        measure_cost(model, (3, 8, 8), latency=1)
 
 
 def test_a_network_is_counted_where_gradients_are_off():

@@ -11,12 +11,15 @@ from pathlib import Path
 
 import pytest
 
-from spectrum import load_results, run_study
+from spectrum import load_model, load_results, run_study
+from spectrum.design.study_file import parse_study
 from spectrum.engines.cores import available_cores
 from spectrum.engines.interface import EngineError
 from spectrum.engines.ray import Cluster, RayEngine
 from spectrum.study.store import read_rows
-from tests.runs import IMPORTS, ROOT, is_alive, tiny
+from spectrum.training.evaluation import hash_weights
+from spectrum.training.weight_files import WEIGHTS
+from tests.runs import IMPORTS, ROOT, TINY, is_alive, tiny
 
 pytestmark = [
     pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="needs ray"),
@@ -55,14 +58,21 @@ def test_a_cluster_that_is_started_here_listens_to_this_machine_only_and_wants_a
 
 def test_both_engines_give_the_same_rows(study_folder):
     study = tiny(axes={"segments": [1, 3, "per_channel"]})
-    run_study(study, study_folder / "local", workers=available_cores())  # one thread each, as on Ray
-    run_study(study, study_folder / "ray", engine=RayEngine(Cluster()))
+    # one thread each, as on Ray
+    run_study(study, study_folder / "local", workers=available_cores(), keep_weights=True)
+    run_study(study, study_folder / "ray", engine=RayEngine(Cluster()), keep_weights=True)
     local, ray = (
         load_results(study_folder / name).sort_values("id").reset_index(drop=True) for name in ("local", "ray")
     )
     measured = {"train_seconds", "images_per_second", "peak_memory_mb", "provenance"}
     for name in set(local.columns) - measured:
         assert list(local[name].map(repr)) == list(ray[name].map(repr)), name
+    kept = [
+        {path.name: path.read_bytes() for path in (study_folder / name / WEIGHTS).iterdir()}
+        for name in ("local", "ray")
+    ]
+    assert kept[0] == kept[1]
+    assert len(kept[0]) == 3
 
 
 @pytest.mark.cluster
@@ -94,9 +104,21 @@ def test_a_node_that_is_lost_costs_no_run(study_folder, three_nodes):
     }
 
 
+def test_the_first_failed_run_stops_the_study_if_asked_for(study_folder):
+    cases = [{"model": "fails_once_beside_another"}, {"model": "slow", "epochs": 100}, {"model": "slow", "epochs": 101}]
+    study = parse_study({"base": TINY, "cases": cases}, "stops")
+    engine = RayEngine(Cluster())
+    summary = run_study(study, "out", engine=engine, imports=IMPORTS, workers=2, stop_on_failure=True)
+    assert (summary.failed, summary.trained, summary.left) == (1, 0, 2)
+    assert len(list((study_folder / "out/checkpoints").iterdir())) == 1
+    again = run_study(study, "out", engine=engine, imports=IMPORTS, workers=2, stop_on_failure=True)
+    assert (again.failed, again.trained, again.left) == (0, 3, 0)
+    assert [row["epochs"] for row in read_rows("out") if (row["provenance"] or {}).get("resumed")] == [100]
+
+
 def test_several_tasks_train_a_run_together_as_torchrun_has_it(study_folder):
     study = tiny(base={"shift": 1}, axes={"segments": [1, "per_channel"], "batch_size": [50, 25]})
-    summary = run_study(study, study_folder / "out", engine=RayEngine(Cluster(ranks=2)))
+    summary = run_study(study, study_folder / "out", engine=RayEngine(Cluster(ranks=2)), keep_weights=True)
     assert (summary.trained, summary.failed) == (2, 2)
     rows = read_rows(study_folder / "out")
     assert {row["status"]: row["batch_size"] for row in rows} == {"done": 50, "failed": 25}
@@ -106,6 +128,7 @@ def test_several_tasks_train_a_run_together_as_torchrun_has_it(study_folder):
     for row in rows:
         if row["status"] == "done":
             assert row["provenance"]["ranks"] == 2
+            assert hash_weights(load_model(row["id"], study_folder / "out").network) == row["weights_sha256"]
             assert row["val_loss"] == pytest.approx(alone[row["id"]]["val_loss"], rel=2e-2)
 
 

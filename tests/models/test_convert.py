@@ -199,7 +199,6 @@ def with_hook():
 
 @pytest.mark.parametrize(("layer", "said"), [
     (Twin(16, 16, 3), "is a Twin, which may compute something else"),
-    (nn.Conv2d(16, 16, 3, padding_mode="reflect", padding=1), "padding_mode='reflect'"),
     (nn.Conv2d(16, 16, 4, padding="same"), "padding='same' around an even kernel"),
     (nn.Conv2d(16, 16, 3, groups=16), "grouped already, groups=16"),
     (nn.utils.parametrizations.weight_norm(nn.Conv2d(16, 16, 3)), "is a ParametrizedConv2d"),
@@ -210,6 +209,18 @@ def test_what_cannot_be_replaced_is_left_and_said(layer, said):
     layers = segment_model(nn.Sequential(layer, nn.Conv2d(16, 16, 3)), 4).layers
     assert layers["replaced"][0].startswith(said)
     assert layers["replaced"][1] == "yes"
+
+
+@pytest.mark.parametrize("mode", ["zeros", "reflect", "replicate", "circular"])
+@pytest.mark.parametrize("order", ORDERS)
+def test_a_padding_mode_is_kept(order, mode):
+    """One segment with enough inner channels holds the trained kernel exactly, so the outputs stay."""
+    torch.manual_seed(0)
+    layer = nn.Conv2d(16, 16, 3, stride=2, padding=(2, 1), padding_mode=mode).double()
+    new, _ = segment_model(layer, 1, order=order, init="from_trained", mid_channels=9.0)
+    assert new.padding_mode == mode
+    x = torch.randn(2, 16, 9, 8, dtype=torch.float64)
+    assert_close(new(x), layer(x))
 
 
 def test_too_few_channels_are_said():

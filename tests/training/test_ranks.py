@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from spectrum import load_model
 from spectrum.data.images import images_of
 from spectrum.design.run import RunConfig
 from spectrum.engines.attempts import ATTEMPTS
@@ -19,8 +20,10 @@ from spectrum.engines.interface import Work
 from spectrum.engines.torchrun import First
 from spectrum.study.store import read_rows
 from spectrum.training.checkpoint_files import latest_step, name_of
+from spectrum.training.evaluation import hash_weights
 from spectrum.training.loop import train
 from spectrum.training.ranks import ALONE, share_moments
+from spectrum.training.weight_files import WEIGHTS, sha256_of
 from tests import faulty_models
 from tests.runs import ROOT, wait_until
 
@@ -98,13 +101,30 @@ def test_a_study_is_run_by_torchrun_and_a_run_that_fails_on_all_ranks_holds_up_n
         f"{said}[axes]\nbatch_size = [40, 25]\nseed = [0, 1]\n".replace("batch_size = 40\n", "")
     )
     for tried in (1, 2):
-        done = torchrun("spectrum", "run", "s.toml", "--engine", "torchrun", cwd=study_folder)
+        done = torchrun("spectrum", "run", "s.toml", "--engine", "torchrun", "--keep-weights", cwd=study_folder)
         assert done.returncode != 0  # since runs failed
         rows = read_rows(study_folder / "results/s")
         ended = Counter((row["batch_size"], row["seed"], row["status"]) for row in rows)
         assert ended == {(40, s, "done"): 1 for s in (0, 1)} | {(25, s, "failed"): tried for s in (0, 1)}
         assert {row["provenance"]["ranks"] for row in rows if row["status"] == "done"} == {2}
         assert all("cannot be shared equally" in row["reason"] for row in rows if row["status"] == "failed")
+        done = {row["id"]: row["weights_sha256"] for row in rows if row["status"] == "done"}
+        kept = (study_folder / "results/s" / WEIGHTS).iterdir()
+        assert {path.stem: sha256_of(path.read_bytes()) for path in kept} == done, "the first rank's, once each"
+        assert {id: hash_weights(load_model(id, study_folder / "results/s").network) for id in done} == done
+
+
+@pytest.mark.medium
+def test_the_first_failed_run_stops_all_ranks_if_asked_for(study_folder):
+    (study_folder / "s.toml").write_text(
+        '[base]\nmodel = "fails"\ndataset = "digits"\ntrain_images = 100\nbatch_size = 50\nepochs = 1\n'
+        "[axes]\nseed = [0, 1]\n"
+    )
+    words = ["spectrum", "run", "s.toml", "--engine", "torchrun", "--import", faulty_models.__name__]
+    done = torchrun(*words, "--stop-on-failure", cwd=study_folder)
+    assert done.returncode != 0
+    assert "1 run failed, which stopped the study; 1 run left" in " ".join(done.stderr.split())
+    assert len(read_rows(study_folder / "results/s")) == 1
 
 
 @pytest.mark.cluster

@@ -16,6 +16,7 @@ from spectrum.analysis.fronts import pareto_table
 from spectrum.analysis.plots.accuracy import along_label, telling_apart
 from spectrum.analysis.plots.drawing import (
     BUDGET_LOOKS,
+    NARROW,
     ShownFigure,
     axes_or_new,
     drawable,
@@ -30,7 +31,7 @@ from spectrum.analysis.plots.drawing import (
     wished_shades,
     wrapped,
 )
-from spectrum.analysis.plots.frame import NARROW, frame, inches_of_text, legend_beside, name_curves, sample, say
+from spectrum.analysis.plots.frame import frame, inches_of_text, legend_beside, name_curves, sample, say
 from spectrum.analysis.plots.words import Wishes
 from spectrum.analysis.table import IMAGES, SPLIT, budget_name, check_source, having, split_labels, varied_settings
 from spectrum.analysis.words import setting_label
@@ -60,6 +61,11 @@ PARTS = {
 ROOFLINE_COLUMNS = ("shape", "channels_per_segment", "segments", "way", "percent", "yardstick_ms", "ms_q1", "ms_q3")
 HATCHES = ("", "//", "", "..", "\\\\")
 MOST_LABELS = 12
+MOST_WAYS = 6  # implementations whose names stand at the ends of their lines
+ROOFLINE = (
+    "100%: a matrix product with as many multiply-adds, or a copy of as many bytes, whichever takes longer; "
+    "a reference, not a limit"
+)
 
 
 @styled
@@ -400,6 +406,10 @@ def _rounded(value: float) -> str:
     return engineering(float(f"{value:.3g}"))
 
 
+# tables of earlier versions have this layer only, and no such columns
+PLAIN_LAYER = {"kernel": 3, "stride": 1, "dilation": 1, "layout": "channels_last"}
+
+
 @styled
 def roofline_curve(
     table: pd.DataFrame,
@@ -424,7 +434,9 @@ def roofline_curve(
         colors: of the implementations, in their order or by their labels.
         labels: your words for labels, such as {"torch": "PyTorch"}.
 
-    Numbers of segments that leave uneven ones are left out. Raises ValueError for a shape that is not there.
+    Drawn is the 3×3 with stride 1, in channels_last. Numbers of segments that leave uneven ones are left out, and so is
+    the layer with a measured choice, since its backend is one of the others. Raises ValueError for a shape that is not
+    there.
     """
     check_source(table, (), "spectrum bench op")
     if table.empty:
@@ -432,6 +444,9 @@ def roofline_curve(
     check_source(table, ROOFLINE_COLUMNS, "spectrum bench op")
     ax = axes_or_new(ax)
     wishes = Wishes(title, caption, colors, labels)
+    for name, value in PLAIN_LAYER.items():
+        table = table[table[name] == value] if name in table else table
+    table = table[table["way"] != "spectrum, measured choice"]
     shape = table["shape"].iloc[0] if shape is None else shape
     part = table[(table["shape"] == shape) & (table["channels_per_segment"] % 1 == 0)]
     if part.empty:
@@ -455,10 +470,16 @@ def roofline_curve(
     ax.set_xlabel(wishes.called("segments of the 3×3 convolution"))
     ax.set_ylabel(wishes.called("speed, % of the roofline"))
     ax.set_ylim(bottom=0)
-    name_curves(ax)
-    facts = f"3×3, {shape}, forward and backward; line: median, band: quartiles"
-    frame(ax, facts, "", wishes, "Speed along the spectrum, relative to the roofline")
+    name_curves(ax, most=MOST_WAYS)
+    facts = f"3×3, {_input(shape)}, forward and backward; line: median, band: quartiles"
+    frame(ax, facts, ROOFLINE, wishes, "Speed along the spectrum, relative to the roofline")
     return figure_of(ax)
+
+
+def _input(shape: str) -> str:
+    """An input in words, from "32×128×16×16"."""
+    images, channels, *pixels = shape.split("×")
+    return f"{images} images of {channels} channels, {'×'.join(pixels)} pixels"
 
 
 def engineering(value: float, _position: int | None = None) -> str:

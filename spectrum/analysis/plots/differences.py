@@ -27,7 +27,7 @@ from spectrum.analysis.plots.drawing import (
     spectrum_axis,
     styled,
 )
-from spectrum.analysis.plots.frame import broken, inches_of_text, legend_beside, say, shortened
+from spectrum.analysis.plots.frame import broken, inches_of_text, legend_beside, name_curves, say, shortened
 from spectrum.analysis.plots.words import Wishes
 from spectrum.analysis.sentences import SHOWN, comparison_labels, pp, verdict_in_words, verdict_of
 from spectrum.analysis.table import SPLIT, check, has, varied_settings
@@ -211,7 +211,8 @@ def difference_curve(
     found = [_by_place(table, pair, metric) for pair in pairs]
     ax = axes_or_new(ax)
     if margin is not None:
-        ax.axhspan(-100 * margin, 100 * margin, color="0.9", lw=0, zorder=0, label=f"margin, ±{100 * margin:g} pp")
+        band = None if isinstance(figure_of(ax), ShownFigure) else f"margin, ±{100 * margin:g} pp"
+        ax.axhspan(-100 * margin, 100 * margin, color="0.9", lw=0, zorder=0, label=band)
     ax.axhline(0, color="0.4", lw=0.8)
     words_of = [list(map(side_words, pair)) for pair in pairs]
     for number, (differences, words) in enumerate(zip(found, words_of, strict=True)):
@@ -231,12 +232,14 @@ def difference_curve(
 
 
 def _marks(ax: Axes, margin: float | None, pairs: int) -> str:
-    """What is drawn, in words; several curves, and a margin beside pictures of the caller's, have a legend."""
-    alone = pairs == 1 and isinstance(figure_of(ax), ShownFigure)
-    if not alone and (margin is not None or pairs > 1):
+    """What is drawn, in words; several curves have names, and on axes of the caller's, with the margin, a legend."""
+    own = isinstance(figure_of(ax), ShownFigure)
+    if own and pairs > 1:
+        name_curves(ax)
+    elif not own and (margin is not None or pairs > 1):
         legend_beside(ax, ax.get_legend_handles_labels()[0])
     dots = "; dots: pairs of runs" if pairs == 1 else ""
-    band = f"; grey: ±{100 * margin:g} pp" if alone and margin is not None else ""
+    band = f"; grey: ±{100 * margin:g} pp" if own and margin is not None else ""
     return f"mean and 95% CI{dots}{band}"
 
 

@@ -27,6 +27,7 @@ from spectrum.models.position import PLAIN
 
 STYLE = Path(__file__).with_name("spectrum.mplstyle")
 LEAST_POINTS = 7.0  # of type
+NARROW = 3.2  # inches of axes: a column's width, at which nothing has room beside them
 KINDS = ("svg", "png", "pdf")
 OTHER_KINDS = ("jpg", "jpeg", "gif", "tif", "tiff", "webp", "bmp", "eps", "ps", "pgf", "emf", "svgz", "raw", "rgba")
 METRIC_LABELS = {"test_accuracy": "test accuracy, %", "val_accuracy": "validation accuracy, %"}
@@ -137,9 +138,8 @@ def figure_of(ax: Axes) -> Figure:
 
 def inches_of(ax: Axes) -> tuple[float, float]:
     """Width and height of the axes, before labels take their room."""
-    width, height = figure_of(ax).get_size_inches().tolist()
-    box = ax.get_position()
-    return float(box.width * width), float(box.height * height)
+    dpi = figure_of(ax).dpi
+    return float(ax.bbox.width / dpi), float(ax.bbox.height / dpi)
 
 
 def shares_of(ax: Axes, x: float, y: float) -> tuple[float, float]:
@@ -261,7 +261,11 @@ def spectrum_axis(ax: Axes, table: pd.DataFrame, wishes: Wishes) -> None:
         ax.set_xscale("log", base=2)
         least, most = places.min() * 2**-0.5, places.max() * 2**0.5
         ax.set_xlim(least, most)
-        shown = _with_room(ax, names, np.log2(most / least))
+        doublings = np.log2(most / least)
+        shown = _with_room(ax, names, doublings)
+        lower = names | {max(names): f"\n{names[max(names)]}"} if "\n" in names[max(names)] else names
+        if len(_with_room(ax, lower, doublings)) > len(shown):  # a line lower, the last leaves room for another
+            names, shown = lower, _with_room(ax, lower, doublings)
         ax.set_xticks(shown, [names[place] for place in shown])
         ax.minorticks_off()
     ax.set_xlabel(wishes.called("segments of the 3×3 convolution" if inches_of(ax)[0] > 2.4 else "segments"))
@@ -273,6 +277,8 @@ def _with_room(ax: Axes, names: dict[float, str], doublings: float) -> list[floa
     places = sorted(names)
 
     def apart(one: float, other: float) -> bool:
+        if names[one].startswith("\n") != names[other].startswith("\n"):
+            return True  # they stand on different lines
         room = 0.5 * (_label_inches(names[one]) + _label_inches(names[other]))
         return bool(abs(np.log2(one / other)) * inches > room)
 
@@ -288,7 +294,7 @@ def _with_room(ax: Axes, names: dict[float, str], doublings: float) -> list[floa
 def _inches_beside(ax: Axes) -> float:
     """What names of curves take right of axes of the caller, whose figure does not grow for them."""
     labels = ax.get_legend_handles_labels()[1]
-    if isinstance(figure_of(ax), ShownFigure) or not labels:
+    if isinstance(figure_of(ax), ShownFigure) or not labels or inches_of(ax)[0] < NARROW:
         return 0.0
     return max(map(_label_inches, labels))
 

@@ -17,7 +17,7 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.textpath import TextToPath
 from matplotlib.transforms import ScaledTranslation
 
-from spectrum.analysis.plots.drawing import LEAST_POINTS, ShownFigure, figure_of, inches_of, shares_of, small
+from spectrum.analysis.plots.drawing import LEAST_POINTS, NARROW, ShownFigure, figure_of, inches_of, shares_of, small
 from spectrum.analysis.plots.words import (
     Wishes,
     budgets_of,
@@ -30,8 +30,7 @@ from spectrum.analysis.plots.words import (
 
 MOST_NAMED = 5  # curves whose names stand at their ends; more are told by a legend, or stand in panels
 GREY, FAINT = "0.3", "0.45"
-NARROW = 3.2  # inches of axes: a column's width, at which nothing has room beside them
-BELOW = 4.2  # lines of small type from the axes to a legend below their ticks and title
+AIR = 12.0  # points that the ticks of an axis take, and the gaps between their labels, its title and a legend
 EDGE = 0.06  # inches between the figure's edge and its text
 
 
@@ -165,19 +164,28 @@ def shortened(text: str, inches: float, size: float, most: int) -> str:
 
 
 def name_curves(ax: Axes, *, title: str | None = None, most: int = MOST_NAMED) -> None:
-    """Say what the curves are: at their ends, up to five; more in a legend beside the axes, never over what is drawn.
+    """Say what the curves are: at their ends, up to five; else in a legend, never over what is drawn.
+
+    A legend stands beside the axes; below those of the caller's that are as narrow as a column, however few the curves.
 
     Args:
         ax: where curves with labels are drawn, with their final limits.
         title: of the legend.
         most: curves that are named at their ends.
     """
-    handles, labels = ax.get_legend_handles_labels()
+    handles = ax.get_legend_handles_labels()[0]
     if not handles:
         return
-    if len(handles) > most:
+    column = not isinstance(figure_of(ax), ShownFigure) and inches_of(ax)[0] < NARROW
+    if len(handles) > most or (column and len(handles) > 1):
         legend_beside(ax, handles, title)
-        return
+    else:
+        name_at_ends(ax)
+
+
+def name_at_ends(ax: Axes) -> None:
+    """Name every curve that has a label right of the axes, at the height of its end."""
+    handles, labels = ax.get_legend_handles_labels()
     ends = [(*_end_of(handle), label) for handle, label in zip(handles, labels, strict=True)]
     name_ends(ax, [(y, label, color) for _, y, color, label in ends])
 
@@ -241,7 +249,7 @@ def legend_beside(ax: Axes, handles: Sequence[Any], title: str | None = None) ->
     elif inches_of(ax)[0] < NARROW:
         widths = [inches_of_text(str(label), small()) + 0.4 for label in labels]
         columns = _columns_within(widths, 1.2 * inches_of(ax)[0])  # it may begin below the ticks of the other axis
-        below = ax.transAxes + ScaledTranslation(0, -BELOW * small() / 72, figure.dpi_scale_trans)
+        below = ax.transAxes + ScaledTranslation(0, -_inches_below(ax), figure.dpi_scale_trans)
         ax.legend(
             handles, labels, title=title, ncols=columns, loc="upper center", bbox_to_anchor=(0.5, 0), fontsize=small(),
             bbox_transform=below, frameon=False, handlelength=1.6, columnspacing=1.0, borderaxespad=0,
@@ -250,6 +258,14 @@ def legend_beside(ax: Axes, handles: Sequence[Any], title: str | None = None) ->
     ax.legend(
         handles, labels, title=title, loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False, fontsize=small()
     )
+
+
+def _inches_below(ax: Axes) -> float:
+    """What the labels of ticks and the title of the axis take below the axes."""
+    ticks = ax.get_xticklabels()
+    lines = max([1, *(len(tick.get_text().splitlines()) for tick in ticks)])
+    size = float(ticks[0].get_fontsize() if ticks else mpl.rcParams["font.size"])
+    return (1.2 * (lines * size + float(ax.xaxis.label.get_fontsize())) + AIR) / 72
 
 
 def _columns_within(widths: Sequence[float], room: float) -> int:

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from spectrum._torch import assume_constant_result
 from spectrum.conv.backends.interface import Backend, Geometry
 from spectrum.conv.backends.native import native
 from spectrum.conv.backends.tracing import layout_of
@@ -60,7 +61,7 @@ class Compiled(Backend):
             x_nchw.float(),
             [weight.float() for weight in weights],
             geometry.runs,
-            geometry.padding,
+            (geometry.padding[0], geometry.padding[1]),
             geometry.stride[0],
             geometry.dilation[0],
         )
@@ -110,7 +111,7 @@ def _sizes_won(geometry: Geometry, last: bool, widest: int) -> tuple[int, int]:
     return least, WIDEST if stride == dilation == 2 and k > 1 else 8
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+@assume_constant_result
 def _has_kernels() -> bool:
     """Whether there are kernels; builds them for a module that was made on `meta` and loaded later."""
     return library() is not None

@@ -27,7 +27,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from spectrum._torch import is_batched
-from spectrum.conv.arguments import Pair
+from spectrum.conv.arguments import Sides
 from spectrum.conv.backends.tracing import layout_of
 from spectrum.conv.segments import Run
 
@@ -36,9 +36,9 @@ from spectrum.conv.segments import Run
 class Window:
     """Stride, padding and dilation of a spatial convolution."""
 
-    stride: Pair
-    padding: Pair
-    dilation: Pair
+    stride: Sides
+    padding: Sides
+    dilation: Sides
 
 
 class _Form(ABC):

@@ -13,19 +13,19 @@ from functools import cached_property
 
 from torch import Tensor
 
-from spectrum.conv.arguments import Pair
+from spectrum.conv.arguments import Sides
 from spectrum.conv.segments import Run
 
 
 @dataclass(frozen=True)
 class Geometry:
-    """Everything about a convolution except its input and weights."""
+    """Everything about a convolution except its input and weights. Two numbers per size, for (height, width)."""
 
     runs: tuple[Run, ...]
-    kernel_size: Pair
-    stride: Pair = (1, 1)
-    padding: Pair = (0, 0)
-    dilation: Pair = (1, 1)
+    kernel_size: Sides
+    stride: Sides = (1, 1)
+    padding: Sides = (0, 0)
+    dilation: Sides = (1, 1)
 
     @property
     def segment_channels(self) -> int:
@@ -39,10 +39,10 @@ class Geometry:
 
     def output_shape(self, shape: Sequence[int]) -> tuple[int, ...]:
         """The output shape (N, C_out, H', W') for an input (N, C_in, H, W); or both without N."""
-        channels = sum(run.count * run.out_size for run in self.runs)
-        sides = zip(shape[-2:], self.kernel_size, self.stride, self.padding, self.dilation, strict=True)
+        axes, channels = len(self.kernel_size), sum(run.count * run.out_size for run in self.runs)
+        sides = zip(shape[-axes:], self.kernel_size, self.stride, self.padding, self.dilation, strict=True)
         size = [(side + 2 * pad - dilation * (k - 1) - 1) // step + 1 for side, k, step, pad, dilation in sides]
-        return (*shape[:-3], channels, *size)
+        return (*shape[: -1 - axes], channels, *size)
 
     def fits(self, x_nchw: Tensor, weights: Sequence[Tensor], *, any_type: bool = False) -> bool:
         """Whether a batch and weights fit this geometry and each other; if not, torch's convolution raises the error.

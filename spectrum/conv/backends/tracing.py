@@ -30,7 +30,9 @@ def is_of_fx(x_nchw: object) -> bool:
 
 
 def layout_of(x_nchw: Tensor) -> torch.memory_format:
-    """The memory format: channels_last if the tensor has it, else contiguous."""
+    """The memory format: channels_last (channels_last_3d for five axes) if the tensor has it, else contiguous."""
+    if x_nchw.dim() == 5 and not is_in_transform() and x_nchw.is_contiguous(memory_format=torch.channels_last_3d):
+        return torch.channels_last_3d
     return torch.channels_last if is_channels_last(x_nchw) else torch.contiguous_format
 
 

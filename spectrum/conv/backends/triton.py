@@ -9,6 +9,7 @@ from importlib.util import find_spec
 import torch
 from torch import Tensor
 
+from spectrum._torch import assume_constant_result
 from spectrum.conv.backends.interface import Backend, Geometry
 from spectrum.conv.backends.native import native
 from spectrum.conv.backends.tracing import layout_of
@@ -70,7 +71,7 @@ def _computed_in(x_nchw: Tensor) -> torch.dtype:
     return x_nchw.dtype
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+@assume_constant_result
 def _devices() -> tuple[str, ...]:
     """Kinds of devices on which the kernels run: the CPU only under Triton's interpreter."""
     from spectrum.conv.kernels.triton_convolution import DEVICES
@@ -78,7 +79,7 @@ def _devices() -> tuple[str, ...]:
     return DEVICES
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+@assume_constant_result
 def _is_installed() -> bool:
     return _is_found()
 
