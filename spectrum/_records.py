@@ -96,6 +96,11 @@ def explain_one(
         return f"{fault['input']!r} is unknown; " + (f'did you mean "{near}"?' if near else f"try {known}")
     if fault["type"] == "value_error":
         return str(fault["ctx"]["error"])
+    return _wrong_type(fault)
+
+
+def _wrong_type(fault: Mapping[str, Any]) -> str:
+    """What to write instead of a value of another type, or out of bounds."""
     if fault["type"] in _NUMBERS and isinstance(fault["input"], str):
         return _text_for_number(fault["input"], whole=fault["type"].startswith("int"))
     if fault["type"] in ("bool_type", "bool_parsing"):

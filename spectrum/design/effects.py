@@ -31,9 +31,7 @@ def check_effects(study: Study) -> None:
 
 
 def _faults_of(study: Study, field: str, by_case: list[list[RunConfig]]) -> Iterator[str]:
-    if field in study.base.model_fields_set and (by := _replaced_by(study, field)) is not None:
-        place = field if field in study.overrides else f"base.{field}"
-        yield f"{place}: has no effect, since {by} replaces it in every run; keep one of the two"
+    yield from _replaced(study, field)
     if field in study.axes:
         yield from _fault(f"axes.{field}", field, [run for runs in by_case for run in runs])
         return
@@ -47,6 +45,14 @@ def _faults_of(study: Study, field: str, by_case: list[list[RunConfig]]) -> Iter
     for number, (case, runs) in enumerate(cases):
         if field in case and case[field] not in OFF:
             yield from _fault(f"cases.{number}.{field}", field, runs)
+
+
+def _replaced(study: Study, field: str) -> Iterator[str]:
+    """A line for an option of the base that every run replaces."""
+    by = _replaced_by(study, field) if field in study.base.model_fields_set else None
+    if by is not None:
+        place = field if field in study.overrides else f"base.{field}"
+        yield f"{place}: has no effect, since {by} replaces it in every run; keep one of the two"
 
 
 def _replaced_by(study: Study, field: str) -> str | None:
