@@ -47,6 +47,8 @@ _HOME = {
     "load_tuning": "spectrum.results",
     "read_plan": "spectrum.study.store",
     "run_study": "spectrum.study.driver",
+    "Callback": "spectrum.study.callbacks",
+    "TensorBoard": "spectrum.study.tensorboard",
     "compare": "spectrum.analysis.compare",
     "read_runs": "spectrum.analysis.run_files",
     "plots": "spectrum.analysis.plots",
@@ -56,6 +58,7 @@ _HOME = {
 __all__ = [
     "Arrays",
     "Backend",
+    "Callback",
     "Engine",
     "Outcome",
     "RunConfig",
@@ -63,6 +66,7 @@ __all__ = [
     "SegmentedConv2d",
     "SegmentedConv3d",
     "Study",
+    "TensorBoard",
     "__version__",
     "build_model",
     "compare",
@@ -112,8 +116,10 @@ if TYPE_CHECKING:
     from spectrum.models.convert import segment_model
     from spectrum.models.weights import load_keras_weights, load_weights, save_weights
     from spectrum.results import load_history, load_results, load_tuning
+    from spectrum.study.callbacks import Callback
     from spectrum.study.driver import run_study
     from spectrum.study.store import read_plan
+    from spectrum.study.tensorboard import TensorBoard
     from spectrum.study.trained import load_model
 
 

@@ -314,3 +314,16 @@ def test_the_comparison_of_the_recipe_prints_what_it_shows(tmp_path, monkeypatch
     command, shown = blocks(page, "console")[0].split("\n", 1)
     assert main(command.removeprefix("$ spectrum ").split()) == 0
     assert capsys.readouterr().out.split() == shown.split()
+
+
+def test_the_tracker_of_the_recipe_writes_a_line_per_epoch(tmp_path, monkeypatch):
+    (text,) = blocks(DOCS / "howto/track_runs.md", "python")
+    (tmp_path / "tracked.py").write_text(text)
+    (tmp_path / "tiny.toml").write_text(
+        '[base]\ndataset = "digits"\ntrain_images = 100\nbatch_size = 50\nepochs = 3\nwidth = 0.25\n'
+    )
+    asked = {"cwd": tmp_path, "env": {**os.environ, "PYTHONPATH": str(ROOT)}, "capture_output": True, "text": True}
+    said = [subprocess.run([sys.executable, "tracked.py"], **asked) for _ in range(2)]
+    assert [one.stdout for one in said] == ["0 runs had ended before\n", "1 runs had ended before\n"], said
+    lines = (tmp_path / "results/tiny/curves.csv").read_text().splitlines()
+    assert [line.split(",")[3] for line in lines] == ["1", "2", "3"]

@@ -17,6 +17,7 @@ from spectrum.engines.interface import Work
 from spectrum.engines.local import LocalEngine
 from spectrum.engines.saving import Saving
 from spectrum.study.backends import StudyBackends
+from spectrum.study.callbacks import Callbacks
 from spectrum.study.doctor import look_at, repair
 from spectrum.study.driver import _Run
 from spectrum.study.store import Store
@@ -302,7 +303,8 @@ def test_the_id_of_a_row_is_never_a_path(evil: str, tmp_path: Path) -> None:
     study = Study(name="theirs")
     with Store(folder) as store:
         backends, work = StudyBackends("off", [], [], {}), Work(workers=1, device="cpu", folder=folder)
-        run = _Run(store, study, [], [], backends, LocalEngine(), work, None, stop_on_failure=False)
+        told = Callbacks([], print)
+        run = _Run(store, study, [], [], backends, LocalEngine(), work, None, told, stop_on_failure=False)
         run.freeze([])
         run.train([])
     repair(folder, look_at(folder))

@@ -202,6 +202,8 @@ class Run(OnStudy):
     """After the learning-rate sweep of a study with [tune], train the final runs at the chosen values."""
     stop_on_failure: Switch = False
     """After the first failed run start no other; runs in training save a checkpoint and stop, to be resumed."""
+    log: Literal["tensorboard"] | None = None
+    """Also write the curves of each run that has ended as event files, in tensorboard/ of the study's folder."""
     verbose: Switch = False
     """Describe each data set completely: images per class, source, and origin of the test images."""
     settings: RunSettings = field(default_factory=RunFlags)

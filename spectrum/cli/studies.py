@@ -27,6 +27,7 @@ from spectrum.study.store import find_plan, latest_rows, read_plan
 if TYPE_CHECKING:
     from spectrum.engines.interface import Engine
     from spectrum.engines.ray import Cluster
+    from spectrum.study.callbacks import Callback
     from spectrum.study.contrasts import Examined
     from spectrum.study.driver import Summary
     from spectrum.study.planning import CostedRun
@@ -297,7 +298,7 @@ def run(command: Run) -> int:
     from spectrum.engines.interface import EngineError
     from spectrum.study.driver import run_study
 
-    study = _study(command)
+    study, callbacks = _study(command), _callbacks(command)
     started = monotonic()
     try:
         with _engine(command) as engine, progress(study) as on_progress:
@@ -309,6 +310,7 @@ def run(command: Run) -> int:
                 engine=engine,
                 confirm=command.confirm,
                 stop_on_failure=command.stop_on_failure,
+                callbacks=callbacks,
                 imports=command.imports,
                 **vars(command.settings),
                 on_progress=on_progress,
@@ -333,6 +335,17 @@ def run(command: Run) -> int:
         err.print(f"{counted(summary.failed, 'run')} failed{stopped}; run the same command again to retry")
         return 1
     return 0
+
+
+def _callbacks(command: Run) -> list[Callback]:
+    """The callbacks that the flags ask for. Raises SpecError for a tracker that is not installed."""
+    from spectrum._records import SpecError
+    from spectrum.study.tensorboard import TensorBoard
+
+    try:
+        return [TensorBoard()] if command.log == "tensorboard" else []
+    except SpecError as error:
+        raise SpecError(f"--log tensorboard: {error}") from None
 
 
 @contextlib.contextmanager

@@ -1,17 +1,20 @@
-"""Registered data sets: arrays returned by a loader, checked, resized and split."""
+"""Data sets as arrays, from a registered loader or an .npz file: checked, resized and split."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.lib.npyio import NpzFile
 from torch import Tensor
 
 from spectrum.data.pixels import Array, DataError, Decoder, Resize
 from spectrum.data.splits import About, Images, carve, make_images
 from spectrum.design.own_data import Arrays, Loader
 
+NAMES = ("train_x", "train_y", "test_x", "test_y", "classes")  # arrays of an .npz file
 CARVED = "a fixed sixth of the training images, carved off, since there are no test images"
 
 
@@ -32,6 +35,51 @@ def registered_images(name: str, loader: Loader, image_size: int | None, resize:
         raise DataError(f"dataset={name!r}: its loader fails: {type(error).__name__}: {error}") from error
     if not isinstance(arrays, Arrays):
         raise DataError(f"dataset={name!r}: its loader gave {type(arrays).__name__}; return spectrum.Arrays(…)")
+    read = f"arrays of {loader.__module__}.{getattr(loader, '__qualname__', 'a loader')}"
+    return _images(name, arrays, read, "test_x of the loader", Decoder(image_size, resize))
+
+
+def npz_images(name: str, image_size: int | None, resize: Resize) -> Images:
+    """Load the images of an .npz file of numpy: train_x and train_y, and if it has them test_x, test_y and classes.
+
+    Args:
+        name: path of the file.
+        image_size: side in pixels to resize to; None keeps the images.
+        resize: as for `load_images`.
+
+    Nothing in the file is executed. Raises DataError for a file that cannot be read, and for invalid arrays.
+    """
+    try:
+        with Path(name).expanduser().open("rb") as opened:  # numpy leaves a damaged file open
+            arrays = _read_npz(np.load(opened, allow_pickle=False))
+    except FileNotFoundError:
+        raise DataError(f"dataset={name!r}: no such file; give its path from the current folder") from None
+    except DataError as error:
+        raise DataError(f"dataset={name!r}: {error}") from None
+    except Exception as error:  # a damaged archive raises any of many types
+        raise DataError(f"dataset={name!r}: cannot be read: {error}; save arrays with numpy.savez") from error
+    classes = arrays.pop("classes", np.array([], str))
+    if classes.ndim != 1 or classes.dtype.kind != "U":
+        raise DataError(f"dataset={name!r}: classes: {classes.dtype} of shape {classes.shape}; expected names")
+    given = Arrays(**arrays, classes=tuple(classes.tolist()))
+    return _images(name, given, "an .npz file", "test_x of the file", Decoder(image_size, resize))
+
+
+def _read_npz(file: Any) -> dict[str, Array]:
+    """The arrays of an opened file, by name. Raises DataError for other arrays than those of a data set."""
+    if not isinstance(file, NpzFile):
+        raise DataError("is one array; save train_x and train_y with numpy.savez")
+    found = set(file.files)
+    if not {"train_x", "train_y"} <= found <= set(NAMES):
+        raise DataError(
+            f"has the arrays {', '.join(sorted(found)) or 'none'}; expected train_x and train_y, and no others than "
+            "test_x, test_y and classes"
+        )
+    return {array: file[array] for array in file.files}
+
+
+def _images(name: str, arrays: Arrays, read: str, test_source: str, decoder: Decoder) -> Images:
+    """Check, resize and split arrays; `read` and `test_source` say where the images and the test images are from."""
     if (arrays.test_x is None) != (arrays.test_y is None):
         raise DataError(f"dataset={name!r}: give both test_x and test_y, or neither")
     try:
@@ -39,7 +87,7 @@ def registered_images(name: str, loader: Loader, image_size: int | None, resize:
         test = None if arrays.test_x is None else _checked("test", arrays.test_x, arrays.test_y)
         classes = _classes(arrays, train[1], None if test is None else test[1])
         height, width = train[0].shape[1:3]
-        if height != width and image_size is None:
+        if height != width and decoder.image_size is None:
             raise DataError(f"train_x: images are {height}×{width}; set image_size to make them square")
         if test is not None and train[0].shape[1:] != test[0].shape[1:]:
             raise DataError(
@@ -47,11 +95,10 @@ def registered_images(name: str, loader: Loader, image_size: int | None, resize:
             )
     except DataError as error:
         raise DataError(f"dataset={name!r}: {error}") from None
-    decoder = Decoder(image_size, resize)
-    about = About(read=f"arrays of {loader.__module__}.{getattr(loader, '__qualname__', 'a loader')}", classes=classes)
+    about = About(read=read, classes=classes)
     train_x, train_y = _tensors(*train, decoder)
     if test is not None:
-        return make_images(train_x, train_y, *_tensors(*test, decoder), _with_test(about, "test_x of the loader"))
+        return make_images(train_x, train_y, *_tensors(*test, decoder), _with_test(about, test_source))
     kept, carved = carve(train_y, 1 / 6)
     return make_images(train_x[kept], train_y[kept], train_x[carved], train_y[carved], _with_test(about, CARVED))
 

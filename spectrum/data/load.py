@@ -21,7 +21,7 @@ from typing import TypeVar
 
 from torch import Tensor
 
-from spectrum.data.arrays import registered_images
+from spectrum.data.arrays import npz_images, registered_images
 from spectrum.data.digits import digit_images
 from spectrum.data.kept import (
     cache_file,
@@ -57,7 +57,7 @@ def load_images(name: str, image_size: int | None = None, resize: Resize = "stre
     Args:
         name: "digits" (those of this package, unless $SPECTRUM_DATA/digits/ exists), "fashion_mnist", "cifar10",
             "cifar100", a hub id such as "owner/name", or a folder such as "./flowers" with Parquet files in the hub's
-            layout or one folder per class (optionally below train/ and test/).
+            layout or one folder per class (optionally below train/ and test/), or an .npz file such as "./mine.npz".
         image_size: side in pixels to resize to; None keeps the images, which must then have one size.
         resize: "stretch" images to a square, or "centre_crop": cut a square of 0.875 of the shorter side out of the
             middle.
@@ -68,6 +68,8 @@ def load_images(name: str, image_size: int | None = None, resize: Resize = "stre
     loader = loader_of(name)
     if loader is not None:
         return with_shared_noted(registered_images(name, loader, image_size, resize))
+    if name.endswith(".npz") and not Path(name).expanduser().is_dir():
+        return with_shared_noted(npz_images(name, image_size, resize))
     if name == "digits" and own_folder(name) is None:
         if resize != "stretch":
             raise DataError(f"resize={resize!r}: digits are square already; leave it out")

@@ -6,7 +6,8 @@ Needs no torch. Options whose effect only the built networks show are checked in
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 from spectrum._records import SpecError
 from spectrum.design.keys import NETWORK
@@ -31,28 +32,30 @@ def check_effects(study: Study) -> None:
 
 
 def _faults_of(study: Study, field: str, by_case: list[list[RunConfig]]) -> Iterator[str]:
-    yield from _replaced(study, field)
+    cases = list(zip(study.cases or ({},), by_case, strict=True))
+    if field in study.base.model_fields_set:
+        yield from _faults_of_base(study, field, cases)
     if field in study.axes:
         yield from _fault(f"axes.{field}", field, [run for runs in by_case for run in runs])
         return
-    cases = list(zip(study.cases or ({},), by_case, strict=True))
-    if field in study.base.model_fields_set and getattr(study.base, field) not in OFF:
-        taken = [run for case, runs in cases if field not in case for run in runs]
-        place = field if field in study.overrides else f"base.{field}"
-        yield from _fault(place, field, [run for run in taken if field in run.model_fields_set])
-        if study.tune is not None and field in study.tune.grid():
-            yield f"{place}: [tune] replaces it by the values of the sweep; leave it out"
     for number, (case, runs) in enumerate(cases):
         if field in case and case[field] not in OFF:
             yield from _fault(f"cases.{number}.{field}", field, runs)
 
 
-def _replaced(study: Study, field: str) -> Iterator[str]:
-    """A line for an option of the base that every run replaces."""
-    by = _replaced_by(study, field) if field in study.base.model_fields_set else None
+def _faults_of_base(
+    study: Study, field: str, cases: Sequence[tuple[Mapping[str, Any], list[RunConfig]]]
+) -> Iterator[str]:
+    place = field if field in study.overrides else f"base.{field}"
+    by = _replaced_by(study, field)
     if by is not None:
-        place = field if field in study.overrides else f"base.{field}"
         yield f"{place}: has no effect, since {by} replaces it in every run; keep one of the two"
+    if field in study.axes or getattr(study.base, field) in OFF:
+        return
+    taken = [run for case, runs in cases if field not in case for run in runs]
+    yield from _fault(place, field, [run for run in taken if field in run.model_fields_set])
+    if study.tune is not None and field in study.tune.grid():
+        yield f"{place}: [tune] replaces it by the values of the sweep; leave it out"
 
 
 def _replaced_by(study: Study, field: str) -> str | None:

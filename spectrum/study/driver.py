@@ -39,6 +39,7 @@ from spectrum.engines.interface import (
 from spectrum.engines.saving import LOGS
 from spectrum.models import registered_in
 from spectrum.study.backends import StudyBackends, asked_tune
+from spectrum.study.callbacks import Callback, Callbacks
 from spectrum.study.contrasts import examine
 from spectrum.study.identity import check_not_other, folder_of
 from spectrum.study.pace import Pace
@@ -110,6 +111,7 @@ def run_study(
     engine: str | Engine = "local",
     confirm: bool = False,
     stop_on_failure: bool = False,
+    callbacks: Sequence[Callback] = (),
     on_progress: Callable[[Progress], None] | None = None,
     on_note: Callable[[str], None] = warnings.warn,
     **settings: Any,
@@ -125,8 +127,11 @@ def run_study(
             later calls with the same folder then do so too.
         stop_on_failure: whether the first failed run stops the study: no other run starts, and those in training save
             a checkpoint and stop, as on Ctrl-C. The next call resumes them. By default other runs go on.
+        callbacks: objects of `Callback`, such as a `TensorBoard()`, told in this process what has ended. An exception
+            of one is noted by `on_note`, and stops neither the study nor other callbacks.
         on_progress: called at the start of each phase and after every run.
-        on_note: called before training with each sentence that a reader of the plan should know; by default, a warning.
+        on_note: called with each sentence that a reader of the plan should know, and with what a callback raised; by
+            default, a warning.
         **settings: fields of `EngineSettings`: workers, device, imports, checkpoint_minutes, run_minutes, memory_gb,
             tune, keep_weights.
 
@@ -148,6 +153,7 @@ def run_study(
         raise SpecError(
             "confirm: this study has no [tune], so there is no learning-rate sweep to confirm; leave it out"
         )
+    told = Callbacks(callbacks, on_note)
     folder = folder_of(study, out)
     check_not_other(folder, study)
     runs = study.runs()
@@ -176,8 +182,11 @@ def run_study(
         work = Work(**dict(asked), folder=folder)
         kept = {} if frozen is None else frozen.backends
         backends = StudyBackends(asked_tune(asked.tune), planned, images, kept)
-        call = _Run(store, study, planned, images, backends, trainer, work, on_progress, stop_on_failure)
-        return call.run(frozen, confirm=confirm)
+        call = _Run(store, study, planned, images, backends, trainer, work, on_progress, told, stop_on_failure)
+        told.study_started(study, folder, list(_finished(folder).values()) if told.callbacks else [])
+        summary = call.run(frozen, confirm=confirm)
+        told.study_ended(summary)
+        return summary
 
 
 def _prepared(
@@ -265,13 +274,14 @@ class _Run:
         engine: Engine,
         work: Work,
         on_progress: Callable[[Progress], None] | None,
+        callbacks: Callbacks,
         stop_on_failure: bool,
     ) -> None:
         self.store, self.study, self.planned = store, study, planned
         self.images = images  # their entries in the plan
         self.backends = backends
         self.engine, self.work, self.on_progress = engine, work, on_progress
-        self.stop_on_failure = stop_on_failure
+        self.callbacks, self.stop_on_failure = callbacks, stop_on_failure
         self.base = study.base.model_dump(mode="json")
         self.counts: Counter[str] = Counter()
         self.seen: set[str] = set()  # ids of the runs of all phases so far
@@ -382,7 +392,8 @@ class _Run:
                     outcome = Outcome(outcome.run, None, changed, outcome.attempts)
                 if outcome.result is not None and self.backends.note(outcome.result["provenance"]):
                     self.keep_backends()
-                row = self._write(outcome, by_id[outcome.run.id])
+                row, epochs = self._write(outcome, by_id[outcome.run.id])
+                self.callbacks.run_ended(row, epochs)
                 if row["status"] in FINISHED:
                     finished[row["id"]] = row
                     self._remove_checkpoints([row["id"]])
@@ -412,7 +423,8 @@ class _Run:
             "again, or give another --out"
         )
 
-    def _write(self, outcome: Outcome, planned: CostedRun) -> Row:
+    def _write(self, outcome: Outcome, planned: CostedRun) -> tuple[Row, list[Row]]:
+        """Append a run's epochs and its row; returns the row and the epochs."""
         row = _row(self.study, planned)
         history: list[Row] = []
         if outcome.result is None:
@@ -427,7 +439,7 @@ class _Run:
         row["attempts"] = outcome.attempts
         self.store.append_history(history)
         self.store.append(row)
-        return row
+        return row, history
 
     def _remove_checkpoints(self, finished: Iterable[str]) -> None:
         """Remove checkpoints of finished runs, named as on disk, since an id in a row could be any path."""

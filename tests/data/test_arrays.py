@@ -241,3 +241,76 @@ def test_an_unknown_name_says_how_to_register_one(study_folder, capsys):
     (study_folder / "s.toml").write_text(STUDY.replace('import = ["my_data"]', ""))
     assert main(["plan", "s.toml"]) == 2
     assert "your own arrays: register_dataset" in capsys.readouterr().err
+
+
+# .npz files
+
+
+def saved(path, **arrays):
+    np.savez(path, **{"train_x": PIXELS, "train_y": LABELS} | arrays)
+    return str(path)
+
+
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+def test_an_npz_file_gives_what_its_arrays_give(registry, tmp_path, save):
+    arrays = {"train_x": PIXELS[9:], "train_y": LABELS[9:], "test_x": PIXELS[:9], "test_y": LABELS[:9]}
+    save(tmp_path / "mine.npz", **arrays, classes=["a", "b", "c"])
+    images, given = load_images(str(tmp_path / "mine.npz")), given_by(**arrays, classes=("a", "b", "c"))
+    assert images.fingerprint == given.fingerprint
+    assert (images.about.read, images.about.test) == ("an .npz file", "test_x of the file")
+    assert images.about.classes == ("a", "b", "c")
+    assert load_images(str(tmp_path / "mine.npz"), 5).shape == (3, 5, 5)
+
+
+def test_an_npz_file_without_test_images_is_split_and_changes_are_seen(registry, tmp_path):
+    name = saved(tmp_path / "mine.npz")
+    images = load_images(name)
+    assert images.fingerprint == given_by().fingerprint
+    assert "carved off" in images.about.test
+    changed = PIXELS.copy()
+    changed[7, 0, 0, 0] ^= 1
+    assert load_images(saved(tmp_path / "mine.npz", train_x=changed)).fingerprint != images.fingerprint
+
+
+@pytest.mark.parametrize(
+    ("arrays", "why"),
+    [
+        ({"x_val": PIXELS}, "has the arrays train_x, train_y, x_val; expected train_x and train_y"),
+        ({"train_y": LABELS[:-1]}, "train_y: 59 labels for 60 images"),
+        ({"train_x": PIXELS / 255}, "train_x: float64; expected uint8"),
+        ({"test_x": PIXELS}, "give both test_x and test_y, or neither"),
+        ({"classes": [1, 2, 3]}, r"classes: int64 of shape \(3,\); expected names"),
+        ({"classes": ["a", "b"]}, "classes: 2 names for 3 labels"),
+        ({"train_y": LABELS.astype(object)}, "cannot be read: Object arrays cannot be loaded when allow_pickle=False"),
+    ],
+)
+def test_npz_files_that_are_no_data_set_are_refused(tmp_path, arrays, why):
+    name = saved(tmp_path / "mine.npz", **arrays)
+    with pytest.raises(DataError, match=rf"^dataset='.*mine\.npz': {why}"):
+        load_images(name)
+
+
+def test_other_files_are_refused_as_npz_files(tmp_path):
+    with pytest.raises(DataError, match="no such file; give its path"):
+        load_images(str(tmp_path / "none.npz"))
+    (tmp_path / "text.npz").write_text("train_x")
+    np.save((tmp_path / "one.npy"), PIXELS)
+    (tmp_path / "one.npy").rename(tmp_path / "one.npz")
+    np.savez(tmp_path / "whole.npz", train_x=PIXELS, train_y=LABELS)
+    (tmp_path / "half.npz").write_bytes((tmp_path / "whole.npz").read_bytes()[:9000])
+    for name, said in (("text", "cannot be read"), ("one", "is one array"), ("half", "cannot be read")):
+        with pytest.raises(DataError, match=said):
+            load_images(str(tmp_path / f"{name}.npz"))
+
+
+@pytest.mark.medium
+def test_a_study_trains_on_an_npz_file_and_refuses_a_changed_one(study_folder, capsys):
+    saved("mine.npz")
+    said = '[base]\ndataset = "./mine.npz"\ntrain_images = 20\nbatch_size = 10\nepochs = 1\nwidth = 0.1\n'
+    (study_folder / "s.toml").write_text(said)
+    assert main(["run", "s.toml", "--workers", "1"]) == 0
+    assert set(load_results("results/s")["status"]) == {"done"}
+    saved("mine.npz", train_x=255 - PIXELS)
+    (study_folder / "s.toml").write_text(f"{said}[axes]\nseed = [0, 1]\n")
+    assert main(["run", "s.toml", "--workers", "1"]) == 2
+    assert "other images of './mine.npz'" in " ".join(capsys.readouterr().err.split())

@@ -105,15 +105,17 @@ def test_a_node_that_is_lost_costs_no_run(study_folder, three_nodes):
 
 
 def test_the_first_failed_run_stops_the_study_if_asked_for(study_folder):
-    cases = [{"model": "fails_once_beside_another"}, {"model": "slow", "epochs": 100}, {"model": "slow", "epochs": 101}]
+    slow = {"model": "slow", "epochs": 100}  # trained in the order of seeds
+    cases = [{"model": "fails_once_beside_another"}, {**slow, "seed": 1}, {**slow, "seed": 2}]
     study = parse_study({"base": TINY, "cases": cases}, "stops")
     engine = RayEngine(Cluster())
     summary = run_study(study, "out", engine=engine, imports=IMPORTS, workers=2, stop_on_failure=True)
     assert (summary.failed, summary.trained, summary.left) == (1, 0, 2)
-    assert len(list((study_folder / "out/checkpoints").iterdir())) == 1
+    begun = next(run.id for run in study.runs() if run.seed == 1)
+    assert [path.name for path in (study_folder / "out/checkpoints").iterdir()] == [begun]
     again = run_study(study, "out", engine=engine, imports=IMPORTS, workers=2, stop_on_failure=True)
     assert (again.failed, again.trained, again.left) == (0, 3, 0)
-    assert [row["epochs"] for row in read_rows("out") if (row["provenance"] or {}).get("resumed")] == [100]
+    assert [row["seed"] for row in read_rows(summary.folder) if (row.get("provenance") or {}).get("resumed")] == [1]
 
 
 def test_several_tasks_train_a_run_together_as_torchrun_has_it(study_folder):
