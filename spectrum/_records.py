@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from spectrum._registry import nearest
 
+_NUMBERS = ("int_type", "int_parsing", "float_type", "float_parsing")  # kinds of errors where a number is due
 Positive = Annotated[int, Field(ge=1)]
 Fraction = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)]
 Rate = Annotated[float, Field(gt=0, le=1e30, allow_inf_nan=False)]  # beyond, steps leave float32
@@ -95,11 +96,32 @@ def explain_one(
         return f"{fault['input']!r} is unknown; " + (f'did you mean "{near}"?' if near else f"try {known}")
     if fault["type"] == "value_error":
         return str(fault["ctx"]["error"])
+    return _wrong_type(fault)
+
+
+def _wrong_type(fault: Mapping[str, Any]) -> str:
+    """What to write instead of a value of another type, or out of bounds."""
+    if fault["type"] in _NUMBERS and isinstance(fault["input"], str):
+        return _text_for_number(fault["input"], whole=fault["type"].startswith("int"))
+    if fault["type"] in ("bool_type", "bool_parsing"):
+        return f"expected true or false, without quotes (got {fault['input']!r})"
     kinds = {"tuple_type": "a list, in brackets", "dict_type": "a table", "model_type": "a table"}
     if fault["type"] in kinds:
         return f"expected {kinds[fault['type']]} (got {fault['input']!r})"
     message = fault["msg"]
     return f"{message[0].lower()}{message[1:]} (got {fault['input']!r})"
+
+
+def _text_for_number(text: str, *, whole: bool) -> str:
+    """What to write instead of a text where a number is due."""
+    number = text.strip().removesuffix("%").strip()
+    try:
+        value = float(number)
+    except ValueError:
+        return f"expected {'a whole number' if whole else 'a number'} (got {text!r})"
+    if text.strip().endswith("%"):
+        return f"{text!r} is no number; write a share of 1 without quotes, {value / 100:g}"
+    return f"{text!r} is text; write {number} without quotes"
 
 
 def keys_of(record: type[BaseModel]) -> list[str]:

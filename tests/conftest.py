@@ -30,6 +30,7 @@ def study_folder(tmp_path, monkeypatch):
     root = str(Path(__file__).parents[1])
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("SPECTRUM_TEST_FOLDER", str(tmp_path))
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)  # it would limit the threads of workers
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])]))
     return tmp_path
 

@@ -108,6 +108,19 @@ def test_a_failed_run_makes_the_status_non_zero(study, capsys):
     assert said.startswith("results/tiny--model-fails: 0 of 6 runs done; 6 failed.\n")
     assert re.search(r"\n  failed: segments=3 seed=1 \(id [0-9a-f]+\): .*this model never works", said)
     assert said.endswith("next    spectrum run tiny.toml --model fails --import tests.faulty_models\n")
+    other = "results/tiny--model-fails: this study with model = fails; see it with: spectrum status results/tiny--m"
+    assert run("status", "tiny.toml") == 0
+    assert capsys.readouterr().out.startswith(other)
+    assert run("report", "tiny.toml") == 2, "it has no folder of its own yet"
+    assert capsys.readouterr().out.startswith(other)
+    with (study / "results/tiny--model-fails/results.jsonl").open("a") as rows:
+        rows.write('{"id": "torn')
+    torn = (
+        "results/tiny--model-fails/results.jsonl: 1 torn or garbled line is not read; spectrum doctor results/tiny--mo"
+    )
+    for command in ("status", "report"):
+        assert run(command, "results/tiny--model-fails") == 0
+        assert capsys.readouterr().err.startswith(torn)
 
 
 def test_a_plan_lists_runs_and_writes_nothing(study, capsys):

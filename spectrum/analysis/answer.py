@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import pandas as pd
 
 from spectrum.analysis.along import optimum
@@ -9,7 +11,8 @@ from spectrum.analysis.sentences import SHOWN, comparison_names, finding, pp, ve
 from spectrum.analysis.summary import summarise
 from spectrum.analysis.table import SPLIT, keys, scored_metric, unique_runs, varied_settings
 from spectrum.analysis.unfinished import NOT_COMPLETE
-from spectrum.analysis.words import configuration_words, setting_label
+from spectrum.analysis.words import configuration_words, data_name, edge_sides, setting_label
+from spectrum.design.keys import images_key
 from spectrum.design.plan import Plan
 
 FEW_SEEDS = 6
@@ -50,14 +53,61 @@ def caveats(results: pd.DataFrame, plan: Plan, judged: pd.DataFrame) -> list[str
         swept = plan.tuning is not None and not plan.runs
         return ["Only the learning-rate sweep has run: nothing is scored on the test set."] if swept else []
     found = [*_unfinished(results, plan), *_seeds(results), *_capacity(results, plan), *_losses(results, plan, judged)]
+    found += _at_chance(results, plan)
     if len(judged) and judged["confounded"].any():
         found.append(f"Confounded, since several factors change at once: {_quoted(judged, judged['confounded'])}.")
-    edges = [one for one in (plan.tuning.choices if plan.tuning is not None else ()) if one.edges]
-    if edges and plan.tuning is not None:
-        found.append(
-            f"For {len(edges)} of {len(plan.tuning.choices)} configurations the sweep chose a value at the edge of its "
-            "grid; a better one may lie beyond."
-        )
+    return [*found, *_edges(plan)]
+
+
+def not_prespecified(results: pd.DataFrame, plan: Plan) -> list[str]:
+    """Say that a study of several configurations names no comparison, and how the next one can; else nothing."""
+    if plan.contrasts or not len(results) or not results[scored_metric(results)].notna().any():
+        return []
+    if keys(results, [*SPLIT, *varied_settings(results)]).nunique() == 1:
+        return []
+    return [
+        "No comparison was prespecified, so no difference is tested: name one under [[contrasts]] in the study file "
+        "before the next study runs."
+    ]
+
+
+def _edges(plan: Plan) -> list[str]:
+    """How often the sweep chose the smallest or the largest value of its grid."""
+    if plan.tuning is None:
+        return []
+    sides = Counter(side for choice in plan.tuning.choices for side in edge_sides(plan, choice))
+    if not sides:
+        return []
+    at_edge = sum(bool(choice.edges) for choice in plan.tuning.choices)
+    which = ", ".join(f"the {side} for {count}" for side, count in sides.items())
+    return [
+        f"For {at_edge} of {len(plan.tuning.choices)} configurations the sweep chose a value at the edge of its "
+        f"grid ({which}); a better one may lie beyond."
+    ]
+
+
+def _at_chance(results: pd.DataFrame, plan: Plan) -> list[str]:
+    """Data sets on which no configuration is clearly above chance: the share of the most frequent class.
+
+    A network that learned nothing exceeds chance by less than two standard errors of its accuracy, or nearly so.
+    """
+    metric = scored_metric(results)
+    means = results.groupby(keys(results, [*SPLIT, *varied_settings(results)]))[metric].transform("mean")
+    own = results.apply(lambda row: images_key(row.to_dict()), axis=1)
+    found = []
+    for entry in plan.images:
+        counts = entry.get("test_images" if metric == "test_accuracy" else "train_images")
+        if not counts or (metric != "test_accuracy" and not entry.get("used")):
+            continue  # an early plan, which does not count them
+        scored_images = sum(counts) if metric == "test_accuracy" else min(held for _, held in entry["used"])
+        chance = max(counts) / sum(counts)
+        reached = means[own == images_key(entry)].max()
+        if reached <= chance + 2 * (chance * (1 - chance) / scored_images) ** 0.5:
+            where = f" on {data_name(entry['dataset'])}" if len(plan.images) > 1 else ""
+            found.append(
+                f"No configuration is clearly above chance{where}, {pp(chance)}% (the share of the most frequent "
+                "class): differences say nothing about what was learned."
+            )
     return found
 
 
@@ -187,6 +237,8 @@ def _losses(results: pd.DataFrame, plan: Plan, judged: pd.DataFrame) -> list[str
     failed, diverged = (int(runs["status"].eq(status).sum()) for status in ("failed", "diverged"))
     if failed:
         found.append(f"{_counted(failed, 'run')} failed and {'is' if failed == 1 else 'are'} left out.")
+    if lost := _lost(results):
+        found.append(f"Every run of these configurations failed, so tables and figures lack them: {'; '.join(lost)}.")
     if diverged:
         found.append(f"{_counted(diverged, 'run')} diverged and {'counts' if diverged == 1 else 'count'}, at chance.")
     if len(runs) == plan.count:
@@ -196,6 +248,14 @@ def _losses(results: pd.DataFrame, plan: Plan, judged: pd.DataFrame) -> list[str
             listed = f"{'seeds' if len(seeds) > 1 else 'seed'} {', '.join(map(str, seeds))}"
             found.append(f"Left out of {where}, for lack of a run on some side: {listed}.")
     return found
+
+
+def _lost(results: pd.DataFrame) -> list[str]:
+    """Names of the configurations whose runs have all failed, where others have not."""
+    names = varied_settings(results)
+    groups = [rows for _, rows in results.groupby(keys(results, [*SPLIT, *names]), sort=False)]
+    lost = [configuration_words(rows.iloc[0], names) for rows in groups if rows["status"].eq("failed").all()]
+    return [] if len(lost) == len(groups) else lost
 
 
 def _quoted(judged: pd.DataFrame, which: pd.Series) -> str:

@@ -12,7 +12,7 @@ import pandas as pd
 from spectrum.analysis.held import differing, held_equal
 from spectrum.analysis.sentences import pp
 from spectrum.analysis.table import IMAGES, SPLIT, varied_settings
-from spectrum.analysis.words import configuration_words, setting_name, setting_words, split_words
+from spectrum.analysis.words import configuration_words, edge_sides, setting_name, setting_words, split_words
 from spectrum.design.plan import Plan, PlannedChoice, PlannedRun
 from spectrum.design.run import RunConfig
 from spectrum.models import own_values
@@ -172,7 +172,7 @@ def choices(plan: Plan) -> list[dict[str, str]]:
             "name": choice_name(plan, choice),
             "values": ", ".join(f"{name} {value:g}" for name, value in choice.values.items()),
             "accuracy": "" if choice.val_accuracy is None else f"{100 * choice.val_accuracy:.2f}",
-            "edges": ", ".join(choice.edges),
+            "edges": ", ".join(edge_sides(plan, choice)),
         }
         for choice in (plan.tuning.choices if plan.tuning is not None else ())
     ]

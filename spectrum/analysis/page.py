@@ -12,7 +12,7 @@ import pandas as pd
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
-from spectrum.analysis.answer import answer, caveats, worst_mismatches
+from spectrum.analysis.answer import answer, caveats, not_prespecified, worst_mismatches
 from spectrum.analysis.described import (
     choices,
     design,
@@ -77,7 +77,10 @@ def page_of(
         hash=plan.hash,
         planned=plan.count,
         finished=len(unique_runs(finished)) if len(finished) else 0,
-        answer=[_strong(_begun(one, results, plan)) for one in answer(results, judged, bold=BOLD)],
+        answer=[
+            _strong(begun(one, results, plan))
+            for one in [*answer(results, judged, bold=BOLD), *not_prespecified(results, plan)]
+        ],
         key=figures.get(key or ""),
         comparisons=_comparisons(results, plan, judged),
         power=_power(judged),
@@ -125,7 +128,7 @@ def _comparisons(results: pd.DataFrame, plan: Plan, judged: pd.DataFrame) -> lis
             "margin": line[5],
             "verdict": line[7],
             "kind": CLASSES.get(verdict_of(row), "") if not row["confounded"] else "",
-            "finding": _strong(_begun(finding(row, bold=BOLD), results, plan)),
+            "finding": _strong(begun(finding(row, bold=BOLD), results, plan)),
             "strip": strip,
             "plan": one,
         }
@@ -174,7 +177,7 @@ def _frozen(plan: Plan, question: str | None) -> list[tuple[str, str]]:
     return [("question in the frozen plan", plan.question)]
 
 
-def _begun(sentence: str, results: pd.DataFrame, plan: Plan) -> str:
+def begun(sentence: str, results: pd.DataFrame, plan: Plan) -> str:
     """A sentence that begins a paragraph; names that people gave keep their first letter."""
     given = [one.name for one in plan.contrasts]
     given += [str(value) for name in ("model", "dataset") if name in results for value in results[name].unique()]

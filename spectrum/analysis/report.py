@@ -14,9 +14,9 @@ from matplotlib.figure import Figure
 
 from spectrum._files import write_whole
 from spectrum.analysis import plots
-from spectrum.analysis.answer import answer, caveats
+from spectrum.analysis.answer import answer, caveats, not_prespecified
 from spectrum.analysis.contrasts import contrasts
-from spectrum.analysis.page import page_of
+from spectrum.analysis.page import begun, page_of
 from spectrum.analysis.plots.accuracy import spectrum_title
 from spectrum.analysis.sentences import sentence
 from spectrum.analysis.summary import summary_table
@@ -91,7 +91,7 @@ def write_report(
         page,
         paths,
         question or plan.question or "",
-        answer(results, judged),
+        [begun(one, results, plan) for one in [*answer(results, judged), *not_prespecified(results, plan)]],
         [sentence(row) for _, row in judged.iterrows()],
         caveats(results, plan, judged),
         table,

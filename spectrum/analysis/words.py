@@ -11,6 +11,7 @@ import pandas as pd
 
 from spectrum.analysis.table import SPLIT, budget_name
 from spectrum.conv.segments import PER_CHANNEL
+from spectrum.design.plan import Plan, PlannedChoice
 from spectrum.models.position import END, Position
 
 DATA_NAMES = {"cifar10": "CIFAR-10", "fashion_mnist": "Fashion-MNIST", "mnist": "MNIST", "gaussian": "Gaussian images"}
@@ -72,6 +73,17 @@ def configuration_words(row: Mapping[str, Any] | pd.Series, names: Iterable[str]
     '4 segments, vgg'
     """
     return ", ".join([split_words(row), *(setting_words(name, row[name]) for name in names if is_set(row[name]))])
+
+
+def edge_sides(plan: Plan, choice: PlannedChoice) -> list[str]:
+    """At which edges of its grid the sweep chose, such as "largest learning rate"."""
+    grid = plan.tuning.grid if plan.tuning is not None else {}
+    sides = []
+    for name in choice.edges:
+        value = choice.values.get(name)
+        side = "smallest" if name in grid and value == min(grid[name]) else "largest"
+        sides.append(f"{side} {setting_name(name)}")
+    return sides
 
 
 def side_words(side: Mapping[str, Any]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -21,6 +22,7 @@ from spectrum.study.store import (
     Row,
     StoreError,
     WriteError,
+    bad_lines,
     find_plan,
     is_own,
     kept_rows,
@@ -45,10 +47,12 @@ PLANNED = {"study", "question", "file", "overrides", "imports", "hash", "budget"
 def status(command: Status) -> int:
     """Print how many runs are done, diverged, failed and left, and why runs failed."""
     folder, study = _folder(command.study, command.out)
+    _print_overridden(folder, study)
     held = None if study is None else check_not_other(folder, study)
     if study is None or held == "same":
         plan = read_plan(folder)
         _print_what_next(folder, plan, _print_standing(folder, plan))
+        _print_torn(folder)
         return 0
     if held == "version":
         out.print(f"{folder}: the study has changed since it ran here{changed_since(study, find_plan(folder))}")
@@ -178,6 +182,7 @@ def _print_findings(folder: Path, found: Sequence[Finding]) -> int:
 
 def report(command: Report) -> int:
     """Draw the figures and write the page again."""
+    _print_overridden(*_folder(command.study, command.out))
     show_report(*_folder_to_read(command.study, command.out))
     return 0
 
@@ -289,6 +294,28 @@ def show_report(folder: Path, study: Study | None = None) -> None:
     except OSError as error:
         raise WriteError(f"{error.filename or folder}: the report cannot be written ({reason_of(error)})") from error
     _print_report(folder, report, "spectrum.png" if plan.runs else "tuning.png")
+    _print_torn(folder)
+
+
+def _print_torn(folder: Path) -> None:
+    """Say which files have lines that are not read, and how to mend them; nothing while a run writes there."""
+    if writer_of(folder) is None:
+        for name, count in bad_lines(folder).items():
+            err.print(
+                f"{folder / name}: {counted(count, 'torn or garbled line')} {'is' if count == 1 else 'are'} not read; "
+                f"spectrum doctor {folder} --repair sets {'it' if count == 1 else 'them'} aside"
+            )
+
+
+def _print_overridden(folder: Path, study: Study | None) -> None:
+    """Name the folders beside a study's own that hold the same file with other options, as from `run --epochs 3`."""
+    if study is None or study.overrides:
+        return
+    for other in sorted(folder.parent.glob(f"{glob.escape(study.name)}--*")):
+        plan = find_plan(other) if (other / PLAN).exists() else None
+        if plan is not None and plan.overrides and plan.file == f"{study.file_name}.toml":
+            changed = ", ".join(f"{name} = {value}" for name, value in plan.overrides.items())
+            out.print(f"{other}: this study with {changed}; see it with: spectrum status {other}")
 
 
 def _print_report(folder: Path, report: Written, first: str) -> None:

@@ -218,8 +218,9 @@ def _called(model: nn.Module, inputs: Inputs, zeros: bool) -> Any:
         if zeros:
             x = inputs.args[0]
             error.add_note(
-                f"The network was called with zeros of shape {tuple(x.shape)} and type {x.dtype}; "
-                "give example_inputs for others."
+                f"The network was called with zeros of shape {tuple(x.shape)} and type {x.dtype}. input_shape is the "
+                "shape of one example without the batch, such as (3, 32, 32) for an image; other inputs go into "
+                "example_inputs."
             )
         raise
 

@@ -287,7 +287,8 @@ def find_source(name: str) -> Source:
     if name.startswith((".", "/", "~")):
         folder = Path(name).expanduser()
         if not folder.is_dir():
-            raise DataError(f"dataset={name!r}: no such folder")
+            looked = "" if folder.is_absolute() else f" {folder.resolve()}; it is looked up in the current folder"
+            raise DataError(f"dataset={name!r}: no such folder{looked}")
         return _folder(name, folder)
     if name not in HUB_IDS and "/" not in name:
         known = (*DATASETS, *list_datasets())

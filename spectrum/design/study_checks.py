@@ -6,17 +6,22 @@ Pure functions of a study's record, whose types and bounds pydantic has checked 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
 from spectrum._records import SpecError, as_tuple, explain_one, unknown_key
+from spectrum._registry import nearest
 from spectrum.design.run import GAUSSIAN, MOST_TEACHER_SEGMENTS, RunConfig
 from spectrum.models.position import PLACES
 
 if TYPE_CHECKING:
     from spectrum.design.study_file import Contrast, Match, Study, Wanted
+
+
+MOST_LISTED = 20  # values that a message writes out
 
 
 def as_values(values: object) -> object:
@@ -33,6 +38,11 @@ def _faults_of(axis: str, values: object) -> list[str]:
     if axis not in RunConfig.model_fields:
         return [unknown_key(axis, list(RunConfig.model_fields))]
     if not isinstance(values, tuple):
+        if isinstance(values, str) and (ends := re.fullmatch(r"\s*(\d+)\s*(?:-|–|:|\.\.+|…|to)\s*(\d+)\s*", values)):
+            first, last = map(int, ends.groups())
+            listed = [*range(first, last + 1)] if 0 <= last - first < MOST_LISTED else [first, first + 1, "…"]
+            listed_words = ", ".join(map(str, listed))
+            return [f"expected a list of values, each written out, as in {axis} = [{listed_words}] (got {values!r})"]
         if isinstance(values, bool | int | float | str):
             return [f"expected a list of values, as in {axis} = [{json.dumps(values)}]"]
         return [f"expected a list of values, in their order (got {values!r})"]
@@ -225,6 +235,8 @@ def _check_side(study: Study, runs: Sequence[RunConfig], side: Mapping[str, Any]
 
 def _not_trained(study: Study, name: str, value: object, there: Sequence[object]) -> str:
     """Explain why a side of a comparison has no runs, and where to add its value."""
+    if isinstance(value, str) and (meant := _meant(value, there)) is not None:
+        return f"compares {name} = {json.dumps(value)}, which no run has; {meant}"
     *most, last = map(json.dumps, there)
     trained = f"{', '.join(most)} and {last}" if most else last
     home = "[budget] match" if name == "match" else f"{'[axes]' if name in study.axes else '[[cases]]'} {name}"
@@ -233,6 +245,15 @@ def _not_trained(study: Study, name: str, value: object, there: Sequence[object]
         f"compares {name} = {given}, but the study trains only {trained}; add {given} to {home}, "
         "or compare one of those"
     )
+
+
+def _meant(value: str, there: Sequence[object]) -> str | None:
+    """What a text on a side of a comparison was likely meant to be: a number in quotes, or another spelling."""
+    for known in there:
+        if not isinstance(known, str) and json.dumps(known) == value.strip().lower():
+            return f"write {json.dumps(known)} without quotes"
+    near = nearest(value, [known for known in there if isinstance(known, str)])
+    return None if near is None else f"did you mean {json.dumps(near)}?"
 
 
 def select(wanted: Sequence[Wanted], side: Mapping[str, Any]) -> list[Wanted]:

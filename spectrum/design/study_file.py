@@ -312,9 +312,17 @@ def load_study(path: str | Path) -> Study:
             raise SpecError("is empty; begin with the axes that vary, such as [axes] and below it segments = [1, 2, 4]")
         return parse_study(tables, path.stem, folder=path.parent)
     except tomllib.TOMLDecodeError as error:
-        raise SpecError(f"{path}: not valid TOML: {error}") from None
+        raise SpecError(f"{path}: not valid TOML: {error}{_line_of(str(error), text)}") from None
     except SpecError as error:
         raise SpecError("\n".join(f"{path}: {line}" for line in str(error).splitlines())) from None
+
+
+def _line_of(error: str, text: str) -> str:
+    """The line that a message of tomllib is about, on a line of its own; empty where it names none."""
+    place = re.search(r"at line (\d+), column \d+", error)
+    lines = text.splitlines()
+    number = int(place[1]) if place else 0
+    return f"\n  {lines[number - 1].strip()}" if 0 < number <= len(lines) else ""
 
 
 def as_study(study: Study | str | Path) -> Study:
@@ -380,6 +388,11 @@ def _prepared(given: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
         kinds = (dict, RunConfig) if key == "base" else dict
         if not isinstance(fields.get(key, {}), kinds):
             raise SpecError(f"{key}: expected a table (got {fields[key]!r}); write [{key}], and below it {example}")
+    for key, example in (("contrasts", "name = …"), ("cases", "segments = 1")):
+        if isinstance(fields.get(key), dict):
+            raise SpecError(
+                f"{key}: is one table; write [[{key}]], with two brackets, above each, and below it {example}"
+            )
     axes = {axis: as_values(values) for axis, values in fields.get("axes", {}).items()}
     faults = axis_faults(axes)
     fields["axes"] = {axis: tuple(map(as_tuple, values)) for axis, values in axes.items() if isinstance(values, tuple)}

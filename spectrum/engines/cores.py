@@ -12,6 +12,12 @@ def available_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def thread_limit() -> int | None:
+    """Most threads of a worker that the user asks for by OMP_NUM_THREADS; None without a number there."""
+    first = os.environ.get("OMP_NUM_THREADS", "").split(",")[0].strip()  # a list has a number for each nested level
+    return int(first) if first.isdecimal() and int(first) > 0 else None
+
+
 def visible_gpus() -> list[str]:
     """CUDA devices that this process may use, as in CUDA_VISIBLE_DEVICES; at least one."""
     devices = os.environ.get("CUDA_VISIBLE_DEVICES")

@@ -40,7 +40,7 @@ class EngineSettings(Record):
 
     workers: Annotated[int, Field(ge=1)] | None = None
     """Runs trained at the same time; by default one per core or per GPU, and on a cluster as many as it has room for.
-    """
+    Local workers share the cores equally; $OMP_NUM_THREADS, if set, is the most threads of each."""
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     """Device to train on; by default the fastest kind that torch finds."""
     imports: Annotated[tuple[str, ...], BeforeValidator(as_tuple)] = ()

@@ -26,7 +26,7 @@ from pebble import ProcessExpired, ProcessPool
 
 from spectrum.design.run import RunConfig
 from spectrum.engines.attempts import ATTEMPTS, GRACE, Attempts, died, took_too_long, with_log
-from spectrum.engines.cores import available_cores, take_slot, visible_gpus
+from spectrum.engines.cores import available_cores, take_slot, thread_limit, visible_gpus
 from spectrum.engines.interface import Engine, EngineError, Outcome, Work
 from spectrum.engines.worker import limit_memory, train_one
 
@@ -58,7 +58,7 @@ _stop: Any = None  # in a worker: its value becomes 1 when the worker should sav
 
 
 class LocalEngine(Engine):
-    """Worker processes on this machine, which share its cores equally.
+    """Worker processes on this machine, which share its cores equally; OMP_NUM_THREADS limits the threads of each.
 
     There is one per core, or one per GPU, and each then sees only its own GPU.
     """
@@ -92,7 +92,8 @@ class Workers:
         return self._threads(self.work.runs or self.workers)
 
     def _threads(self, runs: int) -> int:
-        return max(1, available_cores() // min(self.workers, runs))
+        shared = max(1, available_cores() // min(self.workers, runs))
+        return min(shared, thread_limit() or shared)
 
     def run(self, runs: Iterable[RunConfig]) -> Generator[Outcome, None, None]:
         """Train all runs."""

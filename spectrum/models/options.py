@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BeforeValidator, Field, model_validator
 
 from spectrum._records import Fraction, Positive, Rate, Record, as_tuple
+from spectrum._registry import nearest
 from spectrum.conv.arguments import MOST_CHANNELS, Activation, Order
 from spectrum.conv.segments import PER_CHANNEL
 from spectrum.models.position import PLACES
@@ -26,6 +27,10 @@ def segments_given(value: object) -> object:
     if value is None or value == PER_CHANNEL:
         return value
     if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= MOST_SEGMENTS:
+        if isinstance(value, str) and nearest(value, [PER_CHANNEL]):
+            raise ValueError(f'{value!r} is not a number of segments; did you mean "{PER_CHANNEL}"?')
+        if isinstance(value, str) and value.strip().isdecimal():
+            raise ValueError(f"{value!r} is text, not a number of segments; write {value.strip()} without quotes")
         raise ValueError(f'{value!r} is not a number of segments; try 1, 2, 3, 4, 8 … or "{PER_CHANNEL}"')
     return value
 

@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 
 from spectrum import plots, stats
-from spectrum.analysis.answer import answer, caveats, worst_mismatches
+from spectrum.analysis.answer import answer, caveats, not_prespecified, worst_mismatches
 from spectrum.analysis.export import runs_table
 from spectrum.analysis.page import page_of
 from spectrum.analysis.plots.frame import broken, inches_of_text
@@ -155,6 +155,49 @@ def test_equal_accuracies_have_no_interval():
 def test_what_is_not_zero_is_not_said_to_be_zero(value, said):
     assert pp(value) == said
     assert pp(value, sign=True).removeprefix("+") == said
+
+
+def test_a_configuration_whose_runs_all_failed_is_named():
+    table, plan = study()
+    lost = table["segments"].eq(1) & table["activation"].eq("relu")
+    failed = table.assign(status=table["status"].mask(lost, "failed"), test_accuracy=table["test_accuracy"].mask(lost))
+    missing = "Every run of these configurations failed, so tables and figures lack them: 1 segment, ReLU."
+    assert missing in caveats(failed, plan, pd.DataFrame())
+    assert not any("lack them" in one for one in caveats(table, plan, pd.DataFrame()))
+
+
+def test_a_study_without_comparisons_is_told_so_and_how_to_name_one():
+    table, plan = study()
+    (said,) = not_prespecified(table, plan)
+    assert said.startswith("No comparison was prespecified, so no difference is tested: name one under [[contrasts]]")
+    assert not_prespecified(*study(contrasts=[{"name": "activation", "between": RELU}])) == []
+    assert not_prespecified(table[table["segments"].eq(1) & table["activation"].eq("relu")], plan) == []
+
+
+def test_accuracies_at_chance_are_a_caveat():
+    table, plan = study()
+    entry = {"dataset": "digits", "classes": ["0", "1"], "train_images": [50, 50], "test_images": [90, 10]}
+    plan = plan_of(plan.entry() | {"images": [entry]})
+    low = table.assign(test_accuracy=0.9)
+    said = "No configuration is clearly above chance, 90.00% (the share of the most frequent class): "
+    assert any(one.startswith(said) for one in caveats(low, plan, pd.DataFrame()))
+    learned = low.assign(test_accuracy=low["test_accuracy"].mask(low["segments"].eq(1), 0.97))
+    assert not any("above chance" in one for one in caveats(learned, plan, pd.DataFrame()))
+    assert not any(
+        "above chance" in one for one in caveats(low, plan_of(plan.entry() | {"images": []}), pd.DataFrame())
+    )
+
+
+def test_an_edge_of_the_sweep_says_which_side():
+    table, plan = study()
+    choices = [{"values": {"lr": lr}, "edges": ["lr"] * (lr != 0.1)} for lr in (0.05, 0.1, 0.2, 0.2)]
+    tuned = plan_of(plan.entry() | {"tuning": {"grid": {"lr": [0.05, 0.1, 0.2]}, "choices": choices}})
+    said = (
+        "For 3 of 4 configurations the sweep chose a value at the edge of its grid (the smallest learning rate for 1, "
+    )
+    assert f"{said}the largest learning rate for 2); a better one may lie beyond." in caveats(
+        table, tuned, pd.DataFrame()
+    )
 
 
 def test_a_run_that_meets_several_budgets_is_one_run():

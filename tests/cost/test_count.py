@@ -248,7 +248,8 @@ def test_an_input_that_the_network_does_not_take_says_what_it_was_given():
     with pytest.raises(RuntimeError) as raised:
         measure_cost(nn.Embedding(9, 4), (3,))
     assert raised.value.__notes__ == [
-        "The network was called with zeros of shape (1, 3) and type torch.float32; give example_inputs for others."
+        "The network was called with zeros of shape (1, 3) and type torch.float32. input_shape is the shape of one "
+        "example without the batch, such as (3, 32, 32) for an image; other inputs go into example_inputs."
     ]
 
 

@@ -330,7 +330,9 @@ def test_an_unknown_name_lists_the_known_ones() -> None:
 
 @pytest.mark.usefixtures("data_root")
 def test_a_folder_that_is_not_there_is_an_error() -> None:
-    with pytest.raises(DataError, match=r"dataset='\./none': no such folder"):
+    with pytest.raises(
+        DataError, match=r"dataset='\./none': no such folder /.*none; it is looked up in the current folder$"
+    ):
         load_images("./none")
 
 

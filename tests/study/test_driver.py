@@ -64,6 +64,12 @@ def workers(**work):
     return Workers(Work(**{"device": "cpu"} | work))
 
 
+@pytest.fixture
+def unlimited(monkeypatch):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+
+
+@pytest.mark.usefixtures("unlimited")
 def test_an_engine_shares_the_cores_between_its_workers():
     assert (workers().workers, workers().threads) == (available_cores(), 1)
     assert workers(device="cuda").workers == 1
@@ -71,6 +77,15 @@ def test_an_engine_shares_the_cores_between_its_workers():
     assert workers(workers=10_000).threads == 1
 
 
+@pytest.mark.parametrize(("asked", "limit"), [("1", 1), ("3", 3), ("1,4", 1), ("64", 8), ("", 8), ("0", 8), ("all", 8)])
+def test_omp_num_threads_is_the_most_threads_of_a_worker(monkeypatch, asked, limit):
+    monkeypatch.setattr("spectrum.engines.local.available_cores", lambda: 8)
+    monkeypatch.setenv("OMP_NUM_THREADS", asked)
+    assert workers(workers=1).threads == limit
+    assert workers(workers=8).threads == 1
+
+
+@pytest.mark.usefixtures("unlimited")
 def test_cores_that_a_small_study_has_no_runs_for_go_to_its_runs():
     cores = available_cores()
     assert workers(runs=1).threads == cores
