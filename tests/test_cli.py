@@ -454,8 +454,8 @@ def test_the_table_of_a_study_is_exported_for_papers_and_pages(study, capsys):
     assert "table of 1 configuration written to table.md" in capsys.readouterr().out
     latex, markdown = ((study / name).read_text(encoding="utf-8") for name in ("table.tex", "table.md"))
     assert r"\caption{a\_b\%\&: digits, n = 2 runs per configuration, budget: width-matched.}" in latex
-    assert r"1 & 2 & 1,000 & 9,000 & 91.00 $\pm$ 12.71 & 2.0 \\" in latex
-    assert markdown.splitlines()[2] == "| 1 | 2 | 1,000 | 9,000 | 91.00 ± 12.71 | 2.0 |"
+    assert r"1 & 91.00 $\pm$ 12.71 & 2 & 1,000 & 9,000 & 2.0 \\" in latex
+    assert markdown.splitlines()[2] == "| 1 | 91.00 ± 12.71 | 2 | 1,000 | 9,000 | 2.0 |"
 
 
 @pytest.mark.parametrize("to", ["made up/plan.json", "made up/plan-0123.json", "link.json"])

@@ -55,9 +55,9 @@ class TensorBoard(Callback):
         self.varied = tuple(dict.fromkeys((*study.varied(), "seed")))
         missing = {row["id"]: row for row in finished if not (self.folder / self._name(row)).exists()}
         epochs: dict[str, dict[int, Row]] = {id: {} for id in missing}
-        for entry in read_history(folder) if missing else ():
-            if entry["id"] in epochs:  # an epoch may be there twice, of a process that was killed; the last one counts
-                epochs[entry["id"]][entry["epoch"]] = entry
+        for line in read_history(folder) if missing else ():
+            if line["id"] in epochs:  # an epoch may be there twice, of a process that was killed; the last one counts
+                epochs[line["id"]][line["epoch"]] = line
         for id, row in missing.items():
             self.run_ended(row, [epochs[id][epoch] for epoch in sorted(epochs[id])])
 

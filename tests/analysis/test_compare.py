@@ -41,7 +41,7 @@ def values_of(runs, method):
 
 
 @given(st.integers(0, 10_000), st.integers(2, 4), st.integers(3, 8))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=12, deadline=None)
 def test_paired_comparisons_equal_those_of_scipy_and_statsmodels(seed, methods, seeds):
     runs = runs_of(np.random.default_rng(seed), methods, seeds).sample(frac=1, random_state=seed)
     found = compare(runs, by="method", pair="seed", metric="accuracy", margin=0.005).judged
@@ -65,7 +65,7 @@ def test_paired_comparisons_equal_those_of_scipy_and_statsmodels(seed, methods, 
 
 
 @given(st.integers(0, 10_000), st.integers(2, 7), st.integers(2, 7))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=12, deadline=None)
 def test_unpaired_comparisons_are_welchs(seed, first, second):
     rng = np.random.default_rng(seed)
     a, b = rng.normal(0.9, 0.01, first), rng.normal(0.91, 0.003, second)

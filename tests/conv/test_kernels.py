@@ -437,7 +437,7 @@ def library_of(folder, lanes, *flags):
     return library
 
 
-@pytest.mark.medium
+@pytest.mark.slow
 def test_narrow_vectors_give_exact_results_unoptimised(tmp_path):
     check_library(library_of(tmp_path, 4, "-O0"))
 

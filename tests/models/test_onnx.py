@@ -45,6 +45,7 @@ def test_every_kind_of_segmented_convolution_is_exported_as_it_computes():
     torch.testing.assert_close(exported(model, x_nchw), model(x_nchw).detach(), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_trained_network_is_exported_with_its_normalisation(study_folder):
     run_study(tiny(axes={"segments": [3]}), "out", workers=1, device="cpu", keep_weights=True)
     (row,) = read_rows(study_folder / "out")

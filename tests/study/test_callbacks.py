@@ -183,7 +183,7 @@ def test_runs_of_a_sweep_have_curves_without_a_test_accuracy(study_folder: Path)
     assert all("accuracy/test" not in tags and len(tags["loss/train"]) == 2 for tags in found.values())
 
 
-@pytest.mark.medium
+@pytest.mark.slow
 def test_a_resumed_run_has_each_point_once(study_folder: Path) -> None:
     pytest.importorskip("tensorboard", reason="needs the extra tensorboard")
     cases = [{"model": "fails_once_beside_another"}, {"model": "slow", "epochs": 60, "seed": 1}]

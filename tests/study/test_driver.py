@@ -147,7 +147,7 @@ def test_attempts_count_as_long_as_they_leave_no_newer_checkpoint(tmp_path):
     assert not attempts.again(run, saving), "what is gone is no progress"
 
 
-@pytest.mark.medium
+@pytest.mark.slow
 def test_a_worker_that_dies_again_and_again_but_gets_on_is_not_given_up(study_folder):
     study = tiny(base={"model": "dies_after_three_steps", "width": 1.0, "epochs": 8}, axes={"seed": [0]})  # 16 steps
     summary = run_study(study, "kept", workers=1, imports=IMPORTS, checkpoint_minutes=0)
@@ -340,7 +340,7 @@ def test_a_module_that_cannot_be_imported_is_named(study_folder):
         run_study(tiny(), imports=["no_such_module"])
 
 
-@pytest.mark.medium
+@pytest.mark.slow
 def test_images_that_change_during_a_run_stop_it_and_are_not_mixed_in(study_folder, monkeypatch):
     root = study_folder / "data"
     write_folder(root / "flowers" / "train", random_pixels(60), ["a", "b"])

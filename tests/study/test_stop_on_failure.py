@@ -21,7 +21,7 @@ def failing_beside_slow(*, after: int) -> Study:
     return parse_study({"base": TINY, "cases": cases}, "stops")
 
 
-@pytest.mark.medium
+@pytest.mark.slow
 def test_runs_in_training_are_stopped_and_resumed(study_folder: Path) -> None:
     study = failing_beside_slow(after=2)
     summary = run_study(study, workers=2, imports=IMPORTS, stop_on_failure=True)
