@@ -115,9 +115,8 @@ def test_a_row_says_with_how_many_threads_it_began(study_folder, undisturbed):
     folder = study_folder / "results" / "slow"
     run_study(load_study(study_folder / "slow.toml"), folder, workers=1, imports=IMPORTS)
     resumed = [row["provenance"]["resumed"] for row in read_rows(folder) if "resumed" in row["provenance"]]
-    assert [times[0]["before"] for times in resumed] == [
-        {"threads": Workers(Work(workers=2, device="cpu")).threads}
-    ] * 2
+    began = Workers(Work(workers=2, device="cpu")).threads
+    assert [times[0]["before"]["threads"] for times in resumed] == [began] * 2
     assert {row["provenance"]["threads"] for row in read_rows(folder)} == {
         Workers(Work(workers=1, device="cpu")).threads
     }
