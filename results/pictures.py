@@ -75,7 +75,7 @@ def teacher() -> Figure:
 
 def roofline() -> Figure:
     """Speed of the layer along the spectrum, ours and others'."""
-    table = pd.read_csv(ROOT / "results/bench/op.csv")
+    table = pd.read_csv(ROOT / "results/bench/amd-epyc/op.csv")
     colors = dict.fromkeys(LAYERS, GREYS[1]) | {"spectrum": BLUE, "grouped": RED}
     return plots.roofline_curve(table, title=_slowest(table), labels=LAYERS, colors=colors)
 
@@ -101,7 +101,7 @@ def pictures() -> list[Picture]:
     curves = tuple(f"results/{name}/{ROWS}" for name in CURVES)
     effects_of = tuple(f"results/{name}/{ROWS}" for name in overview.EFFECTS)
     found = [
-        Picture("results/bench/roofline.png", ("results/bench/op.csv",), roofline),
+        Picture("results/bench/roofline.png", ("results/bench/amd-epyc/op.csv",), roofline),
         Picture("results/kernels/fronts.png", ("results/kernels/steps.csv", curves[1]), kernels.draw),
         Picture("results/map.png", (*curves, *effects_of), overview.draw),
         Picture("results/widths.png", curves, widths.draw),

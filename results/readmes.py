@@ -40,8 +40,8 @@ def has_steps(folder: Path) -> bool:
 
 
 def has_benches(folder: Path) -> bool:
-    """Whether a folder has the benchmarks of the machine."""
-    return (folder / "op.csv").exists()
+    """Whether a folder has benchmarks of machines."""
+    return any(folder.glob("*/op.csv"))
 
 
 def templates() -> list[Path]:

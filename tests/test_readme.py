@@ -74,7 +74,7 @@ def test_versions_networks_and_speed_are_as_the_readme_says():
     counting = "from spectrum import list_models; print(len(list_models()))"  # elsewhere: tests register their own here
     count = int(subprocess.run([sys.executable, "-c", counting], capture_output=True, text=True, check=True).stdout)
     assert {8: "eight"}[count] + " networks" in README
-    found = op.findings(pd.read_csv(ROOT / "results/bench/op.csv"))
+    found = op.findings(pd.read_csv(ROOT / "results/bench/amd-epyc/op.csv"))
     (least, _), (_, most) = (found[f"speedup over the best other at {width} per segment"] for width in (4, 2))
     assert f"{least:.1f} to {most:.1f} times as fast" in " ".join(README.split())
 
@@ -242,5 +242,5 @@ def test_a_measured_figure_is_found(said):
 )
 def test_the_table_of_a_bench_is_that_of_its_measurements(bench, request):
     folder = ROOT / "results/bench"
-    table = pd.read_csv(folder / f"{request.node.callspec.id}.csv")
+    table = pd.read_csv(folder / "amd-epyc" / f"{request.node.callspec.id}.csv")
     assert bench.as_markdown(table) in (folder / "README.md").read_text()

@@ -1,4 +1,4 @@
-"""Benchmarks in results/bench: their tables, findings and machine."""
+"""Benchmarks in results/bench: their tables and findings, of one machine, and the layer on all of them."""
 
 from __future__ import annotations
 
@@ -11,12 +11,61 @@ import pandas as pd
 
 from spectrum.bench import engine, models, op, sweep, train
 
-FOLDER = Path(__file__).parents[1] / "bench"
+ALL = Path(__file__).parents[1] / "bench"
+FOLDER = ALL / "amd-epyc"  # the machine with all benchmarks
 BENCHES = {"op": op, "train": train, "sweep": sweep, "models": models, "engine": engine}
 
 
+def machines() -> dict[str, Path]:
+    """Folders of the machines on which the layer was measured, by their processors and instruction sets."""
+    found = {}
+    for path in sorted(ALL.glob("*/op.csv")):
+        record = json.loads(path.with_suffix(".machine.json").read_text())
+        if not record.get("gpu"):
+            found[f"{record['processor']}, {record['capability']}"] = path.parent
+    return found
+
+
+def of_layer(folder: Path) -> pd.DataFrame:
+    """Rows of this package's layer on one machine, one per cell; `speedup` is over the best other implementation."""
+    return op.compared(pd.read_csv(folder / "op.csv"))
+
+
+def side_by_side() -> str:
+    """Speed of the layer on each machine, by kernel and channels per segment, as Markdown; lowest and highest."""
+    tables = {name: of_layer(folder) for name, folder in machines().items()}
+    titles = ["kernel", "channels per segment"]
+    titles += [f"{name}: {what}" for name in tables for what in ("% of the roofline", "speedup")]
+    lines = [f"| {' | '.join(titles)} |", "|" + "---|" * len(titles)]
+    whole = pd.concat(list(tables.values()))
+    whole = whole[whole["channels_per_segment"].isin((1, 2, 4, 8, 16, 32))]
+    for (window, width), _ in whole.groupby(["window", "channels_per_segment"], sort=False):
+        cells = [str(window), f"{width:g}"]
+        for table in tables.values():
+            rows = table[(table["window"] == window) & (table["channels_per_segment"] == width)]
+            cells += [_span(rows["percent"], "%.0f"), _span(rows["speedup"], "%.2f")]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _span(values: pd.Series, form: str) -> str:
+    """Lowest and highest value; one number where both are printed alike, nothing where there is none."""
+    ends = list(dict.fromkeys(form % value for value in (values.min(), values.max()))) if len(values) else []
+    return " to ".join(ends)
+
+
 class Benches:
-    """All benchmarks, by their names in `spectrum bench`."""
+    """All benchmarks of one machine, by their names in `spectrum bench`."""
+
+    @property
+    def machines(self) -> list[str]:
+        """Processors on which the layer was measured."""
+        return list(machines())
+
+    @property
+    def sides(self) -> str:
+        """The layer on all machines."""
+        return side_by_side()
 
     def rows(self, name: str) -> pd.DataFrame:
         """Measurements of one benchmark."""
@@ -42,10 +91,7 @@ class Benches:
     def layer(self) -> pd.DataFrame:
         """Rows of this package's layer, one per input and number of segments; `times` is its speedup over the best
         other."""
-        rows = self.rows("op")
-        best = rows[rows["way"] != op.OURS].groupby(["shape", "segments"])["ms"].min().rename("best")
-        ours = rows[rows["way"] == op.OURS].join(best, on=["shape", "segments"])
-        return ours.assign(times=ours["best"] / ours["ms"])
+        return op.compared(self.rows("op")).rename(columns={"speedup": "times"})
 
     def times(self, fewest: int, most: int) -> tuple[float, float]:
         """Lowest and highest speedup of the layer at `fewest` to `most` channels per segment."""

@@ -44,10 +44,10 @@ def machine() -> dict[str, Any]:
 
 
 def folder_of(device: str, out: Path) -> Path:
-    """The folder for tables of a device: on CUDA one named after the card, within `out`."""
-    if device == "cpu":
-        return out
-    return out / re.sub(r"[^a-z0-9]+", "-", torch.cuda.get_device_name(device).lower()).strip("-")
+    """The folder for tables of a device: one within `out`, named after the processor, or on CUDA after the card."""
+    name = processor() if device == "cpu" else torch.cuda.get_device_name(device)
+    plain = re.sub(r"\((r|tm|c)\)", "", name.lower())
+    return out / re.sub(r"[^a-z0-9]+", "-", plain).strip("-")
 
 
 def save(table: pd.DataFrame, path: Path, *, device: str = "cpu", **settings: Any) -> None:

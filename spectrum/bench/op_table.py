@@ -24,8 +24,8 @@ def compared(table: pd.DataFrame) -> pd.DataFrame:
     """One row per cell: this package next to the fastest other implementation, in the order of the table.
 
     Columns beside those of the cell: `window`, `channels_per_segment`, of this package `ms`, its quartiles, `percent`
-    of the roofline and `backend`; `other` and `other_ms`; `speedup`; with a measured choice `measured_ms` and
-    `measured_speedup`.
+    of the roofline and `lowering`, its backend; `other` and `other_ms`; `speedup`; with a measured choice
+    `measured_ms` and `measured_speedup`.
     """
     table = whole(table)
     ours = table[table.way == OURS].set_index(CELL)
@@ -33,7 +33,6 @@ def compared(table: pd.DataFrame) -> pd.DataFrame:
     best = others.loc[others.groupby(CELL).ms.idxmin()].set_index(CELL)
     found = ours.assign(
         window=[str(Window(kernel, stride, dilation)) for _, _, kernel, stride, dilation, _ in ours.index],
-        backend=ours.get("lowering", ""),
         other=best.way,
         other_ms=best.ms,
         speedup=best.ms / ours.ms,
@@ -101,7 +100,7 @@ def printed(table: pd.DataFrame) -> pd.DataFrame:
         "channels_per_segment": "channels_per_segment",
         "ms": "median_ms",
         "percent": "percent_of_roofline",
-        "backend": "backend",
+        "lowering": "backend",
         "other": "fastest_other",
         "other_ms": "its_ms",
         "speedup": "speedup",

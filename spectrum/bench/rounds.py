@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -49,7 +50,7 @@ def alternate(
     block_seconds: float = 0.02,
     clock: Clock = by_wall,
 ) -> dict[str, list[float]]:
-    """Time functions; return seconds per call, one value per round and function.
+    """Time functions in a new order each round; return seconds per call, one value per round and function.
 
     In a round a function is called as often as fits into `block_seconds`, as in a loop: its own operands may be in the
     cache, those of the others are not. A function is done after `most` rounds, or after `least` rounds that took
@@ -60,14 +61,14 @@ def alternate(
         run()
         calls[name] = max(1, min(50, round(block_seconds / clock(run, 1))))
     times: dict[str, list[float]] = {name: [] for name in things}
-    active = list(things)
+    active, order = list(things), random.Random(0)
     while active:
+        order.shuffle(active)  # one that always follows another finds what that left in the cache
         for name in list(active):
             times[name].append(clock(things[name], calls[name]))
             enough = len(times[name]) >= least and sum(times[name]) * calls[name] >= seconds
             if enough or len(times[name]) >= most:
                 active.remove(name)
-        active = active[1:] + active[:1]  # each comes first in turn, and none always after the same other
     return times
 
 

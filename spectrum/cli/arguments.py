@@ -346,7 +346,7 @@ class Bench:
     what: Annotated[What, tyro.conf.Positional]
     """The benchmark; what each measures is listed below."""
     out: Path = Path("results/bench")
-    """Folder for WHAT.csv and WHAT.machine.json; on CUDA, a folder named after the card within it."""
+    """Folder with a folder for each processor or card, for WHAT.csv and WHAT.machine.json."""
     device: Literal["cpu", "cuda"] = "cpu"
     """op, train, sweep and models only: where to measure."""
     dtype: Literal["float32", "float16", "bfloat16"] = "float32"

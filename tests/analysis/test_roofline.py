@@ -7,7 +7,7 @@ import pytest
 
 from spectrum import plots
 
-TABLE = pd.read_csv(Path(__file__).parents[2] / "results/bench/op.csv")
+TABLE = pd.read_csv(Path(__file__).parents[2] / "results/bench/amd-epyc/op.csv")
 
 
 def test_ours_is_drawn_first_and_every_way_has_a_line_of_its_medians():
