@@ -3,34 +3,13 @@
 from __future__ import annotations
 
 import random
-import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 import torch
 
-Clock = Callable[[Callable[[], Any], int], float]
-"""Times a function that is called a number of times; returns seconds per call."""
-
-
-def by_wall(run: Callable[[], Any], calls: int) -> float:
-    """Seconds per call, by elapsed time."""
-    started = time.perf_counter()
-    for _ in range(calls):
-        run()
-    return (time.perf_counter() - started) / calls
-
-
-def by_events(run: Callable[[], Any], calls: int) -> float:
-    """Seconds per call on the current CUDA card, between two of its events."""
-    first, last = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    first.record()
-    for _ in range(calls):
-        run()
-    last.record()
-    last.synchronize()
-    return float(first.elapsed_time(last)) / 1e3 / calls
+from spectrum.conv.clocks import Clock, by_events, by_wall
 
 
 def clock_of(device: str) -> Clock:

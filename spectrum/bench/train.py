@@ -26,8 +26,9 @@ import pandas as pd
 import torch
 
 from spectrum.bench.default_loop import DefaultLoop
-from spectrum.bench.rounds import Clock, clock_of, spread
+from spectrum.bench.rounds import clock_of, spread
 from spectrum.conv.backends.choice import prefer_backend
+from spectrum.conv.clocks import Clock
 from spectrum.data.augment import batches
 from spectrum.data.splits import Images, split
 from spectrum.design.run import RunConfig

@@ -27,6 +27,7 @@ from torch import nn
 
 from spectrum.conv.backends.choice import AUTO, BACKENDS, candidates, guess, refusal
 from spectrum.conv.backends.table import ShapeClass, class_of, of_layer
+from spectrum.conv.clocks import by_events, by_wall
 from spectrum.conv.grouped import GroupedConv2d
 from spectrum.conv.kept import Kept, Timed, kept_choices
 from spectrum.conv.machine import machine_key
@@ -73,23 +74,10 @@ class Stopwatch:
 
     def seconds(self, function: Callable[[], object], calls: int) -> float:
         """Seconds of one call, the mean of several in a row."""
-        if self.on_cuda:
-            return self._seconds_on_cuda(function, calls)
-        began = time.perf_counter()
-        for _ in range(calls):
-            function()
-        return (time.perf_counter() - began) / calls
-
-    @staticmethod
-    def _seconds_on_cuda(function: Callable[[], object], calls: int) -> float:
-        began, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        if not self.on_cuda:
+            return by_wall(function, calls)
         torch.cuda.synchronize()
-        began.record()
-        for _ in range(calls):
-            function()
-        ended.record()
-        ended.synchronize()
-        return float(began.elapsed_time(ended)) / 1e3 / calls
+        return by_events(function, calls)
 
 
 def tune(
